@@ -1,0 +1,99 @@
+"""One line of text to a bitlink's name, or the reason why it is none.
+
+The rules are Bitly's where it states them, and otherwise what people are known to paste. The result is a fixed
+point: parsing a bitlink's name gives the same name.
+"""
+
+import re
+import unicodedata
+from typing import NewType
+
+from harvester.errors import InvalidBitlink
+
+Bitlink = NewType("Bitlink", str)
+"""`domain/back-half`: the domain in lower case, the back-half as it was written."""
+
+MAX_CHARACTERS = 2048
+"""Longer names are refused: the request line would pass what servers accept."""
+
+# Nearly every line of a real list looks like this, and needs none of the careful steps below.
+_PLAIN = re.compile(r"(?:https?://)?([a-z0-9-]+(?:\.[a-z0-9-]+)+)/([A-Za-z0-9_-]+)", re.ASCII)
+
+_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_NOT_ASCII_ESCAPES = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
+_DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+
+_QUOTES = "\"'`“”‘’«»"
+_AROUND = _QUOTES + "\ufeff" + " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
+
+
+def parse(text: str) -> Bitlink:
+    """Give the bitlink's name that a line of text means.
+
+    Dropped: surrounding spaces and quotes, `http://` and `https://` in any case, query, fragment, one trailing
+    slash, the preview page's `+`. Lowered: the domain, and nothing else, because back-halves are case-sensitive
+    (https://support.bitly.com/hc/en-us/articles/230898888). Custom domains stay what they are.
+
+    Raises:
+        InvalidBitlink: anything that cannot be `domain/back-half`; the text is the reason.
+    """
+    if plain := _PLAIN.fullmatch(text):
+        if len(text) <= MAX_CHARACTERS:
+            return Bitlink(f"{plain[1]}/{plain[2]}")
+        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
+    bare = _strip_decoration(text)
+    if len(bare) > MAX_CHARACTERS:
+        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
+    domain, slash, back_half = bare.partition("/")
+    if not slash:
+        raise InvalidBitlink("no slash: a bitlink is domain/back-half")
+    domain = domain.lower()
+    back_half = _unescape(back_half.removesuffix("/").rstrip("+"))
+    _check_domain(domain)
+    _check_back_half(back_half)
+    return Bitlink(f"{domain}/{back_half}")
+
+
+def _strip_decoration(text: str) -> str:
+    """Take off what people paste around a bitlink."""
+    bare = text.strip(_AROUND)
+    if scheme := _SCHEME.match(bare):
+        bare = bare[scheme.end() :]
+    return bare.partition("#")[0].partition("?")[0]
+
+
+def _unescape(back_half: str) -> str:
+    """Undo a browser's percent-encoding of what is not ASCII; an escaped slash or dot stays escaped."""
+
+    def decode(escapes: re.Match[str]) -> str:
+        octets = bytes.fromhex(escapes[0].replace("%", ""))
+        try:
+            return octets.decode()
+        except UnicodeDecodeError:
+            return escapes[0]
+
+    return _NOT_ASCII_ESCAPES.sub(decode, back_half)
+
+
+def _check_domain(domain: str) -> None:
+    if not domain:
+        raise InvalidBitlink("no domain before the slash")
+    if ":" in domain or "@" in domain:
+        raise InvalidBitlink("a scheme, port or user name where a domain was expected")
+    if not _DOMAIN.fullmatch(domain):
+        raise InvalidBitlink("the part before the slash is not a domain")
+
+
+def _check_back_half(back_half: str) -> None:
+    if not back_half:
+        raise InvalidBitlink("nothing after the slash")
+    if "/" in back_half:
+        raise InvalidBitlink("more than two segments: a bitlink is domain/back-half")
+    # Bitly would see another route in these: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
+    if back_half in {".", ".."}:
+        raise InvalidBitlink("a path, not a back-half")
+    for character in back_half:
+        if character.isspace() or unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+            raise InvalidBitlink(f"a space or control character (U+{ord(character):04X}) inside")
+    if back_half[-1] in _QUOTES:
+        raise InvalidBitlink("a quote without its partner")

@@ -1,0 +1,373 @@
+"""What Bitly's API v4 is, as data and pure functions: facets, a query's request, and what an answer means.
+
+Nothing here does I/O. Rules come from https://dev.bitly.com/api-reference (documented) and from recorded answers
+where the documentation is silent or wrong; tests/samples has one for every rule.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+
+BASE_URL = "https://api-ssl.bitly.com/v4"
+MAX_CONNECTIONS = 5
+"""At once, from one IP address: https://dev.bitly.com/docs/getting-started/rate-limits."""
+
+UNITS = ("minute", "hour", "day", "week", "month")
+BODY_LIMIT = 4 * 1024 * 1024
+"""Bytes of a decoded answer that are read; a facet's answer is a few KiB."""
+KEPT_BODY = 2048
+"""Bytes kept of an answer that could not be understood."""
+_MESSAGE_LIMIT = 200
+_INT64_MAX = 2**63 - 1
+
+Metric = dict[str, Any]
+
+
+class NotTheFacet(ValueError):
+    """A 200 without the facet's rows: the specification requires no field, so its schema would let `{}` pass."""
+
+
+def _value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
+    """Read `metrics[] {value, clicks}`, the shape that four facets share."""
+    items = body.get("metrics")
+    if not isinstance(items, list):
+        raise NotTheFacet("no list of metrics")
+    metrics = []
+    for item in items:
+        if type(item) is not dict:
+            raise NotTheFacet("an entry of metrics is not an object")
+        value, clicks = item.get("value"), item.get("clicks")
+        if type(value) is not str:
+            raise NotTheFacet("a value is not a string")
+        # type() and not isinstance(): true is an int. Past 64 bits orjson reads a float.
+        if type(clicks) is not int or not 0 <= clicks <= _INT64_MAX:
+            raise NotTheFacet("clicks is not a count")
+        metrics.append({"value": value, "clicks": clicks})
+    return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """One of Bitly's break-downs: where it is asked for, and how its rows are read.
+
+    read: a decoded 200's object to the row's metrics; raises NotTheFacet.
+    """
+
+    name: str
+    path: str
+    read: Callable[[Mapping[str, Any]], list[Metric]]
+    takes_size: bool = True
+
+
+FACETS: Mapping[str, Facet] = {
+    facet.name: facet
+    for facet in (
+        Facet("referrers", "/referrers", _value_and_clicks),
+        Facet("referrer_name", "/referrer_name", _value_and_clicks),
+        Facet("referring_domains", "/referring_domains", _value_and_clicks),
+        Facet("countries", "/countries", _value_and_clicks),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of every bitlink: pinned for a dataset.
+
+    units: -1 means all that the plan keeps. unit_reference: the end of the window, UTC, `2026-11-23T06:00:00Z`.
+    size: the most rows that one answer lists; Bitly's own default is 50.
+    """
+
+    facet: str
+    unit: str
+    units: int
+    unit_reference: str
+    size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the query's five settings by name."""
+        return asdict(self)
+
+    @property
+    def parameters(self) -> str:
+        """The request's query string, without the question mark."""
+        reference = self.unit_reference.removesuffix("Z") + "+0000"  # the form of Bitly's own answers
+        pairs: list[tuple[str, Any]] = [
+            ("unit", self.unit),
+            ("units", self.units),
+            ("unit_reference", reference),
+        ]
+        if FACETS[self.facet].takes_size:
+            pairs.append(("size", self.size))
+        return urlencode(pairs)
+
+
+def utc_text(moment: datetime) -> str:
+    """Write a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def path(bitlink: str, facet: Facet) -> str:
+    """Give the path below the base URL for a bitlink's facet.
+
+    The slash between the two halves stays literal (documented); each half is encoded by itself, so that no bitlink
+    can reach another route.
+    """
+    domain, _, back_half = bitlink.partition("/")
+    return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------
+
+Hint = float | datetime | None
+"""How long, or until when, the server asks to wait: seconds, or a moment in UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The facet's rows: the call is settled.
+
+    units_returned: what Bitly used, which is less than was asked where the plan cuts history.
+    """
+
+    metrics: list[Metric]
+    clicks_listed: int
+    units_returned: int | None
+    unit_reference_returned: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A definite no for this link: settled without a row. no_route: the server did not know the path at all."""
+
+    status: int
+    message: str
+    no_route: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """No answer to the question this time: ask again after a while. status: None when nothing came back."""
+
+    status: int | None
+    message: str
+    hint: Hint = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A complete 200 that is not the facet's JSON: ask once more, then give the call up. body: its beginning."""
+
+    status: int
+    message: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An answer no rule knows: the call has failed, and is never written off for good. body: its beginning."""
+
+    status: int
+    message: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """The minute's or the hour's limit is spent: everyone waits, and the call is charged no attempt."""
+
+    status: int
+    message: str
+    hint: Hint = None
+
+
+@dataclass(frozen=True, slots=True)
+class MonthSpent:
+    """The account's month is spent: waiting is useless, so the run stops."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRefused:
+    """The token is missing, wrong or revoked: every call would get this."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRefused:
+    """The account's plan lacks the facet: every call would get this."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRefused:
+    """A query parameter is wrong, so every call would get this. field: its name."""
+
+    status: int
+    message: str
+    field: str
+
+
+Verdict = (
+    Answer
+    | Refused
+    | Transient
+    | Unreadable
+    | Unknown
+    | Throttled
+    | MonthSpent
+    | TokenRefused
+    | PlanRefused
+    | ParameterRefused
+)
+
+_TRANSIENT_STATUSES = frozenset({500, 502, 503, 504})
+_LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOMAIN", "HASH", "BACK_HALF"})
+_QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
+
+
+def verdict(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
+    """Say what an answer of Bitly's means for its call.
+
+    Pure: no clock, no socket. Every rule has a sample in tests/samples.
+
+    headers: case-insensitive names, as aiohttp gives them.
+    whole: False when the body was cut at BODY_LIMIT.
+
+    Raises nothing: bytes of any kind get a verdict.
+    """
+    if status == 200:
+        return _read_success(body, facet, whole=whole)
+    said = _error_object(body)
+    message = str(said.get("message") or "").strip().upper()
+    # The message decides, not the status: throttling has come as 403 (recorded in 2019), and a spent month comes
+    # as 429 (https://dev.bitly.com/docs/getting-started/rate-limits).
+    if message == "API_USAGE_LIMIT_EXCEEDED" or message.startswith("MONTHLY_"):
+        return MonthSpent(status, _bounded(message))
+    if status == 429 or message == "RATE_LIMIT_EXCEEDED" or (status == 403 and "X-Ratelimit-Reason" in headers):
+        return Throttled(status, _bounded(message) or "no message", hint(headers))
+    if status in _TRANSIENT_STATUSES:
+        return Transient(status, _bounded(message) or "no message", hint(headers))
+    return _read_refusal(status, headers, body, said, message)
+
+
+def hint(headers: Mapping[str, str]) -> Hint:
+    """Read `Retry-After`: seconds or a date; zero, the unreadable and the absent are no hint.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. Bitly has sent none in any recorded answer.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9]) or None
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreadable:
+    try:
+        if not whole:
+            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
+        said = orjson.loads(body)
+        if type(said) is not dict:
+            raise NotTheFacet("not a JSON object")
+        metrics = facet.read(said)
+        clicks_listed = sum(metric["clicks"] for metric in metrics)
+        if clicks_listed > _INT64_MAX:
+            raise NotTheFacet("clicks do not add up to a count")
+    except NotTheFacet as why:
+        return Unreadable(200, str(why), kept(body))
+    except orjson.JSONDecodeError:
+        return Unreadable(200, "not JSON", kept(body))
+    units, reference = said.get("units"), said.get("unit_reference")
+    return Answer(
+        metrics=metrics,
+        clicks_listed=clicks_listed,
+        units_returned=units if type(units) is int and -_INT64_MAX <= units <= _INT64_MAX else None,
+        unit_reference_returned=_reference_text(reference),
+    )
+
+
+def _reference_text(reference: object) -> str | None:
+    """Write the answer's own unit_reference in UTC where it can be read, and as it came where not.
+
+    Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
+    """
+    try:
+        if type(reference) is int:
+            return utc_text(datetime.fromtimestamp(reference, UTC))
+        if type(reference) is str:
+            moment = datetime.fromisoformat(reference)
+            return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except (ValueError, OverflowError, OSError):
+        return _bounded(str(reference))
+    return None
+
+
+def _read_refusal(
+    status: int, headers: Mapping[str, str], body: bytes, said: Mapping[str, Any], message: str
+) -> Verdict:
+    """Tell a no for this link from a no for every link; what neither fits is Unknown."""
+    text = _bounded(message)
+    plain = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain"
+    if status == 401:
+        return TokenRefused(status, text or "UNAUTHORIZED")
+    if status == 402:
+        return PlanRefused(status, text or "UPGRADE_REQUIRED")
+    if status == 403 and message == "FORBIDDEN":
+        # With a resource it is this link that is not yours; bare, the token is bad or revoked (both recorded).
+        return Refused(status, text) if said.get("resource") else TokenRefused(status, text)
+    if status == 404 and message == "NOT_FOUND":
+        return Refused(status, text)
+    if status == 404 and plain and not said:
+        return Refused(status, _bounded(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
+    if status == 410 and (message == "GONE" or not body.strip()):
+        return Refused(status, text or "GONE")
+    if status == 400:
+        fields = _refused_fields(said, message)
+        if about_all := fields & _QUERY_FIELDS:
+            return ParameterRefused(status, text, min(about_all).lower())
+        if fields & _LINK_FIELDS:
+            return Refused(status, text)
+    return Unknown(status, text or f"HTTP {status}", kept(body))
+
+
+def _refused_fields(said: Mapping[str, Any], message: str) -> set[str]:
+    """Name the request's fields that a 400 complains of, in upper case."""
+    fields = {message.removeprefix("INVALID_ARG_")} if message.startswith("INVALID_ARG_") else set()
+    errors = said.get("errors")
+    for error in errors if isinstance(errors, list) else ():
+        if isinstance(error, dict) and isinstance(error.get("field"), str):
+            fields.add(error["field"].strip().upper())
+    return fields
+
+
+def _error_object(body: bytes) -> Mapping[str, Any]:
+    """Give an error's JSON object, or an empty one: any part may be missing, and gateways answer HTML."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def kept(body: bytes) -> str:
+    """Give the beginning of a body that could not be understood, for a person to look at."""
+    return body[:KEPT_BODY].decode(errors="replace")
+
+
+def _bounded(text: str) -> str:
+    return text[:_MESSAGE_LIMIT]

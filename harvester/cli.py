@@ -1,0 +1,309 @@
+"""The command line: options to a job, a job's end to an exit code. Nothing heavy is imported before it is needed."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+
+from harvester import __version__
+from harvester.errors import ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
+from harvester.settings import RunOptions
+from harvester.stopping import Reason, Stop, Stopper
+
+if TYPE_CHECKING:
+    from harvester.harvest import Outcome
+    from harvester.job import Job
+    from harvester.progress import StderrWatcher
+
+OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
+
+EXIT_CODES: dict[int, str] = {
+    OK: "every call is settled",
+    BUG: "a bug in harvester",
+    USAGE: "usage, configuration or input: nothing more will come of repeating it",
+    SOME_FAILED: "finished, but some calls failed: repeat it later",
+    TOO_MANY_FAILED: "too many calls failed or were refused",
+    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, a dataset in use): repeat it",
+    REFUSED: "the token or the plan was refused",
+    MONTH_SPENT: "the month is spent: repeat it next month",
+    OUTPUT: "the output could not be written",
+}
+
+_BY_REASON: dict[Reason, int] = {
+    Reason.SIGNAL: STOPPED,
+    Reason.MAX_TIME: STOPPED,
+    Reason.MAX_CALLS: STOPPED,
+    Reason.OUTAGE: STOPPED,
+    Reason.MONTH_SPENT: MONTH_SPENT,
+    Reason.TOKEN_REFUSED: REFUSED,
+    Reason.PLAN_REFUSED: REFUSED,
+    Reason.PARAMETER_REFUSED: USAGE,
+    Reason.CONNECTION_REFUSED: USAGE,
+    Reason.NO_ROUTE: USAGE,
+    Reason.INPUT: USAGE,
+    Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
+    Reason.ALL_REFUSED: TOO_MANY_FAILED,
+    Reason.UNREADABLE: TOO_MANY_FAILED,
+    Reason.OUTPUT: OUTPUT,
+    Reason.CONSUMER_GONE: OK,
+}
+
+_BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
+    (ConsumerGone, OK),
+    (OutputError, OUTPUT),
+    (DatasetBusy, STOPPED),
+    (UsageError, USAGE),
+)
+
+_DASH = "\x00dash"  # cyclopts takes a lone - for an option
+
+
+def _dashed(text: str) -> str:
+    return "-" if text == _DASH else text
+
+
+def _plain_error(error: CycloptsError) -> str:
+    return f"harvester: {str(error).replace(_DASH, '-')}"
+
+
+app = App(
+    name="harvester",
+    version=__version__,
+    help="Harvest Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out, each call made once.",
+    result_action="return_value",
+    error_formatter=_plain_error,
+    exit_on_error=False,
+    print_error=False,
+)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(env_var="HARVESTER_CONFIG")] = None,
+) -> int:
+    """Read the configuration, then run the command.
+
+    Parameters
+    ----------
+    config:
+        A TOML file with options, by command: see config.example.toml.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise UsageError(f"--config {config}: no such file")
+        app.config = (Toml(config),)
+    code = app(tokens)
+    return code if isinstance(code, int) else OK
+
+
+@app.command
+def run(links: list[str], /, *, options: RunOptions) -> int:
+    """Harvest every bitlink of LINKS; the same command again resumes.
+
+    Parameters
+    ----------
+    links:
+        Lists of bitlinks, a line each, plain or gzipped; - for standard input.
+    """
+    from harvester import progress
+
+    job = _job_of([_dashed(link) for link in links], options)
+    watcher = progress.StderrWatcher(quiet=options.quiet, show_failures=job.out == "-")
+    began = time.monotonic()
+    outcome = _run_job(job, options, watcher)
+    if not options.quiet or outcome.stop:
+        text = progress.summary(outcome, job.out, time.monotonic() - began)
+        print(text, file=sys.stderr)
+    return exit_code(outcome)
+
+
+@app.command
+def sandbox(
+    *,
+    port: int = 8080,
+    connections: int = 5,
+    per_minute: int = 100,
+    per_hour: int = 1000,
+    per_month: int = 5000,
+    latency_ms: float = 80.0,
+    errors: float = 0.01,
+) -> int:
+    """Serve a Bitly look-alike on 127.0.0.1, until interrupted.
+
+    Parameters
+    ----------
+    port:
+        The port to listen on; 0 for a free one.
+    connections:
+        Connections that are allowed at once.
+    per_minute:
+        Requests that are allowed in a minute; 0 for no limit.
+    per_hour:
+        Requests that are allowed in an hour; 0 for no limit.
+    per_month:
+        Requests that are allowed in a month; 0 for no limit.
+    latency_ms:
+        Milliseconds that an answer takes.
+    errors:
+        The share of answers that are 500 or 503, from 0 to 1.
+    """
+    from harvester.sandbox import Sandbox, SandboxOptions, serving
+
+    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors)
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with serving(Sandbox(options), port) as url:
+            print(f"sandbox: {url}", flush=True)
+            await stop.wait()
+
+    try:
+        asyncio.run(serve())
+    except OSError as error:
+        raise UsageError(f"--port {port}: {error.strerror}") from error
+    return OK
+
+
+@app.command
+def demo(*, out: str | None = None) -> int:
+    """Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.
+
+    Parameters
+    ----------
+    out:
+        Where the rows go; by default a new temporary folder.
+    """
+    from harvester import demo as demonstration
+
+    return exit_code(demonstration.play(out))
+
+
+def exit_code(outcome: "Outcome") -> int:
+    """Give the exit code of a run's end: the table is EXIT_CODES."""
+    if outcome.stop is not None:
+        return _BY_REASON[outcome.stop.reason]
+    if outcome.status.listed.links == 0:
+        print("harvester: no links at all in the list", file=sys.stderr)
+        return USAGE
+    return OK if outcome.complete else SOME_FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
+
+
+def _guarded(words: list[str]) -> int:
+    """Run the command; the only place where errors become exit codes."""
+    if sys.platform == "win32":
+        print("harvester: runs on Linux and macOS; on Windows use WSL", file=sys.stderr)
+        return USAGE
+    try:
+        code = app.meta(words)
+        return code if isinstance(code, int) else OK
+    except CycloptsError as error:
+        print(_plain_error(error), file=sys.stderr)
+        return USAGE
+    except HarvesterError as error:
+        code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
+        if code != OK:
+            print(f"harvester: {error}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
+        return OK
+    except Exception:
+        traceback.print_exc()
+        print("harvester: a bug; what was harvested is safe. Please report the lines above", file=sys.stderr)
+        return BUG
+
+
+def _job_of(links: list[str], options: RunOptions) -> "Job":
+    """Turn a run's options into a job; everything that can be wrong with them is found here."""
+    from harvester import client, settings, sources
+    from harvester.harvest import Options
+    from harvester.job import Job
+    from harvester.store import PartPolicy
+
+    query, pin_reference = settings.query_of(options)
+    settings.check_counts(options)
+    return Job(
+        sources=sources.find(links),
+        out=_dashed(options.out),
+        work_dir=options.work_dir,
+        query=query,
+        pin_reference=pin_reference,
+        limits=settings.limits_of(options),
+        asking=client.Settings(
+            base_url=settings.checked_base_url(options.base_url),
+            connections=options.connections,
+            attempts=options.attempts,
+            timeout_seconds=settings.seconds_of("--timeout", options.timeout),
+        ),
+        parts=PartPolicy(options.part_rows, settings.bytes_of("--part-bytes", options.part_bytes)),
+        harvesting=Options(
+            workers=options.connections,
+            max_calls=options.max_calls,
+            retry_failed=options.retry_failed,
+            retry_refused=options.retry_refused,
+        ),
+        failure_limit=settings.failure_limit_of(options.max_failures),
+        max_time_seconds=settings.seconds_of("--max-time", options.max_time) if options.max_time else None,
+        strict=options.strict,
+    )
+
+
+def _run_job(job: "Job", options: RunOptions, watcher: "StderrWatcher") -> "Outcome":
+    from harvester import client
+    from harvester import job as jobs
+    from harvester.bitly import MAX_CONNECTIONS
+    from harvester.settings import token_source
+
+    if job.asking.connections > MAX_CONNECTIONS:
+        watcher.warn(
+            f"--connections {job.asking.connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
+            "(https://dev.bitly.com/docs/getting-started/rate-limits)"
+        )
+    read_token = token_source(options, watcher.warn)
+
+    async def go() -> "Outcome":
+        stopper = Stopper()
+        _stop_on_signals(stopper)
+        return await jobs.run(job, client.Token(read_token), stopper, watcher)
+
+    return asyncio.run(go())
+
+
+def _stop_on_signals(stopper: Stopper) -> None:
+    """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
+    loop = asyncio.get_running_loop()
+
+    def heard(number: signal.Signals) -> None:
+        if stopper.stop is not None and stopper.stop.reason is Reason.SIGNAL:
+            os._exit(128 + number)
+        print(
+            f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)",
+            file=sys.stderr,
+        )
+        stopper.request(Stop(Reason.SIGNAL, f"{number.name} was received"))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background ignore some
+            loop.add_signal_handler(number, heard, number)

@@ -1,0 +1,361 @@
+"""One call to one verdict: slots, pace, gate, budget, retries, and the only place where aiohttp is seen.
+
+An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
+any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
+"""
+
+import asyncio
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import tenacity
+from aiolimiter import AsyncLimiter
+from yarl import URL
+
+from harvester import __version__
+from harvester.bitly import (
+    BODY_LIMIT,
+    FACETS,
+    Hint,
+    Query,
+    Throttled,
+    TokenRefused,
+    Transient,
+    Unreadable,
+    Verdict,
+    path,
+    utc_text,
+    verdict,
+)
+from harvester.budget import Budget, Gate, MonthOver, Wait, hinted_seconds
+from harvester.errors import Stopping
+from harvester.stopping import Reason, Stop, Stopper
+
+CONNECT_SECONDS = 10.0
+_READ_BYTES = 64 * 1024
+_LONGEST_BACKOFF_SECONDS = 60.0
+_LONGEST_HINT_SECONDS = 300.0
+
+
+class Token:
+    """The bearer token, read from its source again when Bitly refuses it: it may have been rotated.
+
+    read: gives the token, and may block; raises UsageError where there is none.
+    """
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._value = read()
+        self._lock = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return "Token(…)"
+
+    @property
+    def header(self) -> str:
+        """The Authorization header's value."""
+        return f"Bearer {self._value}"
+
+    async def renewed(self, refused: str) -> bool:
+        """Say whether there is another token now than the one whose header was refused."""
+        async with self._lock:
+            if self.header == refused:
+                self._value = await asyncio.to_thread(self._read)
+            return self.header != refused
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to ask. attempts: HTTP tries that a call is worth. timeout_seconds: for one of them, in all."""
+
+    base_url: str
+    connections: int
+    attempts: int
+    timeout_seconds: float
+    backoff_seconds: float = 1.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Attempts of this run, and among them those that repeated one or were throttled."""
+
+    total: int = 0
+    retried: int = 0
+    throttled: int = 0
+
+
+class Client:
+    """Asks Bitly; made by `opened`.
+
+    sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_left:
+    True while there are calls that have not failed yet.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        settings: Settings,
+        query: Query,
+        token: Token,
+        budget: Budget,
+        gate: Gate,
+        stopper: Stopper,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = Counters()
+        self.waiting: str | None = None
+        self.sprint: Callable[[], bool] = lambda: False
+        self.fresh_left: Callable[[], bool] = lambda: True
+        self._session = session
+        self._settings = settings
+        self._token = token
+        self._budget = budget
+        self._gate = gate
+        self._stopper = stopper
+        self._clock = clock
+        self._facet = FACETS[query.facet]
+        self._base = settings.base_url.rstrip("/")
+        self._parameters = query.parameters
+        self._slots = asyncio.Semaphore(settings.connections)
+        self._pace = _pace(budget.limits.per_minute)
+
+    async def ask(self, bitlink: str) -> Verdict:
+        """Make a call's first attempt and give its verdict, which is never Throttled.
+
+        Raises:
+            Stopping: the run ended before the attempt was sent.
+        """
+        return await self._attempt(bitlink, fresh=True)
+
+    async def ask_again(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
+        """Repeat a call whose first attempt gave a Transient or Unreadable verdict; give the last one, and how many
+        attempts it was charged in all.
+
+        Raises:
+            Stopping: the run ended first, and the call is left for the next.
+        """
+        # tenacity takes the first attempt, already made, for its own: stop and wait then count from there. In an
+        # outage it is charged to nobody.
+        earlier: list[Verdict] = [] if self._gate.outage else [first]
+
+        async def attempt() -> Verdict:
+            if earlier:
+                return earlier.pop()
+            self.counters.retried += 1
+            return await self._attempt(bitlink, fresh=False)
+
+        # A retrier of its own for every call: one shared by tasks would mix up their results.
+        retrier = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), _UnreadableTwice()),
+            wait=self._backoff,
+            sleep=self._stopper.pause,
+            retry_error_callback=_last_verdict,
+        )
+        result: Verdict = await retrier(attempt)
+        return result, int(retrier.statistics["attempt_number"])
+
+    def _backoff(self, state: tenacity.RetryCallState) -> float:
+        """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
+
+        A server's hint counts if it asks for longer.
+        """
+        hint: Hint = getattr(_last_verdict(state), "hint", None)
+        jittered = tenacity.wait_random_exponential(
+            multiplier=self._settings.backoff_seconds, max=_LONGEST_BACKOFF_SECONDS
+        )(state)
+        return max(jittered, hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS))
+
+    async def _attempt(self, bitlink: str, *, fresh: bool) -> Verdict:
+        """Send until there is a verdict that is the call's own. fresh: it has not failed before."""
+        url = URL(f"{self._base}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
+        while True:
+            if self._pace is not None:
+                await self._keep_pace()
+            header = self._token.header
+            found, sent_at = await self._send_when_allowed(url, header, fresh=fresh or not self.fresh_left())
+            if isinstance(found, Throttled):
+                self.counters.throttled += 1
+                self._gate.throttled(found.hint, sent_at=sent_at)
+            elif isinstance(found, Transient):
+                self._gate.transient(bitlink, sent_at=sent_at, more_to_come=self.fresh_left())
+                if fresh or not self._gate.outage:
+                    return found
+            elif found is not None:
+                self._gate.answered()
+                if not (isinstance(found, TokenRefused) and await self._token.renewed(header)):
+                    return found
+
+    async def _keep_pace(self) -> None:
+        assert self._pace is not None
+        if self._pace.has_capacity():
+            await self._pace.acquire()  # at once
+        elif not self.sprint():
+            await self._stopper.guard(self._pace.acquire())
+
+    async def _send_when_allowed(self, url: URL, header: str, *, fresh: bool) -> tuple[Verdict | None, float]:
+        """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.
+
+        Gives the verdict and when its request was sent.
+        """
+        async with self._slots:
+            if self._stopper.stop is not None:
+                raise Stopping
+            sent_at = self._clock()
+            refused = self._gate.enter(fresh=fresh) or self._take(sent_at)
+            if refused is None:
+                self.waiting = None
+                self.counters.total += 1
+                return await self._request(url, header), sent_at
+        self.waiting = refused.window
+        await self._stopper.pause(refused.seconds)
+        self._check_outage()
+        return None, sent_at
+
+    def _take(self, now: float) -> Wait | None:
+        """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
+        refused = self._budget.take()
+        if refused is not None:
+            self._gate.leave(sent_at=now)
+        if isinstance(refused, MonthOver):
+            until = utc_text(refused.until)
+            self._stopper.request(
+                Stop(
+                    Reason.MONTH_SPENT,
+                    f"the month's {self._budget.limits.per_month} calls are spent (--per-month); run the same command "
+                    f"again from {until} on, or allow more",
+                    until,
+                )
+            )
+            raise Stopping
+        return refused
+
+    def _check_outage(self) -> None:
+        if self._gate.over_limit:
+            message = "the server has answered next to nothing for a long while; run the same command again later"
+            self._stopper.request(Stop(Reason.OUTAGE, message))
+
+    async def _request(self, url: URL, authorization: str) -> Verdict:
+        try:
+            async with self._session.get(
+                url, headers={"Authorization": authorization}, allow_redirects=False
+            ) as response:
+                try:
+                    body, whole = await _read_bounded(response)
+                except (zlib.error, ValueError):  # compressed in a way that was not asked for, or wrongly
+                    body, whole = b"", True
+                return verdict(response.status, response.headers, body, self._facet, whole=whole)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return self._explain(error)
+
+    def _explain(self, error: Exception) -> Verdict:
+        """Give foreign errors their meaning: the only border that they cross."""
+        if stop := _for_good(error):
+            self._stopper.request(Stop(Reason.CONNECTION_REFUSED, stop))
+            raise Stopping from error
+        if isinstance(error, TimeoutError):
+            return Transient(None, f"no whole answer within {self._settings.timeout_seconds:g} s")
+        return Transient(None, f"{type(error).__name__}: {error}"[:200])
+
+
+def _for_good(error: Exception) -> str | None:
+    """Say what to do about a connection that will not come about by trying again; None if it may."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
+        return (
+            f"the server's certificate was refused ({error}). Behind a company's proxy set SSL_CERT_FILE to a file "
+            "with its certificate authority"
+        )
+    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
+        return f"the proxy refused the connection ({error.status} {error.message}). Check HTTPS_PROXY and NO_PROXY"
+    return None
+
+
+def _last_verdict(state: tenacity.RetryCallState) -> Verdict:
+    assert state.outcome is not None
+    result: Verdict = state.outcome.result()
+    return result
+
+
+class _UnreadableTwice(tenacity.stop.stop_base):
+    """Something that is not the facet's JSON is asked for once more, not oftener."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        self._seen += isinstance(_last_verdict(retry_state), Unreadable)
+        return self._seen > 1
+
+
+def _pace(per_minute: int) -> AsyncLimiter | None:
+    """Give the limiter that smooths below the minute's window.
+
+    A full bucket would let nearly twice the limit through in its first minute, and a bucket of one cannot keep a
+    high rate; one of 1 % does (measured: 99.5 % at 500 a second).
+    """
+    if not per_minute:
+        return None
+    burst = max(per_minute // 100, 1)
+    return AsyncLimiter(burst, burst * 60.0 / per_minute)
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Read a body of at most BODY_LIMIT bytes, decoded; the second is False when there was more.
+
+    aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    length = response.content_length
+    if encoding in {"", "identity"} and length is not None and length <= BODY_LIMIT:
+        return await response.read(), True
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+    inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_READ_BYTES):
+        room = BODY_LIMIT + 1 - len(body)
+        body += inflate.decompress(chunk, room) if inflate else chunk[:room]
+        if len(body) > BODY_LIMIT:
+            response.close()  # what is left is not worth reading
+            return bytes(body[:BODY_LIMIT]), False
+    if inflate and not inflate.eof:
+        raise aiohttp.ClientPayloadError("the compressed body was cut")
+    return bytes(body), True
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, query: Query, token: Token, budget: Budget, gate: Gate, stopper: Stopper
+) -> AsyncIterator[Client]:
+    """Open a client with one session, and close its connections at the end.
+
+    Proxy variables are honoured, netrc is not: it would put another's password beside the token.
+    """
+    base = URL(settings.base_url)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=settings.connections),
+        timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds, connect=CONNECT_SECONDS),
+        headers={
+            "Accept": "application/json",  # the same routes can answer CSV
+            "Accept-Encoding": "gzip",
+            "User-Agent": f"harvester/{__version__}",
+        },
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=_proxy_for(base),
+    )
+    async with session:
+        yield Client(session, settings, query, token, budget, gate, stopper)
+
+
+def _proxy_for(base: URL) -> str | None:
+    if not base.host or proxy_bypass(f"{base.host}:{base.port}"):
+        return None
+    proxies = getproxies()
+    return proxies.get(base.scheme) or proxies.get("all")

@@ -1,0 +1,377 @@
+"""What the consumer sees: parts or a growing file, `_failures.ndjson`, `_manifest.json`, `_SUCCESS`.
+
+Everything here is made from committed journal lines and from the ledger, in the journal's order, so a crash at any
+point is mended by doing the same again. Functions block: the event loop calls them in a thread.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Protocol
+
+import orjson
+
+from harvester.errors import OutputError
+from harvester.journal import path_of, read, remove, sync_folder
+from harvester.ledger import Ledger, Mark, Part, State
+from harvester.places import Place
+
+MANIFEST, FAILURES, SUCCESS = "_manifest.json", "_failures.ndjson", "_SUCCESS"
+_CHUNK = 1024 * 1024
+
+
+class Publisher(Protocol):
+    """Brings committed journal lines to the consumer."""
+
+    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:
+        """Finish or undo what a crash left half done. lossy: committed journal lines are gone, and forgotten."""
+
+    def mark(self) -> Mark | None:
+        """Make what was published durable, and give the mark to commit with the next verdicts."""
+
+    def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
+        """Publish what is due of the journals' committed bytes; ended generations get no more lines."""
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Give the manifest's list: path, rows, bytes, sha256."""
+
+
+def rows_in(place: Place, generation: int, start: int, end: int | None) -> Iterator[bytes]:
+    """Yield the published form of a journal's rows, each with its line feed.
+
+    Raises:
+        OutputError: the journal is damaged before end.
+    """
+    path, at = path_of(place.private, generation), start
+    for record in read(path, start, end):
+        at = record.end
+        if record.state == State.ROW:
+            yield record.payload + b"\n"
+    if end is not None and at < end:
+        raise damaged(path, at)
+
+
+def damaged(path: str, at: int) -> OutputError:
+    """Give the error for a journal that is damaged inside what was committed."""
+    return OutputError(
+        f"{path} is damaged at byte {at}, inside what was committed. Put a backup of it back; or move the file away: "
+        "the next run then asks again for the calls in it that are not published, and says how many"
+    )
+
+
+# --- a folder of parts --------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """Makes an immutable part of each ended journal.
+
+    Write it under a hidden name and sync it; write the intent into the ledger; give it its name; write the seal into
+    the ledger; delete the journal. A part that has its intent is never written again.
+    """
+
+    def __init__(self, place: Place, ledger: Ledger, run_id: str) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._run_id = run_id
+
+    def mark(self) -> None:
+        """Parts need no mark: an intent tells all."""
+        return
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Give the sealed parts, also those that a loader has moved away."""
+        sealed = (part for part in self._ledger.parts() if part.sealed)
+        return [{"path": p.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in sealed]
+
+    def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
+        """Make a part of each ended generation."""
+        for generation in ended:
+            if generation <= self._ledger.ended():
+                continue
+            part = self._write(generation, committed[generation])
+            if part is None:
+                self._ledger.end_generation(generation)
+            else:
+                self._ledger.intend(part)
+                self._give_name(part)
+                self._ledger.seal(part)
+            remove(self._place.private, generation)
+
+    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:  # noqa: ARG002 - parts lose nothing
+        """Adopt the parts that were published, publish those that were whole, and drop what was half written."""
+        parts = self._ledger.parts()
+        for part in parts:
+            if not part.sealed:
+                self._resolve(part, warn)
+        for name in os.listdir(self._place.out):
+            if name.startswith(".part-") and name.endswith(".tmp"):
+                os.unlink(os.path.join(self._place.out, name))
+        known = {part.name for part in parts}
+        for name in sorted(os.listdir(self._place.out)):
+            if name.startswith(f"part-{self._run_id}-") and name not in known:
+                raise OutputError(
+                    f"{os.path.join(self._place.out, name)} is unknown to the ledger, which is older than this output. "
+                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
+                )
+
+    def _resolve(self, part: Part, warn: Callable[[str], None]) -> None:
+        """Bring a part with an intent to its end."""
+        final, hidden = self._final(part), self._hidden(part.number)
+        if os.path.exists(final):
+            if _digest(final) != (part.bytes, part.sha256):
+                raise OutputError(f"{final} is not the part that was about to be published: move it away")
+        elif os.path.exists(hidden):
+            if _digest(hidden) != (part.bytes, part.sha256):
+                self._ledger.withdraw(part)
+                return
+            self._give_name(part)
+        else:
+            # The hidden name was durable before the intent, and only publishing takes it away.
+            warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
+        self._ledger.seal(part)
+        remove(self._place.private, part.generation)
+
+    def _write(self, generation: int, end: int) -> Part | None:
+        """Write a generation's rows under a hidden name, durably; None if it has no rows."""
+        number = len(self._ledger.parts())
+        hidden = self._hidden(number)
+        digest, size, rows = hashlib.sha256(), 0, 0
+        with _dropped_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
+            for line in rows_in(self._place, generation, 0, end):
+                stream.write(line)
+                digest.update(line)
+                size += len(line)
+                rows += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not rows:
+            os.unlink(hidden)
+            return None
+        sync_folder(self._place.out)
+        name = f"part-{self._run_id}-{number:05d}.ndjson"
+        return Part(number, generation, name, rows, size, digest.hexdigest(), sealed=False)
+
+    def _give_name(self, part: Part) -> None:
+        """Publish without replacing: the name holds the run's random id, and the dataset's lock is ours.
+
+        Not link and unlink: between those two a crash would leave open whether a loader has taken the part already.
+        """
+        final = self._final(part)
+        if os.path.lexists(final):
+            raise OutputError(f"{final} is in the way of a part: move it away")
+        os.rename(self._hidden(part.number), final)
+        sync_folder(self._place.out)
+
+    def _final(self, part: Part) -> str:
+        return os.path.join(self._place.out, part.name)
+
+    def _hidden(self, number: int) -> str:
+        # No *.ndjson* pattern may match it, not even one that sees hidden names.
+        return os.path.join(self._place.out, f".part-{self._run_id}-{number:05d}.tmp")
+
+
+@contextmanager
+def _dropped_on_error(path: str) -> Iterator[None]:
+    """Give back the room that a file took which could not be finished."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _digest(path: str) -> tuple[int, str]:
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return stream.tell(), digest.hexdigest()
+
+
+# --- one growing file ---------------------------------------------------------------------------------------------
+
+
+class Growing:
+    """Appends committed rows to one file, which `tail -f` can follow: what it has shown stays.
+
+    The ledger's mark says how long the file was when all before a place of the journal was in it. After a crash the
+    bytes behind the mark are compared with the rows behind that place, and what is missing is appended.
+    """
+
+    def __init__(self, place: Place, ledger: Ledger) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._mark = ledger.mark()
+        self._ahead = 0  # bytes of the rows behind the mark that are in the file already
+        self._in_doubt = False
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Give the one file, up to the last mark; a growing file has no checksum."""
+        name = os.path.basename(self._place.out)
+        return [{"path": name, "rows": self._mark.rows, "bytes": self._mark.bytes, "sha256": None}]
+
+    def mark(self) -> Mark:
+        """Sync the file and give its state."""
+        if os.path.exists(self._place.out):
+            with open(self._place.out, "rb") as stream:
+                os.fsync(stream.fileno())
+        return self._mark
+
+    def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
+        """Append the rows that were committed."""
+        if self._in_doubt:  # an append failed half-way
+            self.recover(lambda _: None, lossy=False)
+        self._in_doubt = True
+        with open(self._place.out, "ab", buffering=_CHUNK) as stream:
+            for generation in sorted(committed):
+                self._append(stream, generation, committed[generation])
+        self._in_doubt = False
+        for generation in ended:
+            if generation > self._ledger.ended():
+                self._ledger.end_generation(generation, self.mark())
+                remove(self._place.private, generation)
+
+    def _append(self, stream: BinaryIO, generation: int, end: int) -> None:
+        mark = self._mark
+        if generation < mark.generation or generation <= self._ledger.ended():
+            return
+        start = mark.place if generation == mark.generation else 0
+        size, rows = mark.bytes, mark.rows
+        for line in rows_in(self._place, generation, start, end):
+            stream.write(line[self._ahead :])
+            self._ahead = max(self._ahead - len(line), 0)
+            size += len(line)
+            rows += 1
+        self._mark = Mark(generation, end, size, rows)
+
+    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:
+        """Bring the file and the journals together again, as the class says."""
+        self._mark, self._ahead = self._ledger.mark(), 0
+        size = os.path.getsize(self._place.out) if os.path.exists(self._place.out) else 0
+        if size < self._mark.bytes:
+            raise OutputError(
+                f"{self._place.out} has {size} bytes and had {self._mark.bytes}: somebody has cut it. Put the rows "
+                "back, or keep them where they are and begin a new --out with the links that they lack"
+            )
+        if lossy:
+            journals = self._ledger.journals()
+            place = min(self._mark.place, journals.get(self._mark.generation, 0))
+            self._mark = self._mark._replace(place=place)
+        end = self._compare_tail()
+        if end < size and lossy:
+            self._accept_tail(end, size, warn)
+        elif end < size:
+            self._drop_zeros(end, size)
+
+    def published_keys(self) -> Iterator[bytes]:
+        """Yield the keys of all whole rows in the file."""
+        for _, line in _whole_lines(self._place.out, 0):
+            yield bytes.fromhex(orjson.loads(line)["record_id"])
+
+    def _compare_tail(self) -> int:
+        """Find how far the rows behind the mark are in the file already; give the place where that ends."""
+        end = self._mark.bytes
+        if not os.path.exists(self._place.out):
+            return end
+        with open(self._place.out, "rb") as stream:
+            stream.seek(end)
+            for line in self._expected():
+                found = stream.read(len(line)).rstrip(b"\0")
+                if not line.startswith(found):
+                    break
+                end += len(found)
+                if len(found) < len(line):
+                    break
+        self._ahead = end - self._mark.bytes
+        return end
+
+    def _accept_tail(self, start: int, size: int, warn: Callable[[str], None]) -> None:
+        """Keep the whole rows from start on, whose journal lines are gone; cut a torn last one."""
+        end, rows = start, sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
+        for end, _ in _whole_lines(self._place.out, start):  # noqa: B007 - the last one counts
+            pass
+        if end < size:
+            warn(f"{self._place.out}: a torn last row was cut, its call will be asked again")
+            _cut(self._place.out, end)
+        generation, place = max(self._ledger.journals().items(), default=(self._mark.generation, 0))
+        self._mark, self._ahead = Mark(generation, place, end, self._mark.rows + rows), 0
+
+    def _drop_zeros(self, end: int, size: int) -> None:
+        """Cut what a power failure may leave: a file longer than what was written to it; refuse anything else."""
+        with open(self._place.out, "rb") as stream:
+            stream.seek(end)
+            while chunk := stream.read(_CHUNK):
+                if chunk.strip(b"\0"):
+                    raise OutputError(
+                        f"{self._place.out} was written to by another program, behind byte {end}: take that away "
+                        f"(truncate --size={end} {self._place.out}), then run the same command again"
+                    )
+        assert end < size
+        _cut(self._place.out, end)
+
+    def _expected(self) -> Iterator[bytes]:
+        """Yield the committed rows behind the mark."""
+        mark = self._mark
+        for generation, committed in self._ledger.journals().items():
+            if generation >= mark.generation:
+                start = mark.place if generation == mark.generation else 0
+                yield from rows_in(self._place, generation, start, committed)
+
+
+def _whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
+    if not os.path.exists(path):
+        return
+    with open(path, "rb", buffering=_CHUNK) as stream:
+        stream.seek(start)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield start, line
+
+
+def _cut(path: str, size: int) -> None:
+    with open(path, "r+b") as stream:
+        stream.truncate(size)
+        os.fsync(stream.fileno())
+
+
+# --- the files beside the rows ------------------------------------------------------------------------------------
+
+
+def replace(path: str, chunks: Iterable[bytes]) -> None:
+    """Put a file in place of another, so that no reader ever sees half of it."""
+    folder, name = os.path.split(path)
+    hidden = os.path.join(folder, f".{name}.tmp")
+    with open(hidden, "wb", buffering=_CHUNK) as stream:
+        stream.writelines(chunks)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(hidden, path)
+    sync_folder(folder)
+
+
+def write_manifest(place: Place, manifest: Mapping[str, Any]) -> None:
+    """Replace `_manifest.json`."""
+    text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    replace(os.path.join(place.public, MANIFEST), [text])
+
+
+def write_failures(place: Place, lines: Iterable[bytes]) -> None:
+    """Replace `_failures.ndjson` by these lines."""
+    replace(os.path.join(place.public, FAILURES), (line + b"\n" for line in lines))
+
+
+def write_success(place: Place) -> None:
+    """Say that the whole list was read and every call is settled."""
+    path = os.path.join(place.public, SUCCESS)
+    if not os.path.exists(path):
+        replace(path, [])
+
+
+def remove_success(place: Place) -> None:
+    """Take `_SUCCESS` back, before a new call is made."""
+    path = os.path.join(place.public, SUCCESS)
+    if os.path.exists(path):
+        os.unlink(path)
+        sync_folder(place.public)

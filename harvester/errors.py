@@ -1,0 +1,43 @@
+"""The exceptions, grouped by what happens next.
+
+HarvesterError
+├── InvalidBitlink      this line is reported with its reason, and the run goes on
+├── Stopping            this call was not sent: the run is ending, and the next invocation will send it
+├── UsageError          nothing was asked: the command, the configuration or the list must change
+│   └── InputBroken     the list cannot be read further: what was harvested stays, mend the list and run again
+├── DatasetBusy         another process works on this dataset: run again when it has ended
+└── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
+    └── ConsumerGone    nobody reads standard output any more: end quietly
+"""
+
+
+class HarvesterError(Exception):
+    """Any error that harvester explains; its text says what to do next."""
+
+
+class InvalidBitlink(HarvesterError):
+    """A line is not a bitlink; the text is the reason, without the line."""
+
+
+class Stopping(HarvesterError):
+    """The run is ending, so what was being waited for will not be sent."""
+
+
+class UsageError(HarvesterError):
+    """The command, its configuration or its input must change before anything can be asked."""
+
+
+class InputBroken(UsageError):
+    """A list of links could not be read to its end."""
+
+
+class DatasetBusy(HarvesterError):
+    """Another live process holds this dataset's lock."""
+
+
+class OutputError(HarvesterError):
+    """The output, the journal or the ledger cannot be written, or is not what was left there."""
+
+
+class ConsumerGone(OutputError):
+    """The reader of standard output has closed its end."""

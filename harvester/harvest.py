@@ -1,0 +1,387 @@
+"""The harvest: a feeder reads the list and drops what is known, workers ask, a committer makes the answers last.
+
+Everything is bounded: the calls in hand by the feeder's batches, those that wait to be repeated by ROOM, the verdicts
+that wait for the disk by the store.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
+from harvester.budget import Budget
+from harvester.client import Client, Counters
+from harvester.errors import InputBroken, OutputError, Stopping
+from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, in_daemon
+from harvester.ledger import Known, State
+from harvester.sources import Batch, Invalid, Link, Source, read
+from harvester.stopping import Reason, Rules, Stop, Stopper
+from harvester.store import Store
+
+ROOM = 100
+"""Calls that may wait to be repeated while their workers go on."""
+LOW_WATER = 1000
+"""Fewer calls in hand than this let the feeder read on."""
+GRACE_SECONDS = 5.0
+"""What calls in flight get when the run is to end."""
+TELL_SECONDS = 1.0
+FAILED_INVOCATIONS = 3
+"""After failing in so many invocations a call is left alone, unless it is asked for."""
+
+
+class Call(NamedTuple):
+    """A bitlink to ask for. previous: what the ledger had on it."""
+
+    link: Link
+    key: bytes
+    previous: State | None
+
+
+@dataclass(slots=True)
+class Listed:
+    """The present list, line by line: lines = blank + comments + headers + invalid + duplicates + links."""
+
+    lines: int = 0
+    blank: int = 0
+    comments: int = 0
+    headers: int = 0
+    invalid: int = 0
+    duplicates: int = 0
+    links: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone."""
+
+    workers: int
+    max_calls: int | None = None
+    retry_failed: bool = False
+    retry_refused: bool = False
+    commit_seconds: float = COMMIT_SECONDS
+
+
+@dataclass(slots=True)
+class Status:
+    """How far a run is; what the progress line and the manifest are made from.
+
+    asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
+    often. pending: calls taken up and without a verdict. waiting: the window that binds now.
+    """
+
+    listed: Listed = field(default_factory=Listed)
+    read_to_end: bool = False
+    asked: int = 0
+    rows: int = 0
+    refused: int = 0
+    failed: int = 0
+    known: int = 0
+    left_failed: int = 0
+    pending: int = 0
+    waiting: str | None = None
+    attempts: Counters = field(default_factory=Counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
+
+    complete: bool
+    stop: Stop | None
+    status: Status
+
+
+class Watcher(Protocol):
+    """Whom a harvest tells what a person may want to know."""
+
+    def invalid(self, line: Invalid) -> None:
+        """A line of the list is no bitlink."""
+
+    def failure(self, line: bytes) -> None:
+        """A call was refused or failed: its line of `_failures.ndjson`."""
+
+    def warn(self, text: str) -> None:
+        """Something is not as it should be."""
+
+    def progress(self, status: Status) -> None:
+        """Some time has passed."""
+
+
+class Harvest:
+    """One run over one list; `run` is its only use."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: Client,
+        budget: Budget,
+        stopper: Stopper,
+        rules: Rules,
+        watcher: Watcher,
+        options: Options,
+    ) -> None:
+        self.status = Status(attempts=client.counters)
+        self._store = store
+        self._client = client
+        self._stopper = stopper
+        self._rules = rules
+        self._watcher = watcher
+        self._options = options
+        self._keeper = Keeper(store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds)
+        self._ready: deque[Call] = deque()
+        self._in_hand = self._keeper.in_hand
+        self._fed = asyncio.Event()
+        self._hungry = asyncio.Event()
+        self._no_more = False
+        self._then: Stop | None = None
+        self._again = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun = False
+        client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
+        client.fresh_left = lambda: bool(self._ready or not self._no_more) and self._again < ROOM
+
+    async def run(self, sources: list[Source]) -> Outcome:
+        """Harvest the sources, and leave everything that was answered committed and published.
+
+        Raises:
+            OutputError: what was answered could not be committed or published at the end.
+        """
+        async with self._keeper:
+            async with asyncio.TaskGroup() as around:
+                teller = around.create_task(self._keep_telling())
+                try:
+                    await self._ask_all(sources)
+                finally:
+                    teller.cancel()
+            if self._then is not None:
+                self._stopper.request(self._then)
+            return await self._finish()
+
+    async def _ask_all(self, sources: list[Source]) -> None:
+        ending = asyncio.create_task(self._cut_short())
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._feeder = self._spawn(group, self._feed(sources))
+                for _ in range(self._options.workers):
+                    self._spawn(group, self._work(group))
+        finally:
+            ending.cancel()
+
+    def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _cut_short(self) -> None:
+        """Give calls in flight their grace when the run is to end, then cancel them."""
+        await self._stopper.wait()
+        await asyncio.sleep(GRACE_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _finish(self) -> Outcome:
+        status, stop = self.status, self._stopper.stop
+        done = status.read_to_end and not status.pending and status.listed.links > 0
+        if done and stop and stop.reason in {Reason.SIGNAL, Reason.MAX_TIME, Reason.MAX_CALLS}:
+            stop = None
+        settled = done and not status.failed and not status.left_failed
+        outcome = Outcome(settled and stop is None, stop, status)
+        await self._keeper.finish(outcome)
+        return outcome
+
+    # --- the list --------------------------------------------------------------------------------------------------
+
+    async def _feed(self, sources: list[Source]) -> None:
+        """Read the list and take its calls up, no faster than they are made."""
+        batches = read(sources)
+        try:
+            while batch := await self._stopper.guard(in_daemon(lambda: next(batches, None))):
+                await self._take_up(batch)
+                await self._wait_until_needed()
+            self.status.read_to_end = True
+        except InputBroken as error:
+            self._then = Stop(Reason.INPUT, str(error))  # once the calls that could be read are made
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+        except Stopping:
+            pass
+        finally:
+            self._no_more = True
+            self._fed.set()
+
+    async def _wait_until_needed(self) -> None:
+        while len(self._ready) >= LOW_WATER:
+            self._hungry.clear()
+            await self._stopper.guard(self._hungry.wait())
+        while self._store.crowded:
+            await self._stopper.guard(self._keeper.committed())
+
+    async def _take_up(self, batch: Batch) -> None:
+        listed = self.status.listed
+        listed.lines += batch.lines
+        listed.blank += batch.blank
+        listed.comments += batch.comments
+        listed.invalid += len(batch.invalid)
+        for bad in batch.invalid:
+            self._watcher.invalid(bad)
+            line = self._store.rows.failure("invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason)
+            self._store.note_invalid(line)
+        claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
+        known = await self._keeper.in_thread(self._store.known, [key for _, key in claimed])
+        calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        if calls and not self._begun:
+            await self._keeper.in_thread(self._store.take_success_back)
+            self._begun = True
+        self.status.pending += len(calls)
+        self._ready.extend(calls)
+        self._fed.set()
+
+    def _claim(self, link: Link) -> bytes | None:
+        """Take a link into hand; None if it is there already, however its call stands."""
+        key = self._store.rows.key(link.bitlink)
+        if key in self._in_hand:
+            self.status.listed.duplicates += 1
+            return None
+        self._in_hand.add(key)
+        return key
+
+    def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
+        """Give the call that a link needs, or None when it needs none."""
+        listed = self.status.listed
+        if known is None:
+            listed.links += 1
+            return Call(link, key, None)
+        if known.seen == self._store.invocation:
+            listed.duplicates += 1
+            self._in_hand.discard(key)
+            return None
+        listed.links += 1
+        if self._wanted_again(known):
+            return Call(link, key, known.state)
+        self._store.note_seen(key)
+        self.status.known += 1
+        self.status.left_failed += known.state is State.FAILED
+        return None
+
+    def _wanted_again(self, known: Known) -> bool:
+        options = self._options
+        return wanted_again(known, retry_failed=options.retry_failed, retry_refused=options.retry_refused)
+
+    # --- the calls -------------------------------------------------------------------------------------------------
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        """Make calls until there are no more; those that fail in passing wait elsewhere to be repeated."""
+        try:
+            while (call := await self._next()) is not None:
+                verdict = await self._client.ask(call.link.bitlink)
+                if not isinstance(verdict, Transient | Unreadable):
+                    self._settle(call, verdict, 1)
+                elif self._again < ROOM:
+                    self._again += 1
+                    self._spawn(group, self._repeat(call, verdict))
+                else:
+                    self._again += 1
+                    await self._repeat(call, verdict)
+                while self._store.crowded:
+                    await self._stopper.guard(self._keeper.committed())
+        except Stopping:
+            return
+
+    async def _next(self) -> Call | None:
+        while not self._ready:
+            if self._no_more:
+                return None
+            self._fed.clear()
+            self._hungry.set()
+            await self._fed.wait()
+        if self._stopper.stop is not None:
+            return None
+        if self.status.asked == self._options.max_calls:
+            self._end_at_max_calls()
+            return None
+        self.status.asked += 1
+        if len(self._ready) <= LOW_WATER:
+            self._hungry.set()
+        return self._ready.popleft()
+
+    def _end_at_max_calls(self) -> None:
+        self._then = Stop(Reason.MAX_CALLS, f"{self.status.asked} calls were made (--max-calls)")
+        self._feeder.cancel()
+
+    async def _repeat(self, call: Call, first: Verdict) -> None:
+        try:
+            verdict, attempts = await self._client.ask_again(call.link.bitlink, first)
+            self._settle(call, verdict, attempts)
+        except Stopping:
+            return
+        finally:
+            self._again -= 1
+
+    def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
+        """Record a call's last verdict, and end the run if it says so; nothing is awaited in between."""
+        stop = self._rules.see(verdict)
+        try:
+            if isinstance(verdict, Answer):
+                self._record_row(call, verdict)
+            elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
+                self._record_failure(call, verdict, attempts)
+        except OutputError as error:
+            stop = Stop(Reason.OUTPUT, str(error))
+        if stop is not None:
+            self._stopper.request(stop)
+        if self._store.waiting >= COMMIT_VERDICTS:
+            self._keeper.hurry()
+
+    def _record_row(self, call: Call, answer: Answer) -> None:
+        line = self._store.rows.row(call.link.bitlink, call.key, answer, utc_text(datetime.now(UTC)))
+        self._store.record(call.key, State.ROW, line, call.previous)
+        self.status.pending -= 1
+        self.status.rows += 1
+
+    def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
+        refused = isinstance(verdict, Refused)
+        line = self._store.rows.failure(
+            "refused" if refused else "failed",
+            bitlink=call.link.bitlink,
+            file=call.link.file,
+            line=call.link.line,
+            status=verdict.status,
+            message=verdict.message,
+            attempts=attempts,
+            body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
+        )
+        self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
+        self._watcher.failure(line)
+        self.status.pending -= 1
+        self.status.refused += refused
+        self.status.failed += not refused
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    async def _keep_telling(self) -> None:
+        while True:
+            self.status.waiting = self._client.waiting
+            self._watcher.progress(self.status)
+            await asyncio.sleep(TELL_SECONDS)
+
+    def report(self, outcome: Outcome | None) -> dict[str, Any]:
+        """Give the manifest's part that a harvest knows; outcome: None while it runs."""
+        status, stop = self.status, outcome.stop if outcome else None
+        return {
+            "complete": bool(outcome and outcome.complete),
+            "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
+            "input_read_to_end": status.read_to_end,
+            "list": asdict(status.listed) if status.read_to_end else None,
+            "pending": status.pending,
+        }
+
+
+def wanted_again(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
+    """Say whether a call that the ledger knows is to be made again."""
+    if known.state is State.FAILED:
+        return retry_failed or known.tries < FAILED_INVOCATIONS
+    return known.state is State.REFUSED and retry_refused

@@ -1,0 +1,190 @@
+"""What a harvest does beside the event loop: reading a list that may block, committing to a disk that may be slow."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from typing import Any, ParamSpec, TypeVar, cast
+
+from harvester.client import Counters
+from harvester.errors import ConsumerGone, OutputError
+from harvester.stopping import Reason, Stop, Stopper
+from harvester.store import Batch, Store
+
+COMMIT_SECONDS = 0.5
+COMMIT_VERDICTS = 1000
+"""So many verdicts are committed at once, without waiting for COMMIT_SECONDS."""
+MANIFEST_SECONDS = 60.0
+LEAST_FREE_BYTES = 64 * 1024 * 1024
+_FAILURES_SHARE = 100
+"""Rewriting `_failures.ndjson` while the run goes on takes at most one part in this many of the time."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_daemon(work: Callable[[], T]) -> T:
+    """Do work that may block for ever (reading from a silent pipe) in a thread that nobody waits for at the end.
+
+    Raises what work raises.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(cast("T", result))
+        else:
+            future.set_exception(error)
+
+    def do() -> None:
+        result, caught = None, None
+        try:
+            result = work()
+        except Exception as error:  # handed to whoever waits
+            caught = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, result, caught)
+
+    threading.Thread(target=do, name="harvester-reader", daemon=True).start()
+    return await future
+
+
+class Keeper:
+    """Commits what the workers record, in one thread, and keeps the manifest fresh; an async context manager.
+
+    in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
+    knows; None stands for a run that goes on. counters: the run's attempts, which the ledger adds up over all runs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        stopper: Stopper,
+        report: Callable[[Any], dict[str, Any]],
+        counters: Counters,
+        *,
+        commit_seconds: float = COMMIT_SECONDS,
+        least_free_bytes: int = LEAST_FREE_BYTES,
+    ) -> None:
+        self.in_hand: set[bytes] = set()
+        self._store = store
+        self._stopper = stopper
+        self._report = report
+        self._counters = counters
+        self._counted = replace(counters)
+        self._commit_seconds = commit_seconds
+        self._least_free = least_free_bytes
+        self._thread = ThreadPoolExecutor(1, "harvester-disk")
+        self._due = asyncio.Event()
+        self._done = asyncio.Event()
+        self._over = False
+        self._manifest_due = 0.0
+        self._failures_due = 0.0
+
+    async def __aenter__(self) -> "Keeper":
+        self._task = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work on the store, in the thread that alone may do it."""
+        assert not kwargs
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def hurry(self) -> None:
+        """Commit now."""
+        self._due.set()
+
+    async def committed(self) -> None:
+        """Return after the next commit."""
+        self._done.clear()
+        self._due.set()
+        await self._done.wait()
+
+    async def finish(self, outcome: Any) -> None:
+        """Commit and publish everything, and write down how the run ended.
+
+        Raises:
+            OutputError: that was not possible. ConsumerGone: nobody reads any more.
+        """
+        await self._end()
+        self._store.end_part()
+        batch = self._take_batch()
+        await self.in_thread(self._store.commit, batch)
+        await self.in_thread(self._store.write_failures)
+        await self.in_thread(self._store.write_manifest, self._report(outcome))
+        if outcome.complete:
+            await self.in_thread(self._store.declare_success)
+
+    async def _end(self) -> None:
+        self._over = True
+        self._due.set()
+        await self._task
+
+    async def _keep(self) -> None:
+        try:
+            while not self._over:
+                await self._commit()
+                self._check_disk()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._commit_seconds):
+                        await self._due.wait()
+                self._due.clear()
+        except BaseException:
+            # A bug: end the run, so that `_end` shows it, instead of asking on without a commit.
+            self._stopper.request(Stop(Reason.OUTPUT, "committing failed"))
+            raise
+
+    async def _commit(self) -> None:
+        batch = self._take_batch()
+        try:
+            part_ended = await self.in_thread(self._store.commit, batch)
+            await self._tell(part_ended=part_ended)
+        except ConsumerGone as error:
+            self._stopper.request(Stop(Reason.CONSUMER_GONE, str(error)))
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+        if batch.durable:
+            self.in_hand.difference_update(batch.keys)
+        else:
+            self._store.give_back(batch)
+        self._done.set()
+
+    def _take_batch(self) -> Batch:
+        now = replace(self._counters)
+        for counter in fields(Counters):
+            if more := getattr(now, counter.name) - getattr(self._counted, counter.name):
+                self._store.count(counter.name, more)
+        self._counted = now
+        return self._store.take_batch()
+
+    async def _tell(self, *, part_ended: bool) -> None:
+        """Replace the manifest at each part and each minute, and the failures as often as they are cheap."""
+        now = time.monotonic()
+        if not part_ended and now < self._manifest_due:
+            return
+        self._manifest_due = now + MANIFEST_SECONDS
+        await self.in_thread(self._store.write_manifest, self._report(None))
+        if now >= self._failures_due:
+            await self.in_thread(self._store.write_failures)
+            self._failures_due = now + _FAILURES_SHARE * (time.monotonic() - now)
+
+    def _check_disk(self) -> None:
+        free = self._store.free_bytes()
+        if free < self._least_free:
+            self._stopper.request(
+                Stop(
+                    Reason.OUTPUT,
+                    f"{free // 2**20} MiB are free at {self._store.place.out}, and {self._least_free // 2**20} are "
+                    "needed: make room, then run the same command again",
+                )
+            )

@@ -1,0 +1,339 @@
+"""The ledger: SQLite's memory of a dataset. Which query it is, which calls are known, which parts exist.
+
+Durable before anything depends on it: WAL with synchronous=FULL, because NORMAL does not sync a commit
+(https://www.sqlite.org/pragma.html#pragma_synchronous). One connection, used by one thread at a time.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from harvester.errors import OutputError
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
+-- named it, generation the journal that holds its last line.
+CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, generation INTEGER) WITHOUT ROWID;
+CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
+CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
+-- A journal file that is not yet all published, and how many of its bytes are committed.
+CREATE TABLE journals (generation INTEGER PRIMARY KEY, committed INTEGER);
+-- The growing file: it had these bytes and rows when all before this place of the journal was in it.
+CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER, place INTEGER, bytes INTEGER,
+                   rows INTEGER);
+CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
+                    sha256 TEXT, sealed INTEGER);
+"""
+_VERSION = 1
+_VARIABLES = 1000
+
+
+class State(IntEnum):
+    """What is known of a call."""
+
+    ROW = 0
+    REFUSED = 1
+    FAILED = 2
+
+
+class Known(NamedTuple):
+    """What the ledger has on a call. tries: invocations it failed in. seen: the last invocation that listed it."""
+
+    state: State
+    tries: int
+    seen: int
+
+
+class Entry(NamedTuple):
+    """A call's verdict, to be committed. line: its failure, None for a row."""
+
+    key: bytes
+    state: State
+    line: bytes | None
+
+
+class Mark(NamedTuple):
+    """The growing file's state: bytes and rows when all before place, in the journal of that generation, was in it."""
+
+    generation: int = 0
+    place: int = 0
+    bytes: int = 0
+    rows: int = 0
+
+
+class Part(NamedTuple):
+    """A published file, or one about to be. sealed: False between the intent and its confirmation."""
+
+    number: int
+    generation: int
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The dataset's calls by what became of them."""
+
+    rows: int
+    refused: int
+    failed: int
+
+
+class Ledger:
+    """An open ledger file, made if it was not there; ended by close.
+
+    Every method may raise OutputError: the file is damaged, or its disk full.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._explained():
+            # Autocommit: transactions are written out below, so that their extent is seen.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA cache_size=-4096")
+            self._db.execute("PRAGMA temp_store=FILE")
+
+    @property
+    def fresh(self) -> bool:
+        """True when the file holds nothing: it was not there, or its making was cut short."""
+        with self._explained():
+            return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+
+    def create(self, meta: dict[str, str | int]) -> None:
+        """Lay out a fresh ledger, with the dataset's fixed facts."""
+        with self._transaction():
+            for statement in _SCHEMA.split(";\n"):
+                self._db.execute(statement)
+            self._set_meta({"schema": _VERSION, **meta})
+
+    def close(self) -> None:
+        """Close the file; what was committed stays."""
+        self._db.close()
+
+    # --- facts -----------------------------------------------------------------------------------------------------
+
+    def meta(self) -> dict[str, str | int]:
+        """Give the dataset's facts by name."""
+        with self._explained():
+            return dict(self._db.execute("SELECT name, value FROM meta"))
+
+    def begin_invocation(self) -> int:
+        """Count this run of the command on the dataset, forget the last list's invalid lines, give the number."""
+        with self._transaction():
+            number = int(self.meta().get("invocation", 0)) + 1
+            self._set_meta({"invocation": number})
+            self._db.execute("DELETE FROM invalid")
+        return number
+
+    def totals(self) -> Totals:
+        """Count the calls by state: reads the whole table, so once a run."""
+        with self._explained():
+            counts = dict(self._db.execute("SELECT state, count(*) FROM calls GROUP BY state"))
+        return Totals(*(counts.get(state, 0) for state in (State.ROW, State.REFUSED, State.FAILED)))
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
+        """Give what is known of those of keys that are known at all."""
+        found: dict[bytes, Known] = {}
+        with self._explained():
+            for start in range(0, len(keys), _VARIABLES):
+                some = keys[start : start + _VARIABLES]
+                marks = ",".join("?" * len(some))
+                select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
+                for key, state, tries, seen in self._db.execute(select, some):
+                    found[key] = Known(State(state), tries, seen)
+        return found
+
+    def count_distinct(self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None]) -> None:
+        """Call back once for every distinct key of the batches, with what is known of it.
+
+        The keys lie in a temporary file meanwhile, so memory does not grow with them.
+        """
+        with self._explained():
+            self._db.execute("CREATE TEMP TABLE listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            try:
+                for keys in batches:
+                    for key, known in self._first_seen(keys):
+                        callback(known.get(key))
+            finally:
+                self._db.execute("DROP TABLE listed")
+
+    def _first_seen(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, dict[bytes, Known]]]:
+        distinct = sorted(set(keys))
+        known = self.known(distinct)
+        self._db.execute("BEGIN")
+        for key in distinct:
+            if self._db.execute("INSERT OR IGNORE INTO listed VALUES (?)", (key,)).rowcount:
+                yield key, known
+        self._db.execute("COMMIT")
+
+    def commit(
+        self,
+        *,
+        entries: Sequence[tuple[int, Sequence[Entry]]] = (),
+        seen: Sequence[bytes] = (),
+        invocation: int,
+        invalid: Sequence[bytes] = (),
+        journals: Mapping[int, int] | None = None,
+        mark: Mark | None = None,
+        counters: dict[str, int] | None = None,
+    ) -> None:
+        """Make verdicts durable, in one transaction; their journal lines were synced before.
+
+        entries: by journal generation. seen: calls known before that the present list names. journals: bytes committed
+        by generation. mark: how far the growing file is synced. counters: added to meta.
+        """
+        with self._transaction():
+            for generation, verdicts in entries:
+                self._settle(generation, verdicts, invocation)
+            if seen:
+                update = "UPDATE calls SET seen = ? WHERE key = ?"
+                self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
+            self._db.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
+            self._db.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
+            if mark is not None:
+                self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+            for name, more in (counters or {}).items():
+                self._add_meta(name, more)
+
+    def _settle(self, generation: int, verdicts: Sequence[Entry], invocation: int) -> None:
+        self._db.executemany(
+            "INSERT INTO calls VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO UPDATE SET state = ?2, "
+            "tries = tries + ?3, seen = ?4, generation = ?5",
+            # In the key's order neighbours share pages, which halves the pages written.
+            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in verdicts),
+        )
+        self._db.executemany("DELETE FROM failures WHERE key = ?", [(e.key,) for e in verdicts])
+        failures = [(e.key, e.line) for e in verdicts if e.line is not None]
+        self._db.executemany("INSERT INTO failures (key, line) VALUES (?, ?)", failures)
+
+    def unsettle(self, generation: int, kept: Iterable[bytes]) -> int:
+        """Forget the calls whose last line was in this journal, but for those kept; give how many were forgotten."""
+        with self._transaction():
+            self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
+            lost = "FROM calls WHERE generation = ? AND key NOT IN (SELECT key FROM kept)"
+            self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (generation,))  # noqa: S608
+            count = self._db.execute(f"DELETE {lost}", (generation,)).rowcount
+            self._db.execute("DROP TABLE kept")
+        return count
+
+    def failure_lines(self) -> Iterator[bytes]:
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines."""
+        with self._explained():
+            for (line,) in self._db.execute("SELECT line FROM failures ORDER BY id"):
+                yield line
+            for (line,) in self._db.execute("SELECT line FROM invalid ORDER BY id"):
+                yield line
+
+    # --- journals and parts ----------------------------------------------------------------------------------------
+
+    def journals(self) -> dict[int, int]:
+        """Give the bytes committed of each journal that is not all published, by generation."""
+        with self._explained():
+            return dict(self._db.execute("SELECT generation, committed FROM journals ORDER BY generation"))
+
+    def end_generation(self, generation: int, mark: Mark | None = None) -> None:
+        """Take note that everything in a journal is published, or belongs in no part."""
+        with self._transaction():
+            self._end(generation)
+            if mark is not None:
+                self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+
+    def mark(self) -> Mark:
+        """Give the growing file's last synced state."""
+        with self._explained():
+            found = self._db.execute("SELECT generation, place, bytes, rows FROM mark").fetchone()
+        return Mark(*found) if found else Mark()
+
+    def parts(self) -> list[Part]:
+        """Give the parts, in the order of their numbers."""
+        with self._explained():
+            rows = self._db.execute("SELECT * FROM parts ORDER BY number")
+            return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
+
+    def intend(self, part: Part) -> None:
+        """Write down the part that is about to be published, with what its file holds."""
+        with self._transaction():
+            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, 0)", part[:-1])
+
+    def withdraw(self, part: Part) -> None:
+        """Forget an intent whose file was never published."""
+        with self._transaction():
+            self._db.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
+
+    def seal(self, part: Part) -> None:
+        """Write down that the part is published, so that its journal is of no more use."""
+        with self._transaction():
+            self._db.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
+            self._end(part.generation)
+
+    def ended(self) -> int:
+        """Give the last generation whose journal is of no more use; -1 for none. They end in order."""
+        return int(self.meta().get("ended", -1))
+
+    # --- the connection --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check the file's structure and version: a page lost unnoticed would buy its calls again."""
+        with self._explained():
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise OutputError(self._damage(found))
+        version = self.meta().get("schema")
+        if version != _VERSION:
+            raise OutputError(
+                f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
+            )
+
+    def _end(self, generation: int) -> None:
+        self._db.execute("DELETE FROM journals WHERE generation = ?", (generation,))
+        self._set_meta({"ended": generation})
+
+    def _set_meta(self, values: dict[str, str | int]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def _add_meta(self, name: str, more: int) -> None:
+        self._db.execute(
+            "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = value + ?2",
+            (name, more),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours: this is the only place where they are seen."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorname", "")
+            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):
+                raise OutputError(self._damage(str(error))) from error
+            raise OutputError(f"{self._path}: {error} ({code})") from error
+
+    def _damage(self, what: str) -> str:
+        return (
+            f"{self._path}: the ledger is damaged ({what}). Without it nobody knows which calls were paid for. Put a "
+            "backup of it back, or keep this output as it is and begin a new --out with the links that it lacks"
+        )

@@ -1,0 +1,141 @@
+"""Where a dataset lies: `--out` and `--work-dir` to the folders they mean, and the refusals that are due early."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+
+import psutil
+
+from harvester.errors import OutputError, UsageError
+
+STDOUT = "-"
+GROWING_ENDINGS = (".ndjson", ".jsonl")
+# An --out that ends like these was meant as a file, of a form that harvester does not write.
+_FILE_ENDINGS = (
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".gz",
+    ".zst",
+    ".zip",
+    ".bz2",
+    ".xz",
+    ".parquet",
+    ".avro",
+    ".orc",
+)
+# SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
+# https://www.sqlite.org/wal.html ("does not work over a network filesystem").
+_NETWORK = frozenset({
+    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "webdav", "davfs", "9p", "afs", "ceph",
+    "glusterfs", "lustre", "beegfs", "gpfs", "ocfs2", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
+    "fuse.goofys", "fuse.mountpoint-s3", "fuse.ceph", "fuse.glusterfs", "fuse.davfs2", "fuse.blobfuse",
+    "fuse.blobfuse2", "fuse.juicefs", "macfuse", "osxfuse",
+})  # fmt: skip
+
+
+class Form(StrEnum):
+    """What the consumer gets: a folder of parts, one growing file, or rows on standard output."""
+
+    FOLDER = "folder"
+    FILE = "file"
+    STDOUT = "stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The resolved --out. out: the folder or file. public: the folder of the `_` files. private: of the state."""
+
+    form: Form
+    out: str
+    public: str
+    private: str
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's path."""
+        return os.path.join(self.private, "ledger.sqlite")
+
+
+def resolve(out: str, work_dir: str | None = None) -> Place:
+    """Tell what --out and --work-dir mean; makes nothing but, for standard output, a temporary folder.
+
+    Raises:
+        UsageError: an ending that harvester does not write, a path that is something else, a network file system.
+    """
+    if out == STDOUT:
+        private = tempfile.mkdtemp(prefix="harvester-", dir=work_dir)
+        return Place(Form.STDOUT, STDOUT, private, private)
+    out = os.path.abspath(out)
+    if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
+        public = out + ".harvester"
+        place = Place(Form.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
+    else:
+        _check_folder(out)
+        private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
+        place = Place(Form.FOLDER, out, out, private)
+    _check_local(place.private)
+    return place
+
+
+def prepare(place: Place) -> None:
+    """Make the folders.
+
+    Raises:
+        OutputError: they cannot be made or written; what lies there belongs to a state that is elsewhere.
+    """
+    try:
+        os.makedirs(place.public, exist_ok=True)
+        os.makedirs(place.private, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: {error.strerror}; --out and --work-dir must be writable") from error
+    inside = os.path.join(place.public, "ledger.sqlite" if place.form is Form.FILE else "_harvester/ledger.sqlite")
+    if place.ledger != inside and os.path.exists(inside):
+        raise OutputError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
+
+
+def check_unused(place: Place) -> None:
+    """Make sure that an output whose ledger is not there was not begun before.
+
+    Raises:
+        OutputError: it was, so its ledger is lost. UsageError: it is a file of somebody else's.
+    """
+    lost = OutputError(
+        f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
+        "were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new --out "
+        "with the links that it lacks"
+    )
+    if _begun(place):
+        raise lost
+    if place.form is Form.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
+        raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
+
+
+def _begun(place: Place) -> bool:
+    names = set(os.listdir(place.public)) | set(os.listdir(place.private))
+    return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
+
+
+def _check_folder(out: str) -> None:
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
+    if out.lower().endswith(_FILE_ENDINGS) and not os.path.isdir(out):
+        raise UsageError(
+            f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends in "
+            ".ndjson or .jsonl, or - for standard output"
+        )
+
+
+def _check_local(private: str) -> None:
+    """Refuse a state folder on what is known to be a network file system."""
+    path = os.path.realpath(private)
+    mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
+    # The last of equally deep mounts lies on top.
+    found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
+    if found and found.fstype.lower() in _NETWORK:
+        raise UsageError(
+            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not hold: "
+            "give a --work-dir on a local disk"
+        )

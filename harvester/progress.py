@@ -1,0 +1,104 @@
+"""What a person sees of a run on standard error: a status line now and then, bad lines, warnings, the summary."""
+
+import sys
+import time
+from datetime import datetime
+
+from harvester.harvest import Outcome, Status
+from harvester.sources import Invalid
+
+FIRST_SECONDS = 10.0
+LONGEST_SECONDS = 300.0
+GROWTH = 1.25
+"""Progress lines come every 10 s at first and every 5 minutes after an hour or so: six weeks must fit into a log."""
+_SHOWN_INVALID = 20
+_SHOWN_TEXT = 200
+_WINDOWS = {
+    "minute": "the minute's limit",
+    "hour": "the hour's limit",
+    "throttled": "Bitly, which throttles",
+    "outage": "the server, which is out",
+}
+
+
+def escaped(text: str) -> str:
+    """Give a text from outside without anything that a terminal would act upon."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class StderrWatcher:
+    """Tells a run on standard error. quiet: only warnings and bad lines. show_failures: their lines, too."""
+
+    def __init__(self, *, quiet: bool = False, show_failures: bool = False) -> None:
+        self._quiet = quiet
+        self._show_failures = show_failures
+        self._invalid = 0
+        self._began = time.monotonic()
+        self._interval = FIRST_SECONDS
+        self._due = self._began + FIRST_SECONDS
+
+    def invalid(self, line: Invalid) -> None:
+        """Show the first bad lines; all of them are in `_failures.ndjson`."""
+        self._invalid += 1
+        if self._invalid <= _SHOWN_INVALID:
+            text = escaped(line.text[:_SHOWN_TEXT])
+            _say(f"{escaped(line.file)}:{line.line}: not a bitlink: {line.reason}: {text}")
+        if self._invalid == _SHOWN_INVALID:
+            _say("further lines that are no bitlinks are only counted here")
+
+    def failure(self, line: bytes) -> None:
+        """Show the line where there is no `_failures.ndjson` to hold it."""
+        if self._show_failures:
+            _say(line.decode())
+
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        _say(f"warning: {escaped(text)}")
+
+    def progress(self, status: Status) -> None:
+        """Show how far it is, if that was not done lately."""
+        now = time.monotonic()
+        if self._quiet or now < self._due:
+            return
+        self._interval = min(self._interval * GROWTH, LONGEST_SECONDS)
+        self._due = now + self._interval
+        _say(status_line(status, now - self._began))
+
+
+def status_line(status: Status, seconds: float) -> str:
+    """Give one line that says how far a run is after so many seconds."""
+    rate = status.attempts.total / seconds * 60 if seconds else 0.0
+    line = (
+        f"{datetime.now().astimezone():%H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
+        f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
+    )
+    return f"{line}; waiting for {_WINDOWS.get(status.waiting, status.waiting)}" if status.waiting else line
+
+
+def summary(outcome: Outcome, out: str, seconds: float) -> str:
+    """Give the lines that end a run: what came of the list, and what to do next."""
+    status, listed = outcome.status, outcome.status.listed
+    attempts, so_far = status.attempts, "" if status.read_to_end else " so far"
+    came = f"{status.rows:,} rows, {status.refused:,} refused, {status.failed:,} failed"
+    cost = f"{attempts.total:,} attempts ({attempts.retried:,} repeated, {attempts.throttled:,} throttled)"
+    read = f"{listed.links:,} links, {listed.duplicates:,} duplicates, {listed.invalid:,} invalid"
+    lines = [
+        f"{came} from {cost} in {seconds:,.1f} s",
+        f"{listed.lines:,} lines{so_far}: {read}; {status.known:,} were known before",
+    ]
+    if outcome.stop:
+        lines.append(f"stopped: {escaped(outcome.stop.message)}")
+        if outcome.stop.until:
+            lines.append(f"nothing was lost; run the same command again from {outcome.stop.until} on")
+        else:
+            lines.append("nothing was lost; the same command carries on")
+    elif status.failed or status.left_failed:
+        failed = status.failed + status.left_failed
+        lines.append(f"{failed:,} calls failed: see _failures.ndjson; the same command tries them again")
+    if out != "-":
+        lines.append(f"in {escaped(out)}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,203 @@
+"""A Bitly look-alike on loopback: the metrics routes, the limits, the errors; answers follow from a link's name.
+
+Back-halves that begin with `missing`, `gone` or `foreign` are answered 404, 410 and 403; all others have metrics that
+depend on the name alone. The token `revoked` is refused.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from harvester.bitly import FACETS, MAX_CONNECTIONS
+
+_VALUES: dict[str, tuple[str, ...]] = {
+    "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
+    "referrers": (
+        "direct",
+        "https://t.co/",
+        "https://www.google.com/",
+        "https://www.facebook.com/",
+        "https://www.linkedin.com/",
+        "https://news.ycombinator.com/",
+        "https://stackoverflow.com/",
+        "X (Formerly Twitter)",
+        "Bitly QR Code",
+    ),
+}
+_REFUSALS = {
+    "missing": (
+        404,
+        {
+            "message": "NOT_FOUND",
+            "resource": "bitlinks",
+            "description": "What you are looking for cannot be found.",
+        },
+    ),
+    "gone": (410, {"message": "GONE", "resource": "bitlinks", "description": "This resource was deleted."}),
+    "foreign": (403, {"message": "FORBIDDEN", "resource": "bitlinks", "description": "You are forbidden."}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxOptions:
+    """What the sandbox allows (0: no limit) and how it behaves. errors: the share of answers that are 500 or 503."""
+
+    connections: int = MAX_CONNECTIONS
+    per_minute: int = 100
+    per_hour: int = 1000
+    per_month: int = 5000
+    latency_ms: float = 80.0
+    errors: float = 0.01
+
+
+class Sandbox:
+    """What the look-alike has seen: requests, definite answers by bitlink, and breaches of its limits."""
+
+    def __init__(self, options: SandboxOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self.options = options
+        self.requests: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.throttled = 0
+        self.too_many_connections = 0
+        self.most_at_once = 0
+        self._at_once = 0
+        self._clock = clock
+        self._began = clock()
+        self._used: Counter[tuple[str, int]] = Counter()
+
+    def app(self) -> web.Application:
+        """Give the aiohttp application, with Bitly's routes below /v4 and /sandbox/seen for what it has seen."""
+        app = web.Application()
+        for facet in FACETS.values():
+            app.router.add_get("/v4/bitlinks/{domain}/{back_half}" + facet.path, self._handler(facet.name))
+        app.router.add_get("/sandbox/seen", self._seen)
+        app.router.add_route("*", "/{path:.*}", _no_route)
+        return app
+
+    def _handler(self, facet: str) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.Response:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            try:
+                return await self._answer(request, facet)
+            finally:
+                self._at_once -= 1
+
+        return handle
+
+    async def _answer(self, request: web.Request, facet: str) -> web.Response:
+        back_half = request.match_info["back_half"]
+        bitlink = f"{request.match_info['domain']}/{back_half}"
+        self.requests[bitlink] += 1
+        if refusal := self._refused_at_once(request):
+            return refusal
+        if self.options.latency_ms:
+            await asyncio.sleep(self.options.latency_ms / 1000)
+        if self._fails(bitlink):
+            status, message = (500, "INTERNAL_ERROR") if len(bitlink) % 2 else (503, "TEMPORARILY_UNAVAILABLE")
+            return _json(status, {"message": message})
+        self.answered[bitlink] += 1
+        for prefix, (status, body) in _REFUSALS.items():
+            if back_half.startswith(prefix):
+                return _json(status, body)
+        return _json(200, metrics_for(bitlink, facet, int(request.query.get("size", "50"))))
+
+    def _refused_at_once(self, request: web.Request) -> web.Response | None:
+        authorization = request.headers.get("Authorization", "")
+        if not authorization.startswith("Bearer "):
+            return _json(401, {"message": "UNAUTHORIZED"})
+        if authorization == "Bearer revoked":
+            return _json(403, {"message": "FORBIDDEN"})
+        if self._at_once > self.options.connections:
+            self.too_many_connections += 1
+            return _json(429, {"message": "RATE_LIMIT_EXCEEDED", "description": "too many connections at once"})
+        if message := self._over_a_limit():
+            self.throttled += 1
+            return _json(429, {"message": message})
+        return None
+
+    def _over_a_limit(self) -> str | None:
+        """Count a request in its fixed windows, unless one is full; give the message of that one's refusal."""
+        options, since = self.options, self._clock() - self._began
+        month = datetime.now(UTC).month
+        windows = (
+            ("minute", int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
+            ("hour", int(since // 3600), options.per_hour, "RATE_LIMIT_EXCEEDED"),
+            ("month", month, options.per_month, "MONTHLY_LIMIT_EXCEEDED"),
+        )
+        for name, index, limit, message in windows:
+            if limit and self._used[name, index] >= limit:
+                return message
+        for name, index, _, _ in windows:
+            self._used[name, index] += 1
+        return None
+
+    def _fails(self, bitlink: str) -> bool:
+        """Decide by the link's name and the number of its attempt whether this one fails."""
+        if not self.options.errors:
+            return False
+        seed = hashlib.sha256(f"{bitlink}#{self.requests[bitlink]}".encode()).digest()
+        return int.from_bytes(seed[:4]) < self.options.errors * 2**32
+
+    async def _seen(self, _: web.Request) -> web.Response:
+        return _json(
+            200,
+            {
+                "requests": self.requests.total(),
+                "answered": dict(self.answered),
+                "throttled": self.throttled,
+                "too_many_connections": self.too_many_connections,
+                "most_at_once": self.most_at_once,
+            },
+        )
+
+
+def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
+    """Give the answer that the sandbox has for a bitlink: a function of its arguments alone."""
+    seed = hashlib.sha256(f"{bitlink} {facet}".encode()).digest()
+    values = _VALUES.get(facet, _VALUES["referrers"])
+    count = min(seed[0] % (len(values) + 1), size)
+    clicks = sorted((int.from_bytes(seed[1 + 2 * i : 3 + 2 * i]) % 5000 + 1 for i in range(count)), reverse=True)
+    start = seed[31] % len(values)
+    metrics = [{"value": values[(start + i) % len(values)], "clicks": number} for i, number in enumerate(clicks)]
+    return {
+        "unit_reference": "2026-01-01T00:00:00+0000",
+        "metrics": metrics,
+        "units": 30,
+        "unit": "day",
+        "facet": facet,
+    }
+
+
+async def _no_route(_: web.Request) -> web.Response:
+    return web.Response(status=404, text="404 page not found")
+
+
+def _json(status: int, body: dict[str, Any]) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+@asynccontextmanager
+async def serving(sandbox: Sandbox, port: int = 0) -> AsyncIterator[str]:
+    """Serve the sandbox on 127.0.0.1 and give its base URL; port 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v4"
+    finally:
+        await runner.cleanup()

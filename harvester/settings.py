@@ -1,0 +1,289 @@
+"""The options of a run, and what they mean as typed values: everything is checked here before anything is opened."""
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from cyclopts import Group, Parameter
+
+from harvester.bitly import BASE_URL, FACETS, MAX_CONNECTIONS, UNITS, Query, utc_text
+from harvester.budget import Limits
+from harvester.errors import UsageError
+from harvester.stopping import FailureLimit
+
+_ASKED = Group("What is asked", sort_key=1)
+_WRITTEN = Group("What is written", sort_key=2)
+_LIMITS = Group("Limits", sort_key=3)
+_ENDS = Group("When to stop", sort_key=4)
+_ACCESS = Group("Access", sort_key=5)
+_MORE = Group("More", sort_key=6)
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_TOKEN_COMMAND_SECONDS = 60
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `harvester run` can be told, as it was written."""
+
+    out: Annotated[str, Parameter(group=_WRITTEN)]
+    "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output."
+
+    work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    "Where the run's private state lies, on a local disk; by default inside or beside --out."
+
+    part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
+    "A part is published when it has this many rows."
+
+    part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
+    "A part is published when it has this many bytes."
+
+    facet: Annotated[str, Parameter(group=_ASKED)] = "referrers"
+    "Bitly's break-down: referrers, referrer_name, referring_domains or countries."
+
+    unit: Annotated[str, Parameter(group=_ASKED)] = "day"
+    "What --units counts: minute, hour, day, week or month."
+
+    units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
+    "How many units back from --unit-reference; -1 for all that the plan keeps."
+
+    unit_reference: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
+
+    size: Annotated[int, Parameter(group=_ASKED)] = 50
+    "The most metrics that one row lists."
+
+    retry_failed: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    "Ask again also for calls that have failed in three runs."
+
+    retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    "Ask again for calls that Bitly has refused."
+
+    connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
+    "Connections at once; Bitly allows five from one IP address."
+
+    per_minute: Annotated[int, Parameter(group=_LIMITS)] = 100
+    "Attempts in any minute; 0 for no limit."
+
+    per_hour: Annotated[int, Parameter(group=_LIMITS)] = 1000
+    "Attempts in any hour; 0 for no limit."
+
+    per_month: Annotated[int, Parameter(group=_LIMITS)] = 1000
+    "Attempts in this run and calendar month; 0 for no limit. Bitly's free plan has 1,000 for everything."
+
+    attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
+    "Attempts that a call is worth before it has failed."
+
+    timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
+    "Time for one attempt, such as 30s."
+
+    max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
+    "Stop when more calls than this were refused or failed: a count, or a share such as 5% (from 100 calls on)."
+
+    max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
+    "Stop after this time, such as 90s, 15m or 6h."
+
+    max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
+    "Stop after this many calls."
+
+    strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
+    "Do not begin unless every line of the list is a bitlink."
+
+    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    "Bitly's API, or a sandbox."
+
+    token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "A file whose first line is the token; otherwise BITLY_TOKEN holds it."
+
+    token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "A command that prints the token, such as a password manager's."
+
+    quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
+    "Say nothing but warnings and errors."
+
+
+def query_of(options: RunOptions) -> tuple[Query, bool]:
+    """Give the query, and whether its unit_reference is merely this moment.
+
+    Raises:
+        UsageError: a value that Bitly does not know.
+    """
+    _one_of("--facet", options.facet, tuple(FACETS))
+    _one_of("--unit", options.unit, UNITS)
+    if options.units != -1:
+        _at_least("--units", options.units, 1, "or -1 for all")
+    _at_least("--size", options.size, 1)
+    reference = _moment(options.unit_reference) if options.unit_reference else datetime.now(UTC)
+    query = Query(options.facet, options.unit, options.units, utc_text(reference), options.size)
+    return query, options.unit_reference is None
+
+
+def limits_of(options: RunOptions) -> Limits:
+    """Give the limits. Raises UsageError for negative ones."""
+    for name in ("per_minute", "per_hour", "per_month"):
+        _at_least("--" + name.replace("_", "-"), getattr(options, name), 0, "0 means no limit")
+    return Limits(options.per_minute, options.per_hour, options.per_month)
+
+
+def failure_limit_of(text: str | None) -> FailureLimit | None:
+    """Read --max-failures: `25`, or `5%`. Raises UsageError."""
+    if text is None:
+        return None
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if value < 0 or (percent and value > 100):
+        raise UsageError(f"--max-failures {text}: a count such as 25, or a share such as 5%, was expected")
+    return FailureLimit(share=value / 100) if percent else FailureLimit(count=int(value))
+
+
+def seconds_of(option: str, text: str) -> float:
+    """Read a duration: `90`, `90s`, `15m`, `1h30m`, `2d`. Raises UsageError."""
+    pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
+    if "".join(number + unit for number, unit in pieces) != text.strip().lower() or not seconds:
+        raise UsageError(f"{option} {text}: a time such as 90s, 15m or 6h was expected")
+    return seconds
+
+
+def bytes_of(option: str, text: str) -> int:
+    """Read a size: `1048576`, `64MB`, `128MiB`. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", text.strip().lower())
+    if not match or not int(match[1]):
+        raise UsageError(f"{option} {text}: a size such as 64MB or 128MiB was expected")
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def checked_base_url(url: str) -> str:
+    """Give the base URL, if the token may be sent there: HTTPS, or this machine. Raises UsageError."""
+    parts = urlsplit(url)
+    try:
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_fine = False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_fine:
+        raise UsageError(f"--base-url {url}: a URL such as {BASE_URL} was expected")
+    if parts.username or parts.query or parts.fragment:
+        raise UsageError("--base-url: no user name, query or fragment may stand in it")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise UsageError(f"--base-url {url}: the token would travel unencrypted; use https")
+    return url.rstrip("/")
+
+
+def check_counts(options: RunOptions) -> None:
+    """Refuse counts below one. Raises UsageError."""
+    for name in ("connections", "attempts", "part_rows"):
+        _at_least("--" + name.replace("_", "-"), getattr(options, name), 1)
+    if options.max_calls is not None:
+        _at_least("--max-calls", options.max_calls, 1)
+
+
+# --- the token ----------------------------------------------------------------------------------------------------
+
+
+def token_source(options: RunOptions, warn: Callable[[str], None]) -> Callable[[], str]:
+    """Give the function that reads the token from where the options say; it raises UsageError and may block."""
+    if options.token_file and options.token_command:
+        raise UsageError("--token-file and --token-command: give one of them")
+    if options.token_file:
+        path = options.token_file
+        _warn_of_readers(path, warn)
+        return lambda: _token_from_file(path)
+    if options.token_command:
+        command = options.token_command
+        return lambda: _token_from_command(command)
+    return _token_from_environment
+
+
+def _token_from_environment() -> str:
+    text = os.environ.get("BITLY_TOKEN", "")
+    if not text.strip():
+        raise UsageError(
+            "no token: set BITLY_TOKEN, or give --token-file or --token-command (Bitly makes one under Settings > API)"
+        )
+    return _checked_token(text, "BITLY_TOKEN")
+
+
+def _token_from_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return _checked_token(stream.readline(), f"--token-file {path}")
+    except OSError as error:
+        raise UsageError(f"--token-file {path}: {error.strerror}") from error
+
+
+def _token_from_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+        done = subprocess.run(  # noqa: S603 - the user's own command
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=_TOKEN_COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
+        # Not the exception's text: it could hold what the command printed.
+        raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
+    return _checked_token(done.stdout.partition("\n")[0], "--token-command")
+
+
+def _checked_token(text: str, source: str) -> str:
+    token = text.strip()
+    if not token:
+        raise UsageError(f"{source}: no token in it")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(f"{source}: a token has no spaces or special characters; is it the right one?")
+    return token
+
+
+def _warn_of_readers(path: str, warn: Callable[[str], None]) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # reading it says why
+    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+        warn(f"--token-file {path} can be read by others: chmod 600 {path}")
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value}: one of {', '.join(known)} was expected")
+
+
+def _at_least(option: str, value: int, least: int, hint: str = "") -> None:
+    if value < least:
+        raise UsageError(f"{option} {value}: at least {least} was expected{f' ({hint})' if hint else ''}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--unit-reference {text}: a moment such as 2026-11-23T00:00:00Z was expected") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,221 @@
+"""Lists of bitlinks: files and standard input, plain or gzipped, streamed as batches with file and line.
+
+Memory is bounded by CHUNK and LINE_LIMIT, however long the list or one of its lines is.
+"""
+
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple, cast
+
+import orjson
+
+from harvester.bitlinks import Bitlink, parse
+from harvester.errors import InputBroken, InvalidBitlink, UsageError
+
+STDIN = "-"
+CHUNK = 64 * 1024
+LINE_LIMIT = 64 * 1024
+BATCH_LINES = 1000
+"""Links are looked up in the ledger by the batch."""
+_KEPT_TEXT = 2000
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Source(NamedTuple):
+    """A list to read. name: what messages and failures call it. path: None for standard input."""
+
+    name: str
+    path: str | None
+
+    @property
+    def rereadable(self) -> bool:
+        """True for a regular file, which can be read once for counting and once more for harvesting."""
+        return self.path is not None and stat.S_ISREG(os.stat(self.path).st_mode)
+
+
+class Link(NamedTuple):
+    """A bitlink and where it stands."""
+
+    bitlink: Bitlink
+    file: str
+    line: int
+
+
+class Invalid(NamedTuple):
+    """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
+
+    text: str
+    reason: str
+    file: str
+    line: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Some consecutive lines of a list, taken apart: lines = blank + comments + len(invalid) + len(links)."""
+
+    lines: int = 0
+    blank: int = 0
+    comments: int = 0
+    invalid: list[Invalid] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+
+
+def find(paths: Sequence[str]) -> list[Source]:
+    """Give the sources that paths name, each checked to be there and readable.
+
+    Raises:
+        UsageError: none named, one that is missing, unreadable or a folder, or standard input named twice.
+    """
+    if not paths:
+        raise UsageError("no list of links was named: give a file, or - for standard input")
+    if list(paths).count(STDIN) > 1:
+        raise UsageError("standard input (-) can be read only once")
+    for path in paths:
+        if path != STDIN:
+            _check_readable(path)
+    # A name that is no UTF-8 must still fit into JSON.
+    return [Source(os.fsencode(path).decode(errors="replace"), None if path == STDIN else path) for path in paths]
+
+
+def read(sources: Iterable[Source]) -> Iterator[Batch]:
+    """Yield every line of the sources in batches of at most BATCH_LINES; blocks while a pipe is silent.
+
+    What a pipe has brought is yielded at once, not held until a batch is full.
+
+    Raises:
+        InputBroken: a source could not be read to its end; all lines before were yielded.
+    """
+    for source in sources:
+        number = 0
+        for lines in _line_groups(source):
+            yield _take_apart(lines, source.name, number + 1)
+            number += len(lines)
+
+
+def spool(source: Source, folder: str) -> Source:
+    """Copy standard input to a file below folder, so that it can be read twice; a file is given back as it is.
+
+    Raises:
+        OSError: the copy could not be written.
+    """
+    if source.path is not None:
+        return source
+    copy = os.path.join(folder, "stdin.spool")
+    with open(copy, "wb") as target, _open_raw(source) as stream:
+        while chunk := stream.read1(CHUNK):
+            target.write(chunk)
+    return Source(source.name, copy)
+
+
+def _check_readable(path: str) -> None:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            if stat.S_ISDIR(os.fstat(stream.fileno()).st_mode):
+                raise UsageError(f"{path}: a folder; name the lists in it")
+    except OSError as error:
+        reason = "a folder; name the lists in it" if isinstance(error, IsADirectoryError) else error.strerror
+        raise UsageError(f"{path}: {reason}") from error
+
+
+def _open_raw(source: Source) -> io.BufferedReader:
+    if source.path is None:
+        return open(0, "rb", closefd=False)
+    return open(source.path, "rb")
+
+
+def _line_groups(source: Source) -> Iterator[list[bytes | None]]:
+    """Yield a source's lines in groups; None stands for a line longer than LINE_LIMIT."""
+    done = 0
+    try:
+        with _open_raw(source) as raw:
+            begin = raw.peek(len(_GZIP_MAGIC))[:2]
+            stream = gzip.GzipFile(fileobj=raw) if begin == _GZIP_MAGIC else raw
+            for lines in _split(cast("BinaryIO", stream)):
+                if done == 0:
+                    _drop_bom(lines, source.name)
+                for start in range(0, len(lines), BATCH_LINES):
+                    yield lines[start : start + BATCH_LINES]
+                done += len(lines)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputBroken(
+            f"{source.name}: cannot be read past line {done}: {error}. "
+            "What was harvested stays; mend the list and run the same command again"
+        ) from error
+
+
+def _split(stream: BinaryIO) -> Iterator[list[bytes | None]]:
+    """Yield the lines that each chunk completes, without their line feeds."""
+    rest = b""
+    overlong = False
+    while chunk := cast("io.BufferedReader", stream).read1(CHUNK):
+        lines: list[bytes | None] = list((rest + chunk).split(b"\n"))
+        rest = cast("bytes", lines.pop())
+        if overlong and lines:
+            lines[0] = None
+            overlong = False
+        if overlong or len(rest) > LINE_LIMIT:
+            rest, overlong = b"", True
+        if lines:
+            yield [line if line is None or len(line) <= LINE_LIMIT else None for line in lines]
+    if overlong:
+        yield [None]
+    elif rest:
+        yield [rest]
+
+
+def _drop_bom(lines: list[bytes | None], name: str) -> None:
+    first = lines[0]
+    if first is None:
+        return
+    if first.startswith(_UTF16_BOMS):
+        raise InputBroken(f"{name}: UTF-16; write it as UTF-8 first: iconv -f UTF-16 -t UTF-8 {name}")
+    lines[0] = first.removeprefix(_UTF8_BOM)
+
+
+def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
+    batch = Batch(lines=len(lines))
+    for number, raw in enumerate(lines, first):
+        if raw is None:
+            batch.invalid.append(Invalid("", f"longer than {LINE_LIMIT // 1024} KiB", file, number))
+            continue
+        text = raw.strip()
+        if not text:
+            batch.blank += 1
+        elif text.startswith(b"#"):
+            batch.comments += 1
+        else:
+            try:
+                batch.links.append(Link(_bitlink(text), file, number))
+            except InvalidBitlink as why:
+                shown = text.decode(errors="replace")[:_KEPT_TEXT]
+                batch.invalid.append(Invalid(shown, str(why), file, number))
+    return batch
+
+
+def _bitlink(text: bytes) -> Bitlink:
+    """Read a line: a bitlink, or an object of `_failures.ndjson`, which is itself a list to try again."""
+    if text.startswith(b"{"):
+        return parse(_named_in_object(text))
+    try:
+        return parse(text.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidBitlink("not UTF-8") from error
+
+
+def _named_in_object(text: bytes) -> str:
+    try:
+        record = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBitlink("begins like a JSON object, and is none") from error
+    named = record.get("bitlink") or record.get("text")
+    if not isinstance(named, str):
+        raise InvalidBitlink("a JSON object without a bitlink")
+    return named

@@ -1,0 +1,365 @@
+"""The dataset as a harvest uses it: opened and recovered under a lock, verdicts recorded at once, committed in batches.
+
+`record` and `take_batch` belong to the event loop's thread; `known`, `commit` and `finish` block and belong to one
+other thread.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from harvester import __version__, dataset
+from harvester.bitly import Query, utc_text
+from harvester.errors import DatasetBusy, OutputError, UsageError
+from harvester.journal import Journal
+from harvester.ledger import Entry, Known, Ledger, State, Totals
+from harvester.places import Form, Place, check_unused, prepare
+from harvester.recovery import recover
+from harvester.rows import RowMaker
+from harvester.stdout import Stdout
+
+Warn = Callable[[str], None]
+
+UNCOMMITTED_LIMIT = 10_000
+"""Verdicts that may wait for a commit; past that the workers wait for the disk."""
+_ENDED_LIMIT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PartPolicy:
+    """When a part is full: rows, or bytes of its journal, whichever comes first."""
+
+    rows: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a commit makes durable. sizes: bytes to commit of each journal; ended: journals that are full."""
+
+    entries: dict[int, list[Entry]] = field(default_factory=dict)
+    seen: list[bytes] = field(default_factory=list)
+    invalid: list[bytes] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    ended: list[Journal] = field(default_factory=list)
+    current: Journal | None = None
+    size: int = 0
+    durable: bool = False
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The calls that are known to the ledger once this batch is committed."""
+        return [entry.key for entries in self.entries.values() for entry in entries] + self.seen
+
+
+class Store:
+    """An open dataset; made by `opened`."""
+
+    def __init__(self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, warn: Warn) -> None:
+        meta = ledger.meta()
+        self.place = place
+        self.ledger = ledger
+        self.query = query
+        self.run_id = str(meta["run_id"])
+        self.rows = RowMaker(query, self.run_id)
+        self.invocation = ledger.begin_invocation()
+        self._started = str(meta["started"])
+        self._policy = policy
+        self._warn = warn
+        self._publisher = _publisher_for(place, ledger, self.run_id)
+        self._batch = Batch()
+        self._to_end: list[int] = []
+        self._waiting = 0
+        self._journal, self._committed = recover(place, ledger, self._publisher, warn, self.invocation - 1)
+        self.totals = ledger.totals()
+
+    # --- the event loop's side -------------------------------------------------------------------------------------
+
+    @property
+    def crowded(self) -> bool:
+        """True while so much waits for the disk that no further call should be made."""
+        return self._waiting >= UNCOMMITTED_LIMIT or len(self._batch.ended) >= _ENDED_LIMIT
+
+    @property
+    def waiting(self) -> int:
+        """How many verdicts, known calls and invalid lines wait for the next commit."""
+        return self._waiting
+
+    def record(self, key: bytes, state: State, line: bytes, previous: State | None) -> None:
+        """Write a call's verdict into the journal: from now on no kill loses it.
+
+        line: the row, or the failure. previous: what the call was before, None for a new one.
+
+        Raises:
+            OutputError: the journal could not be written; the call stays unsettled.
+        """
+        journal = self._journal
+        journal.append(key, state, line, is_row=state is State.ROW)
+        entry = Entry(key, state, None if state is State.ROW else line)
+        self._batch.entries.setdefault(journal.generation, []).append(entry)
+        self._waiting += 1
+        self._tally(state, previous)
+        if journal.rows >= self._policy.rows or journal.size >= self._policy.bytes:
+            self._end_journal()
+
+    def note_seen(self, key: bytes) -> None:
+        """Take note that the present list names a call that was known before."""
+        self._batch.seen.append(key)
+        self._waiting += 1
+
+    def note_invalid(self, line: bytes) -> None:
+        """Take note of a line that is no bitlink."""
+        self._batch.invalid.append(line)
+        self._waiting += 1
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Add to one of the dataset's counters; durable with the next commit."""
+        self._batch.counters[name] = self._batch.counters.get(name, 0) + more
+
+    def take_batch(self) -> Batch:
+        """Give what has come since the last batch, to be committed."""
+        batch, self._batch = self._batch, Batch()
+        batch.current, batch.size = self._journal, self._journal.size
+        self._waiting = 0
+        return batch
+
+    def give_back(self, batch: Batch) -> None:
+        """Take a batch back whose commit failed, so that a later one may try again; nothing if it is durable."""
+        if batch.durable:
+            return
+        later, self._batch = self._batch, batch
+        for generation, entries in later.entries.items():
+            batch.entries.setdefault(generation, []).extend(entries)
+        batch.seen += later.seen
+        batch.invalid += later.invalid
+        batch.ended += later.ended
+        for name, more in later.counters.items():
+            batch.counters[name] = batch.counters.get(name, 0) + more
+        self._waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
+
+    def end_part(self) -> None:
+        """Let the current part end here, if it has anything."""
+        if self._journal.size:
+            self._end_journal()
+
+    def _end_journal(self) -> None:
+        self._batch.ended.append(self._journal)
+        self._journal = Journal(self.place.private, self._journal.generation + 1)
+
+    def _tally(self, state: State, previous: State | None) -> None:
+        counts = [self.totals.rows, self.totals.refused, self.totals.failed]
+        counts[state] += 1
+        if previous is not None:
+            counts[previous] -= 1
+        self.totals = Totals(*counts)
+
+    # --- the other thread's side -----------------------------------------------------------------------------------
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
+        """Give what the ledger has on these calls."""
+        return self.ledger.known(keys)
+
+    def commit(self, batch: Batch) -> bool:
+        """Make a batch durable, then publish what is due; batch.durable says how far an error let it come.
+
+        Gives True when a part ended with it.
+
+        Raises:
+            OutputError: the disk is full, or a file is not what was left there.
+        """
+        with _explained(self.place.out):
+            if not batch.durable:
+                self._commit(batch)
+                batch.durable = True
+            self._publisher.publish(self._committed, self._to_end)
+        ended = set(self._to_end)
+        self._committed = {g: size for g, size in self._committed.items() if g not in ended}
+        self._to_end.clear()
+        return bool(ended)
+
+    def _commit(self, batch: Batch) -> None:
+        assert batch.current is not None
+        mark = self._publisher.mark()
+        sizes = {journal.generation: journal.size for journal in batch.ended}
+        for journal in batch.ended:
+            journal.sync(journal.size)
+        if batch.size:
+            batch.current.sync(batch.size)
+            sizes[batch.current.generation] = batch.size
+        if batch.keys or batch.invalid or batch.counters or mark is not None:
+            self.ledger.commit(
+                entries=list(batch.entries.items()),
+                seen=batch.seen,
+                invocation=self.invocation,
+                invalid=batch.invalid,
+                journals=sizes,
+                mark=mark,
+                counters=batch.counters,
+            )
+        self._committed.update(sizes)
+        for journal in batch.ended:
+            self._to_end.append(journal.generation)
+            journal.close()
+        batch.ended.clear()
+
+    def free_bytes(self) -> int:
+        """Give the free space where the output and the private state lie, whichever is less."""
+        paths = {self.place.public, self.place.private}
+        return min(shutil.disk_usage(path).free for path in paths)
+
+    def write_manifest(self, report: dict[str, Any]) -> None:
+        """Replace `_manifest.json`; report: what the harvest knows, and pending, its calls without a verdict."""
+        if self.place.form is Form.STDOUT:
+            return
+        totals, meta = self.totals, self.ledger.meta()
+        pending = report.pop("pending")
+        calls = totals.rows + totals.refused + totals.failed + pending
+        manifest = {
+            "schema_version": 1,
+            "tool": f"harvester {__version__}",
+            "run_id": self.run_id,
+            "query": self.query.as_dict(),
+            "started": self._started,
+            "updated": utc_text(datetime.now(UTC)),
+            **report,
+            "dataset": {
+                "calls": calls,
+                "rows": totals.rows,
+                "refused": totals.refused,
+                "failed": totals.failed,
+                "pending": pending,
+            },
+            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled")},
+            "parts": self._publisher.parts(),
+        }
+        with _explained(self.place.public):
+            dataset.write_manifest(self.place, manifest)
+
+    def write_failures(self) -> None:
+        """Replace `_failures.ndjson` by what the ledger has."""
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_failures(self.place, self.ledger.failure_lines())
+
+    def declare_success(self) -> None:
+        """Write `_SUCCESS`."""
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_success(self.place)
+
+    def take_success_back(self) -> None:
+        """Remove `_SUCCESS`, because a new call is about to be made."""
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.remove_success(self.place)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._journal.close()
+        self.ledger.close()
+
+
+@contextlib.contextmanager
+def opened(
+    place: Place, query: Query, policy: PartPolicy, warn: Warn, *, pin_reference: bool = True
+) -> Iterator[Store]:
+    """Open a dataset, beginning it if it is new; only one process may have it open.
+
+    query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
+    that a dataset begun before keeps its own. warn: called with what a person should know.
+
+    Raises:
+        DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
+        UsageError: it was begun with another query.
+    """
+    prepare(place)
+    with contextlib.ExitStack() as stack:
+        if place.form is Form.STDOUT:
+            stack.callback(shutil.rmtree, place.private, ignore_errors=True)
+        stack.enter_context(_locked(place))
+        ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
+        if ledger.fresh:
+            check_unused(place)
+            ledger.create(_facts(place, query))
+        else:
+            ledger.check()
+        begun = _begun_query(ledger)
+        wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
+        _check_same(place, ledger, begun, wanted)
+        with _explained(place.private):
+            store = Store(place, ledger, begun, policy, warn)
+        stack.callback(store.close)
+        yield store
+
+
+def _publisher_for(place: Place, ledger: Ledger, run_id: str) -> dataset.Publisher:
+    match place.form:
+        case Form.FOLDER:
+            return dataset.Folder(place, ledger, run_id)
+        case Form.FILE:
+            return dataset.Growing(place, ledger)
+        case Form.STDOUT:
+            return Stdout(place, ledger)
+
+
+def _facts(place: Place, query: Query) -> dict[str, str | int]:
+    return {
+        "run_id": secrets.token_hex(6),
+        "query": orjson.dumps(query.as_dict()).decode(),
+        "started": utc_text(datetime.now(UTC)),
+        "out": place.out,
+    }
+
+
+def _begun_query(ledger: Ledger) -> Query:
+    return Query(**orjson.loads(str(ledger.meta()["query"])))
+
+
+def _check_same(place: Place, ledger: Ledger, begun: Query, wanted: Query) -> None:
+    if begun != wanted:
+        raise UsageError(
+            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(wanted)}\n"
+            "Name another --out for the new query, or give the options it has"
+        )
+    out = ledger.meta()["out"]
+    inside = place.private.startswith(place.public)
+    if out != place.out and not inside and place.form is not Form.STDOUT:
+        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
+
+
+def _shown(query: Query) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in query.as_dict().items())
+
+
+@contextlib.contextmanager
+def _locked(place: Place) -> Iterator[None]:
+    """Hold the dataset's kernel lock, which ends with the process however it ends."""
+    path = os.path.join(place.private, "lock")
+    with _explained(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetBusy(
+                f"another harvester works on {place.out}: wait until it has ended, or name another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or path}: {error.strerror}") from error
