@@ -1,0 +1,44 @@
+"""Real servers on loopback, each in a thread with an event loop of its own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@contextmanager
+def in_thread(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter an asynchronous context manager in another thread, and leave it there at the end."""
+    ready, over = threading.Event(), threading.Event()
+    entered: list[T] = []
+    errors: list[BaseException] = []
+
+    async def live() -> None:
+        async with server as value:
+            entered.append(value)
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    def run() -> None:
+        try:
+            asyncio.run(live())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    ready.wait()
+    try:
+        if errors:
+            raise errors[0]
+        yield entered[0]
+    finally:
+        over.set()
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,80 @@
+"""The command from outside: what it takes, what it says, how it ends."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.commands import NO_LIMITS, harvester
+from tests.conftest import Served
+from tests.outputs import check_reconciled, failures, manifest, rows
+
+
+def write_list(folder: Path, *lines: str) -> str:
+    path = folder / "links.txt"
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_list_becomes_rows_refusals_and_a_success(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve()
+    links = write_list(
+        tmp_path, "# mine", "", "https://bit.ly/a", "bit.ly/b", "bit.ly/a", "nonsense", "bit.ly/missing-c"
+    )
+    out = tmp_path / "out"
+    done = harvester("run", links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert f"{links}:6: not a bitlink" in done.stderr
+    check_reconciled(out, {"bit.ly/a", "bit.ly/b", "bit.ly/missing-c"})
+    assert (out / "_SUCCESS").exists()
+    assert served.sandbox.requests.total() == 3
+    listed = manifest(out)["list"]
+    assert listed == {"lines": 7, "blank": 1, "comments": 1, "headers": 0, "invalid": 1, "duplicates": 1, "links": 3}
+    assert [line["kind"] for line in failures(out)] == ["refused", "invalid"]
+
+
+def test_the_same_command_again_asks_nothing(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve()
+    links = write_list(tmp_path, "bit.ly/a", "bit.ly/b")
+    command = ("run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
+    assert harvester(*command).returncode == 0
+    before = sorted(p.name for p in (tmp_path / "out").iterdir())
+    again = harvester(*command)
+    assert again.returncode == 0, again.stderr
+    assert served.sandbox.requests.total() == 2
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_a_filter_writes_rows_to_stdout_and_nothing_else(serve: Callable[..., Served]) -> None:
+    served = serve()
+    done = harvester(
+        "run", "-", "--out", "-", "--base-url", served.url, *NO_LIMITS, stdin=b"bit.ly/a\nbit.ly/missing-b\nbit.ly/c\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["bitlink"] for line in done.stdout.splitlines()) == ["bit.ly/a", "bit.ly/c"]
+    assert '"kind":"refused"' in done.stderr
+
+
+def test_the_growing_file_holds_every_row(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve()
+    links = write_list(tmp_path, *(f"bit.ly/{i}" for i in range(50)))
+    out = tmp_path / "results.ndjson"
+    done = harvester("run", links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(out)) == 50
+    check_reconciled(out, {f"bit.ly/{i}" for i in range(50)})
+
+
+def test_help_and_version_do_not_import_aiohttp() -> None:
+    import sys
+
+    for option in ("--help", "--version"):
+        code = (
+            "import sys\nfrom harvester.cli import main\n"
+            f"try:\n    main(['{option}'])\nexcept SystemExit:\n    pass\n"
+            "heavy = {'aiohttp', 'multidict', 'yarl', 'aiolimiter', 'tenacity', 'sqlite3', 'psutil'}\n"
+            "found = heavy & set(sys.modules)\nassert not found, found\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
