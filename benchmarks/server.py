@@ -1,0 +1,60 @@
+"""A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
+
+Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
+"""
+
+import asyncio
+import json
+import signal
+
+LONGEST_SECONDS = 2 * 3600.0
+
+# Shaped like the recorded answers in tests/samples, with as many rows as an ordinary link has.
+_BODY = json.dumps(
+    {
+        "unit_reference": "2026-11-23T06:00:00+0000",
+        "metrics": [
+            {"value": "direct", "clicks": 4711},
+            {"value": "https://t.co/", "clicks": 1204},
+            {"value": "https://www.google.com/", "clicks": 311},
+            {"value": "https://www.linkedin.com/", "clicks": 27},
+            {"value": "X (Formerly Twitter)", "clicks": 3},
+        ],
+        "units": 30,
+        "unit": "day",
+        "facet": "referrers",
+    },
+    separators=(",", ":"),
+).encode()
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+_END_OF_REQUEST = b"\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """Answers every GET of a connection that is kept alive; what is asked for it does not read."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *requests, self._rest = (self._rest + data).split(_END_OF_REQUEST)
+        self._transport.write(_ANSWER * len(requests))
+
+
+async def serve() -> None:
+    """Serve on a free port of 127.0.0.1."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, over.set)
+    loop.call_later(LONGEST_SECONDS, over.set)
+    server = await loop.create_server(Connection, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
+    await over.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())

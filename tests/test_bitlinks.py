@@ -1,0 +1,199 @@
+"""A line of text to a bitlink's name, or the reason why it is none."""
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harvester.bitlinks import MAX_CHARACTERS, parse
+from harvester.errors import InvalidBitlink
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # A plain name stays what it is.
+        ("bit.ly/3xYz", "bit.ly/3xYz"),
+        ("es.pn/SuperBowl", "es.pn/SuperBowl"),
+        ("bit.ly/my-link_2", "bit.ly/my-link_2"),
+        # What people paste around it.
+        ("https://bit.ly/x", "bit.ly/x"),
+        ("http://bit.ly/x", "bit.ly/x"),
+        ("HTTP://Bit.ly/x/", "bit.ly/x"),
+        ("HtTpS://bit.ly/x", "bit.ly/x"),
+        ("bit.ly/x/", "bit.ly/x"),
+        ("bit.ly/x?utm=1", "bit.ly/x"),
+        ("bit.ly/x?utm=/a/b", "bit.ly/x"),
+        ("bit.ly/x#top", "bit.ly/x"),
+        ("bit.ly/x?a=1#b?c", "bit.ly/x"),
+        ("bit.ly/x/?utm=1", "bit.ly/x"),
+        ("bit.ly/x+", "bit.ly/x"),
+        ("https://bit.ly/x+/", "bit.ly/x"),
+        ("bit.ly/x+?utm=1", "bit.ly/x"),
+        ('"bit.ly/x"', "bit.ly/x"),
+        ("'https://bit.ly/x'", "bit.ly/x"),
+        ("“bit.ly/x”", "bit.ly/x"),
+        ("«bit.ly/x»", "bit.ly/x"),
+        ("`bit.ly/x`", "bit.ly/x"),
+        ("\ufeffbit.ly/x", "bit.ly/x"),
+        ("\ufeffhttps://bit.ly/x", "bit.ly/x"),
+        ("bit.ly/x\r\n", "bit.ly/x"),
+        ("bit.ly/x\r", "bit.ly/x"),
+        ("  bit.ly/x\t", "bit.ly/x"),
+        ("\xa0bit.ly/x\u3000", "bit.ly/x"),
+        (' "https://BIT.LY/x+?utm=1" \r\n', "bit.ly/x"),
+        # The domain has no case, the back-half has.
+        ("BIT.LY/AbC", "bit.ly/AbC"),
+        ("https://Es.Pn/SuperBowl", "es.pn/SuperBowl"),
+        ("BÜCHER.example/Ä", "bücher.example/Ä"),
+        # A back-half may be unicode, also as a browser copies it.
+        ("bit.ly/é", "bit.ly/é"),
+        ("bit.ly/%C3%A9t%C3%A9", "bit.ly/été"),
+        ("bit.ly/%f0%9f%a6%a1", "bit.ly/🦡"),
+        # Escapes of ASCII and of nothing stay escaped: they could become a slash or a dot.
+        ("bit.ly/a%2Fb", "bit.ly/a%2Fb"),
+        ("bit.ly/%2e%2e", "bit.ly/%2e%2e"),
+        ("bit.ly/%FF", "bit.ly/%FF"),
+        ("bit.ly/100%", "bit.ly/100%"),
+    ],
+)
+def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no slash"),
+        ("nonsense", "no slash"),
+        ("bit.ly", "no slash"),
+        ("https://bit.ly", "no slash"),
+        ("bit.ly?x/y", "no slash"),
+        ("bit.ly/", "nothing after the slash"),
+        ("bit.ly//", "more than two segments"),
+        ("bit.ly/+", "nothing after the slash"),
+        ("bit.ly/?utm=1", "nothing after the slash"),
+        ("/x", "no domain"),
+        ("https:///x", "no domain"),
+        ("bitly/x", "not a domain"),
+        (".ly/x", "not a domain"),
+        ("bit..ly/x", "not a domain"),
+        ("bit ly.com/x", "not a domain"),
+        ("ftp://bit.ly/x", "a scheme, port or user name"),
+        ("https://https://bit.ly/x", "a scheme, port or user name"),
+        ("bit.ly:443/x", "a scheme, port or user name"),
+        ("me@bit.ly/x", "a scheme, port or user name"),
+        ("me:secret@bit.ly/x", "a scheme, port or user name"),
+        ("bit.ly/a/b", "more than two segments"),
+        ("bit.ly/../user", "more than two segments"),
+        ("bit.ly/../../user", "more than two segments"),
+        ("bit.ly/..", "a path"),
+        ("bit.ly/.", "a path"),
+        ("bit.ly/..+", "a path"),
+        ("bit.ly/a b", "U+0020"),
+        ("bit.ly/a,bit.ly/b", "more than two segments"),
+        ("bit.ly/a\x00b", "U+0000"),
+        ("bit.ly/a\x1b[31m", "U+001B"),
+        ("bit.ly/a\u200bb", "U+200B"),
+        ("bit.ly/a\u202eb", "U+202E"),
+        ("bit.ly/a\u2028b", "U+2028"),
+        ("bit.ly/a\ud800b", "U+D800"),
+        ("bit.ly/%C2%85", "U+0085"),
+        ("bit.ly/%E2%80%A8", "U+2028"),
+        ('bit.ly/x"?a=1', "a quote"),
+    ],
+)
+def test_what_is_no_bitlink_is_refused_with_its_reason(text: str, reason: str) -> None:
+    with pytest.raises(InvalidBitlink, match=reason.replace("+", r"\+")):
+        parse(text)
+
+
+def test_a_reason_does_not_repeat_the_line() -> None:
+    """The line may hold anything, a token included; whoever reports it bounds and escapes it."""
+    for text in (
+        "s3cret",
+        "s3cret/x",
+        "bit.ly/s3cret/x",
+        "bit.ly/s3cret x",
+        "s3cret:x@bit.ly/x",
+        "bit.ly/" + "s3cret" * 500,
+    ):
+        with pytest.raises(InvalidBitlink) as refused:
+            parse(text)
+        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("around", ["{}", '"{}"', "https://{}?utm=1"])
+def test_a_name_is_bounded(around: str) -> None:
+    longest = "bit.ly/" + "x" * (MAX_CHARACTERS - len("bit.ly/"))
+    assert parse(around.format(longest).removeprefix("https://")) == longest
+    with pytest.raises(InvalidBitlink, match="longer"):
+        parse(around.format(longest + "x"))
+
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            *("http://", "https://", "HTTPS://", "ftp://", "//", ":", "@", ":80"),
+            *("bit.ly", "Bit.LY", "es.pn", "bücher.example", "İ.ly", "ẞ.de", "xn--bcher-kva.example", ".", "..", "-"),
+            *("/", "\\", "+", "?", "#", "&", "%", "%%", "%2F", "%2e", "%2B", "%25", "%0A", "%20"),
+            *(
+                "%C3%A9",
+                "%C3",
+                "%A9",
+                "%C2%A0",
+                "%C2%85",
+                "%E2%80%9D",
+                "%E2%80%A8",
+                "%EF%BB%BF",
+                "%ED%A0%80",
+                "%EF%BC%8F",
+            ),
+            *('"', "'", "`", "“", "”", "«", "»"),
+            *(" ", "\t", "\r", "\n", "\v", "\f", "\x1c", "\x85", "\xa0", "\u2028", "\u2029", "\u3000"),
+            *("\ufeff", "\u200b", "\u202e", "\x00", "\x1b", "\x7f", "\ud800", "\u0307"),
+            *("x", "AbC", "é", "e\u0301", "日本", "🦡", "ﬀ", "Σ", "0", "_", "/x", "bit.ly/x", "bit.ly/x"),
+        ]
+    ),
+    st.characters(),
+)
+NASTY = st.lists(PIECES, max_size=8).map("".join)
+WITH_A_DOMAIN = st.builds("{}{}/{}".format, st.sampled_from(["", "https://", '"', " "]), st.just("Bit.ly"), NASTY)
+
+
+@given(st.one_of(NASTY, WITH_A_DOMAIN, st.text()))
+@example("bit.ly/x++/")
+@example("bit.ly/%E2%80%9Dx%E2%80%9D")
+@example("bit.ly/%25C3%25A9")
+@example("bit.ly/%%C3%A9C3")
+@example("bit.ly/%\u00e92F")
+def test_parsing_any_text_gives_a_fixed_point_or_a_refusal(text: str) -> None:
+    try:
+        name = parse(text)
+    except InvalidBitlink as refused:
+        assert str(refused)
+        return
+    assert parse(name) == name
+    domain, back_half = name.split("/")
+    assert domain
+    assert back_half
+    assert domain == domain.lower()
+    assert not any(character.isspace() for character in name)
+    assert not {unicodedata.category(character) for character in name} & {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+    assert len(name.splitlines()) == 1
+    assert len(name) <= MAX_CHARACTERS
+    name.encode()
+
+
+ALPHABET = st.text("abcXYZ019-_", min_size=1, max_size=20)
+
+
+@given(
+    ALPHABET,
+    st.sampled_from(["", "http://", "HTTPS://"]),
+    st.sampled_from(["", "/", "+", "+/", "?a=/b", "#c", "/?a"]),
+    st.sampled_from(["{}", '"{}"', " {}\r\n", "\ufeff{}", "“{}”"]),
+)
+def test_the_back_half_keeps_its_case_under_any_decoration(back_half: str, scheme: str, tail: str, around: str) -> None:
+    assert parse(around.format(f"{scheme}Es.PN/{back_half}{tail}")) == f"es.pn/{back_half}"
