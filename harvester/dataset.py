@@ -24,8 +24,11 @@ _CHUNK = 1024 * 1024
 class Publisher(Protocol):
     """Brings committed journal lines to the consumer."""
 
-    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:
-        """Finish or undo what a crash left half done. lossy: committed journal lines are gone, and forgotten."""
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
+        """Finish or undo what a crash left half done.
+
+        sizes: the good bytes of each journal. lossy: committed journal lines are gone.
+        """
 
     def mark(self) -> Mark | None:
         """Make what was published durable, and give the mark to commit with the next verdicts."""
@@ -98,7 +101,7 @@ class Folder:
                 self._ledger.seal(part)
             remove(self._place.private, generation)
 
-    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:  # noqa: ARG002 - parts lose nothing
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
         """Adopt the parts that were published, publish those that were whole, and drop what was half written."""
         parts = self._ledger.parts()
         for part in parts:
@@ -201,7 +204,7 @@ class Growing:
     def __init__(self, place: Place, ledger: Ledger) -> None:
         self._place = place
         self._ledger = ledger
-        self._mark = ledger.mark()
+        self._mark = self._synced = ledger.mark()
         self._ahead = 0  # bytes of the rows behind the mark that are in the file already
         self._in_doubt = False
 
@@ -210,17 +213,23 @@ class Growing:
         name = os.path.basename(self._place.out)
         return [{"path": name, "rows": self._mark.rows, "bytes": self._mark.bytes, "sha256": None}]
 
-    def mark(self) -> Mark:
-        """Sync the file and give its state."""
+    def mark(self) -> Mark | None:
+        """Sync the file and give its state, if it has changed."""
+        if self._mark == self._synced:
+            return None
+        self._sync()
+        return self._mark
+
+    def _sync(self) -> None:
         if os.path.exists(self._place.out):
             with open(self._place.out, "rb") as stream:
                 os.fsync(stream.fileno())
-        return self._mark
+        self._synced = self._mark
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Append the rows that were committed."""
         if self._in_doubt:  # an append failed half-way
-            self.recover(lambda _: None, lossy=False)
+            self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
         with open(self._place.out, "ab", buffering=_CHUNK) as stream:
             for generation in sorted(committed):
@@ -244,7 +253,7 @@ class Growing:
             rows += 1
         self._mark = Mark(generation, end, size, rows)
 
-    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Bring the file and the journals together again, as the class says."""
         self._mark, self._ahead = self._ledger.mark(), 0
         size = os.path.getsize(self._place.out) if os.path.exists(self._place.out) else 0
@@ -254,12 +263,10 @@ class Growing:
                 "back, or keep them where they are and begin a new --out with the links that they lack"
             )
         if lossy:
-            journals = self._ledger.journals()
-            place = min(self._mark.place, journals.get(self._mark.generation, 0))
-            self._mark = self._mark._replace(place=place)
-        end = self._compare_tail()
-        if end < size and lossy:
-            self._accept_tail(end, size, warn)
+            self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.generation, 0)))
+        end = self._compare_tail(sizes)
+        if lossy:
+            self._accept_tail(end, size, sizes, warn)
         elif end < size:
             self._drop_zeros(end, size)
 
@@ -268,14 +275,14 @@ class Growing:
         for _, line in _whole_lines(self._place.out, 0):
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
-    def _compare_tail(self) -> int:
+    def _compare_tail(self, sizes: Mapping[int, int]) -> int:
         """Find how far the rows behind the mark are in the file already; give the place where that ends."""
         end = self._mark.bytes
         if not os.path.exists(self._place.out):
             return end
         with open(self._place.out, "rb") as stream:
             stream.seek(end)
-            for line in self._expected():
+            for line in self._expected(sizes):
                 found = stream.read(len(line)).rstrip(b"\0")
                 if not line.startswith(found):
                     break
@@ -285,16 +292,21 @@ class Growing:
         self._ahead = end - self._mark.bytes
         return end
 
-    def _accept_tail(self, start: int, size: int, warn: Callable[[str], None]) -> None:
-        """Keep the whole rows from start on, whose journal lines are gone; cut a torn last one."""
-        end, rows = start, sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
-        for end, _ in _whole_lines(self._place.out, start):  # noqa: B007 - the last one counts
-            pass
-        if end < size:
-            warn(f"{self._place.out}: a torn last row was cut, its call will be asked again")
-            _cut(self._place.out, end)
-        generation, place = max(self._ledger.journals().items(), default=(self._mark.generation, 0))
-        self._mark, self._ahead = Mark(generation, place, end, self._mark.rows + rows), 0
+    def _accept_tail(self, start: int, size: int, sizes: Mapping[int, int], warn: Callable[[str], None]) -> None:
+        """Keep the whole rows from start on, whose journal lines are gone; cut a torn last one.
+
+        The mark is made durable at once, while the ledger still says that lines are gone.
+        """
+        if start < size:
+            end = max((end for end, _ in _whole_lines(self._place.out, start)), default=start)
+            if end < size:
+                warn(f"{self._place.out}: a torn last row was cut, its call is asked again")
+                _cut(self._place.out, end)
+            rows = self._mark.rows + sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
+            generation, place = max(sizes.items(), default=(self._mark.generation, 0))
+            self._mark, self._ahead = Mark(generation, place, end, rows), 0
+        self._sync()
+        self._ledger.set_mark(self._mark)
 
     def _drop_zeros(self, end: int, size: int) -> None:
         """Cut what a power failure may leave: a file longer than what was written to it; refuse anything else."""
@@ -309,13 +321,13 @@ class Growing:
         assert end < size
         _cut(self._place.out, end)
 
-    def _expected(self) -> Iterator[bytes]:
-        """Yield the committed rows behind the mark."""
+    def _expected(self, sizes: Mapping[int, int]) -> Iterator[bytes]:
+        """Yield the journals' rows behind the mark."""
         mark = self._mark
-        for generation, committed in self._ledger.journals().items():
+        for generation, size in sorted(sizes.items()):
             if generation >= mark.generation:
                 start = mark.place if generation == mark.generation else 0
-                yield from rows_in(self._place, generation, start, committed)
+                yield from rows_in(self._place, generation, start, size)
 
 
 def _whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:

@@ -256,6 +256,11 @@ class Ledger:
             found = self._db.execute("SELECT generation, place, bytes, rows FROM mark").fetchone()
         return Mark(*found) if found else Mark()
 
+    def set_mark(self, mark: Mark) -> None:
+        """Take note of the growing file's state, which was synced before."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+
     def parts(self) -> list[Part]:
         """Give the parts, in the order of their numbers."""
         with self._explained():

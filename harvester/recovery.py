@@ -17,11 +17,19 @@ _BATCH_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Tail:
-    """What became of a journal: whether committed lines are gone, and how many calls were forgotten with them."""
+class _Scan:
+    """A journal file: its bytes, those before its first bad line, the lines in these, and the bytes committed."""
 
-    lossy: bool
-    forgotten: int
+    generation: int
+    size: int
+    good: int
+    lines: int
+    committed: int
+
+    @property
+    def lossy(self) -> bool:
+        """True when committed lines are gone."""
+        return self.good < self.committed
 
 
 def recover(
@@ -39,14 +47,39 @@ def recover(
         if generation <= ledger.ended():
             remove(private, generation)
     marks = ledger.journals()
-    live = sorted(set(generations(private)) | set(marks))
-    tails = [_settle_tail(place, ledger, publisher, g, marks.get(g, 0), invocation) for g in live]
-    lossy = any(tail.lossy for tail in tails)
-    if lossy:
-        lost = sum(tail.forgotten for tail in tails)
-        warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
-    publisher.recover(warn, lossy=lossy)
+    scans = [_scan(place, g, marks.get(g, 0)) for g in sorted(set(generations(private)) | set(marks))]
+    # The output first: what it shows stays, so it says which of the lost calls are to be kept.
+    publisher.recover(warn, {scan.generation: scan.good for scan in scans}, lossy=any(scan.lossy for scan in scans))
+    ended = ledger.ended()  # a part may have been adopted just now
+    for scan in scans:
+        if scan.generation > ended:
+            _settle(place, ledger, publisher, scan, invocation, warn)
     return _go_on(place, ledger, publisher)
+
+
+def _scan(place: Place, generation: int, committed: int) -> _Scan:
+    path = path_of(place.private, generation)
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    good, lines = 0, 0
+    for record in read(path, 0):
+        good, lines = record.end, lines + 1
+    if good < committed <= size:
+        raise damaged(path, good)
+    return _Scan(generation, size, good, lines, committed)
+
+
+def _settle(
+    place: Place, ledger: Ledger, publisher: Publisher, scan: _Scan, invocation: int, warn: Callable[[str], None]
+) -> None:
+    """Settle what a journal has behind its committed bytes, and cut what is torn."""
+    if scan.lossy:
+        kept = publisher.published_keys() if isinstance(publisher, Growing) else iter(())
+        lost = max(ledger.unsettle(scan.generation, kept) - scan.lines, 0)
+        warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
+    if scan.size and scan.size != scan.committed:
+        truncate(place.private, scan.generation, scan.good)
+    start = 0 if scan.lossy else scan.committed
+    _replay(path_of(place.private, scan.generation), ledger, scan.generation, start, invocation)
 
 
 def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal, dict[int, int]]:
@@ -56,28 +89,6 @@ def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal,
     publisher.publish(committed, full)
     rows = sum(record.state == State.ROW for record in read(path_of(place.private, last), 0))
     return Journal(place.private, last, rows=rows), {g: size for g, size in committed.items() if g == last}
-
-
-def _settle_tail(
-    place: Place, ledger: Ledger, publisher: Publisher, generation: int, committed: int, invocation: int
-) -> _Tail:
-    """Settle what a journal has behind its committed bytes, and cut what is torn."""
-    path = path_of(place.private, generation)
-    size = os.path.getsize(path) if os.path.exists(path) else 0
-    good, count = 0, 0
-    for record in read(path, 0):
-        good, count = record.end, count + 1
-    if good < committed <= size:
-        raise damaged(path, good)
-    lossy, forgotten = good < committed, 0
-    if lossy:
-        # What the growing file shows stays settled, whatever became of the journal.
-        kept = publisher.published_keys() if isinstance(publisher, Growing) else iter(())
-        forgotten = max(ledger.unsettle(generation, kept) - count, 0)
-    if size != committed and size:
-        truncate(place.private, generation, good)
-    _replay(path, ledger, generation, 0 if lossy else committed, invocation)
-    return _Tail(lossy, forgotten)
 
 
 def _replay(path: str, ledger: Ledger, generation: int, start: int, invocation: int) -> None:

@@ -24,7 +24,7 @@ class Stdout:
         self._poll = select.poll()
         self._poll.register(_STDOUT, 0)
 
-    def recover(self, warn: Callable[[str], None], *, lossy: bool) -> None:
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """A filter begins anew each time."""
 
     def mark(self) -> None:

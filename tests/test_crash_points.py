@@ -76,19 +76,19 @@ def check_only_grew(before: dict[str, bytes], after: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("form", ["out", "results.ndjson"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_at_any_operation_costs_nothing(
-    tmp_path: Path, serve: Callable[..., Served], form: str, when: str
+    quick_path: Path, serve: Callable[..., Served], form: str, when: str
 ) -> None:
     served = serve()
-    links = tmp_path / "links.txt"
+    links = quick_path / "links.txt"
     links.write_text("\n".join(LINES) + "\n")
-    with crashing(tmp_path) as crasher:
-        whole = crasher.run(arguments_for(links, tmp_path / "whole" / form, served))
+    with crashing(quick_path) as crasher:
+        whole = crasher.run(arguments_for(links, quick_path / "whole" / form, served))
         assert OF_FORM[form] - whole["counts"].keys() == set()
         del whole["counts"][ANY]
         for operation, count in whole["counts"].items():
             for nth in range(1, count + 1):
                 served.sandbox.answered.clear()
-                out = tmp_path / f"{operation} {nth}" / form
+                out = quick_path / f"{operation} {nth}" / form
                 arguments = arguments_for(links, out, served)
                 killed = run_through(crasher, arguments, out, (operation, nth, when), served.sandbox.answered)
                 # Threads meet differently each time, so the last of many may not come; the first always does.

@@ -1,0 +1,278 @@
+"""What a dataset makes of a journal that is torn, cut, damaged or gone, and of a ledger that is."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harvester.bitly import Answer, Query
+from harvester.errors import DatasetBusy, OutputError, UsageError
+from harvester.ledger import State
+from harvester.places import resolve
+from harvester.store import PartPolicy, Store, opened
+from tests.outputs import rows
+
+QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+FORMS = ["out", "results.ndjson"]
+
+
+@contextmanager
+def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Store]:
+    place = resolve(str(out), str(work_dir) if work_dir else None)
+    warn = (warnings if warnings is not None else []).append
+    with opened(place, QUERY, PartPolicy(1000, 1_000_000), warn) as store:
+        yield store
+
+
+def settle(store: Store, *names: str) -> None:
+    """Record a row for each name, or a refusal for those that begin with `no`."""
+    for name in names:
+        bitlink = f"bit.ly/{name}"
+        key = store.rows.key(bitlink)
+        if name.startswith("no"):
+            line = store.rows.failure("refused", bitlink=bitlink, file="f", line=1, status=404, message="NOT_FOUND")
+            store.record(key, State.REFUSED, line, None)
+        else:
+            answer = Answer([{"value": name, "clicks": 1}], 1, 30, None)
+            store.record(key, State.ROW, store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z"), None)
+
+
+def known(store: Store, *names: str) -> list[str]:
+    keys = {store.rows.key(f"bit.ly/{name}"): name for name in names}
+    return [keys[key] for key in store.known(list(keys))]
+
+
+def journal(out: Path) -> Path:
+    private = out / "_harvester" if out.suffix == "" else out.with_name(out.name + ".harvester")
+    (found,) = private.glob("journal-*.log")
+    return found
+
+
+def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
+    """Publish all that the dataset has, and give the bitlinks of its rows."""
+    with dataset(out, warnings) as store:
+        store.end_part()
+        store.commit(store.take_batch())
+    return [row["bitlink"].removeprefix("bit.ly/") for row in rows(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str) -> None:
+    source = quick_path / "source"
+    source.mkdir()
+    names = ["a", "no-b", "c"]
+    with dataset(source / form) as store:
+        settle(store, *names)
+    whole = journal(source / form).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        copy = quick_path / "copy"
+        shutil.copytree(source, copy)
+        with journal(copy / form).open("r+b") as stream:
+            stream.truncate(cut)
+        there = names[: sum(end <= cut for end in ends)]
+        with dataset(copy / form) as store:
+            assert sorted(known(store, *names)) == sorted(there)
+        assert finish(copy / form) == [name for name in there if name != "no-b"]
+        shutil.rmtree(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(quick_path: Path, form: str) -> None:
+    source = quick_path / "source"
+    source.mkdir()
+    names = ["a", "no-b", "c", "d"]
+    with dataset(source / form) as store:
+        settle(store, *names)
+        store.ledger.commit(  # committed, and not yet published
+            entries=list(store.take_batch().entries.items()),
+            invocation=1,
+            journals={0: journal(source / form).stat().st_size},
+        )
+    whole = journal(source / form).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole)):
+        copy, warnings = quick_path / "copy", list[str]()
+        shutil.copytree(source, copy)
+        with journal(copy / form).open("r+b") as stream:
+            stream.truncate(cut)
+        there = names[: sum(end <= cut for end in ends)]
+        with dataset(copy / form, warnings) as store:
+            assert sorted(known(store, *names)) == sorted(there)
+            settle(store, *names[len(there) :])
+        assert [warning.split()[0] for warning in warnings] == [str(len(names) - len(there))]
+        assert sorted(finish(copy / form)) == ["a", "c", "d"]
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_that_is_gone_costs_only_what_was_not_published(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b")
+        store.commit(store.take_batch())
+    journal(quick_path / form).unlink()
+    with dataset(quick_path / form) as store:
+        left = known(store, "a", "b")
+        assert left == ([] if form == "out" else ["a", "b"])
+        settle(store, *({"a", "b"} - set(left)), "c")
+    assert sorted(finish(quick_path / form)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_inside_what_is_committed_is_an_error_that_says_what_to_do(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b", "c")
+        store.commit(store.take_batch())
+    damaged = bytearray(journal(quick_path / form).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    journal(quick_path / form).write_bytes(damaged)
+    with pytest.raises(OutputError, match="move the file away"), dataset(quick_path / form):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_torn_tail_is_the_end_of_the_journal(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b", "c")
+    torn = bytearray(journal(quick_path / form).read_bytes())
+    second = torn.index(b"\n") + 60
+    torn[second] ^= 1
+    journal(quick_path / form).write_bytes(torn)
+    with dataset(quick_path / form) as store:
+        assert known(store, "a", "b", "c") == ["a"]
+    assert finish(quick_path / form) == ["a"]
+
+
+def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: Path) -> None:
+    out, state = quick_path / "results.ndjson", quick_path / "results.ndjson.harvester"
+    with dataset(out) as store:
+        for name in ("a", "b", "c"):
+            settle(store, name)
+            store.commit(store.take_batch())
+        mark = store.ledger.mark().bytes
+    whole = out.read_bytes()
+    assert 0 < mark < len(whole), "some rows were appended behind the mark"
+    shutil.copytree(state, quick_path / "kept")
+    for size in range(mark, len(whole) + 1):
+        shutil.rmtree(state)
+        shutil.copytree(quick_path / "kept", state)
+        out.write_bytes(whole[:size])
+        inode = out.stat().st_ino
+        assert finish(out) == ["a", "b", "c"]
+        assert out.read_bytes() == whole
+        assert out.stat().st_ino == inode
+
+
+def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+    with out.open("ab") as stream:
+        stream.write(b'{"not":"ours"}\n')
+    with pytest.raises(OutputError, match="another program"), dataset(out):
+        pass
+
+
+def test_zeros_that_a_power_failure_left_are_cut(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+    with out.open("ab") as stream:
+        stream.write(b"\0" * 5000)
+    assert finish(out) == ["a"]
+    assert b"\0" not in out.read_bytes()
+
+
+def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        store.commit(store.take_batch())
+    finish(out)
+    with out.open("r+b") as stream:
+        stream.truncate(10)
+    with pytest.raises(OutputError, match="somebody has cut it"), dataset(out):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lost_ledger_is_refused(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+    journal(quick_path / form).with_name("ledger.sqlite").unlink()
+    with pytest.raises(OutputError, match="is gone"), dataset(quick_path / form):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", [0, 4096 + 3])
+def test_a_damaged_ledger_is_refused(quick_path: Path, form: str, where: int) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, *(f"link-{i}" for i in range(2000)))
+        store.commit(store.take_batch())
+    ledger = journal(quick_path / form).with_name("ledger.sqlite")
+    with ledger.open("r+b") as stream:
+        stream.seek(where)
+        stream.write(b"\xff" * 64)
+    with pytest.raises(OutputError, match="the ledger is damaged"), dataset(quick_path / form):
+        pass
+
+
+def test_a_ledger_older_than_its_output_is_refused(quick_path: Path) -> None:
+    out, backup = quick_path / "out", quick_path / "backup"
+    with dataset(out) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+    shutil.copytree(out / "_harvester", backup)
+    finish(out)
+    shutil.rmtree(out / "_harvester")
+    shutil.copytree(backup, out / "_harvester")
+    with pytest.raises(OutputError, match="older than this output"), dataset(out):
+        pass
+
+
+def test_a_second_process_is_refused(quick_path: Path) -> None:
+    with (
+        dataset(quick_path / "out"),
+        pytest.raises(DatasetBusy, match="another harvester"),
+        dataset(quick_path / "out"),
+    ):
+        pass
+
+
+def test_a_part_that_a_loader_moved_away_stays_settled(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+    assert finish(out) == ["a"]
+    for part in out.glob("part-*"):
+        part.unlink()
+    with dataset(out) as store:
+        assert known(store, "a") == ["a"]
+    assert finish(out) == []
+
+
+def test_a_work_dir_belongs_to_one_output(quick_path: Path) -> None:
+    work = quick_path / "work"
+    with dataset(quick_path / "one", work_dir=work) as store:
+        settle(store, "a")
+    with pytest.raises(UsageError, match="belongs to --out"), dataset(quick_path / "two", work_dir=work):
+        pass
+
+
+def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
+    work = quick_path / "work"
+    with dataset(quick_path / "out", work_dir=work) as store:
+        settle(store, "a")
+        store.end_part()
+        store.commit(store.take_batch())
+    shutil.rmtree(work)
+    with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
+        pass

@@ -1,0 +1,94 @@
+"""Thirty kills at random moments, a list that is edited meanwhile, signals: nothing lost, nothing doubled."""
+
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import NO_LIMITS, start
+from tests.conftest import Served
+from tests.outputs import check_reconciled, failures, manifest, rows
+from tests.test_crash_points import check_only_grew, published
+
+KILLS = 30
+CONNECTIONS = 5
+
+
+def make_links(count: int, seed: str) -> list[str]:
+    """Distinct bitlinks, a fifth of which the sandbox refuses."""
+    kinds = ("missing", "gone", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok")
+    return [f"bit.ly/{kinds[i % len(kinds)]}-{seed}-{i}" for i in range(count)]
+
+
+def make_lines(links: list[str], rng: random.Random) -> list[str]:
+    """The links in disorder, in the forms people paste, a tenth of them doubled, some of those side by side."""
+    lines = []
+    for link in links:
+        lines.append(rng.choice(("{}", "https://{}", "HTTP://{}/", '"{}"', "{}?utm=1\r")).format(link))
+        if rng.random() < 0.05:
+            lines.append(link)
+    rng.shuffle(lines)
+    return lines + rng.sample(links, len(links) // 20)
+
+
+class Run:
+    """One invocation of the command, ended by whatever a test does to it."""
+
+    def __init__(self, arguments: list[str], served: Served) -> None:
+        self._answered = served.sandbox.answered
+        self._before = sum(self._answered.values()) - len(self._answered)
+        self._process = start(*arguments)
+
+    def end(self, number: signal.Signals | None, after: float) -> int:
+        """Send a signal after some seconds, if the run has not ended before; give its exit code."""
+        try:
+            self._process.wait(timeout=after)
+        except subprocess.TimeoutExpired:
+            if number is not None:
+                self._process.send_signal(number)
+        _, err = self._process.communicate(timeout=120)
+        assert b"Traceback" not in err, err.decode()
+        return self._process.returncode
+
+    def repeated(self) -> int:
+        """How many definite answers this run was given a second time."""
+        return sum(self._answered.values()) - len(self._answered) - self._before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+def test_a_storm_of_kills_costs_at_most_five_calls_each(
+    tmp_path: Path, serve: Callable[..., Served], form: str
+) -> None:
+    rng = random.Random(f"storm {form}")
+    served = serve(latency_ms=25)
+    links = make_links(5000, "a")
+    path, out = tmp_path / "links.txt", tmp_path / form
+    path.write_text("\n".join(make_lines(links, rng)))
+    arguments = ["run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS, "--part-rows", "700"]
+    gone: set[str] = set()
+    for kill in range(KILLS):
+        run, seen = Run(arguments, served), published(out)
+        if kill == KILLS // 2:
+            # While it runs, because editors do not ask: the next invocation reads the new list.
+            gone, links = set(links[:100]), links[100:] + make_links(200, "b")
+            path.write_text("\r\n".join(make_lines(links, rng)))
+        assert run.end(signal.SIGKILL, rng.uniform(0.2, 1.4)) == -signal.SIGKILL, "the run ended before the storm did"
+        assert run.repeated() <= CONNECTIONS
+        check_only_grew(seen, published(out))
+    stopped = Run(arguments, served)
+    assert stopped.end(signal.SIGTERM, 1.5) == 5
+    assert stopped.repeated() <= CONNECTIONS  # of the last kill
+    assert manifest(out)["stopped"]["reason"] == "signal"
+    seen = published(out)
+    last = Run(arguments, served)
+    assert last.end(None, 120) == 0
+    assert last.repeated() == 0, "a call was repeated after SIGTERM"
+    check_only_grew(seen, published(out))
+    settled = {row["bitlink"] for row in rows(out)} | {line["bitlink"] for line in failures(out)}
+    assert set(links) <= settled <= set(links) | gone
+    check_reconciled(out, settled)
+    assert served.sandbox.too_many_connections == 0
