@@ -69,7 +69,7 @@ class Sandbox:
         self.throttled = 0
         self.too_many_connections = 0
         self.most_at_once = 0
-        self._at_once = 0
+        self.at_once = 0
         self._clock = clock
         self._began = clock()
         self._used: Counter[tuple[str, int]] = Counter()
@@ -85,12 +85,12 @@ class Sandbox:
 
     def _handler(self, facet: str) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
             try:
                 return await self._answer(request, facet)
             finally:
-                self._at_once -= 1
+                self.at_once -= 1
 
         return handle
 
@@ -117,7 +117,7 @@ class Sandbox:
             return _json(401, {"message": "UNAUTHORIZED"})
         if authorization == "Bearer revoked":
             return _json(403, {"message": "FORBIDDEN"})
-        if self._at_once > self.options.connections:
+        if self.at_once > self.options.connections:
             self.too_many_connections += 1
             return _json(429, {"message": "RATE_LIMIT_EXCEEDED", "description": "too many connections at once"})
         if message := self._over_a_limit():

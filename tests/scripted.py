@@ -10,8 +10,8 @@ import gzip
 import json
 import re
 import socket
+import ssl
 import struct
-import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -115,9 +115,9 @@ def text(status: int, body: str, content_type: str = "text/html") -> Callable[[S
 
 @cache
 def bomb() -> bytes:
-    """Some 400 KB that decode to 400 MiB of blanks, which JSON allows anywhere."""
+    """Some 200 KB that decode to 200 MiB of blanks, which JSON allows anywhere."""
     press = zlib.compressobj(wbits=31)
-    return b"".join([*(press.compress(b" " * MIB) for _ in range(400)), press.flush()])
+    return b"".join([*(press.compress(b" " * MIB) for _ in range(200)), press.flush()])
 
 
 HTML = "<!doctype html><title>Sign in</title>" + "<p>Welcome to the hotel's network</p>" * 100
@@ -226,6 +226,14 @@ async def be_silent(line: Line) -> None:
     line.writer.close()
 
 
+async def be_deaf(line: Line) -> None:
+    """Neither answer nor listen: under TLS no farewell is returned either."""
+    line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    while not _hung_up(line.writer):
+        await asyncio.sleep(0.05)
+    line.writer.transport.abort()
+
+
 async def dawdle(line: Line) -> None:
     """Send a byte a second, as long as someone listens."""
     for octet in good(line.seen).wire():
@@ -285,6 +293,7 @@ TRICKS: dict[str, Trick] = {
     "reset": reset,
     "hangup": hang_up,
     "silent": be_silent,
+    "deaf": be_deaf,
     "slow": dawdle,
     "not-http": babble,
     "early-hints": hint_first,
@@ -324,7 +333,6 @@ class Scripted:
     elsewhere_heard: list[bytes] = field(default_factory=list)
     most_connections: int = 0
     poured: int = 0
-    asked_once: threading.Event = field(default_factory=threading.Event)
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -372,7 +380,6 @@ class Scripted:
 
     def _note(self, seen: Seen) -> None:
         self.requests.append(seen)
-        self.asked_once.set()
         target = _TARGET.fullmatch(seen.target)
         if not target or parse_qs(target[2]).keys() != _PARAMETERS:
             self.faults.append(f"an unexpected target: {seen.target}")
@@ -414,13 +421,13 @@ def _hung_up(writer: asyncio.StreamWriter) -> bool:
 
 
 @asynccontextmanager
-async def _serving() -> AsyncIterator[Scripted]:
+async def _serving(tls: ssl.SSLContext | None) -> AsyncIterator[Scripted]:
     bitly = Scripted()
     async with (
-        await asyncio.start_server(bitly.accept, "127.0.0.1", 0) as server,
+        await asyncio.start_server(bitly.accept, "127.0.0.1", 0, ssl=tls) as server,
         await asyncio.start_server(bitly.accept_elsewhere, "127.0.0.1", 0) as elsewhere,
     ):
-        bitly.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4"
+        bitly.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4"
         bitly.elsewhere = f"http://127.0.0.1:{elsewhere.sockets[0].getsockname()[1]}"
         try:
             yield bitly
@@ -429,11 +436,11 @@ async def _serving() -> AsyncIterator[Scripted]:
 
 
 @contextmanager
-def scripted() -> Iterator[Scripted]:
+def scripted(tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
     """Serve a scripted Bitly in a thread of its own.
 
     Raises AssertionError at the end if its client has done what no client may.
     """
-    with in_thread(_serving()) as bitly:
+    with in_thread(_serving(tls)) as bitly:
         yield bitly
     assert bitly.faults == []

@@ -71,7 +71,8 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         ("https://bit.ly", "no slash"),
         ("bit.ly?x/y", "no slash"),
         ("bit.ly/", "nothing after the slash"),
-        ("bit.ly//", "more than two segments"),
+        ("bit.ly//", "nothing after the slash"),
+        ("bit.ly/x//", "more than two segments"),
         ("bit.ly/+", "nothing after the slash"),
         ("bit.ly/?utm=1", "nothing after the slash"),
         ("/x", "no domain"),
@@ -171,8 +172,7 @@ WITH_A_DOMAIN = st.builds("{}{}/{}".format, st.sampled_from(["", "https://", '"'
 def test_parsing_any_text_gives_a_fixed_point_or_a_refusal(text: str) -> None:
     try:
         name = parse(text)
-    except InvalidBitlink as refused:
-        assert str(refused)
+    except InvalidBitlink:
         return
     assert parse(name) == name
     domain, back_half = name.split("/")

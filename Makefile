@@ -1,0 +1,39 @@
+# make demo: see it work.  make test: the whole suite.  Both install what they need into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test fast lint bench clean
+
+demo: .venv/run
+	$(BIN)/harvester demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+fast: .venv/dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.memory
+
+# Debian and Ubuntu keep venv in a package of its own.
+.venv/pyvenv.cfg:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harvester needs Python 3.11 or later: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv; }
+
+.venv/run: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) . && touch $@
+
+.venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) '.[dev]' && touch $@ .venv/run
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

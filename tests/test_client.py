@@ -1,0 +1,720 @@
+"""The client: what goes over the wire, what is counted before it, what is repeated, and who waits where."""
+
+import asyncio
+import gzip
+import re
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from aioresponses import CallbackResult, aioresponses
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from harvester import __version__
+from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
+from harvester.budget import Budget, Gate, GateRules, Limits, MonthOver, Wait
+from harvester.client import Client, Settings, Token, opened
+from harvester.errors import Stopping
+from harvester.stopping import Reason, Stop, Stopper
+
+BASE = "https://api-ssl.bitly.com/v4"
+QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
+NO_LIMITS = Limits(0, 0, 0)
+EVERYTHING = re.compile(".*")
+
+Entry = tuple[int, dict[str, str], bytes]
+"""A scripted answer: status, headers, body."""
+
+ROW = Answer([], 0, None, None)
+ROW_BODY = b'{"metrics":[]}'
+OK: Entry = (200, {}, ROW_BODY)
+HTML: Entry = (200, {"Content-Type": "text/html"}, b"<html>")
+THROTTLED: Entry = (429, {}, b'{"message":"RATE_LIMIT_EXCEEDED"}')
+THROTTLED_30: Entry = (429, {"Retry-After": "30"}, b'{"message":"RATE_LIMIT_EXCEEDED"}')
+UNAVAILABLE: Entry = (503, {}, b'{"message":"TEMPORARILY_UNAVAILABLE"}')
+UNAUTHORIZED: Entry = (401, {}, b'{"message":"UNAUTHORIZED"}')
+NOT_FOUND: Entry = (404, {}, b'{"message":"NOT_FOUND"}')
+
+FAILED = Transient(503, "TEMPORARILY_UNAVAILABLE")
+
+
+# --- fakes ----------------------------------------------------------------------------------------------------------
+
+
+class Sent:
+    """What aiohttp asks of a request's writer when all is sent."""
+
+    output_size = 0
+
+
+class Response(aiohttp.ClientResponse):
+    """aiohttp 3.14's response wants the request's writer, which aioresponses 0.7.9 does not give it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"stream_writer": Sent(), **kwargs})
+
+
+class Clock:
+    """Seconds that pass only when somebody pauses."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def wall(self) -> float:
+        return NOON + self.seconds - 1000.0
+
+
+class Pauses(Stopper):
+    """A stopper whose pauses take no time: they are written down, and the clock is moved. held: they last."""
+
+    def __init__(self, clock: Clock, *, held: bool = False) -> None:
+        super().__init__()
+        self.taken: list[float] = []
+        self.end = asyncio.Event()
+        self._clock = clock
+        if not held:
+            self.end.set()
+
+    async def pause(self, seconds: float) -> None:
+        self.taken.append(seconds)
+        await asyncio.sleep(0)
+        await self.end.wait()
+        if self.stop is not None:
+            raise Stopping
+        self._clock.seconds += seconds
+
+
+class Refusing(Budget):
+    """A budget that gives these answers first."""
+
+    def __init__(self, *first: Wait | MonthOver) -> None:
+        super().__init__(NO_LIMITS)
+        self._first = list(first)
+
+    def take(self) -> Wait | MonthOver | None:
+        return self._first.pop(0) if self._first else super().take()
+
+
+class Tokens:
+    """A source of tokens: gives each in turn, and the last for ever; counts how often it was read."""
+
+    def __init__(self, *values: str) -> None:
+        self._values = list(values)
+        self.reads = 0
+
+    def __call__(self) -> str:
+        self.reads += 1
+        return self._values.pop(0) if len(self._values) > 1 else self._values[0]
+
+
+class Bitly:
+    """A scripted Bitly: each request gets the next answer of the script, and is written down."""
+
+    def __init__(self, mocked: aioresponses) -> None:
+        self._mocked = mocked
+        self.requests: list[tuple[URL, dict[str, Any]]] = []
+        self.seen: Callable[[], None] = lambda: None
+
+    def answers(self, *entries: Entry | Exception | Callable[[], Awaitable[Entry]]) -> None:
+        """Add to the script: an answer, an error, or a function to await for an answer."""
+        for entry in entries:
+            failure = entry if isinstance(entry, Exception) else None
+            self._mocked.get(EVERYTHING, callback=self._callback(entry), exception=failure)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens that came, in their order."""
+        return [request["headers"]["Authorization"].removeprefix("Bearer ") for _, request in self.requests]
+
+    def _callback(self, entry: Any) -> Callable[..., Awaitable[CallbackResult | None]]:
+        async def answer(url: URL, **request: Any) -> CallbackResult | None:
+            self.requests.append((url, request))
+            self.seen()
+            if isinstance(entry, Exception):
+                return None
+            status, headers, body = await entry() if callable(entry) else entry
+            return CallbackResult(status=status, headers=headers, body=body, response_class=Response)
+
+        return answer
+
+
+@dataclass
+class Rig:
+    """A client and all that it works with."""
+
+    client: Client
+    budget: Budget
+    gate: Gate
+    stopper: Pauses
+    clock: Clock
+
+
+@asynccontextmanager
+async def rigged(
+    *,
+    read: Callable[[], str] = lambda: "t0",
+    budget: Budget | None = None,
+    rules: GateRules | None = None,
+    connections: int = 5,
+    attempts: int = 5,
+    held: bool = False,
+) -> AsyncIterator[Rig]:
+    """Open a client whose time is the rig's clock."""
+    clock = Clock()
+    budget = budget or Budget(NO_LIMITS, clock)
+    gate = Gate(rules or GateRules(jitter=0.0), clock, clock.wall)
+    stopper = Pauses(clock, held=held)
+    settings = Settings(BASE, connections, attempts, 30.0)
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        client = Client(session, settings, QUERY, Token(read), budget, gate, stopper, clock)
+        yield Rig(client, budget, gate, stopper, clock)
+
+
+@pytest.fixture
+def bitly() -> Iterator[Bitly]:
+    with aioresponses() as mocked:
+        yield Bitly(mocked)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def settle() -> None:
+    """Let every task go as far as it gets without time passing."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# --- over the wire --------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(bitly: Bitly) -> None:
+    bitly.answers(OK)
+    settings = Settings(BASE, 5, 5, 30.0)
+    async with opened(settings, QUERY, Token(lambda: "s3cret"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
+        assert await client.ask("bit.ly/x") == ROW
+    [(_, request)] = bitly.requests
+    assert request["headers"]["Authorization"] == "Bearer s3cret"
+    assert request["headers"]["Accept"] == "application/json"
+    assert request["headers"]["User-Agent"] == f"harvester/{__version__}"
+
+
+async def test_the_request_line_on_the_wire_is_encoded_once_and_the_slash_is_literal() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(ROW_BODY) + ROW_BODY)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        settings = Settings(f"http://127.0.0.1:{port}/v4/", 5, 5, 5.0)
+        async with opened(settings, QUERY, Token(lambda: "t0"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
+            assert await client.ask("es.pn/a%2Fé+b") == ROW
+    first, *rest = heads[0].decode().split("\r\n")
+    assert first == (
+        "GET /v4/bitlinks/es.pn/a%252F%C3%A9%2Bb/referrers"
+        "?unit=day&units=-1&unit_reference=2026-11-23T06%3A00%3A00%2B0000&size=50 HTTP/1.1"
+    )
+    assert "Authorization: Bearer t0" in rest
+    assert not any(header.lower().startswith("cookie") for header in rest)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(bitly: Bitly, status: int) -> None:
+    bitly.answers((status, {"Location": "https://evil.example/"}, b""), OK)
+    async with rigged() as rig:
+        assert await rig.client.ask("bit.ly/x") == Unknown(status, f"HTTP {status}", "")
+    assert [url.host for url, _ in bitly.requests] == ["api-ssl.bitly.com"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+async def test_a_gzipped_answer_is_read(bitly: Bitly, encoding: str) -> None:
+    bitly.answers((200, {"Content-Encoding": encoding}, gzip.compress(ROW_BODY)))
+    async with rigged() as rig:
+        assert await rig.client.ask("bit.ly/x") == ROW
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_body_is_read_up_to_its_limit_packed_or_not(bitly: Bitly, packed: bool) -> None:
+    largest = ROW_BODY + b" " * (BODY_LIMIT - len(ROW_BODY))
+    for body in (largest, largest + b" ", largest * 20):
+        headers = {"Content-Encoding": "gzip"} if packed else {}
+        bitly.answers((200, headers, gzip.compress(body, 1) if packed else body))
+    async with rigged() as rig:
+        assert await rig.client.ask("bit.ly/x") == ROW
+        for _ in range(2):
+            found = await rig.client.ask("bit.ly/x")
+            assert isinstance(found, Unreadable)
+            assert "larger" in found.message
+
+
+async def test_a_compressed_body_that_was_cut_is_asked_for_again(bitly: Bitly) -> None:
+    bitly.answers((200, {"Content-Encoding": "gzip"}, gzip.compress(ROW_BODY)[:-6]))
+    async with rigged() as rig:
+        assert isinstance(await rig.client.ask("bit.ly/x"), Transient)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("gzip", b"not gzip"), ("br", b"\x0b"), ("deflate", zlib.compress(ROW_BODY)), ("a, b", b"")]
+)
+async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
+    bitly: Bitly, encoding: str, body: bytes
+) -> None:
+    bitly.answers((200, {"Content-Encoding": encoding}, body))
+    async with rigged() as rig:
+        assert isinstance(await rig.client.ask("bit.ly/x"), Unreadable)
+
+
+# --- errors that are no answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TimeoutError(),
+        aiohttp.ClientConnectionError("refused"),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError("torn"),
+        aiohttp.ServerTimeoutError(),
+        ConnectionResetError("reset"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_no_answer_is_transient(bitly: Bitly, failure: Exception) -> None:
+    bitly.answers(failure)
+    async with rigged() as rig:
+        found = await rig.client.ask("bit.ly/x")
+    assert isinstance(found, Transient)
+    assert found.status is None
+    assert found.message
+    assert rig.stopper.stop is None
+
+
+KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
+PROXY_SAID_NO = aiohttp.ClientHttpProxyError(
+    aiohttp.RequestInfo(URL(BASE), "CONNECT", CIMultiDictProxy(CIMultiDict()), URL(BASE)),
+    (),
+    status=407,
+    message="Proxy Authentication Required",
+)
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("self-signed")), "SSL_CERT_FILE"),
+        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError("handshake")), "SSL_CERT_FILE"),
+        (PROXY_SAID_NO, "HTTPS_PROXY"),
+    ],
+    ids=["certificate", "tls", "proxy"],
+)
+async def test_a_refused_certificate_or_proxy_stops_the_run_with_advice(
+    bitly: Bitly, failure: Exception, advice: str
+) -> None:
+    bitly.answers(failure)
+    async with rigged() as rig:
+        with pytest.raises(Stopping):
+            await rig.client.ask("bit.ly/x")
+        assert rig.stopper.stop is not None
+        assert rig.stopper.stop.reason is Reason.CONNECTION_REFUSED
+        assert advice in rig.stopper.stop.message
+
+
+async def test_cancellation_goes_through_and_frees_the_slot(bitly: Bitly) -> None:
+    never = asyncio.Event()
+
+    async def silence() -> Entry:
+        await never.wait()
+        return OK
+
+    bitly.answers(silence, OK)
+    async with rigged(connections=1) as rig:
+        task = asyncio.create_task(rig.client.ask("bit.ly/x"))
+        await settle()
+        assert len(bitly.requests) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await rig.client.ask("bit.ly/y") == ROW
+
+
+async def test_cancellation_goes_through_a_retry_too(bitly: Bitly) -> None:
+    async with rigged(held=True) as rig:
+        task = asyncio.create_task(rig.client.ask_again("bit.ly/x", FAILED))
+        await settle()
+        assert len(rig.stopper.taken) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert bitly.requests == []
+
+
+# --- the token ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_rotated_token_is_read_again_and_the_call_repeated_under_the_budget(bitly: Bitly) -> None:
+    bitly.answers(UNAUTHORIZED, OK, OK)
+    source = Tokens("old", "new")
+    async with rigged(read=source) as rig:
+        assert await rig.client.ask("bit.ly/x") == ROW
+        assert await rig.client.ask("bit.ly/y") == ROW
+        assert bitly.tokens == ["old", "new", "new"]
+        assert source.reads == 2
+        assert rig.budget.spent_this_month == rig.client.counters.total == 3
+
+
+async def test_a_token_that_is_still_the_same_is_refused_after_one_request(bitly: Bitly) -> None:
+    bitly.answers(UNAUTHORIZED)
+    source = Tokens("only")
+    async with rigged(read=source) as rig:
+        assert await rig.client.ask("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
+    assert (len(bitly.requests), source.reads) == (1, 2)
+
+
+async def test_a_source_that_gives_another_token_each_time_is_believed_once(bitly: Bitly) -> None:
+    """A command may mint tokens: that each is refused must not spend the month."""
+    bitly.answers(*[UNAUTHORIZED] * 20)
+    async with rigged(read=Tokens(*(f"t{n}" for n in range(30))), budget=Budget(Limits(0, 0, 10))) as rig:
+        try:
+            found: Verdict | None = await rig.client.ask("bit.ly/x")
+        except Stopping:
+            found = None
+    assert bitly.tokens == ["t0", "t1"]
+    assert found == TokenRefused(401, "UNAUTHORIZED")
+
+
+async def test_calls_refused_together_read_the_source_once(bitly: Bitly) -> None:
+    gathered = asyncio.Barrier(5)
+
+    async def refused() -> Entry:
+        await gathered.wait()
+        return UNAUTHORIZED
+
+    bitly.answers(*[refused] * 5, *[OK] * 5)
+    source = Tokens("old", "new", "newer")
+    async with rigged(read=source) as rig:
+        assert await asyncio.gather(*(rig.client.ask(f"bit.ly/{n}") for n in range(5))) == [ROW] * 5
+    assert source.reads == 2
+    assert bitly.tokens == ["old"] * 5 + ["new"] * 5
+
+
+async def test_a_token_does_not_show_in_its_repr() -> None:
+    assert "s3cret" not in f"{Token(lambda: 's3cret')!r} {Token(lambda: 's3cret')}"
+
+
+# --- retries --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "script", "attempts", "expected", "charged"),
+    [
+        pytest.param(FAILED, [OK], 5, ROW, 2, id="the second attempt answers"),
+        pytest.param(FAILED, [UNAVAILABLE, UNAVAILABLE, OK], 5, ROW, 4, id="the fourth answers"),
+        pytest.param(FAILED, [UNAVAILABLE] * 4, 5, FAILED, 5, id="none answers"),
+        pytest.param(FAILED, [], 1, FAILED, 1, id="one attempt is all"),
+        pytest.param(FAILED, [NOT_FOUND], 5, Refused(404, "NOT_FOUND"), 2, id="a refusal ends it"),
+        pytest.param(FAILED, [THROTTLED_30, THROTTLED_30, OK], 2, ROW, 2, id="a throttled answer costs no attempt"),
+        pytest.param(FAILED, [TimeoutError(), OK], 3, ROW, 3, id="no answer costs one"),
+        pytest.param(Unreadable(200, "not JSON", "<"), [OK], 5, ROW, 2, id="an unreadable answer is asked for again"),
+        pytest.param(
+            Unreadable(200, "not JSON", "<"),
+            [HTML],
+            5,
+            Unreadable(200, "not JSON", "<html>"),
+            2,
+            id="but only once",
+        ),
+        pytest.param(
+            FAILED,
+            [HTML, UNAVAILABLE, HTML],
+            5,
+            Unreadable(200, "not JSON", "<html>"),
+            4,
+            id="also with trouble in between",
+        ),
+    ],
+)
+async def test_a_call_is_repeated_and_charged(
+    bitly: Bitly, first: Verdict, script: list[Entry | Exception], attempts: int, expected: Verdict, charged: int
+) -> None:
+    bitly.answers(*script)
+    async with rigged(attempts=attempts) as rig:
+        assert await rig.client.ask_again("bit.ly/x", first) == (expected, charged)
+        throttled = sum(entry is THROTTLED_30 for entry in script)
+        assert len(bitly.requests) == len(script) == charged - 1 + throttled
+        counters = rig.client.counters
+        assert (counters.total, counters.retried, counters.throttled) == (len(script), charged - 1, throttled)
+        assert rig.budget.spent_this_month == len(script)
+
+
+async def test_calls_that_are_repeated_together_get_their_own_results(bitly: Bitly) -> None:
+    bodies = [b'{"metrics":[{"value":"%d","clicks":1}]}' % n for n in range(5)]
+    order: list[str] = []
+    bitly.seen = lambda: order.append(bitly.requests[-1][0].parts[-2])
+    bitly.answers(*((200, {}, body) for body in bodies))
+    async with rigged() as rig:
+        links = [f"bit.ly/{n}" for n in range(5)]
+        found = await asyncio.gather(*(rig.client.ask_again(link, FAILED) for link in links))
+    values = {link: verdict.metrics[0]["value"] for link, (verdict, _) in zip(links, found, strict=True)}  # type: ignore[union-attr]
+    assert values == {f"bit.ly/{name}": str(n) for n, name in enumerate(order)}
+
+
+async def test_waits_grow_with_full_jitter_up_to_a_minute(bitly: Bitly) -> None:
+    bitly.answers(*[UNAVAILABLE] * 19)
+    async with rigged(attempts=20) as rig:
+        await rig.client.ask_again("bit.ly/x", FAILED)
+        assert len(rig.stopper.taken) == 19
+        assert all(0 <= wait <= min(2.0**n, 60.0) for n, wait in enumerate(rig.stopper.taken, 1))
+        assert len(set(rig.stopper.taken)) == 19
+
+
+@pytest.mark.parametrize(
+    ("hint", "least", "most"),
+    [
+        (120.0, 120.0, 120.0),
+        (0.0, 0.0, 1.0),
+        (1e9, 300.0, 300.0),
+        (datetime(2099, 1, 1, tzinfo=UTC), 300.0, 300.0),
+        (datetime(1999, 1, 1, tzinfo=UTC), 0.0, 1.0),
+        (None, 0.0, 1.0),
+    ],
+)
+async def test_a_hint_makes_a_wait_longer_up_to_5_minutes(
+    bitly: Bitly, hint: float | datetime | None, least: float, most: float
+) -> None:
+    bitly.answers(OK)
+    async with rigged() as rig:
+        assert await rig.client.ask_again("bit.ly/x", Transient(503, "", hint)) == (ROW, 2)
+        [wait] = rig.stopper.taken
+        assert least <= wait <= most
+
+
+async def test_an_answers_own_hint_is_honoured(bitly: Bitly) -> None:
+    bitly.answers((503, {"Retry-After": "77"}, b""), OK)
+    async with rigged() as rig:
+        assert await rig.client.ask_again("bit.ly/x", FAILED) == (ROW, 3)
+        assert rig.stopper.taken[1] == 77.0
+
+
+async def test_a_run_that_ends_breaks_off_the_retry(bitly: Bitly) -> None:
+    async with rigged(held=True) as rig:
+        task = asyncio.create_task(rig.client.ask_again("bit.ly/x", FAILED))
+        await settle()
+        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
+        rig.stopper.end.set()
+        with pytest.raises(Stopping):
+            await task
+    assert bitly.requests == []
+
+
+# --- budget, slots and pace -----------------------------------------------------------------------------------------
+
+
+async def test_each_attempt_is_counted_before_it_is_sent(bitly: Bitly) -> None:
+    bitly.answers(UNAVAILABLE, THROTTLED_30, TimeoutError(), UNAUTHORIZED, OK)
+    async with rigged(read=Tokens("old", "new")) as rig:
+        counted: list[int] = []
+        bitly.seen = lambda: counted.append(rig.budget.spent_this_month)
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+    assert counted == [1, 2, 3, 4, 5]
+
+
+async def test_an_attempt_that_must_wait_is_neither_counted_nor_sent_until_then(bitly: Bitly) -> None:
+    bitly.answers(OK)
+    async with rigged(budget=Refusing(Wait(7.0, "minute"), Wait(3.0, "hour"))) as rig:
+        assert await rig.client.ask("bit.ly/x") == ROW
+        assert rig.stopper.taken == [7.0, 3.0]
+        assert rig.budget.spent_this_month == rig.client.counters.total == len(bitly.requests) == 1
+
+
+async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
+    bitly.answers(OK, OK)
+    async with rigged(budget=Refusing(Wait(30.0, "minute")), connections=1, held=True) as rig:
+        waiting = asyncio.create_task(rig.client.ask("bit.ly/waits"))
+        await settle()
+        assert rig.stopper.taken == [30.0]
+        assert rig.client.waiting == "minute"
+        assert await rig.client.ask("bit.ly/goes") == ROW
+        assert not waiting.done()
+        rig.stopper.end.set()
+        assert await waiting == ROW
+        assert rig.client.waiting is None
+    assert [url.parts[-2] for url, _ in bitly.requests] == ["goes", "waits"]
+
+
+async def test_nobody_holds_a_slot_between_retries(bitly: Bitly) -> None:
+    bitly.answers(OK, OK)
+    async with rigged(connections=1, held=True) as rig:
+        retried = asyncio.create_task(rig.client.ask_again("bit.ly/waits", FAILED))
+        await settle()
+        assert await rig.client.ask("bit.ly/goes") == ROW
+        rig.stopper.end.set()
+        assert await retried == (ROW, 2)
+
+
+@pytest.mark.parametrize("connections", [1, 5])
+async def test_no_more_requests_are_under_way_than_there_are_slots(bitly: Bitly, connections: int) -> None:
+    under_way = most = 0
+
+    async def slowly() -> Entry:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return OK
+
+    bitly.answers(*[slowly] * 40)
+    async with rigged(connections=connections) as rig:
+        await asyncio.gather(*(rig.client.ask(f"bit.ly/{n}") for n in range(40)))
+    assert most == connections
+
+
+async def test_a_spent_month_ends_the_run_and_says_until_when(bitly: Bitly) -> None:
+    async with rigged(budget=Refusing(MonthOver(datetime(2026, 12, 1, tzinfo=UTC)))) as rig:
+        with pytest.raises(Stopping):
+            await rig.client.ask("bit.ly/x")
+        assert rig.stopper.stop is not None
+        assert rig.stopper.stop.reason is Reason.MONTH_SPENT
+        assert rig.stopper.stop.until == "2026-12-01T00:00:00Z"
+    assert bitly.requests == []
+
+
+async def test_nothing_is_sent_once_the_run_ends(bitly: Bitly) -> None:
+    async with rigged() as rig:
+        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
+        with pytest.raises(Stopping):
+            await rig.client.ask("bit.ly/x")
+        assert rig.budget.spent_this_month == 0
+    assert bitly.requests == []
+
+
+async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly) -> None:
+    bitly.answers(OK, OK)
+    async with rigged(budget=Budget(Limits(2, 0, 0))) as rig:
+        assert await rig.client.ask("bit.ly/a") == ROW
+        second = asyncio.create_task(rig.client.ask("bit.ly/b"))
+        await asyncio.sleep(0.01)
+        assert len(bitly.requests) == 1
+        assert rig.budget.spent_this_month == 1
+        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
+        with pytest.raises(Stopping):
+            await second
+
+
+async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) -> None:
+    bitly.answers(*[OK] * 30)
+    async with rigged(budget=Budget(Limits(30, 0, 0))) as rig:
+        rig.client.sprint = lambda: True
+        async with asyncio.timeout(2):
+            for n in range(30):
+                assert await rig.client.ask(f"bit.ly/{n}") == ROW
+        assert rig.stopper.taken == []
+
+
+# --- the gate -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_throttled_answer_is_waited_out_and_never_the_calls_verdict(bitly: Bitly) -> None:
+    bitly.answers(THROTTLED_30, THROTTLED, OK)
+    async with rigged() as rig:
+        assert await rig.client.ask("bit.ly/x") == ROW
+        assert rig.stopper.taken[0] == 30.0
+        assert sum(rig.stopper.taken) >= 60.0  # the second wait is to the minute's edge at least
+        counters = rig.client.counters
+        assert (counters.total, counters.retried, counters.throttled) == (3, 0, 2)
+
+
+async def test_one_throttled_answer_holds_everyone_back(bitly: Bitly) -> None:
+    bitly.answers(THROTTLED_30, *[OK] * 5)
+    async with rigged(held=True) as rig:
+        first = asyncio.create_task(rig.client.ask("bit.ly/0"))
+        await settle()
+        others = [asyncio.create_task(rig.client.ask(f"bit.ly/{n}")) for n in range(1, 5)]
+        await settle()
+        assert len(bitly.requests) == 1
+        assert rig.stopper.taken == [30.0] * 5
+        assert rig.client.waiting == "throttled"
+        assert rig.budget.spent_this_month == 1
+        rig.stopper.end.set()
+        assert await asyncio.gather(first, *others) == [ROW] * 5
+
+
+async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bitly: Bitly) -> None:
+    """Five connections are under way when the limit is reached: the four that were in time say nothing new."""
+    may_answer = asyncio.Event()
+
+    async def late() -> Entry:
+        await may_answer.wait()
+        return OK
+
+    bitly.answers(late, THROTTLED_30, OK, OK)
+    async with rigged(held=True) as rig:
+        slow = asyncio.create_task(rig.client.ask("bit.ly/slow"))
+        await settle()
+        rig.clock.seconds += 1.0
+        bitly.seen = lambda: setattr(rig.clock, "seconds", rig.clock.seconds + 0.1)  # an answer takes its time
+        throttled = asyncio.create_task(rig.client.ask("bit.ly/throttled"))
+        await settle()
+        may_answer.set()
+        assert await slow == ROW
+        third = asyncio.create_task(rig.client.ask("bit.ly/third"))
+        await settle()
+        assert len(bitly.requests) == 2
+        rig.stopper.end.set()
+        assert [await throttled, await third] == [ROW, ROW]
+
+
+OUTAGE_RULES = GateRules(streak=2, links=2, jitter=0.0)
+
+
+async def begin_outage(rig: Rig, bitly: Bitly) -> Verdict:
+    """Let two calls fail, which is an outage here; only they are left."""
+    bitly.answers(UNAVAILABLE, UNAVAILABLE)
+    found = [await rig.client.ask(f"bit.ly/{n}") for n in range(2)]
+    assert found == [FAILED, FAILED]
+    assert rig.gate.outage
+    rig.client.fresh_left = lambda: False
+    return found[0]
+
+
+async def test_in_an_outage_attempts_are_charged_to_no_call(bitly: Bitly) -> None:
+    async with rigged(attempts=2, rules=OUTAGE_RULES) as rig:
+        first = await begin_outage(rig, bitly)
+        bitly.answers(*[UNAVAILABLE] * 6, OK)
+        assert await rig.client.ask_again("bit.ly/0", first) == (ROW, 1)
+        assert not rig.gate.outage
+        assert rig.budget.spent_this_month == len(bitly.requests) == 9
+
+
+async def test_an_outage_that_does_not_end_ends_the_run(bitly: Bitly) -> None:
+    async with rigged(attempts=2, rules=OUTAGE_RULES) as rig:
+        first = await begin_outage(rig, bitly)
+        bitly.answers(*[UNAVAILABLE] * 60)
+        with pytest.raises(Stopping):
+            await rig.client.ask_again("bit.ly/0", first)
+        assert rig.stopper.stop is not None
+        assert rig.stopper.stop.reason is Reason.OUTAGE
+        assert 900 < rig.clock() - 1000 < 1000

@@ -1,0 +1,73 @@
+"""The documents say what is so: options, exit codes, the help text, the example configuration."""
+
+import re
+import tomllib
+from dataclasses import fields
+
+import pytest
+
+from harvester import __version__
+from harvester.cli import _BY_REASON, EXIT_CODES, app
+from harvester.settings import RunOptions
+from harvester.stopping import Reason
+from tests.commands import ROOT, harvester
+
+README = (ROOT / "README.md").read_text()
+BEGIN, END = "<!-- help: begin -->", "<!-- help: end -->"
+
+
+def help_text() -> str:
+    done = harvester("run", "--help", env={"COLUMNS": "110", "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines()).strip()
+
+
+def test_the_readme_has_the_help_that_the_command_prints() -> None:
+    """After a change: python -m tests.test_docs writes it anew."""
+    shown = README.partition(BEGIN)[2].partition(END)[0].strip().removeprefix("```text").removesuffix("```").strip()
+    assert shown == help_text()
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    shown = dict(re.findall(r"^\| (\d) \| (.*) \|$", README, re.MULTILINE))
+    assert {int(code): text.replace("`", "") for code, text in shown.items()} == EXIT_CODES
+
+
+def test_every_reason_to_stop_has_an_exit_code() -> None:
+    assert set(_BY_REASON) == set(Reason)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(RunOptions)])
+def test_every_option_is_in_the_example_configuration(field: str) -> None:
+    example = (ROOT / "config.example.toml").read_text()
+    flags = {"retry_failed", "retry_refused", "strict", "quiet"}
+    assert field in flags or re.search(rf"^(# )?{field} = ", example, re.MULTILINE)
+
+
+def test_the_example_configuration_has_the_defaults() -> None:
+    example = tomllib.loads((ROOT / "config.example.toml").read_text())["run"]
+    defaults = RunOptions(out="out")
+    assert example == {name: getattr(defaults, name) for name in example}
+
+
+def test_every_command_explains_itself() -> None:
+    for name in ("run", "sandbox", "demo"):
+        done = harvester(name, "--help")
+        assert done.returncode == 0
+        assert "Usage: harvester" in done.stdout
+    assert app.name == ("harvester",)
+
+
+def test_the_changelog_knows_this_version_or_has_it_coming() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}]" in changelog or "## [Unreleased]" in changelog
+
+
+def write_readme() -> None:
+    before, _, rest = README.partition(BEGIN)
+    after = rest.partition(END)[2]
+    (ROOT / "README.md").write_text(f"{before}{BEGIN}\n```text\n{help_text()}\n```\n{END}{after}")
+
+
+if __name__ == "__main__":
+    write_readme()

@@ -1,0 +1,438 @@
+"""Options to typed values: what they mean, and what is refused before anything is opened."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.bitly import BASE_URL, FACETS, UNITS
+from harvester.budget import Limits
+from harvester.errors import UsageError
+from harvester.settings import (
+    RunOptions,
+    bytes_of,
+    check_counts,
+    checked_base_url,
+    failure_limit_of,
+    limits_of,
+    query_of,
+    seconds_of,
+    token_source,
+)
+from harvester.stopping import FailureLimit
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+OPTIONS = RunOptions(out="out")
+
+
+def options(**changes: Any) -> RunOptions:
+    return replace(OPTIONS, **changes)
+
+
+# --- durations and sizes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("6h", 21_600),
+        ("2d", 172_800),
+        ("1h30m", 5400),
+        ("1d2h3m4s", 93_784),
+        ("0.5s", 0.5),
+        ("1.5h", 5400),
+        (" 30S ", 30),
+    ],
+)
+def test_a_duration_is_a_number_with_a_unit_or_several(text: str, seconds: float) -> None:
+    assert seconds_of("--max-time", text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "0", "0s", "0h0m", "-5", "-5s", "s", "5x", "5 s", "five", "1h-30m", "1e3", "inf", "nan", "5ms"]
+)
+def test_any_other_duration_is_a_usage_error_that_names_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match="--max-time"):
+        seconds_of("--max-time", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1048576", 1_048_576),
+        ("1b", 1),
+        ("64MB", 64_000_000),
+        ("64m", 64_000_000),
+        ("128MiB", 134_217_728),
+        ("128Mi", 134_217_728),
+        ("10k", 10_000),
+        ("10KiB", 10_240),
+        ("2GiB", 2_147_483_648),
+        ("1 GB", 1_000_000_000),
+        (" 5kb ", 5000),
+    ],
+)
+def test_a_size_is_a_count_of_bytes_with_a_unit(text: str, number: int) -> None:
+    assert bytes_of("--part-bytes", text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "0MiB", "-1", "1.5G", "MiB", "1TB", "64 M B", "lots", "1e6"])
+def test_any_other_size_is_a_usage_error_that_names_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match="--part-bytes"):
+        bytes_of("--part-bytes", text)
+
+
+@given(st.text("0123456789.smhdkibMG -+e%\u0663", max_size=8))
+def test_a_text_is_a_duration_a_size_and_a_limit_or_a_usage_error(text: str) -> None:
+    readers: list[Callable[[], object]] = [
+        lambda: seconds_of("--timeout", text),
+        lambda: bytes_of("--part-bytes", text),
+        lambda: failure_limit_of(text),
+    ]
+    for reader in readers:
+        try:
+            value = reader()
+        except UsageError:
+            continue
+        assert isinstance(value, FailureLimit) or (isinstance(value, int | float) and value > 0)
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        (None, None),
+        ("0", FailureLimit(count=0)),
+        ("25", FailureLimit(count=25)),
+        ("5%", FailureLimit(share=0.05)),
+        ("0.5%", FailureLimit(share=0.005)),
+        ("0%", FailureLimit(share=0.0)),
+        ("100%", FailureLimit(share=1.0)),
+        (" 5% ", FailureLimit(share=0.05)),
+    ],
+)
+def test_a_failure_limit_is_a_count_or_a_share(text: str | None, limit: FailureLimit | None) -> None:
+    assert failure_limit_of(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "%", "-1", "-1%", "101%", "1.5", "many", "5%%", "nan%", "inf%", "-inf%", "nan"])
+def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match="--max-failures"):
+        failure_limit_of(text)
+
+
+def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:
+    assert limits_of(options(per_minute=1, per_hour=2, per_month=0)) == Limits(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["per_minute", "per_hour", "per_month"])
+def test_a_negative_limit_is_a_usage_error_that_names_the_option(name: str) -> None:
+    with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
+        limits_of(options(**{name: -1}))
+
+
+@pytest.mark.parametrize("name", ["connections", "attempts", "part_rows", "max_calls"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_below_one_is_a_usage_error_that_names_the_option(name: str, value: int) -> None:
+    check_counts(OPTIONS)
+    with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
+        check_counts(options(**{name: value}))
+
+
+# --- the query ------------------------------------------------------------------------------------------------------
+
+
+def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
+    query, moment_is_now = query_of(options(unit_reference="2026-11-23T08:00:00.9+02:00", unit="week", units=3, size=7))
+    assert query.as_dict() == {
+        "facet": "referrers",
+        "unit": "week",
+        "units": 3,
+        "unit_reference": "2026-11-23T06:00:00Z",
+        "size": 7,
+    }
+    assert not moment_is_now
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-23T06:00:00Z", "2026-11-23T06:00:00", "2026-11-23 06:00", "2026-11-23T06:00:00+0000", "20261123T060000Z"],
+)
+def test_a_moment_is_utc_unless_it_says_otherwise(text: str) -> None:
+    assert query_of(options(unit_reference=text))[0].unit_reference == "2026-11-23T06:00:00Z"
+
+
+def test_a_date_is_its_midnight() -> None:
+    assert query_of(options(unit_reference="2026-11-23"))[0].unit_reference == "2026-11-23T00:00:00Z"
+
+
+def test_without_a_moment_it_is_this_one() -> None:
+    query, moment_is_now = query_of(OPTIONS)
+    assert moment_is_now
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(query.unit_reference)) < timedelta(seconds=60)
+
+
+def test_every_facet_and_unit_of_bitlys_is_taken() -> None:
+    for facet in FACETS:
+        assert query_of(options(facet=facet))[0].facet == facet
+    for unit in UNITS:
+        assert query_of(options(unit=unit))[0].unit == unit
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("facet", "referers"),
+        ("facet", ""),
+        ("unit", "year"),
+        ("unit", "Day"),
+        ("units", 0),
+        ("units", -2),
+        ("size", 0),
+        ("size", -1),
+        ("unit_reference", "yesterday"),
+        ("unit_reference", "2026-13-01"),
+        ("unit_reference", "1764000000"),
+        ("unit_reference", "0001-01-01T00:00:00+01:00"),
+        ("unit_reference", "9999-12-31T23:59:59-01:00"),
+        ("unit_reference", " "),
+        ("unit_reference", ""),
+    ],
+)
+def test_a_value_that_bitly_does_not_know_is_a_usage_error_that_names_the_option(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
+        query_of(options(**{name: value}))
+
+
+# --- the base URL ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (BASE_URL, BASE_URL),
+        (BASE_URL + "/", BASE_URL),
+        ("HTTPS://api-ssl.bitly.com/v4", "HTTPS://api-ssl.bitly.com/v4"),
+        ("https://proxy.example:8443/bitly/v4/", "https://proxy.example:8443/bitly/v4"),
+        ("http://localhost:8080/v4", "http://localhost:8080/v4"),
+        ("http://LOCALHOST/v4", "http://LOCALHOST/v4"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://127.9.9.9", "http://127.9.9.9"),
+        ("http://[::1]:8080/v4", "http://[::1]:8080/v4"),
+    ],
+)
+def test_the_token_goes_over_https_or_stays_on_this_machine(url: str, expected: str) -> None:
+    assert checked_base_url(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api-ssl.bitly.com/v4",
+        "http://localhost.example/v4",
+        "http://127.0.0.1.example/v4",
+        "http://localhost@example.com/v4",
+        "http://10.0.0.1/v4",
+        "http://0.0.0.0/v4",
+        "http://[::2]/v4",
+        "http://2130706433/v4",
+    ],
+)
+def test_the_token_never_travels_unencrypted(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url"):
+        checked_base_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api-ssl.bitly.com/v4",
+        "//api-ssl.bitly.com/v4",
+        "ftp://api-ssl.bitly.com/v4",
+        "file:///etc/passwd",
+        "https://",
+        "https:///v4",
+        "https://host:port/v4",
+        "https://host:0/v4",
+        "https://host:65536/v4",
+        "https://[::1/v4",
+        "https://[nonsense]/v4",
+        "https://two words.example/v4",
+    ],
+)
+def test_what_is_no_url_is_a_usage_error_that_names_the_option(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url"):
+        checked_base_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user@example.com/v4",
+        "https://user:s3cret@example.com/v4",
+        "https://:s3cret@example.com/v4",
+        "http://user:s3cret@localhost/v4",
+        "https://example.com/v4?access_token=s3cret",
+        "https://example.com/v4?",
+        "https://example.com/v4#top",
+        "https://example.com/v4#",
+    ],
+)
+def test_user_names_queries_and_fragments_are_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url") as refused:
+        checked_base_url(url)
+    assert "s3cret" not in str(refused.value)
+
+
+# --- the token ------------------------------------------------------------------------------------------------------
+
+
+def silent(message: str) -> None:
+    """Nothing to warn of is expected."""
+    raise AssertionError(message)
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITLY_TOKEN", raising=False)
+
+
+def token_file(folder: Path, content: bytes, mode: int = 0o600) -> str:
+    path = folder / "token"
+    path.write_bytes(content)
+    path.chmod(mode)
+    return str(path)
+
+
+def command_that(code: str) -> str:
+    """A command line that runs some Python."""
+    return f"'{sys.executable}' -c \"{code}\""
+
+
+def test_the_environment_holds_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", f" {TOKEN}\n")
+    assert token_source(OPTIONS, silent)() == TOKEN
+
+
+def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    read = token_source(OPTIONS, silent)
+    assert read() == TOKEN
+    monkeypatch.setenv("BITLY_TOKEN", "another")
+    assert read() == "another"
+
+
+@pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\nand a note"])
+def test_a_files_first_line_is_the_token(tmp_path: Path, no_token: None, content: str) -> None:
+    path = token_file(tmp_path, content.encode())
+    assert token_source(options(token_file=path), silent)() == TOKEN
+
+
+def test_a_file_is_read_at_each_call_so_that_a_token_can_be_rotated(tmp_path: Path, no_token: None) -> None:
+    read = token_source(options(token_file=token_file(tmp_path, b"old")), silent)
+    assert read() == "old"
+    token_file(tmp_path, b"new")
+    assert read() == "new"
+
+
+def test_a_commands_first_line_is_the_token(no_token: None) -> None:
+    command = command_that(f"print('{TOKEN}'); print('and a note')")
+    assert token_source(options(token_command=command), silent)() == TOKEN
+
+
+def test_a_file_or_a_command_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "from-the-environment")
+    path = token_file(tmp_path, b"from-the-file")
+    assert token_source(options(token_file=path), silent)() == "from-the-file"
+    assert token_source(options(token_command=command_that("print('printed')")), silent)() == "printed"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o644, True)])
+def test_a_token_file_that_others_can_read_is_warned_of_once(
+    tmp_path: Path, no_token: None, mode: int, warned: bool
+) -> None:
+    warnings: list[str] = []
+    path = token_file(tmp_path, TOKEN.encode(), mode)
+    read = token_source(options(token_file=path), warnings.append)
+    assert read() == read() == TOKEN
+    assert len(warnings) == warned
+    assert all("chmod 600" in warning and TOKEN not in warning for warning in warnings)
+
+
+def test_a_file_and_a_command_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match="--token-file and --token-command"):
+        token_source(options(token_file="a", token_command="b"), silent)
+
+
+@pytest.mark.parametrize("value", [None, "", "  \n"])
+def test_without_any_token_the_error_says_where_to_put_one(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("BITLY_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("BITLY_TOKEN", value)
+    with pytest.raises(UsageError) as refused:
+        token_source(OPTIONS, silent)()
+    for place in ("BITLY_TOKEN", "--token-file", "--token-command", "Settings > API"):
+        assert place in str(refused.value)
+
+
+def test_a_missing_token_file_is_a_usage_error_that_names_it(tmp_path: Path, no_token: None) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UsageError, match=f"--token-file {path}"):
+            token_source(options(token_file=str(path)), silent)()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n" + TOKEN.encode(), b"Bearer " + TOKEN.encode(), b"s3cret\xff", b"\xef\xbb\xbfs3cret", b"s3cret\x00"],
+)
+def test_a_file_without_a_token_is_an_error_that_does_not_repeat_it(
+    tmp_path: Path, no_token: None, content: bytes
+) -> None:
+    path = token_file(tmp_path, content)
+    with pytest.raises(UsageError, match="--token-file") as refused:
+        token_source(options(token_file=path), silent)()
+    assert TOKEN not in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/no/such/command",
+        "'unbalanced",
+        " ",
+        command_that("pass"),
+        command_that("print('s3cret token')"),
+        command_that("print('s3cret'); raise SystemExit(3)"),
+        command_that("import sys; sys.stdout.buffer.write(b's3cret\\xff')"),
+    ],
+)
+def test_a_command_that_gives_no_token_is_an_error_that_does_not_repeat_what_it_printed(
+    no_token: None, command: str
+) -> None:
+    with pytest.raises(UsageError, match="--token-command") as refused:
+        token_source(options(token_command=command), silent)()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_token_in_the_environment_that_is_none_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "s3cret with spaces")
+    with pytest.raises(UsageError, match="BITLY_TOKEN") as refused:
+        token_source(OPTIONS, silent)()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_options_have_no_place_for_a_token() -> None:
+    assert not any(name in {"token", "access_token"} for name in RunOptions.__dataclass_fields__)

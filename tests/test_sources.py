@@ -1,0 +1,376 @@
+"""Lists of links: what a line is, which files are read, and what a broken one leaves behind."""
+
+import gzip
+import io
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from harvester.bitly import Query
+from harvester.errors import InputBroken, UsageError
+from harvester.rows import RowMaker
+from harvester.sources import BATCH_LINES, CHUNK, LINE_LIMIT, Batch, Source, find, read, spool
+
+
+def write(folder: Path, content: bytes, name: str = "links.txt") -> str:
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def merged(batches: Iterator[Batch]) -> Batch:
+    """All batches as one."""
+    whole = Batch()
+    for batch in batches:
+        whole.lines += batch.lines
+        whole.blank += batch.blank
+        whole.comments += batch.comments
+        whole.invalid += batch.invalid
+        whole.links += batch.links
+    return whole
+
+
+def taken(path: str) -> Batch:
+    return merged(read(find([path])))
+
+
+def places(batch: Batch) -> list[tuple[str, int]]:
+    return [(link.bitlink, link.line) for link in batch.links]
+
+
+# --- lines --------------------------------------------------------------------------------------------------------
+
+
+def test_each_link_comes_with_its_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path, b"bit.ly/a\nhttps://Bit.ly/B\n")
+    batch = taken(path)
+    assert places(batch) == [("bit.ly/a", 1), ("bit.ly/B", 2)]
+    assert {link.file for link in batch.links} == {path}
+
+
+def test_blank_lines_and_comments_are_counted_and_skipped(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"# mine\n\nbit.ly/a\n  \t\r\n  # indented\nbit.ly/b\n\n"))
+    assert (batch.lines, batch.blank, batch.comments, batch.invalid) == (7, 3, 2, [])
+    assert places(batch) == [("bit.ly/a", 3), ("bit.ly/b", 6)]
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    assert places(taken(write(tmp_path, b"\xef\xbb\xbfbit.ly/a\nbit.ly/b\n"))) == [("bit.ly/a", 1), ("bit.ly/b", 2)]
+
+
+def test_a_comment_after_a_byte_order_mark_is_a_comment(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"\xef\xbb\xbf# mine\nbit.ly/b\n"))
+    assert (batch.comments, places(batch)) == (1, [("bit.ly/b", 2)])
+
+
+def test_each_files_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    paths = [write(tmp_path, b"\xef\xbb\xbfbit.ly/" + name, name.decode()) for name in (b"a", b"b")]
+    batch = merged(read(find(paths)))
+    assert [(link.bitlink, link.file, link.line) for link in batch.links] == [
+        ("bit.ly/a", paths[0], 1),
+        ("bit.ly/b", paths[1], 1),
+    ]
+
+
+def test_lines_may_end_in_crlf(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"bit.ly/a\r\n\r\nbit.ly/b\r\n"))
+    assert (batch.blank, places(batch)) == (1, [("bit.ly/a", 1), ("bit.ly/b", 3)])
+
+
+def test_the_last_line_needs_no_line_feed(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"bit.ly/a\nbit.ly/b"))
+    assert (batch.lines, places(batch)) == (2, [("bit.ly/a", 1), ("bit.ly/b", 2)])
+
+
+def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
+    assert taken(write(tmp_path, b"")) == Batch()
+
+
+def test_what_is_no_bitlink_is_kept_with_its_text_reason_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path, b"bit.ly/a\n nonsense \n")
+    [invalid] = taken(path).invalid
+    assert (invalid.text, invalid.file, invalid.line) == ("nonsense", path, 2)
+    assert "slash" in invalid.reason
+
+
+def test_a_line_that_is_not_utf_8_is_one_invalid_line(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"bit.ly/\xff\nbit.ly/b\n"))
+    assert [(line.text, line.reason) for line in batch.invalid] == [("bit.ly/\ufffd", "not UTF-8")]
+    assert places(batch) == [("bit.ly/b", 2)]
+
+
+@pytest.mark.parametrize("length", [LINE_LIMIT + 1, LINE_LIMIT + CHUNK, 3 * CHUNK, 3 * CHUNK + 1, 40 * CHUNK])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_an_overlong_line_is_one_invalid_line_and_the_next_is_read(tmp_path: Path, length: int, end: bytes) -> None:
+    batch = taken(write(tmp_path, b"bit.ly/a" + end + b"x" * length + end + b"bit.ly/b" + end))
+    assert [(line.text, line.line) for line in batch.invalid] == [("", 2)]
+    assert "64 KiB" in batch.invalid[0].reason
+    assert places(batch) == [("bit.ly/a", 1), ("bit.ly/b", 3)]
+    assert batch.lines == 3
+
+
+@pytest.mark.parametrize("length", [LINE_LIMIT + 1, 2 * CHUNK, 5 * CHUNK])
+def test_an_overlong_last_line_is_one_invalid_line(tmp_path: Path, length: int) -> None:
+    batch = taken(write(tmp_path, b"bit.ly/a\n" + b"x" * length))
+    assert (batch.lines, len(batch.invalid), places(batch)) == (2, 1, [("bit.ly/a", 1)])
+
+
+def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    link = b"https://bit.ly/a?"
+    batch = taken(write(tmp_path, link + b"x" * (LINE_LIMIT - len(link)) + b"\nbit.ly/b\n"))
+    assert places(batch) == [("bit.ly/a", 1), ("bit.ly/b", 2)]
+
+
+def test_two_overlong_lines_are_two(tmp_path: Path) -> None:
+    long = b"x" * (2 * LINE_LIMIT)
+    batch = taken(write(tmp_path, long + b"\n" + long + b"\nbit.ly/c"))
+    assert [line.line for line in batch.invalid] == [1, 2]
+    assert places(batch) == [("bit.ly/c", 3)]
+
+
+def test_the_text_kept_of_an_invalid_line_is_bounded(tmp_path: Path) -> None:
+    [invalid] = taken(write(tmp_path, b"y" * 60_000)).invalid
+    assert invalid.text == "y" * 2000
+
+
+# --- failures as a list ---------------------------------------------------------------------------------------------
+
+
+def test_the_lines_of_a_failures_file_are_a_list(tmp_path: Path) -> None:
+    maker = RowMaker(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "run")
+    lines = [
+        maker.failure("refused", file="x", line=1, bitlink="bit.ly/a", status=404, message="NOT_FOUND", attempts=1),
+        maker.failure("failed", file="x", line=2, bitlink="bit.ly/É", attempts=5),
+        maker.failure("invalid", file="x", line=3, text="nonsense"),
+    ]
+    batch = taken(write(tmp_path, b"".join(line + b"\n" for line in lines), "_failures.ndjson"))
+    assert places(batch) == [("bit.ly/a", 1), ("bit.ly/É", 2)]
+    assert [(line.reason.partition(":")[0], line.line) for line in batch.invalid] == [("no slash", 3)]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "{}", '{"bitlink":null,"text":null}', '{"bitlink":5}', '{"bitlink":["bit.ly/a"]}', "{bit.ly/a}"]
+)
+def test_an_object_that_names_no_bitlink_is_an_invalid_line(tmp_path: Path, line: str) -> None:
+    batch = taken(write(tmp_path, line.encode() + b"\nbit.ly/b\n"))
+    assert [found.text for found in batch.invalid] == [line]
+    assert places(batch) == [("bit.ly/b", 2)]
+
+
+# --- compressed -----------------------------------------------------------------------------------------------------
+
+
+def test_a_gzipped_list_is_known_by_its_magic_not_by_its_name(tmp_path: Path) -> None:
+    assert places(taken(write(tmp_path, gzip.compress(b"bit.ly/a\nbit.ly/b\n"), "links.txt"))) == [
+        ("bit.ly/a", 1),
+        ("bit.ly/b", 2),
+    ]
+    assert places(taken(write(tmp_path, b"bit.ly/a\n", "links.gz"))) == [("bit.ly/a", 1)]
+
+
+def test_a_gzipped_list_may_have_several_members(tmp_path: Path) -> None:
+    members = gzip.compress(b"bit.ly/a\nbit.l") + gzip.compress(b"") + gzip.compress(b"y/b\nbit.ly/c")
+    assert places(taken(write(tmp_path, members))) == [("bit.ly/a", 1), ("bit.ly/b", 2), ("bit.ly/c", 3)]
+
+
+def test_a_gzipped_list_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    assert places(taken(write(tmp_path, gzip.compress(b"\xef\xbb\xbfbit.ly/a")))) == [("bit.ly/a", 1)]
+
+
+def read_until_broken(path: str) -> tuple[Batch, InputBroken]:
+    """What came before the break, and the break."""
+    seen: list[Batch] = []
+    with pytest.raises(InputBroken) as broken:
+        seen.extend(read(find([path])))
+    return merged(iter(seen)), broken.value
+
+
+def test_a_cut_gzip_gives_what_came_before_and_names_file_and_line(tmp_path: Path) -> None:
+    lines = b"".join(b"bit.ly/%d\n" % n for n in range(20_000))
+    whole = gzip.compress(lines)
+    path = write(tmp_path, whole[: len(whole) // 2])
+    before, broken = read_until_broken(path)
+    assert 1000 < before.lines < 20_000
+    assert places(before) == [(f"bit.ly/{n}", n + 1) for n in range(before.lines)]
+    assert path in str(broken)
+    assert f"line {before.lines}" in str(broken)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: whole[:5], id="cut in the header"),
+        pytest.param(lambda whole: whole[:-4], id="cut in the trailer"),
+        pytest.param(lambda whole: whole[:-8] + b"\0" * 8, id="wrong checksum"),
+        pytest.param(lambda whole: whole + b"garbage", id="garbage behind it"),
+        pytest.param(lambda whole: whole[:12] + b"\xff" * 40 + whole[52:], id="damaged"),
+    ],
+)
+def test_a_damaged_gzip_is_an_explained_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    whole = gzip.compress(b"".join(b"bit.ly/%d\n" % n for n in range(100)))
+    path = write(tmp_path, damage(whole))
+    _, broken = read_until_broken(path)
+    assert path in str(broken)
+    assert "line" in str(broken)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_utf_16_list_is_refused_with_advice(tmp_path: Path, encoding: str, packed: bool) -> None:
+    mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
+    content = mark + "bit.ly/a\nbit.ly/b\n".encode(encoding)
+    path = write(tmp_path, gzip.compress(content) if packed else content)
+    before, broken = read_until_broken(path)
+    assert before.links == []
+    assert "UTF-16" in str(broken)
+    assert "iconv" in str(broken)
+    assert path in str(broken)
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "missing.txt")
+    with pytest.raises(UsageError, match=r"missing\.txt"):
+        find([path])
+
+
+def test_a_folder_is_a_usage_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the lists in it"):
+        find([str(tmp_path)])
+
+
+def test_no_list_and_standard_input_twice_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="no list"):
+        find([])
+    with pytest.raises(UsageError, match="only once"):
+        find(["-", "-"])
+
+
+def test_a_dash_is_standard_input_which_cannot_be_read_twice() -> None:
+    [source] = find(["-"])
+    assert (source.name, source.path, source.rereadable) == ("-", None, False)
+
+
+def test_a_file_can_be_read_twice(tmp_path: Path) -> None:
+    [source] = find([write(tmp_path, b"bit.ly/a\n")])
+    assert source.rereadable
+    assert merged(read([source])) == merged(read([source]))
+    assert spool(source, str(tmp_path)) == source
+
+
+def test_a_file_that_vanished_after_it_was_found_is_an_explained_error(tmp_path: Path) -> None:
+    path = write(tmp_path, b"bit.ly/a\n")
+    sources = find([path])
+    Path(path).unlink()
+    with pytest.raises(InputBroken, match=r"links\.txt"):
+        list(read(sources))
+
+
+def test_a_file_name_that_is_no_utf_8_still_fits_into_json(tmp_path: Path) -> None:
+    path = write(tmp_path, b"bit.ly/a\nnonsense\n", "l\udcffinks.txt")
+    batch = taken(path)
+    json.dumps([batch.links[0].file, batch.invalid[0].file], ensure_ascii=False).encode()
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            *(
+                b"\n",
+                b"\r\n",
+                b"\r",
+                b"\n\n",
+                b" ",
+                b"\t",
+                b"#",
+                b"# c\n",
+                b"{",
+                b'{"bitlink":"bit.ly/o"}',
+                b"}",
+                b"\0",
+            ),
+            *(
+                b"bit.ly/a",
+                b"bit.ly/b\n",
+                b"https://bit.ly/c\n",
+                b"\xff",
+                b"\xef\xbb\xbf",
+                b"\xc2\x85",
+                b"\xe2\x80\xa8",
+            ),
+            *(b"x" * (LINE_LIMIT - 1), b"y" * LINE_LIMIT, b"z" * (LINE_LIMIT + 1)),
+        ]
+    ),
+    st.binary(max_size=20),
+)
+
+
+@given(st.lists(PIECES, max_size=12).map(b"".join), st.booleans())
+@example(b"x" * CHUNK + b"\n", False)
+@example(b"x" * (CHUNK - 1) + b"\n" + b"y" * CHUNK + b"\n\n", True)
+def test_lines_and_counts_reconcile_for_any_bytes(content: bytes, packed: bool) -> None:
+    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")))
+    with tempfile.TemporaryDirectory() as folder:
+        batches = list(read(find([write(Path(folder), gzip.compress(content) if packed else content)])))
+    for batch in batches:
+        assert 0 < batch.lines <= BATCH_LINES
+        assert batch.lines == batch.blank + batch.comments + len(batch.invalid) + len(batch.links)
+    whole = merged(iter(batches))
+    assert whole.lines == content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+    numbers = [link.line for link in whole.links] + [line.line for line in whole.invalid]
+    assert len(set(numbers)) == len(numbers)
+    assert all(1 <= number <= whole.lines for number in numbers)
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert {link.line for link in whole.links} <= {n for n, line in enumerate(lines, 1) if line.strip()}
+    assert [line.line for line in whole.invalid if line.text == ""] == [
+        n for n, line in enumerate(content.split(b"\n"), 1) if len(line) > LINE_LIMIT
+    ]
+
+
+def test_a_batch_is_given_before_the_rest_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, b"".join(b"bit.ly/%d\n" % n for n in range(50_000)))
+    batches = read(find([path]))
+    first = next(batches)
+    assert len(first.links) <= BATCH_LINES
+    with open(path, "r+b") as stream:  # what was not read yet is still the file's
+        stream.seek(0, io.SEEK_END)
+        stream.write(b"bit.ly/last\n")
+    rest = merged(batches)
+    assert rest.links[-1].bitlink == "bit.ly/last"
+    assert first.lines + rest.lines == 50_001
+
+
+def peak_bytes(source: Source) -> int:
+    """The most memory that reading a source takes, when no batch is kept."""
+    tracemalloc.start()
+    try:
+        for _ in read([source]):
+            pass
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_list_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    short = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(20_000)), "short")
+    long = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(100_000)), "long")
+    few, many = (peak_bytes(source) for source in find([short, long]))
+    assert many < 1.5 * few + 100_000
+    assert many < 5_000_000
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_endless_line_takes_no_more_memory_than_a_few_chunks(tmp_path: Path, packed: bool) -> None:
+    content = b"x" * (200 * CHUNK)
+    [source] = find([write(tmp_path, gzip.compress(content, 1) if packed else content)])
+    assert peak_bytes(source) < 20 * CHUNK

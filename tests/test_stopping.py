@@ -1,0 +1,314 @@
+"""When a run ends early: the rules that watch verdicts, and the switch that wakes whoever waits."""
+
+import asyncio
+import time
+
+import pytest
+
+from harvester.bitly import (
+    Answer,
+    MonthSpent,
+    ParameterRefused,
+    PlanRefused,
+    Refused,
+    Throttled,
+    TokenRefused,
+    Transient,
+    Unknown,
+    Unreadable,
+    Verdict,
+)
+from harvester.errors import Stopping
+from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, for_every_call
+
+ROW = Answer([], 0, None, None)
+NOT_FOUND = Refused(404, "NOT_FOUND")
+NOT_YOURS = Refused(403, "FORBIDDEN")
+NO_ROUTE = Refused(404, "404 page not found", no_route=True)
+UNREADABLE = Unreadable(200, "not JSON", "<html>")
+FAILED = Transient(503, "no message")
+UNKNOWN = Unknown(418, "TEAPOT", "")
+
+STOP = Stop(Reason.SIGNAL, "SIGTERM")
+
+
+def seen(rules: Rules, *verdicts: Verdict) -> tuple[int, Stop] | None:
+    """After how many of the verdicts the run should end, and why; None if it should go on."""
+    for number, verdict in enumerate(verdicts, 1):
+        if stop := rules.see(verdict):
+            return number, stop
+    return None
+
+
+def reason_after(rules: Rules, *verdicts: Verdict) -> tuple[int, Reason] | None:
+    found = seen(rules, *verdicts)
+    return (found[0], found[1].reason) if found else None
+
+
+def first_rules(limit: FailureLimit | None = None) -> Rules:
+    """The rules of a dataset that has no row yet."""
+    return Rules(limit, first_rows=True)
+
+
+# --- for every call -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason", "advice"),
+    [
+        (MonthSpent(429, "MONTHLY_RATE_LIMIT_EXCEEDED"), Reason.MONTH_SPENT, "month"),
+        (TokenRefused(401, "UNAUTHORIZED"), Reason.TOKEN_REFUSED, "--token-file"),
+        (PlanRefused(402, "UPGRADE_REQUIRED"), Reason.PLAN_REFUSED, "--facet"),
+        (ParameterRefused(400, "INVALID_ARG_SIZE", "size"), Reason.PARAMETER_REFUSED, "--size"),
+        (
+            ParameterRefused(400, "INVALID_ARG_UNIT_REFERENCE", "unit_reference"),
+            Reason.PARAMETER_REFUSED,
+            "--unit-reference",
+        ),
+    ],
+)
+def test_what_every_call_would_get_stops_at_once_and_says_what_to_do(
+    verdict: Verdict, reason: Reason, advice: str
+) -> None:
+    for rules in (first_rules(), Rules(FailureLimit(share=1.0), first_rows=False)):
+        found = seen(rules, ROW, verdict)
+        assert found is not None
+        assert (found[0], found[1].reason) == (2, reason)
+        assert advice in found[1].message
+        assert rules.failed == 0  # the call is left for the next run
+
+
+@pytest.mark.parametrize(
+    "verdict", [ROW, NOT_FOUND, NO_ROUTE, UNREADABLE, FAILED, UNKNOWN, Throttled(429, "RATE_LIMIT_EXCEEDED")]
+)
+def test_what_is_one_calls_own_does_not_stop_at_once(verdict: Verdict) -> None:
+    assert for_every_call(verdict) is None
+
+
+# --- all alike ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", [NOT_FOUND, NOT_YOURS, Refused(410, "GONE")])
+def test_the_first_50_calls_refused_alike_stop(verdict: Refused) -> None:
+    assert reason_after(first_rules(), *[verdict] * 60) == (50, Reason.ALL_REFUSED)
+
+
+def test_refusals_for_different_reasons_are_the_links_own() -> None:
+    assert reason_after(first_rules(), NOT_YOURS, *[NOT_FOUND] * 500) is None
+
+
+def test_one_row_in_between_clears_the_suspicion_for_good() -> None:
+    assert reason_after(first_rules(), *[NOT_FOUND] * 49, ROW, *[NOT_FOUND] * 500) is None
+    assert reason_after(first_rules(), ROW, *[NOT_FOUND] * 500) is None
+
+
+def test_a_dataset_with_rows_has_shown_that_its_token_works() -> None:
+    assert reason_after(Rules(None, first_rows=False), *[NOT_FOUND] * 500) is None
+    assert reason_after(Rules(None, first_rows=False), *[NO_ROUTE] * 500) is None
+
+
+def test_calls_that_failed_in_passing_are_not_refused_alike() -> None:
+    assert reason_after(first_rules(), *[FAILED] * 500) is None
+    assert reason_after(first_rules(), *[UNKNOWN] * 500) is None
+
+
+def test_whoever_says_how_many_may_fail_is_believed() -> None:
+    assert reason_after(first_rules(FailureLimit(share=1.0)), *[NOT_FOUND] * 500) is None
+
+
+def test_the_first_20_plain_404s_mean_a_wrong_base_url() -> None:
+    found = seen(first_rules(), *[NO_ROUTE] * 30)
+    assert found is not None
+    assert (found[0], found[1].reason) == (20, Reason.NO_ROUTE)
+    assert "--base-url" in found[1].message
+
+
+def test_plain_404s_that_name_their_path_mean_a_wrong_base_url_too() -> None:
+    """Servers like to repeat the path: `Cannot GET /bitlinks/bit.ly/3/referrers`."""
+    verdicts = [Refused(404, f"Cannot GET /bitlinks/bit.ly/{n}/referrers", no_route=True) for n in range(30)]
+    assert reason_after(first_rules(), *verdicts) == (20, Reason.NO_ROUTE)
+
+
+def test_another_answer_among_the_first_means_that_the_route_exists() -> None:
+    for other in (ROW, NOT_FOUND, FAILED):
+        assert reason_after(first_rules(), other, *[NO_ROUTE] * 500) is None
+
+
+# --- unreadable -----------------------------------------------------------------------------------------------------
+
+
+def test_20_unreadable_answers_in_a_row_stop() -> None:
+    for rules in (first_rules(), Rules(None, first_rows=False), first_rules(FailureLimit(share=1.0))):
+        assert reason_after(rules, *[UNREADABLE] * 30) == (20, Reason.UNREADABLE)
+
+
+@pytest.mark.parametrize("between", [ROW, NOT_FOUND, FAILED])
+def test_any_other_answer_in_between_begins_the_row_of_unreadable_ones_anew(between: Verdict) -> None:
+    rules = first_rules()
+    for _ in range(5):
+        assert reason_after(rules, *[UNREADABLE] * 19, between) is None
+    assert reason_after(rules, *[UNREADABLE] * 20) == (20, Reason.UNREADABLE)
+
+
+# --- too many failures ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "failed", "calls", "exceeded"),
+    [
+        (FailureLimit(count=25), 25, 25, False),
+        (FailureLimit(count=25), 26, 26, True),
+        (FailureLimit(count=0), 0, 1000, False),
+        (FailureLimit(count=0), 1, 1, True),
+        (FailureLimit(share=0.05), 99, 99, False),
+        (FailureLimit(share=0.05), 5, 100, False),
+        (FailureLimit(share=0.05), 6, 100, True),
+        (FailureLimit(share=0.0), 1, 99, False),
+        (FailureLimit(share=0.0), 1, 100, True),
+        (FailureLimit(share=1.0), 1000, 1000, False),
+        (FailureLimit(), 1000, 1000, False),
+    ],
+)
+def test_a_limit_is_a_count_or_a_share_from_100_calls_on(
+    limit: FailureLimit, failed: int, calls: int, exceeded: bool
+) -> None:
+    assert limit.exceeded(failed, calls) is exceeded
+
+
+def test_refused_and_failed_calls_count_towards_the_limit() -> None:
+    rules = first_rules(FailureLimit(count=3))
+    found = seen(rules, NOT_FOUND, ROW, FAILED, UNKNOWN, UNREADABLE)
+    assert found is not None
+    assert (found[0], found[1].reason) == (5, Reason.TOO_MANY_FAILURES)
+    assert (rules.failed, rules.calls) == (4, 5)
+    assert "4 of 5" in found[1].message
+
+
+def test_a_share_is_of_the_calls_made_and_looked_at_from_the_hundredth_on() -> None:
+    rules = first_rules(FailureLimit(share=0.05))
+    assert reason_after(rules, *[NOT_FOUND] * 6, *[ROW] * 93) is None
+    assert reason_after(rules, ROW) == (1, Reason.TOO_MANY_FAILURES)
+
+
+def test_without_a_limit_any_number_may_fail() -> None:
+    assert reason_after(first_rules(), ROW, *[NOT_FOUND] * 500, *[FAILED] * 500, *[UNKNOWN] * 500) is None
+
+
+# --- the switch -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_reason_counts() -> None:
+    stopper = Stopper()
+    assert stopper.stop is None
+    stopper.request(STOP)
+    stopper.request(Stop(Reason.OUTPUT, "disk full"))
+    assert stopper.stop == STOP
+    await stopper.wait()
+
+
+async def test_a_pause_ends_by_itself() -> None:
+    began = time.monotonic()
+    await Stopper().pause(0.01)
+    assert 0.005 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+async def test_a_pause_of_no_length_ends_at_once(seconds: float) -> None:
+    await Stopper().pause(seconds)
+
+
+async def test_a_pause_is_broken_off_when_the_run_ends() -> None:
+    stopper = Stopper()
+    pauses = [asyncio.create_task(stopper.pause(3600)) for _ in range(5)]
+    await asyncio.sleep(0)
+    stopper.request(STOP)
+    results = await asyncio.gather(*pauses, return_exceptions=True)
+    assert [type(result) for result in results] == [Stopping] * 5
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+async def test_a_run_that_has_ended_does_not_pause(seconds: float) -> None:
+    stopper = Stopper()
+    stopper.request(STOP)
+    with pytest.raises(Stopping):
+        await stopper.pause(seconds)
+
+
+async def test_a_cancelled_pause_is_cancelled() -> None:
+    pause = asyncio.create_task(Stopper().pause(3600))
+    await asyncio.sleep(0)
+    pause.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pause
+
+
+class Work:
+    """Something to await: it tells whether it was begun, and whether it was cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.cancelled = False
+        self.end = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.begun = True
+        try:
+            await self.end.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return "done"
+
+
+async def test_guarded_work_gives_its_result() -> None:
+    work = Work()
+    work.end.set()
+    assert await Stopper().guard(work()) == "done"
+
+
+async def test_guarded_works_error_is_passed_on() -> None:
+    async def broken() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await Stopper().guard(broken())
+
+
+async def test_guarded_work_is_cancelled_when_the_run_ends() -> None:
+    stopper, work = Stopper(), Work()
+    guarded = asyncio.create_task(stopper.guard(work()))
+    await asyncio.sleep(0.001)
+    assert work.begun
+    stopper.request(STOP)
+    with pytest.raises(Stopping):
+        await guarded
+    await asyncio.sleep(0)
+    assert work.cancelled
+
+
+async def test_work_is_not_begun_when_the_run_has_ended() -> None:
+    stopper, work = Stopper(), Work()
+    stopper.request(STOP)
+    with pytest.raises(Stopping):
+        await stopper.guard(work())
+    assert not work.begun
+
+
+async def test_a_guard_that_is_cancelled_cancels_its_work() -> None:
+    work = Work()
+    guarded = asyncio.create_task(Stopper().guard(work()))
+    await asyncio.sleep(0.001)
+    guarded.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await guarded
+    await asyncio.sleep(0)
+    assert work.cancelled
+
+
+async def test_nothing_is_left_running_behind_a_guard_or_a_pause() -> None:
+    stopper, work = Stopper(), Work()
+    work.end.set()
+    await stopper.guard(work())
+    await stopper.pause(0.0)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
