@@ -71,6 +71,12 @@ def _dashed(text: str) -> str:
     return "-" if text == _DASH else text
 
 
+def _escaped(text: str) -> str:
+    from harvester.progress import escaped
+
+    return escaped(text)
+
+
 def _plain_error(error: CycloptsError) -> str:
     return f"harvester: {str(error).replace(_DASH, '-')}"
 
@@ -221,7 +227,7 @@ def _guarded(words: list[str]) -> int:
     except HarvesterError as error:
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            print(f"harvester: {error}", file=sys.stderr)
+            print("harvester: " + "\n".join(map(_escaped, str(error).splitlines())), file=sys.stderr)
         return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

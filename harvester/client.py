@@ -224,15 +224,8 @@ class Client:
         if refused is not None:
             self._gate.leave(sent_at=now)
         if isinstance(refused, MonthOver):
-            until = utc_text(refused.until)
-            self._stopper.request(
-                Stop(
-                    Reason.MONTH_SPENT,
-                    f"the month's {self._budget.limits.per_month} calls are spent (--per-month); run the same command "
-                    f"again from {until} on, or allow more",
-                    until,
-                )
-            )
+            spent = f"the {self._budget.limits.per_month} attempts of --per-month are spent; allow more, or wait"
+            self._stopper.request(Stop(Reason.MONTH_SPENT, spent, utc_text(refused.until)))
             raise Stopping
         return refused
 

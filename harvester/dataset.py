@@ -224,6 +224,8 @@ class Growing:
         if os.path.exists(self._place.out):
             with open(self._place.out, "rb") as stream:
                 os.fsync(stream.fileno())
+            if not self._synced.bytes:
+                sync_folder(os.path.dirname(self._place.out))
         self._synced = self._mark
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:

@@ -102,6 +102,16 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: str) -> None:
+    """Make a folder and those above it that are missing, durably; fine if it is there."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    make_folder(above)
+    os.makedirs(path, exist_ok=True)
+    sync_folder(above)
+
+
 class Journal:
     """A journal file open for appending; rows counts the rows in it, size its bytes.
 

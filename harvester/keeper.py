@@ -48,7 +48,7 @@ async def in_daemon(work: Callable[[], T]) -> T:
             result = work()
         except Exception as error:  # handed to whoever waits
             caught = error
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, result, caught)
 
     threading.Thread(target=do, name="harvester-reader", daemon=True).start()

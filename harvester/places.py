@@ -80,20 +80,15 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
     return place
 
 
-def prepare(place: Place) -> None:
-    """Make the folders.
+def check_state(place: Place) -> None:
+    """Make sure that the output does not keep its state where --work-dir does not point.
 
     Raises:
-        OutputError: they cannot be made or written; what lies there belongs to a state that is elsewhere.
+        UsageError: it does.
     """
-    try:
-        os.makedirs(place.public, exist_ok=True)
-        os.makedirs(place.private, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{error.filename}: {error.strerror}; --out and --work-dir must be writable") from error
     inside = os.path.join(place.public, "ledger.sqlite" if place.form is Form.FILE else "_harvester/ledger.sqlite")
     if place.ledger != inside and os.path.exists(inside):
-        raise OutputError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
+        raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
 
 
 def check_unused(place: Place) -> None:

@@ -22,8 +22,13 @@ _WINDOWS = {
 
 
 def escaped(text: str) -> str:
-    """Give a text from outside without anything that a terminal would act upon."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Give a text from outside without anything that a terminal would act upon; JSON stays the same JSON."""
+    return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
+
+
+def _unicode_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 class StderrWatcher:
@@ -49,7 +54,7 @@ class StderrWatcher:
     def failure(self, line: bytes) -> None:
         """Show the line where there is no `_failures.ndjson` to hold it."""
         if self._show_failures:
-            _say(line.decode())
+            _say(escaped(line.decode()))
 
     def warn(self, text: str) -> None:
         """Show a warning."""

@@ -192,27 +192,23 @@ def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
         elif text.startswith(b"#"):
             batch.comments += 1
         else:
+            named = text.decode(errors="replace")
             try:
-                batch.links.append(Link(_bitlink(text), file, number))
+                named = _named(text)
+                batch.links.append(Link(parse(named), file, number))
             except InvalidBitlink as why:
-                shown = text.decode(errors="replace")[:_KEPT_TEXT]
-                batch.invalid.append(Invalid(shown, str(why), file, number))
+                batch.invalid.append(Invalid(named[:_KEPT_TEXT], str(why), file, number))
     return batch
 
 
-def _bitlink(text: bytes) -> Bitlink:
-    """Read a line: a bitlink, or an object of `_failures.ndjson`, which is itself a list to try again."""
-    if text.startswith(b"{"):
-        return parse(_named_in_object(text))
+def _named(text: bytes) -> str:
+    """Give what a line names: itself, or what an object of `_failures.ndjson` holds, which is itself a list."""
     try:
-        return parse(text.decode())
+        if not text.startswith(b"{"):
+            return text.decode()
+        record = orjson.loads(text)
     except UnicodeDecodeError as error:
         raise InvalidBitlink("not UTF-8") from error
-
-
-def _named_in_object(text: bytes) -> str:
-    try:
-        record = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidBitlink("begins like a JSON object, and is none") from error
     named = record.get("bitlink") or record.get("text")

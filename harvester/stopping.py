@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
@@ -15,7 +16,9 @@ from harvester.bitly import (
     TokenRefused,
     Unreadable,
     Verdict,
+    utc_text,
 )
+from harvester.budget import next_month
 from harvester.errors import Stopping
 
 T = TypeVar("T")
@@ -202,11 +205,16 @@ class Rules:
         )
 
 
+def month_spent(message: str, now: datetime) -> Stop:
+    """Give the stop for a month that is spent, with the moment from which Bitly counts anew."""
+    return Stop(Reason.MONTH_SPENT, message, utc_text(next_month(now)))
+
+
 def for_every_call(verdict: Verdict) -> Stop | None:
     """Give the reason to stop that one such answer is, because every further call would get it too."""
     match verdict:
         case MonthSpent():
-            return Stop(Reason.MONTH_SPENT, f"Bitly says that the account's month is spent ({_said(verdict)})")
+            return month_spent(f"Bitly says that the account's month is spent ({_said(verdict)})", datetime.now(UTC))
         case TokenRefused():
             return Stop(
                 Reason.TOKEN_REFUSED,

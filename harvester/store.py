@@ -19,9 +19,9 @@ import orjson
 from harvester import __version__, dataset
 from harvester.bitly import Query, utc_text
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.journal import Journal
+from harvester.journal import Journal, make_folder
 from harvester.ledger import Entry, Known, Ledger, State, Totals
-from harvester.places import Form, Place, check_unused, prepare
+from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
 from harvester.stdout import Stdout
@@ -280,10 +280,13 @@ def opened(
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
         UsageError: it was begun with another query.
     """
-    prepare(place)
+    check_state(place)
     with contextlib.ExitStack() as stack:
         if place.form is Form.STDOUT:
             stack.callback(shutil.rmtree, place.private, ignore_errors=True)
+        with _explained(place.out):
+            make_folder(place.public)
+            make_folder(place.private)
         stack.enter_context(_locked(place))
         ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
         if ledger.fresh:

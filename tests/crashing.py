@@ -1,9 +1,10 @@
 """A process that runs harvester in forks of itself, and has the kernel kill them at a chosen operation on a file.
 
-Reads an order a line from standard input, `{"arguments": [...], "operation": "rename part", "nth": 2, "when": "before"}`,
-and answers with a line `{"killed": true, "code": null, "counts": null}`, or with the exit code and the number of times
-that each operation took place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal,
-ledger and dataset; `any` counts them all.
+Reads an order a line from standard input,
+`{"arguments": [...], "operation": "rename part", "nth": 2, "when": "before"}`, and answers with a line
+`{"killed": true, "code": null, "counts": null}`, or with the exit code and the number of times that each operation took
+place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset;
+`any` counts them all.
 """
 
 import io

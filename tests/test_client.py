@@ -6,7 +6,7 @@ import re
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,6 @@ BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 NO_LIMITS = Limits(0, 0, 0)
-EVERYTHING = re.compile(".*")
 
 Entry = tuple[int, dict[str, str], bytes]
 """A scripted answer: status, headers, body."""
@@ -123,31 +122,29 @@ class Bitly:
     """A scripted Bitly: each request gets the next answer of the script, and is written down."""
 
     def __init__(self, mocked: aioresponses) -> None:
-        self._mocked = mocked
+        self._script: list[Entry | Exception | Callable[[], Awaitable[Entry]]] = []
         self.requests: list[tuple[URL, dict[str, Any]]] = []
         self.seen: Callable[[], None] = lambda: None
+        mocked.get(re.compile(".*"), callback=self._answer, repeat=True)
 
     def answers(self, *entries: Entry | Exception | Callable[[], Awaitable[Entry]]) -> None:
         """Add to the script: an answer, an error, or a function to await for an answer."""
-        for entry in entries:
-            failure = entry if isinstance(entry, Exception) else None
-            self._mocked.get(EVERYTHING, callback=self._callback(entry), exception=failure)
+        self._script += entries
 
     @property
     def tokens(self) -> list[str]:
         """The tokens that came, in their order."""
         return [request["headers"]["Authorization"].removeprefix("Bearer ") for _, request in self.requests]
 
-    def _callback(self, entry: Any) -> Callable[..., Awaitable[CallbackResult | None]]:
-        async def answer(url: URL, **request: Any) -> CallbackResult | None:
-            self.requests.append((url, request))
-            self.seen()
-            if isinstance(entry, Exception):
-                return None
-            status, headers, body = await entry() if callable(entry) else entry
-            return CallbackResult(status=status, headers=headers, body=body, response_class=Response)
-
-        return answer
+    async def _answer(self, url: URL, **request: Any) -> CallbackResult:
+        assert self._script, "a request that the script does not know"
+        entry = self._script.pop(0)
+        self.requests.append((url, request))
+        self.seen()
+        if isinstance(entry, Exception):
+            raise entry
+        status, headers, body = entry if isinstance(entry, tuple) else await entry()
+        return CallbackResult(status=status, headers=headers, body=body, response_class=Response)
 
 
 @dataclass
@@ -201,6 +198,35 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def whole_answer(headers: dict[str, str], body: bytes) -> bytes:
+    """A 200 as it goes over the wire."""
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
+
+
+@asynccontextmanager
+async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
+    """Open a client of a server on loopback that answers everything with these bytes; and the requests' heads."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        with suppress(ConnectionError):  # the client may have read enough
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        settings = Settings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/", 5, 5, 10.0)
+        async with opened(settings, QUERY, Token(lambda: "t0"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
+            yield client, heads
+
+
 # --- over the wire --------------------------------------------------------------------------------------------------
 
 
@@ -216,26 +242,15 @@ async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(
 
 
 async def test_the_request_line_on_the_wire_is_encoded_once_and_the_slash_is_literal() -> None:
-    heads: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(ROW_BODY) + ROW_BODY)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        settings = Settings(f"http://127.0.0.1:{port}/v4/", 5, 5, 5.0)
-        async with opened(settings, QUERY, Token(lambda: "t0"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
-            assert await client.ask("es.pn/a%2Fé+b") == ROW
+    async with wired(whole_answer({}, ROW_BODY)) as (client, heads):
+        assert await client.ask("es.pn/a%2Fé+b") == ROW
     first, *rest = heads[0].decode().split("\r\n")
     assert first == (
         "GET /v4/bitlinks/es.pn/a%252F%C3%A9%2Bb/referrers"
         "?unit=day&units=-1&unit_reference=2026-11-23T06%3A00%3A00%2B0000&size=50 HTTP/1.1"
     )
     assert "Authorization: Bearer t0" in rest
+    assert "Accept: application/json" in rest
     assert not any(header.lower().startswith("cookie") for header in rest)
 
 
@@ -255,17 +270,36 @@ async def test_a_gzipped_answer_is_read(bitly: Bitly, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-async def test_a_body_is_read_up_to_its_limit_packed_or_not(bitly: Bitly, packed: bool) -> None:
-    largest = ROW_BODY + b" " * (BODY_LIMIT - len(ROW_BODY))
-    for body in (largest, largest + b" ", largest * 20):
-        headers = {"Content-Encoding": "gzip"} if packed else {}
-        bitly.answers((200, headers, gzip.compress(body, 1) if packed else body))
-    async with rigged() as rig:
-        assert await rig.client.ask("bit.ly/x") == ROW
-        for _ in range(2):
-            found = await rig.client.ask("bit.ly/x")
-            assert isinstance(found, Unreadable)
-            assert "larger" in found.message
+@pytest.mark.parametrize(
+    ("spaces", "whole"), [(BODY_LIMIT - len(ROW_BODY), True), (BODY_LIMIT, False), (20 * BODY_LIMIT, False)]
+)
+async def test_a_body_is_read_up_to_its_limit_decoded(spaces: int, whole: bool, packed: bool) -> None:
+    body = ROW_BODY + b" " * spaces
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    async with wired(whole_answer(headers, gzip.compress(body, 1) if packed else body)) as (client, _):
+        found = await client.ask("bit.ly/x")
+    if whole:
+        assert found == ROW
+    else:
+        assert isinstance(found, Unreadable)
+        assert "larger" in found.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + ROW_BODY,
+        b"HTTP/1.1 200 OK\r\nConte",
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["none", "a torn body", "a torn head", "no HTTP"],
+)
+async def test_an_answer_that_is_torn_is_transient(answer: bytes) -> None:
+    async with wired(answer) as (client, _):
+        found = await client.ask("bit.ly/x")
+    assert isinstance(found, Transient)
+    assert found.status is None
 
 
 async def test_a_compressed_body_that_was_cut_is_asked_for_again(bitly: Bitly) -> None:
