@@ -272,9 +272,9 @@ def hint(headers: Mapping[str, str]) -> Hint:
         return float(text[:9]) or None
     try:
         moment = parsedate_to_datetime(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, IndexError, OverflowError):
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreadable:

@@ -11,10 +11,12 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import tenacity
+from aiohttp.client_proto import ResponseHandler
 from aiolimiter import AsyncLimiter
 from yarl import URL
 
@@ -22,6 +24,7 @@ from harvester import __version__
 from harvester.bitly import (
     BODY_LIMIT,
     FACETS,
+    Answer,
     Hint,
     Query,
     Throttled,
@@ -41,6 +44,30 @@ CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
+_SECRET = 20
+"""A token of so many characters comes by chance in no answer."""
+
+
+class _Disconnected(aiohttp.ClientError):
+    """The server hung up before it answered."""
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again by itself after a disconnection: nobody would count that attempt."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Disconnected(f"{type(error).__name__}: {error}") from error
+
+
+class _Abrupt(ResponseHandler):
+    """Closes without TLS's farewell, for up to 30 s of which the connection would still count."""
+
+    def close(self) -> None:
+        """Close at once."""
+        self.abort()
 
 
 class Token:
@@ -61,6 +88,17 @@ class Token:
     def header(self) -> str:
         """The Authorization header's value."""
         return f"Bearer {self._value}"
+
+    def hidden_in(self, text: str) -> str:
+        """Give a text without the token in it."""
+        return text.replace(self._value, "[token]")
+
+    def has_to_hide(self, body: bytes, verdict: Verdict) -> bool:
+        """Say whether a body must not be kept as it is: some servers show what they were sent.
+
+        A sandbox's token may be a word like any other, which belongs into a good answer.
+        """
+        return self._value.encode() in body and (len(self._value) >= _SECRET or not isinstance(verdict, Answer))
 
     async def renewed(self, refused: str) -> bool:
         """Say whether there is another token now than the one whose header was refused."""
@@ -235,6 +273,7 @@ class Client:
             self._stopper.request(Stop(Reason.OUTAGE, message))
 
     async def _request(self, url: URL, authorization: str) -> Verdict:
+        kept_alive = False
         try:
             async with self._session.get(
                 url, headers={"Authorization": authorization}, allow_redirects=False
@@ -243,9 +282,20 @@ class Client:
                     body, whole = await _read_bounded(response)
                 except (zlib.error, ValueError):  # compressed in a way that was not asked for, or wrongly
                     body, whole = b"", True
-                return verdict(response.status, response.headers, body, self._facet, whole=whole)
+                kept_alive = whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
+                return self._understand(response, body, whole=whole)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._explain(error)
+        finally:
+            if not kept_alive:
+                await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
+
+    def _understand(self, response: aiohttp.ClientResponse, body: bytes, *, whole: bool) -> Verdict:
+        found = verdict(response.status, response.headers, body, self._facet, whole=whole)
+        if self._token.has_to_hide(body, found):
+            body = self._token.hidden_in(body.decode(errors="replace")).encode()
+            return verdict(response.status, response.headers, body, self._facet, whole=whole)
+        return found
 
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""
@@ -254,7 +304,7 @@ class Client:
             raise Stopping from error
         if isinstance(error, TimeoutError):
             return Transient(None, f"no whole answer within {self._settings.timeout_seconds:g} s")
-        return Transient(None, f"{type(error).__name__}: {error}"[:200])
+        return Transient(None, self._token.hidden_in(f"{type(error).__name__}: {error}")[:200])
 
 
 def _for_good(error: Exception) -> str | None:
@@ -312,6 +362,9 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
     body = bytearray()
     async for chunk in response.content.iter_chunked(_READ_BYTES):
+        if inflate and inflate.eof:
+            response.close()
+            raise ValueError("something follows the compressed body")
         room = BODY_LIMIT + 1 - len(body)
         body += inflate.decompress(chunk, room) if inflate else chunk[:room]
         if len(body) > BODY_LIMIT:
@@ -331,8 +384,12 @@ async def opened(
     Proxy variables are honoured, netrc is not: it would put another's password beside the token.
     """
     base = URL(settings.base_url)
+    connector = aiohttp.TCPConnector(limit=settings.connections)
+    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    connector._factory = partial(_Abrupt, loop=asyncio.get_running_loop())  # type: ignore[assignment]
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.connections),
+        connector=connector,
+        middlewares=(_send_once,),
         timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds, connect=CONNECT_SECONDS),
         headers={
             "Accept": "application/json",  # the same routes can answer CSV

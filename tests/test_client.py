@@ -22,7 +22,7 @@ from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget import Budget, Gate, GateRules, Limits, MonthOver, Wait
 from harvester.client import Client, Settings, Token, opened
-from harvester.errors import Stopping
+from harvester.errors import Stopping, UsageError
 from harvester.stopping import Reason, Stop, Stopper
 
 BASE = "https://api-ssl.bitly.com/v4"
@@ -435,6 +435,20 @@ async def test_a_source_that_gives_another_token_each_time_is_believed_once(bitl
             found = None
     assert bitly.tokens == ["t0", "t1"]
     assert found == TokenRefused(401, "UNAUTHORIZED")
+
+
+async def test_a_source_that_fails_when_it_is_read_again_leaves_the_token_refused(bitly: Bitly) -> None:
+    """A password manager that has locked itself is no bug of harvester's."""
+    bitly.answers(UNAUTHORIZED)
+    reads = iter(["only"])
+
+    def read() -> str:
+        for token in reads:
+            return token
+        raise UsageError("--token-command failed")
+
+    async with rigged(read=read) as rig:
+        assert await rig.client.ask("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
 
 
 async def test_calls_refused_together_read_the_source_once(bitly: Bitly) -> None:
