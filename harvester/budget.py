@@ -91,7 +91,7 @@ class Budget:
         self.spent_this_month = 0
         self._clock = clock
         self._today = today
-        self._month = _month_of(today()) if limits.per_month else None
+        self._month = _month_of(today())
         spans = (("minute", limits.per_minute, 60.0), ("hour", limits.per_hour, 3600.0))
         self._windows = [Window(name, limit, span) for name, limit, span in spans if limit]
 
@@ -100,7 +100,8 @@ class Budget:
         if self.limits.per_month:
             self._turn_month()
             if self.spent_this_month >= self.limits.per_month:
-                return MonthOver(next_month(self._today()))
+                # Of the month that is counted: the wall clock may have been set back since.
+                return MonthOver(next_month(datetime(*self._month, 1, tzinfo=UTC)))
         now = self._clock()
         waits = [(window.wait(now), window) for window in self._windows]
         longest = max(waits, key=lambda wait: wait[0], default=None)
@@ -119,7 +120,7 @@ class Budget:
     def _turn_month(self) -> None:
         month = _month_of(self._today())
         # Only forwards: a wall clock set back must not give the month's calls out again.
-        if self._month is None or month > self._month:
+        if month > self._month:
             self._month, self.spent_this_month = month, 0
 
 
@@ -215,12 +216,16 @@ class Gate:
         if self._reason is not None and sent_at >= self._opens_at:
             self._probing = False
 
-    def answered(self) -> None:
-        """An answer came that was neither throttled nor transient: all is well."""
-        if self._failed_in_a_row or self._reason:
-            self._reason, self._probing, self._strikes = None, False, 0
+    def answered(self, *, sent_at: float) -> None:
+        """An answer came that was neither throttled nor transient to an attempt sent at sent_at: all is well.
+
+        But an attempt that was under way before a throttled answer says nothing of what came after.
+        """
+        if self._failed_in_a_row:
             self._failed_in_a_row = 0
             self._failed_links.clear()
+        if self._reason is not None and not (self._reason == THROTTLED and sent_at < self._opens_at):
+            self._reason, self._probing, self._strikes = None, False, 0
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
         """A throttled answer came to an attempt sent at sent_at (this gate's clock): close for everyone.
@@ -262,7 +267,8 @@ class Gate:
         self._opens_at = now + seconds * (1 + self._rules.jitter * self._rng.random())
 
     def _probe_interval(self) -> float:
-        return min(self._rules.first_probe_seconds * 2.0**self._strikes, self._rules.longest_probe_seconds)
+        interval = self._rules.first_probe_seconds * 2.0 ** min(self._strikes, 10)
+        return min(interval, self._rules.longest_probe_seconds)
 
     def _hinted(self, hint: float | datetime | None) -> float:
         return hinted_seconds(hint, self._wall(), self._rules.longest_hint_seconds)
@@ -271,7 +277,8 @@ class Gate:
         """Seconds to the next minute's edge at first, then doubling, and never past the next hour's edge."""
         wall = self._wall()
         to_minute, to_hour = 60.0 - wall % 60.0, 3600.0 - wall % 3600.0
-        return min(max(to_minute, 1.0) + 60.0 * (2.0 ** (self._strikes - 1) - 1), max(to_hour, 1.0))
+        later = 60.0 * (2.0 ** min(self._strikes - 1, 6) - 1)
+        return min(max(to_minute, 1.0) + later, max(to_hour, 1.0))
 
 
 def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -> float:

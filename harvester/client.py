@@ -9,7 +9,7 @@ import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.request import getproxies, proxy_bypass
@@ -37,7 +37,7 @@ from harvester.bitly import (
     verdict,
 )
 from harvester.budget import Budget, Gate, MonthOver, Wait, hinted_seconds
-from harvester.errors import Stopping
+from harvester.errors import Stopping, UsageError
 from harvester.stopping import Reason, Stop, Stopper
 
 CONNECT_SECONDS = 10.0
@@ -104,7 +104,8 @@ class Token:
         """Say whether there is another token now than the one whose header was refused."""
         async with self._lock:
             if self.header == refused:
-                self._value = await asyncio.to_thread(self._read)
+                with suppress(UsageError):  # what Bitly said of the old one is the better message
+                    self._value = await asyncio.to_thread(self._read)
             return self.header != refused
 
 
@@ -213,6 +214,7 @@ class Client:
     async def _attempt(self, bitlink: str, *, fresh: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. fresh: it has not failed before."""
         url = URL(f"{self._base}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
+        renewed = False
         while True:
             if self._pace is not None:
                 await self._keep_pace()
@@ -226,9 +228,10 @@ class Client:
                 if fresh or not self._gate.outage:
                     return found
             elif found is not None:
-                self._gate.answered()
-                if not (isinstance(found, TokenRefused) and await self._token.renewed(header)):
+                self._gate.answered(sent_at=sent_at)
+                if not isinstance(found, TokenRefused) or renewed or not await self._token.renewed(header):
                     return found
+                renewed = True  # once: a source may have another token each time, and none that is any good
 
     async def _keep_pace(self) -> None:
         assert self._pace is not None
@@ -245,8 +248,9 @@ class Client:
         async with self._slots:
             if self._stopper.stop is not None:
                 raise Stopping
-            sent_at = self._clock()
-            refused = self._gate.enter(fresh=fresh) or self._take(sent_at)
+            refused = self._gate.enter(fresh=fresh)
+            sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
+            refused = refused or self._take(sent_at)
             if refused is None:
                 self.waiting = None
                 self.counters.total += 1

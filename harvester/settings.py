@@ -123,7 +123,7 @@ def query_of(options: RunOptions) -> tuple[Query, bool]:
     if options.units != -1:
         _at_least("--units", options.units, 1, "or -1 for all")
     _at_least("--size", options.size, 1)
-    reference = _moment(options.unit_reference) if options.unit_reference else datetime.now(UTC)
+    reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
     query = Query(options.facet, options.unit, options.units, utc_text(reference), options.size)
     return query, options.unit_reference is None
 
@@ -144,7 +144,7 @@ def failure_limit_of(text: str | None) -> FailureLimit | None:
         value = float(number) if percent else int(number)
     except ValueError:
         value = -1
-    if value < 0 or (percent and value > 100):
+    if not value >= 0 or (percent and value > 100):  # not even a number is not >= 0
         raise UsageError(f"--max-failures {text}: a count such as 25, or a share such as 5%, was expected")
     return FailureLimit(share=value / 100) if percent else FailureLimit(count=int(value))
 
@@ -168,15 +168,15 @@ def bytes_of(option: str, text: str) -> int:
 
 def checked_base_url(url: str) -> str:
     """Give the base URL, if the token may be sent there: HTTPS, or this machine. Raises UsageError."""
-    parts = urlsplit(url)
-    try:
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_fine = False
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_fine:
-        raise UsageError(f"--base-url {url}: a URL such as {BASE_URL} was expected")
-    if parts.username or parts.query or parts.fragment:
+    if set(url) & set("@?#"):
         raise UsageError("--base-url: no user name, query or fragment may stand in it")
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        fine = False
+    if not fine or not parts.hostname or not re.fullmatch(r"[!-~]+", url):
+        raise UsageError(f"--base-url {url}: a URL such as {BASE_URL} was expected")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise UsageError(f"--base-url {url}: the token would travel unencrypted; use https")
     return url.rstrip("/")
@@ -195,13 +195,13 @@ def check_counts(options: RunOptions) -> None:
 
 def token_source(options: RunOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Give the function that reads the token from where the options say; it raises UsageError and may block."""
-    if options.token_file and options.token_command:
+    if options.token_file is not None and options.token_command is not None:
         raise UsageError("--token-file and --token-command: give one of them")
-    if options.token_file:
+    if options.token_file is not None:
         path = options.token_file
         _warn_of_readers(path, warn)
         return lambda: _token_from_file(path)
-    if options.token_command:
+    if options.token_command is not None:
         command = options.token_command
         return lambda: _token_from_command(command)
     return _token_from_environment

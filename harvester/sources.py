@@ -117,12 +117,11 @@ def spool(source: Source, folder: str) -> Source:
 
 def _check_readable(path: str) -> None:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            if stat.S_ISDIR(os.fstat(stream.fileno()).st_mode):
-                raise UsageError(f"{path}: a folder; name the lists in it")
+        if os.path.isdir(path):
+            raise UsageError(f"{path}: a folder; name the lists in it")
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except OSError as error:
-        reason = "a folder; name the lists in it" if isinstance(error, IsADirectoryError) else error.strerror
-        raise UsageError(f"{path}: {reason}") from error
+        raise UsageError(f"{path}: {error.strerror}") from error
 
 
 def _open_raw(source: Source) -> io.BufferedReader:
@@ -136,11 +135,11 @@ def _line_groups(source: Source) -> Iterator[list[bytes | None]]:
     done = 0
     try:
         with _open_raw(source) as raw:
-            begin = raw.peek(len(_GZIP_MAGIC))[:2]
-            stream = gzip.GzipFile(fileobj=raw) if begin == _GZIP_MAGIC else raw
+            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
+            _refuse_utf16(cast("io.BufferedReader", stream).peek(2)[:2], source.name)
             for lines in _split(cast("BinaryIO", stream)):
                 if done == 0:
-                    _drop_bom(lines, source.name)
+                    _drop_bom(lines)
                 for start in range(0, len(lines), BATCH_LINES):
                     yield lines[start : start + BATCH_LINES]
                 done += len(lines)
@@ -171,13 +170,14 @@ def _split(stream: BinaryIO) -> Iterator[list[bytes | None]]:
         yield [rest]
 
 
-def _drop_bom(lines: list[bytes | None], name: str) -> None:
-    first = lines[0]
-    if first is None:
-        return
-    if first.startswith(_UTF16_BOMS):
+def _refuse_utf16(begin: bytes, name: str) -> None:
+    if begin in _UTF16_BOMS:
         raise InputBroken(f"{name}: UTF-16; write it as UTF-8 first: iconv -f UTF-16 -t UTF-8 {name}")
-    lines[0] = first.removeprefix(_UTF8_BOM)
+
+
+def _drop_bom(lines: list[bytes | None]) -> None:
+    if lines[0] is not None:
+        lines[0] = lines[0].removeprefix(_UTF8_BOM)
 
 
 def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:

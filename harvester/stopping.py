@@ -91,7 +91,7 @@ class Stopper:
             Stopping: the run ended first; work was cancelled.
         """
         if self.stop is not None:
-            _close(work)
+            _drop(work)
             raise Stopping
         task = asyncio.ensure_future(work)
         turned = asyncio.ensure_future(self._turned.wait())
@@ -105,9 +105,11 @@ class Stopper:
             task.cancel()
 
 
-def _close(work: Awaitable[object]) -> None:
+def _drop(work: Awaitable[object]) -> None:
     if asyncio.iscoroutine(work):
         work.close()
+    elif isinstance(work, asyncio.Future):
+        work.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ class Rules:
     def _all_alike(self, verdict: Verdict) -> Stop | None:
         if not (self._alike_matters and isinstance(verdict, Refused) and self._rows == 0):
             return None
-        kind = (verdict.status, verdict.message)
+        # A plain 404 may quote the path it did not know.
+        kind = (verdict.status, "" if verdict.no_route else verdict.message)
         self._alike[kind] = self._alike.get(kind, 0) + 1
         alike = self._alike[kind] == self.calls
         if alike and verdict.no_route and self.calls >= NO_ROUTE:

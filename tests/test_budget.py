@@ -370,7 +370,7 @@ def test_a_late_good_answer_of_an_attempt_already_under_way_opens_nothing() -> N
     clock.seconds += 1.0
     gate.throttled(30.0, sent_at=clock() - 1.0)
     clock.seconds += 1.0
-    gate.answered()
+    gate.answered(sent_at=clock())
     assert is_wait(gate.enter(), 29.0, THROTTLED)
 
 
@@ -391,7 +391,7 @@ def test_a_probes_success_opens_for_everyone_and_forgets() -> None:
     for _ in range(3):
         gate.throttled(None, sent_at=clock())
         probe(gate, clock)
-    gate.answered()
+    gate.answered(sent_at=clock())
     assert [gate.enter() for _ in range(5)] == [None] * 5
     clock.set_wall(NOON)
     gate.throttled(None, sent_at=clock())
@@ -465,7 +465,7 @@ def test_an_answer_in_between_begins_the_row_anew() -> None:
     gate = gate_at(clock)
     for _ in range(10):
         fail(gate, clock, 19, 19)
-        gate.answered()
+        gate.answered(sent_at=clock())
     assert not gate.outage
 
 
@@ -517,7 +517,7 @@ def test_an_answer_ends_the_outage() -> None:
     clock = Clock()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered()
+    gate.answered(sent_at=clock())
     assert not gate.outage
     assert [gate.enter(fresh=fresh) for fresh in (True, False, True)] == [None] * 3
     fail(gate, clock, 19, 19)
@@ -546,7 +546,7 @@ def test_an_outage_of_more_than_15_minutes_is_over_the_limit() -> None:
     assert not gate.over_limit
     clock.seconds += 0.1
     assert gate.over_limit
-    gate.answered()
+    gate.answered(sent_at=clock())
     assert not gate.over_limit
 
 
@@ -587,7 +587,7 @@ def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: 
             continue
         sent_at = under_way.pop(0 if flag else -1)
         answers: dict[str, Callable[[], None]] = {
-            "answered": gate.answered,
+            "answered": lambda sent_at=sent_at: gate.answered(sent_at=sent_at),  # type: ignore[misc]
             "throttled": lambda sent_at=sent_at: gate.throttled(None, sent_at=sent_at),  # type: ignore[misc]
             "transient": lambda sent_at=sent_at, link=f"bit.ly/{number}": gate.transient(  # type: ignore[misc]
                 link, sent_at=sent_at, more_to_come=True
