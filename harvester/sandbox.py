@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from harvester.bitly import FACETS, MAX_CONNECTIONS
+from harvester.bitly import FACETS, MAX_CONNECTIONS, Metric
 
 _VALUES: dict[str, tuple[str, ...]] = {
     "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
@@ -166,9 +166,12 @@ def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
     seed = hashlib.sha256(f"{bitlink} {facet}".encode()).digest()
     values = _VALUES.get(facet, _VALUES["referrers"])
     count = min(seed[0] % (len(values) + 1), size)
-    clicks = sorted((int.from_bytes(seed[1 + 2 * i : 3 + 2 * i]) % 5000 + 1 for i in range(count)), reverse=True)
-    start = seed[31] % len(values)
-    metrics = [{"value": values[(start + i) % len(values)], "clicks": number} for i, number in enumerate(clicks)]
+    metrics: list[Metric] = []
+    for i in range(count):
+        rank = (seed[31] + i) % len(values)
+        clicks = int.from_bytes(seed[1 + 2 * i : 3 + 2 * i]) % 5000 // (rank + 1) + 1  # the first value leads
+        metrics.append({"value": values[rank], "clicks": clicks})
+    metrics.sort(key=lambda metric: metric["clicks"], reverse=True)
     return {
         "unit_reference": "2026-01-01T00:00:00+0000",
         "metrics": metrics,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from harvester.cli import main
+from harvester.store import Store
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import check_reconciled, failures, manifest, rows
@@ -227,6 +229,23 @@ def test_a_full_disk_ends_with_8_and_the_next_run_carries_on(
     assert done.returncode == 0, done.stderr
     check_reconciled(out, set(LINKS))
     assert served.sandbox.requests.total() <= len(LINKS) + 5 + (answered == 0)
+
+
+def test_dispatch_stops_before_the_disk_is_full(
+    tmp_path: Path,
+    links: str,
+    serve: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    served = serve(latency_ms=20)
+    monkeypatch.setenv("BITLY_TOKEN", "any")
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 2**26 - 1 if served.sandbox.answered.total() > 20 else 2**30)
+    with pytest.raises(SystemExit) as left:
+        main(["run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS])
+    assert left.value.code == 8
+    assert "63 MiB are free" in capfd.readouterr().err
+    assert len(rows(tmp_path / "out")) == served.sandbox.requests.total() < len(LINKS)
 
 
 def test_an_unwritable_output_ends_with_8(tmp_path: Path, links: str) -> None:
