@@ -4,10 +4,12 @@ Nothing here does I/O. Rules come from https://dev.bitly.com/api-reference (docu
 where the documentation is silent or wrong; tests/samples has one for every rule.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -109,7 +111,10 @@ class Query:
 
 def utc_text(moment: datetime) -> str:
     """Write a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"
+
+
+_NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")
 
 
 def path(bitlink: str, facet: Facet) -> str:
@@ -118,6 +123,8 @@ def path(bitlink: str, facet: Facet) -> str:
     The slash between the two halves stays literal (documented); each half is encoded by itself, so that no bitlink
     can reach another route.
     """
+    if _NOTHING_TO_ENCODE.fullmatch(bitlink):
+        return f"/bitlinks/{bitlink}{facet.path}"
     domain, _, back_half = bitlink.partition("/")
     return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
 
@@ -306,15 +313,20 @@ def _reference_text(reference: object) -> str | None:
 
     Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
     """
+    if isinstance(reference, str | int) and not isinstance(reference, bool):
+        return _moment_text(reference)
+    return None
+
+
+@lru_cache(16)  # as the query pins it, it is mostly the same
+def _moment_text(reference: str | int) -> str:
     try:
-        if type(reference) is int:
+        if isinstance(reference, int):
             return utc_text(datetime.fromtimestamp(reference, UTC))
-        if type(reference) is str:
-            moment = datetime.fromisoformat(reference)
-            return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        moment = datetime.fromisoformat(reference)
+        return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
         return _bounded(str(reference))
-    return None
 
 
 def _read_refusal(

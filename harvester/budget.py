@@ -102,6 +102,9 @@ class Budget:
             if self.spent_this_month >= self.limits.per_month:
                 # Of the month that is counted: the wall clock may have been set back since.
                 return MonthOver(next_month(datetime(*self._month, 1, tzinfo=UTC)))
+        if not self._windows:
+            self.spent_this_month += 1
+            return None
         now = self._clock()
         waits = [(window.wait(now), window) for window in self._windows]
         longest = max(waits, key=lambda wait: wait[0], default=None)

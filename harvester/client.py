@@ -159,7 +159,8 @@ class Client:
         self._stopper = stopper
         self._clock = clock
         self._facet = FACETS[query.facet]
-        self._base = settings.base_url.rstrip("/")
+        self._base = URL(settings.base_url)
+        self._base_path = self._base.raw_path.rstrip("/")
         self._parameters = query.parameters
         self._slots = asyncio.Semaphore(settings.connections)
         self._pace = _pace(budget.limits.per_minute)
@@ -213,7 +214,13 @@ class Client:
 
     async def _attempt(self, bitlink: str, *, fresh: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. fresh: it has not failed before."""
-        url = URL(f"{self._base}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
+        url = URL.build(
+            scheme=self._base.scheme,
+            authority=self._base.raw_authority,
+            path=self._base_path + path(bitlink, self._facet),
+            query_string=self._parameters,
+            encoded=True,
+        )
         renewed = False
         while True:
             if self._pace is not None:

@@ -5,10 +5,12 @@ that wait for the disk by the store.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
@@ -337,7 +339,7 @@ class Harvest:
             self._keeper.hurry()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        line = self._store.rows.row(call.link.bitlink, call.key, answer, utc_text(datetime.now(UTC)))
+        line = self._store.rows.row(call.link.bitlink, call.key, answer, _second_text(int(time.time())))
         self._store.record(call.key, State.ROW, line, call.previous)
         self.status.pending -= 1
         self.status.rows += 1
@@ -378,6 +380,12 @@ class Harvest:
             "list": asdict(status.listed) if status.read_to_end else None,
             "pending": status.pending,
         }
+
+
+@lru_cache(1)
+def _second_text(second: int) -> str:
+    """Write a second since 1970, once for all the answers that came in it."""
+    return utc_text(datetime.fromtimestamp(second, UTC))
 
 
 def wanted_again(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:

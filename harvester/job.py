@@ -88,16 +88,15 @@ async def _look_ahead(job: Job, opened: Store, stopper: Stopper, watcher: Watche
         if stopper.stop is not None:
             raise Stopping
 
-    found = await stopper.guard(
-        in_daemon(
-            lambda: survey(
-                opened,
-                countable,
-                retry_failed=job.harvesting.retry_failed,
-                retry_refused=job.harvesting.retry_refused,
-                invalid=watcher.invalid if job.strict else lambda _: None,
-                check=check,
-            )
+    # Waited for even when the run is to end (check sees to that soon): it uses the ledger.
+    found = await in_daemon(
+        lambda: survey(
+            opened,
+            countable,
+            retry_failed=job.harvesting.retry_failed,
+            retry_refused=job.harvesting.retry_refused,
+            invalid=watcher.invalid if job.strict else lambda _: None,
+            check=check,
         )
     )
     _refuse(job, found)

@@ -213,7 +213,8 @@ class Ledger:
             # In the key's order neighbours share pages, which halves the pages written.
             sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in verdicts),
         )
-        self._db.executemany("DELETE FROM failures WHERE key = ?", [(e.key,) for e in verdicts])
+        if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
+            self._db.executemany("DELETE FROM failures WHERE key = ?", [(e.key,) for e in verdicts])
         failures = [(e.key, e.line) for e in verdicts if e.line is not None]
         self._db.executemany("INSERT INTO failures (key, line) VALUES (?, ?)", failures)
 

@@ -117,11 +117,14 @@ def spool(source: Source, folder: str) -> Source:
 
 def _check_readable(path: str) -> None:
     try:
-        if os.path.isdir(path):
-            raise UsageError(f"{path}: a folder; name the lists in it")
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        mode = os.stat(path).st_mode
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{path}: a folder; name the lists in it")
+    # Not by opening it: whoever writes into a named pipe would take that for its reader, and its end for the end.
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{path}: Permission denied")
 
 
 def _open_raw(source: Source) -> io.BufferedReader:

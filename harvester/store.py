@@ -79,9 +79,15 @@ class Store:
         self._to_end: list[int] = []
         self._waiting = 0
         self._journal, self._committed = recover(place, ledger, self._publisher, warn, self.invocation - 1)
-        self.totals = ledger.totals()
+        totals = ledger.totals()
+        self._counts = [totals.rows, totals.refused, totals.failed]  # in the order of State
 
     # --- the event loop's side -------------------------------------------------------------------------------------
+
+    @property
+    def totals(self) -> Totals:
+        """Count the dataset's calls by what became of them, with those that wait for a commit."""
+        return Totals(*self._counts)
 
     @property
     def crowded(self) -> bool:
@@ -155,11 +161,9 @@ class Store:
         self._journal = Journal(self.place.private, self._journal.generation + 1)
 
     def _tally(self, state: State, previous: State | None) -> None:
-        counts = [self.totals.rows, self.totals.refused, self.totals.failed]
-        counts[state] += 1
+        self._counts[state] += 1
         if previous is not None:
-            counts[previous] -= 1
-        self.totals = Totals(*counts)
+            self._counts[previous] -= 1
 
     # --- the other thread's side -----------------------------------------------------------------------------------
 

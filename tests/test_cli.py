@@ -1,6 +1,7 @@
 """The command from outside: what it takes, what it says, how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,16 @@ def test_the_growing_file_holds_every_row(tmp_path: Path, serve: Callable[..., S
     assert done.returncode == 0, done.stderr
     assert len(rows(out)) == 50
     check_reconciled(out, {f"bit.ly/{i}" for i in range(50)})
+
+
+def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served, pipe = serve(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = subprocess.Popen(["sh", "-c", f"seq -f bit.ly/%g 5000 > {pipe}"])
+    done = harvester("run", str(pipe), "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
+    assert writer.wait() == 0
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "out")) == 5000
 
 
 def test_help_and_version_do_not_import_aiohttp() -> None:
