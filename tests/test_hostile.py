@@ -1,4 +1,4 @@
-"""What comes of a call whatever the server does: the real command against a scripted Bitly (FACTS.md, "Errors")."""
+"""What comes of a call whatever the server does: the real command against a scripted Bitly."""
 
 import json
 import re
