@@ -23,6 +23,8 @@ _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _NOT_ASCII_ESCAPES = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
 _DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 
+# What a list's own syntax leaves behind when it is pasted: none of it can be in a back-half, and a call would be lost.
+_NEVER = frozenset("\"'`“”‘’«»<>()[]{},;|\\^")
 _QUOTES = "\"'`“”‘’«»"
 _AROUND = _QUOTES + "\ufeff" + " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
@@ -95,5 +97,5 @@ def _check_back_half(back_half: str) -> None:
     for character in back_half:
         if character.isspace() or unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
             raise InvalidBitlink(f"a space or control character (U+{ord(character):04X}) inside")
-    if back_half[-1] in _QUOTES:
-        raise InvalidBitlink("a quote without its partner")
+        if character in _NEVER:
+            raise InvalidBitlink(f"{character} is in no bitlink")

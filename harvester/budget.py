@@ -146,13 +146,12 @@ OUTAGE = "outage"
 class GateRules:
     """When the gate closes, and for how long.
 
-    An outage begins when streak consecutive answers were transient failures of at least links different links. Its
-    probes wait first_probe_seconds, then twice as long each time up to longest_probe_seconds; past limit_seconds it
-    is over_limit. A hint of the server's is followed up to longest_hint_seconds.
+    An outage begins when as many calls in a row as streak failed in passing at their first attempt. Its probes wait
+    first_probe_seconds, then twice as long each time up to longest_probe_seconds; past limit_seconds it is over_limit.
+    A hint of the server's is followed up to longest_hint_seconds.
     """
 
     streak: int = 20
-    links: int = 10
     first_probe_seconds: float = 5.0
     longest_probe_seconds: float = 60.0
     limit_seconds: float = 15 * 60.0
@@ -184,7 +183,6 @@ class Gate:
         self._opens_at = 0.0
         self._probing = False
         self._strikes = 0
-        self._failed_links: set[str] = set()
         self._failed_in_a_row = 0
         self._outage_began = 0.0
 
@@ -198,11 +196,11 @@ class Gate:
         """True when an outage has lasted longer than the run should wait."""
         return self.outage and self._clock() - self._outage_began > self._rules.limit_seconds
 
-    def enter(self, *, fresh: bool = True) -> Wait | None:
-        """Give None if an attempt may pass; when the gate's time is over the first to ask becomes the probe.
+    def closed(self, *, fresh: bool = True) -> Wait | None:
+        """Give how long to wait before asking to enter; None if that may be worth it now.
 
-        fresh: False for a call that has failed before. In an outage it is no probe, because it may be the call's
-        own fault that it fails.
+        fresh: False for a call that has failed before. In an outage it is no probe, because it may be the call's own
+        fault that it fails.
         """
         if self._reason is None:
             return None
@@ -211,8 +209,15 @@ class Gate:
             return Wait(left, self._reason)
         if self._probing or (self.outage and not fresh):
             return Wait(self._rules.poll_seconds, self._reason)
-        self._probing = True
         return None
+
+    def enter(self, *, fresh: bool = True) -> Wait | None:
+        """Give None if an attempt may pass; when the gate's time is over the first to enter becomes the probe."""
+        if self._reason is None:
+            return None
+        wait = self.closed(fresh=fresh)
+        self._probing = self._probing or wait is None
+        return wait
 
     def leave(self, *, sent_at: float) -> None:
         """An attempt that had entered was not sent after all: let another probe go."""
@@ -224,9 +229,7 @@ class Gate:
 
         But an attempt that was under way before a throttled answer says nothing of what came after.
         """
-        if self._failed_in_a_row:
-            self._failed_in_a_row = 0
-            self._failed_links.clear()
+        self._failed_in_a_row = 0
         if self._reason is not None and not (self._reason == THROTTLED and sent_at < self._opens_at):
             self._reason, self._probing, self._strikes = None, False, 0
 
@@ -241,28 +244,22 @@ class Gate:
         self._strikes = self._strikes + 1 if self._reason == THROTTLED else 1
         self._close(THROTTLED, now, self._hinted(hint) or self._until_next_edge())
 
-    def transient(self, link: str, *, sent_at: float, more_to_come: bool) -> None:
-        """An attempt for link failed in passing; when nearly everything does, it is an outage.
+    def transient(self, *, sent_at: float, evidence: bool) -> None:
+        """An attempt failed in passing; when nearly everything does, it is an outage.
 
-        more_to_come: False when only calls that have failed before are left, whose failures say nothing of the
-        server.
+        evidence: True for the first attempt of a call that has never failed; another may fail by its own fault.
         """
         now = self._clock()
         if self._reason == THROTTLED and sent_at >= self._opens_at:
             self._reason, self._probing, self._strikes = None, False, 0  # the probe was let through
-        self._failed_in_a_row += 1
-        if len(self._failed_links) < self._rules.links:
-            self._failed_links.add(link)
+        self._failed_in_a_row += evidence
         if self.outage:
             if sent_at >= self._opens_at:
                 self._strikes += 1
                 self._close(OUTAGE, now, self._probe_interval())
-        elif more_to_come and self._looks_like_outage():
+        elif evidence and self._failed_in_a_row >= self._rules.streak:
             self._strikes, self._outage_began = 0, now
             self._close(OUTAGE, now, self._probe_interval())
-
-    def _looks_like_outage(self) -> bool:
-        return self._failed_in_a_row >= self._rules.streak and len(self._failed_links) >= self._rules.links
 
     def _close(self, reason: str, now: float, seconds: float) -> None:
         self._reason, self._probing = reason, False

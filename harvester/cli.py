@@ -18,6 +18,7 @@ from harvester import __version__
 from harvester.errors import ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
 from harvester.settings import RunOptions
 from harvester.stopping import Reason, Stop, Stopper
+from harvester.terminal import open_closed_streams, say
 
 if TYPE_CHECKING:
     from harvester.harvest import Outcome
@@ -71,12 +72,6 @@ def _dashed(text: str) -> str:
     return "-" if text == _DASH else text
 
 
-def _escaped(text: str) -> str:
-    from harvester.progress import escaped
-
-    return escaped(text)
-
-
 def _plain_error(error: CycloptsError) -> str:
     return f"harvester: {str(error).replace(_DASH, '-')}"
 
@@ -123,13 +118,12 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     """
     from harvester import progress
 
-    job = _job_of([_dashed(link) for link in links], options)
-    watcher = progress.StderrWatcher(quiet=options.quiet, show_failures=job.out == "-")
+    watcher = progress.StderrWatcher(quiet=options.quiet, show_failures=_dashed(options.out) == "-")
+    job = _job_of([_dashed(link) for link in links], options, watcher)
     began = time.monotonic()
-    outcome = _run_job(job, options, watcher)
+    outcome = _run_job(job, watcher)
     if not options.quiet or outcome.stop:
-        text = progress.summary(outcome, job.out, time.monotonic() - began)
-        print(text, file=sys.stderr)
+        say(progress.summary(outcome, job.out, time.monotonic() - began))
     return exit_code(outcome)
 
 
@@ -177,8 +171,8 @@ def sandbox(
 
     try:
         asyncio.run(serve())
-    except OSError as error:
-        raise UsageError(f"--port {port}: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--port {port}: {getattr(error, 'strerror', error)}") from error
     return OK
 
 
@@ -201,33 +195,32 @@ def exit_code(outcome: "Outcome") -> int:
     if outcome.stop is not None:
         return _BY_REASON[outcome.stop.reason]
     if outcome.status.listed.links == 0:
-        print("harvester: no links at all in the list", file=sys.stderr)
+        say("harvester: no links at all in the list")
         return USAGE
     return OK if outcome.complete else SOME_FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    open_closed_streams()
     sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
 
 
 def _guarded(words: list[str]) -> int:
     """Run the command; the only place where errors become exit codes."""
     if sys.platform == "win32":
-        print("harvester: runs on Linux and macOS; on Windows use WSL", file=sys.stderr)
+        say("harvester: runs on Linux and macOS; on Windows use WSL")
         return USAGE
     try:
         code = app.meta(words)
         return code if isinstance(code, int) else OK
     except CycloptsError as error:
-        print(_plain_error(error), file=sys.stderr)
+        say(_plain_error(error))
         return USAGE
     except HarvesterError as error:
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            print("harvester: " + "\n".join(map(_escaped, str(error).splitlines())), file=sys.stderr)
+            say(f"harvester: {error}")
         return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -236,22 +229,23 @@ def _guarded(words: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         return OK
     except Exception:
-        traceback.print_exc()
-        print("harvester: a bug; what was harvested is safe. Please report the lines above", file=sys.stderr)
+        say(traceback.format_exc() + "harvester: a bug; what was harvested is safe. Please report the lines above")
         return BUG
 
 
-def _job_of(links: list[str], options: RunOptions) -> "Job":
+def _job_of(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> "Job":
     """Turn a run's options into a job; everything that can be wrong with them is found here."""
     from harvester import client, settings, sources
     from harvester.harvest import Options
     from harvester.job import Job
     from harvester.store import PartPolicy
+    from harvester.tokens import Token
 
     query, pin_reference = settings.query_of(options)
     settings.check_counts(options)
     return Job(
         sources=sources.find(links),
+        token=Token(settings.token_source(options, watcher.warn)),
         out=_dashed(options.out),
         work_dir=options.work_dir,
         query=query,
@@ -276,23 +270,20 @@ def _job_of(links: list[str], options: RunOptions) -> "Job":
     )
 
 
-def _run_job(job: "Job", options: RunOptions, watcher: "StderrWatcher") -> "Outcome":
-    from harvester import client
+def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
     from harvester import job as jobs
     from harvester.bitly import MAX_CONNECTIONS
-    from harvester.settings import token_source
 
     if job.asking.connections > MAX_CONNECTIONS:
         watcher.warn(
             f"--connections {job.asking.connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
-    read_token = token_source(options, watcher.warn)
 
     async def go() -> "Outcome":
         stopper = Stopper()
         _stop_on_signals(stopper)
-        return await jobs.run(job, client.Token(read_token), stopper, watcher)
+        return await jobs.run(job, stopper, watcher)
 
     return asyncio.run(go())
 

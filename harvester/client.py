@@ -5,11 +5,12 @@ any transient one during an outage, is the server's affair: the attempt is made 
 """
 
 import asyncio
+import re
 import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from urllib.request import getproxies, proxy_bypass
@@ -24,7 +25,6 @@ from harvester import __version__
 from harvester.bitly import (
     BODY_LIMIT,
     FACETS,
-    Answer,
     Hint,
     Query,
     Throttled,
@@ -39,13 +39,12 @@ from harvester.bitly import (
 from harvester.budget import Budget, Gate, MonthOver, Wait, hinted_seconds
 from harvester.errors import Stopping, UsageError
 from harvester.stopping import Reason, Stop, Stopper
+from harvester.tokens import Token
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
-_SECRET = 20
-"""A token of so many characters comes by chance in no answer."""
 
 
 class _Disconnected(aiohttp.ClientError):
@@ -68,45 +67,6 @@ class _Abrupt(ResponseHandler):
     def close(self) -> None:
         """Close at once."""
         self.abort()
-
-
-class Token:
-    """The bearer token, read from its source again when Bitly refuses it: it may have been rotated.
-
-    read: gives the token, and may block; raises UsageError where there is none.
-    """
-
-    def __init__(self, read: Callable[[], str]) -> None:
-        self._read = read
-        self._value = read()
-        self._lock = asyncio.Lock()
-
-    def __repr__(self) -> str:
-        return "Token(…)"
-
-    @property
-    def header(self) -> str:
-        """The Authorization header's value."""
-        return f"Bearer {self._value}"
-
-    def hidden_in(self, text: str) -> str:
-        """Give a text without the token in it."""
-        return text.replace(self._value, "[token]")
-
-    def has_to_hide(self, body: bytes, verdict: Verdict) -> bool:
-        """Say whether a body must not be kept as it is: some servers show what they were sent.
-
-        A sandbox's token may be a word like any other, which belongs into a good answer.
-        """
-        return self._value.encode() in body and (len(self._value) >= _SECRET or not isinstance(verdict, Answer))
-
-    async def renewed(self, refused: str) -> bool:
-        """Say whether there is another token now than the one whose header was refused."""
-        async with self._lock:
-            if self.header == refused:
-                with suppress(UsageError):  # what Bitly said of the old one is the better message
-                    self._value = await asyncio.to_thread(self._read)
-            return self.header != refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +92,8 @@ class Counters:
 class Client:
     """Asks Bitly; made by `opened`.
 
-    sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_left:
-    True while there are calls that have not failed yet.
+    sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_asked:
+    True while a call that has not failed before is being asked.
     """
 
     def __init__(
@@ -150,7 +110,7 @@ class Client:
         self.counters = Counters()
         self.waiting: str | None = None
         self.sprint: Callable[[], bool] = lambda: False
-        self.fresh_left: Callable[[], bool] = lambda: True
+        self.fresh_asked: Callable[[], bool] = lambda: False
         self._session = session
         self._settings = settings
         self._token = token
@@ -165,13 +125,15 @@ class Client:
         self._slots = asyncio.Semaphore(settings.connections)
         self._pace = _pace(budget.limits.per_minute)
 
-    async def ask(self, bitlink: str) -> Verdict:
+    async def ask(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and give its verdict, which is never Throttled.
+
+        fresh: False for a call that failed in an earlier run: if it does again, that says nothing of the server.
 
         Raises:
             Stopping: the run ended before the attempt was sent.
         """
-        return await self._attempt(bitlink, fresh=True)
+        return await self._attempt(bitlink, fresh=fresh, again=False)
 
     async def ask_again(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt gave a Transient or Unreadable verdict; give the last one, and how many
@@ -188,7 +150,7 @@ class Client:
             if earlier:
                 return earlier.pop()
             self.counters.retried += 1
-            return await self._attempt(bitlink, fresh=False)
+            return await self._attempt(bitlink, fresh=False, again=True)
 
         # A retrier of its own for every call: one shared by tasks would mix up their results.
         retrier = tenacity.AsyncRetrying(
@@ -212,8 +174,8 @@ class Client:
         )(state)
         return max(jittered, hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS))
 
-    async def _attempt(self, bitlink: str, *, fresh: bool) -> Verdict:
-        """Send until there is a verdict that is the call's own. fresh: it has not failed before."""
+    async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
+        """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""
         url = URL.build(
             scheme=self._base.scheme,
             authority=self._base.raw_authority,
@@ -223,20 +185,22 @@ class Client:
         )
         renewed = False
         while True:
-            if self._pace is not None:
-                await self._keep_pace()
             header = self._token.header
-            found, sent_at = await self._send_when_allowed(url, header, fresh=fresh or not self.fresh_left())
+            found, sent_at = await self._send_when_allowed(url, header, fresh=fresh)
             if isinstance(found, Throttled):
                 self.counters.throttled += 1
                 self._gate.throttled(found.hint, sent_at=sent_at)
             elif isinstance(found, Transient):
-                self._gate.transient(bitlink, sent_at=sent_at, more_to_come=self.fresh_left())
-                if fresh or not self._gate.outage:
+                self._gate.transient(sent_at=sent_at, evidence=fresh)
+                if not again or not self._gate.outage:
                     return found
             elif found is not None:
                 self._gate.answered(sent_at=sent_at)
-                if not isinstance(found, TokenRefused) or renewed or not await self._token.renewed(header):
+                if (
+                    not isinstance(found, TokenRefused)
+                    or renewed
+                    or not await self._token.renewed(header, self._stopper)
+                ):
                     return found
                 renewed = True  # once: a source may have another token each time, and none that is any good
 
@@ -245,6 +209,7 @@ class Client:
         if self._pace.has_capacity():
             await self._pace.acquire()  # at once
         elif not self.sprint():
+            self.waiting = "pace"
             await self._stopper.guard(self._pace.acquire())
 
     async def _send_when_allowed(self, url: URL, header: str, *, fresh: bool) -> tuple[Verdict | None, float]:
@@ -252,20 +217,27 @@ class Client:
 
         Gives the verdict and when its request was sent.
         """
-        async with self._slots:
-            if self._stopper.stop is not None:
-                raise Stopping
-            refused = self._gate.enter(fresh=fresh)
-            sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
-            refused = refused or self._take(sent_at)
-            if refused is None:
-                self.waiting = None
-                self.counters.total += 1
-                return await self._request(url, header), sent_at
+        sent_at, refused = 0.0, self._gate.closed(fresh=self._may_probe(fresh))
+        if refused is None:
+            if self._pace is not None:
+                await self._keep_pace()
+            async with self._slots:
+                if self._stopper.stop is not None:
+                    raise Stopping
+                refused = self._gate.enter(fresh=self._may_probe(fresh))
+                sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
+                refused = refused or self._take(sent_at)
+                if refused is None:
+                    self.waiting = None
+                    self.counters.total += 1
+                    return await self._request(url, header), sent_at
         self.waiting = refused.window
         await self._stopper.pause(refused.seconds)
         self._check_outage()
         return None, sent_at
+
+    def _may_probe(self, fresh: bool) -> bool:
+        return fresh or not self.fresh_asked()
 
     def _take(self, now: float) -> Wait | None:
         """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
@@ -416,7 +388,15 @@ async def opened(
 
 
 def _proxy_for(base: URL) -> str | None:
-    if not base.host or proxy_bypass(f"{base.host}:{base.port}"):
-        return None
+    """Give the proxy that the environment names for the base URL; this machine is reached without one.
+
+    Raises:
+        UsageError: it is not an HTTP proxy.
+    """
+    if base.scheme == "http" or not base.host or proxy_bypass(f"{base.host}:{base.port}"):
+        return None  # only loopback may be plain http
     proxies = getproxies()
-    return proxies.get(base.scheme) or proxies.get("all")
+    proxy = proxies.get(base.scheme) or proxies.get("all")
+    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
+        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
+    return proxy

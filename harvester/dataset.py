@@ -6,6 +6,7 @@ point is mended by doing the same again. Functions block: the event loop calls t
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol
@@ -77,6 +78,7 @@ class Folder:
         self._place = place
         self._ledger = ledger
         self._run_id = run_id
+        self._in_doubt = False
 
     def mark(self) -> None:
         """Parts need no mark: an intent tells all."""
@@ -89,6 +91,9 @@ class Folder:
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Make a part of each ended generation."""
+        if self._in_doubt:  # publishing failed half-way
+            self._resolve_all(lambda _: None)
+        self._in_doubt = bool(ended)
         for generation in ended:
             if generation <= self._ledger.ended():
                 continue
@@ -100,19 +105,23 @@ class Folder:
                 self._give_name(part)
                 self._ledger.seal(part)
             remove(self._place.private, generation)
+        self._in_doubt = False
+
+    def _resolve_all(self, warn: Callable[[str], None]) -> None:
+        for part in self._ledger.unsealed():
+            self._resolve(part, warn)
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
         """Adopt the parts that were published, publish those that were whole, and drop what was half written."""
-        parts = self._ledger.parts()
-        for part in parts:
-            if not part.sealed:
-                self._resolve(part, warn)
+        self._resolve_all(warn)
         for name in os.listdir(self._place.out):
             if name.startswith(".part-") and name.endswith(".tmp"):
                 os.unlink(os.path.join(self._place.out, name))
-        known = {part.name for part in parts}
+        known = {part.name for part in self._ledger.parts()}
+        # Not what somebody has made of one, or put beside it.
+        ours = re.compile(rf"part-{self._run_id}-\d{{5,}}\.ndjson")
         for name in sorted(os.listdir(self._place.out)):
-            if name.startswith(f"part-{self._run_id}-") and name not in known:
+            if ours.fullmatch(name) and name not in known:
                 raise OutputError(
                     f"{os.path.join(self._place.out, name)} is unknown to the ledger, which is older than this output. "
                     "Put the newer ledger back, or keep this output as it is and begin a new --out"
@@ -121,9 +130,9 @@ class Folder:
     def _resolve(self, part: Part, warn: Callable[[str], None]) -> None:
         """Bring a part with an intent to its end."""
         final, hidden = self._final(part), self._hidden(part.number)
-        if os.path.exists(final):
-            if _digest(final) != (part.bytes, part.sha256):
-                raise OutputError(f"{final} is not the part that was about to be published: move it away")
+        if os.path.lexists(final):
+            if not os.path.isfile(final) or _digest(final) != (part.bytes, part.sha256):
+                raise OutputError(f"{final} is in the way of a part: move it away")
         elif os.path.exists(hidden):
             if _digest(hidden) != (part.bytes, part.sha256):
                 self._ledger.withdraw(part)
@@ -137,7 +146,7 @@ class Folder:
 
     def _write(self, generation: int, end: int) -> Part | None:
         """Write a generation's rows under a hidden name, durably; None if it has no rows."""
-        number = len(self._ledger.parts())
+        number = self._ledger.next_part()
         hidden = self._hidden(number)
         digest, size, rows = hashlib.sha256(), 0, 0
         with _dropped_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
@@ -210,7 +219,7 @@ class Growing:
 
     def parts(self) -> list[dict[str, Any]]:
         """Give the one file, up to the last mark; a growing file has no checksum."""
-        name = os.path.basename(self._place.out)
+        name = os.path.basename(self._place.name)
         return [{"path": name, "rows": self._mark.rows, "bytes": self._mark.bytes, "sha256": None}]
 
     def mark(self) -> Mark | None:

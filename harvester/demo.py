@@ -15,11 +15,13 @@ from harvester import job as jobs
 from harvester import progress, sources
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
 from harvester.budget import Limits
-from harvester.client import Settings, Token
+from harvester.client import Settings
 from harvester.harvest import Options, Outcome
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.stopping import Stopper
 from harvester.store import PartPolicy
+from harvester.terminal import escaped
+from harvester.tokens import Token
 
 _LIST = "demo-links.txt"
 _SHOWN = 5
@@ -45,6 +47,7 @@ async def _harvest(links: str, folder: str) -> Outcome:
         print(f"sandbox: {url} (five connections, 80 ms an answer, 2 % errors)\nlist:    {links}\n", flush=True)
         job = jobs.Job(
             sources=sources.find([links]),
+            token=Token(lambda: "sandbox"),
             out=folder,
             work_dir=None,
             query=Query("referrers", "day", -1, utc_text(datetime.now(UTC)), 50),
@@ -54,7 +57,7 @@ async def _harvest(links: str, folder: str) -> Outcome:
             parts=PartPolicy(rows=1_000_000, bytes=128 * 1024 * 1024),
             harvesting=Options(workers=MAX_CONNECTIONS),
         )
-        return await jobs.run(job, Token(lambda: "sandbox"), Stopper(), progress.StderrWatcher())
+        return await jobs.run(job, Stopper(), progress.StderrWatcher())
 
 
 def _print_busiest(folder: Path) -> None:
@@ -63,7 +66,7 @@ def _print_busiest(folder: Path) -> None:
         with part.open("rb") as lines:
             for line in lines:
                 for metric in orjson.loads(line)["metrics"]:
-                    clicks[progress.escaped(metric["value"])] += metric["clicks"]
+                    clicks[escaped(metric["value"])] += metric["clicks"]
     most = max(clicks.values(), default=1)
     print("\nthe busiest referrers")
     for value, number in clicks.most_common(_SHOWN):

@@ -17,10 +17,10 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget
 from harvester.client import Client, Counters
 from harvester.errors import InputBroken, OutputError, Stopping
-from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, in_daemon
+from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
 from harvester.ledger import Known, State
 from harvester.sources import Batch, Invalid, Link, Source, read
-from harvester.stopping import Reason, Rules, Stop, Stopper
+from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
 from harvester.store import Store
 
 ROOM = 100
@@ -108,6 +108,9 @@ class Watcher(Protocol):
     def warn(self, text: str) -> None:
         """Something is not as it should be."""
 
+    def note(self, text: str) -> None:
+        """Something that is as it should be, and takes a while."""
+
     def progress(self, status: Status) -> None:
         """Some time has passed."""
 
@@ -140,10 +143,11 @@ class Harvest:
         self._no_more = False
         self._then: Stop | None = None
         self._again = 0
+        self._fresh_asked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
-        client.fresh_left = lambda: bool(self._ready or not self._no_more) and self._again < ROOM
+        client.fresh_asked = lambda: self._fresh_asked > 0
 
     async def run(self, sources: list[Source]) -> Outcome:
         """Harvest the sources, and leave everything that was answered committed and published.
@@ -151,26 +155,26 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        async with self._keeper:
-            async with asyncio.TaskGroup() as around:
-                teller = around.create_task(self._keep_telling())
-                try:
-                    await self._ask_all(sources)
-                finally:
-                    teller.cancel()
-            if self._then is not None:
-                self._stopper.request(self._then)
-            return await self._finish()
-
-    async def _ask_all(self, sources: list[Source]) -> None:
         ending = asyncio.create_task(self._cut_short())
         try:
-            async with asyncio.TaskGroup() as group:
-                self._feeder = self._spawn(group, self._feed(sources))
-                for _ in range(self._options.workers):
-                    self._spawn(group, self._work(group))
+            async with self._keeper:
+                async with asyncio.TaskGroup() as around:
+                    teller = around.create_task(self._keep_telling())
+                    try:
+                        await self._ask_all(sources)
+                    finally:
+                        teller.cancel()
+                if stop := self._then or self._rules.at_end():
+                    self._stopper.request(stop)
+                return await self._finish()
         finally:
             ending.cancel()
+
+    async def _ask_all(self, sources: list[Source]) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._feeder = self._spawn(group, self._feed(sources))
+            for _ in range(self._options.workers):
+                self._spawn(group, self._work(group))
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
@@ -179,9 +183,10 @@ class Harvest:
         return task
 
     async def _cut_short(self) -> None:
-        """Give calls in flight their grace when the run is to end, then cancel them."""
+        """Give calls in flight, and a reader of standard output, their grace when the run is to end."""
         await self._stopper.wait()
         await asyncio.sleep(GRACE_SECONDS)
+        self._store.abandon()
         for task in list(self._tasks):
             task.cancel()
 
@@ -279,7 +284,7 @@ class Harvest:
         """Make calls until there are no more; those that fail in passing wait elsewhere to be repeated."""
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._client.ask(call.link.bitlink)
+                verdict = await self._ask(call)
                 if not isinstance(verdict, Transient | Unreadable):
                     self._settle(call, verdict, 1)
                 elif self._again < ROOM:
@@ -292,6 +297,14 @@ class Harvest:
                     await self._stopper.guard(self._keeper.committed())
         except Stopping:
             return
+
+    async def _ask(self, call: Call) -> Verdict:
+        fresh = call.previous is not State.FAILED
+        self._fresh_asked += fresh
+        try:
+            return await self._client.ask(call.link.bitlink, fresh=fresh)
+        finally:
+            self._fresh_asked -= fresh
 
     async def _next(self) -> Call | None:
         while not self._ready:
@@ -313,6 +326,7 @@ class Harvest:
     def _end_at_max_calls(self) -> None:
         self._then = Stop(Reason.MAX_CALLS, f"{self.status.asked} calls were made (--max-calls)")
         self._feeder.cancel()
+        self._no_more = True
 
     async def _repeat(self, call: Call, first: Verdict) -> None:
         try:

@@ -5,6 +5,7 @@ ledger's state as one digit, and the row's or failure's JSON as it will be publi
 journal; a bad line before that is damage.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -98,6 +99,9 @@ def sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some mounted file systems have no such thing
+            raise
     finally:
         os.close(descriptor)
 
@@ -113,14 +117,15 @@ def make_folder(path: str) -> None:
 
 
 class Journal:
-    """A journal file open for appending; rows counts the rows in it, size its bytes.
+    """A journal file open for appending; rows counts the rows in it, row_bytes theirs, size all its bytes.
 
     append is for the event loop's thread, sync and close for any.
     """
 
-    def __init__(self, folder: str, generation: int, *, rows: int = 0) -> None:
+    def __init__(self, folder: str, generation: int, *, rows: int = 0, row_bytes: int = 0) -> None:
         self.generation = generation
         self.rows = rows
+        self.row_bytes = row_bytes
         self._path = path_of(folder, generation)
         self._folder = folder
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -144,7 +149,9 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
-        self.rows += is_row
+        if is_row:
+            self.rows += 1
+            self.row_bytes += len(payload) + 1
 
     def sync(self, size: int) -> None:
         """Make the first size bytes durable, and the file's name with them."""

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 from harvester.client import Counters
 from harvester.errors import ConsumerGone, OutputError
@@ -24,35 +23,6 @@ _FAILURES_SHARE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-async def in_daemon(work: Callable[[], T]) -> T:
-    """Do work that may block for ever (reading from a silent pipe) in a thread that nobody waits for at the end.
-
-    Raises what work raises.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: Exception | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(cast("T", result))
-        else:
-            future.set_exception(error)
-
-    def do() -> None:
-        result, caught = None, None
-        try:
-            result = work()
-        except Exception as error:  # handed to whoever waits
-            caught = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, result, caught)
-
-    threading.Thread(target=do, name="harvester-reader", daemon=True).start()
-    return await future
 
 
 class Keeper:
@@ -117,6 +87,8 @@ class Keeper:
             OutputError: that was not possible. ConsumerGone: nobody reads any more.
         """
         await self._end()
+        if not outcome.complete:
+            await self.in_thread(self._store.take_success_back)
         self._store.end_part()
         batch = self._take_batch()
         await self.in_thread(self._store.commit, batch)
@@ -134,7 +106,7 @@ class Keeper:
         try:
             while not self._over:
                 await self._commit()
-                self._check_disk()
+                await self._check_disk()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._commit_seconds):
                         await self._due.wait()
@@ -178,8 +150,12 @@ class Keeper:
             await self.in_thread(self._store.write_failures)
             self._failures_due = now + _FAILURES_SHARE * (time.monotonic() - now)
 
-    def _check_disk(self) -> None:
-        free = self._store.free_bytes()
+    async def _check_disk(self) -> None:
+        try:
+            free = await self.in_thread(self._store.free_bytes)
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            return
         if free < self._least_free:
             self._stopper.request(
                 Stop(

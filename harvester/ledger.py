@@ -4,9 +4,10 @@ Durable before anything depends on it: WAL with synchronous=FULL, because NORMAL
 (https://www.sqlite.org/pragma.html#pragma_synchronous). One connection, used by one thread at a time.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -126,6 +127,11 @@ class Ledger:
         with self._explained():
             return dict(self._db.execute("SELECT name, value FROM meta"))
 
+    def repin(self, meta: dict[str, str | int]) -> None:
+        """Begin a dataset anew that has no call: a run that was refused before its first one pins nothing."""
+        with self._transaction():
+            self._set_meta(meta)
+
     def begin_invocation(self) -> int:
         """Count this run of the command on the dataset, forget the last list's invalid lines, give the number."""
         with self._transaction():
@@ -157,25 +163,32 @@ class Ledger:
     def count_distinct(self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None]) -> None:
         """Call back once for every distinct key of the batches, with what is known of it.
 
-        The keys lie in a temporary file meanwhile, so memory does not grow with them.
+        The keys lie in a scratch file beside the ledger meanwhile, so memory does not grow with them.
         """
+        scratch = self._path + "-scratch"
         with self._explained():
-            self._db.execute("CREATE TEMP TABLE listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._db.execute("ATTACH DATABASE ? AS scratch", (scratch,))
             try:
+                self._db.execute("PRAGMA scratch.journal_mode=OFF")
+                self._db.execute("PRAGMA scratch.synchronous=OFF")
+                self._db.execute("DROP TABLE IF EXISTS scratch.listed")
+                self._db.execute("CREATE TABLE scratch.listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
                 for keys in batches:
-                    for key, known in self._first_seen(keys):
-                        callback(known.get(key))
+                    for known in self._first_seen(keys):
+                        callback(known)
             finally:
-                self._db.execute("DROP TABLE listed")
+                self._db.execute("DETACH DATABASE scratch")
+                with suppress(OSError):
+                    os.unlink(scratch)
 
-    def _first_seen(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, dict[bytes, Known]]]:
+    def _first_seen(self, keys: Sequence[bytes]) -> list[Known | None]:
         distinct = sorted(set(keys))
         known = self.known(distinct)
+        insert = "INSERT OR IGNORE INTO scratch.listed VALUES (?)"
         self._db.execute("BEGIN")
-        for key in distinct:
-            if self._db.execute("INSERT OR IGNORE INTO listed VALUES (?)", (key,)).rowcount:
-                yield key, known
+        first = [key for key in distinct if self._db.execute(insert, (key,)).rowcount]
         self._db.execute("COMMIT")
+        return [known.get(key) for key in first]
 
     def commit(
         self,
@@ -207,27 +220,43 @@ class Ledger:
                 self._add_meta(name, more)
 
     def _settle(self, generation: int, verdicts: Sequence[Entry], invocation: int) -> None:
+        """Write verdicts of one journal. A row is final, and a newer journal's verdict stands before an older one's:
+        both matter only when a damaged journal is read again.
+        """
+        last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO UPDATE SET state = ?2, "
-            "tries = tries + ?3, seen = ?4, generation = ?5",
+            "tries = tries + ?3, seen = ?4, generation = ?5 WHERE state <> 0 AND generation <= ?5",
             # In the key's order neighbours share pages, which halves the pages written.
-            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in verdicts),
+            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in last.values()),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
-            self._db.executemany("DELETE FROM failures WHERE key = ?", [(e.key,) for e in verdicts])
-        failures = [(e.key, e.line) for e in verdicts if e.line is not None]
-        self._db.executemany("INSERT INTO failures (key, line) VALUES (?, ?)", failures)
+            self._db.executemany(
+                "DELETE FROM failures WHERE key = ?1 AND EXISTS "
+                "(SELECT 1 FROM calls WHERE key = ?1 AND generation = ?2)",
+                [(key, generation) for key in last],
+            )
+        self._db.executemany(
+            "INSERT INTO failures (key, line) SELECT ?1, ?2 WHERE EXISTS "
+            "(SELECT 1 FROM calls WHERE key = ?1 AND generation = ?3 AND state <> 0)",
+            [(e.key, e.line, generation) for e in last.values() if e.line is not None],
+        )
 
-    def unsettle(self, generation: int, kept: Iterable[bytes]) -> int:
-        """Forget the calls whose last line was in this journal, but for those kept; give how many were forgotten."""
+    def calls_of(self, generation: int) -> int:
+        """Count the calls whose last verdict is in this journal: reads the whole table."""
+        with self._explained():
+            select = "SELECT count(*) FROM calls WHERE generation = ?"
+            return int(self._db.execute(select, (generation,)).fetchone()[0])
+
+    def unsettle(self, generation: int, kept: Iterable[bytes]) -> None:
+        """Forget the calls whose last line was in this journal, but for those kept, whose rows are published."""
         with self._transaction():
             self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
             self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
             lost = "FROM calls WHERE generation = ? AND key NOT IN (SELECT key FROM kept)"
             self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (generation,))  # noqa: S608
-            count = self._db.execute(f"DELETE {lost}", (generation,)).rowcount
+            self._db.execute(f"DELETE {lost}", (generation,))
             self._db.execute("DROP TABLE kept")
-        return count
 
     def failure_lines(self) -> Iterator[bytes]:
         """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines."""
@@ -267,6 +296,18 @@ class Ledger:
         with self._explained():
             rows = self._db.execute("SELECT * FROM parts ORDER BY number")
             return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
+
+    def next_part(self) -> int:
+        """Give the number of the next part."""
+        with self._explained():
+            return int(self._db.execute("SELECT count(*) FROM parts").fetchone()[0])
+
+    def unsealed(self) -> list[Part]:
+        """Give the parts that have an intent, and no seal yet."""
+        with self._explained():
+            return [
+                Part(*row)._replace(sealed=False) for row in self._db.execute("SELECT * FROM parts WHERE sealed = 0")
+            ]
 
     def intend(self, part: Part) -> None:
         """Write down the part that is about to be published, with what its file holds."""

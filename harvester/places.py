@@ -54,6 +54,11 @@ class Place:
     private: str
 
     @property
+    def name(self) -> str:
+        """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
+        return os.fsencode(self.out).decode(errors="backslashreplace")
+
+    @property
     def ledger(self) -> str:
         """The ledger's path."""
         return os.path.join(self.private, "ledger.sqlite")
@@ -66,7 +71,7 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
         UsageError: an ending that harvester does not write, a path that is something else, a network file system.
     """
     if out == STDOUT:
-        private = tempfile.mkdtemp(prefix="harvester-", dir=work_dir)
+        private = _temporary(work_dir)
         return Place(Form.STDOUT, STDOUT, private, private)
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
@@ -78,6 +83,13 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
         place = Place(Form.FOLDER, out, out, private)
     _check_local(place.private)
     return place
+
+
+def _temporary(work_dir: str | None) -> str:
+    try:
+        return tempfile.mkdtemp(prefix="harvester-", dir=work_dir)
+    except OSError as error:
+        raise OutputError(f"{work_dir or tempfile.gettempdir()}: {error.strerror}; give a --work-dir") from error
 
 
 def check_state(place: Place) -> None:

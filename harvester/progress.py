@@ -1,11 +1,11 @@
 """What a person sees of a run on standard error: a status line now and then, bad lines, warnings, the summary."""
 
-import sys
 import time
 from datetime import datetime
 
 from harvester.harvest import Outcome, Status
 from harvester.sources import Invalid
+from harvester.terminal import say
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 300.0
@@ -14,21 +14,12 @@ GROWTH = 1.25
 _SHOWN_INVALID = 20
 _SHOWN_TEXT = 200
 _WINDOWS = {
+    "pace": "the minute's pace",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
     "throttled": "Bitly, which throttles",
     "outage": "the server, which is out",
 }
-
-
-def escaped(text: str) -> str:
-    """Give a text from outside without anything that a terminal would act upon; JSON stays the same JSON."""
-    return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
-
-
-def _unicode_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 class StderrWatcher:
@@ -46,19 +37,24 @@ class StderrWatcher:
         """Show the first bad lines; all of them are in `_failures.ndjson`."""
         self._invalid += 1
         if self._invalid <= _SHOWN_INVALID:
-            text = escaped(line.text[:_SHOWN_TEXT])
-            _say(f"{escaped(line.file)}:{line.line}: not a bitlink: {line.reason}: {text}")
+            text = line.text[:_SHOWN_TEXT].replace("\n", " ")
+            say(f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}")
         if self._invalid == _SHOWN_INVALID:
-            _say("further lines that are no bitlinks are only counted here")
+            say("further lines that are no bitlinks are only counted here")
 
     def failure(self, line: bytes) -> None:
         """Show the line where there is no `_failures.ndjson` to hold it."""
         if self._show_failures:
-            _say(escaped(line.decode()))
+            say(line.decode())
 
     def warn(self, text: str) -> None:
         """Show a warning."""
-        _say(f"warning: {escaped(text)}")
+        say(f"warning: {text}")
+
+    def note(self, text: str) -> None:
+        """Show it, unless quiet."""
+        if not self._quiet:
+            say(text)
 
     def progress(self, status: Status) -> None:
         """Show how far it is, if that was not done lately."""
@@ -67,14 +63,14 @@ class StderrWatcher:
             return
         self._interval = min(self._interval * GROWTH, LONGEST_SECONDS)
         self._due = now + self._interval
-        _say(status_line(status, now - self._began))
+        say(status_line(status, now - self._began))
 
 
 def status_line(status: Status, seconds: float) -> str:
     """Give one line that says how far a run is after so many seconds."""
     rate = status.attempts.total / seconds * 60 if seconds else 0.0
     line = (
-        f"{datetime.now().astimezone():%H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
+        f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
     return f"{line}; waiting for {_WINDOWS.get(status.waiting, status.waiting)}" if status.waiting else line
@@ -92,7 +88,7 @@ def summary(outcome: Outcome, out: str, seconds: float) -> str:
         f"{listed.lines:,} lines{so_far}: {read}; {status.known:,} were known before",
     ]
     if outcome.stop:
-        lines.append(f"stopped: {escaped(outcome.stop.message)}")
+        lines.append(f"stopped: {outcome.stop.message}")
         if outcome.stop.until:
             lines.append(f"nothing was lost; run the same command again from {outcome.stop.until} on")
         else:
@@ -101,9 +97,5 @@ def summary(outcome: Outcome, out: str, seconds: float) -> str:
         failed = status.failed + status.left_failed
         lines.append(f"{failed:,} calls failed: see _failures.ndjson; the same command tries them again")
     if out != "-":
-        lines.append(f"in {escaped(out)}")
+        lines.append(f"in {out}")
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

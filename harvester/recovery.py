@@ -18,12 +18,11 @@ _BATCH_RECORDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A journal file: its bytes, those before its first bad line, the lines in these, and the bytes committed."""
+    """A journal file: its bytes, those before its first bad line, and those committed."""
 
     generation: int
     size: int
     good: int
-    lines: int
     committed: int
 
     @property
@@ -60,26 +59,29 @@ def recover(
 def _scan(place: Place, generation: int, committed: int) -> _Scan:
     path = path_of(place.private, generation)
     size = os.path.getsize(path) if os.path.exists(path) else 0
-    good, lines = 0, 0
+    good = 0
     for record in read(path, 0):
-        good, lines = record.end, lines + 1
+        good = record.end
     if good < committed <= size:
         raise damaged(path, good)
-    return _Scan(generation, size, good, lines, committed)
+    return _Scan(generation, size, good, committed)
 
 
 def _settle(
     place: Place, ledger: Ledger, publisher: Publisher, scan: _Scan, invocation: int, warn: Callable[[str], None]
 ) -> None:
     """Settle what a journal has behind its committed bytes, and cut what is torn."""
-    if scan.lossy:
-        kept = publisher.published_keys() if isinstance(publisher, Growing) else iter(())
-        lost = max(ledger.unsettle(scan.generation, kept) - scan.lines, 0)
-        warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
+    generation, path = scan.generation, path_of(place.private, scan.generation)
     if scan.size and scan.size != scan.committed:
-        truncate(place.private, scan.generation, scan.good)
-    start = 0 if scan.lossy else scan.committed
-    _replay(path_of(place.private, scan.generation), ledger, scan.generation, start, invocation)
+        truncate(place.private, generation, scan.good)
+    if not scan.lossy:
+        _replay(path, ledger, generation, scan.committed, invocation)
+        return
+    before = ledger.calls_of(generation)
+    ledger.unsettle(generation, publisher.published_keys() if isinstance(publisher, Growing) else iter(()))
+    _replay(path, ledger, generation, 0, invocation)
+    lost = before - ledger.calls_of(generation)
+    warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
 
 
 def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal, dict[int, int]]:
@@ -87,8 +89,12 @@ def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal,
     committed = ledger.journals()  # without those whose part was adopted just now
     *full, last = committed or [ledger.ended() + 1]
     publisher.publish(committed, full)
-    rows = sum(record.state == State.ROW for record in read(path_of(place.private, last), 0))
-    return Journal(place.private, last, rows=rows), {g: size for g, size in committed.items() if g == last}
+    rows = row_bytes = 0
+    for record in read(path_of(place.private, last), 0):
+        if record.state == State.ROW:
+            rows, row_bytes = rows + 1, row_bytes + len(record.payload) + 1
+    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes)
+    return journal, {g: size for g, size in committed.items() if g == last}
 
 
 def _replay(path: str, ledger: Ledger, generation: int, start: int, invocation: int) -> None:

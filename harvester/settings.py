@@ -29,6 +29,8 @@ _MORE = Group("More", sort_key=6)
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _TOKEN_COMMAND_SECONDS = 60
+_LONGEST_SECONDS = 366 * 86400
+_MOST = 2**31 - 1
 
 
 @Parameter(name="*")
@@ -153,7 +155,8 @@ def seconds_of(option: str, text: str) -> float:
     """Read a duration: `90`, `90s`, `15m`, `1h30m`, `2d`. Raises UsageError."""
     pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
-    if "".join(number + unit for number, unit in pieces) != text.strip().lower() or not seconds:
+    whole = "".join(number + unit for number, unit in pieces) == text.strip().lower()
+    if not whole or not 0 < seconds <= _LONGEST_SECONDS:
         raise UsageError(f"{option} {text}: a time such as 90s, 15m or 6h was expected")
     return seconds
 
@@ -268,6 +271,8 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _at_least(option: str, value: int, least: int, hint: str = "") -> None:
+    if value > _MOST:
+        raise UsageError(f"{option} {value}: at most {_MOST} was expected")
     if value < least:
         raise UsageError(f"{option} {value}: at least {least} was expected{f' ({hint})' if hint else ''}")
 

@@ -100,19 +100,16 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
             number += len(lines)
 
 
-def spool(source: Source, folder: str) -> Source:
-    """Copy standard input to a file below folder, so that it can be read twice; a file is given back as it is.
+def spool(source: Source, path: str) -> Source:
+    """Copy a source that can be read only once to a file, so that it can be read twice.
 
     Raises:
         OSError: the copy could not be written.
     """
-    if source.path is not None:
-        return source
-    copy = os.path.join(folder, "stdin.spool")
-    with open(copy, "wb") as target, _open_raw(source) as stream:
+    with open(path, "wb") as target, _open_raw(source) as stream:
         while chunk := stream.read1(CHUNK):
             target.write(chunk)
-    return Source(source.name, copy)
+    return Source(source.name, path)
 
 
 def _check_readable(path: str) -> None:
@@ -131,6 +128,29 @@ def _open_raw(source: Source) -> io.BufferedReader:
     if source.path is None:
         return open(0, "rb", closefd=False)
     return open(source.path, "rb")
+
+
+class _Whole(io.BufferedIOBase):
+    """A stream whose first two bytes were looked at; a pipe may bring them one by one."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self.begin = raw.read(2)
+        self._raw = raw
+        self._rest = self.begin
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def read1(self, size: int = -1) -> bytes:
+        """Give what there is, first of all the two bytes."""
+        rest, self._rest = self._rest, b""
+        return rest or self._raw.read1(size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Give size bytes, or fewer at the end."""
+        rest, self._rest = self._rest, b""
+        return rest + self._raw.read(-1 if size is None or size < 0 else size - len(rest))
 
 
 def _line_groups(source: Source) -> Iterator[list[bytes | None]]:

@@ -1,11 +1,13 @@
 """When a run ends before its list does, and why: reasons, the switch that everyone watches, the rules of verdicts."""
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from harvester.bitly import (
     Answer,
@@ -105,6 +107,35 @@ class Stopper:
             task.cancel()
 
 
+async def in_daemon(work: Callable[[], T]) -> T:
+    """Do work that may block for ever (reading from a silent pipe) in a thread that nobody waits for at the end.
+
+    Raises what work raises.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(cast("T", result))
+        else:
+            future.set_exception(error)
+
+    def do() -> None:
+        result, caught = None, None
+        try:
+            result = work()
+        except Exception as error:  # handed to whoever waits
+            caught = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, result, caught)
+
+    threading.Thread(target=do, name="harvester-reader", daemon=True).start()
+    return await future
+
+
 def _drop(work: Awaitable[object]) -> None:
     if asyncio.iscoroutine(work):
         work.close()
@@ -124,11 +155,11 @@ class FailureLimit:
 
     SHARE_FLOOR = 100
 
-    def exceeded(self, failed: int, calls: int) -> bool:
-        """True when failed calls of calls made are too many."""
+    def exceeded(self, failed: int, calls: int, *, final: bool = False) -> bool:
+        """True when failed calls of calls made are too many. final: no more will be made."""
         if self.count is not None and failed > self.count:
             return True
-        return self.share is not None and calls >= self.SHARE_FLOOR and failed > self.share * calls
+        return self.share is not None and (final or calls >= self.SHARE_FLOOR) and failed > self.share * calls
 
 
 ALIKE = 50
@@ -198,9 +229,18 @@ class Rules:
             )
         return None
 
+    def at_end(self) -> Stop | None:
+        """Look at the share of failures once more when the list is over, however short it was."""
+        if self._limit is None or not self._limit.exceeded(self.failed, max(self.calls, 1), final=True):
+            return None
+        return self._stop_for_failures()
+
     def _too_many(self) -> Stop | None:
         if self._limit is None or not self._limit.exceeded(self.failed, self.calls):
             return None
+        return self._stop_for_failures()
+
+    def _stop_for_failures(self) -> Stop:
         return Stop(
             Reason.TOO_MANY_FAILURES,
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "

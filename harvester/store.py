@@ -19,7 +19,7 @@ import orjson
 from harvester import __version__, dataset
 from harvester.bitly import Query, utc_text
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.journal import Journal, make_folder
+from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
 from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
@@ -35,10 +35,14 @@ _ENDED_LIMIT = 8
 
 @dataclass(frozen=True, slots=True)
 class PartPolicy:
-    """When a part is full: rows, or bytes of its journal, whichever comes first."""
+    """When a part is full: rows, or their bytes, whichever comes first."""
 
     rows: int
     bytes: int
+
+    def full(self, journal: Journal) -> bool:
+        """True when a part made of this journal is due, or when failures alone have made it long."""
+        return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
 
 
 @dataclass(slots=True)
@@ -113,7 +117,7 @@ class Store:
         self._batch.entries.setdefault(journal.generation, []).append(entry)
         self._waiting += 1
         self._tally(state, previous)
-        if journal.rows >= self._policy.rows or journal.size >= self._policy.bytes:
+        if self._policy.full(journal):
             self._end_journal()
 
     def note_seen(self, key: bytes) -> None:
@@ -157,8 +161,10 @@ class Store:
             self._end_journal()
 
     def _end_journal(self) -> None:
+        with _explained(self.place.private):
+            following = Journal(self.place.private, self._journal.generation + 1)
         self._batch.ended.append(self._journal)
-        self._journal = Journal(self.place.private, self._journal.generation + 1)
+        self._journal = following
 
     def _tally(self, state: State, previous: State | None) -> None:
         self._counts[state] += 1
@@ -216,8 +222,13 @@ class Store:
 
     def free_bytes(self) -> int:
         """Give the free space where the output and the private state lie, whichever is less."""
-        paths = {self.place.public, self.place.private}
-        return min(shutil.disk_usage(path).free for path in paths)
+        with _explained(self.place.public):
+            return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
+
+    def abandon(self) -> None:
+        """Wait no longer for a consumer that does not take what is written to it."""
+        if isinstance(self._publisher, Stdout):
+            self._publisher.abandoned = True
 
     def write_manifest(self, report: dict[str, Any]) -> None:
         """Replace `_manifest.json`; report: what the harvest knows, and pending, its calls without a verdict."""
@@ -298,6 +309,8 @@ def opened(
             ledger.create(_facts(place, query))
         else:
             ledger.check()
+        if _unused(place, ledger):
+            ledger.repin(_facts(place, query))
         begun = _begun_query(ledger)
         wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
         _check_same(place, ledger, begun, wanted)
@@ -322,8 +335,15 @@ def _facts(place: Place, query: Query) -> dict[str, str | int]:
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
         "started": utc_text(datetime.now(UTC)),
-        "out": place.out,
+        "out": place.name,
     }
+
+
+def _unused(place: Place, ledger: Ledger) -> bool:
+    """True for a dataset that has no verdict at all: a run that was refused before its first call pins nothing."""
+    files = (path_of(place.private, generation) for generation in generations(place.private))
+    empty = not ledger.parts() and not any(os.path.getsize(path) for path in files)
+    return empty and ledger.totals() == Totals(0, 0, 0)
 
 
 def _begun_query(ledger: Ledger) -> Query:
@@ -337,8 +357,8 @@ def _check_same(place: Place, ledger: Ledger, begun: Query, wanted: Query) -> No
             "Name another --out for the new query, or give the options it has"
         )
     out = ledger.meta()["out"]
-    inside = place.private.startswith(place.public)
-    if out != place.out and not inside and place.form is not Form.STDOUT:
+    inside = os.path.commonpath([place.private, place.public]) == place.public
+    if out != place.name and not inside:
         raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
 
 

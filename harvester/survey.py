@@ -27,11 +27,12 @@ def survey(
     retry_failed: bool,
     retry_refused: bool,
     invalid: Callable[[Invalid], None],
-    check: Callable[[], None],
+    check: Callable[[int], None],
 ) -> Survey:
     """Read the sources through, and count.
 
-    invalid: called with each bad line. check: called at each batch; it raises to give the survey up. Blocks.
+    invalid: called with each bad line. check: called at each batch with the lines so far; it raises to give the survey
+    up. Blocks.
 
     Raises:
         InputBroken: a source cannot be read.
@@ -40,8 +41,8 @@ def survey(
 
     def keys() -> Iterator[list[bytes]]:
         for batch in read(sources):
-            check()
             found.lines += batch.lines
+            check(found.lines)
             found.invalid += len(batch.invalid)
             found.duplicates += len(batch.links)
             for bad in batch.invalid:

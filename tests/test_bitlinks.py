@@ -102,7 +102,9 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         ("bit.ly/a\ud800b", "U+D800"),
         ("bit.ly/%C2%85", "U+0085"),
         ("bit.ly/%E2%80%A8", "U+2028"),
-        ('bit.ly/x"?a=1', "a quote"),
+        ('bit.ly/x"?a=1', "in no bitlink"),
+        ("bit.ly/x,", "in no bitlink"),
+        ("bit.ly/x)", "in no bitlink"),
     ],
 )
 def test_what_is_no_bitlink_is_refused_with_its_reason(text: str, reason: str) -> None:

@@ -434,45 +434,53 @@ def test_a_throttled_probe_that_fails_in_passing_does_not_hold_the_gate_closed()
     clock = Clock()
     gate = gate_at(clock)
     gate.throttled(5.0, sent_at=clock())
-    gate.transient("bit.ly/x", sent_at=probe(gate, clock), more_to_come=True)
+    gate.transient(sent_at=probe(gate, clock), evidence=True)
     assert gate.enter() is None
 
 
 # --- the gate: outages ----------------------------------------------------------------------------------------------
 
 
-def fail(gate: Gate, clock: Clock, times: int, links: int, *, more_to_come: bool = True) -> None:
-    """So many transient failures of so many links, a second each."""
-    for number in range(times):
+def fail(gate: Gate, clock: Clock, times: int, *, evidence: bool = True) -> None:
+    """So many transient failures of first attempts, a second each."""
+    for _ in range(times):
         clock.seconds += 1.0
-        gate.transient(f"bit.ly/{number % links}", sent_at=clock() - 0.5, more_to_come=more_to_come)
+        gate.transient(sent_at=clock() - 0.5, evidence=evidence)
 
 
-@pytest.mark.parametrize(
-    ("times", "links", "outage"),
-    [(19, 19, False), (20, 20, True), (20, 10, True), (20, 9, False), (500, 9, False), (1, 1, False)],
-)
-def test_an_outage_is_20_failures_in_a_row_over_10_links(times: int, links: int, outage: bool) -> None:
+@pytest.mark.parametrize(("times", "outage"), [(1, False), (19, False), (20, True), (21, True)])
+def test_an_outage_is_20_calls_in_a_row_that_fail_at_their_first_attempt(times: int, outage: bool) -> None:
     clock = Clock()
     gate = gate_at(clock)
-    fail(gate, clock, times, links)
+    fail(gate, clock, times)
     assert gate.outage is outage
     assert (gate.enter() is None) is not outage
+
+
+def test_repeats_that_fail_again_do_not_add_to_the_row() -> None:
+    clock = Clock()
+    gate = gate_at(clock)
+    for _ in range(19):
+        fail(gate, clock, 1)
+        fail(gate, clock, 5, evidence=False)
+    assert not gate.outage
+    fail(gate, clock, 1)
+    assert gate.outage
 
 
 def test_an_answer_in_between_begins_the_row_anew() -> None:
     clock = Clock()
     gate = gate_at(clock)
     for _ in range(10):
-        fail(gate, clock, 19, 19)
+        fail(gate, clock, 19)
         gate.answered(sent_at=clock())
     assert not gate.outage
 
 
-def test_failures_of_calls_that_have_failed_before_are_no_outage_when_nothing_else_is_left() -> None:
+def test_failures_of_calls_that_have_failed_before_are_no_outage() -> None:
     clock = Clock()
     gate = gate_at(clock)
-    fail(gate, clock, 200, 50, more_to_come=False)
+    fail(gate, clock, 200, evidence=False)
     assert not gate.outage
     assert gate.enter() is None
 
@@ -480,7 +488,7 @@ def test_failures_of_calls_that_have_failed_before_are_no_outage_when_nothing_el
 def out(clock: Clock) -> Gate:
     """A gate in an outage."""
     gate = gate_at(clock)
-    fail(gate, clock, 20, 20)
+    fail(gate, clock, 20)
     assert gate.outage
     return gate
 
@@ -491,7 +499,7 @@ def test_an_outages_probes_go_after_5_seconds_and_then_rarer_down_to_one_a_minut
     waits = []
     for _ in range(7):
         waits.append(seconds_closed(gate))
-        gate.transient("bit.ly/p", sent_at=probe(gate, clock), more_to_come=True)
+        gate.transient(sent_at=probe(gate, clock), evidence=True)
     assert waits == pytest.approx([5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0])
 
 
@@ -500,7 +508,7 @@ def test_late_failures_of_attempts_already_under_way_do_not_make_the_probes_rare
     gate = out(clock)
     opens = clock() + seconds_closed(gate)
     for _ in range(4):
-        gate.transient("bit.ly/late", sent_at=clock() - 10.0, more_to_come=True)
+        gate.transient(sent_at=clock() - 10.0, evidence=True)
     assert clock() + seconds_closed(gate) == pytest.approx(opens)
 
 
@@ -520,7 +528,7 @@ def test_an_answer_ends_the_outage() -> None:
     gate.answered(sent_at=clock())
     assert not gate.outage
     assert [gate.enter(fresh=fresh) for fresh in (True, False, True)] == [None] * 3
-    fail(gate, clock, 19, 19)
+    fail(gate, clock, 19)
     assert not gate.outage
 
 
@@ -540,7 +548,7 @@ def test_an_outage_of_more_than_15_minutes_is_over_the_limit() -> None:
     began = clock()
     assert not gate.over_limit
     while clock() - began < 880:
-        gate.transient("bit.ly/p", sent_at=probe(gate, clock), more_to_come=True)
+        gate.transient(sent_at=probe(gate, clock), evidence=True)
     assert not gate.over_limit or clock() - began > 900
     clock.seconds = began + 900.0
     assert not gate.over_limit
@@ -553,7 +561,7 @@ def test_an_outage_of_more_than_15_minutes_is_over_the_limit() -> None:
 def test_time_without_an_outage_is_never_over_the_limit() -> None:
     clock = Clock()
     gate = gate_at(clock)
-    fail(gate, clock, 19, 19)
+    fail(gate, clock, 19)
     clock.seconds += 10_000
     assert not gate.over_limit
 
@@ -572,10 +580,10 @@ EVENTS = st.lists(
 def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: list[tuple[str, float, bool]]) -> None:
     """A model: attempts that entered and were not answered; only the probe may have entered a closed gate."""
     clock = Clock()
-    gate = gate_at(clock, streak=3, links=2)
+    gate = gate_at(clock, streak=3)
     under_way: list[float] = []
     closed_since: float | None = None
-    for number, (event, seconds, flag) in enumerate(events):
+    for event, seconds, flag in events:
         clock.seconds += seconds if event == "pass" else 0.001
         if event == "enter":
             if gate.enter(fresh=flag) is None:
@@ -589,9 +597,7 @@ def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: 
         answers: dict[str, Callable[[], None]] = {
             "answered": lambda sent_at=sent_at: gate.answered(sent_at=sent_at),  # type: ignore[misc]
             "throttled": lambda sent_at=sent_at: gate.throttled(None, sent_at=sent_at),  # type: ignore[misc]
-            "transient": lambda sent_at=sent_at, link=f"bit.ly/{number}": gate.transient(  # type: ignore[misc]
-                link, sent_at=sent_at, more_to_come=True
-            ),
+            "transient": lambda sent_at=sent_at: gate.transient(sent_at=sent_at, evidence=True),  # type: ignore[misc]
             "leave": lambda sent_at=sent_at: gate.leave(sent_at=sent_at),  # type: ignore[misc]
         }
         answers[event]()

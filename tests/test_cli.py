@@ -73,7 +73,7 @@ def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]
     os.mkfifo(pipe)
     writer = subprocess.Popen(["sh", "-c", f"seq -f bit.ly/%g 5000 > {pipe}"])
     done = harvester("run", str(pipe), "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
-    assert writer.wait() == 0
+    assert writer.wait(timeout=10) == 0
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out")) == 5000
 

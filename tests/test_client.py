@@ -21,9 +21,10 @@ from yarl import URL
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget import Budget, Gate, GateRules, Limits, MonthOver, Wait
-from harvester.client import Client, Settings, Token, opened
+from harvester.client import Client, Settings, opened
 from harvester.errors import Stopping, UsageError
 from harvester.stopping import Reason, Stop, Stopper
+from harvester.tokens import Token
 
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
@@ -735,7 +736,7 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
         assert [await throttled, await third] == [ROW, ROW]
 
 
-OUTAGE_RULES = GateRules(streak=2, links=2, jitter=0.0)
+OUTAGE_RULES = GateRules(streak=2, jitter=0.0)
 
 
 async def begin_outage(rig: Rig, bitly: Bitly) -> Verdict:
@@ -744,7 +745,6 @@ async def begin_outage(rig: Rig, bitly: Bitly) -> Verdict:
     found = [await rig.client.ask(f"bit.ly/{n}") for n in range(2)]
     assert found == [FAILED, FAILED]
     assert rig.gate.outage
-    rig.client.fresh_left = lambda: False
     return found[0]
 
 

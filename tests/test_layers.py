@@ -64,7 +64,7 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
     ("word", "rooms"),
     [
         (r"\b(?:os\.)?(?:fsync|rename)\(", {"journal", "dataset"}),
-        (r"\bprint\(", {"cli", "demo", "progress"}),
+        (r"\bprint\(", {"cli", "demo", "terminal"}),
         (r"\bsys\.exit\(|\b_exit\(", {"cli"}),
         (r"\bSELECT |\bINSERT |\bUPDATE .* SET", {"ledger"}),
     ],

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,44 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
         assert [warning.split()[0] for warning in warnings] == [str(len(names) - len(there))]
         assert sorted(finish(copy / form)) == ["a", "c", "d"]
         shutil.rmtree(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str) -> None:
+    """Failed twice, failed and then a row, refused and then a row, all in one journal: never two rows, never stuck."""
+    source = quick_path / "source"
+    source.mkdir()
+    history = [("a", State.FAILED), ("b", State.FAILED), ("c", State.REFUSED), ("a", State.FAILED), ("b", State.ROW),
+               ("c", State.ROW), ("d", State.ROW)]  # fmt: skip
+    for name, state in history:  # each in a run of its own, and published as far as that goes
+        with dataset(source / form) as store:
+            settle_as(store, name, state)
+            store.commit(store.take_batch())
+    whole = journal(source / form).stat().st_size
+    for cut in range(whole):
+        copy = quick_path / "copy"
+        shutil.copytree(source, copy)
+        with journal(copy / form).open("r+b") as stream:
+            stream.truncate(cut)
+        with dataset(copy / form) as store:
+            known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
+            for name, found in known.items():
+                if not found or next(iter(found.values())).state is not State.ROW:
+                    settle_as(store, name, State.ROW)
+            store.commit(store.take_batch())
+        assert sorted(finish(copy / form)) == ["a", "b", "c", "d"]
+        shutil.rmtree(copy)
+
+
+def settle_as(store: Store, name: str, state: State) -> None:
+    bitlink = f"bit.ly/{name}"
+    key = store.rows.key(bitlink)
+    found = store.known([key])
+    line = store.rows.failure(state.name.lower(), bitlink=bitlink, file="f", line=1)
+    if state is State.ROW:
+        line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
+    store.record(key, state, line, found[key].state if found else None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -265,6 +304,48 @@ def test_a_work_dir_belongs_to_one_output(quick_path: Path) -> None:
         settle(store, "a")
     with pytest.raises(UsageError, match="belongs to --out"), dataset(quick_path / "two", work_dir=work):
         pass
+
+
+def test_a_work_dir_whose_name_begins_like_the_output_belongs_to_its_own(quick_path: Path) -> None:
+    with dataset(quick_path / "lake1", work_dir=quick_path / "lake1-work") as store:
+        settle(store, "a")
+    with (
+        pytest.raises(UsageError, match="belongs to --out"),
+        dataset(quick_path / "lake", work_dir=quick_path / "lake1-work"),
+    ):
+        pass
+
+
+def test_what_somebody_makes_of_a_part_is_theirs(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+    finish(out)
+    for part in out.glob("part-*"):
+        part.rename(part.with_name(part.name + ".gz"))
+    with dataset(out) as store:
+        assert known(store, "a") == ["a"]
+
+
+def test_something_in_the_way_of_a_part_is_named_each_time(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+        (out / f"part-{store.run_id}-00000.ndjson").mkdir()
+        store.end_part()
+        for _ in range(2):
+            with pytest.raises(OutputError, match="move it away"):
+                store.commit(store.take_batch())
+    next(out.glob("part-*")).rmdir()
+    assert finish(out) == ["a"]
+
+
+def test_a_run_without_a_verdict_pins_nothing(quick_path: Path) -> None:
+    with dataset(quick_path / "out"):
+        pass
+    place, other = resolve(str(quick_path / "out")), replace(QUERY, facet="countries")
+    with opened(place, other, PartPolicy(1000, 1_000_000), list[str]().append) as store:
+        assert store.query == other
 
 
 def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:

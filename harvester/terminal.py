@@ -1,0 +1,38 @@
+"""Speaking to a person on standard error, who may have left: that must not end a run, nor change its exit code."""
+
+import os
+import sys
+from contextlib import suppress
+
+
+def escaped(text: str) -> str:
+    """Give a text from outside without anything that a terminal would act upon; JSON stays the same JSON."""
+    return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
+
+
+def say(text: str) -> None:
+    """Write lines to standard error, escaped; if nobody takes them, nothing more is written there."""
+    try:
+        print("\n".join(map(escaped, text.split("\n"))), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+
+
+def open_closed_streams() -> None:
+    """Open what the parent has closed of 0, 1 and 2, so that no file of the dataset is taken for one of them."""
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            break
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - lives as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _unicode_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
