@@ -21,9 +21,9 @@ from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
 
 if TYPE_CHECKING:
-    from harvester.harvest import Outcome
     from harvester.job import Job
     from harvester.progress import StderrWatcher
+    from harvester.status import Outcome
 
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
 

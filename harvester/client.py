@@ -38,6 +38,7 @@ from harvester.bitly import (
 )
 from harvester.budget import Budget, Gate, MonthOver, Wait, hinted_seconds
 from harvester.errors import Stopping, UsageError
+from harvester.status import Counters
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.tokens import Token
 
@@ -78,15 +79,6 @@ class Settings:
     attempts: int
     timeout_seconds: float
     backoff_seconds: float = 1.0
-
-
-@dataclass(slots=True)
-class Counters:
-    """Attempts of this run, and among them those that repeated one or were throttled."""
-
-    total: int = 0
-    retried: int = 0
-    throttled: int = 0
 
 
 class Client:

@@ -16,8 +16,9 @@ from harvester import progress, sources
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
 from harvester.budget import Limits
 from harvester.client import Settings
-from harvester.harvest import Options, Outcome
+from harvester.harvest import Options
 from harvester.sandbox import Sandbox, SandboxOptions, serving
+from harvester.status import Outcome
 from harvester.stopping import Stopper
 from harvester.store import PartPolicy
 from harvester.terminal import escaped

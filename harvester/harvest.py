@@ -8,18 +8,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
 from harvester.budget import Budget
-from harvester.client import Client, Counters
+from harvester.client import Client
 from harvester.errors import InputBroken, OutputError, Stopping
 from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
 from harvester.ledger import Known, State
-from harvester.sources import Batch, Invalid, Link, Source, read
+from harvester.sources import Batch, Link, Source, read
+from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
 from harvester.store import Store
 
@@ -42,19 +43,6 @@ class Call(NamedTuple):
     previous: State | None
 
 
-@dataclass(slots=True)
-class Listed:
-    """The present list, line by line: lines = blank + comments + headers + invalid + duplicates + links."""
-
-    lines: int = 0
-    blank: int = 0
-    comments: int = 0
-    headers: int = 0
-    invalid: int = 0
-    duplicates: int = 0
-    links: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone."""
@@ -64,55 +52,6 @@ class Options:
     retry_failed: bool = False
     retry_refused: bool = False
     commit_seconds: float = COMMIT_SECONDS
-
-
-@dataclass(slots=True)
-class Status:
-    """How far a run is; what the progress line and the manifest are made from.
-
-    asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now.
-    """
-
-    listed: Listed = field(default_factory=Listed)
-    read_to_end: bool = False
-    asked: int = 0
-    rows: int = 0
-    refused: int = 0
-    failed: int = 0
-    known: int = 0
-    left_failed: int = 0
-    pending: int = 0
-    waiting: str | None = None
-    attempts: Counters = field(default_factory=Counters)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
-
-    complete: bool
-    stop: Stop | None
-    status: Status
-
-
-class Watcher(Protocol):
-    """Whom a harvest tells what a person may want to know."""
-
-    def invalid(self, line: Invalid) -> None:
-        """A line of the list is no bitlink."""
-
-    def failure(self, line: bytes) -> None:
-        """A call was refused or failed: its line of `_failures.ndjson`."""
-
-    def warn(self, text: str) -> None:
-        """Something is not as it should be."""
-
-    def note(self, text: str) -> None:
-        """Something that is as it should be, and takes a while."""
-
-    def progress(self, status: Status) -> None:
-        """Some time has passed."""
 
 
 class Harvest:

@@ -11,9 +11,10 @@ from harvester import client, store
 from harvester.bitly import Query
 from harvester.budget import Budget, Gate, GateRules, Limits
 from harvester.errors import OutputError, Stopping, UsageError
-from harvester.harvest import Harvest, Options, Outcome, Status, Watcher
+from harvester.harvest import Harvest, Options
 from harvester.places import Form, resolve
 from harvester.sources import Source, spool
+from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, in_daemon
 from harvester.store import PartPolicy, Store
 from harvester.survey import Survey, survey

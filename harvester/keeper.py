@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, ParamSpec, TypeVar
 
-from harvester.client import Counters
 from harvester.errors import ConsumerGone, OutputError
+from harvester.status import Counters, Outcome
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.store import Batch, Store
 
@@ -36,7 +36,7 @@ class Keeper:
         self,
         store: Store,
         stopper: Stopper,
-        report: Callable[[Any], dict[str, Any]],
+        report: Callable[[Outcome | None], dict[str, Any]],
         counters: Counters,
         *,
         commit_seconds: float = COMMIT_SECONDS,
@@ -80,7 +80,7 @@ class Keeper:
         self._due.set()
         await self._done.wait()
 
-    async def finish(self, outcome: Any) -> None:
+    async def finish(self, outcome: Outcome) -> None:
         """Commit and publish everything, and write down how the run ended.
 
         Raises:

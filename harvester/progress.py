@@ -3,8 +3,8 @@
 import time
 from datetime import datetime
 
-from harvester.harvest import Outcome, Status
 from harvester.sources import Invalid
+from harvester.status import Outcome, Status
 from harvester.terminal import say
 
 FIRST_SECONDS = 10.0

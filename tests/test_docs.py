@@ -1,8 +1,14 @@
 """The documents say what is so: options, exit codes, the help text, the example configuration."""
 
+import gzip
+import json
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +16,8 @@ from harvester import __version__
 from harvester.cli import _BY_REASON, EXIT_CODES, app
 from harvester.settings import RunOptions
 from harvester.stopping import Reason
-from tests.commands import ROOT, harvester
+from tests.commands import ROOT, environment, harvester
+from tests.conftest import Served
 
 README = (ROOT / "README.md").read_text()
 BEGIN, END = "<!-- help: begin -->", "<!-- help: end -->"
@@ -61,6 +68,46 @@ def test_every_command_explains_itself() -> None:
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## [{__version__}]" in changelog or "## [Unreleased]" in changelog
+
+
+def examples() -> list[str]:
+    """The README's commands that harvest, without their comments."""
+    session = README.partition("## A session")[2].partition("**The list**")[0]
+    return [line.partition("  #")[0].strip() for line in session.splitlines() if "harvester run" in line]
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) == 4
+
+
+@pytest.mark.parametrize("example", examples())
+def test_an_example_of_the_readme_runs(tmp_path: Path, serve: Callable[..., Served], example: str) -> None:
+    served = serve()
+    names = "".join(f"bit.ly/{i}\n" for i in range(30))
+    (tmp_path / "links.txt").write_text(names)
+    (tmp_path / "links.gz").write_bytes(gzip.compress(names.encode()))
+    (tmp_path / "sandbox.toml").write_text(f'[run]\nbase_url = "{served.url}"\n')
+    env = environment({"HARVESTER_CONFIG": str(tmp_path / "sandbox.toml")})
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    line = example.replace("http://127.0.0.1:8080/v4", served.url)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert served.sandbox.answered
+
+
+def test_the_readmes_row_has_the_keys_of_a_row(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    shown = json.loads(README.partition("```json")[2].partition("```")[0])
+    done = harvester("run", "-", "--out", "-", "--base-url", serve().url, stdin=b"bit.ly/3lU6hRt\n")
+    assert done.returncode == 0, done.stderr
+    assert list(shown) == list(json.loads(done.stdout))
 
 
 def write_readme() -> None:
