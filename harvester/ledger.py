@@ -225,21 +225,21 @@ class Ledger:
         """
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
-            "INSERT INTO calls VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO UPDATE SET state = ?2, "
-            "tries = tries + ?3, seen = ?4, generation = ?5 WHERE state <> 0 AND generation <= ?5",
+            "INSERT INTO calls VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
+            "tries = calls.tries + excluded.tries, seen = excluded.seen, generation = excluded.generation "
+            "WHERE calls.state <> 0 AND calls.generation <= excluded.generation",
             # In the key's order neighbours share pages, which halves the pages written.
             sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in last.values()),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._db.executemany(
-                "DELETE FROM failures WHERE key = ?1 AND EXISTS "
-                "(SELECT 1 FROM calls WHERE key = ?1 AND generation = ?2)",
+                "DELETE FROM failures WHERE key = ? AND EXISTS "
+                "(SELECT 1 FROM calls WHERE calls.key = failures.key AND generation = ?)",
                 [(key, generation) for key in last],
             )
         self._db.executemany(
-            "INSERT INTO failures (key, line) SELECT ?1, ?2 WHERE EXISTS "
-            "(SELECT 1 FROM calls WHERE key = ?1 AND generation = ?3 AND state <> 0)",
-            [(e.key, e.line, generation) for e in last.values() if e.line is not None],
+            "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND generation = ? AND state <> 0",
+            [(e.line, e.key, generation) for e in last.values() if e.line is not None],
         )
 
     def calls_of(self, generation: int) -> int:
@@ -352,7 +352,7 @@ class Ledger:
 
     def _add_meta(self, name: str, more: int) -> None:
         self._db.execute(
-            "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = value + ?2",
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             (name, more),
         )
 
