@@ -98,10 +98,12 @@ class Ledger:
         with self._explained():
             # Autocommit: transactions are written out below, so that their extent is seen.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA cache_size=-4096")
-            self._db.execute("PRAGMA temp_store=FILE")
+            try:
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE"):
+                    self._db.execute(f"PRAGMA {pragma}")
+            except BaseException:
+                self._db.close()
+                raise
 
     @property
     def fresh(self) -> bool:

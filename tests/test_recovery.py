@@ -51,6 +51,17 @@ def journal(out: Path) -> Path:
     return found
 
 
+def each_cut(source: Path, form: str, sizes: int) -> Iterator[tuple[int, Path]]:
+    """Copy a dataset's folder once for each size, cut its journal to that, and give the size and the output."""
+    for cut in range(sizes):
+        copy = source.with_name("copy")
+        shutil.copytree(source, copy)
+        with journal(copy / form).open("r+b") as stream:
+            stream.truncate(cut)
+        yield cut, copy / form
+        shutil.rmtree(copy)
+
+
 def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
     """Publish all that the dataset has, and give the bitlinks of its rows."""
     with dataset(out, warnings) as store:
@@ -69,16 +80,11 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
         settle(store, *names)
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(len(whole) + 1):
-        copy = quick_path / "copy"
-        shutil.copytree(source, copy)
-        with journal(copy / form).open("r+b") as stream:
-            stream.truncate(cut)
+    for cut, out in each_cut(source, form, len(whole) + 1):
         there = names[: sum(end <= cut for end in ends)]
-        with dataset(copy / form) as store:
+        with dataset(out) as store:
             assert sorted(known(store, *names)) == sorted(there)
-        assert finish(copy / form) == [name for name in there if name != "no-b"]
-        shutil.rmtree(copy)
+        assert finish(out) == [name for name in there if name != "no-b"]
 
 
 @pytest.mark.slow
@@ -96,18 +102,14 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
         )
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(len(whole)):
-        copy, warnings = quick_path / "copy", list[str]()
-        shutil.copytree(source, copy)
-        with journal(copy / form).open("r+b") as stream:
-            stream.truncate(cut)
+    for cut, out in each_cut(source, form, len(whole)):
+        warnings: list[str] = []
         there = names[: sum(end <= cut for end in ends)]
-        with dataset(copy / form, warnings) as store:
+        with dataset(out, warnings) as store:
             assert sorted(known(store, *names)) == sorted(there)
             settle(store, *names[len(there) :])
         assert [warning.split()[0] for warning in warnings] == [str(len(names) - len(there))]
-        assert sorted(finish(copy / form)) == ["a", "c", "d"]
-        shutil.rmtree(copy)
+        assert sorted(finish(out)) == ["a", "c", "d"]
 
 
 @pytest.mark.slow
@@ -123,19 +125,14 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
             settle_as(store, name, state)
             store.commit(store.take_batch())
     whole = journal(source / form).stat().st_size
-    for cut in range(whole):
-        copy = quick_path / "copy"
-        shutil.copytree(source, copy)
-        with journal(copy / form).open("r+b") as stream:
-            stream.truncate(cut)
-        with dataset(copy / form) as store:
+    for _, out in each_cut(source, form, whole):
+        with dataset(out) as store:
             known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
                 if not found or next(iter(found.values())).state is not State.ROW:
                     settle_as(store, name, State.ROW)
             store.commit(store.take_batch())
-        assert sorted(finish(copy / form)) == ["a", "b", "c", "d"]
-        shutil.rmtree(copy)
+        assert sorted(finish(out)) == ["a", "b", "c", "d"]
 
 
 def settle_as(store: Store, name: str, state: State) -> None:
