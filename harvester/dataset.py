@@ -223,8 +223,8 @@ class Growing:
         return [{"path": name, "rows": self._mark.rows, "bytes": self._mark.bytes, "sha256": None}]
 
     def mark(self) -> Mark | None:
-        """Sync the file and give its state, if it has changed."""
-        if self._mark == self._synced:
+        """Sync the file and give its state, if it has changed, and if the last append is known to have ended well."""
+        if self._in_doubt or self._mark == self._synced:
             return None
         self._sync()
         return self._mark

@@ -1,13 +1,17 @@
 """What a dataset makes of a journal that is torn, cut, damaged or gone, and of a ledger that is."""
 
+import errno
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import harvester.dataset
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import State
@@ -201,6 +205,33 @@ def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: P
         assert finish(out) == ["a", "b", "c"]
         assert out.read_bytes() == whole
         assert out.stat().st_ino == inode
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for 100 bytes more."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        with monkeypatch.context() as full:
+            full.setattr(
+                harvester.dataset, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False
+            )
+            with pytest.raises(OutputError, match="No space left"):
+                store.commit(store.take_batch())
+        begun = out.read_bytes()
+        settle(store, "c")
+        store.commit(store.take_batch())
+        assert out.read_bytes().startswith(begun)
+    assert finish(out) == ["a", "b", "c"]
 
 
 def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Path) -> None:
