@@ -15,8 +15,6 @@ from typing import NamedTuple
 LATE_SECONDS = 0.5
 """An attempt leaves its window this much late: the network may hold one request back and not the next."""
 
-NO_LIMIT = 0
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:

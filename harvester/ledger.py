@@ -111,6 +111,13 @@ class Ledger:
         with self._explained():
             return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
+    @property
+    def unused(self) -> bool:
+        """True when no call was ever settled or failed, and no part was ever meant."""
+        with self._explained():
+            found = self._db.execute("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
+            return not found.fetchone()[0]
+
     def create(self, meta: dict[str, str | int]) -> None:
         """Lay out a fresh ledger, with the dataset's fixed facts."""
         with self._transaction():

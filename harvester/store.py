@@ -77,7 +77,6 @@ class Store:
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
-        self._warn = warn
         self._publisher = _publisher_for(place, ledger, self.run_id)
         self._batch = Batch()
         self._to_end: list[int] = []
@@ -271,7 +270,7 @@ class Store:
                 dataset.write_success(self.place)
 
     def take_success_back(self) -> None:
-        """Remove `_SUCCESS`, because a new call is about to be made."""
+        """Remove `_SUCCESS`: a new call is about to be made, or the list is no longer all settled."""
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
                 dataset.remove_success(self.place)
@@ -342,8 +341,7 @@ def _facts(place: Place, query: Query) -> dict[str, str | int]:
 def _unused(place: Place, ledger: Ledger) -> bool:
     """True for a dataset that has no verdict at all: a run that was refused before its first call pins nothing."""
     files = (path_of(place.private, generation) for generation in generations(place.private))
-    empty = not ledger.parts() and not any(os.path.getsize(path) for path in files)
-    return empty and ledger.totals() == Totals(0, 0, 0)
+    return ledger.unused and not any(os.path.getsize(path) for path in files)
 
 
 def _begun_query(ledger: Ledger) -> Query:
