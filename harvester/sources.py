@@ -130,10 +130,10 @@ def _open_raw(source: Source) -> io.BufferedReader:
     return open(source.path, "rb")
 
 
-class _Whole(io.BufferedIOBase):
+class _Begun(io.BufferedIOBase):
     """A stream whose first two bytes were looked at; a pipe may bring them one by one."""
 
-    def __init__(self, raw: io.BufferedReader) -> None:
+    def __init__(self, raw: io.BufferedReader | gzip.GzipFile) -> None:
         self.begin = raw.read(2)
         self._raw = raw
         self._rest = self.begin
@@ -158,9 +158,11 @@ def _line_groups(source: Source) -> Iterator[list[bytes | None]]:
     done = 0
     try:
         with _open_raw(source) as raw:
-            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
-            _refuse_utf16(cast("io.BufferedReader", stream).peek(2)[:2], source.name)
-            for lines in _split(cast("BinaryIO", stream)):
+            stream = _Begun(raw)
+            if stream.begin == _GZIP_MAGIC:
+                stream = _Begun(gzip.GzipFile(fileobj=cast("BinaryIO", stream)))
+            _refuse_utf16(stream.begin, source.name)
+            for lines in _split(stream):
                 if done == 0:
                     _drop_bom(lines)
                 for start in range(0, len(lines), BATCH_LINES):
@@ -173,11 +175,11 @@ def _line_groups(source: Source) -> Iterator[list[bytes | None]]:
         ) from error
 
 
-def _split(stream: BinaryIO) -> Iterator[list[bytes | None]]:
+def _split(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
     """Yield the lines that each chunk completes, without their line feeds."""
     rest = b""
     overlong = False
-    while chunk := cast("io.BufferedReader", stream).read1(CHUNK):
+    while chunk := stream.read1(CHUNK):
         lines: list[bytes | None] = list((rest + chunk).split(b"\n"))
         rest = cast("bytes", lines.pop())
         if overlong and lines:

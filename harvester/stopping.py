@@ -147,7 +147,7 @@ def _drop(work: Awaitable[object]) -> None:
 class FailureLimit:
     """How many calls may be refused or fail before the run stops: a count, or a share of the calls made.
 
-    A share is looked at from SHARE_FLOOR calls on: the first failure of three would be a third.
+    A share is looked at from SHARE_FLOOR calls on, because the first failure of three would be a third, and at the end.
     """
 
     count: int | None = None

@@ -1,9 +1,11 @@
 """What surrounds the command: standard streams that close or stall, proxies, named pipes, slow token commands."""
 
+import gzip
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,19 @@ def test_strict_holds_for_whatever_can_be_read_only_once(tmp_path: Path, serve: 
     assert piped.returncode == 2, piped.stderr
     assert served.sandbox.requests.total() == 0
     assert not list(tmp_path.rglob("spool*"))
+
+
+def test_a_gzipped_list_may_come_byte_by_byte(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    out, packed = tmp_path / "out", gzip.compress(b"bit.ly/a\nbit.ly/b\n")
+    with start(*command_for("-", out, serve()), stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        for position in range(len(packed)):
+            process.stdin.write(packed[position : position + 1])
+            process.stdin.flush()
+            threading.Event().wait(0.001)
+        process.stdin.close()
+        assert process.wait(timeout=20) == 0
+    assert len(rows(out)) == 2
 
 
 def test_max_time_covers_what_comes_before_the_first_call(tmp_path: Path, serve: Callable[..., Served]) -> None:
