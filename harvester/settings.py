@@ -90,7 +90,7 @@ class RunOptions:
     "Time for one attempt, such as 30s."
 
     max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
-    "Stop when more calls than this were refused or failed: a count, or a share such as 5% (from 100 calls on, and at the end)."
+    "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
 
     max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
     "Stop after this time, such as 90s, 15m or 6h."
