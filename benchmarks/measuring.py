@@ -59,7 +59,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def harvest(links: Path, url: str, out: Path) -> Used:
     """Run `harvester run` over a list, without limits."""
-    return run("-m", "harvester", "run", str(links), "--out", str(out), "--base-url", url, "--quiet", *NO_LIMITS)
+    where = ("--out", str(out), "--state-dir", str(out.parent / "state"), "--base-url", url)
+    return run("-m", "harvester", "run", str(links), *where, "--quiet", *NO_LIMITS)
 
 
 def run(*arguments: str) -> Used:

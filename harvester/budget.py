@@ -1,19 +1,77 @@
-"""May the next attempt go now? Exact sliding windows, the month, and the gate that throttling and outages close.
+"""May the next attempt go now? Windows, month and throttling of a token, in a file that all processes share.
 
-Nothing here sleeps or knows of asyncio: every question is answered with "yes, and it is counted" or with how long to
-wait and why. The clock is given, so that tests move it.
+An attempt is counted in one transaction before it is sent, so a kill can only make us too careful. Windows are kept by
+a clock that no step of the wall clock moves; the month by a calendar that was read from the wall clock once a boot, and
+from the server's own dates since. Nothing here sleeps or knows of asyncio: every question is answered with "yes, and
+it is counted" or with how long to wait and why.
 """
 
+import math
 import random
+import sqlite3
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from harvester import throttle
+from harvester.clocks import Clock, moment, month_of, next_month
+from harvester.errors import BudgetBusy, OutputError
+from harvester.throttle import HOUR, MINUTE, Ceiling, Throttle
 
 LATE_SECONDS = 0.5
 """An attempt leaves its window this much late: the network may hold one request back and not the next."""
+SPANS = {MINUTE: 60.0, HOUR: 3600.0}
+_PER_SECOND = 10
+"""Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
+_EDGE_SECONDS = 5.0
+"""An attempt so near to a month's edge counts on both sides of it: Bitly's clock need not be ours."""
+_LATEST_SECONDS = 60.0
+"""An attempt is not made later than so after it was counted."""
+_MONTHS_KEPT = 14
+_MOVED_SECONDS = 60.0
+"""Two machines' wall clocks may differ by so much, when a state folder is carried from one to the other."""
+_POLL_SECONDS = 0.2
+_FAST_PER_MINUTE = 1200
+"""From so many attempts a minute on, a count need not be on the disk before the attempt goes."""
+_BUSY_SECONDS = 10.0
+"""So long a process waits for the file when it opens it; later, in the event loop, it is _LOOP_BUSY_SECONDS."""
+_LOOP_BUSY_SECONDS = 0.5
+_BELIEVED_SECONDS = 86400.0
+"""Bitly's word that the month is spent is believed for so long: a plan may be bought."""
+_BUSY_PAUSE_SECONDS = 0.01
+_MOST_LEASED = 64
+"""Where no window is to be held, so many attempts of one tenth of a second are counted at once."""
+_BELIEVED_DATE_SECONDS = 86400.0
+ASK_SECONDS = 300.0
+ASK_ATTEMPTS = 100
+"""Bitly is asked again for its limits at most so often, so that helper calls stay at one in a hundred."""
+ASK_AFTER_REFUSAL_SECONDS = 86400.0
+"""Where Bitly answered, and did not tell."""
+_UNDER_WAY = 5
+"""Attempts that we have counted and Bitly perhaps not yet, when it says how many it has counted."""
+
+THROTTLED = "throttled"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- A token at an endpoint. total: attempts ever; last_at: the time of the last record; state: throttling and limits.
+CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, server TEXT, token TEXT, endpoint TEXT,
+    total INTEGER NOT NULL DEFAULT 0, last_at REAL NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT '{}',
+    UNIQUE (server, token, endpoint));
+-- Attempts number first and on were made at this time, in elapsed seconds, up to the next record's first.
+CREATE TABLE IF NOT EXISTS attempts (scope INTEGER, first INTEGER, at REAL, PRIMARY KEY (scope, first)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempts_at ON attempts (scope, at);
+-- Attempts of a token, and of an account, by month. told: when Bitly said that the month is spent, by the calendar.
+CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent INTEGER,
+    told REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
+"""
+_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,265 +82,771 @@ class Limits:
     per_hour: int
     per_month: int
 
-
-class Wait(NamedTuple):
-    """Not now: seconds until it is worth asking again, and the window that says so."""
-
-    seconds: float
-    window: str
+    def of(self, window: str) -> int:
+        """Give a window's limit by its name."""
+        return self.per_minute if window == MINUTE else self.per_hour
 
 
-class MonthOver(NamedTuple):
-    """Not this month: the moment at which the next one begins."""
-
-    until: datetime
-
-
-class Window:
-    """An exact sliding window: never more than limit attempts in span_seconds.
-
-    It keeps each attempt's time, so it is bounded by limit.
-    """
-
-    def __init__(self, name: str, limit: int, span_seconds: float) -> None:
-        self.name = name
-        self.limit = limit
-        self._span = span_seconds + LATE_SECONDS
-        self._times: deque[float] = deque()
-
-    def wait(self, now: float) -> float:
-        """Give the seconds until there is room: 0.0 when there is."""
-        self._forget(now)
-        if len(self._times) < self.limit:
-            return 0.0
-        return self._times[0] + self._span - now
-
-    def room(self, now: float) -> int:
-        """Give how many attempts may go at this moment."""
-        self._forget(now)
-        return self.limit - len(self._times)
-
-    def count(self, now: float) -> None:
-        """Take note of an attempt that goes now."""
-        self._times.append(now)
-
-    def _forget(self, now: float) -> None:
-        times, horizon = self._times, now - self._span
-        while times and times[0] <= horizon:
-            times.popleft()
-
-
-class Budget:
-    """Counts attempts before they are sent, and refuses those that a limit forbids.
-
-    clock: monotonic seconds, so that a step of the wall clock cannot open a window early. today: the moment in UTC,
-    for the calendar month.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        clock: Callable[[], float] = time.monotonic,
-        today: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.limits = limits
-        self.spent_this_month = 0
-        self._clock = clock
-        self._today = today
-        self._month = _month_of(today())
-        spans = (("minute", limits.per_minute, 60.0), ("hour", limits.per_hour, 3600.0))
-        self._windows = [Window(name, limit, span) for name, limit, span in spans if limit]
-
-    def take(self) -> Wait | MonthOver | None:
-        """Count an attempt and give None if it may be sent now; otherwise count nothing and say why not."""
-        if self.limits.per_month:
-            self._turn_month()
-            if self.spent_this_month >= self.limits.per_month:
-                # Of the month that is counted: the wall clock may have been set back since.
-                return MonthOver(next_month(datetime(*self._month, 1, tzinfo=UTC)))
-        if not self._windows:
-            self.spent_this_month += 1
-            return None
-        now = self._clock()
-        waits = [(window.wait(now), window) for window in self._windows]
-        longest = max(waits, key=lambda wait: wait[0], default=None)
-        if longest and longest[0] > 0.0:
-            return Wait(longest[0], longest[1].name)
-        for _, window in waits:
-            window.count(now)
-        self.spent_this_month += 1
-        return None
-
-    def room(self) -> float:
-        """Give how many attempts may go at this moment; infinite without limits."""
-        now = self._clock()
-        return min((float(window.room(now)) for window in self._windows), default=float("inf"))
-
-    def _turn_month(self) -> None:
-        month = _month_of(self._today())
-        # Only forwards: a wall clock set back must not give the month's calls out again.
-        if month > self._month:
-            self._month, self.spent_this_month = month, 0
-
-
-def _month_of(moment: datetime) -> tuple[int, int]:
-    return moment.year, moment.month
-
-
-def next_month(moment: datetime) -> datetime:
-    """Give the first moment of the month after this one, UTC: when Bitly counts from zero again."""
-    return (
-        moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)
-    ).replace(day=1)
-
-
-THROTTLED = "throttled"
-OUTAGE = "outage"
+DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
+"""Bitly's example for an endpoint, and its free plan's month: https://dev.bitly.com/docs/getting-started/rate-limits."""
 
 
 @dataclass(frozen=True, slots=True)
-class GateRules:
-    """When the gate closes, and for how long.
+class Wanted:
+    """The limits as they were asked for: None where nothing was said. reserve: the share left to others, 0 to 1."""
 
-    An outage begins when as many calls in a row as streak failed in passing at their first attempt. Its probes wait
-    first_probe_seconds, then twice as long each time up to longest_probe_seconds; past limit_seconds it is over_limit.
-    A hint of the server's is followed up to longest_hint_seconds.
+    per_minute: int | None = None
+    per_hour: int | None = None
+    per_month: int | None = None
+    reserve: float = 0.0
+
+    @property
+    def curious(self) -> bool:
+        """True when Bitly's own word on the endpoint's limits would change anything."""
+        return self.per_minute is None or self.per_hour != 0
+
+    def limits(self, said_per_hour: int | None = None) -> Limits:
+        """Give the limits to keep. said_per_hour: Bitly's, if it has said; its minute is a tenth of it."""
+        per_hour, per_minute = DEFAULTS.per_hour, DEFAULTS.per_minute
+        if said_per_hour is not None:
+            per_hour, per_minute = said_per_hour, max(said_per_hour // 10, 1)
+        return Limits(
+            self._kept(per_minute if self.per_minute is None else self.per_minute),
+            self._kept(per_hour if self.per_hour is None else self.per_hour),
+            self._kept(DEFAULTS.per_month if self.per_month is None else self.per_month),
+        )
+
+    def _kept(self, limit: int) -> int:
+        return limit and max(math.floor(limit * (1 - self.reserve) + 1e-9), 1)
+
+
+class Account(NamedTuple):
+    """Whose budget it is. server: host and port; token: its fingerprint; name: of the account that has the month."""
+
+    server: str
+    token: str
+    name: str
+
+
+class Wait(NamedTuple):
+    """Not now: seconds until it is worth asking again, the window that says so, and what it may hold."""
+
+    seconds: float
+    window: str
+    limit: int = 0
+
+
+class MonthOver(NamedTuple):
+    """Not this month: the moment at which the next one begins. told: Bitly has said so, whatever we have counted."""
+
+    until: datetime
+    told: bool = False
+
+
+class WindowState(NamedTuple):
+    """What a window holds. until: when there is room again, or when the month ends; None with room to spare.
+
+    source: where the limit comes from: `asked`, `default`, `bitly` or `throttled`.
     """
 
-    streak: int = 20
-    first_probe_seconds: float = 5.0
-    longest_probe_seconds: float = 60.0
-    limit_seconds: float = 15 * 60.0
-    longest_hint_seconds: float = 3600.0
-    jitter: float = 0.1
-    poll_seconds: float = 0.2
+    window: str
+    limit: int
+    used: int
+    until: datetime | None
+    source: str
+
+    @property
+    def left(self) -> int | None:
+        """How many attempts may still go; None without a limit."""
+        return max(self.limit - self.used, 0) if self.limit else None
 
 
-class Gate:
-    """Closed for everyone after one throttled answer, and while the server is out; opened by one probe.
+@dataclass(slots=True)
+class Said:
+    """What Bitly has said of the endpoint. limit: per hour; None: nothing that makes sense. Times: elapsed seconds.
 
-    While it is closed nothing is sent. When its time is over one attempt goes ahead, the probe, and its answer opens
-    the gate or closes it for longer.
+    base_*: Bitly's count and our total when its present hour was first seen, from which others' use is told.
     """
+
+    asked_at: float
+    asked_total: int
+    limit: int | None = None
+    count: int = 0
+    base_count: int = 0
+    base_total: int = 0
+
+
+@dataclass(slots=True)
+class _State:
+    """A scope's state, as it is kept in the file."""
+
+    throttle: Throttle
+    said: Said | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "_State":
+        """Read what `text` wrote."""
+        stored = orjson.loads(text)
+        fields = stored.get("throttle") or {}
+        ceilings = {window: Ceiling(**ceiling) for window, ceiling in fields.pop("ceilings", {}).items()}
+        said = stored.get("said")
+        return cls(Throttle(**fields, ceilings=ceilings), Said(**said) if said else None)
+
+    def text(self) -> str:
+        """Write it as JSON."""
+        return orjson.dumps(asdict(self)).decode()
+
+    def after_reboot(self) -> "_State":
+        """Give what of it still holds when its times mean nothing any more."""
+        told = self.said is not None and self.said.limit is not None  # else it may be asked once more
+        said = replace(self.said, asked_at=0.0) if self.said and told else None
+        return _State(Throttle(ceilings=self.throttle.ceilings), said)
+
+
+@dataclass(slots=True)
+class _Lease:
+    """Attempts that were counted at once, to be sent before a moment.
+
+    months: those that they were counted in. given_back: not all were sent, and size is what was.
+    """
+
+    size: int = 0
+    left: int = 0
+    until: float = 0.0
+    months: Sequence[str] = ()
+    given_back: bool = False
+
+
+class Book:
+    """The open budget file; made if it was not there, ended by close.
+
+    Every method may raise OutputError: the file is damaged, or cannot be written.
+    """
+
+    def __init__(self, path: str, clock: Clock | None = None) -> None:
+        self.path = path
+        self.clock = clock or Clock()
+        self._anchor_elapsed = self._anchor_wall = 0.0
+        self._version = -1
+        with self.explained():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
+            try:
+                self._share()
+                self._make_tables()
+                with self.transaction():
+                    self._begin()
+                self._db.execute(f"PRAGMA busy_timeout = {_LOOP_BUSY_SECONDS * 1000:.0f}")
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _share(self) -> None:
+        # Everywhere else SQLite waits by itself for others; whoever changes a new file's mode it only tells "locked".
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_BUSY_PAUSE_SECONDS)
+
+    def _make_tables(self) -> None:
+        meta, *others = _SCHEMA.split(";\n")
+        self._db.execute(meta)
+        version = self._meta().get("schema", _VERSION)
+        if version != _VERSION:
+            raise OutputError(
+                f"{self.path}: schema {version}, and this harvester writes {_VERSION}; name another --state-dir"
+            )
+        for statement in others:
+            self._db.execute(statement)
+
+    def close(self) -> None:
+        """Close the file; what was counted stays."""
+        self._db.close()
+
+    def set_fast(self, *, fast: bool) -> None:
+        """Say whether a count may go without being synced: then a power cut, though no kill, may forget the last."""
+        with self.explained():
+            self._db.execute(f"PRAGMA synchronous={'NORMAL' if fast else 'FULL'}")
+
+    def utc(self, now: float) -> float:
+        """Give the calendar's seconds since 1970 at elapsed seconds now: the wall clock's steps do not move it."""
+        return self._anchor_wall + now - self._anchor_elapsed
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        """Execute a statement, within `explained`."""
+        return self._db.execute(statement, parameters)
+
+    @contextmanager
+    def transaction(self) -> Iterator[float]:
+        """Hold the file alone; gives the elapsed seconds at which it was got."""
+        with self.explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._look_at_anchor()
+                yield self.clock.elapsed()
+                self._db.execute("COMMIT")  # it may be here that a full disk is noticed
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours, and those by which damage shows that SQLite does not see."""
+        try:
+            yield
+        except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise BudgetBusy(
+                    f"{self.path} is held by another process for longer than it should be: see which one (lsof), and "
+                    "run this again"
+                ) from error
+            raise OutputError(
+                f"{self.path}: {error}. The budget is counted there before each attempt; mend it, or name another "
+                "--state-dir (if it is damaged: move it away, and the month's count begins anew)"
+            ) from error
+
+    # --- clocks ----------------------------------------------------------------------------------------------------
+
+    def set_date(self, seen: float, now: float) -> None:
+        """Set the calendar right by a date that the server gave; seen: seconds since 1970."""
+        with self.transaction():
+            self._set_anchor(now, seen)
+
+    def _look_at_anchor(self) -> None:
+        # Another process may have set it; data_version changes when one has written.
+        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._version = version
+            meta = self._meta()
+            if "anchor_wall" in meta:
+                self._anchor_elapsed, self._anchor_wall = meta["anchor_elapsed"], meta["anchor_wall"]
+
+    def _meta(self) -> dict[str, Any]:
+        return dict(self._db.execute("SELECT name, value FROM meta"))
+
+    def _begin(self) -> None:
+        """Make the file's times this boot's."""
+        meta, now = self._meta(), self.clock.elapsed()
+        newest = self._db.execute("SELECT max(last_at) FROM scopes").fetchone()[0] or 0.0
+        if meta.get("boot") != self.clock.boot or newest > now + 1.0 or meta["anchor_elapsed"] > now + 1.0:
+            self._move_times(meta, now)
+            # Time has not gone back since the last attempt, whatever the wall clock says now.
+            latest = newest - meta["anchor_elapsed"] + meta["anchor_wall"] if "anchor_wall" in meta else 0.0
+            self._set_anchor(now, max(self.clock.wall(), latest))
+        elif not self.clock.boot:  # perhaps another boot, which has been up for longer than the last
+            self._set_anchor(now, max(self.clock.wall(), self.utc(now)))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?), ('boot', ?)", (_VERSION, self.clock.boot))
+        horizon = now - SPANS[HOUR] - LATE_SECONDS
+        self._db.execute("DELETE FROM attempts WHERE at <= ?", (horizon,))
+        # The newest are kept, whatever the calendar says: it may be wrong until the first answer.
+        delete = "DELETE FROM months WHERE month NOT IN (SELECT DISTINCT month FROM months ORDER BY month DESC LIMIT ?)"
+        self._db.execute(delete, (_MONTHS_KEPT,))
+
+    def _set_anchor(self, now: float, wall: float) -> None:
+        self._anchor_elapsed, self._anchor_wall = now, wall
+        values = (("anchor_elapsed", now), ("anchor_wall", wall))
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+
+    def _move_times(self, meta: dict[str, Any], now: float) -> None:
+        """Move the times of an earlier boot into this one's, as late as they can have been.
+
+        An attempt of this machine's is at least as old as this boot. What another machine has counted, before the
+        folder was carried here, is as old as the wall clocks say. The younger of the two is taken.
+        """
+        for scope, last_at, state in self._db.execute("SELECT id, last_at, state FROM scopes").fetchall():
+            horizon = last_at - SPANS[HOUR] - LATE_SECONDS
+            rows = self._db.execute("SELECT first, at FROM attempts WHERE scope = ?", (scope,)).fetchall()
+            for first, at in rows:
+                if at <= horizon:
+                    self._db.execute("DELETE FROM attempts WHERE scope = ? AND first = ?", (scope, first))
+                    continue
+                wall = meta["anchor_wall"] + at - meta["anchor_elapsed"]
+                age = max(min(now, self.clock.wall() - wall - _MOVED_SECONDS), 0.0)
+                update = "UPDATE attempts SET at = ? WHERE scope = ? AND first = ?"
+                self._db.execute(update, (now - age, scope, first))
+            moved = _State.read(state).after_reboot().text()
+            update = (
+                "UPDATE scopes SET state = ?, last_at = (SELECT coalesce(max(at), 0) FROM attempts WHERE scope = id)"
+            )
+            self._db.execute(update + " WHERE id = ?", (moved, scope))
+
+
+class Budget:
+    """A token's windows at one endpoint, and its account's month; several may share a Book."""
 
     def __init__(
         self,
-        rules: GateRules | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        book: Book,
+        account: Account,
+        endpoint: str,
+        wanted: Wanted,
         rng: random.Random | None = None,
     ) -> None:
-        self._rules = rules or GateRules()
-        self._clock = clock
-        self._wall = wall
+        self.account = account
+        self.wanted = wanted
+        self._book = book
+        self._endpoint = endpoint
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
-        self._reason: str | None = None
-        self._closed_at = 0.0
-        self._opens_at = 0.0
-        self._probing = False
-        self._strikes = 0
-        self._failed_in_a_row = 0
-        self._outage_began = 0.0
+        self._text = ""
+        self._state = _State(Throttle())
+        self._total = 0
+        self._last_at = 0.0
+        self._lease = _Lease()
+        self._told_before = False
+        self._scope = self._open_scope()
+        self._refresh_limits()
 
     @property
-    def outage(self) -> bool:
-        """True while transient failures are the server's, and are charged to no call."""
-        return self._reason == OUTAGE
+    def limits(self) -> Limits:
+        """The limits kept at present, as of the last attempt or look: asked for, said by Bitly, or learned."""
+        return self._limits
 
     @property
-    def over_limit(self) -> bool:
-        """True when an outage has lasted longer than the run should wait."""
-        return self.outage and self._clock() - self._outage_began > self._rules.limit_seconds
+    def closed(self) -> bool:
+        """True from a throttled answer until a probe's, as of the last attempt or look."""
+        return self._state.throttle.closed
 
-    def closed(self, *, fresh: bool = True) -> Wait | None:
-        """Give how long to wait before asking to enter; None if that may be worth it now.
+    @property
+    def fast(self) -> bool:
+        """True where attempts may go so fast that each cannot be synced to the disk."""
+        return not (0 < self._limits.per_minute < _FAST_PER_MINUTE or 0 < self._limits.per_hour < 60 * _FAST_PER_MINUTE)
 
-        fresh: False for a call that has failed before. In an outage it is no probe, because it may be the call's own
-        fault that it fails.
-        """
-        if self._reason is None:
+    @property
+    def said(self) -> Said | None:
+        """What Bitly has said of its limits, as of the last attempt or look."""
+        return self._state.said
+
+    def use_token(self, fingerprint: str) -> None:
+        """Count for another token from now on; the account stays the same."""
+        self.close()
+        self.account = self.account._replace(token=fingerprint)
+        self._scope = self._open_scope()
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    def take(self) -> Wait | MonthOver | None:
+        """Count an attempt and give None if it may be sent now; otherwise count nothing and say why not."""
+        if self._lease.left and self._book.clock.elapsed() < self._lease.until:
+            self._lease.left -= 1
             return None
-        left = self._opens_at - self._clock()
-        if left > 0:
-            return Wait(left, self._reason)
-        if self._probing or (self.outage and not fresh):
-            return Wait(self._rules.poll_seconds, self._reason)
-        return None
+        with self._book.transaction() as now:
+            self._load()
+            self._give_back()
+            refused = self._refuse(now)
+            lease = self._count(now) if refused is None else None
+        self._lease = lease or self._lease  # only now is it counted
+        return refused
 
-    def enter(self, *, fresh: bool = True) -> Wait | None:
-        """Give None if an attempt may pass; when the gate's time is over the first to enter becomes the probe."""
-        if self._reason is None:
+    def close(self) -> None:
+        """Give back to the month what was counted and will not be sent."""
+        with self._book.transaction():
+            self._give_back()
+
+    def room(self) -> float:
+        """Give how many attempts may go at this moment; infinite without limits."""
+        with self._book.transaction() as now:
+            self._load()
+            if self._state.throttle.closed:
+                return 0.0
+            rooms = [limit - self._used(window, now) for window, limit in self._held()]
+            if self._limits.per_month:
+                rooms.append(self._limits.per_month - self._spent_near(now))
+        return max(min(rooms, default=math.inf), 0)
+
+    def _refuse(self, now: float) -> Wait | MonthOver | None:
+        if refused := self._month_full(now) or self._closed(now):
+            return refused
+        waits = [Wait(self._wait(window, held, now), window, held) for window, held in self._held()]
+        longest = max(waits, key=lambda wait: wait.seconds, default=None)
+        return longest if longest and longest.seconds > 0.0 else None
+
+    def _month_full(self, now: float) -> Wait | MonthOver | None:
+        limit, utc = self._limits.per_month, self._book.utc(now)
+        if self._told_lately(utc):
+            return MonthOver(next_month(moment(utc)), told=True)
+        if not limit:
             return None
-        wait = self.closed(fresh=fresh)
-        self._probing = self._probing or wait is None
-        return wait
+        full = [month for month in _months_near(utc) if self._spent(month) >= limit]
+        if not full:
+            return None
+        over = next_month(datetime.fromisoformat(f"{full[-1]}-01T00:00:00+00:00"))
+        # Near the edge it is only moments until the next month's calls count there alone.
+        left = over.timestamp() + 2 * _EDGE_SECONDS - utc
+        return Wait(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthOver(over)
 
-    def leave(self, *, sent_at: float) -> None:
-        """An attempt that had entered was not sent after all: let another probe go."""
-        if self._reason is not None and sent_at >= self._opens_at:
-            self._probing = False
+    def _told_lately(self, utc: float) -> bool:
+        told = self._told(month_of(utc))
+        self._told_before = told is not None
+        return told is not None and utc - told < _BELIEVED_SECONDS
 
-    def answered(self, *, sent_at: float) -> None:
-        """An answer came that was neither throttled nor transient to an attempt sent at sent_at: all is well.
+    def _closed(self, now: float) -> Wait | None:
+        state = self._state.throttle
+        if state.opens_at is None or state.opens_at <= now:
+            return None
+        left = state.opens_at - now
+        return Wait(min(left, _POLL_SECONDS) if state.probing else left, THROTTLED)
 
-        But an attempt that was under way before a throttled answer says nothing of what came after.
+    def _count(self, now: float) -> _Lease:
+        """Count an attempt that goes now, and perhaps more; while it is throttled, it is the probe."""
+        attempts = self._lease_size(now)
+        if self._state.throttle.closed:
+            throttle.begin_probe(self._state.throttle, now)
+            self._save()
+        self._add(attempts, now)
+        months = _months_near(self._book.utc(now))
+        self._spend(months, attempts)
+        if self._told_before:  # a day has passed: this attempt asks again, and others wait for what it hears
+            self._renew_told(now)
+        return _Lease(attempts, attempts - 1, self._last_at, months)
+
+    def _renew_told(self, now: float) -> None:
+        utc = self._book.utc(now)
+        update = "UPDATE months SET told = ? WHERE server = ? AND account = ? AND month = ?"
+        for name in self._names():
+            self._book.execute(update, utc, self.account.server, name, month_of(utc))
+
+    def _lease_size(self, now: float) -> int:
+        """Say how many attempts to count at once: one, but where nothing but the month could refuse them."""
+        if self._limits.per_minute or self._limits.per_hour or self._state.throttle.closed:
+            return 1
+        size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
+        if self._limits.per_month:  # others must not be told that the month is over because of what is only leased
+            size = min(size, (self._limits.per_month - self._spent_near(now)) // _MOST_LEASED)
+        return 1 if self._told_before else max(size, 1)
+
+    def _give_back(self) -> None:
+        """Take what is left of the lease from the month again; the windows keep it, which only makes us careful."""
+        lease = self._lease
+        if lease.left:
+            self._spend(lease.months, -lease.left)
+            lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
+
+    def _spend(self, months: Sequence[str], attempts: int) -> None:
+        insert = (
+            "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (server, account, month) DO UPDATE SET spent = spent + excluded.spent"
+        )
+        for month in months:
+            for name in self._names():
+                self._book.execute(insert, self.account.server, name, month, attempts)
+
+    def _names(self) -> set[str]:
+        """Give whom an attempt is counted for: an account that is given a name later has not spent less."""
+        return {self.account.name, self.account.token}
+
+    def _add(self, attempts: int, now: float) -> None:
+        at = math.ceil(now * _PER_SECOND) / _PER_SECOND
+        if self._last_at < at:
+            self._book.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._scope, self._total, at)
+            horizon = now - SPANS[HOUR] - LATE_SECONDS
+            self._book.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._scope, horizon)
+            self._last_at = at
+        self._total += attempts
+        update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
+        self._book.execute(update, self._total, self._last_at, self._scope)
+
+    def made_late(self) -> None:
+        """Count an attempt again: it was counted, but goes only now (a slow connection).
+
+        In the windows, and in a month that has begun since.
         """
-        self._failed_in_a_row = 0
-        if self._reason is not None and not (self._reason == THROTTLED and sent_at < self._opens_at):
-            self._reason, self._probing, self._strikes = None, False, 0
+        with self._book.transaction() as now:
+            self._load()
+            self._add(1, now)
+            utc = self._book.utc(now)
+            before = _months_near(utc - _LATEST_SECONDS)
+            self._spend([month for month in _months_near(utc) if month not in before], 1)
+
+    # --- windows and month -----------------------------------------------------------------------------------------
+
+    def _held(self) -> list[tuple[str, int]]:
+        return [(window, limit) for window in SPANS if (limit := self._limits.of(window))]
+
+    def _used(self, window: str, now: float) -> int:
+        """Count the attempts in a sliding window."""
+        horizon = now - SPANS[window] - LATE_SECONDS
+        select = "SELECT first FROM attempts WHERE scope = ? AND at > ? ORDER BY at, first LIMIT 1"
+        found = self._book.execute(select, self._scope, horizon).fetchone()
+        return self._total - found[0] if found else 0
+
+    def _wait(self, window: str, limit: int, now: float) -> float:
+        """Give the seconds until a window has room: 0.0 when it has."""
+        if self._used(window, now) < limit:
+            return 0.0
+        # There is room when the attempt that is now the limit-th before the next has left.
+        select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+        at = self._book.execute(select, self._scope, self._total - limit).fetchone()[0]
+        return float(at + SPANS[window] + LATE_SECONDS - now)
+
+    def _spent_near(self, now: float) -> int:
+        """Count the account's attempts in the month that an attempt would count in, the fuller one near an edge."""
+        return max(self._spent(month) for month in _months_near(self._book.utc(now)))
+
+    def _spent(self, month: str) -> int:
+        """Count the account's attempts in a calendar month, or the token's if that has more."""
+        return max(spent for spent, _ in self._month_rows(month))
+
+    def _told(self, month: str) -> float | None:
+        """Give when Bitly said that a month is spent, by the calendar; None if it has not."""
+        return max((told for _, told in self._month_rows(month) if told is not None), default=None)
+
+    def _month_rows(self, month: str) -> list[tuple[int, float | None]]:
+        select = "SELECT spent, told FROM months WHERE server = ? AND account = ? AND month = ?"
+        rows = [self._book.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
+        return [row or (0, None) for row in rows]
+
+    def month_refused(self) -> None:
+        """Take note that Bitly says the month is spent: nobody asks again before a day has passed, or the month."""
+        self._tell_month(told=True)
+
+    def month_goes_on(self) -> None:
+        """Take note that an attempt passed in a month of which Bitly had said that it was spent: it was not, or a plan
+        was bought since.
+        """
+        self._tell_month(told=False)
+
+    def _tell_month(self, *, told: bool) -> None:
+        with self._book.transaction() as now:
+            utc = self._book.utc(now)
+            # A refusal that came just behind a month's edge was perhaps meant for the month before.
+            month = month_of(utc - _LATEST_SECONDS if told else utc)
+            insert = (
+                "INSERT INTO months (server, account, month, spent, told) VALUES (?, ?, ?, 0, ?) "
+                "ON CONFLICT (server, account, month) DO UPDATE SET told = excluded.told"
+            )
+            for name in self._names():
+                self._book.execute(insert, self.account.server, name, month, utc if told else None)
+            self._told_before = told
+
+    @property
+    def told_before(self) -> bool:
+        """True while Bitly's last word is that the month is spent, and an attempt goes all the same."""
+        return self._told_before
+
+    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
+        """Set the calendar right by the date of a server's answer, which has whole seconds and was under way.
+
+        sent_at: when its attempt was sent, elapsed seconds: the date is of a moment since then. None: just now.
+        """
+        now = self._book.clock.elapsed()
+        earliest, utc = date.timestamp(), self._book.utc(now)
+        latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
+        nearest = min(max(utc, earliest), latest)
+        trusted = (utc, self._book.clock.wall())
+        if all(abs(nearest - seconds) > _BELIEVED_DATE_SECONDS for seconds in trusted):
+            return  # neither of our clocks knows of such a day: a server's mistake
+        if abs(nearest - utc) > _EDGE_SECONDS / 2:
+            self._book.set_date(nearest, now)
+
+    # --- throttling ------------------------------------------------------------------------------------------------
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        """A throttled answer came to an attempt sent at sent_at (this gate's clock): close for everyone.
+        """A throttled answer came to an attempt sent at sent_at (elapsed seconds): close for everyone.
 
-        Answers to attempts that were already under way when the gate closed say nothing new.
+        Answers to attempts that were already under way when it closed say nothing new.
         """
-        now = self._clock()
-        if self._reason == THROTTLED and sent_at < self._closed_at:
+        with self._book.transaction() as now:
+            self._load()
+            self._give_back()
+            state = self._state.throttle
+            if state.closed and sent_at < state.closed_at:
+                throttle.note_late(state)
+            else:
+                strikes = state.strikes + 1 if state.closed else 1
+                seconds = throttle.closing_seconds(strikes, hint, self._book.utc(now), self._rng)
+                passed = {window: self._passed(window, now) for window in SPANS}
+                throttle.close(state, now=now, seconds=seconds, passed=passed)
+            self._save()
+
+    def answered(self, *, sent_at: float) -> None:
+        """An answer came that was not throttled: if it is the probe's, open again.
+
+        One to an attempt that was under way before a throttled answer says nothing of what came after.
+        """
+        if not self._state.throttle.closed:
             return
-        self._strikes = self._strikes + 1 if self._reason == THROTTLED else 1
-        self._close(THROTTLED, now, self._hinted(hint) or self._until_next_edge())
+        with self._book.transaction():
+            self._load()
+            state = self._state.throttle
+            if state.probing and sent_at >= state.closed_at:
+                limits = {window: self._limits.of(window) for window in SPANS}
+                throttle.reopen(state, sent_at=sent_at, total=self._total, limits=limits)
+                self._save()
+                self._refresh_limits()
 
-    def transient(self, *, sent_at: float, evidence: bool) -> None:
-        """An attempt failed in passing; when nearly everything does, it is an outage.
+    def _passed(self, window: str, now: float) -> int:
+        """Count what passed in a window before the throttled answer that has just come."""
+        reopened = self._total - self._state.throttle.reopened.get(window, 0)
+        return max(min(self._used(window, now), reopened) - 1, 0)
 
-        evidence: True for the first attempt of a call that has never failed; another may fail by its own fault.
+    # --- what Bitly says -------------------------------------------------------------------------------------------
+
+    def ask_due(self, *, begin: bool = False) -> bool:
+        """Say whether Bitly should be asked for its limits; True is given to one process only.
+
+        begin: True at the beginning of a run, which wants to know what was used meanwhile.
         """
-        now = self._clock()
-        if self._reason == THROTTLED and sent_at >= self._opens_at:
-            self._reason, self._probing, self._strikes = None, False, 0  # the probe was let through
-        self._failed_in_a_row += evidence
-        if self.outage:
-            if sent_at >= self._opens_at:
-                self._strikes += 1
-                self._close(OUTAGE, now, self._probe_interval())
-        elif evidence and self._failed_in_a_row >= self._rules.streak:
-            self._strikes, self._outage_began = 0, now
-            self._close(OUTAGE, now, self._probe_interval())
+        if not self.wanted.curious:
+            return False
+        with self._book.transaction() as now:
+            self._load()
+            said = self._state.said
+            if said is not None and not self._asking_pays(said, now, begin=begin):
+                return False
+            self._state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._total)
+            self._save()
+            return True
 
-    def _close(self, reason: str, now: float, seconds: float) -> None:
-        self._reason, self._probing = reason, False
-        self._closed_at = now
-        self._opens_at = now + seconds * (1 + self._rules.jitter * self._rng.random())
+    def _asking_pays(self, said: Said, now: float, *, begin: bool) -> bool:
+        if said.limit is None:
+            return now - said.asked_at >= ASK_AFTER_REFUSAL_SECONDS
+        if begin:
+            return now - said.asked_at >= ASK_SECONDS
+        told_since = self._state.throttle.closed_at > said.asked_at
+        return now - said.asked_at >= ASK_SECONDS and (told_since or self._total - said.asked_total >= ASK_ATTEMPTS)
 
-    def _probe_interval(self) -> float:
-        interval = self._rules.first_probe_seconds * 2.0 ** min(self._strikes, 10)
-        return min(interval, self._rules.longest_probe_seconds)
+    def not_answered(self) -> None:
+        """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
+        with self._book.transaction() as now:
+            self._load()
+            said = self._state.said
+            if said is not None and said.limit is None:
+                said.asked_at = now - ASK_AFTER_REFUSAL_SECONDS + ASK_SECONDS
+                self._save()
 
-    def _hinted(self, hint: float | datetime | None) -> float:
-        return hinted_seconds(hint, self._wall(), self._rules.longest_hint_seconds)
+    def observe(self, limit: int, count: int | None) -> int:
+        """Take note of Bitly's limit for an hour, and of its count; give how many attempts of others it showed.
 
-    def _until_next_edge(self) -> float:
-        """Seconds to the next minute's edge at first, then doubling, and never past the next hour's edge."""
-        wall = self._wall()
-        to_minute, to_hour = 60.0 - wall % 60.0, 3600.0 - wall % 3600.0
-        later = 60.0 * (2.0 ** min(self._strikes - 1, 6) - 1)
-        return min(max(to_minute, 1.0) + later, max(to_hour, 1.0))
+        Those are counted in our windows, as if they had been made now. count: None where it makes no sense.
+        """
+        with self._book.transaction() as now:
+            self._load()
+            said = self._state.said or Said(now, self._total)
+            others = 0 if count is None else self._others(said, count, now)
+            if others:
+                self._add(others, now)
+            said.limit = limit
+            self._state.said = said
+            self._save()
+            self._refresh_limits()
+        self._book.set_fast(fast=self.fast)
+        return others
+
+    def _others(self, said: Said, count: int, now: float) -> int:
+        """Tell from Bitly's count how many attempts were not ours, and keep it for the next time."""
+        if said.limit is None or count < said.count:  # the first, or an hour of Bitly's has begun
+            said.base_count, said.base_total = count, self._total
+        said.count = count
+        others = (count - said.base_count) - (self._total - said.base_total) - _UNDER_WAY
+        return max(others, count - self._used(HOUR, now), 0)
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    def windows(self) -> list[WindowState]:
+        """Give what minute, hour and month hold at this moment."""
+        with self._book.transaction() as now:
+            self._load()
+            states = [self._window_state(window, now) for window in SPANS]
+            until = next_month(moment(self._book.utc(now)))
+            source = "default" if self.wanted.per_month is None else "asked"
+            spent, limit = self._spent(month_of(self._book.utc(now))), self._limits.per_month
+            if self._told_lately(self._book.utc(now)):
+                source, limit = "bitly", min(limit, spent) or max(spent, 1)
+                spent = max(spent, limit)
+        return [*states, WindowState("month", limit, spent, until, source)]
+
+    def leaving(self) -> list[tuple[float, int]]:
+        """Give in how many seconds attempts leave the hour's window, and how many: by the minute, in order."""
+        with self._book.transaction() as now:
+            self._load()
+            horizon = now - SPANS[HOUR] - LATE_SECONDS
+            select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
+            rows = self._book.execute(select, self._scope, horizon).fetchall()
+        ends = [first for first, _ in rows[1:]] + [self._total] * bool(rows)
+        found: dict[int, int] = {}
+        for (first, at), end in zip(rows, ends, strict=True):
+            minute = math.ceil((at - horizon) / SPANS[MINUTE])
+            found[minute] = found.get(minute, 0) + end - first
+        return [(minute * SPANS[MINUTE], count) for minute, count in sorted(found.items())]
+
+    def opens_in(self) -> float:
+        """Give in how many seconds the next attempt may go, as far as throttling is concerned; 0.0 for now."""
+        with self._book.transaction() as now:
+            self._load()
+            opens_at = self._state.throttle.opens_at
+        return max((opens_at or now) - now, 0.0)
+
+    @property
+    def own_limits(self) -> Limits:
+        """The limits without what throttled answers have taught: asked for, or said by Bitly."""
+        return self._own()
+
+    def at(self, seconds: float) -> datetime:
+        """Give the moment that comes in so many seconds, by the budget's calendar."""
+        return moment(self._book.utc(self._book.clock.elapsed()) + seconds)
+
+    def _window_state(self, window: str, now: float) -> WindowState:
+        limit, used = self._limits.of(window), self._used(window, now)
+        wait = self._wait(window, limit, now) if limit else 0.0
+        until = moment(self._book.utc(now + wait)) if wait else None
+        return WindowState(window, limit, used, until, self._source(window))
+
+    def _source(self, window: str) -> str:
+        if self._state.throttle.lowered(window, own := self._own().of(window)) != own:
+            return "throttled"
+        if (self.wanted.per_minute if window == MINUTE else self.wanted.per_hour) is not None:
+            return "asked"
+        return "bitly" if self._state.said and self._state.said.limit is not None else "default"
+
+    # --- the scope -------------------------------------------------------------------------------------------------
+
+    def _open_scope(self) -> int:
+        key = (self.account.server, self.account.token, self._endpoint)
+        with self._book.transaction():
+            self._book.execute("INSERT OR IGNORE INTO scopes (server, token, endpoint) VALUES (?, ?, ?)", *key)
+            select = "SELECT id FROM scopes WHERE server = ? AND token = ? AND endpoint = ?"
+            return int(self._book.execute(select, *key).fetchone()[0])
+
+    def _load(self) -> None:
+        """Read what any process has last written of this scope."""
+        select = "SELECT total, last_at, state FROM scopes WHERE id = ?"
+        self._total, self._last_at, text = self._book.execute(select, self._scope).fetchone()
+        if text != self._text:
+            self._text, self._state = text, _State.read(text)
+            self._refresh_limits()
+        if self._state.throttle.ceilings and self._raise_ceilings():
+            self._save()
+            self._refresh_limits()
+
+    def _raise_ceilings(self) -> bool:
+        own = self._own()
+        limits = {window: own.of(window) for window in SPANS}
+        return throttle.raise_ceilings(self._state.throttle, total=self._total, limits=limits)
+
+    def _save(self) -> None:
+        self._text = self._state.text()
+        self._book.execute("UPDATE scopes SET state = ? WHERE id = ?", self._text, self._scope)
+
+    def _own(self) -> Limits:
+        said = self._state.said
+        return self.wanted.limits(said.limit if said else None)
+
+    def _refresh_limits(self) -> None:
+        own, state = self._own(), self._state.throttle
+        per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
+        self._limits = Limits(per_minute, per_hour, own.per_month)
 
 
-def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -> float:
-    """Give the seconds a server asked to wait, at most longest; 0.0 for no hint, zero and moments past.
+def _months_near(utc: float) -> list[str]:
+    """Name the months in which an attempt at this moment counts: two near an edge."""
+    return _months_of(int(utc // _EDGE_SECONDS))
 
-    wall: now, seconds since 1970.
-    """
-    seconds = hint.timestamp() - wall if isinstance(hint, datetime) else hint or 0.0
-    return min(max(seconds, 0.0), longest)
+
+@lru_cache(4)
+def _months_of(block: int) -> list[str]:
+    return sorted({month_of((block - 1) * _EDGE_SECONDS), month_of((block + 2) * _EDGE_SECONDS)})

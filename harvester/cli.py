@@ -6,16 +6,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import orjson
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
 from harvester import __version__
-from harvester.errors import ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
+from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
 from harvester.settings import RunOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
@@ -33,7 +34,8 @@ EXIT_CODES: dict[int, str] = {
     USAGE: "usage, configuration or input: nothing more will come of repeating it",
     SOME_FAILED: "finished, but some calls failed: repeat it later",
     TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, a dataset in use): repeat it",
+    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, throttled for hours, dataset or "
+    "connections in use): repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written",
@@ -44,6 +46,7 @@ _BY_REASON: dict[Reason, int] = {
     Reason.MAX_TIME: STOPPED,
     Reason.MAX_CALLS: STOPPED,
     Reason.OUTAGE: STOPPED,
+    Reason.THROTTLED: STOPPED,
     Reason.MONTH_SPENT: MONTH_SPENT,
     Reason.TOKEN_REFUSED: REFUSED,
     Reason.PLAN_REFUSED: REFUSED,
@@ -62,8 +65,14 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (ConsumerGone, OK),
     (OutputError, OUTPUT),
     (DatasetBusy, STOPPED),
+    (ConnectionsBusy, STOPPED),
     (UsageError, USAGE),
 )
+
+
+def _no_token() -> str:
+    return "-"
+
 
 _DASH = "\x00dash"  # cyclopts takes a lone - for an option
 
@@ -125,6 +134,32 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     if not options.quiet or outcome.stop:
         say(progress.summary(outcome, job.out, time.monotonic() - began))
     return exit_code(outcome)
+
+
+@app.command
+def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
+    """Say what `run` with the same options would cost and when it would end; no metrics call is made.
+
+    Parameters
+    ----------
+    links:
+        Lists of bitlinks, as for run.
+    json:
+        Print one JSON object, for a program.
+    offline:
+        Do not ask Bitly for its limits either; that takes up to three calls.
+    """
+    from harvester import plan as plans
+    from harvester import progress, settings
+
+    watcher = progress.StderrWatcher(quiet=options.quiet)
+    known = settings.has_token(options)
+    if not known:
+        watcher.warn("no token: what is spent is not known, and Bitly is not asked")
+    job = _job_of([_dashed(link) for link in links], options, watcher, None if known else _no_token)
+    made = plans.play(job, watcher, token_known=known, offline=offline)
+    print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
+    return OK
 
 
 @app.command
@@ -233,9 +268,15 @@ def _guarded(words: list[str]) -> int:
         return BUG
 
 
-def _job_of(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> "Job":
-    """Turn a run's options into a job; everything that can be wrong with them is found here."""
+def _job_of(
+    links: list[str], options: RunOptions, watcher: "StderrWatcher", read_token: Callable[[], str] | None = None
+) -> "Job":
+    """Turn a run's options into a job; everything that can be wrong with them is found here.
+
+    read_token: gives the token, instead of where the options say.
+    """
     from harvester import client, settings, sources
+    from harvester.gate import GateRules
     from harvester.harvest import Options
     from harvester.job import Job
     from harvester.store import PartPolicy
@@ -245,12 +286,15 @@ def _job_of(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> 
     settings.check_counts(options)
     return Job(
         sources=sources.find(links),
-        token=Token(settings.token_source(options, watcher.warn)),
+        token=Token(read_token or settings.token_source(options, watcher.warn)),
         out=_dashed(options.out),
         work_dir=options.work_dir,
         query=query,
         pin_reference=pin_reference,
-        limits=settings.limits_of(options),
+        wanted=settings.wanted_limits(options),
+        account=settings.account_of(options),
+        state_dir=options.state_dir,
+        gate_rules=GateRules(limit_seconds=settings.seconds_of("--outage-limit", options.outage_limit)),
         asking=client.Settings(
             base_url=settings.checked_base_url(options.base_url),
             connections=options.connections,

@@ -2,6 +2,8 @@
 
 An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
 any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
+Before a call is written off, somebody must have been answered since it first failed; if nobody was, a link that
+answered before is asked, the witness.
 """
 
 import asyncio
@@ -9,10 +11,13 @@ import re
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
+from typing import NamedTuple, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -25,7 +30,9 @@ from harvester import __version__
 from harvester.bitly import (
     BODY_LIMIT,
     FACETS,
+    Answer,
     Hint,
+    MonthSpent,
     Query,
     Throttled,
     TokenRefused,
@@ -36,16 +43,31 @@ from harvester.bitly import (
     utc_text,
     verdict,
 )
-from harvester.budget import Budget, Gate, MonthOver, Wait, hinted_seconds
-from harvester.errors import Stopping, UsageError
-from harvester.status import Counters
+from harvester.budget import Budget, MonthOver, Wait
+from harvester.errors import BudgetBusy, OutputError, Stopping, UsageError
+from harvester.gate import Gate
+from harvester.slots import Slots
+from harvester.status import Counters, Waiting
 from harvester.stopping import Reason, Stop, Stopper
+from harvester.throttle import hinted_seconds
 from harvester.tokens import Token
+
+T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
+_LONGEST_PAUSE_SECONDS = 60.0
+"""Whoever waits asks again at least so often: another process may have learned something, or the machine slept."""
+_LATE_SECONDS = 0.2
+"""A connection that took longer to make leaves too little of the budget's half second for the way."""
+_REBALANCE_SECONDS = 0.5
+_BUSY_SECONDS = 0.5
+_DATE_SECONDS = 60.0
+WITNESSES = 8
+_THROTTLED_SECONDS = 2 * 3600.0
+"""After so long with nothing but throttled answers the run stops: it may be the month."""
 
 
 class _Disconnected(aiohttp.ClientError):
@@ -63,7 +85,19 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 
 
 class _Abrupt(ResponseHandler):
-    """Closes without TLS's farewell, for up to 30 s of which the connection would still count."""
+    """Closes without TLS's farewell, for up to 30 s of which the connection would still count.
+
+    connected: called when it is made, before anything is sent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
+        super().__init__(loop)
+        self._connected = connected
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it into use."""
+        super().connection_made(transport)
+        self._connected()
 
     def close(self) -> None:
         """Close at once."""
@@ -81,29 +115,116 @@ class Settings:
     backoff_seconds: float = 1.0
 
 
+class Slot:
+    """One of the machine's connections, in this process's hands: a session of one connection.
+
+    sent_at: when the attempt was counted that goes over it, elapsed seconds.
+    """
+
+    def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
+        self.number = number
+        self.session = session
+        self.sent_at = 0.0
+
+
+class Pool:
+    """The slots that this process holds, kept at its share while other processes come and go.
+
+    open_slot: makes a slot's session.
+    """
+
+    def __init__(self, slots: Slots, open_slot: Callable[[int], Slot]) -> None:
+        self._slots = slots
+        self._open_slot = open_slot
+        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
+        self._surplus: list[Slot] = []
+        self._too_many = 0
+
+    @property
+    def empty_handed(self) -> bool:
+        """True while other processes have not yet given up a connection."""
+        return self._slots.held == 0
+
+    async def get(self, stopper: Stopper) -> Slot:
+        """Give a free slot, to be given back with put.
+
+        Raises:
+            Stopping: the run ended first.
+        """
+        if not self._free.empty():
+            return self._free.get_nowait()
+        return await stopper.guard(self._free.get())
+
+    def put(self, slot: Slot) -> None:
+        """Take a slot back."""
+        if self._too_many > 0:
+            self._too_many -= 1
+            self._surplus.append(slot)
+        else:
+            self._free.put_nowait(slot)
+
+    async def rebalance(self) -> None:
+        """Give back what is more than the share, and take what is less, as far as others have given it back."""
+        share = self._slots.share
+        self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
+        while self._too_many and not self._free.empty():
+            self.put(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+        while self._slots.held < share and (number := self._slots.grab()) is not None:
+            self._free.put_nowait(self._open_slot(number))
+
+    async def keep_balanced(self) -> None:
+        """Rebalance for ever."""
+        while True:
+            await asyncio.sleep(_REBALANCE_SECONDS)
+            await self.rebalance()
+
+    async def close(self) -> None:
+        """Close the sessions that are not in use, and give their slots back."""
+        while not self._free.empty():
+            self._surplus.append(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+
+    async def _close(self, slot: Slot) -> None:
+        await slot.session.close()
+        self._slots.give_back(slot.number)
+
+
+class Looked(NamedTuple):
+    """What a helper route has answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Client:
     """Asks Bitly; made by `opened`.
 
     sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_asked:
-    True while a call that has not failed before is being asked.
+    True while a call that has not failed before is being asked. witnesses: links that have been answered, lately.
+    clock: the budget's elapsed seconds.
     """
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        pool: Pool,
         settings: Settings,
         query: Query,
         token: Token,
         budget: Budget,
         gate: Gate,
         stopper: Stopper,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self.counters = Counters()
-        self.waiting: str | None = None
+        self.waiting: Waiting | None = None
+        self.witnesses: deque[str] = deque(maxlen=WITNESSES)
         self.sprint: Callable[[], bool] = lambda: False
         self.fresh_asked: Callable[[], bool] = lambda: False
-        self._session = session
+        self._pool = pool
         self._settings = settings
         self._token = token
         self._budget = budget
@@ -114,8 +235,10 @@ class Client:
         self._base = URL(settings.base_url)
         self._base_path = self._base.raw_path.rstrip("/")
         self._parameters = query.parameters
-        self._slots = asyncio.Semaphore(settings.connections)
-        self._pace = _pace(budget.limits.per_minute)
+        self._paced = 0
+        self._pace: AsyncLimiter | None = None
+        self._throttled_since: float | None = None
+        self._date_due = 0.0
 
     async def ask(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and give its verdict, which is never Throttled.
@@ -137,12 +260,18 @@ class Client:
         # tenacity takes the first attempt, already made, for its own: stop and wait then count from there. In an
         # outage it is charged to nobody.
         earlier: list[Verdict] = [] if self._gate.outage else [first]
+        failed_at, charged = self._clock(), 0
 
         async def attempt() -> Verdict:
+            nonlocal charged
+            charged += 1
             if earlier:
                 return earlier.pop()
             self.counters.retried += 1
-            return await self._attempt(bitlink, fresh=False, again=True)
+            verdict = await self._attempt(bitlink, fresh=False, again=True)
+            if isinstance(verdict, Transient) and charged >= self._settings.attempts:
+                return await self._doubt(bitlink, verdict, failed_at)
+            return verdict
 
         # A retrier of its own for every call: one shared by tasks would mix up their results.
         retrier = tenacity.AsyncRetrying(
@@ -166,91 +295,223 @@ class Client:
         )(state)
         return max(jittered, hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS))
 
+    async def look_up(self, target: str, budget: Budget) -> Looked | None:
+        """Ask a helper route once, in a slot; None when the budget or the connection does not allow it.
+
+        target: path and query below the base URL, encoded.
+
+        Raises:
+            Stopping: the run ended first.
+        """
+        slot = await self._pool.get(self._stopper)
+        try:
+            if self._do_or_raise(budget.take) is not None:
+                return None
+            slot.sent_at = self._clock()
+            self.counters.helper += 1
+            url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
+            headers = {"Authorization": self._token.header}
+            async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
+                body, whole = await _read_bounded(response)
+                return Looked(response.status, response.headers, body) if whole else None
+        except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError, BudgetBusy):
+            return None
+        finally:
+            await asyncio.sleep(0)  # as in _request
+            self._pool.put(slot)
+
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""
-        url = URL.build(
+        url = self._url(bitlink)
+        renewed = False
+        while True:
+            if self._witness_goes(fresh):
+                await self._ask_witness()
+                continue
+            header = self._token.header
+            found, sent_at = await self._send_when_allowed(url, header, may_probe=fresh or not self.fresh_asked())
+            if found is None:
+                continue
+            self._note(found, sent_at, evidence=fresh)
+            if isinstance(found, Throttled):
+                continue
+            if isinstance(found, Transient):
+                if not again or not self._gate.outage:
+                    return found
+            elif isinstance(found, TokenRefused) and not renewed and await self._renewed(header):
+                renewed = True  # once: a source may have another token each time, and none that is any good
+            else:
+                if isinstance(found, Answer) and bitlink not in self.witnesses:
+                    self.witnesses.append(bitlink)
+                return found
+
+    def _url(self, bitlink: str) -> URL:
+        return URL.build(
             scheme=self._base.scheme,
             authority=self._base.raw_authority,
             path=self._base_path + path(bitlink, self._facet),
             query_string=self._parameters,
             encoded=True,
         )
-        renewed = False
-        while True:
-            header = self._token.header
-            found, sent_at = await self._send_when_allowed(url, header, fresh=fresh)
-            if isinstance(found, Throttled):
-                self.counters.throttled += 1
-                self._gate.throttled(found.hint, sent_at=sent_at)
-            elif isinstance(found, Transient):
-                self._gate.transient(sent_at=sent_at, evidence=fresh)
-                if not again or not self._gate.outage:
-                    return found
-            elif found is not None:
-                self._gate.answered(sent_at=sent_at)
-                if (
-                    not isinstance(found, TokenRefused)
-                    or renewed
-                    or not await self._token.renewed(header, self._stopper)
-                ):
-                    return found
-                renewed = True  # once: a source may have another token each time, and none that is any good
+
+    def _note(self, found: Verdict, sent_at: float, *, evidence: bool, witness: bool = False) -> None:
+        """Tell gate and budget what an answer says of the server and its limits."""
+        if isinstance(found, Throttled):
+            self.counters.throttled += 1
+            self._throttled_since = self._throttled_since or self._clock()
+            self._do(partial(self._budget.throttled, found.hint, sent_at=sent_at))
+            self._gate.answered(evidence=evidence, witness=witness)
+            return
+        if isinstance(found, Transient):
+            self._gate.transient(sent_at=sent_at, evidence=evidence)
+        else:
+            self._gate.answered(evidence=evidence, witness=witness)
+        if not isinstance(found, Transient) or found.status is not None:
+            self._throttled_since = None
+            if isinstance(found, MonthSpent):
+                self._do(self._budget.month_refused)
+            elif self._budget.told_before and isinstance(found, Answer):
+                self._do(self._budget.month_goes_on)
+            if self._budget.closed:
+                self._do(partial(self._budget.answered, sent_at=sent_at))
+
+    async def _renewed(self, header: str) -> bool:
+        renewed = await self._token.renewed(header, self._stopper)
+        if renewed:
+            self._do(partial(self._budget.use_token, self._token.fingerprint))
+        return renewed
+
+    # --- whose fault is it? ----------------------------------------------------------------------------------------
+
+    def _witness_goes(self, fresh: bool) -> bool:
+        """Say whether an outage's next probe should be the witness, because calls may fail by their own fault."""
+        if not self._gate.outage or not self.witnesses:
+            return False
+        return self._gate.wants_witness or not (fresh or self.fresh_asked())
+
+    async def _ask_witness(self) -> None:
+        """Ask for a link that was answered before, to learn whether the server is there; what it says is dropped."""
+        url, header = self._url(self.witnesses[0]), self._token.header
+        found, sent_at = await self._send_when_allowed(url, header, may_probe=True)
+        if found is not None:
+            self.counters.retried += 1
+            self._note(found, sent_at, evidence=False, witness=True)
+            if isinstance(found, Transient):
+                self.witnesses.rotate(-1)  # it may have come to fail by itself since
+
+    async def _doubt(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
+        """Make sure that a call which is about to be written off has failed by itself; give its last verdict.
+
+        failed_at: when it first failed. Unless most others have been answered since, a witness decides; if the server
+        was out, or answers only some, the call is asked again. Where nobody has ever been answered, that is an outage.
+        """
+        while isinstance(verdict, Transient) and not self._gate.blames(failed_at):
+            if not self.witnesses and self._gate.ever_answered:
+                return verdict
+            failures = self._gate.probes_failed
+            self._gate.doubt()
+            while self.witnesses and self._gate.outage:
+                await self._ask_witness()
+            if not self.witnesses or self._gate.probes_failed != failures:
+                verdict = await self._attempt(bitlink, fresh=False, again=True)
+        return verdict
+
+    # --- sending ---------------------------------------------------------------------------------------------------
 
     async def _keep_pace(self) -> None:
-        assert self._pace is not None
+        limit = self._budget.limits.per_minute
+        if limit != self._paced:
+            self._paced, self._pace = limit, _pace(limit)
+        if self._pace is None:
+            return
         if self._pace.has_capacity():
             await self._pace.acquire()  # at once
-        elif not self.sprint():
-            self.waiting = "pace"
+        elif not self._do(self.sprint):
+            self.waiting = self.waiting or Waiting("pace", limit, None)  # a window that binds says more
             await self._stopper.guard(self._pace.acquire())
 
-    async def _send_when_allowed(self, url: URL, header: str, *, fresh: bool) -> tuple[Verdict | None, float]:
+    async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
         """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.
 
         Gives the verdict and when its request was sent.
         """
-        sent_at, refused = 0.0, self._gate.closed(fresh=self._may_probe(fresh))
+        sent_at, refused = 0.0, self._gate.closed(fresh=may_probe)
         if refused is None:
-            if self._pace is not None:
-                await self._keep_pace()
-            async with self._slots:
+            await self._keep_pace()
+            if self._pool.empty_handed:
+                self.waiting = Waiting("connections", 0, None)
+            slot = await self._pool.get(self._stopper)
+            try:
                 if self._stopper.stop is not None:
                     raise Stopping
-                refused = self._gate.enter(fresh=self._may_probe(fresh))
+                refused = self._gate.enter(fresh=may_probe)
                 sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
                 refused = refused or self._take(sent_at)
                 if refused is None:
                     self.waiting = None
                     self.counters.total += 1
-                    return await self._request(url, header), sent_at
-        self.waiting = refused.window
-        await self._stopper.pause(refused.seconds)
-        self._check_outage()
+                    slot.sent_at = sent_at
+                    return await self._request(slot, url, header), sent_at
+            finally:
+                self._pool.put(slot)
+        await self._wait(refused)
         return None, sent_at
 
-    def _may_probe(self, fresh: bool) -> bool:
-        return fresh or not self.fresh_asked()
+    async def _wait(self, refused: Wait) -> None:
+        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds))
+        await self._stopper.pause(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
+        if self._gate.over_limit:
+            message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
+            self._stopper.request(Stop(Reason.OUTAGE, message))
+        if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
+            message = (
+                "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
+                "others use up this token's limits. Look at the account's usage; the same command tries again"
+            )
+            self._stopper.request(Stop(Reason.THROTTLED, message))
 
     def _take(self, now: float) -> Wait | None:
         """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
-        refused = self._budget.take()
+        try:
+            refused = self._do_or_raise(self._budget.take)
+        except BudgetBusy:
+            refused = Wait(_BUSY_SECONDS, "budget")
         if refused is not None:
             self._gate.leave(sent_at=now)
         if isinstance(refused, MonthOver):
-            spent = f"the {self._budget.limits.per_month} attempts of --per-month are spent; allow more, or wait"
+            name, limit = self._budget.account.name, self._budget.limits.per_month
+            spent = (
+                f"the {limit:,} attempts of the month (--per-month) are spent by account {name}; allow more, or wait"
+            )
+            if refused.told:
+                spent = f"Bitly has said that the month of account {name} is spent; it is asked again once a day"
             self._stopper.request(Stop(Reason.MONTH_SPENT, spent, utc_text(refused.until)))
             raise Stopping
         return refused
 
-    def _check_outage(self) -> None:
-        if self._gate.over_limit:
-            message = "the server has answered next to nothing for a long while; run the same command again later"
-            self._stopper.request(Stop(Reason.OUTAGE, message))
+    def _do(self, ask: Callable[[], T]) -> T | None:
+        """Ask the budget; None where its file is busy, and the answer has to do without.
 
-    async def _request(self, url: URL, authorization: str) -> Verdict:
+        A budget that cannot be counted ends the run, because nothing may be sent uncounted.
+        """
+        try:
+            return self._do_or_raise(ask)
+        except BudgetBusy:
+            return None
+
+    def _do_or_raise(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except BudgetBusy:
+            raise
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            raise Stopping from error
+
+    async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         try:
-            async with self._session.get(
+            async with slot.session.get(
                 url, headers={"Authorization": authorization}, allow_redirects=False
             ) as response:
                 try:
@@ -258,19 +519,29 @@ class Client:
                 except (zlib.error, ValueError):  # compressed in a way that was not asked for, or wrongly
                     body, whole = b"", True
                 kept_alive = whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-                return self._understand(response, body, whole=whole)
+                return self._understand(response, body, slot.sent_at, whole=whole)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._explain(error)
         finally:
             if not kept_alive:
                 await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
 
-    def _understand(self, response: aiohttp.ClientResponse, body: bytes, *, whole: bool) -> Verdict:
+    def _understand(self, response: aiohttp.ClientResponse, body: bytes, sent_at: float, *, whole: bool) -> Verdict:
         found = verdict(response.status, response.headers, body, self._facet, whole=whole)
         if self._token.has_to_hide(body, found):
             body = self._token.hidden_in(body.decode(errors="replace")).encode()
             return verdict(response.status, response.headers, body, self._facet, whole=whole)
+        if isinstance(found, Answer) and self._clock() >= self._date_due:
+            self._see_date(response.headers.get("Date", ""), sent_at)
         return found
+
+    def _see_date(self, text: str, sent_at: float) -> None:
+        """Let the budget's calendar follow the server's: it is the server that begins a month anew."""
+        self._date_due = self._clock() + _DATE_SECONDS
+        with suppress(ValueError, OverflowError):
+            date = parsedate_to_datetime(text)
+            if date.tzinfo is not None:
+                self._do(partial(self._budget.see_date, date, sent_at=sent_at))
 
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""
@@ -352,16 +623,46 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, query: Query, token: Token, budget: Budget, gate: Gate, stopper: Stopper
+    settings: Settings,
+    query: Query,
+    token: Token,
+    budget: Budget,
+    gate: Gate,
+    stopper: Stopper,
+    *,
+    slots: Slots,
+    clock: Callable[[], float],
 ) -> AsyncIterator[Client]:
-    """Open a client with one session, and close its connections at the end.
+    """Open a client, and close its connections at the end. slots: joined already; left by the caller.
 
     Proxy variables are honoured, netrc is not: it would put another's password beside the token.
+
+    Raises:
+        UsageError: a proxy variable is not an HTTP proxy's URL.
     """
-    base = URL(settings.base_url)
-    connector = aiohttp.TCPConnector(limit=settings.connections)
+    open_slot = partial(_open_slot, settings, _proxy_for(URL(settings.base_url)), budget, clock)
+    pool = Pool(slots, open_slot)
+    await pool.rebalance()
+    balancing = asyncio.create_task(pool.keep_balanced())
+    try:
+        yield Client(pool, settings, query, token, budget, gate, stopper, clock)
+    finally:
+        balancing.cancel()
+        with suppress(asyncio.CancelledError):
+            await balancing
+        await pool.close()
+
+
+def _open_slot(settings: Settings, proxy: str | None, budget: Budget, clock: Callable[[], float], number: int) -> Slot:
+    def connected() -> None:
+        if clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt says it
+                budget.made_late()
+
+    # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
+    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None)
     # There is no public way to choose how connections close, and five is Bitly's limit for them.
-    connector._factory = partial(_Abrupt, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     session = aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
@@ -373,10 +674,10 @@ async def opened(
         },
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        proxy=_proxy_for(base),
+        proxy=proxy,
     )
-    async with session:
-        yield Client(session, settings, query, token, budget, gate, stopper)
+    slot = Slot(number, session)
+    return slot
 
 
 def _proxy_for(base: URL) -> str | None:

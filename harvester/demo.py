@@ -14,7 +14,7 @@ import orjson
 from harvester import job as jobs
 from harvester import progress, sources
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
-from harvester.budget import Limits
+from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.harvest import Options
 from harvester.sandbox import Sandbox, SandboxOptions, serving
@@ -53,10 +53,11 @@ async def _harvest(links: str, folder: str) -> Outcome:
             work_dir=None,
             query=Query("referrers", "day", -1, utc_text(datetime.now(UTC)), 50),
             pin_reference=True,
-            limits=Limits(per_minute=6000, per_hour=0, per_month=1000),
+            wanted=Wanted(per_minute=6000, per_hour=0, per_month=1000),
             asking=Settings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
             parts=PartPolicy(rows=1_000_000, bytes=128 * 1024 * 1024),
             harvesting=Options(workers=MAX_CONNECTIONS),
+            state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
         return await jobs.run(job, Stopper(), progress.StderrWatcher())
 

@@ -6,7 +6,9 @@ HarvesterError
 ├── UsageError          nothing was asked: the command, the configuration or the list must change
 │   └── InputBroken     the list cannot be read further: what was harvested stays, mend the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
+├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended
 └── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
+    ├── BudgetBusy      another process holds the budget's file: ask again in a moment
     └── ConsumerGone    nobody reads standard output any more: end quietly
 """
 
@@ -35,9 +37,17 @@ class DatasetBusy(HarvesterError):
     """Another live process holds this dataset's lock."""
 
 
+class ConnectionsBusy(HarvesterError):
+    """As many live processes share this machine's connections as there are connections."""
+
+
 class OutputError(HarvesterError):
     """The output, the journal or the ledger cannot be written, or is not what was left there."""
 
 
 class ConsumerGone(OutputError):
     """The reader of standard output has closed its end."""
+
+
+class BudgetBusy(OutputError):
+    """The budget's file was held by another process for longer than the event loop may wait."""

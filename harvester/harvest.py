@@ -8,17 +8,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
-from harvester.budget import Budget
-from harvester.client import Client
-from harvester.errors import InputBroken, OutputError, Stopping
+from harvester.budget import Budget, WindowState
+from harvester.client import WITNESSES, Client
+from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
 from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
 from harvester.ledger import Known, State
+from harvester.limits import Inquiry
 from harvester.sources import Batch, Link, Source, read
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
@@ -27,10 +29,13 @@ from harvester.store import Store
 ROOM = 100
 """Calls that may wait to be repeated while their workers go on."""
 LOW_WATER = 1000
-"""Fewer calls in hand than this let the feeder read on."""
+"""Fewer calls in hand than this let the feeder read on, or fewer than a minute's window."""
+MOST_READ_AHEAD = 20_000
 GRACE_SECONDS = 5.0
 """What calls in flight get when the run is to end."""
 TELL_SECONDS = 1.0
+LEARN_SECONDS = 10.0
+"""So often it is looked at whether Bitly should be asked for its limits; the budget says how often that pays."""
 FAILED_INVOCATIONS = 3
 """After failing in so many invocations a call is left alone, unless it is asked for."""
 
@@ -52,6 +57,8 @@ class Options:
     retry_failed: bool = False
     retry_refused: bool = False
     commit_seconds: float = COMMIT_SECONDS
+    tell_seconds: float = TELL_SECONDS
+    learn_seconds: float = LEARN_SECONDS
 
 
 class Harvest:
@@ -62,6 +69,7 @@ class Harvest:
         store: Store,
         client: Client,
         budget: Budget,
+        inquiry: Inquiry,
         stopper: Stopper,
         rules: Rules,
         watcher: Watcher,
@@ -70,6 +78,8 @@ class Harvest:
         self.status = Status(attempts=client.counters)
         self._store = store
         self._client = client
+        self._budget = budget
+        self._inquiry = inquiry
         self._stopper = stopper
         self._rules = rules
         self._watcher = watcher
@@ -98,11 +108,12 @@ class Harvest:
         try:
             async with self._keeper:
                 async with asyncio.TaskGroup() as around:
-                    teller = around.create_task(self._keep_telling())
+                    beside = [around.create_task(work) for work in (self._keep_telling(), self._keep_learning())]
                     try:
                         await self._ask_all(sources)
                     finally:
-                        teller.cancel()
+                        for task in beside:
+                            task.cancel()
                 if stop := self._then or self._rules.at_end():
                     self._stopper.request(stop)
                 return await self._finish()
@@ -160,11 +171,16 @@ class Harvest:
             self._fed.set()
 
     async def _wait_until_needed(self) -> None:
-        while len(self._ready) >= LOW_WATER:
+        while len(self._ready) >= self._low_water:
             self._hungry.clear()
             await self._stopper.guard(self._hungry.wait())
         while self._store.crowded:
             await self._stopper.guard(self._keeper.committed())
+
+    @property
+    def _low_water(self) -> int:
+        """How many calls in hand are enough: a window's worth, so that it is seen if the list ends within it."""
+        return max(LOW_WATER, min(self._budget.limits.per_minute, MOST_READ_AHEAD))
 
     async def _take_up(self, batch: Batch) -> None:
         listed = self.status.listed
@@ -180,6 +196,7 @@ class Harvest:
         known = await self._keeper.in_thread(self._store.known, [key for _, key in claimed])
         calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
         if calls and not self._begun:
+            await self._learn()
             await self._keeper.in_thread(self._store.take_success_back)
             self._begun = True
         self.status.pending += len(calls)
@@ -209,6 +226,8 @@ class Harvest:
         if self._wanted_again(known):
             return Call(link, key, known.state)
         self._store.note_seen(key)
+        if known.state is State.ROW and len(self._client.witnesses) < WITNESSES:
+            self._client.witnesses.append(link.bitlink)
         self.status.known += 1
         self.status.left_failed += known.state is State.FAILED
         return None
@@ -258,7 +277,7 @@ class Harvest:
             self._end_at_max_calls()
             return None
         self.status.asked += 1
-        if len(self._ready) <= LOW_WATER:
+        if len(self._ready) <= self._low_water:
             self._hungry.set()
         return self._ready.popleft()
 
@@ -298,7 +317,8 @@ class Harvest:
         self.status.rows += 1
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
-        refused = isinstance(verdict, Refused)
+        # A server that knows no path at all may be the wrong one: nothing is written off for good on its word.
+        refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
         line = self._store.rows.failure(
             "refused" if refused else "failed",
             bitlink=call.link.bitlink,
@@ -321,7 +341,25 @@ class Harvest:
         while True:
             self.status.waiting = self._client.waiting
             self._watcher.progress(self.status)
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(self._options.tell_seconds)
+
+    async def _keep_learning(self) -> None:
+        with suppress(Stopping):
+            while True:
+                await asyncio.sleep(self._options.learn_seconds)
+                if self._begun and self._stopper.stop is None:
+                    await self._learn()
+
+    async def _learn(self) -> None:
+        try:
+            told = await self._inquiry.learn()
+        except BudgetBusy:
+            return
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            raise Stopping from error
+        if told:
+            self._watcher.note(told)
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
@@ -332,7 +370,39 @@ class Harvest:
             "input_read_to_end": status.read_to_end,
             "list": asdict(status.listed) if status.read_to_end else None,
             "pending": status.pending,
+            "budget": self._report_budget(),
         }
+
+    def _report_budget(self) -> dict[str, Any]:
+        """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
+        account, waiting = self._budget.account, self._client.waiting
+        try:
+            windows = self._budget.windows()
+        except OutputError:
+            windows = []
+        return {
+            "account": account.name,
+            "token": account.token,
+            "binds": {
+                "window": waiting.window,
+                "limit": waiting.limit or None,
+                "until": utc_text(waiting.until) if waiting.until else None,
+            }
+            if waiting
+            else None,
+            "windows": [_window_report(state) for state in windows],
+        }
+
+
+def _window_report(state: WindowState) -> dict[str, Any]:
+    return {
+        "window": state.window,
+        "limit": state.limit or None,
+        "used": state.used,
+        "left": state.left,
+        "until": utc_text(state.until) if state.until else None,
+        "source": state.source,
+    }
 
 
 @lru_cache(1)

@@ -3,16 +3,24 @@
 import asyncio
 import os
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from urllib.parse import urlsplit
 
 from harvester import client, store
-from harvester.bitly import Query
-from harvester.budget import Budget, Gate, GateRules, Limits
+from harvester.bitly import FACETS, Query, endpoint, utc_text
+from harvester.budget import Account, Book, Budget, Wanted, WindowState
+from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
+from harvester.gate import Gate, GateRules
 from harvester.harvest import Harvest, Options
-from harvester.places import Form, resolve
+from harvester.ledger import Ledger
+from harvester.limits import HELPERS, Inquiry
+from harvester.places import Form, resolve, state_folder
+from harvester.rows import RowMaker
+from harvester.slots import Slots
 from harvester.sources import Source, spool
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, in_daemon
@@ -27,7 +35,11 @@ _STDOUT_COMMIT_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a run needs to know. pin_reference: the query's unit_reference is this moment, and was not asked for."""
+    """All that a run needs to know.
+
+    pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
+    for the token's own. state_dir: where the budget is kept, None for the user's state folder.
+    """
 
     sources: list[Source]
     token: Token
@@ -35,14 +47,16 @@ class Job:
     work_dir: str | None
     query: Query
     pin_reference: bool
-    limits: Limits
+    wanted: Wanted
     asking: client.Settings
     parts: PartPolicy
     harvesting: Options
     failure_limit: FailureLimit | None = None
     max_time_seconds: float | None = None
     strict: bool = False
-    gate_rules: GateRules | None = None
+    gate_rules: GateRules = field(default_factory=GateRules)
+    account: str | None = None
+    state_dir: str | None = None
 
 
 _TELL_SECONDS = 10.0
@@ -53,7 +67,8 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
 
     Raises:
         UsageError, DatasetBusy, OutputError: as `store.opened` says; UsageError also for a list that needs more calls
-        than the month has, or that is not all bitlinks where strict says so.
+        than the month has where nobody said what it has, or that is not all bitlinks where strict says so.
+        ConnectionsBusy: other processes use all of this machine's connections.
     """
     place = resolve(job.out, job.work_dir)
     policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
@@ -63,8 +78,10 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             asyncio.get_running_loop().call_later(job.max_time_seconds, stopper.request, stop)
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
-            sources = await _look_ahead(job, opened, spooled, stopper, watcher)
-            return await _harvest(job, opened, sources, stopper, watcher)
+            with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
+                budgets.slots.join()
+                sources = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                return await _harvest(job, opened, budgets, sources, stopper, watcher)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
@@ -73,12 +90,69 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
                     os.unlink(path)
 
 
-async def _harvest(job: Job, opened: Store, sources: list[Source], stopper: Stopper, watcher: Watcher) -> Outcome:
-    budget, gate = Budget(job.limits), Gate(job.gate_rules)
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """The budget of a facet's endpoint and that of the helper routes, and this process's part of the connections."""
+
+    facet: Budget
+    helpers: Budget
+    slots: Slots
+    clock: Clock
+
+
+@contextmanager
+def budgeted(job: Job, facet: str, private: str, watcher: Watcher) -> Iterator[Budgets]:
+    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
+    folder = state_folder(job.state_dir, private, watcher.warn)
+    server = _server_of(job.asking.base_url)
+    slots = Slots(os.path.join(folder, "connections", server.replace(":", "-")), job.asking.connections)
+    with closing(Book(os.path.join(folder, "budget.sqlite"))) as book:
+        account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
+        budget = Budget(book, account, endpoint(FACETS[facet]), job.wanted)
+        helpers = Budget(book, account, HELPERS, Wanted(per_month=job.wanted.per_month, reserve=job.wanted.reserve))
+        book.set_fast(fast=budget.fast)
+        try:
+            yield Budgets(budget, helpers, slots, book.clock)
+        finally:
+            slots.leave()
+            budget.close()
+
+
+def _server_of(base_url: str) -> str:
+    """Name the server: host and port, which a budget belongs to."""
+    parts = urlsplit(base_url)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+async def _harvest(
+    job: Job, opened: Store, budgets: Budgets, sources: list[Source], stopper: Stopper, watcher: Watcher
+) -> Outcome:
+    clock = budgets.clock.elapsed
     rules = Rules(job.failure_limit, first_rows=opened.totals.rows == 0)
     options = _options_for(job, opened.place.form)
-    async with client.opened(job.asking, opened.query, job.token, budget, gate, stopper) as asker:
-        return await Harvest(opened, asker, budget, stopper, rules, watcher, options).run(sources)
+    asking, budget = job.asking, budgets.facet
+    gate = Gate(job.gate_rules, clock)
+    watcher.note(describe(budget))
+    async with client.opened(
+        asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
+    ) as asker:
+        inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
+        return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options).run(sources)
+
+
+def describe(budget: Budget) -> str:
+    """Say in a line what is left of a budget."""
+    windows = ", ".join(_described(state) for state in budget.windows())
+    return f"budget of account {budget.account.name}: {windows}"
+
+
+_SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
+
+
+def _described(state: WindowState) -> str:
+    if not state.limit:
+        return f"{state.window} {state.used:,} used of no limit"
+    return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
 
 
 def _options_for(job: Job, form: Form) -> Options:
@@ -91,8 +165,10 @@ def _options_for(job: Job, form: Form) -> Options:
     )
 
 
-async def _look_ahead(job: Job, opened: Store, spooled: list[str], stopper: Stopper, watcher: Watcher) -> list[Source]:
-    """Refuse, before the first call, a list that strict forbids or that the month cannot cover; give it to read.
+async def _look_ahead(
+    job: Job, opened: Store, budget: Budget, spooled: list[str], stopper: Stopper, watcher: Watcher
+) -> list[Source]:
+    """Say before the first call what the month covers of the list, and refuse what strict forbids; give it to read.
 
     spooled: where sources that can be read only once may be copied to.
     """
@@ -101,13 +177,14 @@ async def _look_ahead(job: Job, opened: Store, spooled: list[str], stopper: Stop
         pairs = zip(sources, spooled, strict=True)
         sources = [s if s.rereadable else await _spool(s, path, stopper) for s, path in pairs]
     countable = [source for source in sources if source.rereadable]
-    most, month = job.harvesting.max_calls, job.limits.per_month
-    month_matters = month and (most is None or most > month)
+    most, left = job.harvesting.max_calls, budget.windows()[-1].left
+    month_matters = left is not None and (most is None or most > left)
     if not countable or not (job.strict or month_matters):
         return sources
-    found = await _count(job, opened, countable, stopper, watcher)
+    found = await count(job, opened.ledger, opened.rows, opened.place.private, countable, stopper, watcher)
     watcher.note(f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make")
     _refuse(job, found)
+    _compare(job, found, budget, watcher)
     return sources
 
 
@@ -118,8 +195,16 @@ async def _spool(source: Source, path: str, stopper: Stopper) -> Source:
         raise OutputError(f"{path}: {error.strerror}; --strict copies there what can be read only once") from error
 
 
-async def _count(job: Job, opened: Store, sources: list[Source], stopper: Stopper, watcher: Watcher) -> Survey:
-    """Count what the list would cost, in a thread; waited for even when the run is to end: it uses the ledger."""
+async def count(
+    job: Job, ledger: Ledger, rows: RowMaker, folder: str, sources: list[Source], stopper: Stopper, watcher: Watcher
+) -> Survey:
+    """Count what the list would cost, in a thread; waited for even when the run is to end: it uses the ledger.
+
+    folder: for a scratch file.
+
+    Raises:
+        Stopping: the run is to end. InputBroken: a list cannot be read.
+    """
     told = time.monotonic()
 
     def check(lines: int) -> None:
@@ -132,8 +217,10 @@ async def _count(job: Job, opened: Store, sources: list[Source], stopper: Stoppe
 
     return await in_daemon(
         lambda: survey(
-            opened,
+            ledger,
+            rows,
             sources,
+            folder=folder,
             retry_failed=job.harvesting.retry_failed,
             retry_refused=job.harvesting.retry_refused,
             invalid=watcher.invalid if job.strict else lambda _: None,
@@ -145,11 +232,26 @@ async def _count(job: Job, opened: Store, sources: list[Source], stopper: Stoppe
 def _refuse(job: Job, found: Survey) -> None:
     if job.strict and found.invalid:
         raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): nothing was asked")
-    most = job.harvesting.max_calls
+
+
+def _compare(job: Job, found: Survey, budget: Budget, watcher: Watcher) -> None:
+    """Say if the month covers only a part of the list; refuse it where that month is a guess.
+
+    Raises:
+        UsageError: nobody said what the month has, and the list needs more than the least plan's.
+    """
+    month, most = budget.windows()[-1], job.harvesting.max_calls
     needed = found.calls if most is None else min(found.calls, most)
-    if job.limits.per_month and needed > job.limits.per_month:
+    if month.left is None or needed <= month.left:
+        return
+    if month.source == "default" and needed > month.limit:
         raise UsageError(
-            f"this list needs {needed:,} calls, and --per-month allows {job.limits.per_month:,}: nothing was asked. "
-            f"Set --per-month to what your plan has left for this (here at least {needed}), or to 0 for no limit; or "
-            "take a part of it with --max-calls"
+            f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free plan: "
+            "nothing was asked. Set --per-month to what your plan has (the run then stops at the month's end, and the "
+            "same command goes on in the next), or to 0 for no limit; or take a part of the list with --max-calls"
         )
+    assert month.until is not None
+    watcher.note(
+        f"this month covers {month.left:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are spent): the "
+        f"run will stop then, and the same command goes on from {utc_text(month.until)}"
+    )

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
+from urllib.parse import quote
 
 from harvester.errors import OutputError
 
@@ -88,14 +89,17 @@ class Totals:
 
 
 class Ledger:
-    """An open ledger file, made if it was not there; ended by close.
+    """An open ledger file, made if it was not there; ended by close. read_only: a run may have it open meanwhile.
 
     Every method may raise OutputError: the file is damaged, or its disk full.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
         self._path = path
         with self._explained():
+            if read_only:
+                self._db = _opened_to_read(path)
+                return
             # Autocommit: transactions are written out below, so that their extent is seen.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
@@ -169,12 +173,13 @@ class Ledger:
                     found[key] = Known(State(state), tries, seen)
         return found
 
-    def count_distinct(self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None]) -> None:
+    def count_distinct(
+        self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None], scratch: str
+    ) -> None:
         """Call back once for every distinct key of the batches, with what is known of it.
 
-        The keys lie in a scratch file beside the ledger meanwhile, so memory does not grow with them.
+        scratch: where the keys lie meanwhile, so that memory does not grow with them.
         """
-        scratch = self._path + "-scratch"
         with self._explained():
             self._db.execute("ATTACH DATABASE ? AS scratch", (scratch,))
             try:
@@ -393,3 +398,20 @@ class Ledger:
             f"{self._path}: the ledger is damaged ({what}). Without it nobody knows which calls were paid for. Put a "
             "backup of it back, or keep this output as it is and begin a new --out with the links that it lacks"
         )
+
+
+def _opened_to_read(path: str) -> sqlite3.Connection:
+    """Open a file that a run may be writing; where its folder cannot be written, as it was when that run ended."""
+    for mode in ("mode=ro", "mode=ro&immutable=1"):
+        db = sqlite3.connect(f"file:{quote(path)}?{mode}", isolation_level=None, check_same_thread=False, uri=True)
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return db
+        except sqlite3.OperationalError:
+            db.close()
+            if "immutable" in mode:
+                raise
+        except BaseException:
+            db.close()
+            raise
+    raise AssertionError("unreachable")

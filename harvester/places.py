@@ -2,9 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import platformdirs
 import psutil
 
 from harvester.errors import OutputError, UsageError
@@ -57,6 +59,11 @@ class Place:
     def name(self) -> str:
         """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
         return os.fsencode(self.out).decode(errors="backslashreplace")
+
+    @property
+    def begun(self) -> bool:
+        """True when the private folder is there."""
+        return os.path.isdir(self.private)
 
     @property
     def ledger(self) -> str:
@@ -125,6 +132,33 @@ def _begun(place: Place) -> bool:
     return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 
+def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -> str:
+    """Give the folder of what all runs of this machine share: the one asked for, or the user's state folder.
+
+    Where it cannot be written, as with a read-only home, it is the private folder, with a warning.
+
+    Raises:
+        UsageError: the folder asked for is on a network file system.
+    """
+    folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
+    try:
+        if asked is None:
+            _check_local(folder)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, UsageError) as error:
+        why = getattr(error, "strerror", None) or "a network file system"
+        warn(
+            f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
+            "spend is not seen. Name a --state-dir that can be written"
+        )
+        return private
+    if asked is not None:
+        _check_local(folder)
+    return folder
+
+
 def _check_folder(out: str) -> None:
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
@@ -144,5 +178,5 @@ def _check_local(private: str) -> None:
     if found and found.fstype.lower() in _NETWORK:
         raise UsageError(
             f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not hold: "
-            "give a --work-dir on a local disk"
+            "name a folder on a local disk"
         )

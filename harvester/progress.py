@@ -1,24 +1,28 @@
 """What a person sees of a run on standard error: a status line now and then, bad lines, warnings, the summary."""
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 from harvester.sources import Invalid
-from harvester.status import Outcome, Status
+from harvester.status import Outcome, Status, Waiting
 from harvester.terminal import say
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 300.0
 GROWTH = 1.25
 """Progress lines come every 10 s at first and every 5 minutes after an hour or so: six weeks must fit into a log."""
+LONG_WAIT_SECONDS = 60.0
 _SHOWN_INVALID = 20
 _SHOWN_TEXT = 200
 _WINDOWS = {
     "pace": "the minute's pace",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
+    "month": "the month's edge",
     "throttled": "Bitly, which throttles",
     "outage": "the server, which is out",
+    "budget": "the budget's file, which another process holds",
+    "connections": "a connection: other harvesters of this machine use all",
 }
 
 
@@ -32,6 +36,7 @@ class StderrWatcher:
         self._began = time.monotonic()
         self._interval = FIRST_SECONDS
         self._due = self._began + FIRST_SECONDS
+        self._told_until = 0.0
 
     def invalid(self, line: Invalid) -> None:
         """Show the first bad lines; all of them are in `_failures.ndjson`."""
@@ -57,13 +62,21 @@ class StderrWatcher:
             say(text)
 
     def progress(self, status: Status) -> None:
-        """Show how far it is, if that was not done lately."""
+        """Show how far it is, if that was not done lately, and at once when a long wait begins."""
         now = time.monotonic()
-        if self._quiet or now < self._due:
+        if self._quiet or (now < self._due and not self._long_wait_begins(status.waiting)):
             return
         self._interval = min(self._interval * GROWTH, LONGEST_SECONDS)
         self._due = now + self._interval
         say(status_line(status, now - self._began))
+
+    def _long_wait_begins(self, waiting: Waiting | None) -> bool:
+        if waiting is None or waiting.until is None:
+            return False
+        left = (waiting.until - datetime.now(UTC)).total_seconds()
+        told, self._told_until = self._told_until, max(self._told_until, waiting.until.timestamp())
+        # Who waits asks again now and then, and the moment may move a little.
+        return left > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
 
 def status_line(status: Status, seconds: float) -> str:
@@ -73,7 +86,15 @@ def status_line(status: Status, seconds: float) -> str:
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
-    return f"{line}; waiting for {_WINDOWS.get(status.waiting, status.waiting)}" if status.waiting else line
+    return f"{line}; waiting for {_explained(status.waiting)}" if status.waiting else line
+
+
+def _explained(waiting: Waiting) -> str:
+    """Say which window binds, what it holds, and until when, in local time."""
+    text = _WINDOWS.get(waiting.window, waiting.window)
+    if waiting.limit:
+        text += f" of {waiting.limit:,}"
+    return f"{text}, until {waiting.until.astimezone():%H:%M:%S}" if waiting.until else text
 
 
 def summary(outcome: Outcome, out: str, seconds: float) -> str:

@@ -17,7 +17,15 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from harvester.bitly import FACETS, MAX_CONNECTIONS, Metric
+from harvester.bitly import (
+    FACETS,
+    GROUPS,
+    MAX_CONNECTIONS,
+    PLATFORM_LIMITS,
+    Metric,
+    endpoint,
+    plan_limits_target,
+)
 
 _VALUES: dict[str, tuple[str, ...]] = {
     "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
@@ -59,6 +67,9 @@ class SandboxOptions:
     errors: float = 0.01
 
 
+_ORGANIZATION = "Osandbox"
+
+
 class Sandbox:
     """What the look-alike has seen: requests, definite answers by bitlink, and breaches of its limits."""
 
@@ -66,6 +77,7 @@ class Sandbox:
         self.options = options
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
+        self.helped: Counter[str] = Counter()
         self.throttled = 0
         self.too_many_connections = 0
         self.most_at_once = 0
@@ -79,6 +91,9 @@ class Sandbox:
         app = web.Application()
         for facet in FACETS.values():
             app.router.add_get("/v4/bitlinks/{domain}/{back_half}" + facet.path, self._handler(facet.name))
+        app.router.add_get("/v4" + PLATFORM_LIMITS, self._tell_platform_limits)
+        app.router.add_get("/v4" + GROUPS, self._tell_groups)
+        app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._tell_plan_limits)
         app.router.add_get("/sandbox/seen", self._seen)
         app.router.add_route("*", "/{path:.*}", _no_route)
         return app
@@ -120,18 +135,19 @@ class Sandbox:
         if self.at_once > self.options.connections:
             self.too_many_connections += 1
             return _json(429, {"message": "RATE_LIMIT_EXCEEDED", "description": "too many connections at once"})
-        if message := self._over_a_limit():
+        endpoint = "metrics" if "/bitlinks/" in request.path else request.path
+        if message := self._over_a_limit(endpoint):
             self.throttled += 1
             return _json(429, {"message": message})
         return None
 
-    def _over_a_limit(self) -> str | None:
+    def _over_a_limit(self, endpoint: str) -> str | None:
         """Count a request in its fixed windows, unless one is full; give the message of that one's refusal."""
         options, since = self.options, self._clock() - self._began
         month = datetime.now(UTC).month
         windows = (
-            ("minute", int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
-            ("hour", int(since // 3600), options.per_hour, "RATE_LIMIT_EXCEEDED"),
+            (f"minute {endpoint}", int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
+            (f"hour {endpoint}", int(since // 3600), options.per_hour, "RATE_LIMIT_EXCEEDED"),
             ("month", month, options.per_month, "MONTHLY_LIMIT_EXCEEDED"),
         )
         for name, index, limit, message in windows:
@@ -147,6 +163,38 @@ class Sandbox:
             return False
         seed = hashlib.sha256(f"{bitlink}#{self.requests[bitlink]}".encode()).digest()
         return int.from_bytes(seed[:4]) < self.options.errors * 2**32
+
+    # --- helper routes ---------------------------------------------------------------------------------------------
+
+    async def _tell_platform_limits(self, request: web.Request) -> web.Response:
+        """Tell the hour's limit and count, as Bitly does; nothing where there is no such limit."""
+        if refusal := self._refused_helper(request):
+            return refusal
+        asked, hour = request.query.get("path", ""), int((self._clock() - self._began) // 3600)
+        known = asked in {endpoint(facet) for facet in FACETS.values()}
+        if not known or not self.options.per_hour:
+            return _json(200, {"platform_limits": []})
+        method = {"name": "GET", "limit": self.options.per_hour, "count": self._used["hour metrics", hour]}
+        return _json(200, {"platform_limits": [{"endpoint": asked, "methods": [method]}]})
+
+    async def _tell_groups(self, request: web.Request) -> web.Response:
+        group = {"guid": "Gsandbox", "organization_guid": _ORGANIZATION, "name": "sandbox"}
+        return self._refused_helper(request) or _json(200, {"groups": [group]})
+
+    async def _tell_plan_limits(self, request: web.Request) -> web.Response:
+        limit = {
+            "name": "api_requests",
+            "description": "API requests",
+            "limit": self.options.per_month,
+            "count": self._used["month", datetime.now(UTC).month],
+        }
+        return self._refused_helper(request) or _json(
+            200, {"organization_guid": _ORGANIZATION, "plan_limits": [limit] if self.options.per_month else []}
+        )
+
+    def _refused_helper(self, request: web.Request) -> web.Response | None:
+        self.helped[request.path.removeprefix("/v4")] += 1
+        return self._refused_at_once(request)
 
     async def _seen(self, _: web.Request) -> web.Response:
         return _json(

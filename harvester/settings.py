@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import Group, Parameter
 
 from harvester.bitly import BASE_URL, FACETS, MAX_CONNECTIONS, UNITS, Query, utc_text
-from harvester.budget import Limits
 from harvester.errors import UsageError
 from harvester.stopping import FailureLimit
+
+if TYPE_CHECKING:
+    from harvester.budget import Wanted
 
 _ASKED = Group("What is asked", sort_key=1)
 _WRITTEN = Group("What is written", sort_key=2)
@@ -74,14 +76,23 @@ class RunOptions:
     connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
     "Connections at once; Bitly allows five from one IP address."
 
-    per_minute: Annotated[int, Parameter(group=_LIMITS)] = 100
-    "Attempts in any minute; 0 for no limit."
+    per_minute: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "Attempts in any minute; 0 for no limit. By default what Bitly says, or else 100."
 
-    per_hour: Annotated[int, Parameter(group=_LIMITS)] = 1000
-    "Attempts in any hour; 0 for no limit."
+    per_hour: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "Attempts in any hour; 0 for no limit. By default what Bitly says, or else 1,000."
 
-    per_month: Annotated[int, Parameter(group=_LIMITS)] = 1000
-    "Attempts in this run and calendar month; 0 for no limit. Bitly's free plan has 1,000 for everything."
+    per_month: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "The account's attempts in a calendar month, UTC; 0 for no limit. By default 1,000, as on Bitly's free plan."
+
+    reserve: Annotated[str, Parameter(group=_LIMITS)] = "0%"
+    "The share of each limit that is left to others, such as 10%."
+
+    account: Annotated[str | None, Parameter(group=_LIMITS)] = None
+    "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
+
+    state_dir: Annotated[str | None, Parameter(group=_LIMITS, env_var="HARVESTER_STATE_DIR")] = None
+    "Where the budget is kept for all runs of this machine; by default the user's state folder."
 
     attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
     "Attempts that a call is worth before it has failed."
@@ -97,6 +108,9 @@ class RunOptions:
 
     max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
     "Stop after this many calls."
+
+    outage_limit: Annotated[str, Parameter(group=_ENDS)] = "15m"
+    "Stop when the server has been out for this long."
 
     strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
     "Do not begin unless every line of the list is a bitlink."
@@ -130,11 +144,28 @@ def query_of(options: RunOptions) -> tuple[Query, bool]:
     return query, options.unit_reference is None
 
 
-def limits_of(options: RunOptions) -> Limits:
-    """Give the limits. Raises UsageError for negative ones."""
+def wanted_limits(options: RunOptions) -> "Wanted":
+    """Give the limits as they were asked for. Raises UsageError for negative ones, and for a reserve of everything."""
+    from harvester.budget import Wanted  # noqa: PLC0415 - --help must not wait for SQLite
+
     for name in ("per_minute", "per_hour", "per_month"):
-        _at_least("--" + name.replace("_", "-"), getattr(options, name), 0, "0 means no limit")
-    return Limits(options.per_minute, options.per_hour, options.per_month)
+        if (value := getattr(options, name)) is not None:
+            _at_least("--" + name.replace("_", "-"), value, 0, "0 means no limit")
+    return Wanted(options.per_minute, options.per_hour, options.per_month, _reserve_of(options.reserve))
+
+
+def _reserve_of(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if not match or float(match[1]) >= 100:
+        raise UsageError(f"--reserve {text}: a share such as 10% was expected, below 100%")
+    return float(match[1]) / 100
+
+
+def account_of(options: RunOptions) -> str | None:
+    """Give the account's name. Raises UsageError for one that cannot be shown."""
+    if options.account is not None and not re.fullmatch(r"[^\x00-\x20\x7f-\x9f]{1,100}", options.account):
+        raise UsageError("--account: a name without spaces, of at most 100 characters, was expected")
+    return options.account
 
 
 def failure_limit_of(text: str | None) -> FailureLimit | None:
@@ -208,6 +239,11 @@ def token_source(options: RunOptions, warn: Callable[[str], None]) -> Callable[[
         command = options.token_command
         return lambda: _token_from_command(command)
     return _token_from_environment
+
+
+def has_token(options: RunOptions) -> bool:
+    """Say whether a token is named anywhere; whether it can be read is another question."""
+    return bool(options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip())
 
 
 def _token_from_environment() -> str:

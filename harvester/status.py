@@ -1,7 +1,8 @@
 """How far a run is and how it ended: what the manifest, the progress line and the exit code are made from."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol
 
 from harvester.sources import Invalid
 from harvester.stopping import Stop
@@ -9,11 +10,23 @@ from harvester.stopping import Stop
 
 @dataclass(slots=True)
 class Counters:
-    """Attempts of this run, and among them those that repeated one or were throttled."""
+    """Attempts of this run, and among them those that repeated one or were throttled.
+
+    helper: requests beside them that asked for Bitly's own limits; the month counts them too.
+    """
 
     total: int = 0
     retried: int = 0
     throttled: int = 0
+    helper: int = 0
+
+
+class Waiting(NamedTuple):
+    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC)."""
+
+    window: str
+    limit: int
+    until: datetime | None
 
 
 @dataclass(slots=True)
@@ -46,7 +59,7 @@ class Status:
     known: int = 0
     left_failed: int = 0
     pending: int = 0
-    waiting: str | None = None
+    waiting: Waiting | None = None
     attempts: Counters = field(default_factory=Counters)
 
 

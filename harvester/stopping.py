@@ -20,7 +20,7 @@ from harvester.bitly import (
     Verdict,
     utc_text,
 )
-from harvester.budget import next_month
+from harvester.clocks import next_month
 from harvester.errors import Stopping
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ class Reason(StrEnum):
     MAX_TIME = "max_time"
     MAX_CALLS = "max_calls"
     OUTAGE = "outage"
+    THROTTLED = "throttled"
     MONTH_SPENT = "month_spent"
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - a reason, not a secret
     PLAN_REFUSED = "plan_refused"
@@ -178,12 +179,17 @@ class Rules:
 
     def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
         self._limit = failure_limit
-        self._alike_matters = first_rows and failure_limit is None
+        self._first_rows = first_rows
         self._alike: dict[tuple[int, str], int] = {}
         self._unreadable = 0
         self.calls = 0
         self.failed = 0
         self._rows = 0
+
+    @property
+    def answered(self) -> bool:
+        """True when a call of this invocation had a row: the base URL is that of a server that knows the path."""
+        return self._rows > 0
 
     def see(self, verdict: Verdict) -> Stop | None:
         """Take note of a call's last verdict, and say whether the run should end."""
@@ -209,7 +215,7 @@ class Rules:
         )
 
     def _all_alike(self, verdict: Verdict) -> Stop | None:
-        if not (self._alike_matters and isinstance(verdict, Refused) and self._rows == 0):
+        if not isinstance(verdict, Refused) or self._rows:
             return None
         # A plain 404 may quote the path it did not know.
         kind = (verdict.status, "" if verdict.no_route else verdict.message)
@@ -221,7 +227,7 @@ class Rules:
                 f"the first {self.calls} calls were all answered 404 in plain text: the server does not know the "
                 "path. Check --base-url (Bitly's ends in /v4)",
             )
-        if alike and self.calls >= ALIKE:
+        if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
             return Stop(
                 Reason.ALL_REFUSED,
                 f"the first {self.calls} calls were all refused alike ({_said(verdict)}). Check that these links "
@@ -248,16 +254,17 @@ class Rules:
         )
 
 
-def month_spent(message: str, now: datetime) -> Stop:
-    """Give the stop for a month that is spent, with the moment from which Bitly counts anew."""
-    return Stop(Reason.MONTH_SPENT, message, utc_text(next_month(now)))
+def month_spent(verdict: MonthSpent) -> Stop:
+    """Give the stop for Bitly's word that the month is spent, with the moment from which it counts anew."""
+    message = f"Bitly says that the account's month is spent ({_said(verdict)})"
+    return Stop(Reason.MONTH_SPENT, message, utc_text(next_month(datetime.now(UTC))))
 
 
 def for_every_call(verdict: Verdict) -> Stop | None:
     """Give the reason to stop that one such answer is, because every further call would get it too."""
     match verdict:
         case MonthSpent():
-            return month_spent(f"Bitly says that the account's month is spent ({_said(verdict)})", datetime.now(UTC))
+            return month_spent(verdict)
         case TokenRefused():
             return Stop(
                 Reason.TOKEN_REFUSED,

@@ -9,10 +9,11 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -251,7 +252,7 @@ class Store:
                 "failed": totals.failed,
                 "pending": pending,
             },
-            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled")},
+            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
             "parts": self._publisher.parts(),
         }
         with _explained(self.place.public):
@@ -317,6 +318,47 @@ def opened(
             store = Store(place, ledger, begun, policy, warn)
         stack.callback(store.close)
         yield store
+
+
+class Glimpse(NamedTuple):
+    """A dataset as it was last committed, to be read alone. attempts: made so far; calls: with a verdict."""
+
+    ledger: Ledger
+    rows: RowMaker
+    query: Query
+    attempts: int
+    calls: int
+
+
+@contextlib.contextmanager
+def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) -> Iterator[Glimpse]:
+    """Look at a dataset without a lock, even while a run has it; one that is not begun, or no place, looks empty.
+
+    query, pin_reference: as for `opened`.
+
+    Raises:
+        OutputError: it is damaged. UsageError: it was begun with another query.
+    """
+    with contextlib.ExitStack() as stack:
+        ledger = None
+        if place is not None:
+            check_state(place)
+            if os.path.exists(place.ledger):
+                ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
+        if place is None or ledger is None or ledger.fresh:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harvester-"))
+            ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
+            ledger.create({})
+        elif not ledger.unused:
+            has = _begun_query(ledger)
+            _check_same(
+                place, ledger, has, replace(query, unit_reference=has.unit_reference) if pin_reference else query
+            )
+            query = has
+        totals = ledger.totals()
+        attempts = int(ledger.meta().get("total", 0))
+        calls = totals.rows + totals.refused + totals.failed
+        yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
 def _publisher_for(place: Place, ledger: Ledger, run_id: str) -> dataset.Publisher:

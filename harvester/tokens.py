@@ -1,6 +1,7 @@
 """The bearer token while it is in use: never shown, and read from its source again when Bitly refuses it."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -31,6 +32,11 @@ class Token:
         """The Authorization header's value."""
         return f"Bearer {self._value}"
 
+    @property
+    def fingerprint(self) -> str:
+        """A name for the token from which it cannot be told."""
+        return fingerprint(self._value)
+
     def hidden_in(self, text: str) -> str:
         """Give a text without the token in it."""
         return text.replace(self._value, "[token]")
@@ -53,3 +59,8 @@ class Token:
                 with suppress(UsageError):  # what Bitly said of the old one is the better message
                     self._value = await stopper.guard(in_daemon(self._read))
             return self.header != refused
+
+
+def fingerprint(token: str) -> str:
+    """Give the first 12 hex digits of a token's SHA-256: what state, logs and manifests call it."""
+    return hashlib.sha256(token.encode()).hexdigest()[:12]

@@ -10,14 +10,16 @@ from typing import IO
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 NO_LIMITS = ("--per-minute", "0", "--per-hour", "0", "--per-month", "0")
+STATE_DIR = "HARVESTER_STATE_DIR"
+"""conftest.py points it at a folder of the tests' own: the user's budget is none of their business."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The test's own environment, with a token and without anything that would change what harvester does."""
+    """The test's own environment and state folder, a token, and nothing else that changes what harvester does."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_"))
+        if name == STATE_DIR or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
     }
     return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
 

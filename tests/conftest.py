@@ -1,28 +1,52 @@
 """What the tests share."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
+from tests.commands import STATE_DIR
 from tests.servers import in_thread
+
+_MEMORY = Path("/dev/shm")
+_NUMBERS = count()
+
+
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """Make a temporary folder, in memory where there is some: for what is synced thousands of times."""
+    has_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= 2**30
+    with tempfile.TemporaryDirectory(prefix="harvester-", dir=_MEMORY if has_memory else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
-def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A temporary folder in memory where there is one: for tests that sync files thousands of times."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="harvester-", dir=memory))
-    yield folder
-    shutil.rmtree(folder)
+def quick_path() -> Iterator[Path]:
+    """A temporary folder for tests that sync files thousands of times."""
+    with quick_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state() -> Iterator[Path]:
+    """Keep the budgets of these tests, and of the commands that they start, out of the user's state folder."""
+    with quick_folder() as folder:
+        os.environ[STATE_DIR] = str(folder / "shared")
+        yield folder
+        del os.environ[STATE_DIR]
+
+
+@pytest.fixture(autouse=True)
+def new_state(own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test begin without a budget: a budget belongs to a server's port, and ports come again."""
+    monkeypatch.setenv(STATE_DIR, str(own_state / str(next(_NUMBERS))))
 
 
 class Served(NamedTuple):

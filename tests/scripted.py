@@ -1,8 +1,9 @@
 """A scripted Bitly on raw sockets: each link's back-half says how it is answered, and rudeness is noted.
 
 `503x2-then-ok` is answered 503 twice and then well; `ok--7` is `ok` under another name. REPLIES and TRICKS have the
-behaviours. `scripted` fails its test if the client had more than five connections at once, or sent anything that is
-not the expected call with the expected token.
+behaviours. Beside them there is one helper route, whose behaviour the test chooses, and the test may let everything be
+out for a while. `scripted` fails its test if its clients had more than five connections at once, or sent anything that
+is not the expected call with the expected token.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ COLOURED = "\x1b[31m\x9b31m\x7f\u202egnp.exe"
 
 _SCRIPT = re.compile(r"(.+?)-?x(\d+)-then-(.+)")
 _TARGET = re.compile(r"/v4/bitlinks/bit\.ly/([-\w]+)/referrers\?(.*)", re.ASCII)
+HELPER_TARGET = "/v4/user/platform_limits?path=%2Fbitlinks%2F%7Bbitlink%7D%2Freferrers"
 _PARAMETERS = {"unit", "units", "unit_reference", "size"}
 
 
@@ -263,6 +265,11 @@ async def redirect(line: Line) -> None:
     line.writer.write(Reply(302, b"elsewhere", headers={"Location": f"{line.bitly.elsewhere}/v4/take-it"}).wire())
 
 
+async def take_time(line: Line) -> None:
+    await asyncio.sleep(0.03)
+    line.writer.write(good(line.seen).wire())
+
+
 async def fail_for_two_seconds(line: Line) -> None:
     """Be out from the first such request on, for all such links."""
     began = next(seen.at for seen in line.bitly.requests if seen.back_half.startswith("down-for-2s"))
@@ -299,6 +306,7 @@ TRICKS: dict[str, Trick] = {
     "early-hints": hint_first,
     "doubled": answer_twice,
     "redirect": redirect,
+    "later": take_time,
     "down-for-2s": fail_for_two_seconds,
     "huge": stream(200, {"Content-Length": HUGE_BYTES + 1}, b"{"),
     "huge-chunked": stream(200, _CHUNKED, b"{", chunked=True),
@@ -323,9 +331,13 @@ def behaviour_of(back_half: str, visit: int) -> str:
 @dataclass
 class Scripted:
     """What a scripted Bitly has seen. faults: what no client may do. elsewhere_heard: connections to where redirects
-    point. poured: bytes of endless bodies that were taken.
+    point. poured: bytes of endless bodies that were taken. helped: requests of the helper route, which behaves as
+    helper. out: says whether every call is answered 503 now.
     """
 
+    helper: str = "404-plain"
+    out: Callable[[], bool] = lambda: False
+    helped: list[Seen] = field(default_factory=list)
     url: str = ""
     elsewhere: str = ""
     requests: list[Seen] = field(default_factory=list)
@@ -335,6 +347,10 @@ class Scripted:
     poured: int = 0
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def open_connections(self) -> int:
+        return sum(not _hung_up(writer) for writer in set(self._open))
 
     def visits(self, back_half: str) -> list[Seen]:
         return [seen for seen in self.requests if seen.back_half == back_half]
@@ -379,9 +395,10 @@ class Scripted:
             self._open.discard(writer)
 
     def _note(self, seen: Seen) -> None:
-        self.requests.append(seen)
+        is_helper = seen.target == HELPER_TARGET
+        (self.helped if is_helper else self.requests).append(seen)
         target = _TARGET.fullmatch(seen.target)
-        if not target or parse_qs(target[2]).keys() != _PARAMETERS:
+        if not is_helper and (not target or parse_qs(target[2]).keys() != _PARAMETERS):
             self.faults.append(f"an unexpected target: {seen.target}")
         if seen.headers.get("authorization") != f"Bearer {TOKEN}":
             self.faults.append(f"{seen.target}: not the token")
@@ -389,7 +406,12 @@ class Scripted:
             self.faults.append(f"{seen.target}: no Accept, or a cookie")
 
     async def _answer(self, line: Line) -> None:
-        behaviour = behaviour_of(line.seen.back_half, len(self.visits(line.seen.back_half)) - 1)
+        if line.seen.target == HELPER_TARGET:
+            behaviour = self.helper
+        elif self.out():
+            behaviour = "503"
+        else:
+            behaviour = behaviour_of(line.seen.back_half, len(self.visits(line.seen.back_half)) - 1)
         if trick := TRICKS.get(behaviour):
             await trick(line)
         else:

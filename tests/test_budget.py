@@ -1,48 +1,123 @@
-"""Windows, the month and the gate, under a clock that the tests move."""
+"""Windows and month, in a file that processes, crashes and boots share, under clocks that the tests move."""
 
+import math
+import os
 import random
-from collections.abc import Callable
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.budget import (
-    OUTAGE,
-    THROTTLED,
+    ASK_AFTER_REFUSAL_SECONDS,
+    ASK_ATTEMPTS,
+    ASK_SECONDS,
+    DEFAULTS,
+    SPANS,
+    Account,
+    Book,
     Budget,
-    Gate,
-    GateRules,
     Limits,
     MonthOver,
     Wait,
-    hinted_seconds,
-    next_month,
+    Wanted,
+    WindowState,
 )
+from harvester.clocks import moment, month_of
+from harvester.errors import OutputError
+from tests.commands import ROOT, environment
+from tests.conftest import quick_folder
+from tests.virtual import VirtualClock
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
+JANUARY = datetime(2027, 1, 1, tzinfo=UTC)
+ACCOUNT = Account("api.example:443", "token 1", "acme")
+SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
+
+Start = Callable[..., Budget]
 
 
-class Clock:
-    """Seconds that pass only when they are told to; wall says what a clock on the wall shows meanwhile."""
+class Machine(VirtualClock):
+    """A machine's clocks: true time passes when it is told to, wall and boot may lie about it. Begins with both right.
 
-    def __init__(self, wall: datetime = NOON) -> None:
-        self.seconds = 1000.0
-        self.wall_offset = wall.timestamp() - self.seconds
+    wrong: by how many seconds the wall clock is fast.
+    """
 
-    def __call__(self) -> float:
-        return self.seconds
+    def __init__(self, begin: datetime = NOON) -> None:
+        super().__init__(begin.timestamp())
+        self.boot = "boot 0"
+        self.wrong = 0.0
+        self._booted = begin.timestamp() - self.seconds
+        self._boots = 0
+
+    @property
+    def true(self) -> float:
+        """True seconds since 1970."""
+        return self._booted + self.seconds
+
+    @property
+    def date(self) -> datetime:
+        """What a right server would say now: whole seconds."""
+        return moment(math.floor(self.true))
 
     def wall(self) -> float:
-        return self.seconds + self.wall_offset
+        return self.true + self.wrong
 
-    def today(self) -> datetime:
-        return datetime.fromtimestamp(self.wall(), UTC)
+    def go(self, moment: datetime) -> None:
+        """Let time pass until this moment."""
+        self.seconds = moment.timestamp() - self._booted
 
-    def set_wall(self, moment: datetime) -> None:
-        """A step of the wall clock: no time passes."""
-        self.wall_offset = moment.timestamp() - self.seconds
+    def reboot(self, uptime: float = 20.0, *, off: float = 30.0, wrong: float = 0.0) -> None:
+        """Be off for so long, and then up for so long, with a wall clock that is so fast."""
+        began = self.true + off
+        self._booted, self.seconds, self.wrong = began, uptime, wrong
+        self._boots += 1
+        self.boot = f"boot {self._boots}" if self.boot else ""
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@contextmanager
+def starting(path: Path, machine: Machine, rng: random.Random | None = None) -> Iterator[Start]:
+    """Start processes: each opens the file of its own, and none closes it before the end, as after a crash."""
+    rng = rng or random.Random(1)
+    with ExitStack() as stack:
+
+        def start(
+            per_minute: int | None = 0,
+            per_hour: int | None = 0,
+            per_month: int | None = 0,
+            *,
+            reserve: float = 0.0,
+            account: Account = ACCOUNT,
+            endpoint: str = "clicks",
+        ) -> Budget:
+            book = stack.enter_context(closing(Book(str(path), machine)))
+            return Budget(book, account, endpoint, Wanted(per_minute, per_hour, per_month, reserve), rng)
+
+        yield start
+
+
+@pytest.fixture
+def start(quick_path: Path, machine: Machine) -> Iterator[Start]:
+    with starting(quick_path / "budget.sqlite", machine) as start:
+        yield start
 
 
 def is_wait(answer: object, seconds: float, window: str) -> bool:
@@ -50,558 +125,1229 @@ def is_wait(answer: object, seconds: float, window: str) -> bool:
     return isinstance(answer, Wait) and answer.window == window and answer.seconds == pytest.approx(seconds)
 
 
+def take_all(budget: Budget, most: int = 10_000) -> int:
+    """Take until it is refused; give how many were granted."""
+    return next((granted for granted in range(most) if budget.take() is not None), most)
+
+
+def window(budget: Budget, name: str) -> WindowState:
+    return next(state for state in budget.windows() if state.window == name)
+
+
+def spent(budget: Budget) -> int:
+    """What the month has been charged, at the end of a process."""
+    budget.close()
+    return window(budget, "month").used
+
+
+# --- what is wanted -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_word_bitlys_example_and_its_free_plans_month_are_kept() -> None:
+    assert Wanted().limits() == DEFAULTS == Limits(100, 1000, 1000)
+
+
+def test_bitlys_word_replaces_the_defaults_and_its_minute_is_a_tenth_of_the_hour() -> None:
+    assert Wanted().limits(said_per_hour=5000) == Limits(500, 5000, 1000)
+    assert Wanted().limits(said_per_hour=7) == Limits(1, 7, 1000)
+
+
+def test_what_was_asked_for_is_kept_whatever_bitly_says() -> None:
+    assert Wanted(30, 400, 50).limits(said_per_hour=5000) == Limits(30, 400, 50)
+    assert Wanted(0, 0, 0).limits(said_per_hour=5000) == Limits(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reserve", "kept"), [(0.0, (100, 1000, 10)), (0.25, (75, 750, 7)), (0.999, (1, 1, 1)), (1.0, (1, 1, 1))]
+)
+def test_a_reserve_is_left_to_others_but_one_attempt_is_kept(reserve: float, kept: tuple[int, int, int]) -> None:
+    assert Wanted(None, None, 10, reserve).limits() == Limits(*kept)
+
+
+def test_a_reserve_makes_no_limit_where_there_is_none() -> None:
+    assert Wanted(0, 0, 0, 0.5).limits() == Limits(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "per_hour", "curious"), [(None, None, True), (None, 0, True), (50, 100, True), (50, 0, False)]
+)
+def test_bitly_is_asked_only_where_its_word_would_change_anything(
+    per_minute: int | None, per_hour: int | None, curious: bool
+) -> None:
+    assert Wanted(per_minute, per_hour).curious is curious
+
+
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
-def busiest(times: list[float], span: float) -> int:
-    """The most of these times that lie within any half-open window of this span."""
-    times = sorted(times)
-    return max((sum(start <= other < start + span for other in times[i:]) for i, start in enumerate(times)), default=0)
+def test_the_longer_wait_is_given_with_its_windows_name_and_limit(start: Start, machine: Machine) -> None:
+    budget = start(2, 3)
+    assert budget.take() is None
+    machine.seconds += 10
+    assert budget.take() is None
+    assert budget.take() == Wait(pytest.approx(50.5), "minute", 2)  # type: ignore[arg-type]
+    machine.seconds += 60
+    assert budget.take() is None
+    assert budget.take() == Wait(pytest.approx(3530.5), "hour", 3)  # type: ignore[arg-type]
 
 
-SCHEDULES = st.lists(
-    st.one_of(
-        st.just(0.0),
-        st.floats(0.0, 2.0),
-        st.floats(0.0, 90.0),
-        st.sampled_from([59.0, 59.999, 60.0, 60.5, 3600.0, 3600.5, 5000.0]),
-    ),
-    max_size=60,
+def test_a_refused_attempt_counts_nowhere(start: Start, machine: Machine) -> None:
+    budget = start(1, 2)
+    assert budget.take() is None
+    assert all(isinstance(budget.take(), Wait) for _ in range(100))
+    assert spent(budget) == 1
+    machine.seconds += 61
+    assert budget.take() is None
+
+
+def test_room_says_how_many_may_go_at_once(start: Start, machine: Machine) -> None:
+    budget = start(3, 4, 5)
+    assert budget.room() == 3
+    assert take_all(budget) == 3
+    assert budget.room() == 0
+    machine.seconds += 61
+    assert budget.room() == 1
+    machine.seconds += 3600
+    assert take_all(budget) == 2
+    assert budget.room() == 0  # of the month
+    assert start().room() == math.inf
+
+
+@pytest.mark.parametrize("step", [-2 * DAY, -60 * MINUTE, 60 * MINUTE, 2 * DAY])
+def test_a_step_of_the_wall_clock_opens_no_window(start: Start, machine: Machine, step: timedelta) -> None:
+    assert start(1, 1).take() is None
+    machine.wrong = step.total_seconds()
+    for budget in (start(1), start(0, 1)):
+        assert isinstance(budget.take(), Wait)
+
+
+def test_endpoints_and_tokens_have_windows_of_their_own(start: Start) -> None:
+    assert start(1, 1).take() is None
+    assert isinstance(start(1, 1).take(), Wait)
+    assert start(1, 1, endpoint="referrers").take() is None
+    assert start(1, 1, account=ACCOUNT._replace(token="token 2")).take() is None
+    assert start(1, 1, account=ACCOUNT._replace(server="localhost:8080")).take() is None
+    assert isinstance(start(1, 1, account=ACCOUNT._replace(name="another")).take(), Wait)
+
+
+def test_with_another_token_other_windows_count_and_the_same_month(start: Start) -> None:
+    budget = start(1, 0, 2)
+    assert budget.take() is None
+    budget.use_token("token 2")
+    assert budget.account == ACCOUNT._replace(token="token 2")
+    assert budget.take() is None
+    assert isinstance(budget.take(), MonthOver)
+
+
+def test_a_lower_limit_counts_what_was_sent_under_the_higher(start: Start) -> None:
+    assert take_all(start(5)) == 5
+    assert is_wait(start(2).take(), 60.5, "minute")
+    assert take_all(start(7)) == 2
+
+
+def test_an_attempt_that_went_late_holds_its_place_from_then_on(start: Start, machine: Machine) -> None:
+    budget = start(2)
+    assert budget.take() is None
+    machine.seconds += 5
+    budget.made_late()
+    assert is_wait(budget.take(), 55.5, "minute")
+    machine.seconds += 55.5
+    assert budget.take() is None
+    assert is_wait(budget.take(), 5.0, "minute")
+
+
+def test_a_file_stays_small_at_any_rate(start: Start, machine: Machine, quick_path: Path) -> None:
+    budget = start(0, 100_000)
+    for _ in range(5000):
+        assert budget.take() is None
+        machine.seconds += 0.001
+    assert window(budget, "hour").used == 5000
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+        assert file.execute("SELECT count(*) FROM attempts").fetchone()[0] <= 51
+
+
+# --- the guarantee --------------------------------------------------------------------------------------------------
+
+
+class Sent(NamedTuple):
+    """An attempt on its way. number: in the order of counting. arrived: true time. limits: those it was taken under."""
+
+    number: int
+    arrived: float
+    limits: Limits
+
+
+JITTERS = st.sampled_from([0.0, 0.25, 0.5])
+PROCESSES = st.integers(0, 2)
+WALL_STEPS = st.sampled_from([-40 * 86400.0, -3000.0, 70.0, 5000.0, 40 * 86400.0])
+
+
+class World:
+    """One machine with processes that start, crash and send; what arrives is held against the limits.
+
+    A window may begin at any moment, and the way takes up to half a second, for one attempt and not for the next.
+    """
+
+    def __init__(self, path: Path, begin: datetime) -> None:
+        self.machine = Machine(begin)
+        self._stack = ExitStack()
+        self._start = self._stack.enter_context(starting(path, self.machine))
+        self._processes: dict[int, Budget] = {}
+        self._taken = 0
+        self._windows: dict[tuple[str, str], list[Sent]] = {}
+        self._months: dict[str, list[Sent]] = {}
+        self._boot = ""
+        self._month_known = True
+
+    def close(self) -> None:
+        """Let the processes go."""
+        self._stack.close()
+
+    def start(self, process: int, limits: tuple[int | None, int | None, int], token: str, endpoint: str) -> None:
+        """A process starts; one that had this number has crashed.
+
+        A boot's first one reads the wall clock: if that is wrong then, only a server's dates can mend the month.
+        """
+        if self._boot != self.machine.boot:
+            self._boot = self.machine.boot
+            self._month_known = self._month_known and self.machine.wrong == 0.0
+        account = ACCOUNT._replace(token=token)
+        self._processes[process] = self._start(*limits, account=account, endpoint=endpoint)
+
+    def pass_time(self, seconds: float) -> None:
+        self.machine.seconds += seconds
+
+    def step_wall(self, seconds: float) -> None:
+        self.machine.wrong += seconds
+
+    def reboot(self, uptime: float, off: float) -> None:
+        self._processes.clear()
+        self.machine.reboot(uptime, off=off)
+
+    def reboot_with_a_wrong_clock(self, uptime: float, seconds: float) -> None:
+        """The windows' guarantee holds even then."""
+        self._processes.clear()
+        self.machine.reboot(uptime, wrong=seconds)
+
+    def send(self, process: int, jitters: Sequence[float], gap: float = 0.0) -> None:
+        if budget := self._processes.get(process):
+            for jitter in jitters:
+                if budget.take() is None:
+                    self._taken += 1
+                    self._arrives(budget, Sent(self._taken, self.machine.true + jitter, budget.limits))
+                self.machine.seconds += gap
+
+    def wait_as_told_and_send(self, process: int, jitters: Sequence[float]) -> None:
+        for jitter in jitters if process in self._processes else ():
+            refused = self._processes[process].room() or self._processes[process].take()
+            if isinstance(refused, Wait):
+                self.machine.seconds += refused.seconds
+            self.send(process, [jitter])
+
+    def send_late(self, process: int, other: int, late: float, times: int, jitter: float) -> None:
+        """It is counted, but its connection takes so long; meanwhile another process sends."""
+        budget = self._processes.get(process)
+        if budget is None or budget.take() is not None:
+            return
+        self._taken += 1
+        number, limits = self._taken, budget.limits
+        self.machine.seconds += late / 2
+        self.send(other, [0.0] * times)
+        self.machine.seconds += late / 2
+        if window(budget, "month").used < limits.per_month or not limits.per_month:  # a full month has no more to give
+            budget.made_late()
+            self._arrives(budget, Sent(number, self.machine.true + jitter, limits))
+
+    def throttled(self, process: int, hint: float | None) -> None:
+        if budget := self._processes.get(process):
+            budget.throttled(hint, sent_at=self.machine.seconds)
+
+    def answered(self, process: int) -> None:
+        if budget := self._processes.get(process):
+            budget.answered(sent_at=self.machine.seconds)
+
+    def see_date(self, process: int, there: float, back: float) -> None:
+        """A slow answer has a date of its way."""
+        if budget := self._processes.get(process):
+            sent_at = self.machine.seconds
+            self.machine.seconds += there
+            date = self.machine.date
+            self.machine.seconds += back
+            budget.see_date(date, sent_at=sent_at)
+
+    def observe(self, process: int, limit: int, count: int) -> None:
+        budget = self._processes.get(process)
+        if budget and budget.ask_due():
+            budget.observe(limit, count)
+
+    def _arrives(self, budget: Budget, new: Sent) -> None:
+        for name in SPANS:
+            asked = budget.wanted.limits(said_per_hour=10**6).of(name)
+            assert 0 < new.limits.of(name) <= asked or not asked
+        scope = self._windows.setdefault((budget.account.token, budget._endpoint), [])
+        scope.append(new)
+        for name, span in SPANS.items():
+            near = [sent for sent in scope if abs(sent.arrived - new.arrived) < span]
+            for begin in (sent.arrived for sent in near if sent.arrived <= new.arrived):
+                held = [sent for sent in near if begin <= sent.arrived < begin + span - 1e-5]
+                limit = max(held).limits.of(name)  # whoever was counted last knew of all the others
+                assert len(held) <= limit or not limit, name
+        month = self._months.setdefault(month_of(new.arrived), [])
+        month.append(new)
+        limit = max(month).limits.per_month
+        assert len(month) <= limit or not limit or not self._month_known, "month"
+
+
+LIMITS = st.tuples(
+    st.sampled_from([0, 1, 2, 2, 5, None]),
+    st.sampled_from([0, 0, 3, 8, 20, None]),
+    st.sampled_from([0, 0, 0, 1, 5, 30]),
 )
+ARGUMENTS: dict[str, dict[str, st.SearchStrategy[object]]] = {
+    "pass_time": {
+        "seconds": st.one_of(
+            st.floats(0.0, 90.0),
+            st.sampled_from([0.03, 5.0, 59.4, 59.999, 60.0, 60.5, 3599.9, 3600.0, 3600.5, 5000.0]),
+        )
+    },
+    "start": {
+        "process": PROCESSES,
+        "limits": LIMITS,
+        "token": st.sampled_from(["token 1"] * 4 + ["token 2"]),
+        "endpoint": st.sampled_from(["clicks"] * 4 + ["referrers"]),
+    },
+    "step_wall": {"seconds": WALL_STEPS},
+    "reboot": {
+        "uptime": st.sampled_from([0.05, 3.0, 40.0, 1000.0, 1100.0, 4000.0]),
+        "off": st.sampled_from([0.0, 0.5, 30.0]),
+    },
+    "reboot_with_a_wrong_clock": {"uptime": st.sampled_from([3.0, 500.0]), "seconds": WALL_STEPS},
+    "send": {
+        "process": PROCESSES,
+        "jitters": st.lists(JITTERS, min_size=1, max_size=8),
+        "gap": st.sampled_from([0.0, 0.03, 0.5]),
+    },
+    "wait_as_told_and_send": {"process": PROCESSES, "jitters": st.lists(JITTERS, min_size=1, max_size=4)},
+    "send_late": {
+        "process": PROCESSES,
+        "other": PROCESSES,
+        "late": st.floats(0.2, 30.0),
+        "times": st.integers(0, 5),
+        "jitter": JITTERS,
+    },
+    "throttled": {"process": PROCESSES, "hint": st.sampled_from([None, 1.0, 400.0])},
+    "answered": {"process": PROCESSES},
+    "see_date": {"process": PROCESSES, "there": st.floats(0.0, 20.0), "back": st.floats(0.0, 20.0)},
+    "observe": {"process": PROCESSES, "limit": st.integers(1, 30), "count": st.integers(0, 30)},
+}
+OFTEN = {
+    "send": 16,
+    "wait_as_told_and_send": 24,
+    "pass_time": 8,
+    "start": 6,
+    "send_late": 4,
+    "see_date": 2,
+    "reboot": 2,
+}
+EVENTS = st.lists(
+    st.sampled_from([*ARGUMENTS, *Counter(OFTEN).elements()]).flatmap(
+        lambda name: st.tuples(st.just(name), st.fixed_dictionaries(ARGUMENTS[name]))
+    ),
+    min_size=30,
+    max_size=80,
+)
+BEGINNINGS = [NOON, DECEMBER - 10 * SECOND, DECEMBER - 90 * MINUTE, JANUARY - 40 * SECOND]
 
 
-@given(st.integers(1, 6), st.integers(1, 25), SCHEDULES, st.randoms(use_true_random=False))
-def test_no_sliding_window_holds_more_than_its_limit_under_any_schedule_and_jitter(
-    per_minute: int, per_hour: int, gaps: list[float], rng: random.Random
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(BEGINNINGS), LIMITS, EVENTS)
+def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
+    begin: datetime, limits: tuple[int | None, int | None, int], events: list[tuple[str, dict[str, object]]]
 ) -> None:
-    """The network may hold an attempt back by up to half a second, and not the next."""
-    clock = Clock()
-    budget = Budget(Limits(per_minute, per_hour, 0), clock, clock.today)
-    arrived = []
-    for gap in gaps:
-        clock.seconds += gap
-        if budget.take() is None:
-            arrived.append(clock.seconds + rng.choice([0.0, 0.5, rng.uniform(0.0, 0.5)]))
-    rounding = 1e-6
-    assert busiest(arrived, 60.0 - rounding) <= per_minute
-    assert busiest(arrived, 3600.0 - rounding) <= per_hour
+    """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
+    with quick_folder() as folder, closing(World(folder / "budget.sqlite", begin)) as world:
+        world.start(0, limits, ACCOUNT.token, "clicks")
+        for name, arguments in events:
+            getattr(world, name)(**arguments)
 
 
-@given(st.integers(1, 5), st.integers(1, 12), SCHEDULES)
-def test_whoever_waits_as_long_as_told_gets_through_and_not_a_second_late(
+# --- and no time is lost --------------------------------------------------------------------------------------------
+
+
+def served(machine: Machine, budget: Budget, seconds: float, pace: float) -> int:
+    """How much of an endless demand is served in so long, if one comes after the other at this pace."""
+    until, granted = machine.seconds + seconds, 0
+    while machine.seconds < until:
+        refused = budget.take()
+        granted += refused is None
+        machine.seconds += max(pace, refused.seconds if isinstance(refused, Wait) else 0.0)
+    return granted
+
+
+@pytest.mark.parametrize(("limit", "minutes"), [(100, 60), (137, 40), (1000, 6)])
+@pytest.mark.parametrize("paced", [False, True])
+def test_an_endless_demand_gets_985_of_1000_that_a_minute_allows(
+    start: Start, machine: Machine, limit: int, minutes: int, paced: bool
+) -> None:
+    granted = served(machine, start(limit), minutes * 60.0, 60.0 / limit if paced else 0.0)
+    assert granted >= 0.985 * limit * minutes
+
+
+def test_a_paced_demand_gets_995_of_1000_that_an_hour_allows(start: Start, machine: Machine) -> None:
+    assert served(machine, start(100, 1000), 10 * 3600.0, 0.6) >= 0.995 * 10 * 1000
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.lists(st.one_of(st.just(0.0), st.floats(0.0, 2.0), st.floats(0.0, 90.0), st.just(3600.5)), max_size=40),
+)
+def test_whoever_waits_as_long_as_told_gets_through_and_no_later_than_need_be(
     per_minute: int, per_hour: int, gaps: list[float]
 ) -> None:
-    clock = Clock()
-    budget = Budget(Limits(per_minute, per_hour, 0), clock, clock.today)
-    for gap in gaps:
-        clock.seconds += gap
-        began = clock.seconds
-        for _ in range(3):
-            answer = budget.take()
-            if answer is None:
-                break
-            assert isinstance(answer, Wait)
-            assert 0 < answer.seconds < 3600.501
-            clock.seconds += answer.seconds + 1e-9
-        assert answer is None
-        assert clock.seconds - began <= 3600.6
-
-
-def test_the_longer_wait_is_given_with_its_windows_name() -> None:
-    clock = Clock()
-    budget = Budget(Limits(2, 3, 0), clock, clock.today)
-    assert budget.take() is None
-    clock.seconds += 10
-    assert budget.take() is None
-    assert is_wait(budget.take(), 50.5, "minute")
-    clock.seconds += 60
-    assert budget.take() is None
-    assert is_wait(budget.take(), 3530.5, "hour")
-
-
-def test_a_refused_attempt_counts_nowhere() -> None:
-    clock = Clock()
-    budget = Budget(Limits(1, 2, 0), clock, clock.today)
-    assert budget.take() is None
-    for _ in range(100):
-        assert isinstance(budget.take(), Wait)
-    assert budget.spent_this_month == 1
-    clock.seconds += 61
-    assert budget.take() is None
-
-
-def test_room_says_how_many_may_go_at_once() -> None:
-    clock = Clock()
-    budget = Budget(Limits(3, 4, 0), clock, clock.today)
-    assert budget.room() == 3
-    while budget.take() is None:
-        pass
-    assert budget.room() == 0
-    clock.seconds += 61
-    assert budget.room() == 1
-
-
-def test_zero_means_no_limit() -> None:
-    clock = Clock()
-    budget = Budget(Limits(0, 0, 0), clock, clock.today)
-    assert all(budget.take() is None for _ in range(5000))
-    assert budget.room() == float("inf")
-    assert budget.spent_this_month == 5000
-
-
-@pytest.mark.parametrize("step", [timedelta(days=-2), timedelta(hours=-1), timedelta(hours=1), timedelta(days=2)])
-def test_a_step_of_the_wall_clock_opens_no_window(step: timedelta) -> None:
-    clock = Clock()
-    budget = Budget(Limits(1, 1, 0), clock, clock.today)
-    assert budget.take() is None
-    clock.set_wall(NOON + step)
-    assert isinstance(budget.take(), Wait)
+    machine = Machine()
+    taken: list[float] = []
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        budget = start(per_minute, per_hour)
+        for gap in gaps:
+            machine.seconds += gap
+            leaves = [
+                taken[-limit] + span + 0.5
+                for limit, span in ((per_minute, 60.0), (per_hour, 3600.0))
+                if len(taken) >= limit
+            ]
+            left = max([0.0, *leaves]) - machine.seconds
+            refused = budget.take()
+            if refused is None:
+                assert left <= 1e-6
+            else:
+                assert isinstance(refused, Wait)
+                assert left - 1e-6 <= refused.seconds <= left + 0.2
+                machine.seconds += refused.seconds + 1e-6
+                assert budget.take() is None
+            taken.append(machine.seconds)
 
 
 # --- the month ------------------------------------------------------------------------------------------------------
 
 
-def test_a_spent_month_says_when_the_next_begins() -> None:
-    clock = Clock()
-    budget = Budget(Limits(0, 0, 2), clock, clock.today)
-    assert (budget.take(), budget.take()) == (None, None)
-    assert budget.take() == MonthOver(datetime(2026, 12, 1, tzinfo=UTC))
-    assert budget.spent_this_month == 2
+def test_a_spent_month_says_when_the_next_begins_and_then_counts_from_zero(start: Start, machine: Machine) -> None:
+    budget = start(0, 0, 2)
+    assert take_all(budget) == 2
+    assert budget.take() == MonthOver(DECEMBER)
+    assert window(budget, "month").used == 2
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget) == 2
+    assert budget.take() == MonthOver(JANUARY)
 
 
-def test_a_spent_month_comes_before_a_full_window() -> None:
-    clock = Clock()
-    budget = Budget(Limits(1, 1, 1), clock, clock.today)
+def test_after_december_comes_january(start: Start, machine: Machine) -> None:
+    machine.go(JANUARY - MINUTE)
+    assert take_all(start(0, 0, 1)) == 1
+    machine.go(JANUARY + MINUTE)
+    assert take_all(start(0, 0, 1)) == 1
+    assert start(0, 0, 1).take() == MonthOver(datetime(2027, 2, 1, tzinfo=UTC))
+
+
+def test_a_spent_month_comes_before_a_full_window(start: Start) -> None:
+    budget = start(1, 1, 1)
     assert budget.take() is None
     assert isinstance(budget.take(), MonthOver)
 
 
-def test_a_new_month_counts_from_zero() -> None:
-    clock = Clock(datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC))
-    budget = Budget(Limits(0, 0, 1), clock, clock.today)
-    assert budget.take() is None
-    assert budget.take() == MonthOver(datetime(2027, 1, 1, tzinfo=UTC))
-    clock.seconds += 1
-    assert budget.take() is None
-    assert budget.take() == MonthOver(datetime(2027, 2, 1, tzinfo=UTC))
+def test_a_month_is_an_accounts_over_all_endpoints_and_tokens(start: Start) -> None:
+    assert start(0, 0, 2, endpoint="clicks").take() is None
+    assert start(0, 0, 2, endpoint="referrers", account=ACCOUNT._replace(token="token 2")).take() is None
+    assert isinstance(start(0, 0, 2).take(), MonthOver)
+    assert start(0, 0, 2, account=Account(ACCOUNT.server, "token 3", "another")).take() is None
+    assert start(0, 0, 2, account=ACCOUNT._replace(server="localhost:8080")).take() is None
 
 
-def test_a_month_is_utcs() -> None:
-    clock = Clock(datetime(2026, 11, 30, 23, 59, tzinfo=UTC))
-    budget = Budget(Limits(0, 0, 1), clock, clock.today)
-    assert budget.take() is None
-    assert isinstance(budget.take(), MonthOver)
-
-
-@given(st.lists(st.one_of(st.integers(-100, 100).map(float), st.just(0.0)), max_size=40), st.integers(1, 4))
-def test_no_steps_of_the_wall_clock_give_a_months_calls_out_twice(days: list[float], limit: int) -> None:
-    clock = Clock()
-    budget = Budget(Limits(0, 0, limit), clock, clock.today)
-    moment = latest = NOON
-    sent: dict[tuple[int, int], int] = {}
-    for step in days:
-        moment += timedelta(days=step)
-        latest = max(latest, moment)
-        clock.set_wall(moment)
-        while budget.take() is None:
-            counted = (latest.year, latest.month)  # the furthest month that the clock has shown
-            sent[counted] = sent.get(counted, 0) + 1
-    assert all(number <= limit for number in sent.values())
-
-
-def test_a_spent_month_ends_when_its_calls_are_given_out_again_even_if_the_clock_was_set_back() -> None:
-    clock = Clock()
-    budget = Budget(Limits(0, 0, 1), clock, clock.today)
-    assert budget.take() is None
-    clock.set_wall(datetime(2026, 10, 31, tzinfo=UTC))
-    over = budget.take()
-    assert isinstance(over, MonthOver)
-    clock.set_wall(over.until)
-    assert budget.take() is None
+def test_an_account_that_is_given_a_name_later_has_not_spent_less(start: Start) -> None:
+    assert take_all(start(0, 0, 3, account=ACCOUNT._replace(name=ACCOUNT.token))) == 3
+    assert isinstance(start(0, 0, 3).take(), MonthOver)
 
 
 @pytest.mark.parametrize(
-    ("moment", "expected"),
-    [
-        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
-        (datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
-        (datetime(2028, 2, 29, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC)),
-        (datetime(2026, 12, 31, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
-        (datetime.fromisoformat("2026-12-01T01:00:00+02:00"), datetime(2026, 12, 1, tzinfo=UTC)),
-    ],
+    ("seconds", "november", "december"), [(-20.0, 1, 0), (-5.0, 1, 1), (0.0, 1, 1), (4.9, 1, 1), (5.0, 0, 1)]
 )
-def test_the_next_month_begins_on_its_first_in_utc(moment: datetime, expected: datetime) -> None:
-    assert next_month(moment) == expected
-
-
-# --- the gate: throttled --------------------------------------------------------------------------------------------
-
-
-def gate_at(clock: Clock, **rules: float) -> Gate:
-    """A gate without jitter, unless the rules say otherwise."""
-    return Gate(GateRules(**{"jitter": 0.0, **rules}), clock, clock.wall, random.Random(1))  # type: ignore[arg-type]
-
-
-def seconds_closed(gate: Gate) -> float:
-    refused = gate.enter()
-    assert refused is not None
-    return refused.seconds
-
-
-def probe(gate: Gate, clock: Clock) -> float:
-    """Wait until the gate's time is over and send the probe; give when it was sent."""
-    clock.seconds += seconds_closed(gate)
-    assert gate.enter() is None
-    return clock.seconds
-
-
-def test_an_open_gate_lets_everyone_through() -> None:
-    gate = gate_at(Clock())
-    assert [gate.enter() for _ in range(10)] == [None] * 10
-
-
-def test_one_throttled_answer_closes_for_everyone() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(30.0, sent_at=clock())
-    for fresh in (True, False):
-        assert gate.enter(fresh=fresh) == Wait(30.0, THROTTLED)
-    clock.seconds += 29.9
-    assert is_wait(gate.enter(), 0.1, THROTTLED)
-
-
-@pytest.mark.parametrize(
-    ("hint", "seconds"),
-    [
-        (17.0, 17.0),
-        (NOON + timedelta(seconds=40), 40.0),
-        (1e9, 3600.0),
-        (NOON + timedelta(days=400), 3600.0),
-    ],
-)
-def test_a_hint_is_followed_up_to_an_hour(hint: float | datetime, seconds: float) -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(hint, sent_at=clock())
-    assert seconds_closed(gate) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("hint", [None, 0.0, -5.0, NOON, NOON - timedelta(hours=1)])
-def test_without_a_hint_to_come_the_gate_opens_at_the_minutes_edge(hint: float | datetime | None) -> None:
-    clock = Clock(NOON + timedelta(seconds=13))
-    gate = gate_at(clock)
-    gate.throttled(hint, sent_at=clock())
-    assert seconds_closed(gate) == pytest.approx(47.0, abs=0.01)
-
-
-@given(st.one_of(st.none(), st.floats(-1e12, 1e12), st.datetimes().map(lambda moment: moment.replace(tzinfo=UTC))))
-def test_a_hinted_wait_is_never_negative_nor_longer_than_allowed(hint: float | datetime | None) -> None:
-    assert 0.0 <= hinted_seconds(hint, NOON.timestamp(), 300.0) <= 300.0
-
-
-def test_throttled_again_and_again_it_waits_longer_but_not_past_the_hours_edge() -> None:
-    clock = Clock(NOON)
-    gate = gate_at(clock)
-    sent_at = clock()
-    waits = []
-    for _ in range(7):
-        clock.seconds += 1.0
-        gate.throttled(None, sent_at=sent_at)
-        waits.append(seconds_closed(gate))
-        sent_at = probe(gate, clock)
-    # Probes went at 12:01, :03, :07, :15, :31, at 13:00 instead of 13:03, and at 14:00.
-    assert waits == pytest.approx([59, 119, 239, 479, 959, 1739, 3599], abs=0.01)
-
-
-@given(st.floats(0, 3600), st.integers(1, 30))
-def test_a_wait_without_a_hint_ends_at_the_latest_at_the_hours_edge(into_the_hour: float, strikes: int) -> None:
-    clock = Clock(NOON + timedelta(seconds=into_the_hour))
-    gate = gate_at(clock)
-    sent_at = clock()
-    for _ in range(strikes):
-        to_the_hour = 3600.0 - clock.wall() % 3600.0
-        gate.throttled(None, sent_at=sent_at)
-        assert 0 < seconds_closed(gate) <= max(to_the_hour, 1.0) + 0.001
-        sent_at = probe(gate, clock)
-
-
-def test_a_gate_that_is_throttled_for_weeks_still_knows_how_long_to_wait() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    sent_at = clock()
-    for _ in range(1100):
-        gate.throttled(1.0, sent_at=sent_at)
-        sent_at = probe(gate, clock)
-    gate.throttled(None, sent_at=sent_at)
-    assert 0 < seconds_closed(gate) <= 3600.0
-
-
-def test_a_wait_is_lengthened_by_the_jitter_and_never_shortened() -> None:
-    waits = []
-    for seed in range(50):
-        clock = Clock()
-        gate = Gate(GateRules(jitter=0.1), clock, clock.wall, random.Random(seed))
-        gate.throttled(100.0, sent_at=clock())
-        waits.append(seconds_closed(gate))
-    assert all(100.0 <= wait <= 110.0 for wait in waits)
-    assert len(set(waits)) > 40
-
-
-def test_late_throttled_answers_of_attempts_already_under_way_say_nothing_new() -> None:
-    clock = Clock(NOON)
-    gate = gate_at(clock)
-    sent_at = clock()
-    clock.seconds += 1.0
-    gate.throttled(None, sent_at=sent_at)
-    opens = clock() + seconds_closed(gate)
-    for _ in range(4):
-        clock.seconds += 1.0
-        gate.throttled(None, sent_at=sent_at)
-        assert clock() + seconds_closed(gate) == pytest.approx(opens)
-    second = probe(gate, clock)
-    gate.throttled(None, sent_at=second)
-    assert seconds_closed(gate) == pytest.approx(120.0, abs=0.01)  # the second strike, not the sixth
-
-
-def test_a_late_good_answer_of_an_attempt_already_under_way_opens_nothing() -> None:
-    """The attempt was sent before the limit was spent: its answer does not say that there is room again."""
-    clock = Clock()
-    gate = gate_at(clock)
-    clock.seconds += 1.0
-    gate.throttled(30.0, sent_at=clock() - 1.0)
-    clock.seconds += 1.0
-    gate.answered(sent_at=clock())
-    assert is_wait(gate.enter(), 29.0, THROTTLED)
-
-
-def test_exactly_one_probe_goes_when_the_time_is_over() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(30.0, sent_at=clock())
-    clock.seconds += 30.0
-    assert gate.enter() is None
-    for _ in range(5):
-        assert gate.enter() == Wait(GateRules().poll_seconds, THROTTLED)
-        clock.seconds += 100.0
-
-
-def test_a_probes_success_opens_for_everyone_and_forgets() -> None:
-    clock = Clock(NOON)
-    gate = gate_at(clock)
-    for _ in range(3):
-        gate.throttled(None, sent_at=clock())
-        probe(gate, clock)
-    gate.answered(sent_at=clock())
-    assert [gate.enter() for _ in range(5)] == [None] * 5
-    clock.set_wall(NOON)
-    gate.throttled(None, sent_at=clock())
-    assert seconds_closed(gate) == pytest.approx(60.0, abs=0.01)
-
-
-def test_a_probe_that_is_throttled_closes_again() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(5.0, sent_at=clock())
-    sent_at = probe(gate, clock)
-    clock.seconds += 1.0
-    gate.throttled(7.0, sent_at=sent_at)
-    assert gate.enter() == Wait(7.0, THROTTLED)
-
-
-def test_a_probe_that_was_not_sent_after_all_lets_another_go() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(5.0, sent_at=clock())
-    sent_at = probe(gate, clock)
-    assert gate.enter() is not None
-    gate.leave(sent_at=sent_at)
-    assert gate.enter() is None
-    assert gate.enter() is not None
-
-
-def test_an_attempt_from_before_the_gate_closed_does_not_free_the_probe() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    before = clock()
-    clock.seconds += 1.0
-    gate.throttled(5.0, sent_at=before)
-    probe(gate, clock)
-    gate.leave(sent_at=before)
-    assert gate.enter() is not None
-
-
-def test_a_throttled_probe_that_fails_in_passing_does_not_hold_the_gate_closed() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    gate.throttled(5.0, sent_at=clock())
-    gate.transient(sent_at=probe(gate, clock), evidence=True)
-    assert gate.enter() is None
-
-
-# --- the gate: outages ----------------------------------------------------------------------------------------------
-
-
-def fail(gate: Gate, clock: Clock, times: int, *, evidence: bool = True) -> None:
-    """So many transient failures of first attempts, a second each."""
-    for _ in range(times):
-        clock.seconds += 1.0
-        gate.transient(sent_at=clock() - 0.5, evidence=evidence)
-
-
-@pytest.mark.parametrize(("times", "outage"), [(1, False), (19, False), (20, True), (21, True)])
-def test_an_outage_is_20_calls_in_a_row_that_fail_at_their_first_attempt(times: int, outage: bool) -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    fail(gate, clock, times)
-    assert gate.outage is outage
-    assert (gate.enter() is None) is not outage
-
-
-def test_repeats_that_fail_again_do_not_add_to_the_row() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    for _ in range(19):
-        fail(gate, clock, 1)
-        fail(gate, clock, 5, evidence=False)
-    assert not gate.outage
-    fail(gate, clock, 1)
-    assert gate.outage
-
-
-def test_an_answer_in_between_begins_the_row_anew() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    for _ in range(10):
-        fail(gate, clock, 19)
-        gate.answered(sent_at=clock())
-    assert not gate.outage
-
-
-def test_failures_of_calls_that_have_failed_before_are_no_outage() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    fail(gate, clock, 200, evidence=False)
-    assert not gate.outage
-    assert gate.enter() is None
-
-
-def out(clock: Clock) -> Gate:
-    """A gate in an outage."""
-    gate = gate_at(clock)
-    fail(gate, clock, 20)
-    assert gate.outage
-    return gate
-
-
-def test_an_outages_probes_go_after_5_seconds_and_then_rarer_down_to_one_a_minute() -> None:
-    clock = Clock()
-    gate = out(clock)
-    waits = []
-    for _ in range(7):
-        waits.append(seconds_closed(gate))
-        gate.transient(sent_at=probe(gate, clock), evidence=True)
-    assert waits == pytest.approx([5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0])
-
-
-def test_late_failures_of_attempts_already_under_way_do_not_make_the_probes_rarer() -> None:
-    clock = Clock()
-    gate = out(clock)
-    opens = clock() + seconds_closed(gate)
-    for _ in range(4):
-        gate.transient(sent_at=clock() - 10.0, evidence=True)
-    assert clock() + seconds_closed(gate) == pytest.approx(opens)
-
-
-def test_in_an_outage_one_fresh_call_probes_and_no_call_that_has_failed_before() -> None:
-    clock = Clock()
-    gate = out(clock)
-    clock.seconds += 5.0
-    assert gate.enter(fresh=False) == Wait(GateRules().poll_seconds, OUTAGE)
-    assert gate.enter(fresh=True) is None
-    assert gate.enter(fresh=True) == Wait(GateRules().poll_seconds, OUTAGE)
-
-
-def test_an_answer_ends_the_outage() -> None:
-    clock = Clock()
-    gate = out(clock)
-    probe(gate, clock)
-    gate.answered(sent_at=clock())
-    assert not gate.outage
-    assert [gate.enter(fresh=fresh) for fresh in (True, False, True)] == [None] * 3
-    fail(gate, clock, 19)
-    assert not gate.outage
-
-
-def test_a_throttled_probe_is_an_answer_too() -> None:
-    clock = Clock()
-    gate = out(clock)
-    sent_at = probe(gate, clock)
-    clock.seconds += 1.0
-    gate.throttled(30.0, sent_at=sent_at)
-    assert not gate.outage
-    assert gate.enter() == Wait(30.0, THROTTLED)
-
-
-def test_an_outage_of_more_than_15_minutes_is_over_the_limit() -> None:
-    clock = Clock()
-    gate = out(clock)
-    began = clock()
-    assert not gate.over_limit
-    while clock() - began < 880:
-        gate.transient(sent_at=probe(gate, clock), evidence=True)
-    assert not gate.over_limit or clock() - began > 900
-    clock.seconds = began + 900.0
-    assert not gate.over_limit
-    clock.seconds += 0.1
-    assert gate.over_limit
-    gate.answered(sent_at=clock())
-    assert not gate.over_limit
-
-
-def test_time_without_an_outage_is_never_over_the_limit() -> None:
-    clock = Clock()
-    gate = gate_at(clock)
-    fail(gate, clock, 19)
-    clock.seconds += 10_000
-    assert not gate.over_limit
-
-
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from(["pass", "enter", "answered", "throttled", "transient", "leave"]),
-        st.floats(0.0, 30.0),
-        st.booleans(),
+def test_an_attempt_within_5_seconds_of_a_months_edge_counts_on_both_sides(
+    start: Start, machine: Machine, seconds: float, november: int, december: int
+) -> None:
+    machine.go(DECEMBER + seconds * SECOND)
+    assert start(100).take() is None
+    budget = start(0, 0, 1)
+    machine.go(DECEMBER - 20 * SECOND)
+    assert (budget.room() == 0) is bool(november)
+    machine.go(DECEMBER + 20 * SECOND)
+    assert (budget.room() == 0) is bool(december)
+
+
+@pytest.mark.parametrize("seconds", [-9.0, -1.0, 0.0, 4.9])
+def test_near_its_edge_a_spent_month_costs_seconds_and_is_not_over(
+    start: Start, machine: Machine, seconds: float
+) -> None:
+    budget = start(0, 0, 1)
+    assert budget.take() is None
+    machine.go(DECEMBER + seconds * SECOND)
+    refused = budget.take()
+    assert isinstance(refused, Wait)
+    assert (refused.window, refused.limit) == ("month", 1)
+    assert refused.seconds <= 20.0
+    machine.seconds += refused.seconds
+    assert budget.take() is None
+    assert budget.take() == MonthOver(JANUARY)
+
+
+def test_at_an_edge_with_both_months_spent_it_is_the_later_that_is_over(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - SECOND)
+    budget = start(0, 0, 1)
+    assert budget.take() is None
+    assert budget.take() == MonthOver(JANUARY)
+
+
+def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - 15 * SECOND)
+    budget = start(100, 0, 5)
+    assert budget.take() is None
+    machine.go(DECEMBER + 10 * SECOND)
+    assert window(budget, "month").used == 0
+    budget.made_late()
+    assert window(budget, "month").used == 1
+    machine.go(DECEMBER + 2 * MINUTE)
+    budget.made_late()
+    assert window(budget, "month").used == 1
+
+
+@given(st.lists(st.tuples(st.integers(-100, 100), st.booleans()), max_size=40), st.integers(1, 4))
+def test_no_steps_of_the_wall_clock_give_a_months_calls_out_twice(steps: list[tuple[int, bool]], limit: int) -> None:
+    machine = Machine()
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        budget, granted = start(0, 0, limit), 0
+        for days, again in steps:
+            machine.wrong += days * 86400.0
+            budget = start(0, 0, limit) if again else budget
+            granted += take_all(budget)
+        assert granted <= limit
+
+
+# --- Bitly's word on the month ---------------------------------------------------------------------------------------
+
+
+def test_when_bitly_says_that_the_month_is_spent_nobody_asks_again_for_a_day(start: Start, machine: Machine) -> None:
+    budget, other = start(100, 0, 50), start(100, endpoint="referrers")
+    assert take_all(budget, 3) == 3
+    budget.month_refused()
+    for each in (budget, other, start()):
+        assert each.take() == MonthOver(DECEMBER, told=True)
+    machine.seconds += 86400.0 - 1.0
+    assert start().take() == MonthOver(DECEMBER, told=True)
+
+
+def test_after_a_day_one_attempt_asks_whether_the_month_is_still_spent(start: Start, machine: Machine) -> None:
+    budget, other = start(), start()
+    budget.month_refused()
+    machine.seconds += 86400.0
+    assert budget.take() is None
+    assert budget.told_before
+    assert other.take() == budget.take() == MonthOver(DECEMBER, told=True)
+    budget.month_goes_on()
+    assert take_all(other, 10) == take_all(budget, 10) == 10
+    assert not budget.told_before
+
+
+def test_the_next_month_is_not_spent_because_bitly_said_so_of_this(start: Start, machine: Machine) -> None:
+    budget = start()
+    budget.month_refused()
+    machine.go(DECEMBER + MINUTE)
+    assert budget.take() is None
+
+
+def test_a_refusal_just_behind_a_months_edge_is_the_old_months(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER + 2 * SECOND)
+    budget = start()
+    budget.month_refused()
+    assert budget.take() is None
+
+
+def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
+    start().month_refused()
+    assert start(account=Account(ACCOUNT.server, "token 2", "another")).take() is None
+    assert isinstance(start(account=ACCOUNT._replace(token="token 2")).take(), MonthOver)
+
+
+def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
+    budget = start(0, 0, 50)
+    assert take_all(budget, 3) == 3
+    budget.month_refused()
+    month = window(budget, "month")
+    assert (month.left, month.source, month.until) == (0, "bitly", DECEMBER)
+
+
+# --- old months -----------------------------------------------------------------------------------------------------
+
+
+def test_old_months_are_forgotten_and_the_last_year_is_kept(start: Start, machine: Machine, quick_path: Path) -> None:
+    for number in range(30):
+        assert start(1).take() is None
+        machine.go(NOON + (number + 1) * 31 * DAY)
+    start()
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+        months = [month for (month,) in file.execute("SELECT DISTINCT month FROM months ORDER BY month")]
+    assert 12 <= len(months) <= 15
+    assert months[-1] == month_of((NOON + 29 * 31 * DAY).timestamp())
+
+
+# --- the calendar ---------------------------------------------------------------------------------------------------
+
+
+def test_a_servers_date_sets_a_slow_calendar_right_for_all_processes(start: Start, machine: Machine) -> None:
+    machine.wrong = -20 * 86400.0
+    other, budget = start(0, 0, 1), start(0, 0, 1)
+    assert budget.take() is None
+    machine.go(DECEMBER + MINUTE)
+    machine.wrong = 0.0
+    assert other.take() == MonthOver(DECEMBER)
+    budget.see_date(machine.date)
+    assert other.take() is None
+    assert other.take() == budget.take() == start(0, 0, 1).take() == MonthOver(JANUARY)
+
+
+def test_a_servers_date_sets_a_fast_calendar_right(start: Start, machine: Machine) -> None:
+    assert start(1, 0, 1).take() is None
+    machine.reboot(wrong=20 * 86400.0)
+    budget = start(0, 0, 1)
+    assert budget.take() is None  # the hole: a machine that booted with a wrong clock
+    machine.wrong = 0.0
+    budget.see_date(machine.date)
+    assert budget.take() == MonthOver(DECEMBER)
+
+
+def test_a_calendar_that_was_years_ahead_has_not_made_the_present_month_forgotten(
+    start: Start, machine: Machine
+) -> None:
+    assert start(1, 0, 1).take() is None
+    machine.reboot(wrong=3000 * 86400.0)
+    budget = start(0, 0, 1)
+    machine.wrong = 0.0
+    budget.see_date(machine.date)
+    assert budget.take() == MonthOver(DECEMBER)
+
+
+@pytest.mark.parametrize("days", [-400.0, -1.1, 1.1, 400.0])
+def test_a_date_of_which_neither_calendar_nor_wall_clock_know_is_a_servers_mistake(
+    start: Start, machine: Machine, days: float
+) -> None:
+    budget = start()
+    budget.see_date(NOON + days * DAY)
+    assert budget.at(0.0) == NOON
+    machine.wrong = days * 86400.0
+    budget.see_date(NOON + days * DAY)
+    assert abs(budget.at(0.0) - NOON - days * DAY) <= SECOND
+
+
+@pytest.mark.parametrize("seconds", [-2.0, 0.0, 2.0])
+def test_a_second_or_two_are_no_reason_to_set_the_calendar(start: Start, machine: Machine, seconds: float) -> None:
+    budget = start()
+    before = budget.at(0.0)
+    budget.see_date(before + seconds * SECOND)
+    assert budget.at(0.0) == before
+
+
+def test_the_date_of_a_slow_answer_does_not_set_the_calendar_back(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - 5 * SECOND)
+    budget = start(0, 0, 1)
+    sent_at, date = machine.seconds, machine.date
+    machine.seconds += 25.0
+    budget.see_date(date, sent_at=sent_at)
+    assert budget.at(0.0) == moment(machine.true)
+
+
+def test_a_slow_answers_date_corrects_by_what_is_certain(start: Start, machine: Machine) -> None:
+    budget = start()
+    sent_at = machine.seconds
+    machine.seconds += 25.0
+    now = moment(machine.true)
+    budget.see_date(now + 100 * SECOND, sent_at=sent_at)
+    assert budget.at(0.0) == now + 100 * SECOND
+    budget.see_date(now - 100 * SECOND, sent_at=sent_at)
+    assert budget.at(0.0) == now - 74 * SECOND
+
+
+def test_what_a_server_said_of_the_date_outlives_the_process(start: Start) -> None:
+    start().see_date(NOON + 60 * MINUTE)
+    assert start().at(0.0) == NOON + 60 * MINUTE
+
+
+def test_after_a_reboot_the_calendar_is_the_wall_clocks_again(start: Start, machine: Machine) -> None:
+    machine.wrong = -3600.0
+    assert start(1).take() is None
+    machine.reboot()
+    assert start().at(0.0) == moment(machine.true)
+
+
+def test_after_a_reboot_with_a_slow_clock_time_has_not_gone_back_since_the_last_attempt(
+    start: Start, machine: Machine
+) -> None:
+    machine.go(DECEMBER + DAY)
+    assert start(0, 0, 1).take() is None
+    machine.reboot(wrong=-10 * 86400.0)
+    assert start(0, 0, 1).take() == MonthOver(JANUARY)
+
+
+# --- boots ----------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_reboot_the_last_attempts_are_as_old_as_the_boot(start: Start, machine: Machine) -> None:
+    assert start(1).take() is None
+    machine.reboot(uptime=20.0, off=2000.0)
+    assert is_wait(start(1).take(), 40.5, "minute")
+    machine.seconds += 40.5
+    assert start(1).take() is None
+
+
+@pytest.mark.parametrize("wrong", [-30 * 86400.0, 30 * 86400.0])
+def test_after_a_reboot_with_a_wrong_clock_no_window_opens_early(start: Start, machine: Machine, wrong: float) -> None:
+    assert start(1).take() is None
+    machine.reboot(uptime=20.0, off=0.0, wrong=wrong)
+    assert not is_wait(start(1).take(), 0.0, "minute")
+    machine.seconds += 39.9
+    assert isinstance(start(1).take(), Wait)
+
+
+def test_a_folder_that_is_carried_to_another_machine_is_as_old_as_the_wall_clocks_say_less_a_minute(
+    start: Start, machine: Machine
+) -> None:
+    assert start(0, 1).take() is None
+    machine.seconds += 1800.0
+    machine.boot, machine.seconds, machine._booted = "another", 1e6, machine.true - 1e6
+    assert is_wait(start(0, 1).take(), 3600.5 - 1740.0, "hour")
+
+
+def test_a_reboot_is_seen_by_the_time_alone_where_boots_have_no_names(start: Start, machine: Machine) -> None:
+    machine.boot = ""
+    machine.seconds += 50.0
+    assert start(1, 0, 1).take() is None
+    machine.reboot(uptime=20.0, off=20 * 86400.0)
+    budget = start(1, 0, 1)
+    assert budget.at(0.0) == moment(machine.true)
+    assert is_wait(budget.take(), 40.5, "minute")
+
+
+def test_where_boots_have_no_names_the_calendar_follows_a_wall_clock_that_is_ahead(
+    start: Start, machine: Machine
+) -> None:
+    """The machine may have been off, and now be up for longer than it was the last time."""
+    machine.boot = ""
+    assert take_all(start(0, 0, 1)) == 1
+    machine.reboot(uptime=5000.0, off=20 * 86400.0)
+    assert take_all(start(0, 0, 1)) == 1
+    machine.wrong = -30 * 86400.0
+    assert take_all(start(0, 0, 1)) == 0
+
+
+# --- where no window is to be held ----------------------------------------------------------------------------------
+
+
+def test_zero_means_no_limit_and_every_attempt_is_counted(start: Start, machine: Machine) -> None:
+    budget = start()
+    for _ in range(5000):
+        assert budget.take() is None
+        machine.seconds += 0.001
+    assert spent(budget) == 5000
+
+
+def test_a_crash_costs_a_month_without_windows_at_most_what_a_tenth_of_a_second_may_send(start: Start) -> None:
+    assert take_all(start(), 100) == 100
+    assert 100 <= window(start(), "month").used < 164
+
+
+def test_a_month_without_windows_is_given_out_to_the_last_attempt(start: Start, machine: Machine) -> None:
+    budgets = [start(0, 0, 1000), start(0, 0, 1000)]
+    granted = 0
+    while any(budget.take() is None for budget in budgets):
+        granted += 1
+        machine.seconds += 0.01
+    assert granted == 1000
+    assert spent(budgets[0]) == spent(budgets[1]) == 1000
+
+
+def test_where_nothing_limits_attempts_their_counts_need_not_be_synced_one_by_one(start: Start) -> None:
+    assert start(0, 0, 10).fast
+    assert start(1200, 72_000).fast
+    assert not start(100, 0).fast
+    assert not start(0, 1000).fast
+
+
+# --- what Bitly says ------------------------------------------------------------------------------------------------
+
+
+def asked(start: Start, limit: int = 500, count: int = 0) -> Budget:
+    """A budget for which Bitly has been asked, and has answered."""
+    budget = start(None, None)
+    assert budget.ask_due()
+    budget.observe(limit, count)
+    return budget
+
+
+def test_one_process_asks_bitly_for_all(start: Start) -> None:
+    assert [start(None).ask_due() for _ in range(3)] == [True, False, False]
+    assert start(None, endpoint="referrers").ask_due()
+
+
+def test_bitly_is_not_asked_where_its_word_would_change_nothing(start: Start) -> None:
+    assert not start(100, 0).ask_due()
+
+
+def test_bitlys_limits_are_kept_by_all_processes_and_through_restart_and_reboot(start: Start, machine: Machine) -> None:
+    other = start(None, None)
+    asked(start, limit=500)
+    for budget in (other, start(None, None)):
+        assert take_all(budget, 1) == 1
+        assert budget.limits == Limits(50, 500, 0)
+    machine.reboot()
+    assert take_all(budget := start(None, None), 1) == 1
+    assert budget.limits == Limits(50, 500, 0)
+    assert budget.said is not None
+    assert budget.said.limit == 500
+
+
+def test_bitly_is_asked_again_after_300_seconds_and_100_attempts(start: Start, machine: Machine) -> None:
+    budget = asked(start, 100_000)
+    assert take_all(budget, ASK_ATTEMPTS) == ASK_ATTEMPTS
+    machine.seconds += ASK_SECONDS - 1
+    assert not budget.ask_due()
+    machine.seconds += 1
+    assert budget.ask_due()
+    budget.observe(100_000, 0)
+    assert take_all(budget, ASK_ATTEMPTS - 1) == ASK_ATTEMPTS - 1
+    machine.seconds += 10 * ASK_SECONDS
+    assert not budget.ask_due()
+    assert budget.take() is None
+    assert budget.ask_due()
+
+
+def test_after_a_throttled_answer_bitly_is_asked_again_without_the_100_attempts(start: Start, machine: Machine) -> None:
+    budget = asked(start)
+    machine.seconds += 1
+    budget.throttled(10.0, sent_at=machine.seconds)
+    machine.seconds += ASK_SECONDS - 2
+    assert not budget.ask_due()
+    machine.seconds += 1
+    assert budget.ask_due()
+
+
+def test_a_runs_beginning_is_a_reason_to_ask_bitly_but_not_twice_in_300_seconds(start: Start, machine: Machine) -> None:
+    budget = asked(start)
+    machine.seconds += ASK_SECONDS - 1
+    assert not budget.ask_due(begin=True)
+    machine.seconds += 1
+    assert not budget.ask_due()
+    assert budget.ask_due(begin=True)
+    assert not budget.ask_due(begin=True)
+
+
+def test_if_bitly_does_not_tell_it_is_not_asked_for_a_day(start: Start, machine: Machine) -> None:
+    budget = start(None)
+    assert budget.ask_due()
+    machine.seconds += ASK_AFTER_REFUSAL_SECONDS - 1
+    assert take_all(budget, ASK_ATTEMPTS) == ASK_ATTEMPTS
+    assert not budget.ask_due()
+    machine.seconds += 1
+    assert budget.ask_due()
+
+
+def test_if_the_question_did_not_reach_bitly_it_is_asked_again_after_300_seconds(
+    start: Start, machine: Machine
+) -> None:
+    budget = start(None)
+    assert budget.ask_due()
+    budget.not_answered()
+    machine.seconds += ASK_SECONDS - 1
+    assert not start(None).ask_due()
+    machine.seconds += 1
+    assert start(None).ask_due()
+
+
+def test_after_a_reboot_a_refusal_is_forgotten_and_a_limit_is_not(start: Start, machine: Machine) -> None:
+    assert start(None).ask_due()
+    asked(lambda *wanted: start(*wanted, endpoint="referrers"))
+    machine.reboot()
+    assert start(None).ask_due()
+    assert not start(None, endpoint="referrers").ask_due()
+
+
+def test_others_use_counts_in_our_windows(start: Start, machine: Machine) -> None:
+    budget = start(0, None)
+    assert take_all(budget, 10) == 10
+    assert budget.ask_due()
+    assert budget.observe(1000, 300) == 290
+    assert window(budget, "hour").used == 300
+    assert take_all(budget, 50) == 50
+    assert budget.observe(1000, 370) == 20
+    assert window(budget, "hour").used == 370
+    assert budget.observe(1000, 370) == 0
+    assert spent(budget) == 60
+
+
+def test_a_count_that_makes_no_sense_shows_no_others_and_the_limit_is_kept(start: Start) -> None:
+    budget = start(None, None)
+    assert budget.observe(500, None) == 0
+    assert budget.limits == Limits(50, 500, 0)
+    assert budget.observe(500, 30) == 30
+
+
+def test_attempts_under_way_are_not_taken_for_others(start: Start) -> None:
+    budget = start(0, None)
+    assert take_all(budget, 10) == 10
+    assert budget.observe(1000, 5) == 0
+    assert take_all(budget, 10) == 10
+    assert budget.observe(1000, 20) == 0
+
+
+def test_when_bitlys_count_begins_anew_so_does_ours(start: Start, machine: Machine) -> None:
+    budget = start(0, None)
+    assert take_all(budget, 200) == 200
+    assert budget.observe(1000, 200) == 0
+    machine.seconds += 1800  # Bitly's hour has ended, ours has not
+    assert take_all(budget, 10) == 10
+    assert budget.observe(1000, 10) == 0
+    assert budget.observe(1000, 60) == 45  # five may have been under way
+
+
+@given(
+    st.floats(0.0, 3600.0),
+    st.lists(
+        st.tuples(st.floats(0.0, 1500.0), st.integers(0, 30), st.integers(0, 30), st.integers(0, 5), st.booleans()),
+        max_size=30,
     ),
-    max_size=120,
 )
+def test_no_more_others_are_found_than_there_are(
+    offset: float, events: list[tuple[float, int, int, int, bool]]
+) -> None:
+    """Bitly counts fixed hours of unknown alignment, and up to five of our attempts are always under way."""
+    machine, counts, others, found = Machine(), Counter[int](), 0, 0
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        budget = start(0, None)
+        budget.observe(10**6, 0)
+        for seconds, mine, theirs, under_way, ask in events:
+            machine.seconds += seconds
+            hour = int((machine.true + offset) // 3600)
+            assert take_all(budget, mine) == mine
+            counts[hour] += mine + theirs
+            others += theirs
+            if ask:
+                found += budget.observe(10**6, max(counts[hour] - min(under_way, mine), 0))
+                assert found <= others
 
 
-@given(EVENTS)
-def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: list[tuple[str, float, bool]]) -> None:
-    """A model: attempts that entered and were not answered; only the probe may have entered a closed gate."""
-    clock = Clock()
-    gate = gate_at(clock, streak=3)
-    under_way: list[float] = []
-    closed_since: float | None = None
-    for event, seconds, flag in events:
-        clock.seconds += seconds if event == "pass" else 0.001
-        if event == "enter":
-            if gate.enter(fresh=flag) is None:
-                under_way.append(clock())
-                if closed_since is not None:
-                    assert sum(sent_at >= closed_since for sent_at in under_way) == 1
-            continue
-        if event == "pass" or not under_way:
-            continue
-        sent_at = under_way.pop(0 if flag else -1)
-        answers: dict[str, Callable[[], None]] = {
-            "answered": lambda sent_at=sent_at: gate.answered(sent_at=sent_at),  # type: ignore[misc]
-            "throttled": lambda sent_at=sent_at: gate.throttled(None, sent_at=sent_at),  # type: ignore[misc]
-            "transient": lambda sent_at=sent_at: gate.transient(sent_at=sent_at, evidence=True),  # type: ignore[misc]
-            "leave": lambda sent_at=sent_at: gate.leave(sent_at=sent_at),  # type: ignore[misc]
-        }
-        answers[event]()
-        if event == "throttled" and (closed_since is None or sent_at >= closed_since):
-            closed_since = clock()
-        elif event in {"answered", "transient"}:
-            closed_since = None  # it may be open now
+# --- telling --------------------------------------------------------------------------------------------------------
+
+
+def test_windows_tell_what_each_holds_and_until_when(start: Start, machine: Machine) -> None:
+    budget = start(2, 10, 100)
+    assert take_all(budget) == 2
+    machine.seconds += 10
+    minute, hour, month = budget.windows()
+    assert (minute.window, minute.limit, minute.used, minute.left) == ("minute", 2, 2, 0)
+    assert minute.until == NOON + 60.5 * SECOND
+    assert hour == WindowState("hour", 10, 2, None, "asked")
+    assert hour.left == 8
+    assert month == WindowState("month", 100, 2, DECEMBER, "asked")
+    assert [state.left for state in start(0, 0, 0).windows()] == [None] * 3
+
+
+def test_windows_tell_where_their_limits_come_from(start: Start, machine: Machine) -> None:
+    def sources(budget: Budget) -> list[str]:
+        return [state.source for state in budget.windows()]
+
+    assert sources(start(None, None, None)) == ["default"] * 3
+    assert sources(start(5, 6, 7)) == ["asked"] * 3
+    asked(start, 100_000)
+    assert sources(start(None, 6, None)) == ["bitly", "asked", "default"]
+    budget = start(None, 6, None)
+    assert take_all(budget, 5) == 5
+    budget.throttled(1.0, sent_at=machine.seconds)
+    machine.seconds += 2.0
+    assert budget.take() is None
+    budget.answered(sent_at=machine.seconds)
+    assert sources(budget) == ["throttled", "asked", "default"]
+
+
+def test_a_budget_tells_its_limits_without_what_throttled_answers_taught(start: Start, machine: Machine) -> None:
+    budget = start(100, 1000)
+    assert take_all(budget, 5) == 5
+    budget.throttled(7.0, sent_at=machine.seconds)
+    assert 7.0 <= budget.opens_in() <= 7.7
+    machine.seconds += 8.0
+    assert budget.opens_in() == 0.0
+    assert budget.closed
+    assert budget.take() is None
+    budget.answered(sent_at=machine.seconds)
+    assert not budget.closed
+    assert budget.opens_in() == 0.0
+    assert budget.limits.per_minute < 100
+    assert budget.own_limits == Limits(100, 1000, 0)
+
+
+def test_the_moment_of_a_wait_is_the_calendars(start: Start, machine: Machine) -> None:
+    budget = start()
+    machine.wrong = 1e6
+    machine.seconds += 7.0
+    assert budget.at(3.0) == NOON + 10 * SECOND
+
+
+def test_attempts_leave_the_hours_window_by_the_minute(start: Start, machine: Machine) -> None:
+    budget = start(100)
+    assert budget.leaving() == []
+    assert take_all(budget, 3) == 3
+    machine.seconds += 600.0
+    assert take_all(budget, 2) == 2
+    assert budget.leaving() == [(3060.0, 3), (3660.0, 2)]
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def used(path: Path) -> bytes:
+    """A whole file that has been in use."""
+    machine = Machine()
+    with starting(path, machine) as start:
+        budget = start(50, None, 1000)
+        for _ in range(200):
+            budget.take()
+            machine.seconds += 1.3
+        budget.ask_due()
+        budget.observe(500, 20)
+        budget.throttled(3.0, sent_at=machine.seconds)
+    return path.read_bytes()
+
+
+def use(path: Path) -> None:
+    machine = Machine()
+    with starting(path, machine) as start:
+        budget = start(50, None, 1000)
+        for _ in range(5):
+            budget.take()
+            machine.seconds += 1.0
+            budget.answered(sent_at=machine.seconds)
+        budget.windows()
+        budget.ask_due()
+        budget.observe(500, 40)
+        budget.throttled(None, sent_at=machine.seconds)
+
+
+def explains(error: pytest.ExceptionInfo[OutputError], path: Path) -> bool:
+    return str(error.value).startswith(f"{path}: ") and "--state-dir" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + bytes(4000)])
+def test_a_file_that_is_no_budget_is_refused_with_what_to_do(quick_path: Path, content: bytes) -> None:
+    path = quick_path / "budget.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(OutputError) as error:
+        use(path)
+    assert explains(error, path)
+    assert path.read_bytes() == content
+
+
+def test_an_empty_file_is_a_new_one(quick_path: Path) -> None:
+    (quick_path / "budget.sqlite").touch()
+    use(quick_path / "budget.sqlite")
+
+
+def test_a_truncated_file_is_refused_with_what_to_do(quick_path: Path) -> None:
+    path = quick_path / "budget.sqlite"
+    path.write_bytes(used(path)[:9000])
+    with pytest.raises(OutputError) as error:
+        use(path)
+    assert explains(error, path)
+
+
+def test_damage_anywhere_is_no_other_error_than_that_the_file_is_damaged(quick_path: Path) -> None:
+    path, rng = quick_path / "budget.sqlite", random.Random(7)
+    whole, refused = used(path), 0
+    for number in range(300):
+        damaged = bytearray(whole)
+        if number % 3:
+            for _ in range(20):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        else:
+            page = 4096 * rng.randrange(len(damaged) // 4096)
+            damaged[page : page + 4096] = rng.randbytes(4096)
+        path.write_bytes(damaged)
+        try:
+            use(path)
+        except OutputError:
+            refused += 1
+        for left in quick_path.glob("budget.sqlite-*"):
+            left.unlink()
+    assert refused > 100
+
+
+def test_a_file_of_another_schema_is_refused_and_left_as_it_is(quick_path: Path) -> None:
+    path = quick_path / "budget.sqlite"
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript("CREATE TABLE meta (name TEXT PRIMARY KEY, value); INSERT INTO meta VALUES ('schema', 2);")
+    with pytest.raises(OutputError, match="schema 2, and this harvester writes 1") as error:
+        use(path)
+    assert explains(error, path)
+    with closing(sqlite3.connect(path)) as file:
+        assert [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["meta"]
+
+
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """Without root's right to write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_file_that_cannot_be_written_is_refused_with_what_to_do(quick_path: Path, exists: bool) -> None:
+    path = quick_path / "budget.sqlite"
+    if exists:
+        used(path)
+        path.chmod(0o444)
+    quick_path.chmod(0o555)
+    with as_somebody(), pytest.raises(OutputError) as error:
+        use(path)
+    quick_path.chmod(0o755)
+    assert explains(error, path)
+
+
+def test_a_folder_in_the_files_place_is_refused_with_what_to_do(quick_path: Path) -> None:
+    with pytest.raises(OutputError) as error:
+        use(quick_path)
+    assert explains(error, quick_path)
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """No file may grow beyond the present size of the budget's log."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(path.name + "-wal").stat().st_size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("per_minute", [0, 100])
+def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
+    start: Start, machine: Machine, quick_path: Path, per_minute: int
+) -> None:
+    budget = start(per_minute)
+    assert take_all(budget, 3) == 3
+    machine.seconds += 1.0
+    with full_disk(quick_path / "budget.sqlite"):
+        for _ in range(5):
+            with pytest.raises(OutputError, match=r"full|I/O"):
+                budget.take()
+    assert budget.take() is None
+    assert spent(budget) == 4
+
+
+# --- real processes -------------------------------------------------------------------------------------------------
+
+HAMMER = """
+import os, sys, time
+from contextlib import suppress
+from harvester.budget import Account, Book, Budget, Wanted
+from harvester.errors import BudgetBusy
+
+folder, files, seconds, *limits = sys.argv[1:]
+print("ready", flush=True)
+begin = float(sys.stdin.readline())
+for number in range(int(files)):
+    while time.time() < begin + number * float(seconds):
+        pass
+    while time.time() < begin + (number + 1) * float(seconds):
+        book = Book(f"{folder}/{number}.sqlite")
+        budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(*map(int, limits)))
+        for _ in range(20):
+            with suppress(BudgetBusy):
+                if budget.take() is None:
+                    os.write(1, b".")
+        budget.close()
+        book.close()
+"""
+
+
+@contextmanager
+def hammering(folder: Path, processes: int, *arguments: object) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that begin at the same moment to open a new file, take, close it, and so on."""
+    command = [sys.executable, "-c", HAMMER, str(folder), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        hammers = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment())
+            )
+            for _ in range(processes)
+        ]
+        for hammer in hammers:
+            assert hammer.stdin
+            assert hammer.stdout
+            assert hammer.stdout.readline() == b"ready\n"
+        for hammer in hammers:
+            assert hammer.stdin
+            hammer.stdin.write(f"{time.time() + 0.1}\n".encode())
+            hammer.stdin.flush()
+        yield hammers
+
+
+def granted_by(hammer: subprocess.Popen[bytes]) -> int:
+    """Wait for its end, and give how many attempts it was granted."""
+    out, err = hammer.communicate(timeout=60)
+    assert err == b""
+    return out.count(b".")
+
+
+def counted(path: Path) -> tuple[int, int]:
+    """What the hour and the month of a hammered file hold; it can still be used."""
+    with closing(Book(str(path))) as book:
+        budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(0, 0, 0))
+        _, hour, month = budget.windows()
+        assert budget.take() is None
+        return hour.used, month.used
+
+
+def test_processes_that_hammer_one_file_get_together_what_is_allowed_and_no_error(quick_path: Path) -> None:
+    with hammering(quick_path, 3, 1, 1.0, 200, 0, 0) as hammers:
+        granted = sum(granted_by(hammer) for hammer in hammers)
+    assert granted == 200
+    assert all(hammer.returncode == 0 for hammer in hammers)
+    assert counted(quick_path / "0.sqlite") == (200, 200)
+
+
+def test_processes_may_make_the_file_at_the_same_moment(quick_path: Path) -> None:
+    with hammering(quick_path, 4, 30, 0.03, 10, 0, 0) as hammers:
+        granted = sum(granted_by(hammer) for hammer in hammers)
+    assert all(hammer.returncode == 0 for hammer in hammers)
+    files = list(quick_path.glob("*.sqlite"))
+    assert granted == 10 * len(files) == sum(counted(path)[0] for path in files)
+
+
+@pytest.mark.parametrize("per_minute", [0, 1_000_000])
+def test_a_killed_process_leaves_a_usable_file_and_no_granted_attempt_is_forgotten(
+    quick_path: Path, per_minute: int
+) -> None:
+    with hammering(quick_path, 3, 1, 1.0, per_minute, 0, 0) as hammers:
+        for hammer in hammers[:2]:
+            time.sleep(0.4)
+            hammer.send_signal(signal.SIGKILL)
+        granted = sum(granted_by(hammer) for hammer in hammers)
+    assert [hammer.returncode for hammer in hammers] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    hour, month = counted(quick_path / "0.sqlite")
+    assert granted > 100
+    assert hour >= granted
+    assert month >= granted
+    if per_minute:  # each kill may have come between the counting and the telling
+        assert month <= granted + 2

@@ -2,13 +2,16 @@
 
 import asyncio
 import gzip
+import random
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,16 +23,23 @@ from yarl import URL
 
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
-from harvester.budget import Budget, Gate, GateRules, Limits, MonthOver, Wait
-from harvester.client import Client, Settings, opened
+from harvester.budget import Account, Book, Budget, MonthOver, Wait, Wanted
+from harvester.client import Client, Pool, Settings, Slot, opened
+from harvester.clocks import Clock
 from harvester.errors import Stopping, UsageError
+from harvester.gate import Gate, GateRules
+from harvester.slots import Slots
+from harvester.status import Waiting
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.tokens import Token
+from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-NO_LIMITS = Limits(0, 0, 0)
+FREE = Wanted(0, 10**6, 10**6)
+"""Limits that nothing reaches; without any, attempts are not counted one by one."""
+ACCOUNT = Account("api-ssl.bitly.com:443", "fingerprint", "me")
 
 Entry = tuple[int, dict[str, str], bytes]
 """A scripted answer: status, headers, body."""
@@ -63,23 +73,36 @@ class Response(aiohttp.ClientResponse):
         super().__init__(*args, **{"stream_writer": Sent(), **kwargs})
 
 
-class Clock:
+class FakeClock(Clock):
     """Seconds that pass only when somebody pauses."""
 
     def __init__(self) -> None:
+        self.boot = "boot"
         self.seconds = 1000.0
+        self.stepped = 0.0
 
-    def __call__(self) -> float:
+    def elapsed(self) -> float:
         return self.seconds
 
     def wall(self) -> float:
-        return NOON + self.seconds - 1000.0
+        return NOON + self.seconds - 1000.0 + self.stepped
+
+    def step(self, seconds: float) -> None:
+        """The wall clock is set forward."""
+        self.stepped += seconds
+
+
+class Steady(random.Random):
+    """Chance that always falls the same way: no jitter."""
+
+    def random(self) -> float:
+        return 0.0
 
 
 class Pauses(Stopper):
     """A stopper whose pauses take no time: they are written down, and the clock is moved. held: they last."""
 
-    def __init__(self, clock: Clock, *, held: bool = False) -> None:
+    def __init__(self, clock: FakeClock, *, held: bool = False) -> None:
         super().__init__()
         self.taken: list[float] = []
         self.end = asyncio.Event()
@@ -99,8 +122,8 @@ class Pauses(Stopper):
 class Refusing(Budget):
     """A budget that gives these answers first."""
 
-    def __init__(self, *first: Wait | MonthOver) -> None:
-        super().__init__(NO_LIMITS)
+    def __init__(self, book: Book, wanted: Wanted, first: Sequence[Wait | MonthOver]) -> None:
+        super().__init__(book, ACCOUNT, "/bitlinks/{bitlink}/referrers", wanted, Steady())
         self._first = list(first)
 
     def take(self) -> Wait | MonthOver | None:
@@ -156,28 +179,64 @@ class Rig:
     budget: Budget
     gate: Gate
     stopper: Pauses
-    clock: Clock
+    clock: FakeClock
+
+    @property
+    def spent(self) -> int:
+        """Attempts that the month has counted."""
+        return self.budget.windows()[-1].used
 
 
 @asynccontextmanager
 async def rigged(
     *,
     read: Callable[[], str] = lambda: "t0",
-    budget: Budget | None = None,
+    wanted: Wanted = FREE,
+    refusals: Sequence[Wait | MonthOver] = (),
     rules: GateRules | None = None,
     connections: int = 5,
     attempts: int = 5,
     held: bool = False,
 ) -> AsyncIterator[Rig]:
-    """Open a client whose time is the rig's clock."""
-    clock = Clock()
-    budget = budget or Budget(NO_LIMITS, clock)
-    gate = Gate(rules or GateRules(jitter=0.0), clock, clock.wall)
+    """Open a client whose time is the rig's clock. refusals: what the budget says first."""
+    clock = FakeClock()
+    gate = Gate(rules or GateRules(jitter=0.0), clock.elapsed)
     stopper = Pauses(clock, held=held)
     settings = Settings(BASE, connections, attempts, 30.0)
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
-        client = Client(session, settings, QUERY, Token(read), budget, gate, stopper, clock)
-        yield Rig(client, budget, gate, stopper, clock)
+    with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
+        budget = Refusing(book, wanted, refusals)
+        async with (
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            pooled(folder, session, connections) as pool,
+        ):
+            client = Client(pool, settings, QUERY, Token(read), budget, gate, stopper, clock.elapsed)
+            yield Rig(client, budget, gate, stopper, clock)
+
+
+@asynccontextmanager
+async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int) -> AsyncIterator[Pool]:
+    """Open a pool whose slots share a session."""
+    slots = Slots(str(folder / "connections"), connections)
+    slots.join()
+    pool = Pool(slots, lambda number: Slot(number, session))
+    await pool.rebalance()
+    yield pool
+    slots.leave()
+
+
+@asynccontextmanager
+async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
+    """Open a client with connections of its own and the machine's time."""
+    clock, settings = Clock(), Settings(base_url, 5, 5, 10.0)
+    with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
+        slots = Slots(str(folder / "connections"), 5)
+        slots.join()
+        budget, gate = Refusing(book, FREE, ()), Gate(GateRules(), clock.elapsed)
+        async with opened(
+            settings, QUERY, Token(lambda: token), budget, gate, Stopper(), slots=slots, clock=clock.elapsed
+        ) as client:
+            yield client
+        slots.leave()
 
 
 @pytest.fixture
@@ -191,6 +250,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+def others_are_answered(rig: Rig) -> None:
+    """The server is well: first attempts of other calls get their answers."""
+    for _ in range(5):
+        rig.gate.answered(evidence=True)
 
 
 async def settle() -> None:
@@ -222,10 +287,8 @@ async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        settings = Settings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/", 5, 5, 10.0)
-        async with opened(settings, QUERY, Token(lambda: "t0"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
-            yield client, heads
+    async with server, reaching(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/") as client:
+        yield client, heads
 
 
 # --- over the wire --------------------------------------------------------------------------------------------------
@@ -233,8 +296,7 @@ async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
 
 async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(bitly: Bitly) -> None:
     bitly.answers(OK)
-    settings = Settings(BASE, 5, 5, 30.0)
-    async with opened(settings, QUERY, Token(lambda: "s3cret"), Budget(NO_LIMITS), Gate(), Stopper()) as client:
+    async with reaching(BASE, "s3cret") as client:
         assert await client.ask("bit.ly/x") == ROW
     [(_, request)] = bitly.requests
     assert request["headers"]["Authorization"] == "Bearer s3cret"
@@ -415,7 +477,7 @@ async def test_a_rotated_token_is_read_again_and_the_call_repeated_under_the_bud
         assert await rig.client.ask("bit.ly/y") == ROW
         assert bitly.tokens == ["old", "new", "new"]
         assert source.reads == 2
-        assert rig.budget.spent_this_month == rig.client.counters.total == 3
+        assert rig.spent == rig.client.counters.total == 3
 
 
 async def test_a_token_that_is_still_the_same_is_refused_after_one_request(bitly: Bitly) -> None:
@@ -429,7 +491,7 @@ async def test_a_token_that_is_still_the_same_is_refused_after_one_request(bitly
 async def test_a_source_that_gives_another_token_each_time_is_believed_once(bitly: Bitly) -> None:
     """A command may mint tokens: that each is refused must not spend the month."""
     bitly.answers(*[UNAUTHORIZED] * 20)
-    async with rigged(read=Tokens(*(f"t{n}" for n in range(30))), budget=Budget(Limits(0, 0, 10))) as rig:
+    async with rigged(read=Tokens(*(f"t{n}" for n in range(30))), wanted=Wanted(0, 0, 10)) as rig:
         try:
             found: Verdict | None = await rig.client.ask("bit.ly/x")
         except Stopping:
@@ -508,12 +570,13 @@ async def test_a_call_is_repeated_and_charged(
 ) -> None:
     bitly.answers(*script)
     async with rigged(attempts=attempts) as rig:
+        bitly.seen = partial(others_are_answered, rig)
         assert await rig.client.ask_again("bit.ly/x", first) == (expected, charged)
         throttled = sum(entry is THROTTLED_30 for entry in script)
         assert len(bitly.requests) == len(script) == charged - 1 + throttled
         counters = rig.client.counters
         assert (counters.total, counters.retried, counters.throttled) == (len(script), charged - 1, throttled)
-        assert rig.budget.spent_this_month == len(script)
+        assert rig.spent == len(script)
 
 
 async def test_calls_that_are_repeated_together_get_their_own_results(bitly: Bitly) -> None:
@@ -531,6 +594,7 @@ async def test_calls_that_are_repeated_together_get_their_own_results(bitly: Bit
 async def test_waits_grow_with_full_jitter_up_to_a_minute(bitly: Bitly) -> None:
     bitly.answers(*[UNAVAILABLE] * 19)
     async with rigged(attempts=20) as rig:
+        bitly.seen = partial(others_are_answered, rig)
         await rig.client.ask_again("bit.ly/x", FAILED)
         assert len(rig.stopper.taken) == 19
         assert all(0 <= wait <= min(2.0**n, 60.0) for n, wait in enumerate(rig.stopper.taken, 1))
@@ -583,7 +647,7 @@ async def test_each_attempt_is_counted_before_it_is_sent(bitly: Bitly) -> None:
     bitly.answers(UNAVAILABLE, THROTTLED_30, TimeoutError(), UNAUTHORIZED, OK)
     async with rigged(read=Tokens("old", "new")) as rig:
         counted: list[int] = []
-        bitly.seen = lambda: counted.append(rig.budget.spent_this_month)
+        bitly.seen = lambda: counted.append(rig.spent)
         first = await rig.client.ask("bit.ly/x")
         assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
     assert counted == [1, 2, 3, 4, 5]
@@ -591,19 +655,19 @@ async def test_each_attempt_is_counted_before_it_is_sent(bitly: Bitly) -> None:
 
 async def test_an_attempt_that_must_wait_is_neither_counted_nor_sent_until_then(bitly: Bitly) -> None:
     bitly.answers(OK)
-    async with rigged(budget=Refusing(Wait(7.0, "minute"), Wait(3.0, "hour"))) as rig:
+    async with rigged(refusals=[Wait(7.0, "minute"), Wait(3.0, "hour")]) as rig:
         assert await rig.client.ask("bit.ly/x") == ROW
         assert rig.stopper.taken == [7.0, 3.0]
-        assert rig.budget.spent_this_month == rig.client.counters.total == len(bitly.requests) == 1
+        assert rig.spent == rig.client.counters.total == len(bitly.requests) == 1
 
 
 async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
     bitly.answers(OK, OK)
-    async with rigged(budget=Refusing(Wait(30.0, "minute")), connections=1, held=True) as rig:
+    async with rigged(refusals=[Wait(30.0, "minute")], connections=1, held=True) as rig:
         waiting = asyncio.create_task(rig.client.ask("bit.ly/waits"))
         await settle()
         assert rig.stopper.taken == [30.0]
-        assert rig.client.waiting == "minute"
+        assert rig.client.waiting == Waiting("minute", 0, datetime.fromtimestamp(NOON + 30, UTC))
         assert await rig.client.ask("bit.ly/goes") == ROW
         assert not waiting.done()
         rig.stopper.end.set()
@@ -642,7 +706,7 @@ async def test_no_more_requests_are_under_way_than_there_are_slots(bitly: Bitly,
 
 
 async def test_a_spent_month_ends_the_run_and_says_until_when(bitly: Bitly) -> None:
-    async with rigged(budget=Refusing(MonthOver(datetime(2026, 12, 1, tzinfo=UTC)))) as rig:
+    async with rigged(refusals=[MonthOver(datetime(2026, 12, 1, tzinfo=UTC))]) as rig:
         with pytest.raises(Stopping):
             await rig.client.ask("bit.ly/x")
         assert rig.stopper.stop is not None
@@ -656,18 +720,18 @@ async def test_nothing_is_sent_once_the_run_ends(bitly: Bitly) -> None:
         rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
         with pytest.raises(Stopping):
             await rig.client.ask("bit.ly/x")
-        assert rig.budget.spent_this_month == 0
+        assert rig.spent == 0
     assert bitly.requests == []
 
 
 async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly) -> None:
     bitly.answers(OK, OK)
-    async with rigged(budget=Budget(Limits(2, 0, 0))) as rig:
+    async with rigged(wanted=Wanted(2, 0, 0)) as rig:
         assert await rig.client.ask("bit.ly/a") == ROW
         second = asyncio.create_task(rig.client.ask("bit.ly/b"))
         await asyncio.sleep(0.01)
         assert len(bitly.requests) == 1
-        assert rig.budget.spent_this_month == 1
+        assert rig.spent == 1
         rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
         with pytest.raises(Stopping):
             await second
@@ -675,7 +739,7 @@ async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly
 
 async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) -> None:
     bitly.answers(*[OK] * 30)
-    async with rigged(budget=Budget(Limits(30, 0, 0))) as rig:
+    async with rigged(wanted=Wanted(30, 0, 0)) as rig:
         rig.client.sprint = lambda: True
         async with asyncio.timeout(2):
             for n in range(30):
@@ -696,17 +760,54 @@ async def test_a_throttled_answer_is_waited_out_and_never_the_calls_verdict(bitl
         assert (counters.total, counters.retried, counters.throttled) == (3, 0, 2)
 
 
+async def test_two_hours_of_nothing_but_throttled_answers_end_the_run(bitly: Bitly) -> None:
+    """It may be the month, which Bitly is free to call what it likes."""
+    async with rigged() as rig:
+        bitly.answers(*[THROTTLED] * 20)
+        with pytest.raises(Stopping):
+            await rig.client.ask("bit.ly/x")
+        assert rig.stopper.stop is not None
+        assert rig.stopper.stop.reason is Reason.THROTTLED
+        assert 7200 <= rig.clock.seconds - 1000 <= 7200 + 60
+        assert rig.client.counters.throttled == len(bitly.requests) < 20
+
+
+@pytest.mark.parametrize("other", [OK, UNAVAILABLE, NOT_FOUND])
+async def test_any_other_answer_begins_the_two_hours_anew(bitly: Bitly, other: Entry) -> None:
+    async with rigged() as rig:
+        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        for _ in range(3):
+            bitly.answers((429, {"Retry-After": "3000"}, b""), other)
+            await rig.client.ask("bit.ly/x")
+        assert rig.clock.seconds - 1000 >= 3 * 3000 > 7200
+        assert rig.stopper.stop is None
+
+
+async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitly: Bitly) -> None:
+    """One attempt had passed in this minute: no more than one passes in any, at first."""
+    bitly.answers(OK, THROTTLED_30, OK, OK)
+    async with rigged() as rig:
+        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        for name in "ab":
+            assert await rig.client.ask(f"bit.ly/{name}") == ROW
+        assert rig.budget.limits.per_minute == 1
+        probed = rig.clock.seconds
+        assert await rig.client.ask("bit.ly/c") == ROW
+        assert rig.clock.seconds - probed >= 60.0
+
+
 async def test_one_throttled_answer_holds_everyone_back(bitly: Bitly) -> None:
     bitly.answers(THROTTLED_30, *[OK] * 5)
     async with rigged(held=True) as rig:
+        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
         first = asyncio.create_task(rig.client.ask("bit.ly/0"))
         await settle()
         others = [asyncio.create_task(rig.client.ask(f"bit.ly/{n}")) for n in range(1, 5)]
         await settle()
         assert len(bitly.requests) == 1
         assert rig.stopper.taken == [30.0] * 5
-        assert rig.client.waiting == "throttled"
-        assert rig.budget.spent_this_month == 1
+        assert rig.client.waiting == Waiting("throttled", 0, datetime.fromtimestamp(NOON + 30, UTC))
+        assert rig.spent == 1
         rig.stopper.end.set()
         assert await asyncio.gather(first, *others) == [ROW] * 5
 
@@ -721,6 +822,7 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
 
     bitly.answers(late, THROTTLED_30, OK, OK)
     async with rigged(held=True) as rig:
+        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
         slow = asyncio.create_task(rig.client.ask("bit.ly/slow"))
         await settle()
         rig.clock.seconds += 1.0
@@ -754,7 +856,7 @@ async def test_in_an_outage_attempts_are_charged_to_no_call(bitly: Bitly) -> Non
         bitly.answers(*[UNAVAILABLE] * 6, OK)
         assert await rig.client.ask_again("bit.ly/0", first) == (ROW, 1)
         assert not rig.gate.outage
-        assert rig.budget.spent_this_month == len(bitly.requests) == 9
+        assert rig.spent == len(bitly.requests) == 9
 
 
 async def test_an_outage_that_does_not_end_ends_the_run(bitly: Bitly) -> None:
@@ -765,4 +867,149 @@ async def test_an_outage_that_does_not_end_ends_the_run(bitly: Bitly) -> None:
             await rig.client.ask_again("bit.ly/0", first)
         assert rig.stopper.stop is not None
         assert rig.stopper.stop.reason is Reason.OUTAGE
-        assert 900 < rig.clock() - 1000 < 1000
+        assert 900 < rig.clock.seconds - 1000 < 1000
+
+
+# --- whose fault is it? ---------------------------------------------------------------------------------------------
+
+
+def asked(bitly: Bitly) -> str:
+    """The back-halves that were asked for, in their order, each one letter."""
+    return "".join(url.parts[-2] for url, _ in bitly.requests)
+
+
+async def test_before_a_call_is_written_off_a_link_that_answered_says_whether_the_server_is_there(
+    bitly: Bitly,
+) -> None:
+    bitly.answers(OK, *[UNAVAILABLE] * 3, OK)
+    async with rigged(attempts=3) as rig:
+        assert await rig.client.ask("bit.ly/w") == ROW
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+        assert asked(bitly) == "wxxxw"
+        assert not rig.gate.outage
+        assert rig.spent == rig.client.counters.total == 5
+
+
+async def test_a_call_whose_witness_fails_too_is_asked_again_when_the_server_is_back(bitly: Bitly) -> None:
+    bitly.answers(OK, *[UNAVAILABLE] * 3, UNAVAILABLE, TimeoutError(), OK, OK)
+    async with rigged(attempts=3) as rig:
+        assert await rig.client.ask("bit.ly/w") == ROW
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+        assert asked(bitly) == "wxxxwwwx"
+        assert sum(rig.stopper.taken) >= 5 + 10  # between the probes
+
+
+async def test_a_call_that_failed_while_others_were_answered_needs_no_witness(bitly: Bitly) -> None:
+    bitly.answers(OK, *[UNAVAILABLE] * 3, OK)
+    async with rigged(attempts=3, held=True) as rig:
+        assert await rig.client.ask("bit.ly/w") == ROW
+        first = await rig.client.ask("bit.ly/x")
+        repeated = asyncio.create_task(rig.client.ask_again("bit.ly/x", first))
+        await settle()
+        rig.clock.seconds += 1.0
+        bitly.seen = partial(others_are_answered, rig)
+        rig.stopper.end.set()
+        assert await repeated == (FAILED, 3)
+        assert asked(bitly) == "wxxx"
+
+
+async def test_without_a_witness_a_call_that_failed_so_often_has_failed(bitly: Bitly) -> None:
+    """Somebody was answered, though not with a row."""
+    bitly.answers(NOT_FOUND, *[UNAVAILABLE] * 3)
+    async with rigged(attempts=3) as rig:
+        await rig.client.ask("bit.ly/n")
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+
+
+async def test_where_nobody_was_ever_answered_it_is_the_server_that_is_out(bitly: Bitly) -> None:
+    bitly.answers(*[UNAVAILABLE] * 6, OK)
+    async with rigged(attempts=3) as rig:
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+        assert asked(bitly) == "x" * 7
+
+
+async def test_where_nobody_is_ever_answered_the_outage_ends_the_run(bitly: Bitly) -> None:
+    bitly.answers(*[UNAVAILABLE] * 100)
+    async with rigged(attempts=3) as rig:
+        first = await rig.client.ask("bit.ly/x")
+        with pytest.raises(Stopping):
+            await rig.client.ask_again("bit.ly/x", first)
+        assert rig.stopper.stop is not None
+        assert rig.stopper.stop.reason is Reason.OUTAGE
+        assert len(bitly.requests) < 30
+
+
+async def test_a_witness_that_has_come_to_fail_by_itself_is_replaced(bitly: Bitly) -> None:
+    bitly.answers(OK, OK, *[UNAVAILABLE] * 3, UNAVAILABLE, OK, UNAVAILABLE)
+    async with rigged(attempts=3) as rig:
+        for link in ("bit.ly/w", "bit.ly/v"):
+            await rig.client.ask(link)
+        first = await rig.client.ask("bit.ly/x")
+        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+        assert asked(bitly) == "wvxxxwvx"
+
+
+async def test_where_few_are_answered_it_takes_two_witnesses_to_write_a_call_off(bitly: Bitly) -> None:
+    bitly.answers(OK, *[UNAVAILABLE] * 7, OK, OK)
+    async with rigged(attempts=3) as rig:
+        await rig.client.ask("bit.ly/w")
+        for name in "abcde":
+            await rig.client.ask(f"bit.ly/{name}")
+        assert await rig.client.ask_again("bit.ly/x", FAILED) == (FAILED, 3)
+        assert asked(bitly) == "wabcdexxww"
+
+
+# --- helper routes and clocks ---------------------------------------------------------------------------------------
+
+
+async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitly: Bitly) -> None:
+    bitly.answers((404, {}, b"none"), TimeoutError())
+    async with rigged() as rig:
+        found = await rig.client.look_up("/user/platform_limits?path=%2Fbitlinks", rig.budget)
+        assert found is not None
+        assert (found.status, found.body) == (404, b"none")
+        [(url, request)] = bitly.requests
+        assert (url.path, dict(url.query)) == ("/v4/user/platform_limits", {"path": "/bitlinks"})
+        assert request["headers"]["Authorization"] == "Bearer t0"
+        assert await rig.client.look_up("/groups", rig.budget) is None
+        assert (rig.client.counters.helper, rig.client.counters.total, rig.spent) == (2, 0, 2)
+
+
+async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:
+    async with rigged(refusals=[Wait(3.0, "hour")]) as rig:
+        assert await rig.client.look_up("/groups", rig.budget) is None
+        assert (bitly.requests, rig.stopper.taken) == ([], [])
+
+
+async def test_the_budgets_calendar_follows_the_dates_of_good_answers(bitly: Bitly) -> None:
+    date = {"Date": "Tue, 01 Dec 2026 00:00:30 GMT"}
+    bitly.answers((404, date, NOT_FOUND[2]), (200, {"Date": "nonsense"}, ROW_BODY), (200, date, ROW_BODY))
+    async with rigged() as rig:
+        for _ in range(2):
+            await rig.client.ask("bit.ly/x")
+        assert rig.budget.at(0.0) == datetime.fromtimestamp(NOON, UTC)
+        rig.clock.seconds += 100.0
+        await rig.client.ask("bit.ly/x")
+        assert rig.budget.at(0.0) == datetime.fromtimestamp(NOON + 100, UTC)  # no clock of ours knows of December
+        bitly.answers((200, date, ROW_BODY))
+        rig.clock.step(8 * 86400.0 - 12 * 3600.0)
+        rig.clock.seconds += 100.0
+        await rig.client.ask("bit.ly/x")
+        assert rig.budget.at(0.0) == datetime(2026, 12, 1, 0, 0, 30, tzinfo=UTC)
+        assert rig.spent == 0  # in December
+
+
+async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The windows are the server's: what leaves late arrives late."""
+    late: list[bool] = []
+    monkeypatch.setattr(Budget, "made_late", lambda _: late.append(True))
+    async with wired(whole_answer({}, ROW_BODY)) as (client, _):
+        assert await client.ask("bit.ly/x") == ROW
+        assert late == []
+        monkeypatch.setattr("harvester.client._LATE_SECONDS", -1.0)
+        assert await client.ask("bit.ly/x") == ROW
+    assert late == [True]

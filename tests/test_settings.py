@@ -12,18 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.bitly import BASE_URL, FACETS, UNITS
-from harvester.budget import Limits
+from harvester.budget import Wanted
 from harvester.errors import UsageError
 from harvester.settings import (
     RunOptions,
+    account_of,
     bytes_of,
     check_counts,
     checked_base_url,
     failure_limit_of,
-    limits_of,
     query_of,
     seconds_of,
     token_source,
+    wanted_limits,
 )
 from harvester.stopping import FailureLimit
 
@@ -133,13 +134,41 @@ def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: st
 
 
 def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:
-    assert limits_of(options(per_minute=1, per_hour=2, per_month=0)) == Limits(1, 2, 0)
+    assert wanted_limits(options(per_minute=1, per_hour=2, per_month=0)) == Wanted(1, 2, 0)
+
+
+def test_limits_that_nobody_named_are_left_open() -> None:
+    assert wanted_limits(OPTIONS) == Wanted(None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["per_minute", "per_hour", "per_month"])
 def test_a_negative_limit_is_a_usage_error_that_names_the_option(name: str) -> None:
     with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        limits_of(options(**{name: -1}))
+        wanted_limits(options(**{name: -1}))
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0%", 0.0), ("10%", 0.1), (" 2.5 % ", 0.025), ("99.9%", pytest.approx(0.999))]
+)
+def test_a_reserve_is_a_share_of_each_limit(text: str, share: float) -> None:
+    assert wanted_limits(options(reserve=text)).reserve == share
+
+
+@pytest.mark.parametrize("text", ["", "10", "0.1", "100%", "250%", "-1%", "%", "ten%", "nan%", "1e1%"])
+def test_any_other_reserve_is_a_usage_error_that_names_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match="--reserve"):
+        wanted_limits(options(reserve=text))
+
+
+@pytest.mark.parametrize("name", [None, "me", "Händler-2", "a" * 100])
+def test_an_account_is_a_word(name: str | None) -> None:
+    assert account_of(options(account=name)) == name
+
+
+@pytest.mark.parametrize("name", ["", " ", "two words", "a\nb", "\x1b[31m", "\x9b", "a" * 101])
+def test_any_other_account_is_a_usage_error_that_names_the_option(name: str) -> None:
+    with pytest.raises(UsageError, match="--account"):
+        account_of(options(account=name))
 
 
 @pytest.mark.parametrize("name", ["connections", "attempts", "part_rows", "max_calls"])

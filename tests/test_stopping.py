@@ -104,7 +104,10 @@ def test_one_row_in_between_clears_the_suspicion_for_good() -> None:
 
 def test_a_dataset_with_rows_has_shown_that_its_token_works() -> None:
     assert reason_after(Rules(None, first_rows=False), *[NOT_FOUND] * 500) is None
-    assert reason_after(Rules(None, first_rows=False), *[NO_ROUTE] * 500) is None
+
+
+def test_a_dataset_with_rows_may_be_carried_on_at_a_wrong_base_url() -> None:
+    assert reason_after(Rules(None, first_rows=False), *[NO_ROUTE] * 30) == (20, Reason.NO_ROUTE)
 
 
 def test_calls_that_failed_in_passing_are_not_refused_alike() -> None:
@@ -114,6 +117,19 @@ def test_calls_that_failed_in_passing_are_not_refused_alike() -> None:
 
 def test_whoever_says_how_many_may_fail_is_believed() -> None:
     assert reason_after(first_rules(FailureLimit(share=1.0)), *[NOT_FOUND] * 500) is None
+
+
+def test_a_wrong_base_url_is_nobodys_to_allow() -> None:
+    assert reason_after(first_rules(FailureLimit(share=1.0)), *[NO_ROUTE] * 30) == (20, Reason.NO_ROUTE)
+
+
+def test_a_row_shows_that_the_server_knows_the_path() -> None:
+    rules = first_rules()
+    assert not rules.answered
+    rules.see(NO_ROUTE)
+    assert not rules.answered
+    rules.see(ROW)
+    assert rules.answered
 
 
 def test_the_first_20_plain_404s_mean_a_wrong_base_url() -> None:

@@ -128,7 +128,7 @@ def test_a_signal_ends_the_count_before_the_first_call(tmp_path: Path, serve: Ca
     path.write_text("".join(f"bit.ly/{i}\n" for i in range(400_000)))
     arguments = ("--out", str(tmp_path / "out"), "--base-url", serve().url, "--per-month", "1000000")
     with start("run", str(path), *arguments) as process:
-        scratch = tmp_path / "out" / "_harvester" / "ledger.sqlite-scratch"
+        scratch = tmp_path / "out" / "_harvester" / "scratch.sqlite"
         while not scratch.exists():
             assert process.poll() is None
             os.sched_yield()

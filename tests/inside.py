@@ -1,0 +1,65 @@
+"""Runs a job in the test's own process, with a server's outages over in a moment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harvester import job as jobs
+from harvester import sources
+from harvester.bitly import Query
+from harvester.budget import Wanted
+from harvester.client import Settings
+from harvester.gate import GateRules
+from harvester.harvest import Options
+from harvester.sources import Invalid
+from harvester.status import Outcome, Status
+from harvester.stopping import Stopper
+from harvester.store import PartPolicy
+from harvester.tokens import Token
+from tests.commands import TOKEN
+
+QUICK_GATE = GateRules(first_probe_seconds=0.05, longest_probe_seconds=0.2, limit_seconds=60.0, poll_seconds=0.02)
+
+
+@dataclass
+class Listener:
+    """Keeps what a person would have been told."""
+
+    said: list[str] = field(default_factory=list)
+
+    def invalid(self, line: Invalid) -> None:
+        self.said.append(line.text)
+
+    def failure(self, line: bytes) -> None:
+        self.said.append(line.decode())
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, status: Status) -> None:
+        pass
+
+
+async def harvest(url: str, folder: Path, names: Sequence[str], **changes: Any) -> Outcome:
+    """Harvest `bit.ly/NAME` for each name into `folder/out`. changes: to the job."""
+    links = folder / "links.txt"
+    links.write_text("".join(f"bit.ly/{name}\n" for name in names))
+    settings = {
+        "sources": sources.find([str(links)]),
+        "token": Token(lambda: TOKEN),
+        "out": str(folder / "out"),
+        "work_dir": None,
+        "query": Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50),
+        "pin_reference": True,
+        "wanted": Wanted(per_minute=0, per_hour=0, per_month=0),
+        "asking": Settings(url, 5, attempts=5, timeout_seconds=10.0, backoff_seconds=0.01),
+        "parts": PartPolicy(1_000_000, 2**27),
+        "harvesting": Options(workers=5, commit_seconds=0.05),
+        "gate_rules": QUICK_GATE,
+        "state_dir": str(folder / "state"),
+    }
+    return await jobs.run(jobs.Job(**{**settings, **changes}), Stopper(), Listener())

@@ -1,0 +1,75 @@
+"""What a person sees while a run goes on: how far it is, and why nothing moves, until when."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from harvester import progress
+from harvester.progress import StderrWatcher, status_line
+from harvester.status import Status, Waiting
+
+
+class Time:
+    """Stands before the time module: seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(progress, "time", fake)
+    return fake
+
+
+def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when() -> None:
+    until = datetime(2026, 11, 23, 14, 0, 7, tzinfo=UTC)
+    line = status_line(Status(rows=1000, waiting=Waiting("hour", 1000, until)), 600.0)
+    assert "1,000 rows" in line
+    assert f"waiting for the hour's limit of 1,000, until {until.astimezone():%H:%M:%S}" in line
+
+
+@pytest.mark.parametrize("window", ["pace", "minute", "hour", "month", "throttled", "outage", "connections"])
+def test_every_window_has_words_of_its_own(window: str) -> None:
+    assert f"waiting for {window}" not in status_line(Status(waiting=Waiting(window, 0, None)), 1.0)
+
+
+def test_lines_come_rarer_as_time_goes_by(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher, status = StderrWatcher(), Status()
+    for second in range(6 * 3600):
+        time.seconds = float(second)
+        watcher.progress(status)
+    lines = capsys.readouterr().err.splitlines()
+    assert 60 < len(lines) < 120
+
+
+def test_a_long_wait_is_said_at_once_and_only_once(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher, status = StderrWatcher(), Status()
+    until = datetime.now(UTC) + timedelta(minutes=50)
+    for wobble in range(5):
+        time.seconds += 0.5
+        status.waiting = Waiting("hour", 1000, until + timedelta(seconds=wobble))
+        watcher.progress(status)
+    assert capsys.readouterr().err.count("the hour's limit of 1,000") == 1
+    status.waiting = Waiting("hour", 1000, until + timedelta(minutes=60))
+    watcher.progress(status)
+    assert capsys.readouterr().err.count("the hour's limit of 1,000") == 1
+
+
+def test_short_waits_are_not_said(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher, status = StderrWatcher(), Status()
+    status.waiting = Waiting("minute", 100, datetime.now(UTC) + timedelta(seconds=20))
+    watcher.progress(status)
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_says_nothing_of_it(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher, status = StderrWatcher(quiet=True), Status()
+    time.seconds = 1000.0
+    status.waiting = Waiting("hour", 1000, datetime.now(UTC) + timedelta(minutes=50))
+    watcher.progress(status)
+    assert capsys.readouterr().err == ""
