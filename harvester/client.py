@@ -174,11 +174,14 @@ class Pool:
         while self._slots.held < share and (number := self._slots.grab()) is not None:
             self._free.put_nowait(self._open_slot(number))
 
-    async def keep_balanced(self) -> None:
-        """Rebalance for ever."""
-        while True:
-            await asyncio.sleep(_REBALANCE_SECONDS)
-            await self.rebalance()
+    async def keep_balanced(self, stopper: Stopper) -> None:
+        """Rebalance until cancelled; ends the run when the locks have gone."""
+        try:
+            while True:
+                await asyncio.sleep(_REBALANCE_SECONDS)
+                await self.rebalance()
+        except OutputError as error:
+            stopper.request(Stop(Reason.OUTPUT, str(error)))
 
     async def close(self) -> None:
         """Close the sessions that are not in use, and give their slots back."""
@@ -643,7 +646,7 @@ async def opened(
     open_slot = partial(_open_slot, settings, _proxy_for(URL(settings.base_url)), budget, clock)
     pool = Pool(slots, open_slot)
     await pool.rebalance()
-    balancing = asyncio.create_task(pool.keep_balanced())
+    balancing = asyncio.create_task(pool.keep_balanced(stopper))
     try:
         yield Client(pool, settings, query, token, budget, gate, stopper, clock)
     finally:

@@ -18,7 +18,7 @@ from harvester.gate import Gate, GateRules
 from harvester.harvest import Harvest, Options
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
-from harvester.places import Form, resolve, state_folder
+from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
 from harvester.rows import RowMaker
 from harvester.slots import Slots
 from harvester.sources import Source, spool
@@ -105,8 +105,8 @@ def budgeted(job: Job, facet: str, private: str, watcher: Watcher) -> Iterator[B
     """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
     folder = state_folder(job.state_dir, private, watcher.warn)
     server = _server_of(job.asking.base_url)
-    slots = Slots(os.path.join(folder, "connections", server.replace(":", "-")), job.asking.connections)
-    with closing(Book(os.path.join(folder, "budget.sqlite"))) as book:
+    slots = Slots(lock_folder(folder, server), job.asking.connections)
+    with closing(Book(os.path.join(folder, BUDGET_FILE))) as book:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
         budget = Budget(book, account, endpoint(FACETS[facet]), job.wanted)
         helpers = Budget(book, account, HELPERS, Wanted(per_month=job.wanted.per_month, reserve=job.wanted.reserve))

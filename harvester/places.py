@@ -10,8 +10,10 @@ import platformdirs
 import psutil
 
 from harvester.errors import OutputError, UsageError
+from harvester.modes import like_folder
 
 STDOUT = "-"
+BUDGET_FILE = "budget.sqlite"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
 # An --out that ends like these was meant as a file, of a form that harvester does not write.
 _FILE_ENDINGS = (
@@ -156,7 +158,25 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
         return private
     if asked is not None:
         _check_local(folder)
+    _make_shared(os.path.join(folder, BUDGET_FILE))
     return folder
+
+
+def lock_folder(state: str, server: str) -> str:
+    """Give the folder of a server's connection locks in a state folder, made if it is not there."""
+    folder = state
+    for name in ("connections", server.replace(":", "-")):
+        folder = os.path.join(folder, name)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
+            like_folder(folder)
+    return folder
+
+
+def _make_shared(path: str) -> None:
+    if not os.path.exists(path):
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        like_folder(path)
 
 
 def _check_folder(out: str) -> None:

@@ -118,10 +118,15 @@ def _plan(job: Job, found: Survey, seen: Glimpse, budget: Budget | None, said: l
         account=budget.account.name if budget else None,
         windows=windows,
         forecast=forecast(attempts, limits, start),
-        shorter=shorter(attempts, limits, own, unreserved, start),
+        shorter=[] if _month_is_spent(windows) else shorter(attempts, limits, own, unreserved, start),
         said=said,
         now=now,
     )
+
+
+def _month_is_spent(windows: list[WindowState]) -> bool:
+    """True where Bitly has said so, which no option changes."""
+    return bool(windows) and windows[-1].source == "bitly"
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import ConnectionsBusy, OutputError
+from harvester.modes import like_folder
 
 SEATS = 5
 """Processes that may share a machine's connections: Bitly's limit, as each needs one at least."""
@@ -101,9 +102,16 @@ class Slots:
         os.close(lock)
         return False
 
+    def _open(self, path: str) -> int:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        like_folder(path)
+        return descriptor
+
     def _lock(self, name: str, how: int) -> int | None:
         with self._explained():
-            descriptor = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = self._open(os.path.join(self._folder, name))
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, how | fcntl.LOCK_NB)
                 return descriptor
