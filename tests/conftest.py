@@ -27,6 +27,20 @@ def quick_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that it is not what everybody waits for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the harvests in virtual time came to."""
+    passed = [report for report in terminalreporter.stats.get("passed", []) if "test_six_weeks" in report.nodeid]
+    lines = [line for report in passed for line in report.capstdout.splitlines() if line]
+    if lines:
+        terminalreporter.section("weeks in virtual time")
+        terminalreporter.write("\n".join([*sorted(lines), ""]))
+
+
 @pytest.fixture
 def quick_path() -> Iterator[Path]:
     """A temporary folder for tests that sync files thousands of times."""

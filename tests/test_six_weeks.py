@@ -178,7 +178,8 @@ def shared_world() -> World:
 
 
 @pytest.mark.parametrize(
-    ("links", "per_month"), [(30_000, 20_000), pytest.param(1_000_000, 400_000, marks=pytest.mark.slow)]
+    ("links", "per_month"),
+    [(30_000, 20_000), pytest.param(1_000_000, 400_000, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
     """A thousand an hour, shared with others at times, with outages and the ends of months."""
