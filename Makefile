@@ -23,6 +23,7 @@ lint: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.quota
 
 # Debian and Ubuntu keep venv in a package of its own.
 .venv/pyvenv.cfg:

@@ -7,6 +7,7 @@ it is counted" or with how long to wait and why.
 """
 
 import math
+import os
 import random
 import sqlite3
 import time
@@ -42,6 +43,7 @@ _FAST_PER_MINUTE = 1200
 _BUSY_SECONDS = 10.0
 """So long a process waits for the file when it opens it; later, in the event loop, it is _LOOP_BUSY_SECONDS."""
 _LOOP_BUSY_SECONDS = 0.5
+_CHECK_SECONDS = 1.0
 _BELIEVED_SECONDS = 86400.0
 """Bitly's word that the month is spent is believed for so long: a plan may be bought."""
 _BUSY_PAUSE_SECONDS = 0.01
@@ -207,13 +209,15 @@ class _State:
 class _Lease:
     """Attempts that were counted at once, to be sent before a moment.
 
-    months: those that they were counted in. given_back: not all were sent, and size is what was.
+    months: those that they were counted in. total: the scope's, with them. given_back: not all were sent, and size is
+    what was.
     """
 
     size: int = 0
     left: int = 0
     until: float = 0.0
     months: Sequence[str] = ()
+    total: int = 0
     given_back: bool = False
 
 
@@ -235,6 +239,7 @@ class Book:
                 self._make_tables()
                 with self.transaction():
                     self._begin()
+                self._inode: int | None = os.stat(path).st_ino
                 self._db.execute(f"PRAGMA busy_timeout = {_LOOP_BUSY_SECONDS * 1000:.0f}")
             except BaseException:
                 self._db.close()
@@ -275,6 +280,18 @@ class Book:
     def utc(self, now: float) -> float:
         """Give the calendar's seconds since 1970 at elapsed seconds now: the wall clock's steps do not move it."""
         return self._anchor_wall + now - self._anchor_elapsed
+
+    def check_present(self) -> None:
+        """Make sure that the path still names the open file: otherwise others count in another one."""
+        try:
+            found = os.stat(self.path).st_ino
+        except OSError:
+            found = None
+        if found != self._inode:
+            raise OutputError(
+                f"{self.path} was taken away or replaced while it was in use: what is counted in it is lost to others. "
+                "Run the same command again; it begins with the file that is there then"
+            )
 
     def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         """Execute a statement, within `explained`."""
@@ -398,6 +415,7 @@ class Budget:
         self._last_at = 0.0
         self._lease = _Lease()
         self._told_before = False
+        self._check_due = 0.0
         self._scope = self._open_scope()
         self._refresh_limits()
 
@@ -434,6 +452,7 @@ class Budget:
         if self._lease.left and self._book.clock.elapsed() < self._lease.until:
             self._lease.left -= 1
             return None
+        self._check_present()
         with self._book.transaction() as now:
             self._load()
             self._give_back()
@@ -443,8 +462,9 @@ class Budget:
         return refused
 
     def close(self) -> None:
-        """Give back to the month what was counted and will not be sent."""
+        """Give back what was counted and will not be sent."""
         with self._book.transaction():
+            self._load()
             self._give_back()
 
     def room(self) -> float:
@@ -457,6 +477,12 @@ class Budget:
             if self._limits.per_month:
                 rooms.append(self._limits.per_month - self._spent_near(now))
         return max(min(rooms, default=math.inf), 0)
+
+    def _check_present(self) -> None:
+        now = self._book.clock.elapsed()
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_SECONDS
+            self._book.check_present()
 
     def _refuse(self, now: float) -> Wait | MonthOver | None:
         if refused := self._month_full(now) or self._closed(now):
@@ -502,7 +528,7 @@ class Budget:
         self._spend(months, attempts)
         if self._told_before:  # a day has passed: this attempt asks again, and others wait for what it hears
             self._renew_told(now)
-        return _Lease(attempts, attempts - 1, self._last_at, months)
+        return _Lease(attempts, attempts - 1, self._last_at, months, self._total)
 
     def _renew_told(self, now: float) -> None:
         utc = self._book.utc(now)
@@ -520,10 +546,13 @@ class Budget:
         return 1 if self._told_before else max(size, 1)
 
     def _give_back(self) -> None:
-        """Take what is left of the lease from the month again; the windows keep it, which only makes us careful."""
+        """Take what is left of the lease back; windows that others have counted in since keep it, which is careful."""
         lease = self._lease
         if lease.left:
             self._spend(lease.months, -lease.left)
+            if self._total == lease.total:
+                self._total -= lease.left
+                self._book.execute("UPDATE scopes SET total = ? WHERE id = ?", self._total, self._scope)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
     def _spend(self, months: Sequence[str], attempts: int) -> None:

@@ -63,6 +63,8 @@ _LONGEST_PAUSE_SECONDS = 60.0
 _LATE_SECONDS = 0.2
 """A connection that took longer to make leaves too little of the budget's half second for the way."""
 _REBALANCE_SECONDS = 0.5
+_SPRINT_SECONDS = 0.5
+"""Whoever keeps pace looks so often whether the list has come to its end, and fits into the room left."""
 _BUSY_SECONDS = 0.5
 _DATE_SECONDS = 60.0
 WITNESSES = 8
@@ -195,6 +197,10 @@ class Pool:
         self._slots.give_back(slot.number)
 
 
+NOT_ASKED = 0
+"""The status of a helper route that was not asked."""
+
+
 class Looked(NamedTuple):
     """What a helper route has answered."""
 
@@ -299,7 +305,7 @@ class Client:
         return max(jittered, hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS))
 
     async def look_up(self, target: str, budget: Budget) -> Looked | None:
-        """Ask a helper route once, in a slot; None when the budget or the connection does not allow it.
+        """Ask a helper route once, in a slot; None when no answer came, NOT_ASKED when the budget has no room now.
 
         target: path and query below the base URL, encoded.
 
@@ -309,7 +315,7 @@ class Client:
         slot = await self._pool.get(self._stopper)
         try:
             if self._do_or_raise(budget.take) is not None:
-                return None
+                return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
             url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
@@ -429,9 +435,13 @@ class Client:
             return
         if self._pace.has_capacity():
             await self._pace.acquire()  # at once
-        elif not self._do(self.sprint):
-            self.waiting = self.waiting or Waiting("pace", limit, None)  # a window that binds says more
-            await self._stopper.guard(self._pace.acquire())
+            return
+        self.waiting = self.waiting or Waiting("pace", limit, None)  # a window that binds says more
+        while not self._do(self.sprint):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SPRINT_SECONDS):
+                    await self._stopper.guard(self._pace.acquire())
+                    return
 
     async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
         """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.

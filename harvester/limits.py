@@ -13,7 +13,7 @@ from harvester.bitly import (
     read_platform_limit,
 )
 from harvester.budget import Budget
-from harvester.client import Client, Looked
+from harvester.client import NOT_ASKED, Client, Looked
 from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
@@ -49,7 +49,7 @@ class Inquiry:
         said = read_platform_limit(looked.body, self._facet) if looked and looked.status == 200 else None
         if said is None:
             self._stop_if_spent(looked)
-            if looked is None or looked.status == 429 or looked.status >= 500:
+            if looked is None or looked.status in {NOT_ASKED, 429} or looked.status >= 500:
                 self._budget.not_answered()
             return f"Bitly did not tell its limits ({_what_came(looked)}); going on with {_kept(self._budget)}"
         sensible = said.count <= said.limit
@@ -75,7 +75,8 @@ class Inquiry:
         return read_plan_limits(looked.body) if looked and looked.status == 200 else []
 
     def _stop_if_spent(self, looked: Looked | None) -> None:
-        found = no_success(looked.status, looked.headers, looked.body) if looked and looked.status != 200 else None
+        known = looked is not None and looked.status not in {NOT_ASKED, 200}
+        found = no_success(looked.status, looked.headers, looked.body) if looked and known else None
         if isinstance(found, MonthSpent):
             self._budget.month_refused()
             self._stopper.request(month_spent(found))
@@ -90,4 +91,6 @@ def _kept(budget: Budget) -> str:
 def _what_came(looked: Looked | None) -> str:
     if looked is None:
         return "no answer"
+    if looked.status == NOT_ASKED:
+        return "no call was left to ask"
     return "an answer without them" if looked.status == 200 else f"HTTP {looked.status}"

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -862,6 +863,17 @@ def test_a_crash_costs_a_month_without_windows_at_most_what_a_tenth_of_a_second_
     assert 100 <= window(start(), "month").used < 164
 
 
+def test_attempts_that_were_counted_at_once_go_at_once_or_not_at_all(start: Start, machine: Machine) -> None:
+    budget = start()
+    assert take_all(budget, 100) == 100  # and some more are counted
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget, 100) == 100
+    assert spent(budget) == 100
+    machine.seconds += 0.11
+    start().throttled(5.0, sent_at=machine.seconds)
+    assert isinstance(budget.take(), Wait)
+
+
 def test_a_month_without_windows_is_given_out_to_the_last_attempt(start: Start, machine: Machine) -> None:
     budgets = [start(0, 0, 1000), start(0, 0, 1000)]
     granted = 0
@@ -1325,6 +1337,16 @@ def test_processes_that_hammer_one_file_get_together_what_is_allowed_and_no_erro
     assert granted == 200
     assert all(hammer.returncode == 0 for hammer in hammers)
     assert counted(quick_path / "0.sqlite") == (200, 200)
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(quick_path: Path) -> None:
+    path = quick_path / "budget.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.1, lambda: other.execute("COMMIT"))
+        release.start()
+        Book(str(path)).close()
+        release.join()
 
 
 def test_processes_may_make_the_file_at_the_same_moment(quick_path: Path) -> None:

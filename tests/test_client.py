@@ -24,7 +24,7 @@ from yarl import URL
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget import Account, Book, Budget, MonthOver, Wait, Wanted
-from harvester.client import Client, Pool, Settings, Slot, opened
+from harvester.client import NOT_ASKED, Client, Pool, Settings, Slot, opened
 from harvester.clocks import Clock
 from harvester.errors import Stopping, UsageError
 from harvester.gate import Gate, GateRules
@@ -981,7 +981,7 @@ async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitl
 
 async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:
     async with rigged(refusals=[Wait(3.0, "hour")]) as rig:
-        assert await rig.client.look_up("/groups", rig.budget) is None
+        assert await rig.client.look_up("/groups", rig.budget) == (NOT_ASKED, {}, b"")
         assert (bitly.requests, rig.stopper.taken) == ([], [])
 
 

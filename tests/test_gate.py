@@ -434,7 +434,7 @@ EVENTS = st.lists(
 def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: list[tuple[str, float, bool]]) -> None:
     """A model: attempts that entered and were not answered; only the probe may have entered a closed gate."""
     clock = Ticking()
-    gate = gate_at(clock, streak=3)
+    gate = gate_at(clock, streak=6)
     under_way: list[float] = []
     closed_since: float | None = None
     for event, seconds, flag in events:

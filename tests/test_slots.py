@@ -283,6 +283,18 @@ def test_a_sixth_process_ends_at_once_with_5_and_says_why(bitly: Scripted, machi
     machine.wait_until(lambda: all(machine.asked(f"p{n}") > asked + 10 for n, asked in enumerate(before)))
 
 
+def test_a_run_whose_locks_are_taken_away_ends_with_8_and_what_it_has_is_kept(
+    bitly: Scripted, machine: Machine, quick_path: Path
+) -> None:
+    process = machine.start("a", 100_000)
+    shutil.rmtree(quick_path / "state" / "connections")
+    _, err = process.communicate(timeout=LONG_ENOUGH_SECONDS)
+    assert process.returncode == 8, err
+    assert b"Traceback" not in err
+    assert b"--state-dir" in err
+    assert len(rows(machine.out("a"))) == machine.asked("a")
+
+
 @pytest.mark.slow
 def test_what_a_killed_process_had_is_taken_over_and_a_process_alone_has_five_again(
     bitly: Scripted, machine: Machine

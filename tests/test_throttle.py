@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harvester import throttle
 from harvester.budget import SPANS, THROTTLED, Account, Book, Budget, Wait, Wanted
 from harvester.throttle import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
+from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
 from tests.virtual import VirtualClock
 
@@ -557,7 +558,7 @@ class Outcome:
         self._passed = self._throttled = 0
         clock.seconds += rng.uniform(0.0, 3600.0)
         began = clock.seconds
-        with closing(Book(":memory:", clock)) as book:
+        with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
             budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(per_month=0), rng)
             while self._passed < calls:
                 self._ask(budget)
