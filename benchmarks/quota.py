@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harvester import harvest as harvests
-from harvester.budget import Account, Book, Budget, Wanted
+from harvester.book import Book
+from harvester.budget import Account, Budget, Wanted
 from tests.simulated import World
 from tests.virtual import at_once
 from tests.weeks import Weeks

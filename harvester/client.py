@@ -1,4 +1,4 @@
-"""One call to one verdict: slots, pace, gate, budget, retries, and the only place where aiohttp is seen.
+"""One call to one verdict: pace, slot, gate, budget, retries.
 
 An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
 any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
@@ -7,8 +7,6 @@ answered before is asked, the witness.
 """
 
 import asyncio
-import re
-import ssl
 import time
 import zlib
 from collections import deque
@@ -18,17 +16,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import tenacity
-from aiohttp.client_proto import ResponseHandler
 from aiolimiter import AsyncLimiter
 from yarl import URL
 
-from harvester import __version__
 from harvester.bitly import (
-    BODY_LIMIT,
     FACETS,
     Answer,
     Hint,
@@ -44,7 +38,8 @@ from harvester.bitly import (
     verdict,
 )
 from harvester.budget import Budget, MonthOver, Wait
-from harvester.errors import BudgetBusy, OutputError, Stopping, UsageError
+from harvester.connections import Pool, Slot, for_good, pooled, read_bounded
+from harvester.errors import BudgetBusy, OutputError, Stopping
 from harvester.gate import Gate
 from harvester.slots import Slots
 from harvester.status import Counters, Waiting
@@ -54,15 +49,10 @@ from harvester.tokens import Token
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10.0
-_READ_BYTES = 64 * 1024
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 60.0
 """Whoever waits asks again at least so often: another process may have learned something, or the machine slept."""
-_LATE_SECONDS = 0.2
-"""A connection that took longer to make leaves too little of the budget's half second for the way."""
-_REBALANCE_SECONDS = 0.5
 _SPRINT_SECONDS = 0.5
 """Whoever keeps pace looks so often whether the list has come to its end, and fits into the room left."""
 _BUSY_SECONDS = 0.5
@@ -70,40 +60,6 @@ _DATE_SECONDS = 60.0
 WITNESSES = 8
 _THROTTLED_SECONDS = 2 * 3600.0
 """After so long with nothing but throttled answers the run stops: it may be the month."""
-
-
-class _Disconnected(aiohttp.ClientError):
-    """The server hung up before it answered."""
-
-
-async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself after a disconnection: nobody would count that attempt."""
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Disconnected(f"{type(error).__name__}: {error}") from error
-
-
-class _Abrupt(ResponseHandler):
-    """Closes without TLS's farewell, for up to 30 s of which the connection would still count.
-
-    connected: called when it is made, before anything is sent.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
-        super().__init__(loop)
-        self._connected = connected
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take it into use."""
-        super().connection_made(transport)
-        self._connected()
-
-    def close(self) -> None:
-        """Close at once."""
-        self.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,86 +71,6 @@ class Settings:
     attempts: int
     timeout_seconds: float
     backoff_seconds: float = 1.0
-
-
-class Slot:
-    """One of the machine's connections, in this process's hands: a session of one connection.
-
-    sent_at: when the attempt was counted that goes over it, elapsed seconds.
-    """
-
-    def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
-        self.number = number
-        self.session = session
-        self.sent_at = 0.0
-
-
-class Pool:
-    """The slots that this process holds, kept at its share while other processes come and go.
-
-    open_slot: makes a slot's session.
-    """
-
-    def __init__(self, slots: Slots, open_slot: Callable[[int], Slot]) -> None:
-        self._slots = slots
-        self._open_slot = open_slot
-        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
-        self._surplus: list[Slot] = []
-        self._too_many = 0
-
-    @property
-    def empty_handed(self) -> bool:
-        """True while other processes have not yet given up a connection."""
-        return self._slots.held == 0
-
-    async def get(self, stopper: Stopper) -> Slot:
-        """Give a free slot, to be given back with put.
-
-        Raises:
-            Stopping: the run ended first.
-        """
-        if not self._free.empty():
-            return self._free.get_nowait()
-        return await stopper.guard(self._free.get())
-
-    def put(self, slot: Slot) -> None:
-        """Take a slot back."""
-        if self._too_many > 0:
-            self._too_many -= 1
-            self._surplus.append(slot)
-        else:
-            self._free.put_nowait(slot)
-
-    async def rebalance(self) -> None:
-        """Give back what is more than the share, and take what is less, as far as others have given it back."""
-        share = self._slots.share
-        self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
-        while self._too_many and not self._free.empty():
-            self.put(self._free.get_nowait())
-        while self._surplus:
-            await self._close(self._surplus.pop())
-        while self._slots.held < share and (number := self._slots.grab()) is not None:
-            self._free.put_nowait(self._open_slot(number))
-
-    async def keep_balanced(self, stopper: Stopper) -> None:
-        """Rebalance until cancelled; ends the run when the locks have gone."""
-        try:
-            while True:
-                await asyncio.sleep(_REBALANCE_SECONDS)
-                await self.rebalance()
-        except OutputError as error:
-            stopper.request(Stop(Reason.OUTPUT, str(error)))
-
-    async def close(self) -> None:
-        """Close the sessions that are not in use, and give their slots back."""
-        while not self._free.empty():
-            self._surplus.append(self._free.get_nowait())
-        while self._surplus:
-            await self._close(self._surplus.pop())
-
-    async def _close(self, slot: Slot) -> None:
-        await slot.session.close()
-        self._slots.give_back(slot.number)
 
 
 NOT_ASKED = 0
@@ -321,7 +197,7 @@ class Client:
             url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
             headers = {"Authorization": self._token.header}
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
-                body, whole = await _read_bounded(response)
+                body, whole = await read_bounded(response)
                 return Looked(response.status, response.headers, body) if whole else None
         except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError, BudgetBusy):
             return None
@@ -528,7 +404,7 @@ class Client:
                 url, headers={"Authorization": authorization}, allow_redirects=False
             ) as response:
                 try:
-                    body, whole = await _read_bounded(response)
+                    body, whole = await read_bounded(response)
                 except (zlib.error, ValueError):  # compressed in a way that was not asked for, or wrongly
                     body, whole = b"", True
                 kept_alive = whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
@@ -558,24 +434,12 @@ class Client:
 
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""
-        if stop := _for_good(error):
+        if stop := for_good(error):
             self._stopper.request(Stop(Reason.CONNECTION_REFUSED, stop))
             raise Stopping from error
         if isinstance(error, TimeoutError):
             return Transient(None, f"no whole answer within {self._settings.timeout_seconds:g} s")
         return Transient(None, self._token.hidden_in(f"{type(error).__name__}: {error}")[:200])
-
-
-def _for_good(error: Exception) -> str | None:
-    """Say what to do about a connection that will not come about by trying again; None if it may."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
-        return (
-            f"the server's certificate was refused ({error}). Behind a company's proxy set SSL_CERT_FILE to a file "
-            "with its certificate authority"
-        )
-    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
-        return f"the proxy refused the connection ({error.status} {error.message}). Check HTTPS_PROXY and NO_PROXY"
-    return None
 
 
 def _last_verdict(state: tenacity.RetryCallState) -> Verdict:
@@ -607,33 +471,6 @@ def _pace(per_minute: int) -> AsyncLimiter | None:
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Read a body of at most BODY_LIMIT bytes, decoded; the second is False when there was more.
-
-    aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
-    """
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    length = response.content_length
-    if encoding in {"", "identity"} and length is not None and length <= BODY_LIMIT:
-        return await response.read(), True
-    if encoding not in {"", "identity", "gzip", "x-gzip"}:
-        raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
-    inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_READ_BYTES):
-        if inflate and inflate.eof:
-            response.close()
-            raise ValueError("something follows the compressed body")
-        room = BODY_LIMIT + 1 - len(body)
-        body += inflate.decompress(chunk, room) if inflate else chunk[:room]
-        if len(body) > BODY_LIMIT:
-            response.close()  # what is left is not worth reading
-            return bytes(body[:BODY_LIMIT]), False
-    if inflate and not inflate.eof:
-        raise aiohttp.ClientPayloadError("the compressed body was cut")
-    return bytes(body), True
-
-
 @asynccontextmanager
 async def opened(
     settings: Settings,
@@ -648,61 +485,15 @@ async def opened(
 ) -> AsyncIterator[Client]:
     """Open a client, and close its connections at the end. slots: joined already; left by the caller.
 
-    Proxy variables are honoured, netrc is not: it would put another's password beside the token.
-
     Raises:
-        UsageError: a proxy variable is not an HTTP proxy's URL.
+        UsageError: as `pooled` says.
     """
-    open_slot = partial(_open_slot, settings, _proxy_for(URL(settings.base_url)), budget, clock)
-    pool = Pool(slots, open_slot)
-    await pool.rebalance()
-    balancing = asyncio.create_task(pool.keep_balanced(stopper))
-    try:
+    async with pooled(
+        slots,
+        stopper,
+        base_url=settings.base_url,
+        timeout_seconds=settings.timeout_seconds,
+        clock=clock,
+        made_late=budget.made_late,
+    ) as pool:
         yield Client(pool, settings, query, token, budget, gate, stopper, clock)
-    finally:
-        balancing.cancel()
-        with suppress(asyncio.CancelledError):
-            await balancing
-        await pool.close()
-
-
-def _open_slot(settings: Settings, proxy: str | None, budget: Budget, clock: Callable[[], float], number: int) -> Slot:
-    def connected() -> None:
-        if clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt says it
-                budget.made_late()
-
-    # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
-    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None)
-    # There is no public way to choose how connections close, and five is Bitly's limit for them.
-    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
-    session = aiohttp.ClientSession(
-        connector=connector,
-        middlewares=(_send_once,),
-        timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds, connect=CONNECT_SECONDS),
-        headers={
-            "Accept": "application/json",  # the same routes can answer CSV
-            "Accept-Encoding": "gzip",
-            "User-Agent": f"harvester/{__version__}",
-        },
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        proxy=proxy,
-    )
-    slot = Slot(number, session)
-    return slot
-
-
-def _proxy_for(base: URL) -> str | None:
-    """Give the proxy that the environment names for the base URL; this machine is reached without one.
-
-    Raises:
-        UsageError: it is not an HTTP proxy.
-    """
-    if base.scheme == "http" or not base.host or proxy_bypass(f"{base.host}:{base.port}"):
-        return None  # only loopback may be plain http
-    proxies = getproxies()
-    proxy = proxies.get(base.scheme) or proxies.get("all")
-    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
-        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
-    return proxy

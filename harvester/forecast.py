@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from harvester.budget import LATE_SECONDS, SPANS, Limits
+from harvester.book import LATE_SECONDS, SPANS
+from harvester.budget import Limits
 from harvester.clocks import next_month
 from harvester.throttle import HOUR, MINUTE
 

@@ -390,11 +390,12 @@ class Harvest:
             }
             if waiting
             else None,
-            "windows": [_window_report(state) for state in windows],
+            "windows": [window_report(state) for state in windows],
         }
 
 
-def _window_report(state: WindowState) -> dict[str, Any]:
+def window_report(state: WindowState) -> dict[str, Any]:
+    """Give what a window holds as it stands in manifest and plan."""
     return {
         "window": state.window,
         "limit": state.limit or None,

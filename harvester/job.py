@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from harvester import client, store
 from harvester.bitly import FACETS, Query, endpoint, utc_text
-from harvester.budget import Account, Book, Budget, Wanted, WindowState
+from harvester.book import Book
+from harvester.budget import Account, Budget, Wanted, WindowState
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.gate import Gate, GateRules

@@ -15,6 +15,7 @@ from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, forecast, shorter
 from harvester.gate import Gate
+from harvester.harvest import window_report
 from harvester.job import Budgets, Job, budgeted, count
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
@@ -145,17 +146,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "attempts": plan.attempts,
         "limits": asdict(plan.limits),
         "account": plan.account,
-        "windows": [
-            {
-                "window": state.window,
-                "limit": state.limit or None,
-                "used": state.used,
-                "left": state.left,
-                "until": utc_text(state.until) if state.until else None,
-                "source": state.source,
-            }
-            for state in plan.windows
-        ],
+        "windows": [window_report(state) for state in plan.windows],
         "plan_limits": [asdict(limit) for limit in plan.said],
         "now": utc_text(plan.now),
         "this_month": course.this_month,

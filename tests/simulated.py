@@ -18,8 +18,8 @@ import orjson
 from yarl import URL
 
 from harvester.bitly import PLATFORM_LIMITS
-from harvester.client import Pool, Slot
 from harvester.clocks import month_of
+from harvester.connections import Pool, Slot
 from harvester.ledger import Entry, Known, State, Totals
 from harvester.places import Form
 from harvester.slots import Slots

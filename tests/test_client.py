@@ -23,9 +23,11 @@ from yarl import URL
 
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
-from harvester.budget import Account, Book, Budget, MonthOver, Wait, Wanted
-from harvester.client import NOT_ASKED, Client, Pool, Settings, Slot, opened
+from harvester.book import Book
+from harvester.budget import Account, Budget, MonthOver, Wait, Wanted
+from harvester.client import NOT_ASKED, Client, Settings, opened
 from harvester.clocks import Clock
+from harvester.connections import Pool, Slot
 from harvester.errors import Stopping, UsageError
 from harvester.gate import Gate, GateRules
 from harvester.slots import Slots
@@ -1010,6 +1012,6 @@ async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(mon
     async with wired(whole_answer({}, ROW_BODY)) as (client, _):
         assert await client.ask("bit.ly/x") == ROW
         assert late == []
-        monkeypatch.setattr("harvester.client._LATE_SECONDS", -1.0)
+        monkeypatch.setattr("harvester.connections._LATE_SECONDS", -1.0)
         assert await client.ask("bit.ly/x") == ROW
     assert late == [True]

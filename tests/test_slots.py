@@ -16,7 +16,7 @@ import pytest
 
 from harvester import slots
 from harvester.bitly import MAX_CONNECTIONS
-from harvester.client import Pool, Slot
+from harvester.connections import Pool, Slot
 from harvester.errors import ConnectionsBusy, OutputError, Stopping
 from harvester.slots import SEATS, Slots
 from harvester.stopping import Reason, Stop, Stopper

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester import throttle
-from harvester.budget import SPANS, THROTTLED, Account, Book, Budget, Wait, Wanted
+from harvester.book import SPANS, Book
+from harvester.budget import THROTTLED, Account, Budget, Wait, Wanted
 from harvester.throttle import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
@@ -332,15 +333,15 @@ def test_late_throttled_answers_had_not_passed(start: Start, machine: Machine) -
     assert budget.limits.per_minute == 35
 
 
-def test_what_passed_since_a_probe_reopened_the_minute_is_what_counts_and_the_probe_with_it(
+def test_what_passed_since_a_probe_reopened_a_window_is_what_counts_and_the_probe_with_it(
     start: Start, machine: Machine
 ) -> None:
-    budget = taught(start, machine, 40)
-    machine.seconds += 1.0
-    assert take_all(budget, 30) == 30
-    budget.throttled(1.0, sent_at=machine.seconds)
-    budget.answered(sent_at=probe(budget, machine))
-    assert budget.limits.per_minute == 30  # the probe and 29
+    budget = start(0, 1000)
+    for passed in (5, 200):
+        assert take_all(budget, passed) == passed
+        budget.throttled(900.0, sent_at=machine.seconds)
+        budget.answered(sent_at=probe(budget, machine))
+    assert budget.limits.per_hour == 200  # the probe and 199
 
 
 def test_that_the_minute_was_reopened_says_nothing_of_what_passed_in_the_hour(start: Start, machine: Machine) -> None:

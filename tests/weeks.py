@@ -9,7 +9,8 @@ from typing import Any
 
 from harvester import sources
 from harvester.bitly import FACETS, Query, endpoint
-from harvester.budget import Account, Book, Budget, Wanted
+from harvester.book import Book
+from harvester.budget import Account, Budget, Wanted
 from harvester.client import Client, Settings
 from harvester.clocks import next_month
 from harvester.gate import Gate, GateRules

@@ -1,0 +1,263 @@
+"""Connections to Bitly: a session for each slot of the machine that this process holds, and what comes over it.
+
+Nothing of aiohttp's that would send a request twice, hold a connection longer than needed or read without bounds is
+left on.
+"""
+
+import asyncio
+import re
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from harvester import __version__
+from harvester.bitly import BODY_LIMIT
+from harvester.errors import OutputError, UsageError
+from harvester.slots import Slots
+from harvester.stopping import Reason, Stop, Stopper
+
+CONNECT_SECONDS = 10.0
+_READ_BYTES = 64 * 1024
+_LATE_SECONDS = 0.2
+"""A connection that took longer to make leaves too little of the budget's half second for the way."""
+_REBALANCE_SECONDS = 0.5
+
+
+class _Disconnected(aiohttp.ClientError):
+    """The server hung up before it answered."""
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again by itself after a disconnection: nobody would count that attempt."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Disconnected(f"{type(error).__name__}: {error}") from error
+
+
+class _Abrupt(ResponseHandler):
+    """Closes without TLS's farewell, for up to 30 s of which the connection would still count.
+
+    connected: called when it is made, before anything is sent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
+        super().__init__(loop)
+        self._connected = connected
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it into use."""
+        super().connection_made(transport)
+        self._connected()
+
+    def close(self) -> None:
+        """Close at once."""
+        self.abort()
+
+
+class Slot:
+    """One of the machine's connections, in this process's hands: a session of one connection.
+
+    sent_at: when the attempt was counted that goes over it, elapsed seconds.
+    """
+
+    def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
+        self.number = number
+        self.session = session
+        self.sent_at = 0.0
+
+
+class Pool:
+    """The slots that this process holds, kept at its share while other processes come and go.
+
+    open_slot: makes a slot's session.
+    """
+
+    def __init__(self, slots: Slots, open_slot: Callable[[int], Slot]) -> None:
+        self._slots = slots
+        self._open_slot = open_slot
+        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
+        self._surplus: list[Slot] = []
+        self._too_many = 0
+
+    @property
+    def empty_handed(self) -> bool:
+        """True while other processes have not yet given up a connection."""
+        return self._slots.held == 0
+
+    async def get(self, stopper: Stopper) -> Slot:
+        """Give a free slot, to be given back with put.
+
+        Raises:
+            Stopping: the run ended first.
+        """
+        if not self._free.empty():
+            return self._free.get_nowait()
+        return await stopper.guard(self._free.get())
+
+    def put(self, slot: Slot) -> None:
+        """Take a slot back."""
+        if self._too_many > 0:
+            self._too_many -= 1
+            self._surplus.append(slot)
+        else:
+            self._free.put_nowait(slot)
+
+    async def rebalance(self) -> None:
+        """Give back what is more than the share, and take what is less, as far as others have given it back."""
+        share = self._slots.share
+        self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
+        while self._too_many and not self._free.empty():
+            self.put(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+        while self._slots.held < share and (number := self._slots.grab()) is not None:
+            self._free.put_nowait(self._open_slot(number))
+
+    async def keep_balanced(self, stopper: Stopper) -> None:
+        """Rebalance until cancelled; ends the run when the locks have gone."""
+        try:
+            while True:
+                await asyncio.sleep(_REBALANCE_SECONDS)
+                await self.rebalance()
+        except OutputError as error:
+            stopper.request(Stop(Reason.OUTPUT, str(error)))
+
+    async def close(self) -> None:
+        """Close the sessions that are not in use, and give their slots back."""
+        while not self._free.empty():
+            self._surplus.append(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+
+    async def _close(self, slot: Slot) -> None:
+        await slot.session.close()
+        self._slots.give_back(slot.number)
+
+
+@asynccontextmanager
+async def pooled(
+    slots: Slots,
+    stopper: Stopper,
+    *,
+    base_url: str,
+    timeout_seconds: float,
+    clock: Callable[[], float],
+    made_late: Callable[[], None],
+) -> AsyncIterator[Pool]:
+    """Open a pool, keep it at this process's share, and close its connections at the end.
+
+    slots: joined already; left by the caller. made_late: called when a connection took so long that the attempt goes
+    later than it was counted, by clock. Proxy variables are honoured, netrc is not: it would put another's password
+    beside the token.
+
+    Raises:
+        UsageError: a proxy variable is not an HTTP proxy's URL.
+    """
+    proxy = _proxy_for(URL(base_url))
+    pool = Pool(slots, partial(_open_slot, timeout_seconds, proxy, clock, made_late))
+    await pool.rebalance()
+    balancing = asyncio.create_task(pool.keep_balanced(stopper))
+    try:
+        yield pool
+    finally:
+        balancing.cancel()
+        with suppress(asyncio.CancelledError):
+            await balancing
+        await pool.close()
+
+
+def _open_slot(
+    timeout_seconds: float,
+    proxy: str | None,
+    clock: Callable[[], float],
+    made_late: Callable[[], None],
+    number: int,
+) -> Slot:
+    def connected() -> None:
+        if clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt says it
+                made_late()
+
+    # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
+    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None)
+    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
+    session = aiohttp.ClientSession(
+        connector=connector,
+        middlewares=(_send_once,),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        headers={
+            "Accept": "application/json",  # the same routes can answer CSV
+            "Accept-Encoding": "gzip",
+            "User-Agent": f"harvester/{__version__}",
+        },
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=proxy,
+    )
+    slot = Slot(number, session)
+    return slot
+
+
+def _proxy_for(base: URL) -> str | None:
+    """Give the proxy that the environment names for the base URL; this machine is reached without one.
+
+    Raises:
+        UsageError: it is not an HTTP proxy.
+    """
+    if base.scheme == "http" or not base.host or proxy_bypass(f"{base.host}:{base.port}"):
+        return None  # only loopback may be plain http
+    proxies = getproxies()
+    proxy = proxies.get(base.scheme) or proxies.get("all")
+    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
+        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
+    return proxy
+
+
+async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Read a body of at most BODY_LIMIT bytes, decoded; the second is False when there was more.
+
+    aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    length = response.content_length
+    if encoding in {"", "identity"} and length is not None and length <= BODY_LIMIT:
+        return await response.read(), True
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+    inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_READ_BYTES):
+        if inflate and inflate.eof:
+            response.close()
+            raise ValueError("something follows the compressed body")
+        room = BODY_LIMIT + 1 - len(body)
+        body += inflate.decompress(chunk, room) if inflate else chunk[:room]
+        if len(body) > BODY_LIMIT:
+            response.close()  # what is left is not worth reading
+            return bytes(body[:BODY_LIMIT]), False
+    if inflate and not inflate.eof:
+        raise aiohttp.ClientPayloadError("the compressed body was cut")
+    return bytes(body), True
+
+
+def for_good(error: Exception) -> str | None:
+    """Say what to do about a connection that will not come about by trying again; None if it may."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
+        return (
+            f"the server's certificate was refused ({error}). Behind a company's proxy set SSL_CERT_FILE to a file "
+            "with its certificate authority"
+        )
+    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
+        return f"the proxy refused the connection ({error.status} {error.message}). Check HTTPS_PROXY and NO_PROXY"
+    return None
