@@ -862,6 +862,18 @@ def test_a_crash_costs_a_month_without_windows_at_most_what_a_tenth_of_a_second_
     assert 100 <= window(start(), "month").used < 164
 
 
+def test_what_was_counted_and_not_sent_is_given_back_to_windows_too(start: Start, machine: Machine) -> None:
+    budget, other = start(), start(1000)
+    assert take_all(budget, 100) == 100
+    budget.close()
+    assert window(other, "minute").used == 100
+    assert take_all(budget, 100) == 100
+    machine.seconds += 0.2
+    assert other.take() is None  # it has counted behind what may still be given back
+    budget.close()
+    assert 201 <= window(other, "minute").used < 201 + 64
+
+
 def test_attempts_that_were_counted_at_once_go_at_once_or_not_at_all(start: Start, machine: Machine) -> None:
     budget = start()
     assert take_all(budget, 100) == 100  # and some more are counted
@@ -1234,6 +1246,20 @@ def test_a_file_that_cannot_be_written_is_refused_with_what_to_do(quick_path: Pa
     assert explains(error, path)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
+    start: Start, machine: Machine, quick_path: Path, replaced: bool
+) -> None:
+    budget = start(100)
+    assert budget.take() is None
+    (quick_path / "budget.sqlite").rename(quick_path / "elsewhere")
+    if replaced:
+        start(100)
+    machine.seconds += 1.0
+    with pytest.raises(OutputError, match="taken away or replaced"):
+        budget.take()
+
+
 def test_a_folder_in_the_files_place_is_refused_with_what_to_do(quick_path: Path) -> None:
     with pytest.raises(OutputError) as error:
         use(quick_path)
@@ -1271,6 +1297,7 @@ def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
 HAMMER = """
 import os, sys, time
 from contextlib import suppress
+from harvester.book import Book
 from harvester.budget import Account, Budget, Wanted
 from harvester.errors import BudgetBusy
 

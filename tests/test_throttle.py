@@ -345,15 +345,19 @@ def test_what_passed_since_a_probe_reopened_a_window_is_what_counts_and_the_prob
 
 
 def test_that_the_minute_was_reopened_says_nothing_of_what_passed_in_the_hour(start: Start, machine: Machine) -> None:
-    budget = taught(start, machine, 90)
-    machine.seconds += 120.0
-    assert take_all(budget, 90) == 90
+    budget = start(300, 1000)
+    assert take_all(budget, 201) == 201
+    budget.throttled(None, sent_at=machine.seconds)
+    budget.answered(sent_at=probe(budget, machine))
+    assert budget.limits.per_minute == 200
+    machine.seconds += 60.0
+    assert take_all(budget, 199) == 199
     sent_at = machine.seconds
     for _ in range(3):
         budget.throttled(None, sent_at=sent_at)
         sent_at = probe(budget, machine)
     budget.answered(sent_at=sent_at)
-    assert budget.limits.per_hour == 250  # a quarter of 1,000: 181 had passed, 90 of them since
+    assert budget.limits.per_hour == 400  # 200, one that had not passed, the probe and 198
 
 
 def test_a_window_is_lowered_to_a_tenth_of_a_minute_or_a_quarter_of_an_hour_at_the_most(
