@@ -53,8 +53,6 @@ _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 60.0
 """Whoever waits asks again at least so often: another process may have learned something, or the machine slept."""
-_SPRINT_SECONDS = 0.5
-"""Whoever keeps pace looks so often whether the list has come to its end, and fits into the room left."""
 _BUSY_SECONDS = 0.5
 _DATE_SECONDS = 60.0
 WITNESSES = 8
@@ -121,6 +119,7 @@ class Client:
         self._base_path = self._base.raw_path.rstrip("/")
         self._parameters = query.parameters
         self._paced = 0
+        self._pacing: set[asyncio.Future[None]] = set()
         self._pace: AsyncLimiter | None = None
         self._throttled_since: float | None = None
         self._date_due = 0.0
@@ -313,11 +312,21 @@ class Client:
             await self._pace.acquire()  # at once
             return
         self.waiting = self.waiting or Waiting("pace", limit, None)  # a window that binds says more
-        while not self._do(self.sprint):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_SPRINT_SECONDS):
-                    await self._stopper.guard(self._pace.acquire())
-                    return
+        if not self._do(self.sprint):
+            waiting = asyncio.ensure_future(_acquire(self._pace))
+            self._pacing.add(waiting)
+            try:
+                await self._stopper.guard(waiting)
+            finally:
+                self._pacing.discard(waiting)
+
+    def hurry(self) -> None:
+        """The list has come to its end: if what is left fits into the room left, nobody waits for the pace any more."""
+        if not self._pacing:
+            return
+        fits = self._do(self.sprint)
+        for waiting in self._pacing if fits else ():
+            waiting.cancel()
 
     async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
         """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.
@@ -457,6 +466,11 @@ class _UnreadableTwice(tenacity.stop.stop_base):
     def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
         self._seen += isinstance(_last_verdict(retry_state), Unreadable)
         return self._seen > 1
+
+
+async def _acquire(pace: AsyncLimiter) -> None:
+    with suppress(asyncio.CancelledError):  # there is nothing to wait for any more
+        await pace.acquire()
 
 
 def _pace(per_minute: int) -> AsyncLimiter | None:

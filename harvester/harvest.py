@@ -160,6 +160,7 @@ class Harvest:
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
+            self._client.hurry()
         except InputBroken as error:
             self._then = Stop(Reason.INPUT, str(error))  # once the calls that could be read are made
         except OutputError as error:

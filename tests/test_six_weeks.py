@@ -41,6 +41,14 @@ def test_a_minutes_limit_is_used_up_and_never_passed(quick_path: Path, limit: in
     assert weeks.bitly.throttled == weeks.repeated == 0
 
 
+@pytest.mark.parametrize("links", [20, 100])
+def test_a_list_that_ends_within_the_room_left_is_not_paced(quick_path: Path, links: int) -> None:
+    weeks = Weeks(quick_path, World(errors=0.0), Wanted(per_month=0), links)
+    assert weeks.run().complete
+    weeks.report("a short list")
+    assert weeks.bitly.seconds < 10
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("per_minute", "per_hour"), [(10, 0), (50, 0), (0, 600)])
 def test_limits_that_nobody_knows_are_found_at_the_price_of_one_call_in_a_hundred(
