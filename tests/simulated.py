@@ -103,7 +103,8 @@ class SimulatedBitly:
         return max(shares, default=self.world.errors)
 
     def _within(self, spans: Sequence[tuple[float, float]]) -> bool:
-        return any(begin <= self.seconds < end for begin, end in spans)
+        now = self.seconds
+        return any(begin <= now < end for begin, end in spans)
 
     def answer(self, target: str) -> tuple[int, bytes]:
         if target.startswith(f"/v4{PLATFORM_LIMITS}"):

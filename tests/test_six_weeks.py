@@ -191,7 +191,7 @@ def shared_world() -> World:
 )
 def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
     """A thousand an hour, shared with others at times, with outages and the ends of months."""
-    weeks = Weeks(quick_path, shared_world(), Wanted(per_month=per_month), links)
+    weeks = Weeks(quick_path, shared_world(), Wanted(per_month=per_month), links, connections=2)
     outcome = weeks.run()
     bitly = weeks.bitly
     used = weeks.shared_utilisation()

@@ -25,7 +25,6 @@ from tests.virtual import VirtualClock, run
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 BEGIN = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
-CONNECTIONS = 5
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Weeks:
     wanted: Wanted
     links: int
     seed: int = 1
+    connections: int = 5
     begin: datetime = BEGIN
     promised: tuple[int, int] = (100, 1000)
     store: MemoryStore = field(default_factory=MemoryStore)
@@ -84,8 +84,8 @@ class Weeks:
             helpers = Budget(book, account, HELPERS, Wanted(per_month=self.wanted.per_month), rng)
             stopper, gate = Stopper(), Gate(GateRules(), self.clock.elapsed, rng)
             client = Client(
-                await pool_of(self.bitly, CONNECTIONS),
-                Settings("https://bitly/v4", CONNECTIONS, 5, 30.0),
+                await pool_of(self.bitly, self.connections),
+                Settings("https://bitly/v4", self.connections, 5, 30.0),
                 QUERY,
                 Token(lambda: "token"),
                 budget,
@@ -95,7 +95,7 @@ class Weeks:
             )
             inquiry = Inquiry(client, budget, helpers, "referrers", stopper)
             rules = Rules(None, first_rows=self.store.invocation == 1)
-            options = Options(CONNECTIONS, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
+            options = Options(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
             watcher = StderrWatcher(quiet=True)
             harvest = Harvest(store, client, budget, inquiry, stopper, rules, watcher, options)
