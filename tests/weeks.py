@@ -78,7 +78,7 @@ class Weeks:
         self.store.invocation += 1
         with closing(Book(str(self.folder / "budget.sqlite"), self.clock)) as book:
             book.set_fast(fast=True)
-            account = Account("bitly:443", "token", "account")
+            account = Account("bitly:443", "token", "token")
             rng = random.Random(self.seed)
             budget = Budget(book, account, endpoint(FACETS["referrers"]), self.wanted, rng)
             helpers = Budget(book, account, HELPERS, Wanted(per_month=self.wanted.per_month), rng)
