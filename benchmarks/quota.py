@@ -75,7 +75,7 @@ def six_weeks(weeks: int) -> Case:
     def made(folder: Path) -> Weeks:
         return Weeks(folder, shared_world(), Wanted(per_month=400_000), weeks * HOURS_A_WEEK * 1000)
 
-    return Case(f"{weeks} weeks", made, Weeks.shared_utilisation, 0.92)
+    return Case(f"{weeks} weeks", made, Weeks.shared_utilisation, 0.88)
 
 
 def measure(case: Case, folder: Path) -> bool:

@@ -196,7 +196,7 @@ def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
     bitly = weeks.bitly
     used = weeks.shared_utilisation()
     weeks.report("six weeks", used)
-    assert used >= 0.92  # others count twice for a while: when they are seen, and when they throttle
+    assert used >= 0.88  # others count twice for a while: when they are seen, and when they throttle
     assert outcome.status.failed == 0
     assert weeks.store.totals.rows == links
     assert set(bitly.by_month.values()) <= set(range(per_month + 1))
