@@ -6,8 +6,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from cyclopts.config import Toml
 
 from harvester import __version__
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
-from harvester.settings import RunOptions
+from harvester.options import RunOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
 
@@ -126,12 +127,14 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
         Lists of bitlinks, a line each, plain or gzipped; - for standard input.
     """
     from harvester import progress
+    from harvester.assembly import job_of
 
-    watcher = progress.StderrWatcher(quiet=options.quiet, show_failures=_dashed(options.out) == "-")
-    job = _job_of([_dashed(link) for link in links], options, watcher)
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    watcher = progress.StderrWatcher(quiet=options.say.quiet, show_failures=options.output.out == "-")
+    job = job_of([_dashed(link) for link in links], options, watcher.warn)
     began = time.monotonic()
     outcome = _run_job(job, watcher)
-    if not options.quiet or outcome.stop:
+    if not options.say.quiet or outcome.stop:
         say(progress.summary(outcome, job.out, time.monotonic() - began))
     return exit_code(outcome)
 
@@ -151,12 +154,14 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     """
     from harvester import plan as plans
     from harvester import progress, settings
+    from harvester.assembly import job_of
 
-    watcher = progress.StderrWatcher(quiet=options.quiet)
-    known = settings.has_token(options)
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    watcher = progress.StderrWatcher(quiet=options.say.quiet)
+    known = settings.has_token(options.access)
     if not known:
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
-    job = _job_of([_dashed(link) for link in links], options, watcher, None if known else _no_token)
+    job = job_of([_dashed(link) for link in links], options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
@@ -266,52 +271,6 @@ def _guarded(words: list[str]) -> int:
     except Exception:
         say(traceback.format_exc() + "harvester: a bug; what was harvested is safe. Please report the lines above")
         return BUG
-
-
-def _job_of(
-    links: list[str], options: RunOptions, watcher: "StderrWatcher", read_token: Callable[[], str] | None = None
-) -> "Job":
-    """Turn a run's options into a job; everything that can be wrong with them is found here.
-
-    read_token: gives the token, instead of where the options say.
-    """
-    from harvester import client, settings, sources
-    from harvester.gate import GateRules
-    from harvester.harvest import Options
-    from harvester.job import Job
-    from harvester.store import PartPolicy
-    from harvester.tokens import Token
-
-    query, pin_reference = settings.query_of(options)
-    settings.check_counts(options)
-    return Job(
-        sources=sources.find(links),
-        token=Token(read_token or settings.token_source(options, watcher.warn)),
-        out=_dashed(options.out),
-        work_dir=options.work_dir,
-        query=query,
-        pin_reference=pin_reference,
-        wanted=settings.wanted_limits(options),
-        account=settings.account_of(options),
-        state_dir=options.state_dir,
-        gate_rules=GateRules(limit_seconds=settings.seconds_of("--outage-limit", options.outage_limit)),
-        asking=client.Settings(
-            base_url=settings.checked_base_url(options.base_url),
-            connections=options.connections,
-            attempts=options.attempts,
-            timeout_seconds=settings.seconds_of("--timeout", options.timeout),
-        ),
-        parts=PartPolicy(options.part_rows, settings.bytes_of("--part-bytes", options.part_bytes)),
-        harvesting=Options(
-            workers=options.connections,
-            max_calls=options.max_calls,
-            retry_failed=options.retry_failed,
-            retry_refused=options.retry_refused,
-        ),
-        failure_limit=settings.failure_limit_of(options.max_failures),
-        max_time_seconds=settings.seconds_of("--max-time", options.max_time) if options.max_time else None,
-        strict=options.strict,
-    )
 
 
 def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":

@@ -1,4 +1,4 @@
-"""The options of a run, and what they mean as typed values: everything is checked here before anything is opened."""
+"""What options mean as typed values: everything is checked here before anything is opened."""
 
 import os
 import re
@@ -6,27 +6,18 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cyclopts import Group, Parameter
-
-from harvester.bitly import BASE_URL, FACETS, MAX_CONNECTIONS, UNITS, Query, utc_text
+from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
+from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions
 from harvester.stopping import FailureLimit
 
 if TYPE_CHECKING:
     from harvester.budget import Wanted
-
-_ASKED = Group("What is asked", sort_key=1)
-_WRITTEN = Group("What is written", sort_key=2)
-_LIMITS = Group("Limits", sort_key=3)
-_ENDS = Group("When to stop", sort_key=4)
-_ACCESS = Group("Access", sort_key=5)
-_MORE = Group("More", sort_key=6)
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -35,100 +26,7 @@ _LONGEST_SECONDS = 366 * 86400
 _MOST = 2**31 - 1
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What `harvester run` can be told, as it was written."""
-
-    out: Annotated[str, Parameter(group=_WRITTEN)]
-    "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output."
-
-    work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
-    "Where the run's private state lies, on a local disk; by default inside or beside --out."
-
-    part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
-    "A part is published when it has this many rows."
-
-    part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
-    "A part is published when it has this many bytes."
-
-    facet: Annotated[str, Parameter(group=_ASKED)] = "referrers"
-    "Bitly's break-down: referrers, referrer_name, referring_domains or countries."
-
-    unit: Annotated[str, Parameter(group=_ASKED)] = "day"
-    "What --units counts: minute, hour, day, week or month."
-
-    units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
-    "How many units back from --unit-reference; -1 for all that the plan keeps."
-
-    unit_reference: Annotated[str | None, Parameter(group=_ASKED)] = None
-    "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
-
-    size: Annotated[int, Parameter(group=_ASKED)] = 50
-    "The most metrics that one row lists."
-
-    retry_failed: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
-    "Ask again also for calls that have failed in three runs."
-
-    retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
-    "Ask again for calls that Bitly has refused."
-
-    connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
-    "Connections at once; Bitly allows five from one IP address."
-
-    per_minute: Annotated[int | None, Parameter(group=_LIMITS)] = None
-    "Attempts in any minute; 0 for no limit. By default what Bitly says, or else 100."
-
-    per_hour: Annotated[int | None, Parameter(group=_LIMITS)] = None
-    "Attempts in any hour; 0 for no limit. By default what Bitly says, or else 1,000."
-
-    per_month: Annotated[int | None, Parameter(group=_LIMITS)] = None
-    "The account's attempts in a calendar month, UTC; 0 for no limit. By default 1,000, as on Bitly's free plan."
-
-    reserve: Annotated[str, Parameter(group=_LIMITS)] = "0%"
-    "The share of each limit that is left to others, such as 10%."
-
-    account: Annotated[str | None, Parameter(group=_LIMITS)] = None
-    "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
-
-    state_dir: Annotated[str | None, Parameter(group=_LIMITS, env_var="HARVESTER_STATE_DIR")] = None
-    "Where the budget is kept for all runs of this machine; by default the user's state folder."
-
-    attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
-    "Attempts that a call is worth before it has failed."
-
-    timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
-    "Time for one attempt, such as 30s."
-
-    max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
-    "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
-
-    max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
-    "Stop after this time, such as 90s, 15m or 6h."
-
-    max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
-    "Stop after this many calls."
-
-    outage_limit: Annotated[str, Parameter(group=_ENDS)] = "15m"
-    "Stop when the server has been out for this long."
-
-    strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
-    "Do not begin unless every line of the list is a bitlink."
-
-    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
-    "Bitly's API, or a sandbox."
-
-    token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
-    "A file whose first line is the token; otherwise BITLY_TOKEN holds it."
-
-    token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
-    "A command that prints the token, such as a password manager's."
-
-    quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
-    "Say nothing but warnings and errors."
-
-
-def query_of(options: RunOptions) -> tuple[Query, bool]:
+def query_of(options: QueryOptions) -> tuple[Query, bool]:
     """Give the query, and whether its unit_reference is merely this moment.
 
     Raises:
@@ -144,7 +42,7 @@ def query_of(options: RunOptions) -> tuple[Query, bool]:
     return query, options.unit_reference is None
 
 
-def wanted_limits(options: RunOptions) -> "Wanted":
+def wanted_limits(options: LimitOptions) -> "Wanted":
     """Give the limits as they were asked for. Raises UsageError for negative ones, and for a reserve of everything."""
     from harvester.budget import Wanted  # noqa: PLC0415 - --help must not wait for SQLite
 
@@ -161,7 +59,7 @@ def _reserve_of(text: str) -> float:
     return float(match[1]) / 100
 
 
-def account_of(options: RunOptions) -> str | None:
+def account_of(options: LimitOptions) -> str | None:
     """Give the account's name. Raises UsageError for one that cannot be shown."""
     if options.account is not None and not re.fullmatch(r"[^\x00-\x20\x7f-\x9f]{1,100}", options.account):
         raise UsageError("--account: a name without spaces, of at most 100 characters, was expected")
@@ -218,16 +116,17 @@ def checked_base_url(url: str) -> str:
 
 def check_counts(options: RunOptions) -> None:
     """Refuse counts below one. Raises UsageError."""
-    for name in ("connections", "attempts", "part_rows"):
-        _at_least("--" + name.replace("_", "-"), getattr(options, name), 1)
-    if options.max_calls is not None:
-        _at_least("--max-calls", options.max_calls, 1)
+    _at_least("--connections", options.limits.connections, 1)
+    _at_least("--attempts", options.limits.attempts, 1)
+    _at_least("--part-rows", options.output.part_rows, 1)
+    if options.ends.max_calls is not None:
+        _at_least("--max-calls", options.ends.max_calls, 1)
 
 
 # --- the token ----------------------------------------------------------------------------------------------------
 
 
-def token_source(options: RunOptions, warn: Callable[[str], None]) -> Callable[[], str]:
+def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Give the function that reads the token from where the options say; it raises UsageError and may block."""
     if options.token_file is not None and options.token_command is not None:
         raise UsageError("--token-file and --token-command: give one of them")
@@ -241,7 +140,7 @@ def token_source(options: RunOptions, warn: Callable[[str], None]) -> Callable[[
     return _token_from_environment
 
 
-def has_token(options: RunOptions) -> bool:
+def has_token(options: AccessOptions) -> bool:
     """Say whether a token is named anywhere; whether it can be read is another question."""
     return bool(options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip())
 

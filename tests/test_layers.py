@@ -52,7 +52,7 @@ def test_the_table_goes_downwards() -> None:
         ("aiolimiter", {"client"}),
         ("tenacity", {"client"}),
         ("sqlite3", {"ledger", "book"}),
-        ("cyclopts", {"cli", "settings"}),
+        ("cyclopts", {"cli", "options"}),
         ("psutil", {"places"}),
         ("platformdirs", {"places"}),
     ],

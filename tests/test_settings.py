@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,17 @@ from hypothesis import strategies as st
 from harvester.bitly import BASE_URL, FACETS, UNITS
 from harvester.budget import Wanted
 from harvester.errors import UsageError
-from harvester.settings import (
+from harvester.options import (
+    AccessOptions,
+    LimitOptions,
+    OutputOptions,
+    QueryOptions,
     RunOptions,
+    by_name,
+    made_of,
+    names_in,
+)
+from harvester.settings import (
     account_of,
     bytes_of,
     check_counts,
@@ -29,11 +37,11 @@ from harvester.settings import (
 from harvester.stopping import FailureLimit
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
-OPTIONS = RunOptions(out="out")
+RUN = RunOptions(output=OutputOptions(out="out"))
 
 
-def options(**changes: Any) -> RunOptions:
-    return replace(OPTIONS, **changes)
+def run_options(**changes: Any) -> RunOptions:
+    return made_of(RunOptions, {"out": "out", **changes})
 
 
 # --- durations and sizes --------------------------------------------------------------------------------------------
@@ -134,56 +142,58 @@ def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: st
 
 
 def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:
-    assert wanted_limits(options(per_minute=1, per_hour=2, per_month=0)) == Wanted(1, 2, 0)
+    assert wanted_limits(LimitOptions(per_minute=1, per_hour=2, per_month=0)) == Wanted(1, 2, 0)
 
 
 def test_limits_that_nobody_named_are_left_open() -> None:
-    assert wanted_limits(OPTIONS) == Wanted(None, None, None, 0.0)
+    assert wanted_limits(LimitOptions()) == Wanted(None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["per_minute", "per_hour", "per_month"])
 def test_a_negative_limit_is_a_usage_error_that_names_the_option(name: str) -> None:
     with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        wanted_limits(options(**{name: -1}))
+        wanted_limits(run_options(**{name: -1}).limits)
 
 
 @pytest.mark.parametrize(
     ("text", "share"), [("0%", 0.0), ("10%", 0.1), (" 2.5 % ", 0.025), ("99.9%", pytest.approx(0.999))]
 )
 def test_a_reserve_is_a_share_of_each_limit(text: str, share: float) -> None:
-    assert wanted_limits(options(reserve=text)).reserve == share
+    assert wanted_limits(LimitOptions(reserve=text)).reserve == share
 
 
 @pytest.mark.parametrize("text", ["", "10", "0.1", "100%", "250%", "-1%", "%", "ten%", "nan%", "1e1%"])
 def test_any_other_reserve_is_a_usage_error_that_names_the_option(text: str) -> None:
     with pytest.raises(UsageError, match="--reserve"):
-        wanted_limits(options(reserve=text))
+        wanted_limits(LimitOptions(reserve=text))
 
 
 @pytest.mark.parametrize("name", [None, "me", "Händler-2", "a" * 100])
 def test_an_account_is_a_word(name: str | None) -> None:
-    assert account_of(options(account=name)) == name
+    assert account_of(LimitOptions(account=name)) == name
 
 
 @pytest.mark.parametrize("name", ["", " ", "two words", "a\nb", "\x1b[31m", "\x9b", "a" * 101])
 def test_any_other_account_is_a_usage_error_that_names_the_option(name: str) -> None:
     with pytest.raises(UsageError, match="--account"):
-        account_of(options(account=name))
+        account_of(LimitOptions(account=name))
 
 
 @pytest.mark.parametrize("name", ["connections", "attempts", "part_rows", "max_calls"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_count_below_one_is_a_usage_error_that_names_the_option(name: str, value: int) -> None:
-    check_counts(OPTIONS)
+    check_counts(RUN)
     with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        check_counts(options(**{name: value}))
+        check_counts(run_options(**{name: value}))
 
 
 # --- the query ------------------------------------------------------------------------------------------------------
 
 
 def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
-    query, moment_is_now = query_of(options(unit_reference="2026-11-23T08:00:00.9+02:00", unit="week", units=3, size=7))
+    query, moment_is_now = query_of(
+        QueryOptions(unit_reference="2026-11-23T08:00:00.9+02:00", unit="week", units=3, size=7)
+    )
     assert query.as_dict() == {
         "facet": "referrers",
         "unit": "week",
@@ -199,24 +209,24 @@ def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
     ["2026-11-23T06:00:00Z", "2026-11-23T06:00:00", "2026-11-23 06:00", "2026-11-23T06:00:00+0000", "20261123T060000Z"],
 )
 def test_a_moment_is_utc_unless_it_says_otherwise(text: str) -> None:
-    assert query_of(options(unit_reference=text))[0].unit_reference == "2026-11-23T06:00:00Z"
+    assert query_of(QueryOptions(unit_reference=text))[0].unit_reference == "2026-11-23T06:00:00Z"
 
 
 def test_a_date_is_its_midnight() -> None:
-    assert query_of(options(unit_reference="2026-11-23"))[0].unit_reference == "2026-11-23T00:00:00Z"
+    assert query_of(QueryOptions(unit_reference="2026-11-23"))[0].unit_reference == "2026-11-23T00:00:00Z"
 
 
 def test_without_a_moment_it_is_this_one() -> None:
-    query, moment_is_now = query_of(OPTIONS)
+    query, moment_is_now = query_of(QueryOptions())
     assert moment_is_now
     assert abs(datetime.now(UTC) - datetime.fromisoformat(query.unit_reference)) < timedelta(seconds=60)
 
 
 def test_every_facet_and_unit_of_bitlys_is_taken() -> None:
     for facet in FACETS:
-        assert query_of(options(facet=facet))[0].facet == facet
+        assert query_of(QueryOptions(facet=facet))[0].facet == facet
     for unit in UNITS:
-        assert query_of(options(unit=unit))[0].unit == unit
+        assert query_of(QueryOptions(unit=unit))[0].unit == unit
 
 
 @pytest.mark.parametrize(
@@ -241,7 +251,7 @@ def test_every_facet_and_unit_of_bitlys_is_taken() -> None:
 )
 def test_a_value_that_bitly_does_not_know_is_a_usage_error_that_names_the_option(name: str, value: object) -> None:
     with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        query_of(options(**{name: value}))
+        query_of(run_options(**{name: value}).query)
 
 
 # --- the base URL ---------------------------------------------------------------------------------------------------
@@ -352,12 +362,12 @@ def command_that(code: str) -> str:
 
 def test_the_environment_holds_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", f" {TOKEN}\n")
-    assert token_source(OPTIONS, silent)() == TOKEN
+    assert token_source(AccessOptions(), silent)() == TOKEN
 
 
 def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", TOKEN)
-    read = token_source(OPTIONS, silent)
+    read = token_source(AccessOptions(), silent)
     assert read() == TOKEN
     monkeypatch.setenv("BITLY_TOKEN", "another")
     assert read() == "another"
@@ -366,11 +376,11 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\nand a note"])
 def test_a_files_first_line_is_the_token(tmp_path: Path, no_token: None, content: str) -> None:
     path = token_file(tmp_path, content.encode())
-    assert token_source(options(token_file=path), silent)() == TOKEN
+    assert token_source(AccessOptions(token_file=path), silent)() == TOKEN
 
 
 def test_a_file_is_read_at_each_call_so_that_a_token_can_be_rotated(tmp_path: Path, no_token: None) -> None:
-    read = token_source(options(token_file=token_file(tmp_path, b"old")), silent)
+    read = token_source(AccessOptions(token_file=token_file(tmp_path, b"old")), silent)
     assert read() == "old"
     token_file(tmp_path, b"new")
     assert read() == "new"
@@ -378,14 +388,14 @@ def test_a_file_is_read_at_each_call_so_that_a_token_can_be_rotated(tmp_path: Pa
 
 def test_a_commands_first_line_is_the_token(no_token: None) -> None:
     command = command_that(f"print('{TOKEN}'); print('and a note')")
-    assert token_source(options(token_command=command), silent)() == TOKEN
+    assert token_source(AccessOptions(token_command=command), silent)() == TOKEN
 
 
 def test_a_file_or_a_command_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", "from-the-environment")
     path = token_file(tmp_path, b"from-the-file")
-    assert token_source(options(token_file=path), silent)() == "from-the-file"
-    assert token_source(options(token_command=command_that("print('printed')")), silent)() == "printed"
+    assert token_source(AccessOptions(token_file=path), silent)() == "from-the-file"
+    assert token_source(AccessOptions(token_command=command_that("print('printed')")), silent)() == "printed"
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o644, True)])
@@ -394,7 +404,7 @@ def test_a_token_file_that_others_can_read_is_warned_of_once(
 ) -> None:
     warnings: list[str] = []
     path = token_file(tmp_path, TOKEN.encode(), mode)
-    read = token_source(options(token_file=path), warnings.append)
+    read = token_source(AccessOptions(token_file=path), warnings.append)
     assert read() == read() == TOKEN
     assert len(warnings) == warned
     assert all("chmod 600" in warning and TOKEN not in warning for warning in warnings)
@@ -402,7 +412,7 @@ def test_a_token_file_that_others_can_read_is_warned_of_once(
 
 def test_a_file_and_a_command_are_one_too_many() -> None:
     with pytest.raises(UsageError, match="--token-file and --token-command"):
-        token_source(options(token_file="a", token_command="b"), silent)
+        token_source(AccessOptions(token_file="a", token_command="b"), silent)
 
 
 @pytest.mark.parametrize("value", [None, "", "  \n"])
@@ -411,7 +421,7 @@ def test_without_any_token_the_error_says_where_to_put_one(monkeypatch: pytest.M
     if value is not None:
         monkeypatch.setenv("BITLY_TOKEN", value)
     with pytest.raises(UsageError) as refused:
-        token_source(OPTIONS, silent)()
+        token_source(AccessOptions(), silent)()
     for place in ("BITLY_TOKEN", "--token-file", "--token-command", "Settings > API"):
         assert place in str(refused.value)
 
@@ -419,7 +429,7 @@ def test_without_any_token_the_error_says_where_to_put_one(monkeypatch: pytest.M
 def test_a_missing_token_file_is_a_usage_error_that_names_it(tmp_path: Path, no_token: None) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(UsageError, match=f"--token-file {path}"):
-            token_source(options(token_file=str(path)), silent)()
+            token_source(AccessOptions(token_file=str(path)), silent)()
 
 
 @pytest.mark.parametrize(
@@ -431,7 +441,7 @@ def test_a_file_without_a_token_is_an_error_that_does_not_repeat_it(
 ) -> None:
     path = token_file(tmp_path, content)
     with pytest.raises(UsageError, match="--token-file") as refused:
-        token_source(options(token_file=path), silent)()
+        token_source(AccessOptions(token_file=path), silent)()
     assert TOKEN not in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
@@ -452,16 +462,38 @@ def test_a_command_that_gives_no_token_is_an_error_that_does_not_repeat_what_it_
     no_token: None, command: str
 ) -> None:
     with pytest.raises(UsageError, match="--token-command") as refused:
-        token_source(options(token_command=command), silent)()
+        token_source(AccessOptions(token_command=command), silent)()
     assert "s3cret" not in str(refused.value)
 
 
 def test_a_token_in_the_environment_that_is_none_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", "s3cret with spaces")
     with pytest.raises(UsageError, match="BITLY_TOKEN") as refused:
-        token_source(OPTIONS, silent)()
+        token_source(AccessOptions(), silent)()
     assert "s3cret" not in str(refused.value)
 
 
 def test_options_have_no_place_for_a_token() -> None:
-    assert not any(name in {"token", "access_token"} for name in RunOptions.__dataclass_fields__)
+    assert not {"token", "access_token"} & set(names_in(RunOptions))
+
+
+# --- by name --------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_made_from_their_names() -> None:
+    made = run_options(per_minute=7, facet="countries")
+    assert made.limits.per_minute == 7
+    assert made.query.facet == "countries"
+    assert made.access == AccessOptions()
+
+
+def test_options_by_name_are_those_that_they_were_made_of() -> None:
+    assert made_of(RunOptions, by_name(RUN)) == RUN
+    assert list(by_name(RUN)) == names_in(RunOptions)
+
+
+def test_a_name_that_is_no_option_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="there is no option per_minut; did you mean per_minute"):
+        run_options(per_minut=7)
+    with pytest.raises(UsageError, match="none of out, work_dir"):
+        run_options(zzz=7)

@@ -1,0 +1,65 @@
+"""Options to a job: the border between what was written and what is done."""
+
+from collections.abc import Callable, Sequence
+
+from harvester import client, settings, sources
+from harvester.gate import GateRules
+from harvester.harvest import Options
+from harvester.job import Job
+from harvester.options import LimitOptions, RunOptions
+from harvester.store import PartPolicy
+from harvester.tokens import Token
+
+
+def job_of(
+    lists: Sequence[str],
+    options: RunOptions,
+    warn: Callable[[str], None],
+    read_token: Callable[[], str] | None = None,
+) -> Job:
+    """Turn options into a job.
+
+    lists: the paths of lists, or - for standard input. read_token: gives the token, instead of where the options say.
+
+    Raises:
+        UsageError: a value that means nothing, a list that is not there, no token.
+    """
+    query, pin_reference = settings.query_of(options.query)
+    settings.check_counts(options)
+    output, limits, ends = options.output, options.limits, options.ends
+    return Job(
+        sources=sources.find(lists),
+        token=Token(read_token or settings.token_source(options.access, warn)),
+        out=output.out,
+        work_dir=output.work_dir,
+        query=query,
+        pin_reference=pin_reference,
+        wanted=settings.wanted_limits(limits),
+        account=settings.account_of(limits),
+        state_dir=limits.state_dir,
+        gate_rules=GateRules(limit_seconds=settings.seconds_of("--outage-limit", limits.outage_limit)),
+        asking=_asking(options.access.base_url, limits),
+        parts=PartPolicy(output.part_rows, settings.bytes_of("--part-bytes", output.part_bytes)),
+        harvesting=_harvesting(options),
+        failure_limit=settings.failure_limit_of(ends.max_failures),
+        max_time_seconds=settings.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
+        strict=options.list.strict,
+    )
+
+
+def _asking(base_url: str, limits: LimitOptions) -> client.Settings:
+    return client.Settings(
+        base_url=settings.checked_base_url(base_url),
+        connections=limits.connections,
+        attempts=limits.attempts,
+        timeout_seconds=settings.seconds_of("--timeout", limits.timeout),
+    )
+
+
+def _harvesting(options: RunOptions) -> Options:
+    return Options(
+        workers=options.limits.connections,
+        max_calls=options.ends.max_calls,
+        retry_failed=options.list.retry_failed,
+        retry_refused=options.list.retry_refused,
+    )
