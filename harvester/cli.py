@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Toml
 
-from harvester import __version__
+from harvester import __version__, configuration
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
 from harvester.options import RunOptions
 from harvester.stopping import Reason, Stop, Stopper
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from harvester.job import Job
     from harvester.progress import StderrWatcher
     from harvester.status import Outcome
+    from harvester.tokens import Token
 
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
 
@@ -94,27 +94,32 @@ app = App(
     error_formatter=_plain_error,
     exit_on_error=False,
     print_error=False,
+    verbose=False,
 )
 
 
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(env_var="HARVESTER_CONFIG")] = None,
+    config: Annotated[Path | None, Parameter(env_var=configuration.PREFIX + "CONFIG")] = None,
 ) -> int:
     """Read the configuration, then run the command.
 
     Parameters
     ----------
     config:
-        A TOML file with options, by command: see config.example.toml.
+        A TOML file of options: see config.example.toml.
     """
-    if config is not None:
-        if not config.is_file():
-            raise UsageError(f"--config {config}: no such file")
-        app.config = (Toml(config),)
+    _configure(config)
+    for name, nearest in configuration.misspelt_variables(app, os.environ):
+        say(f"warning: {name}: no option has this name; did you mean {nearest}?")
     code = app(tokens)
     return code if isinstance(code, int) else OK
+
+
+def _configure(path: Path | None) -> None:
+    file = () if path is None else (configuration.File(str(path), app),)
+    app.config = (configuration.from_variables, *file)
 
 
 @app.command
@@ -165,6 +170,48 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
+
+
+@app.command(name="config")
+def show_config(
+    *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    json: bool = False,
+    config: Annotated[Path | None, Parameter(show=False)] = None,
+) -> int:
+    """Print the settings that a command would have, and where each comes from.
+
+    Parameters
+    ----------
+    words:
+        The command, with any of its options; run by default.
+    json:
+        Print one JSON object, for a program.
+    """
+    if config is not None:  # behind the command's name it is this command's, and not _launch's
+        _configure(config)
+    named = list(words) if words and not words[0].startswith("-") else ["run", *words]
+    found = configuration.effective(app, named)
+    token, shown = _token_named(found)
+    text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown)
+    print(token.hidden_if_long(text) if token else text)
+    return OK
+
+
+def _token_named(found: list[configuration.Setting]) -> "tuple[Token | None, configuration.Setting | None]":
+    """Give the token that these settings lead to, and its fingerprint and source as a setting."""
+    from harvester import settings
+    from harvester.options import AccessOptions, made_of, names_in
+    from harvester.tokens import Token
+
+    values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
+    if "token_file" not in values:
+        return None, None
+    access = made_of(AccessOptions, values)
+    try:
+        token = Token(settings.token_source(access, lambda text: say(f"warning: {text}")))
+    except UsageError as error:
+        return None, configuration.Setting("token", None, str(error))
+    return token, configuration.Setting("token", token.fingerprint, settings.token_origin(access))
 
 
 @app.command

@@ -145,6 +145,13 @@ def has_token(options: AccessOptions) -> bool:
     return bool(options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip())
 
 
+def token_origin(options: AccessOptions) -> str:
+    """Name the source that `token_source` would read."""
+    if options.token_file is not None:
+        return f"--token-file {options.token_file}"
+    return "--token-command" if options.token_command is not None else "BITLY_TOKEN"
+
+
 def _token_from_environment() -> str:
     text = os.environ.get("BITLY_TOKEN", "")
     if not text.strip():

@@ -46,7 +46,15 @@ class Token:
 
         A sandbox's token may be a word like any other, which belongs into a good answer.
         """
-        return self._value.encode() in body and (len(self._value) >= _SECRET or not isinstance(verdict, Answer))
+        return self._value.encode() in body and (self._long or not isinstance(verdict, Answer))
+
+    @property
+    def _long(self) -> bool:
+        return len(self._value) >= _SECRET
+
+    def hidden_if_long(self, text: str) -> str:
+        """Give a text without the token in it, unless the token may be a word like any other."""
+        return self.hidden_in(text) if self._long else text
 
     async def renewed(self, refused: str, stopper: Stopper) -> bool:
         """Say whether there is another token now than the one whose header was refused.

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 
 from harvester import __version__
 from harvester.cli import _BY_REASON, EXIT_CODES, app
-from harvester.options import RunOptions, by_name, made_of, names_in
 from harvester.stopping import Reason
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
@@ -41,19 +39,6 @@ def test_every_exit_code_is_in_the_readme() -> None:
 
 def test_every_reason_to_stop_has_an_exit_code() -> None:
     assert set(_BY_REASON) == set(Reason)
-
-
-@pytest.mark.parametrize("field", names_in(RunOptions))
-def test_every_option_is_in_the_example_configuration(field: str) -> None:
-    example = (ROOT / "config.example.toml").read_text()
-    flags = {"retry_failed", "retry_refused", "strict", "quiet"}
-    assert field in flags or re.search(rf"^(# )?{field} = ", example, re.MULTILINE)
-
-
-def test_the_example_configuration_has_the_defaults() -> None:
-    example = tomllib.loads((ROOT / "config.example.toml").read_text())["run"]
-    defaults = by_name(made_of(RunOptions, {"out": "out"}))
-    assert example == {name: defaults[name] for name in example}
 
 
 def test_every_command_explains_itself() -> None:

@@ -1,0 +1,289 @@
+"""Where an option's value comes from: the command line, then a variable, then the file, then the default."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import orjson
+from cyclopts import App, Token
+from cyclopts.argument import Argument, ArgumentCollection
+
+from harvester.errors import UsageError
+
+PREFIX = "HARVESTER_"
+COMMAND_LINE, DEFAULT = "command line", "default"
+_TOKEN_VARIABLE = "BITLY_TOKEN"  # noqa: S105 - a variable's name
+_TOKEN_OPTIONS = ("token_file", "token_command")
+"""The first source that names one of these says where the token is, and so does a variable that holds the token."""
+_APART = frozenset({"sandbox", "demo"})
+"""Commands whose options mean something else than the same ones of `run`: they take only what is meant for them."""
+_WIDEST = 48
+_EXPECTED: dict[type, str] = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "text in quotes",
+}
+
+
+class Setting(NamedTuple):
+    """An option's effective value, and where it comes from: the command line, a variable, a file's key, the default."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def options_of(command: App) -> dict[str, Argument]:
+    """Give a command's options by their names, as they stand in a file."""
+    return _by_name(command.assemble_argument_collection())
+
+
+def commands_of(app: App) -> dict[str, App]:
+    """Give the commands that have settings, by their names."""
+    return {name: app[name] for name in app.resolved_commands() if not name.startswith("-") and name != "config"}
+
+
+def _by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
+    return {_name_of(each): each for each in arguments if each.name.startswith("--")}
+
+
+def _name_of(argument: Argument) -> str:
+    return argument.name.removeprefix("--").replace("-", "_")
+
+
+# --- variables ----------------------------------------------------------------------------------------------------
+
+
+def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
+    """Give the options that were not on the command line the values of their variables; an empty one says nothing.
+
+    HARVESTER_PER_MINUTE is for every command that has such an option; HARVESTER_RUN_PER_MINUTE, which goes before, for
+    run alone.
+    A source of cyclopts' settings: https://cyclopts.readthedocs.io/en/latest/config_file.html.
+    """
+    found = {}
+    for name in _by_name(arguments):
+        for variable in _variables(commands[-1], name) if commands else ():
+            if value := os.environ.get(variable, ""):
+                found[name] = (variable, value)
+                break
+    _fill(arguments, found, "a variable")
+
+
+def _variables(command: str, option: str) -> tuple[str, ...]:
+    """Name the variables that an option may come from, the one that counts first."""
+    own, shared = f"{PREFIX}{command}_{option}".upper(), f"{PREFIX}{option}".upper()
+    return (own,) if command in _APART else (own, shared)
+
+
+def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the variables whose names are nearly, but not quite, those of an option; with the nearest."""
+    names = [name for name in environment if name.startswith(PREFIX)]
+    if not names:
+        return
+    commands = {name: options_of(command) for name, command in commands_of(app).items()}
+    known = {each for name, options in commands.items() for option in options for each in _variables(name, option)}
+    for name in sorted(set(names) - known):
+        if nearest := get_close_matches(name, known, 1, 0.9):
+            yield name, nearest[0]
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+class File:
+    """A TOML file of options, checked against all commands; a source of cyclopts' settings.
+
+    A key above all tables is for every command that has such an option, a key in a command's table for that command,
+    and goes before. sandbox and demo take what stands in their tables alone.
+    """
+
+    def __init__(self, path: str, app: App) -> None:
+        """Read and check it.
+
+        Raises:
+            UsageError: it cannot be read, or has a key that no command knows or a value of another type.
+        """
+        self._path = path
+        self._content = _read(path)
+        commands = {name: options_of(command) for name, command in commands_of(app).items()}
+        shared = [options for command, options in commands.items() if command not in _APART]
+        everything = {name: option for options in shared for name, option in options.items()}
+        for key, value in self._content.items():
+            if key in commands:
+                self._check_table(key, value, commands[key])
+            elif isinstance(value, dict):
+                raise UsageError(f"{path}: [{key}] is no command{_nearest(key, commands)}")
+            else:
+                self._check(key, value, "", everything)
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG002
+        """Give the options that have no value yet those of the file."""
+        if not commands:
+            return
+        table, found = self._content.get(commands[-1], {}), {}
+        for name in _by_name(arguments):
+            if name in table:
+                found[name] = (f"{self._path} [{commands[-1]}]", _written(table[name]))
+            elif name in self._content and commands[-1] not in _APART:
+                found[name] = (self._path, _written(self._content[name]))
+        if os.environ.get(_TOKEN_VARIABLE, "").strip():
+            found = {name: value for name, value in found.items() if name not in _TOKEN_OPTIONS}
+        _fill(arguments, found, "the file")
+
+    def _check_table(self, command: str, table: Any, known: Mapping[str, Argument]) -> None:
+        if not isinstance(table, dict):
+            raise UsageError(f"{self._path}: {command} = {_shown(table)}: a table was expected, [{command}]")
+        for name, value in table.items():
+            self._check(name, value, f"[{command}] ", known)
+
+    def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
+        if name not in known:
+            raise UsageError(f"{self._path}: {table}{name} is no option{_nearest(name, known)}")
+        expected = _expected(known[name].hint)
+        if not _fits(value, known[name].hint):
+            raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {expected} was expected")
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8") from error
+
+
+def _nearest(name: str, known: Iterable[str], otherwise: str = "`harvester config` prints those that there are") -> str:
+    nearest = get_close_matches(name.replace("-", "_"), sorted(known), 1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; {otherwise}"
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in {None, Literal}:
+        return (hint,)
+    return tuple(kind for kind in get_args(hint) if kind is not NoneType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    for kind in _kinds(hint):
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return True
+        elif kind is Path or kind is str:
+            if isinstance(value, str):
+                return True
+        elif isinstance(value, bool):
+            if kind is bool:
+                return True
+        elif isinstance(value, kind) or (kind is float and isinstance(value, int)):
+            return True
+    return False
+
+
+def _expected(hint: Any) -> str:
+    kinds = _kinds(hint)
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    return f"one of {', '.join(choices)}" if choices else " or ".join(_EXPECTED[kind] for kind in kinds)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, date | time):
+        return str(value)
+    text = _toml(value) if isinstance(value, str | bool | int | float) else str(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _written(value: Any) -> str:
+    """Write a value as it would stand on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fill(arguments: ArgumentCollection, found: Mapping[str, tuple[str, str]], source: str) -> None:
+    by_name = _by_name(arguments)
+    rivals = any(by_name[name].tokens for name in _TOKEN_OPTIONS if name in by_name)
+    for name, (keyword, value) in found.items():
+        if not by_name[name].tokens and not (rivals and name in _TOKEN_OPTIONS):
+            by_name[name].append(Token(keyword=keyword, value=value, source=source))
+
+
+# --- showing ------------------------------------------------------------------------------------------------------
+
+
+class _Recorded(Exception):
+    """The arguments are known, and nothing is to be run."""
+
+
+def effective(app: App, words: list[str]) -> list[Setting]:
+    """Give the settings that a command would have: words as on the command line, the app's sources behind them.
+
+    Raises:
+        CycloptsError: a word that is none of the command's. UsageError: no such command.
+    """
+    if words[0] not in commands_of(app):
+        raise UsageError(
+            f"there is no command {words[0]}{_nearest(words[0], commands_of(app), '`harvester --help` lists them')}"
+        )
+    found: list[Setting] = []
+
+    def record(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
+        found.extend(_setting(name, argument) for name, argument in _by_name(arguments).items())
+        raise _Recorded
+
+    before, app.config = app.config, (*app.config, record)
+    try:
+        app.parse_known_args(words)
+    except _Recorded:
+        return found
+    finally:
+        app.config = before
+    return found
+
+
+def _setting(name: str, argument: Argument) -> Setting:
+    if not argument.tokens:
+        default = argument.field_info.default
+        return Setting(name, None if default is argument.field_info.empty else default, DEFAULT)
+    token = argument.tokens[-1]
+    return Setting(name, argument.convert(), COMMAND_LINE if token.source == "cli" else str(token.keyword))
+
+
+def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
+    """Give settings for a program: value and source by name; token: its fingerprint."""
+    named = [*settings, token] if token else settings
+    found = {name: {"value": value, "source": source} for name, value, source in named}
+    return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
+
+
+def as_toml(settings: Iterable[Setting], token: Setting | None) -> str:
+    """Give settings as a file that would have the same effect, each with where it comes from.
+
+    token: its fingerprint, which is shown beside, because a file does not hold the token.
+    """
+    rows = [(_toml_line(name, value), source) for name, value, source in settings]
+    if token:
+        rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
+    width = min(max(len(row) for row, _ in rows), _WIDEST)
+    return "\n".join(f"{row:<{width}}  # {source}" for row, source in rows)
+
+
+def _toml_line(name: str, value: Any) -> str:
+    return f"# {name}" if value is None else f"{name} = {_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool | int | float):
+        return _written(value)
+    # A TOML basic string escapes what a JSON string does: https://toml.io/en/v1.0.0#string.
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in str(value))
+    return f'"{escaped}"'
