@@ -86,10 +86,21 @@ def _plain_error(error: CycloptsError) -> str:
     return f"harvester: {str(error).replace(_DASH, '-')}"
 
 
+def _examples(*lines: str) -> str:
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
 app = App(
     name="harvester",
     version=__version__,
     help="Harvest Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out, each call made once.",
+    help_format="plaintext",
+    help_epilogue=_examples(
+        "harvester demo                        see it work, without a token",
+        "harvester plan links.txt --out lake   what it will cost, when it will end",
+        "harvester run links.txt --out lake    the main job; again: it resumes",
+        "harvester COMMAND --help              a command's options, with examples",
+    ),
     result_action="return_value",
     error_formatter=_plain_error,
     exit_on_error=False,
@@ -122,7 +133,19 @@ def _configure(path: Path | None) -> None:
     app.config = (configuration.from_variables, *file)
 
 
-@app.command
+@app.command(
+    sort_key=1,
+    help_epilogue=_examples(
+        "harvester run links.txt --out lake/dt=2026-11-23   parts, for a loader",
+        "harvester run links.txt --out results.ndjson       a file: tail -f follows",
+        "zcat links.gz | harvester run - --out - | jq .     a filter",
+        "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
+        "harvester run links.txt --out day --units 1 --unit-reference 2026-11-23",
+        "",
+        "Every option may also stand in a file, --config, or in a variable:",
+        "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
+    ),
+)
 def run(links: list[str], /, *, options: RunOptions) -> int:
     """Harvest every bitlink of LINKS; the same command again resumes.
 
@@ -144,7 +167,14 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     return exit_code(outcome)
 
 
-@app.command
+@app.command(
+    sort_key=2,
+    help_epilogue=_examples(
+        "harvester plan links.txt --out lake",
+        "harvester plan links.txt --out lake --per-month 25000 --json",
+        "harvester plan links.txt --out lake --offline   Bitly is asked nothing",
+    ),
+)
 def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
     """Say what `run` with the same options would cost and when it would end; no metrics call is made.
 
@@ -172,7 +202,15 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     return OK
 
 
-@app.command(name="config")
+@app.command(
+    name="config",
+    sort_key=5,
+    help_epilogue=_examples(
+        "harvester config                      of run",
+        "harvester config plan --reserve 10%   of plan, with this option",
+        "harvester --config my.toml config > whole.toml",
+    ),
+)
 def show_config(
     *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
     json: bool = False,
@@ -214,7 +252,14 @@ def _token_named(found: list[configuration.Setting]) -> "tuple[Token | None, con
     return token, configuration.Setting("token", token.fingerprint, settings.token_origin(access))
 
 
-@app.command
+@app.command(
+    sort_key=9,
+    help_epilogue=_examples(
+        "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
+        "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
+        "harvester run links.txt --out out",
+    ),
+)
 def sandbox(
     *,
     port: int = 8080,
@@ -263,7 +308,7 @@ def sandbox(
     return OK
 
 
-@app.command
+@app.command(sort_key=8, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
 def demo(*, out: str | None = None) -> int:
     """Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.
 
@@ -275,6 +320,9 @@ def demo(*, out: str | None = None) -> int:
     from harvester import demo as demonstration
 
     return exit_code(demonstration.play(out))
+
+
+app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish.")
 
 
 def exit_code(outcome: "Outcome") -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -11,6 +11,8 @@ from harvester.bitly import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
 
 T = TypeVar("T")
+FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
+UnitName = Literal["minute", "hour", "day", "week", "month"]
 
 _ASKED = Group("What is asked", sort_key=1)
 _WRITTEN = Group("What is written", sort_key=2)
@@ -25,11 +27,11 @@ _MORE = Group("More", sort_key=6)
 class QueryOptions:
     """What is asked of Bitly for each link: it belongs to the output."""
 
-    facet: Annotated[str, Parameter(group=_ASKED)] = "referrers"
-    "Bitly's break-down: referrers, referrer_name, referring_domains or countries."
+    facet: Annotated[FacetName, Parameter(group=_ASKED)] = "referrers"
+    "Bitly's break-down of the clicks."
 
-    unit: Annotated[str, Parameter(group=_ASKED)] = "day"
-    "What --units counts: minute, hour, day, week or month."
+    unit: Annotated[UnitName, Parameter(group=_ASKED)] = "day"
+    "What --units counts."
 
     units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
     "How many units back from --unit-reference; -1 for all that the plan keeps."

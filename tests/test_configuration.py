@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from harvester import configuration
-from harvester.cli import app
+from harvester.cli import _DASH, app
 from harvester.configuration import File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
 from harvester.tokens import fingerprint
@@ -187,6 +188,45 @@ def test_what_is_not_commented_out_in_the_example_is_the_default() -> None:
         own = content.get(command, {}) | ({} if command in {"sandbox", "demo"} else shared)
         for name in options.keys() & own.keys():
             assert options[name].field_info.default == own[name], (command, name)
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+EVERY = {name: app[name] for name in app.resolved_commands() if not name.startswith("-")}
+
+
+def examples(command: str) -> list[list[str]]:
+    """The words of a command's examples."""
+    lines = [line.strip() for line in (EVERY[command].help_epilogue or "").splitlines()[1:] if line.startswith("  ")]
+    told = [re.split(r"\s{2,}", line)[0].partition("harvester ")[2].partition(" | ")[0] for line in lines]
+    words = [shlex.split(words.partition(" > ")[0]) for words in told if words]
+    return [[_DASH if word == "-" else word for word in each] for each in words]
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    done = harvester(command, "--help")
+    assert done.returncode == 0
+    assert f"Usage: harvester {command}" in done.stdout
+    assert "Examples:" in done.stdout
+    assert examples(command)
+    assert all(len(line) <= 78 for line in (EVERY[command].help_epilogue or "").splitlines())
+
+
+@pytest.mark.parametrize("words", [words for command in EVERY for words in examples(command)], ids=" ".join)
+def test_the_examples_name_options_that_there_are(words: list[str]) -> None:
+    words = words[2:] if words[0] == "--config" else words
+    app.config = (configuration.from_variables,)
+    assert effective(app, words[1:] or ["run"] if words[0] == "config" else words) is not None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_installs_with_one_command(shell: str, tmp_path: Path) -> None:
+    done = harvester("--install-completion", "--shell", shell, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    scripts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file() and "harvester" in path.name]
+    assert scripts
+    assert "per-minute" in scripts[0]
 
 
 # --- harvester config -----------------------------------------------------------------------------------------------

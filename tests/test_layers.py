@@ -52,7 +52,7 @@ def test_the_table_goes_downwards() -> None:
         ("aiolimiter", {"client"}),
         ("tenacity", {"client"}),
         ("sqlite3", {"ledger", "book"}),
-        ("cyclopts", {"cli", "options"}),
+        ("cyclopts", {"cli", "options", "configuration"}),
         ("psutil", {"places"}),
         ("platformdirs", {"places"}),
     ],

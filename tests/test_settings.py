@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -15,10 +15,12 @@ from harvester.budget import Wanted
 from harvester.errors import UsageError
 from harvester.options import (
     AccessOptions,
+    FacetName,
     LimitOptions,
     OutputOptions,
     QueryOptions,
     RunOptions,
+    UnitName,
     by_name,
     made_of,
     names_in,
@@ -224,9 +226,9 @@ def test_without_a_moment_it_is_this_one() -> None:
 
 def test_every_facet_and_unit_of_bitlys_is_taken() -> None:
     for facet in FACETS:
-        assert query_of(QueryOptions(facet=facet))[0].facet == facet
+        assert query_of(run_options(facet=facet).query)[0].facet == facet
     for unit in UNITS:
-        assert query_of(QueryOptions(unit=unit))[0].unit == unit
+        assert query_of(run_options(unit=unit).query)[0].unit == unit
 
 
 @pytest.mark.parametrize(
@@ -471,6 +473,11 @@ def test_a_token_in_the_environment_that_is_none_is_not_repeated(monkeypatch: py
     with pytest.raises(UsageError, match="BITLY_TOKEN") as refused:
         token_source(AccessOptions(), silent)()
     assert "s3cret" not in str(refused.value)
+
+
+def test_the_choices_of_facet_and_unit_are_those_that_bitly_knows() -> None:
+    assert set(get_args(FacetName)) == set(FACETS)
+    assert set(get_args(UnitName)) == set(UNITS)
 
 
 def test_options_have_no_place_for_a_token() -> None:
