@@ -99,7 +99,7 @@ class LimitOptions:
     account: Annotated[str | None, Parameter(group=_LIMITS)] = None
     "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
 
-    state_dir: Annotated[str | None, Parameter(group=_LIMITS, env_var="HARVESTER_STATE_DIR")] = None
+    state_dir: Annotated[str | None, Parameter(group=_LIMITS)] = None
     "Where the budget is kept for all runs of this machine; by default the user's state folder."
 
     attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
