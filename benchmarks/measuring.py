@@ -1,5 +1,6 @@
 """What both benchmarks do: write a list, serve, run a command in a process of its own, read what it used."""
 
+import gzip
 import os
 import resource
 import signal
@@ -96,12 +97,12 @@ def _used(usage: resource.struct_rusage) -> Used:
 
 def check_rows(out: Path, links: int) -> None:
     """Make sure that a harvest has a row for every link: a run that did less would look cheap."""
-    files = sorted(out.glob("part-*.ndjson")) if out.is_dir() else [out]
+    files = sorted(out.glob("part-*.ndjson*")) if out.is_dir() else [out]
     rows = sum(_lines_of(file) for file in files)
     if rows != links:
         raise SystemExit(f"{out} has {rows} rows, and the list {links} links: nothing was measured")
 
 
 def _lines_of(path: Path) -> int:
-    with path.open("rb") as lines:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b""))

@@ -7,6 +7,8 @@ from harvester.gate import GateRules
 from harvester.harvest import Options
 from harvester.job import Job
 from harvester.options import LimitOptions, RunOptions
+from harvester.parts import Asked, Format
+from harvester.schema import Shape
 from harvester.store import PartPolicy
 from harvester.tokens import Token
 
@@ -39,7 +41,12 @@ def job_of(
         state_dir=limits.state_dir,
         gate_rules=GateRules(limit_seconds=settings.seconds_of("--outage-limit", limits.outage_limit)),
         asking=_asking(options.access.base_url, limits),
-        parts=PartPolicy(output.part_rows, settings.bytes_of("--part-bytes", output.part_bytes)),
+        parts=PartPolicy(
+            output.part_rows,
+            settings.bytes_of("--part-bytes", output.part_bytes),
+            settings.seconds_of("--part-age", output.part_age),
+        ),
+        making=Asked(output.format and Format(output.format), output.shape and Shape(output.shape)),
         harvesting=_harvesting(options),
         failure_limit=settings.failure_limit_of(ends.max_failures),
         max_time_seconds=settings.seconds_of("--max-time", ends.max_time) if ends.max_time else None,

@@ -16,6 +16,7 @@ import orjson
 from harvester.errors import OutputError
 from harvester.journal import path_of, read, remove, sync_folder
 from harvester.ledger import Ledger, Mark, Part, State
+from harvester.parts import Format, Making, Measured, pour
 from harvester.places import Place
 
 MANIFEST, FAILURES, SUCCESS = "_manifest.json", "_failures.ndjson", "_SUCCESS"
@@ -38,7 +39,7 @@ class Publisher(Protocol):
         """Publish what is due of the journals' committed bytes; ended generations get no more lines."""
 
     def parts(self) -> list[dict[str, Any]]:
-        """Give the manifest's list: path, rows, bytes, sha256."""
+        """Give the manifest's list: path, rows, the calls that they tell of, bytes, sha256."""
 
 
 def rows_in(place: Place, generation: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -74,10 +75,11 @@ class Folder:
     the ledger; delete the journal. A part that has its intent is never written again.
     """
 
-    def __init__(self, place: Place, ledger: Ledger, run_id: str) -> None:
+    def __init__(self, place: Place, ledger: Ledger, run_id: str, making: Making) -> None:
         self._place = place
         self._ledger = ledger
         self._run_id = run_id
+        self._making = making
         self._in_doubt = False
 
     def mark(self) -> None:
@@ -87,7 +89,9 @@ class Folder:
     def parts(self) -> list[dict[str, Any]]:
         """Give the sealed parts, also those that a loader has moved away."""
         sealed = (part for part in self._ledger.parts() if part.sealed)
-        return [{"path": p.name, "rows": p.rows, "bytes": p.bytes, "sha256": p.sha256} for p in sealed]
+        return [
+            {"path": p.name, "rows": p.rows, "calls": p.calls, "bytes": p.bytes, "sha256": p.sha256} for p in sealed
+        ]
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Make a part of each ended generation."""
@@ -119,7 +123,7 @@ class Folder:
                 os.unlink(os.path.join(self._place.out, name))
         known = {part.name for part in self._ledger.parts()}
         # Not what somebody has made of one, or put beside it.
-        ours = re.compile(rf"part-{self._run_id}-\d{{5,}}\.ndjson")
+        ours = re.compile(rf"part-{self._run_id}-\d{{5,}}\.(?:{'|'.join(map(re.escape, Format))})")
         for name in sorted(os.listdir(self._place.out)):
             if ours.fullmatch(name) and name not in known:
                 raise OutputError(
@@ -148,21 +152,17 @@ class Folder:
         """Write a generation's rows under a hidden name, durably; None if it has no rows."""
         number = self._ledger.next_part()
         hidden = self._hidden(number)
-        digest, size, rows = hashlib.sha256(), 0, 0
         with _dropped_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
-            for line in rows_in(self._place, generation, 0, end):
-                stream.write(line)
-                digest.update(line)
-                size += len(line)
-                rows += 1
+            target = Measured(stream)
+            poured = pour(rows_in(self._place, generation, 0, end), target, self._making)
             stream.flush()
             os.fsync(stream.fileno())
-        if not rows:
+        if not poured.rows:
             os.unlink(hidden)
             return None
         sync_folder(self._place.out)
-        name = f"part-{self._run_id}-{number:05d}.ndjson"
-        return Part(number, generation, name, rows, size, digest.hexdigest(), sealed=False)
+        name = f"part-{self._run_id}-{number:05d}.{self._making.format}"
+        return Part(number, generation, name, poured.rows, target.size, target.sha256, poured.calls, sealed=False)
 
     def _give_name(self, part: Part) -> None:
         """Publish without replacing: the name holds the run's random id, and the dataset's lock is ours.
@@ -220,7 +220,8 @@ class Growing:
     def parts(self) -> list[dict[str, Any]]:
         """Give the one file, up to the last mark; a growing file has no checksum."""
         name = os.path.basename(self._place.name)
-        return [{"path": name, "rows": self._mark.rows, "bytes": self._mark.bytes, "sha256": None}]
+        rows, size = self._mark.rows, self._mark.bytes
+        return [{"path": name, "rows": rows, "calls": rows, "bytes": size, "sha256": None}]
 
     def mark(self) -> Mark | None:
         """Sync the file and give its state, if it has changed, and if the last append is known to have ended well."""

@@ -17,6 +17,7 @@ from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
 from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.harvest import Options
+from harvester.parts import Asked, Format
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.status import Outcome
 from harvester.stopping import Stopper
@@ -57,6 +58,7 @@ async def _harvest(links: str, folder: str) -> Outcome:
             asking=Settings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
             parts=PartPolicy(rows=1_000_000, bytes=128 * 1024 * 1024),
             harvesting=Options(workers=MAX_CONNECTIONS),
+            making=Asked(Format.NDJSON),
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
         return await jobs.run(job, Stopper(), progress.StderrWatcher())

@@ -19,6 +19,7 @@ from harvester.gate import Gate, GateRules
 from harvester.harvest import Harvest, Options
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
+from harvester.parts import Asked
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
 from harvester.rows import RowMaker
 from harvester.slots import Slots
@@ -58,6 +59,7 @@ class Job:
     gate_rules: GateRules = field(default_factory=GateRules)
     account: str | None = None
     state_dir: str | None = None
+    making: Asked = field(default_factory=Asked)
 
 
 _TELL_SECONDS = 10.0
@@ -73,7 +75,9 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
     """
     place = resolve(job.out, job.work_dir)
     policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    with store.opened(place, job.query, policy, watcher.warn, pin_reference=job.pin_reference) as opened:
+    with store.opened(
+        place, job.query, policy, watcher.warn, pin_reference=job.pin_reference, asked=job.making
+    ) as opened:
         if job.max_time_seconds is not None:
             stop = Stop(Reason.MAX_TIME, f"{job.max_time_seconds:g} s have passed (--max-time)")
             asyncio.get_running_loop().call_later(job.max_time_seconds, stopper.request, stop)

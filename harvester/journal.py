@@ -8,6 +8,7 @@ journal; a bad line before that is damage.
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
@@ -119,13 +120,23 @@ def make_folder(path: str) -> None:
 class Journal:
     """A journal file open for appending; rows counts the rows in it, row_bytes theirs, size all its bytes.
 
-    append is for the event loop's thread, sync and close for any.
+    first_row_at: when the first of its rows was appended, seconds since 1970; None without rows. append is for the
+    event loop's thread, sync and close for any.
     """
 
-    def __init__(self, folder: str, generation: int, *, rows: int = 0, row_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        generation: int,
+        *,
+        rows: int = 0,
+        row_bytes: int = 0,
+        first_row_at: float | None = None,
+    ) -> None:
         self.generation = generation
         self.rows = rows
         self.row_bytes = row_bytes
+        self.first_row_at = first_row_at
         self._path = path_of(folder, generation)
         self._folder = folder
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -150,6 +161,8 @@ class Journal:
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
         if is_row:
+            if self.first_row_at is None:
+                self.first_row_at = time.time()
             self.rows += 1
             self.row_bytes += len(payload) + 1
 

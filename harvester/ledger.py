@@ -28,9 +28,9 @@ CREATE TABLE journals (generation INTEGER PRIMARY KEY, committed INTEGER);
 CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER, place INTEGER, bytes INTEGER,
                    rows INTEGER);
 CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
-                    sha256 TEXT, sealed INTEGER);
+                    sha256 TEXT, calls INTEGER, sealed INTEGER);
 """
-_VERSION = 1
+_VERSION = 2
 _VARIABLES = 1000
 
 
@@ -68,7 +68,10 @@ class Mark(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A published file, or one about to be. sealed: False between the intent and its confirmation."""
+    """A published file, or one about to be. rows: its own; calls: those that they tell of.
+
+    sealed: False between the intent and its confirmation.
+    """
 
     number: int
     generation: int
@@ -76,6 +79,7 @@ class Part(NamedTuple):
     rows: int
     bytes: int
     sha256: str
+    calls: int
     sealed: bool
 
 
@@ -326,7 +330,7 @@ class Ledger:
     def intend(self, part: Part) -> None:
         """Write down the part that is about to be published, with what its file holds."""
         with self._transaction():
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, 0)", part[:-1])
+            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""

@@ -13,6 +13,8 @@ from harvester.errors import UsageError
 T = TypeVar("T")
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
+FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
+ShapeName = Literal["nested", "flat"]
 
 _ASKED = Group("What is asked", sort_key=1)
 _WRITTEN = Group("What is written", sort_key=2)
@@ -58,7 +60,16 @@ class OutputOptions:
     "A part is published when it has this many rows."
 
     part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
-    "A part is published when it has this many bytes."
+    "A part is published when it has this many bytes as NDJSON, before compression."
+
+    part_age: Annotated[str, Parameter(group=_WRITTEN)] = "6h"
+    "A part is published when its first row is this old."
+
+    format: Annotated[FormatName | None, Parameter(group=_WRITTEN)] = None
+    "What a folder's parts are; by default ndjson.gz, which every loader takes."
+
+    shape: Annotated[ShapeName | None, Parameter(group=_WRITTEN)] = None
+    "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
 
 
 @Parameter(name="*")

@@ -12,6 +12,7 @@ from harvester.dataset import Growing, Publisher, damaged
 from harvester.journal import Journal, generations, path_of, read, remove, truncate
 from harvester.ledger import Entry, Ledger, State
 from harvester.places import Place
+from harvester.rows import moment_fetched
 
 _BATCH_RECORDS = 1000
 
@@ -89,11 +90,12 @@ def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal,
     committed = ledger.journals()  # without those whose part was adopted just now
     *full, last = committed or [ledger.ended() + 1]
     publisher.publish(committed, full)
-    rows = row_bytes = 0
+    rows, row_bytes, first_row_at = 0, 0, None
     for record in read(path_of(place.private, last), 0):
         if record.state == State.ROW:
             rows, row_bytes = rows + 1, row_bytes + len(record.payload) + 1
-    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes)
+            first_row_at = first_row_at or moment_fetched(record.payload)
+    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
     return journal, {g: size for g, size in committed.items() if g == last}
 
 

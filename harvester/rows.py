@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -33,7 +34,7 @@ class RowMaker:
         fetched_at: when the answer was read, UTC with `Z`.
         """
         query = self._query
-        return _one_line(
+        return one_line(
             {
                 "record_id": key.hex(),
                 "run_id": self._run_id,
@@ -72,7 +73,7 @@ class RowMaker:
         kind: refused, failed or invalid. bitlink: the call's; text: the invalid line's. file and line: where it was
         first seen. body: the beginning of an answer that could not be understood.
         """
-        return _one_line(
+        return one_line(
             {
                 "bitlink": bitlink,
                 "text": text,
@@ -88,7 +89,12 @@ class RowMaker:
         )
 
 
-def _one_line(record: Mapping[str, Any]) -> bytes:
+def moment_fetched(row: bytes) -> float:
+    """Give when a row's answer was read, seconds since 1970."""
+    return datetime.fromisoformat(orjson.loads(row)["fetched_at"]).timestamp()
+
+
+def one_line(record: Mapping[str, Any]) -> bytes:
     r"""Write a record as JSON that every reader takes for one line.
 
     Some readers (Python's str.splitlines, JavaScript before 2019) also end lines at U+0085, U+2028 and U+2029, which

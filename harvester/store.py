@@ -6,10 +6,12 @@ other thread.
 
 import contextlib
 import fcntl
+import math
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from harvester.bitly import Query, utc_text
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
+from harvester.parts import Asked, Making
 from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
@@ -32,18 +35,29 @@ Warn = Callable[[str], None]
 UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; past that the workers wait for the disk."""
 _ENDED_LIMIT = 8
+_NOTHING_ASKED = Asked()
 
 
 @dataclass(frozen=True, slots=True)
 class PartPolicy:
-    """When a part is full: rows, or their bytes, whichever comes first."""
+    """When a part is full: rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
+
+    At an API's pace bytes alone would keep a part open for weeks.
+    """
 
     rows: int
     bytes: int
+    seconds: float = math.inf
 
     def full(self, journal: Journal) -> bool:
         """True when a part made of this journal is due, or when failures alone have made it long."""
         return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
+
+    def old(self, journal: Journal, now: float) -> bool:
+        """True when the journal's first row is too old. now: the wall clock, seconds since 1970."""
+        begun = journal.first_row_at
+        # A clock that was set back must not hold a part open: it is as old as it was, and soon older.
+        return begun is not None and not 0 <= now - begun < self.seconds
 
 
 @dataclass(slots=True)
@@ -68,7 +82,9 @@ class Batch:
 class Store:
     """An open dataset; made by `opened`."""
 
-    def __init__(self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, warn: Warn) -> None:
+    def __init__(
+        self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, making: Making, warn: Warn
+    ) -> None:
         meta = ledger.meta()
         self.place = place
         self.ledger = ledger
@@ -78,7 +94,7 @@ class Store:
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
-        self._publisher = _publisher_for(place, ledger, self.run_id)
+        self._publisher = _publisher_for(place, ledger, self.run_id, making)
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
@@ -135,7 +151,9 @@ class Store:
         self._batch.counters[name] = self._batch.counters.get(name, 0) + more
 
     def take_batch(self) -> Batch:
-        """Give what has come since the last batch, to be committed."""
+        """Give what has come since the last batch, to be committed; a part that is old ends with it."""
+        if self._policy.old(self._journal, time.time()):
+            self._end_journal()
         batch, self._batch = self._batch, Batch()
         batch.current, batch.size = self._journal, self._journal.size
         self._waiting = 0
@@ -284,18 +302,26 @@ class Store:
 
 @contextlib.contextmanager
 def opened(
-    place: Place, query: Query, policy: PartPolicy, warn: Warn, *, pin_reference: bool = True
+    place: Place,
+    query: Query,
+    policy: PartPolicy,
+    warn: Warn,
+    *,
+    pin_reference: bool = True,
+    asked: Asked = _NOTHING_ASKED,
 ) -> Iterator[Store]:
     """Open a dataset, beginning it if it is new; only one process may have it open.
 
     query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
-    that a dataset begun before keeps its own. warn: called with what a person should know.
+    that a dataset begun before keeps its own. warn: called with what a person should know. asked: how parts are to be
+    made, as far as that was said.
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query.
+        UsageError: it was begun with another query or another form of parts, or the form needs a missing library.
     """
     check_state(place)
+    new = asked.for_new(folder=place.form is Form.FOLDER)
     with contextlib.ExitStack() as stack:
         if place.form is Form.STDOUT:
             stack.callback(shutil.rmtree, place.private, ignore_errors=True)
@@ -306,16 +332,17 @@ def opened(
         ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
         if ledger.fresh:
             check_unused(place)
-            ledger.create(_facts(place, query))
+            ledger.create(_facts(place, query, new))
         else:
             ledger.check()
         if _unused(place, ledger):
-            ledger.repin(_facts(place, query))
+            ledger.repin(_facts(place, query, new))
         begun = _begun_query(ledger)
         wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
         _check_same(place, ledger, begun, wanted)
+        making = asked.for_begun(ledger.meta(), place.out)
         with _explained(place.private):
-            store = Store(place, ledger, begun, policy, warn)
+            store = Store(place, ledger, begun, policy, making, warn)
         stack.callback(store.close)
         yield store
 
@@ -361,22 +388,24 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
         yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
-def _publisher_for(place: Place, ledger: Ledger, run_id: str) -> dataset.Publisher:
+def _publisher_for(place: Place, ledger: Ledger, run_id: str, making: Making) -> dataset.Publisher:
     match place.form:
         case Form.FOLDER:
-            return dataset.Folder(place, ledger, run_id)
+            return dataset.Folder(place, ledger, run_id, making)
         case Form.FILE:
             return dataset.Growing(place, ledger)
         case Form.STDOUT:
             return Stdout(place, ledger)
 
 
-def _facts(place: Place, query: Query) -> dict[str, str | int]:
+def _facts(place: Place, query: Query, making: Making) -> dict[str, str | int]:
     return {
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
         "started": utc_text(datetime.now(UTC)),
         "out": place.name,
+        "format": making.format,
+        "shape": making.shape,
     }
 
 

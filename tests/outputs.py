@@ -1,5 +1,6 @@
 """Reads what harvester has written, and holds it against what the server has sent."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,14 @@ from harvester.sandbox import metrics_for
 
 def rows(out: Path) -> list[dict[str, Any]]:
     """Every published row: of a folder's parts in their order, or of the growing file."""
-    files = sorted(out.glob("part-*.ndjson")) if out.is_dir() else [out]
-    return [json.loads(line) for file in files for line in file.read_bytes().split(b"\n")[:-1]]
+    files = sorted(out.glob("part-*.ndjson*")) if out.is_dir() else [out]
+    return [json.loads(line) for file in files for line in content(file).split(b"\n")[:-1]]
+
+
+def content(file: Path) -> bytes:
+    """A part's NDJSON, whatever it is packed in."""
+    data = file.read_bytes()
+    return gzip.decompress(data) if file.suffix == ".gz" else data
 
 
 def public(out: Path) -> Path:

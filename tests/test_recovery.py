@@ -359,7 +359,7 @@ def test_something_in_the_way_of_a_part_is_named_each_time(quick_path: Path) -> 
     out = quick_path / "out"
     with dataset(out) as store:
         settle(store, "a")
-        (out / f"part-{store.run_id}-00000.ndjson").mkdir()
+        (out / f"part-{store.run_id}-00000.ndjson.gz").mkdir()
         store.end_part()
         for _ in range(2):
             with pytest.raises(OutputError, match="move it away"):

@@ -1,0 +1,264 @@
+"""A part's bytes, made of a journal's rows: in a format and a shape, and the same bytes each time."""
+
+import gzip
+import hashlib
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+
+import orjson
+
+from harvester.errors import UsageError
+from harvester.rows import one_line
+from harvester.schema import COLUMNS, Kind, Shape
+
+_GZIP_LEVEL = 6
+_BLOCK_BYTES = 1024 * 1024
+"""Compressors get so much at once: in such calls they let other threads run."""
+_GROUP_BYTES = 32 * 1024 * 1024
+"""NDJSON bytes of a Parquet row group, which lies in memory as text and as a table."""
+_SEPARATOR = "\x1f"
+
+
+class Format(StrEnum):
+    """What a part is, and how its name ends."""
+
+    NDJSON = "ndjson"
+    GZIP = "ndjson.gz"
+    ZSTD = "ndjson.zst"
+    PARQUET = "parquet"
+
+
+class Making(NamedTuple):
+    """How parts are made: it belongs to the dataset."""
+
+    format: Format
+    shape: Shape
+
+
+_LINES = Making(Format.NDJSON, Shape.NESTED)
+"""What a growing file and standard output have, and what a dataset has that says nothing else of itself."""
+
+
+class Asked(NamedTuple):
+    """How parts are to be made, as far as that was said."""
+
+    format: Format | None = None
+    shape: Shape | None = None
+
+    def for_new(self, *, folder: bool) -> Making:
+        """Give what a new dataset gets: gzipped NDJSON, which every loader takes, where nothing was said.
+
+        Raises:
+            UsageError: no folder, and yet another form than lines; or a library is missing.
+        """
+        if folder:
+            making = Making(self.format or Format.GZIP, self.shape or Shape.NESTED)
+            check_available(making)
+            return making
+        if self.over(_LINES) != _LINES:
+            raise UsageError(
+                "only a folder has parts of another --format or --shape; a file and standard output get nested NDJSON"
+            )
+        return _LINES
+
+    def for_begun(self, facts: Mapping[str, Any], out: str) -> Making:
+        """Give what a dataset was begun with. facts: the ledger's.
+
+        Raises:
+            UsageError: something else was asked for, or a library is missing.
+        """
+        has = Making(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
+        if self.over(has) != has:
+            raise UsageError(
+                f"{out} was begun with --format {has.format} --shape {has.shape}: leave them out, or name another --out"
+            )
+        check_available(has)
+        return has
+
+    def over(self, has: Making) -> Making:
+        """Give a making with what was said in place of what it has."""
+        return Making(self.format or has.format, self.shape or has.shape)
+
+
+class Poured(NamedTuple):
+    """What was written: rows of the part, and the calls that they tell of."""
+
+    rows: int
+    calls: int
+
+
+class Measured(io.RawIOBase):
+    """A stream that is measured while it is written: size in bytes, sha256."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._stream = stream
+
+    @property
+    def sha256(self) -> str:
+        """The bytes' checksum, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        """Say that it can be written."""
+        return True
+
+    def tell(self) -> int:
+        """Give how much was written."""
+        return self.size
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        view = memoryview(data).cast("B")
+        self._stream.write(view)
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+
+class _Writer(Protocol):
+    """Takes blocks of whole NDJSON lines."""
+
+    def write(self, block: bytes) -> object: ...
+    def close(self) -> None: ...
+
+
+def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
+    """Write rows, each with its line feed, as the part's format and shape want them.
+
+    Deterministic for the same versions of the libraries: no moment and no name of a file goes into it.
+    """
+    poured, calls = 0, 0
+    writer = _WRITERS[making.format](target, making.shape)
+    block: list[bytes] = []
+    size = 0
+    for row in rows:
+        calls += 1
+        for line in flattened(row) if making.shape is Shape.FLAT else (row,):
+            poured += 1
+            block.append(line)
+            size += len(line)
+        if size >= _BLOCK_BYTES:
+            writer.write(b"".join(block))
+            block, size = [], 0
+    if block:
+        writer.write(b"".join(block))
+    writer.close()
+    return Poured(poured, calls)
+
+
+def flattened(row: bytes) -> Iterator[bytes]:
+    """Yield the flat lines of a nested row: one for each metric, or one with nulls where there is none.
+
+    A flat record_id is made like the nested one, with the value joined behind; where Bitly lists a value twice, the
+    second one's number, too.
+    """
+    call = orjson.loads(row)
+    metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
+    version = call.pop("schema_version")
+    key = _SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
+    seen: dict[str | None, int] = {}
+    for metric in metrics:
+        value = metric["value"]
+        number = seen[value] = seen.get(value, 0) + 1
+        parts = (key, value or "", *((str(number),) if number > 1 else ()))
+        call["record_id"] = hashlib.sha256(_SEPARATOR.join(parts).encode()).hexdigest()[:32]
+        yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
+
+
+def check_available(making: Making) -> None:
+    """Make sure that the libraries a format needs are there.
+
+    Raises:
+        UsageError: they are not.
+    """
+    _WRITERS[making.format](Measured(io.BytesIO()), making.shape).close()
+
+
+class _Plain:
+    def __init__(self, target: Measured, shape: Shape) -> None:  # noqa: ARG002 - all writers are made alike
+        self.write = target.write
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def _gzip(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
+    # No moment and no name in the header: the same rows give the same bytes.
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=cast("BinaryIO", target), mtime=0)
+
+
+def _zstd(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415 - only this format needs it
+        else:
+            from backports import zstd  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError("--format ndjson.zst needs a library: pip install 'harvester[zstd]'") from error
+    return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb"))
+
+
+class _Parquet:
+    """Row groups of about the same size, zstd; pyarrow reads the lines, outside of Python's lock."""
+
+    def __init__(self, target: Measured, shape: Shape) -> None:
+        try:
+            import pyarrow  # noqa: F401, ICN001, PLC0415 - an extra
+            from pyarrow import json, parquet  # noqa: PLC0415
+        except ImportError as error:
+            raise UsageError("--format parquet needs a library: pip install 'harvester[parquet]'") from error
+        self._json = json
+        self._schema = arrow_schema(shape)
+        self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
+        self._group = bytearray()
+
+    def write(self, block: bytes) -> None:
+        """Take lines; a row group is written when enough have come."""
+        self._group += block
+        if len(self._group) >= _GROUP_BYTES:
+            self._write_group()
+
+    def close(self) -> None:
+        """Write the last row group and the file's end."""
+        if self._group:
+            self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        table = self._json.read_json(
+            io.BytesIO(self._group),
+            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
+            read_options=self._json.ReadOptions(use_threads=False, block_size=len(self._group) + 1),
+            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
+        )
+        self._group = bytearray()
+        self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+
+
+def arrow_schema(shape: Shape) -> Any:
+    """Give the columns as an Arrow schema; needs pyarrow."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    metric = pa.struct([pa.field("value", pa.string(), nullable=False), pa.field("clicks", pa.int64(), nullable=False)])
+    types = {
+        Kind.TEXT: pa.string(),
+        Kind.INTEGER: pa.int64(),
+        Kind.BOOLEAN: pa.bool_(),
+        Kind.MOMENT: pa.timestamp("ms", "UTC"),
+        Kind.METRICS: pa.list_(pa.field("element", metric, nullable=False)),
+    }
+    fields = [pa.field(column.name, types[column.kind], nullable=column.nullable) for column in COLUMNS[shape]]
+    return pa.schema(fields)
+
+
+_WRITERS: dict[Format, Callable[[Measured, Shape], _Writer]] = {
+    Format.NDJSON: _Plain,
+    Format.GZIP: _gzip,
+    Format.ZSTD: _zstd,
+    Format.PARQUET: _Parquet,
+}

@@ -1,0 +1,64 @@
+"""The published row, defined once: its columns, their kinds and what they mean, in both shapes.
+
+Everything else that knows a row's form, Parquet's types and the DDL of a database, is made from this.
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Kind(StrEnum):
+    """What a column holds. metrics: a list of {value, clicks}. moment: UTC, as text that ends in Z in NDJSON."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    MOMENT = "moment"
+    METRICS = "metrics"
+
+
+class Shape(StrEnum):
+    """nested: a row is a call, with a list of metrics. flat: a row is a call's metric."""
+
+    NESTED = "nested"
+    FLAT = "flat"
+
+
+class Column(NamedTuple):
+    """A column: it is in every row, and null only where nullable."""
+
+    name: str
+    kind: Kind
+    means: str
+    nullable: bool = False
+
+
+_CALL = (
+    Column("record_id", Kind.TEXT, "32 hexadecimal digits, unique over all rows: a key to merge by"),
+    Column("run_id", Kind.TEXT, "the dataset's own id, which survives resumes"),
+    Column("bitlink", Kind.TEXT, "domain/back-half"),
+    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
+    Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
+    Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
+    Column("size", Kind.INTEGER, "metrics asked for at most"),
+    Column("fetched_at", Kind.MOMENT, "when the answer was read"),
+    Column(
+        "units_returned", Kind.INTEGER, "units that Bitly used; fewer than asked for where the plan cuts", nullable=True
+    ),
+    Column("unit_reference_returned", Kind.TEXT, "end of the window as Bitly wrote it", nullable=True),
+    Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
+    Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
+)
+_METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
+_METRIC = (
+    Column("value", Kind.TEXT, "what the clicks came from; null for a link without any", nullable=True),
+    Column("clicks", Kind.INTEGER, "clicks from there; null for a link without any", nullable=True),
+)
+_VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
+
+COLUMNS: dict[Shape, tuple[Column, ...]] = {
+    Shape.NESTED: (*_CALL, _METRICS, _VERSION),
+    Shape.FLAT: (*_CALL, *_METRIC, _VERSION),
+}
+"""The columns of each shape, in their order."""
