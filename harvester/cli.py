@@ -18,7 +18,7 @@ from cyclopts.config import Toml
 
 from harvester import __version__
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
-from harvester.options import RunOptions
+from harvester.options import KeptOptions, LoginOptions, RunOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
 
@@ -164,6 +164,24 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     job = job_of([_dashed(link) for link in links], options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
+    return OK
+
+
+@app.command
+def login(*, options: LoginOptions | None = None) -> int:
+    """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
+    from harvester import login as logins
+
+    print(logins.play(options or LoginOptions(), say))
+    return OK
+
+
+@app.command
+def logout(*, options: KeptOptions | None = None) -> int:
+    """Forget the token that `harvester login` has kept."""
+    from harvester import login as logins
+
+    print(logins.undo(options or KeptOptions(), say))
     return OK
 
 
