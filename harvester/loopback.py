@@ -37,8 +37,12 @@ async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) 
     """
     code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     hosts: set[str] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        return _answer(request, hosts, redirect, code, tell)
+
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", lambda request: _answered(request, hosts, redirect, code, tell))
+    app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -56,7 +60,7 @@ async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) 
         await runner.cleanup()
 
 
-async def _answered(
+def _answer(
     request: web.Request,
     hosts: set[str],
     redirect: Redirect,

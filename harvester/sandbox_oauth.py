@@ -4,12 +4,13 @@ The app `sandbox` is registered, with the secret `sandbox-secret`; so is `denied
 """
 
 import secrets
+from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import orjson
-from aiohttp import BasicAuth, web
+from aiohttp import web
 
 CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -63,11 +64,12 @@ class Consent:
         return web.Response(text=urlencode(fields), content_type="application/x-www-form-urlencoded")
 
     def _by_password(self, request: web.Request, form: dict[str, str]) -> web.Response:
+        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         try:
-            app = BasicAuth.decode(request.headers.get("Authorization", ""))
+            client_id, _, client_secret = b64decode(sent, validate=True).decode().partition(":")
         except ValueError:
             return _refused("INVALID_CLIENT")
-        if not _is_registered(app.login, app.password):
+        if scheme != "Basic" or not _is_registered(client_id, client_secret):
             return _refused("INVALID_CLIENT")
         if not form.get("username") or form.get("password") in {None, "", "wrong"}:
             return _refused("INVALID_LOGIN")

@@ -174,7 +174,7 @@ class _TokenFile:
 
     def __init__(self, folder: str, server: str, *, asked: bool) -> None:
         self._folder = folder
-        self._name = quote(server, safe="")  # no two servers have the same
+        self._name = quote(server, safe="") + ".token"  # no two servers have the same
         self._asked = asked
         self.path = os.path.join(folder, self._name)
 
@@ -188,9 +188,11 @@ class _TokenFile:
                 descriptor = os.open(self._name, flags, dir_fd=folder)
             except FileNotFoundError:
                 return None
-            with open(descriptor, "rb") as stream:
+            try:
                 self._check(os.fstat(descriptor))
-                return stream.read(_LONGEST).decode(errors="replace").partition("\n")[0]
+                return os.read(descriptor, _LONGEST).decode(errors="replace").partition("\n")[0]
+            finally:
+                os.close(descriptor)
 
     def make_room(self) -> None:
         """Make the folder, if it is not there. Raises UsageError where that cannot be, or others can write it."""

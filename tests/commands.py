@@ -21,7 +21,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in {STATE_DIR, TOKEN_STORE} or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
+        if name in {STATE_DIR, TOKEN_STORE}
+        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
     }
     return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
 
