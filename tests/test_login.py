@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -77,8 +78,10 @@ def get(
 
 
 @contextmanager
-def login(url: str, *options: str, client: str = "sandbox", secret: str = SECRET, **env: str) -> Iterator[Browser]:
-    command = ("login", "--no-browser", "--port", "0", "--base-url", url, "--client-id", client, *options)
+def login(
+    url: str, *options: str, client: str = "sandbox", secret: str = SECRET, port: int = 0, **env: str
+) -> Iterator[Browser]:
+    command = ("login", "--no-browser", "--port", str(port), "--base-url", url, "--client-id", client, *options)
     process = start(*command, env={**NONE, "HARVESTER_CLIENT_SECRET": secret, **env}, stdin=subprocess.PIPE)
     try:
         yield Browser(process)
@@ -117,7 +120,7 @@ def test_after_a_login_a_run_needs_no_other_token_and_no_secret_was_shown(
 def test_the_redirect_uri_to_register_is_shown_and_has_the_port_asked_for(serve: Callable[..., Served]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with login(serve().url, "--port", str(port)) as browser:
+    with login(serve().url, port=port) as browser:
         assert browser.redirect_uri == f"http://127.0.0.1:{port}/callback"
         assert f"registered with the OAuth app: {browser.redirect_uri}\n" in browser.shown
 
@@ -483,6 +486,10 @@ def post(url: str, form: dict[str, str], authorization: str = "") -> tuple[int, 
     return status, body
 
 
+def basic(client_id: str, secret: str) -> str:
+    return "Basic " + b64encode(f"{client_id}:{secret}".encode()).decode()
+
+
 def test_the_sandbox_exchanges_a_code_once_for_its_app_and_redirect_uri_alone(serve: Callable[..., Served]) -> None:
     url = serve().url
     uri = "http://127.0.0.1:9/callback"
@@ -509,8 +516,8 @@ def test_the_sandbox_sends_nobody_to_another_machine_and_knows_its_apps(serve: C
 def test_the_sandbox_gives_a_token_for_a_password_in_json(serve: Callable[..., Served]) -> None:
     served = serve()
     form = {"grant_type": "password", "username": "me", "password": "mine"}
-    status, body = post(served.url, form, aiohttp.BasicAuth("sandbox", SECRET).encode())
+    status, body = post(served.url, form, basic("sandbox", SECRET))
     assert (status, token_in(status, body.encode(), ())) == (200, served.sandbox.consent.tokens[-1])
     assert body.startswith("{")
-    for authorization in ("", "Basic !", aiohttp.BasicAuth("sandbox", "x").encode()):
+    for authorization in ("", "Basic !", basic("sandbox", "x")):
         assert post(served.url, form, authorization)[0] == 400
