@@ -79,8 +79,8 @@ def _given_token() -> str:
 def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
     if not options.client_id:
         raise UsageError(
-            "a login in the browser needs --client-id, of an OAuth app that you have registered with Bitly; if you "
-            "have a token (Bitly: Settings > API), take harvester login --with-token"
+            "a login in the browser needs --client-id, of an OAuth app of yours (Bitly: Developer settings > Register "
+            "new app); if you have a token (Settings > API), take harvester login --with-token"
         )
     return Flow(
         base_url=base_url,

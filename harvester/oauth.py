@@ -64,7 +64,7 @@ class Redirect:
 
 def authorize_url(base_url: str, client_id: str, redirect_uri: str, state: str) -> str:
     """Give the address of the page on which a person allows an app to use the account."""
-    # Bitly's page is not on its API's host: https://dev.bitly.com/docs/getting-started/authentication
+    # Bitly's page is not on its API's host: https://dev.bitly.com/authentication.html
     origin = "https://bitly.com" if _origin(base_url) == _origin(BASE_URL) else _origin(base_url)
     fields = {"client_id": client_id, "redirect_uri": redirect_uri, "state": state}
     return f"{origin}/oauth/authorize?{urlencode(fields)}"

@@ -3,17 +3,18 @@
 The app `sandbox` is registered, with the secret `sandbox-secret`; so is `denied`, to which nobody gives access.
 """
 
+import re
 import secrets
 from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import orjson
 from aiohttp import web
 
 CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Consent:
         grant = Grant(request.query.get("client_id", ""), request.query.get("redirect_uri", ""))
         if grant.client_id not in CLIENT_SECRETS:
             return web.Response(status=400, text="unknown client_id")
-        if urlsplit(grant.redirect_uri).hostname not in _LOOPBACK:
+        if not _LOOPBACK.fullmatch(grant.redirect_uri):
             return web.Response(status=400, text="redirect_uri: the sandbox knows this machine only")
         fields = {"state": request.query.get("state", "")}
         if grant.client_id == "denied":

@@ -202,13 +202,16 @@ class _TokenFile:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self._folder}: {error.strerror}; name another folder by --token-store") from error
-        with self._entered():
-            pass
+        with self._entered() as folder:
+            if folder is None:
+                raise UsageError(f"{self._folder} cannot be entered: name another folder by --token-store")
 
     def write(self, token: str) -> None:
         """Put a token in place of what was there, whole or not at all."""
         self.make_room()
         with self._entered() as folder, self._saying_where():
+            if folder is None:  # None would mean the working directory below
+                raise UsageError(f"{self._folder} was taken away: run harvester login again")
             new = f".{self._name}-{secrets.token_hex(4)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:

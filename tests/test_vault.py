@@ -169,6 +169,29 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
         vault.read()
 
 
+def test_a_folder_that_cannot_be_entered_holds_nothing_and_is_not_written_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the home folder in some containers; the working directory is not taken instead."""
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda *_, **__: str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    really = os.open
+
+    def shut(path: str, flags: int, *rest: int, **more: int) -> int:
+        if path == str(tmp_path / "data" / "tokens"):
+            raise PermissionError(13, "Permission denied")
+        return really(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", shut)
+    assert Vault(BITLY).read() is None
+    with pytest.raises(UsageError, match="--token-store"):
+        Vault(BITLY).keep(TOKEN, Store.FILE)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    named = Vault(BITLY, str(tmp_path / "data" / "tokens"))
+    with pytest.raises(UsageError, match="Permission denied"):
+        named.read()
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     vault = Vault(BITLY, str(tmp_path / "file"))
