@@ -10,6 +10,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -24,6 +26,7 @@ SERVICE = "harvester"
 """What the keyring calls us; the server is the user's name there."""
 _LONGEST = 64 * 1024
 _KEYRING = "the system keyring"
+_PATIENCE_SECONDS = 60.0
 _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR)
 """What opening a symbolic link as a file or as a folder is answered."""
 
@@ -51,10 +54,10 @@ class Vault:
         self._file = _TokenFile(os.path.abspath(folder) if folder else own, self.server, asked=folder is not None)
 
     def read(self) -> tuple[str, str] | None:
-        """Give what is kept, unchecked, and where; None where nothing is. May block: keyrings ask for passwords.
+        """Give what is kept, unchecked, and where; None where nothing is. May block for a minute: keyrings ask people.
 
         Raises:
-            UsageError: the file is not the user's alone, or the keyring failed.
+            UsageError: the file is not the user's alone, or the keyring failed, or nobody answered it.
         """
         text = self._file.read()
         if text is not None:
@@ -62,7 +65,7 @@ class Vault:
         with suppress(_NoKeyring):
             backend = _keyring()
             with _explained():
-                text = backend.get_password(SERVICE, self.server)
+                text = _in_time(lambda: backend.get_password(SERVICE, self.server))
         return None if text is None else (text, _KEYRING)
 
     def choose(self, store: Store | None, tell: Callable[[str], None]) -> Store:
@@ -150,6 +153,29 @@ def _keyring() -> "KeyringBackend":
     if isinstance(backend, null.Keyring):
         raise _NoKeyring("the system keyring is switched off (keyring --disable, or PYTHON_KEYRING_BACKEND)")
     return backend
+
+
+def _in_time(ask: Callable[[], str | None]) -> str | None:
+    """Give what a keyring answers; it may be showing a password prompt, which at night nobody sees.
+
+    Raises what it raises, and TimeoutError.
+    """
+    answers: SimpleQueue[str | None | Exception] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(ask())
+        except Exception as error:  # handed to whoever waits
+            answers.put(error)
+
+    Thread(target=work, name="harvester-keyring", daemon=True).start()
+    try:
+        answer = answers.get(timeout=_PATIENCE_SECONDS)
+    except Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @contextmanager

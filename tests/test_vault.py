@@ -3,11 +3,13 @@
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from harvester import vault as vaults
 from harvester.errors import UsageError
 from harvester.options import AccessOptions
 from harvester.settings import has_token, token_source
@@ -371,6 +373,25 @@ def test_a_locked_keyring_ends_a_run_that_has_no_other_token(
         assert done.returncode == 2
         assert "KeyringLocked" in done.stderr
         assert "BITLY_TOKEN" in done.stderr
+
+
+def test_a_keyring_that_waits_for_a_person_is_not_waited_for_all_night(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    somebody_came = threading.Event()
+
+    class Prompting(keyrings.Working):
+        def get_password(self, service: str, username: str) -> str | None:
+            somebody_came.wait()
+            return TOKEN
+
+    monkeypatch.setattr(vaults, "_keyring", Prompting)
+    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 0.01)
+    with pytest.raises(UsageError, match="TimeoutError"):
+        vault.read()
+    somebody_came.set()
+    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 60.0)
+    assert vault.read() == (TOKEN, "the system keyring")
 
 
 @pytest.mark.parametrize(
