@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from harvester import __version__, configuration
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
-from harvester.options import RunOptions
+from harvester.options import KeptOptions, LoginOptions, RunOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
 
@@ -250,6 +250,31 @@ def _token_named(found: list[configuration.Setting]) -> "tuple[Token | None, con
     except UsageError as error:
         return None, configuration.Setting("token", None, str(error))
     return token, configuration.Setting("token", token.fingerprint, settings.token_origin(access))
+
+
+@app.command(
+    sort_key=6,
+    help_epilogue=_examples(
+        "harvester login --with-token           keep a token of Settings > API",
+        "harvester login --client-id ID         by Bitly's page in the browser",
+        "harvester login --client-id ID --no-browser   on another machine",
+    ),
+)
+def login(*, options: LoginOptions | None = None) -> int:
+    """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
+    from harvester import login as logins
+
+    print(logins.play(options or LoginOptions(), say))
+    return OK
+
+
+@app.command(sort_key=7, help_epilogue=_examples("harvester logout"))
+def logout(*, options: KeptOptions | None = None) -> int:
+    """Forget the token that `harvester login` has kept."""
+    from harvester import login as logins
+
+    print(logins.undo(options or KeptOptions(), say))
+    return OK
 
 
 @app.command(

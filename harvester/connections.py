@@ -8,7 +8,7 @@ import asyncio
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from urllib.request import getproxies, proxy_bypass
@@ -28,6 +28,11 @@ _READ_BYTES = 64 * 1024
 _LATE_SECONDS = 0.2
 """A connection that took longer to make leaves too little of the budget's half second for the way."""
 _REBALANCE_SECONDS = 0.5
+_HEADERS = {
+    "Accept": "application/json",  # the same routes can answer CSV
+    "Accept-Encoding": "gzip",
+    "User-Agent": f"harvester/{__version__}",
+}
 
 
 class _Disconnected(aiohttp.ClientError):
@@ -196,11 +201,7 @@ def _open_slot(
         connector=connector,
         middlewares=(_send_once,),
         timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
-        headers={
-            "Accept": "application/json",  # the same routes can answer CSV
-            "Accept-Encoding": "gzip",
-            "User-Agent": f"harvester/{__version__}",
-        },
+        headers=_HEADERS,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy,
@@ -222,6 +223,33 @@ def _proxy_for(base: URL) -> str | None:
     if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
         raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
     return proxy
+
+
+async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -> tuple[int, bytes]:
+    """Send a form once, on a connection of its own, and give the answer's status and body; redirects are answers.
+
+    Not for the API's calls: no budget knows of it. Proxies and certificates are treated as everywhere.
+
+    Raises:
+        UsageError: no answer came, or none that can be read.
+    """
+    target = URL(url)
+    session = aiohttp.ClientSession(
+        middlewares=(_send_once,),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        headers={**_HEADERS, "Accept": "*/*"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=_proxy_for(target),
+    )
+    try:
+        async with session, session.post(target, data=dict(form), allow_redirects=False) as response:
+            body, _ = await read_bounded(response)
+            return response.status, body
+    except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+        # Not the exception's text: it may hold a proxy's password.
+        why = for_good(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        raise UsageError(f"{target.host}: {why}") from error
 
 
 async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:

@@ -12,6 +12,7 @@ from harvester.errors import UsageError
 
 T = TypeVar("T")
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
+StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 
 _ASKED = Group("What is asked", sort_key=1)
@@ -136,10 +137,13 @@ class AccessOptions:
     "Bitly's API, or a sandbox."
 
     token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
-    "A file whose first line is the token; otherwise BITLY_TOKEN holds it."
+    "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
 
     token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
     "A command that prints the token, such as a password manager's."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
 
 
 @Parameter(name="*")
@@ -163,6 +167,47 @@ class RunOptions:
     ends: EndOptions = field(default_factory=EndOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     say: SayOptions = field(default_factory=SayOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeptOptions:
+    """Which kept token is meant: each server has its own."""
+
+    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    "The API that the token is for: Bitly's, or a sandbox."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of tokens that are kept in files; by default one in the user's data folder."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LoginOptions:
+    """What `harvester login` can be told."""
+
+    with_token: Annotated[bool, Parameter(negative="")] = False
+    "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
+
+    client_id: str | None = None
+    "The id of your OAuth app at Bitly."
+
+    client_secret_file: str | None = None
+    "A file whose first line is the app's secret; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
+
+    port: int = 8472
+    "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
+
+    no_browser: Annotated[bool, Parameter(negative="")] = False
+    "Only print the address to open, on any machine; the address it ends at may be pasted here."
+
+    store: StoreName | None = None
+    "Where the token is kept; by default the keyring, where there is one."
+
+    wait: str = "5m"
+    "How long the browser is waited for, such as 5m."
+
+    kept: KeptOptions = field(default_factory=KeptOptions)
 
 
 def by_name(options: Any) -> dict[str, Any]:

@@ -48,13 +48,14 @@ def test_the_table_goes_downwards() -> None:
 @pytest.mark.parametrize(
     ("foreign", "rooms"),
     [
-        ("aiohttp", {"connections", "client", "sandbox"}),
+        ("aiohttp", {"connections", "client", "loopback", "sandbox", "sandbox_oauth"}),
         ("aiolimiter", {"client"}),
         ("tenacity", {"client"}),
         ("sqlite3", {"ledger", "book"}),
         ("cyclopts", {"cli", "options", "configuration"}),
         ("psutil", {"places"}),
-        ("platformdirs", {"places"}),
+        ("platformdirs", {"places", "vault"}),
+        ("keyring", {"vault"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
