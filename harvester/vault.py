@@ -243,6 +243,7 @@ class _TokenFile:
             try:
                 with open(os.open(new, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as stream:
                     stream.write(token + "\n")
+                # Not synced: a power cut that comes now costs another login, and no data.
                 os.replace(new, self._name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(OSError):

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import webbrowser
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ import aiohttp
 import pytest
 
 from harvester.errors import UsageError
+from harvester.login import _open
 from harvester.loopback import listening
 from harvester.oauth import App, NotForUs, Redirect, authorize_url, exchange, token_in
 from harvester.sandbox_oauth import CLIENT_SECRETS
@@ -146,12 +148,15 @@ def test_the_users_browser_is_opened(tmp_path: Path, serve: Callable[..., Served
     assert fingerprint(served.sandbox.consent.tokens[-1]) in done.stdout
 
 
-def test_where_no_browser_can_be_opened_that_is_said(serve: Callable[..., Served]) -> None:
-    env = {**NONE, "HARVESTER_CLIENT_SECRET": SECRET, "BROWSER": "false %s"}
-    command = ("login", "--client-id", "sandbox", "--port", "0", "--base-url", serve().url, "--wait", "2s")
-    done = harvester(*command, env=env, wrapper=("env", "-u", "DISPLAY", "-u", "WAYLAND_DISPLAY", "PATH="))
-    assert done.returncode == 2
-    assert "open the address by hand" in done.stderr
+async def test_where_no_browser_can_be_opened_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> bool:
+        raise webbrowser.Error("could not locate runnable browser")
+
+    for opens in (lambda _: False, broken):
+        said: list[str] = []
+        monkeypatch.setattr(webbrowser, "open", opens)
+        await _open("http://127.0.0.1:1/", said.append)
+        assert "open the address by hand" in said[0]
 
 
 def test_the_redirects_address_can_be_pasted(serve: Callable[..., Served]) -> None:
