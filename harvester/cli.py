@@ -123,7 +123,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     Parameters
     ----------
     links:
-        Lists of bitlinks, a line each, plain or gzipped; - for standard input.
+        Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
     from harvester import progress
 
@@ -285,7 +285,7 @@ def _job_of(
     query, pin_reference = settings.query_of(options)
     settings.check_counts(options)
     return Job(
-        sources=sources.find(links),
+        sources=sources.find(links, options.column, options.list_format),
         token=Token(read_token or settings.token_source(options, watcher.warn)),
         out=_dashed(options.out),
         work_dir=options.work_dir,

@@ -73,6 +73,12 @@ class RunOptions:
     retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
     "Ask again for calls that Bitly has refused."
 
+    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
+
+    list_format: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "What the lists are, whatever their names say: lines, csv, tsv, ndjson or parquet."
+
     connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
     "Connections at once; Bitly allows five from one IP address."
 

@@ -54,6 +54,9 @@ def test_the_table_goes_downwards() -> None:
         ("sqlite3", {"ledger", "book"}),
         ("cyclopts", {"cli", "settings"}),
         ("psutil", {"places"}),
+        ("pyarrow", {"parquet"}),
+        ("backports", {"lines"}),
+        ("csv", {"columns"}),
         ("platformdirs", {"places"}),
     ],
 )
