@@ -8,7 +8,11 @@ from typing import Any, cast
 
 from harvester.columns import Cells, Flaw, choose
 from harvester.errors import InputBroken
-from harvester.lines import CHUNK, GROUP_LINES
+from harvester.lines import CHUNK
+
+_GROUP_ROWS = 250
+"""Rows in memory at a time; not more, because pyarrow holds each several times, however long it is."""
+_KEPT_BYTES = 2000
 
 
 def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iterator[Cells]:
@@ -27,7 +31,7 @@ def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iter
             name = schema.names[choose(schema.names, wanted, file)]
             _check_text(arrow, schema.field(name), file)
             number = 0
-            for batch in opened.iter_batches(GROUP_LINES, columns=[name], use_threads=False):
+            for batch in opened.iter_batches(_GROUP_ROWS, columns=[name], use_threads=False):
                 yield _taken(_octets(arrow, batch.column(name)), number)
                 number += batch.num_rows
         except arrow.ArrowException as error:
@@ -73,5 +77,5 @@ def _taken(values: list[bytes | None], before: int) -> Cells:
         try:
             cells.add(number, None if value is None else value.decode())
         except UnicodeDecodeError:
-            cells.flaws.append(Flaw(number, cast("bytes", value)[:2000].decode(errors="replace"), "not UTF-8"))
+            cells.flaws.append(Flaw(number, cast("bytes", value)[:_KEPT_BYTES].decode(errors="replace"), "not UTF-8"))
     return cells

@@ -202,7 +202,8 @@ def _open_raw(source: Source) -> io.BufferedReader:
 def _batches(source: Source) -> Iterator[Batch]:
     with _open_raw(source) as raw:
         if source.form is not Form.LINES:
-            yield from (_batch_of(cells, source.name) for cells in _cells(source, raw) if cells.last)
+            batches = (_batch_of(cells, source.name) for cells in _cells(source, raw))
+            yield from (batch for batch in batches if batch.lines)
             return
         last = 0
         for lines in line_groups(raw, source.name):
@@ -229,6 +230,7 @@ def _batch_of(cells: Cells, file: str) -> Batch:
             shown = readable(text)
             reason = str(why) if shown == text else "not UTF-8"
             batch.invalid.append(Invalid(shown[:_KEPT_TEXT], reason, file, number))
+    batch.invalid.sort(key=lambda each: each.line)
     return batch
 
 
