@@ -1,6 +1,7 @@
 """CSV, TSV and NDJSON: lines to what stands in one column, each with the line where its record begins."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -15,6 +16,7 @@ NAMES = ("bitlink", "link", "short_url", "id")
 TOO_LONG = f"longer than {LINE_LIMIT // 1024} KiB"
 _FAILURE_NAMES = (*NAMES, "text")
 """A line of `_failures.ndjson` that is no bitlink has its text there."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _SHOWN_NAMES = 20
 _SHOWN_NAME = 60
 _KEPT_TEXT = 2000
@@ -206,7 +208,7 @@ class _Table:
     def _begins_with_header(self, record: list[str]) -> bool:
         """Find the column in the first record; say whether that is a header."""
         wanted, header = self._wanted, True
-        if wanted is not None and wanted.isascii() and wanted.isdigit():
+        if wanted is not None and _NUMBER.fullmatch(wanted):
             if not 0 < int(wanted) <= len(record):
                 raise InputBroken(f"{self._file}: --column {wanted}: the first line has {len(record)} columns")
             self._index = int(wanted) - 1

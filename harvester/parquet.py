@@ -34,7 +34,7 @@ def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iter
             for batch in opened.iter_batches(_GROUP_ROWS, columns=[name], use_threads=False):
                 yield _taken(_octets(arrow, batch.column(name)), number)
                 number += batch.num_rows
-        except arrow.ArrowException as error:
+        except (arrow.ArrowException, UnicodeDecodeError) as error:  # a column's name may be no UTF-8
             raise OSError(str(error)) from error
 
 

@@ -264,6 +264,7 @@ def test_a_single_column_of_links_needs_no_header(tmp_path: Path, name: str) -> 
         ("l.csv", b"title,url\nx,bit.ly/a\n", "lnk", ["no column is called lnk", "title, url"]),
         ("l.csv", b"title,url\nx,bit.ly/a\n", "3", ["--column 3", "2 columns"]),
         ("l.csv", b"title,url\nx,bit.ly/a\n", "0", ["--column 0"]),
+        ("l.csv", b"title,url\nx,bit.ly/a\n", "9" * 5000, ["title, url"]),
         ("l.csv", b"link,link\nbit.ly/a,bit.ly/b\n", None, ["2 columns are called link"]),
         ("l.csv", b"\xff,url\nx,bit.ly/a\n", "lnk", ["\ufffd, url"]),
         ("l.csv", ",".join(f"c{n}" for n in range(1, 3000)).encode(), None, ["c20 and 2979 more"]),
