@@ -28,7 +28,7 @@ def job_of(
     settings.check_counts(options)
     output, limits, ends = options.output, options.limits, options.ends
     return Job(
-        sources=sources.find(lists),
+        sources=sources.find(lists, options.list.column, options.list.list_format),
         token=Token(read_token or settings.token_source(options.access, warn)),
         out=output.out,
         work_dir=output.work_dir,

@@ -152,7 +152,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     Parameters
     ----------
     links:
-        Lists of bitlinks, a line each, plain or gzipped; - for standard input.
+        Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
     from harvester import progress
     from harvester.assembly import job_of

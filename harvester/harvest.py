@@ -188,6 +188,7 @@ class Harvest:
         listed.lines += batch.lines
         listed.blank += batch.blank
         listed.comments += batch.comments
+        listed.headers += batch.headers
         listed.invalid += len(batch.invalid)
         for bad in batch.invalid:
             self._watcher.invalid(bad)

@@ -12,6 +12,7 @@ from harvester.errors import UsageError
 
 T = TypeVar("T")
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
+ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
 StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 
@@ -72,6 +73,12 @@ class ListOptions:
 
     retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
     "Ask again for calls that Bitly has refused."
+
+    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
+
+    list_format: Annotated[ListFormatName | None, Parameter(group=_ASKED)] = None
+    "What the lists are, whatever their names say."
 
     strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
     "Do not begin unless every line of the list is a bitlink."

@@ -56,6 +56,9 @@ def test_the_table_goes_downwards() -> None:
         ("psutil", {"places"}),
         ("platformdirs", {"places", "vault"}),
         ("keyring", {"vault"}),
+        ("pyarrow", {"parquet"}),
+        ("backports", {"lines"}),
+        ("csv", {"columns"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
