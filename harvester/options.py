@@ -148,6 +148,9 @@ class SayOptions:
     quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
     "Say nothing but warnings and errors."
 
+    log_format: Annotated[str, Parameter(group=_MORE)] = "text"
+    "How standard error is written: text, or json, one event a line (docs/logging.md)."
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
-from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions
+from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions, SayOptions
 from harvester.stopping import FailureLimit
 
 if TYPE_CHECKING:
@@ -112,6 +112,12 @@ def checked_base_url(url: str) -> str:
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise UsageError(f"--base-url {url}: the token would travel unencrypted; use https")
     return url.rstrip("/")
+
+
+def log_format_of(options: SayOptions) -> str:
+    """Give the form of standard error: text or json. Raises UsageError for another."""
+    _one_of("--log-format", options.log_format, ("text", "json"))
+    return options.log_format
 
 
 def check_counts(options: RunOptions) -> None:

@@ -1,0 +1,68 @@
+"""Events as lines of JSON on standard error, for machines that collect logs; docs/logging.md names them all."""
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, cast
+
+import orjson
+import structlog
+
+from harvester.events import Event, Field, level
+from harvester.status import Status
+from harvester.terminal import escaped
+
+
+class JsonLog:
+    """Says events as one JSON object a line."""
+
+    def __init__(self) -> None:
+        self._log = _logger()
+
+    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
+        """Write an event; its message is the text's first line. If nobody takes it, nothing more is written."""
+        say = getattr(self._log, level(event))
+        try:
+            say(event.value, message=text.partition("\n")[0], **fields)
+        except (OSError, ValueError):
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+            self._log = _logger()
+
+    def show(self, status: Status) -> bool:  # noqa: ARG002
+        """Show nothing all the time."""
+        return False
+
+    def close(self) -> None:
+        """Leave the lines where they are."""
+
+
+def _logger() -> Any:
+    return structlog.wrap_logger(
+        structlog.BytesLogger(cast("BinaryIO", sys.stderr.buffer)),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(serializer=_line),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _line(event: dict[str, Any], **_: object) -> bytes:
+    """Give an event as JSON whose line nothing ends but its end: no separator of any reader stands in it."""
+    order = ("timestamp", "level", "event", "message")
+    sorted_out = {name: event[name] for name in order} | event
+    return escaped(orjson.dumps(_clean(sorted_out)).decode()).encode()
+
+
+def _clean(value: Any) -> Any:
+    """Give a value as JSON takes it: names of files that are no UTF-8 are written with backslashes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if isinstance(value, Mapping):
+        return {str(name): _clean(each) for name, each in value.items()}
+    return [_clean(each) for each in value] if isinstance(value, list | tuple) else value
