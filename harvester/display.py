@@ -4,13 +4,15 @@ rich makes the lines, but not the live region: its own hides the cursor, which a
 of a terminal that was resized, of Ctrl-Z, or of one that takes nothing (Ctrl-S), where a write would hold up the calls.
 """
 
+import io
 import os
 import select
 import signal
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -32,6 +34,7 @@ _WIDEST = 100
 _CHART = 30
 _LEVELS = "▁▂▃▄▅▆▇█"
 _STILL_SECONDS = 3
+_SOON_SECONDS = 60.0
 _SMALL = (80, 24)
 
 
@@ -44,7 +47,8 @@ class Display:
     """A voice that says events as lines, and shows how far a run is below them; threads may share it."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # It only makes text of lines: what it wrote itself would fail with the terminal.
+        self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, soft_wrap=True)
         self._lock = threading.RLock()
         self._drawn: list[int] = []
         self._frame: list[Text] = []
@@ -164,6 +168,12 @@ def _lines(status: Status, width: int) -> Iterator[Text]:
     yield from _packed(_windows(status), width)
 
 
+def _broken(piece: Text, width: int) -> Iterable[Text]:
+    if piece.cell_len <= width:
+        return [piece]
+    return [Text(part, piece.style) for part in textwrap.wrap(piece.plain, max(width, 1))]
+
+
 def _bar(status: Status, width: int) -> Text:
     if status.left is None:
         return Text.assemble((f"{status.settled:,}", "bold"), " calls settled")
@@ -198,7 +208,7 @@ def _standstill(status: Status) -> list[Text]:
         return []
     text = Text("waiting for " + explained(status.waiting), "bold yellow")
     left = (status.waiting.until - datetime.now().astimezone()).total_seconds() if status.waiting.until else 0
-    return [text, Text(f"{duration(round(left))} from now")] if left > 60 else [text]
+    return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 
 
 def _ahead(status: Status) -> Iterator[Text]:
@@ -225,8 +235,9 @@ def _chart(status: Status, width: int) -> Text:
     counts = list(status.per_second)
     speed = sum(counts) / len(counts) if counts else 0.0
     text = Text.assemble((f"{speed:,.1f} calls/s", "bold"))
-    label = " last minute"
-    columns = min(_CHART, width - text.cell_len - len(label) - 2)
+    room = width - text.cell_len - 2
+    label = " last minute" if room > 20 else ""
+    columns = min(_CHART, room - len(label))
     if columns < 5:
         return text
     counts = [0.0] * (60 - len(counts)) + counts
@@ -246,10 +257,10 @@ def _windows(status: Status) -> Iterator[Text]:
             yield Text.assemble(f"{state.window} ", (f"{state.used:,}/{state.limit:,}", style))
 
 
-def _packed(pieces: Any, width: int) -> Iterator[Text]:
-    """Give pieces side by side, on as many lines as they need."""
+def _packed(pieces: Iterable[Text], width: int) -> Iterator[Text]:
+    """Give pieces side by side, on as many lines as they need; one that is too wide is broken between words."""
     line: Text | None = None
-    for piece in pieces:
+    for piece in (part for whole in pieces for part in _broken(whole, width)):
         if line is None:
             line = piece
         elif line.cell_len + 3 + piece.cell_len <= width:

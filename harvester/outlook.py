@@ -75,8 +75,9 @@ class Outlook:
             await self._look_ahead(status, now)
 
     def look_back(self, status: Status) -> None:
-        """Tell what the budget holds when the run is over."""
+        """Tell what the budget holds when the run is over, and nothing more will be sent."""
         with suppress(OutputError):
+            self._budget.close()
             status.windows = self._budget.windows()
 
     def _measure(self, status: Status) -> None:
