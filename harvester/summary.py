@@ -101,7 +101,8 @@ def _next(outcome: Outcome, out: str) -> Iterator[str]:
     elif out == "-":
         return
     elif status.failed:
-        yield f"{_failed(status)}: see _failures.ndjson; the same command tries again"
+        failed = counted(status.failed, "call has", "calls have")
+        yield f"{failed} failed: see _failures.ndjson; the same command tries again"
     if status.left_failed:
         left = counted(status.left_failed, "call has", "calls have")
         yield f"{left} failed in three runs: --retry-failed tries again"
@@ -145,8 +146,10 @@ def counted(number: int, one: str, more: str | None = None) -> str:
 
 def duration(seconds: float) -> str:
     """Give a time in words, in its two largest units: `3.2 s`, `4 min 10 s`, `2 h 3 min`, `5 days 2 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
