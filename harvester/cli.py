@@ -128,7 +128,8 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
         Lists of bitlinks, a line each, plain or gzipped; - for standard input.
     """
     options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    return _told(options, lambda watcher: _run([_dashed(link) for link in links], options, watcher), live=True)
+    lists = [_dashed(link) for link in links]
+    return _told(lists, options, lambda watcher: _run(lists, options, watcher), live=True)
 
 
 def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
@@ -159,7 +160,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     """
     options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
     lists = [_dashed(link) for link in links]
-    return _told(options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
+    return _told(lists, options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
 
 
 def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, json: bool, offline: bool) -> int:
@@ -277,13 +278,17 @@ def _asks_for_json(words: list[str]) -> bool:
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
-def _told(options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: bool) -> int:
+def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: bool) -> int:
     """Do a command's work with somebody who tells of it, errors too. live: it may be shown all the time."""
     from harvester import settings
 
-    log_format, quiet = settings.log_format_of(options.say), options.say.quiet
-    out = options.output.out
-    watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-", live=live and not quiet, out=out)
+    log_format, quiet, out = settings.log_format_of(options.say), options.say.quiet, options.output.out
+    watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-")
+    if live and not quiet and log_format == "text":
+        from harvester import display
+
+        if display.suits(lists, out):
+            watcher.speak(display.Display())
     try:
         return work(watcher)
     except BrokenPipeError:
@@ -294,21 +299,15 @@ def _told(options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: 
         watcher.close()
 
 
-def _watcher(
-    log_format: str, *, quiet: bool = False, show_failures: bool = False, live: bool = False, out: str = "-"
-) -> "StderrWatcher":
-    from harvester.progress import StderrWatcher, Voice
+def _watcher(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "StderrWatcher":
+    from harvester.progress import StderrWatcher
 
-    voice: Voice | None = None
+    watcher = StderrWatcher(quiet=quiet, show_failures=show_failures)
     if log_format == "json":
         from harvester.log import JsonLog
 
-        voice = JsonLog()
-    elif live:
-        from harvester import display
-
-        voice = display.Display() if display.suits(out) else None
-    return StderrWatcher(quiet=quiet, show_failures=show_failures, voice=voice)
+        watcher.speak(JsonLog())
+    return watcher
 
 
 def _explain(error: Exception, watcher: "StderrWatcher") -> int:

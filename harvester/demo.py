@@ -61,7 +61,9 @@ async def _harvest(links: str, folder: str) -> Outcome:
             harvesting=Options(workers=MAX_CONNECTIONS),
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
-        with closing(StderrWatcher(voice=display.Display() if display.suits(folder) else None)) as watcher:
+        with closing(StderrWatcher()) as watcher:
+            if display.suits([links], folder):
+                watcher.speak(display.Display())
             return await jobs.run(job, Stopper(), watcher)
 
 

@@ -12,9 +12,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from types import FrameType
 from typing import Any
 
 from rich.cells import cell_len
@@ -38,9 +37,15 @@ _SOON_SECONDS = 60.0
 _SMALL = (80, 24)
 
 
-def suits(out: str) -> bool:
-    """Say whether standard error is a terminal that can be drawn upon, and rows do not go to one, too."""
-    return out != "-" and sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
+def suits(lists: Sequence[str], out: str) -> bool:
+    """Say whether standard error is a terminal that can be drawn upon, and neither rows nor lists come over it."""
+    typed = "-" in lists and sys.stdin.isatty()
+    return out != "-" and not typed and sys.stderr.isatty() and _can_draw(os.environ)
+
+
+def _can_draw(env: Mapping[str, str]) -> bool:
+    """Not where the terminal cannot move its cursor, nor where it is but the log of a build."""
+    return env.get("TERM", "") not in {"", "dumb", "unknown"} and env.get("CI", "") in {"", "0", "false"}
 
 
 class Display:
@@ -55,7 +60,7 @@ class Display:
         self._told: list[str] = []
         self._due = 0.0
         self._closed = False
-        self._before = _on_continue(self._forget)
+        self._before = _on_continue(lambda *_: self._forget())
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
         """Say a text, escaped, above what is shown."""
@@ -65,13 +70,16 @@ class Display:
             if self._closed:
                 self._write()
             elif _takes_more():
-                self._draw(self._frame if self._drawn else [])
+                self._draw(self._frame if self._drawn and _in_foreground() else [])
 
     def show(self, status: Status) -> bool:
         """Draw how far a run is, unless that was done just now, or the terminal is not ours at the moment."""
         with self._lock:
             now = time.monotonic()
-            if now < self._due or self._closed or not _takes_more() or not _in_foreground():
+            if now < self._due or self._closed or not _takes_more():
+                return True
+            if not _in_foreground():
+                self._forget()
                 return True
             self._due = now + SHORTEST_SECONDS
             columns, rows = _size()
@@ -103,6 +111,8 @@ class Display:
 
     def _erasure(self) -> str:
         """Give what erases the lines drawn last; a narrower terminal has broken them into more."""
+        if not _in_foreground():
+            self._drawn = []
         columns = max(_size()[0], 1)
         height = sum(max(-(-cells // columns), 1) for cells in self._drawn)
         self._drawn = []
@@ -113,9 +123,9 @@ class Display:
             self._console.print(line, end="", no_wrap=True, overflow="ignore", crop=False)
         return captured.get()
 
-    def _forget(self, number: int, where: FrameType | None) -> None:  # noqa: ARG002
-        """Draw below what the shell has written while the run was stopped."""
-        self._drawn = []
+    def _forget(self) -> None:
+        """Draw below what the shell has written while the run was stopped, or in the background."""
+        self._drawn = [0]
 
 
 def _on_continue(forget: Any) -> Any:

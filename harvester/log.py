@@ -1,7 +1,9 @@
 """Events as lines of JSON on standard error, for machines that collect logs; docs/logging.md names them all."""
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
@@ -19,6 +21,7 @@ class JsonLog:
 
     def __init__(self) -> None:
         self._log = _logger()
+        self._take_over()
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
         """Write an event; its message is the text's first line. If nobody takes it, nothing more is written."""
@@ -29,12 +32,36 @@ class JsonLog:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
             self._log = _logger()
 
+    def _take_over(self) -> None:
+        """Have the interpreter and its libraries speak JSON too, whatever they have to say."""
+        handler = _Handler(self)
+        logging.captureWarnings(capture=True)
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        threading.excepthook = lambda args: self.warn(f"a thread has died: {args.exc_value!r}")
+        sys.unraisablehook = lambda args: self.warn(f"{args.err_msg or 'ignored'}: {args.exc_value!r}")
+
+    def warn(self, text: str) -> None:
+        """Say what something else than harvester has to say, in one line."""
+        self.tell(Event.WARNING, text.replace("\n", " "), {})
+
     def show(self, status: Status) -> bool:  # noqa: ARG002
         """Show nothing all the time."""
         return False
 
     def close(self) -> None:
         """Leave the lines where they are."""
+
+
+class _Handler(logging.Handler):
+    """Takes what libraries log."""
+
+    def __init__(self, log: JsonLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it as a warning."""
+        self._log.warn(f"{record.name}: {self.format(record)}")
 
 
 def _logger() -> Any:

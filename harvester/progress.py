@@ -64,8 +64,8 @@ class Plain:
 class StderrWatcher:
     """Tells a run on standard error. quiet: only warnings and bad lines. show_failures: their lines, too."""
 
-    def __init__(self, *, quiet: bool = False, show_failures: bool = False, voice: Voice | None = None) -> None:
-        self._voice = voice or Plain()
+    def __init__(self, *, quiet: bool = False, show_failures: bool = False) -> None:
+        self._voice: Voice = Plain()
         self._quiet = quiet
         self._show_failures = show_failures
         self._invalid = 0
@@ -73,6 +73,10 @@ class StderrWatcher:
         self._interval = FIRST_SECONDS
         self._due = self._began + FIRST_SECONDS
         self._told_until = 0.0
+
+    def speak(self, voice: Voice) -> None:
+        """Have all that comes said by another voice."""
+        self._voice = voice
 
     def tell(self, event: Event, text: str, /, **fields: Field) -> None:
         """Say an event, unless it is a mere note and quiet is asked for."""

@@ -21,6 +21,11 @@ _LEADER = (
     "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.executable, [sys.executable, '-m', 'harvester', *sys.argv[1:]])"
 )
+_BACKGROUND = _LEADER.replace(
+    "os.execv",
+    "child = os.fork(); os.setpgid(child, child or 0); child and sys.exit(os.waitpid(child, 0)[1] >> 8); os.execv",
+)
+"""As a shell does it: the leader waits in the terminal's foreground group, the command has a group of its own."""
 _PATIENCE_SECONDS = 30.0
 
 
@@ -35,10 +40,10 @@ class Terminal:
         self._open = {self._master, self.slave}
         self.resize(columns, rows)
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None, foreground: bool = True) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _LEADER, *arguments],
-            env=environment({"TERM": "xterm-256color", "COLORTERM": "", **(env or {})}),
+            [sys.executable, "-c", _LEADER if foreground else _BACKGROUND, *arguments],
+            env=environment({"TERM": "xterm-256color", "COLORTERM": "", "CI": "", "NO_COLOR": "", **(env or {})}),
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -112,11 +117,15 @@ class Terminal:
 
 @contextmanager
 def on_terminal(
-    *arguments: str, columns: int = 80, rows: int = 24, env: Mapping[str, str] | None = None
+    *arguments: str,
+    columns: int = 80,
+    rows: int = 24,
+    env: Mapping[str, str] | None = None,
+    foreground: bool = True,
 ) -> Iterator[Terminal]:
     """Start `harvester ARGUMENTS` on a new terminal, and end it."""
     terminal = Terminal(columns, rows)
-    terminal.start(*arguments, env=env)
+    terminal.start(*arguments, env=env, foreground=foreground)
     try:
         yield terminal
     finally:

@@ -126,6 +126,25 @@ def test_what_the_shell_wrote_while_it_was_stopped_remains(
         assert "[1]+  Stopped   harvester\n$ fg\n20 of 60 calls" in terminal.text
 
 
+def test_in_the_background_nothing_is_drawn_and_what_is_told_is(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    run = command(links, tmp_path, serve(latency_ms=50), *NO_LIMITS)
+    with on_terminal(*run, foreground=False) as terminal:
+        assert terminal.end() == 0
+        assert "every call is settled" in terminal.text
+        assert CHART.encode() not in terminal.raw
+
+
+def test_a_list_that_is_typed_is_not_drawn_over(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    run = ("run", "-", "--out", str(tmp_path / "out"), "--base-url", serve().url, *NO_LIMITS)
+    with on_terminal(*run) as terminal:
+        terminal.until(lambda: "budget of account" in terminal.text)
+        terminal.press(b"bit.ly/a\n\x04")
+        assert terminal.end() == 0
+        assert CHART.encode() not in terminal.raw
+
+
 def test_a_terminal_that_takes_nothing_does_not_hold_up_the_calls(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
@@ -177,6 +196,7 @@ def test_bad_lines_appear_above_it_escaped(tmp_path: Path, serve: Callable[..., 
     ("options", "env"),
     [
         ((), {"TERM": "dumb"}),
+        ((), {"CI": "true"}),
         (("--quiet",), {}),
         (("--log-format", "json"), {}),
         (("--out", "-"), {}),

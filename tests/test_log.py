@@ -216,6 +216,27 @@ def test_a_bug_is_an_event_with_its_traceback(
     assert "a bug" in crashed["message"]
 
 
+def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
+    code = (
+        "import asyncio, logging, threading, warnings\n"
+        "from harvester.log import JsonLog\n"
+        "JsonLog()\n"
+        "warnings.simplefilter('always')\n"
+        "warnings.warn('an old\\nway')\n"
+        "logging.getLogger('aiohttp').error('lost\\nconnection')\n"
+        "threading.Thread(target=lambda: 1 / 0).start()\n"
+        "class Odd:\n    def __del__(self): 1 / 0\n"
+        "Odd()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    messages = [event["message"] for event in events(done.stderr)]
+    assert len(messages) == 4
+    for said, message in zip(
+        ("an old", "lost connection", "ZeroDivisionError", "ZeroDivisionError"), messages, strict=True
+    ):
+        assert said in message
+
+
 # --- odd text -------------------------------------------------------------------------------------------------------
 
 
