@@ -14,11 +14,12 @@ from harvester.status import Status
 
 SECONDS = 60
 LOOK_SECONDS = 10.0
-"""A forecast is made so often, unless the limits have changed."""
+"""A forecast is made so often, more often at first, and at once when the limits have changed."""
 _SHARE = 0.01
 """Forecasts of a very long list may take this share of a processor."""
 _ENOUGH_CALLS = 100
-_FREE_SECONDS = 5
+_FREE_SECONDS = 3
+_FIRST_SECONDS = 1.0
 
 
 class Minute:
@@ -55,7 +56,8 @@ class Outlook:
     def __init__(self, budget: Budget, connections: int) -> None:
         self._budget = budget
         self._connections = connections
-        self._minute = Minute(time.monotonic())
+        self._began = time.monotonic()
+        self._minute = Minute(self._began)
         self._due = 0.0
         self._limits: Limits | None = None
         self._free = 0
@@ -97,7 +99,8 @@ class Outlook:
             start = replace(start, answer_seconds=self._connections / (self._rate * max(each, 1.0)))
         found, took = await asyncio.to_thread(_timed, attempts, limits, start)
         status.ends, status.spent = found.ends, next(iter(found.pauses), None)
-        self._limits, self._due = limits, now + max(LOOK_SECONDS, took / _SHARE)
+        interval = min(_FIRST_SECONDS + (now - self._began) / 2, LOOK_SECONDS)
+        self._limits, self._due = limits, now + max(interval, took / _SHARE)
 
 
 def _timed(attempts: int, limits: Limits, start: Start) -> tuple[Forecast, float]:

@@ -88,6 +88,7 @@ async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
 ) -> None:
     status, ours = Status(to_make=2500), budget(book)
     ahead = Outlook(ours, 5)
+    time.seconds += 60
     for _ in range(10):
         await ahead.look(status)
         time.seconds += 0.9
