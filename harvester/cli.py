@@ -4,11 +4,11 @@ import asyncio
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from harvester import __version__, configuration
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
+from harvester.events import Event
 from harvester.options import KeptOptions, LoginOptions, RunOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
@@ -154,17 +155,22 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     links:
         Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    from harvester import progress
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    lists = [_dashed(link) for link in links]
+    return _told(lists, options, lambda watcher: _run(lists, options, watcher), live=True)
+
+
+def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
     from harvester.assembly import job_of
 
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    watcher = progress.StderrWatcher(quiet=options.say.quiet, show_failures=options.output.out == "-")
-    job = job_of([_dashed(link) for link in links], options, watcher.warn)
-    began = time.monotonic()
-    outcome = _run_job(job, watcher)
-    if not options.say.quiet or outcome.stop:
-        say(progress.summary(outcome, job.out, time.monotonic() - began))
-    return exit_code(outcome)
+    facet, out = options.query.facet, options.output.out
+    watcher.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
+    outcome = _run_job(job_of(links, options, watcher.warn), watcher)
+    code = exit_code(outcome)
+    watcher.ended(outcome, out, code)
+    if outcome.stop is None and not outcome.status.listed.links:
+        watcher.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+    return code
 
 
 @app.command(
@@ -187,16 +193,20 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits either; that takes up to three calls.
     """
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    lists = [_dashed(link) for link in links]
+    return _told(lists, options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
+
+
+def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, json: bool, offline: bool) -> int:
     from harvester import plan as plans
-    from harvester import progress, settings
+    from harvester import settings
     from harvester.assembly import job_of
 
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    watcher = progress.StderrWatcher(quiet=options.say.quiet)
     known = settings.has_token(options.access)
     if not known:
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
-    job = job_of([_dashed(link) for link in links], options, watcher.warn, None if known else _no_token)
+    job = job_of(links, options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
@@ -355,7 +365,6 @@ def exit_code(outcome: "Outcome") -> int:
     if outcome.stop is not None:
         return _BY_REASON[outcome.stop.reason]
     if outcome.status.listed.links == 0:
-        say("harvester: no links at all in the list")
         return USAGE
     return OK if outcome.complete else SOME_FAILED
 
@@ -367,30 +376,75 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _guarded(words: list[str]) -> int:
-    """Run the command; the only place where errors become exit codes."""
+    """Run the command, and give its exit code whatever happens."""
     if sys.platform == "win32":
         say("harvester: runs on Linux and macOS; on Windows use WSL")
         return USAGE
     try:
         code = app.meta(words)
         return code if isinstance(code, int) else OK
-    except CycloptsError as error:
-        say(_plain_error(error))
-        return USAGE
-    except HarvesterError as error:
-        code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
-        if code != OK:
-            say(f"harvester: {error}")
-        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         return OK
-    except Exception:
-        say(traceback.format_exc() + "harvester: a bug; what was harvested is safe. Please report the lines above")
-        return BUG
+    except Exception as error:
+        return _explain(error, _watcher("json" if _asks_for_json(words) else "text"))
+
+
+def _asks_for_json(words: list[str]) -> bool:
+    """Look for the option in a command line that could not be read."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
+def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: bool) -> int:
+    """Do a command's work with somebody who tells of it, errors too. live: it may be shown all the time."""
+    from harvester import settings
+
+    log_format, quiet, out = settings.log_format_of(options.say), options.say.quiet, options.output.out
+    watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-")
+    if live and not quiet and log_format == "text":
+        from harvester import display
+
+        if display.suits(lists, out):
+            watcher.speak(display.Display())
+    try:
+        return work(watcher)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return _explain(error, watcher)
+    finally:
+        watcher.close()
+
+
+def _watcher(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "StderrWatcher":
+    from harvester.progress import StderrWatcher
+
+    watcher = StderrWatcher(quiet=quiet, show_failures=show_failures)
+    if log_format == "json":
+        from harvester.log import JsonLog
+
+        watcher.speak(JsonLog())
+    return watcher
+
+
+def _explain(error: Exception, watcher: "StderrWatcher") -> int:
+    """Tell of an error, and give its exit code; the only place where errors become exit codes."""
+    watcher.close()
+    if isinstance(error, CycloptsError):
+        watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
+        return USAGE
+    if isinstance(error, HarvesterError):
+        code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
+        if code != OK:
+            watcher.tell(Event.RUN_REFUSED, f"harvester: {error}", exit_code=code)
+        return code
+    trace = "".join(traceback.format_exception(error))
+    text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
+    watcher.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
+    return BUG
 
 
 def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
@@ -405,23 +459,22 @@ def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
 
     async def go() -> "Outcome":
         stopper = Stopper()
-        _stop_on_signals(stopper)
+        _stop_on_signals(stopper, watcher)
         return await jobs.run(job, stopper, watcher)
 
     return asyncio.run(go())
 
 
-def _stop_on_signals(stopper: Stopper) -> None:
+def _stop_on_signals(stopper: Stopper, watcher: "StderrWatcher") -> None:
     """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
     loop = asyncio.get_running_loop()
 
     def heard(number: signal.Signals) -> None:
         if stopper.stop is not None and stopper.stop.reason is Reason.SIGNAL:
+            watcher.close()
             os._exit(128 + number)
-        print(
-            f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)",
-            file=sys.stderr,
-        )
+        text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
+        watcher.tell(Event.RUN_STOPPING, text, signal=number.name)
         stopper.request(Stop(Reason.SIGNAL, f"{number.name} was received"))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

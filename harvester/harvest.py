@@ -21,6 +21,7 @@ from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
 from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
+from harvester.outlook import Outlook
 from harvester.sources import Batch, Link, Source, read
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
@@ -50,10 +51,14 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone."""
+    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone.
+
+    to_make: calls that the list needs, where it was counted.
+    """
 
     workers: int
     max_calls: int | None = None
+    to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
     commit_seconds: float = COMMIT_SECONDS
@@ -75,7 +80,7 @@ class Harvest:
         watcher: Watcher,
         options: Options,
     ) -> None:
-        self.status = Status(attempts=client.counters)
+        self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
@@ -84,6 +89,7 @@ class Harvest:
         self._rules = rules
         self._watcher = watcher
         self._options = options
+        self._outlook = Outlook(budget, options.workers)
         self._keeper = Keeper(store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds)
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
@@ -146,6 +152,7 @@ class Harvest:
         if done and stop and stop.reason in {Reason.SIGNAL, Reason.MAX_TIME, Reason.MAX_CALLS}:
             stop = None
         settled = done and not status.failed and not status.left_failed
+        self._outlook.look_back(status)
         outcome = Outcome(settled and stop is None, stop, status)
         await self._keeper.finish(outcome)
         return outcome
@@ -342,6 +349,7 @@ class Harvest:
     async def _keep_telling(self) -> None:
         while True:
             self.status.waiting = self._client.waiting
+            await self._outlook.look(self.status)
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
 
@@ -361,7 +369,7 @@ class Harvest:
             self._stopper.request(Stop(Reason.OUTPUT, str(error)))
             raise Stopping from error
         if told:
-            self._watcher.note(told)
+            self._watcher.note(told.text, told.event, **told.fields)
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""

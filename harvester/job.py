@@ -3,9 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -15,8 +15,9 @@ from harvester.book import Book
 from harvester.budget import Account, Budget, Wanted, WindowState
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
+from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvest import Harvest, Options
+from harvester.harvest import Harvest, Options, window_report
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
@@ -81,8 +82,8 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
                 budgets.slots.join()
-                sources = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
-                return await _harvest(job, opened, budgets, sources, stopper, watcher)
+                sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                return await _harvest(job, opened, budgets, sources, stopper, watcher, to_make=calls)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
@@ -126,14 +127,23 @@ def _server_of(base_url: str) -> str:
 
 
 async def _harvest(
-    job: Job, opened: Store, budgets: Budgets, sources: list[Source], stopper: Stopper, watcher: Watcher
+    job: Job,
+    opened: Store,
+    budgets: Budgets,
+    sources: list[Source],
+    stopper: Stopper,
+    watcher: Watcher,
+    *,
+    to_make: int | None,
 ) -> Outcome:
     clock = budgets.clock.elapsed
     rules = Rules(job.failure_limit, first_rows=opened.totals.rows == 0)
-    options = _options_for(job, opened.place.form)
+    options = replace(_options_for(job, opened.place.form), to_make=to_make)
     asking, budget = job.asking, budgets.facet
     gate = Gate(job.gate_rules, clock)
-    watcher.note(describe(budget))
+    windows = budget.windows()
+    text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
+    watcher.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
     async with client.opened(
         asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
     ) as asker:
@@ -141,10 +151,9 @@ async def _harvest(
         return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options).run(sources)
 
 
-def describe(budget: Budget) -> str:
+def describe(account: str, windows: Sequence[WindowState]) -> str:
     """Say in a line what is left of a budget."""
-    windows = ", ".join(_described(state) for state in budget.windows())
-    return f"budget of account {budget.account.name}: {windows}"
+    return f"budget of account {account}: {', '.join(map(_described, windows))}"
 
 
 _SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
@@ -168,8 +177,10 @@ def _options_for(job: Job, form: Form) -> Options:
 
 async def _look_ahead(
     job: Job, opened: Store, budget: Budget, spooled: list[str], stopper: Stopper, watcher: Watcher
-) -> list[Source]:
+) -> tuple[list[Source], int | None]:
     """Say before the first call what the month covers of the list, and refuse what strict forbids; give it to read.
+
+    Gives the calls that it needs too, if all of it was counted.
 
     spooled: where sources that can be read only once may be copied to.
     """
@@ -181,12 +192,13 @@ async def _look_ahead(
     most, left = job.harvesting.max_calls, budget.windows()[-1].left
     month_matters = left is not None and (most is None or most > left)
     if not countable or not (job.strict or month_matters):
-        return sources
+        return sources, None
     found = await count(job, opened.ledger, opened.rows, opened.place.private, countable, stopper, watcher)
-    watcher.note(f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make")
+    text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
+    watcher.note(text, Event.LIST_COUNTED, **asdict(found))
     _refuse(job, found)
     _compare(job, found, budget, watcher)
-    return sources
+    return sources, found.calls if len(countable) == len(sources) else None
 
 
 async def _spool(source: Source, path: str, stopper: Stopper) -> Source:
@@ -214,7 +226,7 @@ async def count(
             raise Stopping
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            watcher.note(f"reading the list through first: {lines:,} lines")
+            watcher.note(f"reading the list through first: {lines:,} lines", Event.LIST_READING, lines=lines)
 
     return await in_daemon(
         lambda: survey(
@@ -254,5 +266,11 @@ def _compare(job: Job, found: Survey, budget: Budget, watcher: Watcher) -> None:
     assert month.until is not None
     watcher.note(
         f"this month covers {month.left:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are spent): the "
-        f"run will stop then, and the same command goes on from {utc_text(month.until)}"
+        f"run will stop then, and the same command goes on from {utc_text(month.until)}",
+        Event.MONTH_SHORT,
+        calls=needed,
+        left=month.left,
+        used=month.used,
+        limit=month.limit,
+        until=month.until,
     )

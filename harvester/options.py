@@ -13,6 +13,7 @@ from harvester.errors import UsageError
 T = TypeVar("T")
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
+LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 
@@ -160,6 +161,9 @@ class SayOptions:
 
     quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
     "Say nothing but warnings and errors."
+
+    log_format: Annotated[LogFormatName, Parameter(group=_MORE)] = "text"
+    "How standard error is written: text, or json, one event a line (docs/logging.md)."
 
 
 @Parameter(name="*")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
-from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions
+from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions, SayOptions
 from harvester.stopping import FailureLimit
 from harvester.vault import Store, Vault
 
@@ -120,6 +120,12 @@ def store_of(text: str | None) -> Store | None:
     if text is not None:
         _one_of("--store", text, tuple(Store))
     return None if text is None else Store(text)
+
+
+def log_format_of(options: SayOptions) -> str:
+    """Give the form of standard error: text or json. Raises UsageError for another."""
+    _one_of("--log-format", options.log_format, ("text", "json"))
+    return options.log_format
 
 
 def check_counts(options: RunOptions) -> None:

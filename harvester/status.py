@@ -1,9 +1,12 @@
 """How far a run is and how it ended: what the manifest, the progress line and the exit code are made from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from harvester.budget import WindowState
+from harvester.events import Event, Field
 from harvester.sources import Invalid
 from harvester.stopping import Stop
 
@@ -48,6 +51,10 @@ class Status:
 
     asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
     often. pending: calls taken up and without a verdict. waiting: the window that binds now.
+
+    to_make: calls of this run, None where the list was not counted before. most: calls it may make at most.
+    windows: what the budget holds. per_second: calls settled in each of the last seconds, at most 60, the latest last.
+    ends: when all would be settled, as far as that can be known; spent: when the month will be spent before that.
     """
 
     listed: Listed = field(default_factory=Listed)
@@ -61,6 +68,28 @@ class Status:
     pending: int = 0
     waiting: Waiting | None = None
     attempts: Counters = field(default_factory=Counters)
+    to_make: int | None = None
+    most: int | None = None
+    windows: Sequence[WindowState] = ()
+    per_second: Sequence[float] = ()
+    ends: datetime | None = None
+    spent: datetime | None = None
+
+    @property
+    def settled(self) -> int:
+        """Calls of this run that have their verdict."""
+        return self.rows + self.refused + self.failed
+
+    @property
+    def left(self) -> int | None:
+        """Calls that this run has still to make; None while that is not known."""
+        if self.read_to_end:
+            left = self.pending
+        elif self.to_make is None:
+            return None
+        else:
+            left = max(self.to_make - self.settled, self.pending)
+        return left if self.most is None else min(left, max(self.most - self.settled, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +113,8 @@ class Watcher(Protocol):
     def warn(self, text: str) -> None:
         """Something is not as it should be."""
 
-    def note(self, text: str) -> None:
-        """Something that is as it should be, and takes a while."""
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
+        """Something that is as it should be, and takes a while: in words, and for programs as an event with fields."""
 
     def progress(self, status: Status) -> None:
         """Some time has passed."""

@@ -10,6 +10,7 @@ from harvester import sources
 from harvester.bitly import Query
 from harvester.budget import Wanted
 from harvester.client import Settings
+from harvester.events import Event, Field
 from harvester.gate import GateRules
 from harvester.harvest import Options
 from harvester.sources import Invalid
@@ -37,7 +38,7 @@ class Listener:
     def warn(self, text: str) -> None:
         self.said.append(text)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
         self.said.append(text)
 
     def progress(self, status: Status) -> None:
