@@ -94,6 +94,8 @@ def _explained(waiting: Waiting) -> str:
     text = _WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
+    if waiting.why:
+        text += f" ({waiting.why})"
     return f"{text}, until {waiting.until.astimezone():%H:%M:%S}" if waiting.until else text
 
 
