@@ -334,16 +334,13 @@ def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
 
 
 def _die_of_signals() -> None:
-    """Let a signal before the run has begun end the process, also PID 1, to which the kernel gives no default.
-
-    Raised in the main thread, SystemExit ends a --token-command too.
-    """
+    """Let a signal before the run has begun end the process, also PID 1, to which the kernel gives no default."""
 
     def heard(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
             signal.signal(number, heard)
 
 

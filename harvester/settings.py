@@ -1,5 +1,6 @@
 """The options of a run, and what they mean as typed values: everything is checked here before anything is opened."""
 
+import atexit
 import os
 import re
 import shlex
@@ -265,19 +266,27 @@ def _token_from_file(path: str) -> str:
 
 def _token_from_command(command: str) -> str:
     try:
-        words = shlex.split(command)
-        done = subprocess.run(  # noqa: S603 - the user's own command
-            words,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=_TOKEN_COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        printed = _printed_by(shlex.split(command))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Not the exception's text: it could hold what the command printed.
         raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
-    return _checked_token(done.stdout.partition("\n")[0], "--token-command")
+    return _checked_token(printed.partition("\n")[0], "--token-command")
+
+
+def _printed_by(words: list[str]) -> str:
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: S603 - the user's own command
+    with process:
+        atexit.register(process.kill)  # a run that ends meanwhile does not wait for its reader
+        try:
+            printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            atexit.unregister(process.kill)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words[0])
+    return printed
 
 
 def _checked_token(text: str, source: str) -> str:
