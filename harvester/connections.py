@@ -7,6 +7,7 @@ left on.
 import asyncio
 import os
 import re
+import socket
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +15,7 @@ from functools import partial
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
@@ -21,7 +23,7 @@ from harvester import __version__
 from harvester.bitly import BODY_LIMIT
 from harvester.errors import OutputError, UsageError
 from harvester.slots import Slots
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.stopping import Reason, Stop, Stopper, in_daemon
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
@@ -74,6 +76,27 @@ class _Abrupt(ResponseHandler):
     def close(self) -> None:
         """Close at once."""
         self.abort()
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in threads that nobody waits for: one that hangs must not hold up the end of the run."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give a name's addresses, as the system's resolver has them. Raises OSError."""
+        kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+        found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=found_family, proto=proto, flags=numeric
+            )
+            for found_family, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
 
 
 class Slot:
@@ -201,7 +224,7 @@ def _open_slot(
                 made_late()
 
     # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
-    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None)
+    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
     # There is no public way to choose how connections close, and five is Bitly's limit for them.
     connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     session = aiohttp.ClientSession(

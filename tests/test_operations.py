@@ -299,6 +299,23 @@ def test_a_supervisor_need_not_kill_a_run_whose_token_command_hangs(tmp_path: Pa
     assert len(rows(tmp_path / "out")) == 2
 
 
+def test_a_supervisor_need_not_kill_a_run_whose_resolver_hangs(tmp_path: Path, links: str) -> None:
+    """As far as that can be had here: a getaddrinfo that returns in an hour."""
+    asked = tmp_path / "asked"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, socket, time\n"
+        "def hang(*arguments, **more):\n"
+        f"    pathlib.Path({str(asked)!r}).touch()\n"
+        "    time.sleep(3600)\n"
+        "socket.getaddrinfo = hang\n"
+    )
+    command = command_for(links, tmp_path / "out", "https://api.example/v4")
+    with start(*command, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}) as process:
+        wait_until(asked.exists, process)
+        assert supervised_end(process) == 5
+    assert failures(tmp_path / "out") == []
+
+
 def test_a_supervisor_need_not_kill_a_strict_run_that_reads_its_list_through(tmp_path: Path, serve: Serve) -> None:
     path, served = tmp_path / "many.txt", serve()
     path.write_text("".join(f"bit.ly/{i}\n" for i in range(400_000)))

@@ -206,6 +206,13 @@ def test_ssl_cert_file_makes_a_companys_authority_known(company: Company) -> Non
     assert len(rows(company.out)) == len(LINKS)
 
 
+def test_a_name_is_looked_up_by_the_systems_resolver(company: Company) -> None:
+    with scripted(company.certified("localhost")) as bitly:
+        done = company.run(bitly.url.replace("127.0.0.1", "localhost"))
+    assert done.returncode == 0, done.stderr
+    assert len(rows(company.out)) == len(LINKS)
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to name the file as OpenSSL looks for it")
 def test_ssl_cert_dir_is_honoured_too(company: Company) -> None:
     folder = company.folder / "authorities"
