@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -355,7 +355,7 @@ def test_a_signal_that_was_ignored_before_stays_ignored(
     assert len(rows(out)) == len(LINKS)
 
 
-# --- streams and secrets ------------------------------------------------------------------------------------------
+# --- streams ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closing", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
@@ -371,45 +371,3 @@ def test_a_closed_standard_input_is_an_empty_list(tmp_path: Path, serve: Serve) 
     done = harvester(*command_for("-", tmp_path / "out", serve().url), wrapper=wrapper)
     assert done.returncode == 2
     assert "no links at all" in done.stderr
-
-
-@contextmanager
-def broken(folder: Path) -> Iterator[dict[str, str]]:
-    """Give an environment in which harvester has a bug that comes to light with the first answer."""
-    (folder / "sitecustomize.py").write_text(
-        "import harvester.rows\n"
-        "def row(*arguments):\n"
-        "    raise RuntimeError('a bug')\n"
-        "harvester.rows.RowMaker.row = row\n"
-    )
-    yield {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-
-
-SCRIPTS: dict[str, tuple[list[str], int]] = {
-    "success": (["ok"], 0),
-    "refused and failed": (["ok", "404", "418-echo", "html-echo", "400-echo", "500-for-ever"], 3),
-    "token refused": (["401"], 6),
-    "plan refused": (["402"], 6),
-    "month spent": (["429-month"], 7),
-    "a bug": (["ok"], 1),
-}
-
-
-@pytest.mark.parametrize("end", list(SCRIPTS))
-@pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
-def test_the_token_is_in_no_output_however_a_run_ends(tmp_path: Path, bitly: Scripted, end: str, form: str) -> None:
-    names, code = SCRIPTS[end]
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    out = form if form == "-" else str(kept / form)
-    options = ("--base-url", bitly.url, *NO_LIMITS, "--attempts", "2", "--state-dir", str(kept / "state"))
-    with broken(tmp_path) as bug:
-        command = ("run", "-", "--out", out, *options)
-        links = "".join(f"bit.ly/{name}\n" for name in names).encode()
-        done = harvester(*command, stdin=links, env=bug if end == "a bug" else {})
-    assert done.returncode == code, done.stderr
-    assert ("Traceback" in done.stderr) == (end == "a bug")
-    files = {str(path): path.read_bytes() for path in kept.rglob("*") if path.is_file()}
-    assert any(path.endswith("budget.sqlite") for path in files)
-    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
-    assert [name for name, data in {**files, **said}.items() if TOKEN.encode() in data.lower()] == []
