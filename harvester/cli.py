@@ -372,6 +372,7 @@ def exit_code(outcome: "Outcome") -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code."""
     open_closed_streams()
+    _die_of_signals()
     sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
 
 
@@ -463,6 +464,17 @@ def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
         return await jobs.run(job, stopper, watcher)
 
     return asyncio.run(go())
+
+
+def _die_of_signals() -> None:
+    """Let a signal before the run has begun end the process, also PID 1, to which the kernel gives no default."""
+
+    def heard(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
+            signal.signal(number, heard)
 
 
 def _stop_on_signals(stopper: Stopper, watcher: "StderrWatcher") -> None:

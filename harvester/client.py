@@ -38,9 +38,9 @@ from harvester.bitly import (
     verdict,
 )
 from harvester.budget import Budget, MonthOver, Wait
-from harvester.connections import Pool, Slot, for_good, pooled, read_bounded
+from harvester.connections import Pool, Slot, for_good, in_passing, pooled, read_bounded
 from harvester.errors import BudgetBusy, OutputError, Stopping
-from harvester.gate import Gate
+from harvester.gate import OUTAGE, Gate
 from harvester.slots import Slots
 from harvester.status import Counters, Waiting
 from harvester.stopping import Reason, Stop, Stopper
@@ -123,6 +123,7 @@ class Client:
         self._pace: AsyncLimiter | None = None
         self._throttled_since: float | None = None
         self._date_due = 0.0
+        self._trouble = ""
 
     async def ask(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and give its verdict, which is never Throttled.
@@ -247,6 +248,7 @@ class Client:
             self._gate.answered(evidence=evidence, witness=witness)
             return
         if isinstance(found, Transient):
+            self._trouble = f"{found.status or ''} {found.message}".strip()
             self._gate.transient(sent_at=sent_at, evidence=evidence)
         else:
             self._gate.answered(evidence=evidence, witness=witness)
@@ -356,11 +358,12 @@ class Client:
         return None, sent_at
 
     async def _wait(self, refused: Wait) -> None:
-        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds))
+        why = self._trouble if refused.window == OUTAGE else ""
+        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds), why)
         await self._stopper.pause(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
         if self._gate.over_limit:
             message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
-            self._stopper.request(Stop(Reason.OUTAGE, message))
+            self._stopper.request(Stop(Reason.OUTAGE, f"{message}. Lately: {self._trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
@@ -446,9 +449,9 @@ class Client:
         if stop := for_good(error):
             self._stopper.request(Stop(Reason.CONNECTION_REFUSED, stop))
             raise Stopping from error
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return Transient(None, f"no whole answer within {self._settings.timeout_seconds:g} s")
-        return Transient(None, self._token.hidden_in(f"{type(error).__name__}: {error}")[:200])
+        return Transient(None, self._token.hidden_in(in_passing(error))[:200])
 
 
 def _last_verdict(state: tenacity.RetryCallState) -> Verdict:

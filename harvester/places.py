@@ -1,5 +1,6 @@
 """Where a dataset lies: `--out` and `--work-dir` to the folders they mean, and the refusals that are due early."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -142,8 +143,13 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
     Raises:
         UsageError: the folder asked for is on a network file system.
     """
-    folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
     try:
+        folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
+    except RuntimeError:  # a user without a home, as containers have them
+        folder = os.path.expanduser("~")
+    try:
+        if not os.path.isabs(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
         if asked is None:
             _check_local(folder)
         os.makedirs(folder, mode=0o700, exist_ok=True)

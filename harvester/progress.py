@@ -162,6 +162,8 @@ def explained(waiting: Waiting) -> str:
     text = _WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
+    if waiting.why:
+        text += f" ({waiting.why})"
     return f"{text}, until {clock(waiting.until)}" if waiting.until else text
 
 

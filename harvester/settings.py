@@ -1,5 +1,6 @@
 """What options mean as typed values: everything is checked here before anything is opened."""
 
+import atexit
 import os
 import re
 import shlex
@@ -208,19 +209,27 @@ def secret_in_file(option: str, path: str, what: str) -> str:
 
 def _token_from_command(command: str) -> str:
     try:
-        words = shlex.split(command)
-        done = subprocess.run(  # noqa: S603 - the user's own command
-            words,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=_TOKEN_COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        printed = _printed_by(shlex.split(command))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Not the exception's text: it could hold what the command printed.
         raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
-    return checked_secret(done.stdout.partition("\n")[0], "--token-command", "token")
+    return checked_secret(printed.partition("\n")[0], "--token-command", "token")
+
+
+def _printed_by(words: list[str]) -> str:
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: S603 - the user's own command
+    with process:
+        atexit.register(process.kill)  # a run that ends meanwhile does not wait for its reader
+        try:
+            printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            atexit.unregister(process.kill)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words[0])
+    return printed
 
 
 def checked_secret(text: str, source: str, what: str) -> str:

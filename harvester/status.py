@@ -25,11 +25,15 @@ class Counters:
 
 
 class Waiting(NamedTuple):
-    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC)."""
+    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC).
+
+    why: what an outage looked like lately.
+    """
 
     window: str
     limit: int
     until: datetime | None
+    why: str = ""
 
 
 @dataclass(slots=True)

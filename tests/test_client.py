@@ -387,6 +387,9 @@ async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
 # --- errors that are no answers -------------------------------------------------------------------------------------
 
 
+KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -396,6 +399,8 @@ async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
         aiohttp.ClientPayloadError("torn"),
         aiohttp.ServerTimeoutError(),
         ConnectionResetError("reset"),
+        aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError("alert")),
+        aiohttp.ConnectionTimeoutError(),
     ],
     ids=lambda failure: type(failure).__name__,
 )
@@ -409,7 +414,12 @@ async def test_no_answer_is_transient(bitly: Bitly, failure: Exception) -> None:
     assert rig.stopper.stop is None
 
 
-KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
+def not_tls() -> ssl.SSLError:
+    error = ssl.SSLError("wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    return error
+
+
 PROXY_SAID_NO = aiohttp.ClientHttpProxyError(
     aiohttp.RequestInfo(URL(BASE), "CONNECT", CIMultiDictProxy(CIMultiDict()), URL(BASE)),
     (),
@@ -422,10 +432,10 @@ PROXY_SAID_NO = aiohttp.ClientHttpProxyError(
     ("failure", "advice"),
     [
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("self-signed")), "SSL_CERT_FILE"),
-        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError("handshake")), "SSL_CERT_FILE"),
+        (aiohttp.ClientConnectorSSLError(KEY, not_tls()), "HTTPS_PROXY"),
         (PROXY_SAID_NO, "HTTPS_PROXY"),
     ],
-    ids=["certificate", "tls", "proxy"],
+    ids=["certificate", "plain text", "proxy"],
 )
 async def test_a_refused_certificate_or_proxy_stops_the_run_with_advice(
     bitly: Bitly, failure: Exception, advice: str

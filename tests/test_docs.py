@@ -86,6 +86,24 @@ def test_the_readmes_row_has_the_keys_of_a_row(tmp_path: Path, serve: Callable[.
     assert list(shown) == list(json.loads(done.stdout))
 
 
+def test_supervisors_repeat_what_is_to_be_repeated_and_nothing_else() -> None:
+    """The unit and the job of the operations page stop at every exit code but 0 and 5."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", page, re.MULTILINE)
+    (failed,) = re.findall(r"FailJob, .* values: \[(.*)\]", page)
+    assert re.findall(r"^RestartForceExitStatus=(.*)$", page, re.MULTILINE) == ["5"]
+    final = set(EXIT_CODES) - {0, 5}
+    assert {int(code) for code in prevented.split()} == final
+    assert {int(code) for code in failed.split(",")} == final
+
+
+def test_the_operations_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"tests/test_\w+\.py", page))
+    assert len(named) >= 5
+    assert all((ROOT / name).is_file() for name in named)
+
+
 def write_readme() -> None:
     before, _, rest = README.partition(BEGIN)
     after = rest.partition(END)[2]
