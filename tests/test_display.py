@@ -99,6 +99,7 @@ def test_a_terminal_without_a_size_is_taken_for_a_usual_one(
         terminal.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 120])
 def test_after_a_resize_there_is_one_display(
     tmp_path: Path, links: str, serve: Callable[..., Served], columns: int
@@ -111,6 +112,7 @@ def test_after_a_resize_there_is_one_display(
         terminal.until(lambda: frames(terminal) == 1)
 
 
+@pytest.mark.slow
 def test_what_the_shell_wrote_while_it_was_stopped_remains(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_terminal_that_takes_nothing_does_not_hold_up_the_calls(
         assert "every call is settled" in terminal.text
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_the_run_with_all_committed(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
@@ -168,6 +171,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_all_committed(
     assert len((tmp_path / "out" / "_manifest.json").read_text()) > 0
 
 
+@pytest.mark.slow
 def test_where_hang_ups_are_ignored_the_run_goes_on_without_its_terminal(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
@@ -222,6 +226,7 @@ def test_no_color_leaves_colours_out_and_the_display_in(
         assert not re.search(rb"\x1b\[(?:\d;)*3\dm", terminal.raw)
 
 
+@pytest.mark.slow
 def test_the_second_signal_leaves_a_clean_screen(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
     with on_terminal(*command(links, tmp_path, serve(latency_ms=3000), *NO_LIMITS)) as terminal:
         terminal.until(lambda: CHART in terminal.text)
