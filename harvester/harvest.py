@@ -18,9 +18,10 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget, WindowState
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
-from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
+from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
+from harvester.pulse import Pulse
 from harvester.sources import Batch, Link, Source, read
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
@@ -74,6 +75,7 @@ class Harvest:
         rules: Rules,
         watcher: Watcher,
         options: Options,
+        metrics: Metrics | None = None,
     ) -> None:
         self.status = Status(attempts=client.counters)
         self._store = store
@@ -84,7 +86,10 @@ class Harvest:
         self._rules = rules
         self._watcher = watcher
         self._options = options
-        self._keeper = Keeper(store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds)
+        self._pulse = Pulse()
+        self._keeper = Keeper(
+            store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
+        )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
         self._fed = asyncio.Event()
@@ -104,6 +109,7 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
+        self._pulse.lists = [source.name for source in sources]
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
@@ -299,6 +305,7 @@ class Harvest:
     def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
         """Record a call's last verdict, and end the run if it says so; nothing is awaited in between."""
         stop = self._rules.see(verdict)
+        self._pulse.beat()
         try:
             if isinstance(verdict, Answer):
                 self._record_row(call, verdict)
@@ -370,6 +377,10 @@ class Harvest:
             "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
             "input_read_to_end": status.read_to_end,
             "list": asdict(status.listed) if status.read_to_end else None,
+            "ended": utc_text(datetime.now(UTC)) if outcome else None,
+            "invocation": self._pulse.report(self._store.invocation),
+            "left": status.pending if status.read_to_end else None,
+            "left_failed": status.left_failed,
             "pending": status.pending,
             "budget": self._report_budget(),
         }

@@ -55,6 +55,8 @@ def test_the_table_goes_downwards() -> None:
         ("cyclopts", {"cli", "options"}),
         ("psutil", {"places"}),
         ("platformdirs", {"places"}),
+        ("prometheus_client", {"metrics"}),
+        ("rich", {"cli"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
