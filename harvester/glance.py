@@ -1,8 +1,5 @@
 """`harvester status`: how a run stands, from its manifest alone: no lock, no private file, no token."""
 
-import errno
-import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,27 +7,23 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import Any, NamedTuple
 
-import orjson
-
+from harvester import manifest
 from harvester.advice import Next, State, command_for, next_step
 from harvester.budget import Limits
 from harvester.clocks import next_month
 from harvester.errors import UsageError
 from harvester.forecast import Start, forecast
+from harvester.manifest import Found
 
-MANIFEST = "_manifest.json"
-NEWEST = 1
-"""The newest form of the manifest that is understood here."""
 SILENT_SECONDS = 180.0
 """A run writes its manifest once a minute; three that did not come are no delay any more."""
 AHEAD_SECONDS = 60.0
 """Two machines' clocks may differ by so much without a word about it."""
 ENDED = frozenset({State.STOPPED, State.FAILURES, State.EMPTY, State.COMPLETE})
-_MOST_BYTES = 256 * 1024 * 1024
-_BESIDE = ".harvester"
-_GROWING_ENDINGS = (".ndjson", ".jsonl")
 _ENOUGH_CALLS = 100
 """An output with so many calls shows how many attempts one takes."""
+_MOST_HOURS = 50_000
+"""Nobody plans for five years, and a look must not take long."""
 
 
 class Rate(NamedTuple):
@@ -80,16 +73,11 @@ def look(out: str, now: datetime | None = None) -> Glance:
     Raises:
         UsageError: there is no manifest, it cannot be read, or it is none that is understood here.
     """
-    path, out = _found(out)
-    text = _read(path, out)
+    found = manifest.read(out)
     try:
-        manifest = orjson.loads(text)
-        version = manifest["schema_version"]
-        if version > NEWEST:
-            raise UsageError(f"{path}: written by {manifest['tool']}, which is newer than this one: update harvester")
-        return _glance(out, path, manifest, now or datetime.now(UTC))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise UsageError(f"{path}: not a manifest of harvester's, or damaged") from error
+        return _glance(found, now or datetime.now(UTC))
+    except (ValueError, OverflowError) as error:  # a moment or a number that is none
+        raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
 
 
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[Glance]:
@@ -102,105 +90,71 @@ def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.slee
         sleep(seconds)
 
 
-# --- the manifest -------------------------------------------------------------------------------------------------
+# --- what it says -----------------------------------------------------------------------------------------------
 
 
-def _found(out: str) -> tuple[str, str]:
-    """Give the manifest's path, and the output's."""
-    if out == "-":
-        raise UsageError("rows on standard output leave no manifest behind: name a folder or a file")
-    out = os.path.abspath(out)
-    if os.path.isdir(out):
-        path = os.path.join(out, MANIFEST)
-    elif os.path.basename(out) == MANIFEST:
-        path = out
-    else:
-        path = os.path.join(out + _BESIDE, MANIFEST)
-    folder = os.path.dirname(path)
-    growing = folder.removesuffix(_BESIDE)
-    return path, growing if folder != growing and growing.lower().endswith(_GROWING_ENDINGS) else folder
-
-
-def _read(path: str, out: str) -> bytes:
-    try:
-        # Whatever else bears the name must not hold us up.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UsageError(f"{path}: not a file")
-            return stream.read(_MOST_BYTES)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"nothing was begun at {out}: there is no {path}") from error
-    except OSError as error:
-        if error.errno == errno.ESTALE:  # replaced meanwhile, on a network file system
-            return _read(path, out)
-        raise UsageError(f"{path}: {error.strerror}") from error
-
-
-def _glance(out: str, path: str, manifest: Mapping[str, Any], now: datetime) -> Glance:
-    updated = _moment(manifest["updated"])
-    calls = {name: int(manifest["dataset"][name]) for name in ("calls", "rows", "refused", "failed", "pending")}
-    ended = _ended(manifest, updated)
-    state = _state(manifest, ended, (now - updated).total_seconds())
-    left = manifest.get("left")
-    budget = manifest["budget"]
-    binds = budget["binds"] or {}
-    parts = manifest["parts"]
-    ends = _ends(left, manifest, calls, updated, now) if left and state is State.RUNNING else None
+def _glance(found: Found, now: datetime) -> Glance:
+    content = found.content
+    updated, calls = _moment(content["updated"]), content["dataset"]
+    ended, left = _ended(content, updated), content.get("left")
+    state = _state(content, ended, (now - updated).total_seconds())
+    until = (content["budget"]["binds"] or {}).get("until")
+    parts = content["parts"]
     return Glance(
-        out=out,
-        path=path,
-        manifest=manifest,
+        out=found.out,
+        path=found.path,
+        manifest=content,
         now=now,
         updated=updated,
         ended=ended,
         state=state,
-        calls=calls,
-        left=None if left is None else int(left),
-        rate=_rate(manifest.get("invocation")),
-        ends=ends,
-        waiting_until=_moment(binds["until"]) if binds.get("until") else None,
-        parts=(len(parts), sum(int(part["rows"]) for part in parts), sum(int(part["bytes"]) for part in parts)),
-        next=_next(out, manifest, state),
+        calls={name: calls[name] for name in ("calls", "rows", "refused", "failed", "pending")},
+        left=left,
+        rate=_rate(content.get("invocation")),
+        ends=_ends(left, content, updated, now) if left and state is State.RUNNING else None,
+        waiting_until=_moment(until) if until else None,
+        parts=(len(parts), sum(part["rows"] for part in parts), sum(part["bytes"] for part in parts)),
+        next=_next(found.out, content, state),
     )
 
 
-def _ended(manifest: Mapping[str, Any], updated: datetime) -> datetime | None:
-    if "ended" in manifest:
-        return _moment(manifest["ended"]) if manifest["ended"] else None
+def _ended(content: Mapping[str, Any], updated: datetime) -> datetime | None:
+    if "ended" in content:
+        return _moment(content["ended"]) if content["ended"] else None
     # Older manifests do not say when, but whether.
-    return updated if manifest["complete"] or manifest["stopped"] else None
+    return updated if content["complete"] or content["stopped"] else None
 
 
-def _state(manifest: Mapping[str, Any], ended: datetime | None, age_seconds: float) -> State:
+def _state(content: Mapping[str, Any], ended: datetime | None, age_seconds: float) -> State:
     if ended is None:
         if age_seconds < -AHEAD_SECONDS:
             return State.UNCLEAR
         return State.SILENT if age_seconds > SILENT_SECONDS else State.RUNNING
-    if manifest["complete"]:
+    if content["complete"]:
         return State.COMPLETE
-    if manifest["stopped"]:
+    if content["stopped"]:
         return State.STOPPED
-    return State.EMPTY if manifest["list"] and not manifest["list"]["links"] else State.FAILURES
+    return State.EMPTY if content["list"] and not content["list"]["links"] else State.FAILURES
 
 
 def _rate(invocation: Mapping[str, Any] | None) -> Rate | None:
     if invocation is None:
         return None
-    rate = Rate(int(invocation["rate"]["calls"]), float(invocation["rate"]["seconds"]))
+    rate = Rate(invocation["rate"]["calls"], invocation["rate"]["seconds"])
     return rate if rate.seconds > 0 else None
 
 
-def _ends(
-    left: int, manifest: Mapping[str, Any], calls: Mapping[str, int], updated: datetime, now: datetime
-) -> datetime | None:
+def _ends(left: int, content: Mapping[str, Any], updated: datetime, now: datetime) -> datetime | None:
     """Say when so many calls would end. What the hour holds is taken to have been made evenly."""
-    windows = {window["window"]: window for window in manifest["budget"]["windows"]}
+    windows = {window["window"]: window for window in content["budget"]["windows"]}
     if windows.keys() != {"minute", "hour", "month"}:
         return None
     limits = Limits(*(windows[name]["limit"] or 0 for name in ("minute", "hour", "month")))
+    if limits.per_hour and left / limits.per_hour > _MOST_HOURS:
+        return None
+    calls = content["dataset"]
     made = calls["rows"] + calls["refused"] + calls["failed"]
-    each = max(manifest["attempts"]["total"] / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
+    each = max(content["attempts"]["total"] / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
     age = timedelta(seconds=max((now - updated).total_seconds(), 0.0))
     used = windows["hour"]["used"]
     minutes = [(60.0 * (i + 1) - age.total_seconds(), used * (i + 1) // 60 - used * i // 60) for i in range(60)]
@@ -215,17 +169,17 @@ def _ends(
     return forecast(ceil(left * each), limits, start).ends
 
 
-def _next(out: str, manifest: Mapping[str, Any], state: State) -> Next:
-    lists = [str(name) for name in (manifest.get("invocation") or {}).get("lists", ())]
-    budget, stopped = manifest["budget"], manifest["stopped"] or {}
+def _next(out: str, content: Mapping[str, Any], state: State) -> Next:
+    lists = content.get("invocation", {}).get("lists", [])
+    budget, stopped = content["budget"], content["stopped"] or {}
     account = budget["account"] if budget["account"] != budget["token"] else None
     until = stopped.get("until")
     return next_step(
         state,
-        command_for(out, lists, manifest["query"], account),
+        command_for(out, lists, content["query"], account),
         reason=stopped.get("reason"),
         until=_moment(until) if until else None,
-        asked_again=manifest["dataset"]["failed"] > manifest.get("left_failed", 0),
+        asked_again=content["dataset"]["failed"] > content.get("left_failed", 0),
         input_piped="-" in lists,
     )
 

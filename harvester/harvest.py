@@ -305,7 +305,6 @@ class Harvest:
     def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
         """Record a call's last verdict, and end the run if it says so; nothing is awaited in between."""
         stop = self._rules.see(verdict)
-        self._pulse.beat()
         try:
             if isinstance(verdict, Answer):
                 self._record_row(call, verdict)
@@ -321,6 +320,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._store.rows.row(call.link.bitlink, call.key, answer, _second_text(int(time.time())))
         self._store.record(call.key, State.ROW, line, call.previous)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.rows += 1
 
@@ -339,6 +339,7 @@ class Harvest:
         )
         self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._watcher.failure(line)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.refused += refused
         self.status.failed += not refused

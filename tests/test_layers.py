@@ -56,7 +56,6 @@ def test_the_table_goes_downwards() -> None:
         ("psutil", {"places"}),
         ("platformdirs", {"places"}),
         ("prometheus_client", {"metrics"}),
-        ("rich", {"cli"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
