@@ -193,7 +193,7 @@ def status(out: str, /, *, json: bool = False, watch: bool = False, every: str =
 
     looks = glance.changes(_dashed(out), seconds_of("--every", every))
     with suppress(KeyboardInterrupt):
-        if json or not sys.stdout.isatty():
+        if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
             _print_changes(looks, _as_json if json else tell.as_line)
         else:
             _redraw(looks)
@@ -207,7 +207,12 @@ def _as_json(seen: "Glance", option: int = 0) -> str:
 
 
 def _print_escaped(text: str) -> None:
-    print("\n".join(map(escaped, text.split("\n"))), flush=True)
+    try:
+        print("\n".join(map(escaped, text.split("\n"))), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror}") from error
 
 
 def _print_changes(looks: Iterator["Glance"], shown: Callable[["Glance"], str]) -> None:

@@ -10,7 +10,7 @@ from harvester.glance import Glance
 
 _STATES = {
     State.RUNNING: "it is running",
-    State.SILENT: "no news since {updated}: it was killed or its machine is down",
+    State.SILENT: "no news since {updated}: it was killed, could not write any more, or its machine is down",
     State.UNCLEAR: "its clock is ahead of this machine's, so how old the news is cannot be told",
     State.STOPPED: "stopped before the list's end",
     State.FAILURES: "finished, but some calls failed",
@@ -27,6 +27,21 @@ WINDOWS = {
     "budget": "the budget's file, which another process holds",
     "connections": "a connection: other harvesters of this machine use all",
 }
+_PASSED_ON = (
+    "tool",
+    "run_id",
+    "query",
+    "started",
+    "complete",
+    "stopped",
+    "input_read_to_end",
+    "list",
+    "invocation",
+    "left_failed",
+    "attempts",
+    "budget",
+)
+"""What the object has as it stands in the manifest."""
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -85,23 +100,7 @@ def as_dict(seen: Glance) -> dict[str, Any]:
             "after": utc_text(step.after) if step.after else None,
             "after_seconds": _seconds_to(step.after, seen.now),
         },
-        **{
-            name: manifest.get(name)
-            for name in (
-                "tool",
-                "run_id",
-                "query",
-                "started",
-                "complete",
-                "stopped",
-                "input_read_to_end",
-                "list",
-                "invocation",
-                "left_failed",
-                "attempts",
-                "budget",
-            )
-        },
+        **{name: manifest.get(name) for name in _PASSED_ON},
     }
 
 

@@ -482,6 +482,26 @@ def test_on_a_terminal_it_is_drawn_in_place(written: Callable[..., str]) -> None
     assert b"\x1b[1A" in shown
 
 
+def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str]) -> None:
+    controller, terminal = pty.openpty()
+    process = start("status", written(**ENDED, complete=True), "--watch", env={"TERM": "dumb"}, stdout=terminal)
+    os.close(terminal)
+    shown = os.read(controller, 65536)
+    process.communicate(timeout=30)
+    os.close(controller)
+    assert shown.startswith(b"2026-11-23 14:04:30 UTC complete: 990 rows")
+    assert b"\x1b" not in shown
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> None:
+    with open("/dev/full", "wb") as full:
+        process = start("status", written(), stdout=full)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 8
+    assert err == b"harvester: standard output: No space left on device\n"
+
+
 def test_status_needs_neither_network_nor_platform(written: Callable[..., str]) -> None:
     code = (
         "import sys\nfrom harvester.cli import main\n"
