@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from harvester import client, settings, sources
+from harvester.errors import UsageError
 from harvester.gate import GateRules
 from harvester.harvest import Options
 from harvester.job import Job
-from harvester.options import LimitOptions, RunOptions
+from harvester.keeper import Metrics
+from harvester.options import LimitOptions, OutputOptions, RunOptions
 from harvester.store import PartPolicy
 from harvester.tokens import Token
 
@@ -44,6 +46,7 @@ def job_of(
         failure_limit=settings.failure_limit_of(ends.max_failures),
         max_time_seconds=settings.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
         strict=options.list.strict,
+        metrics=_metrics(output, warn),
     )
 
 
@@ -63,3 +66,13 @@ def _harvesting(options: RunOptions) -> Options:
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
     )
+
+
+def _metrics(options: OutputOptions, warn: Callable[[str], None]) -> Metrics | None:
+    if options.metrics_file is None:
+        return None
+    try:
+        from harvester.metrics import MetricsFile  # noqa: PLC0415 - not everyone has the library
+    except ModuleNotFoundError as error:
+        raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
+    return MetricsFile(options.metrics_file, options.out, warn).show

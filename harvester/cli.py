@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -20,9 +20,10 @@ from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, Harvest
 from harvester.events import Event
 from harvester.options import KeptOptions, LoginOptions, RunOptions
 from harvester.stopping import Reason, Stop, Stopper
-from harvester.terminal import open_closed_streams, say
+from harvester.terminal import escaped, open_closed_streams, say
 
 if TYPE_CHECKING:
+    from harvester.glance import Glance
     from harvester.job import Job
     from harvester.progress import StderrWatcher
     from harvester.status import Outcome
@@ -210,6 +211,80 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
+
+
+@app.command(
+    sort_key=4,
+    help_epilogue=_examples(
+        "harvester status lake                   how it stands, and what to run next",
+        "harvester status lake --watch           until it has ended",
+        "harvester status results.ndjson --json  for a program",
+    ),
+)
+def status(out: str, /, *, json: bool = False, watch: bool = False, every: str = "5s") -> int:
+    """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder or a growing file; or the manifest itself.
+    json:
+        Print a JSON object, for a program; with --watch one a line.
+    watch:
+        Look again until the run has ended: on a terminal in place, else a line at each change.
+    every:
+        How often --watch looks.
+    """
+    from harvester import glance, tell
+
+    if not watch:
+        seen = glance.look(_dashed(out))
+        _print_escaped(_as_json(seen, orjson.OPT_INDENT_2) if json else tell.as_text(seen))
+        return OK
+    from harvester.settings import seconds_of
+
+    looks = glance.changes(_dashed(out), seconds_of("--every", every))
+    with suppress(KeyboardInterrupt):
+        if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+            _print_changes(looks, _as_json if json else tell.as_line)
+        else:
+            _redraw(looks)
+    return OK
+
+
+def _as_json(seen: "Glance", option: int = 0) -> str:
+    from harvester import tell
+
+    return orjson.dumps(tell.as_dict(seen), option=option).decode()
+
+
+def _print_escaped(text: str) -> None:
+    try:
+        print("\n".join(map(escaped, text.split("\n"))), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def _print_changes(looks: Iterator["Glance"], shown: Callable[["Glance"], str]) -> None:
+    last = None
+    for seen in looks:
+        if (seen.manifest, seen.state) != last:
+            _print_escaped(shown(seen))
+        last = (seen.manifest, seen.state)
+
+
+def _redraw(looks: Iterator["Glance"]) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    from harvester import tell
+
+    with Live(auto_refresh=False, vertical_overflow="visible") as live:
+        for seen in looks:
+            text = "\n".join(map(escaped, tell.as_text(seen).split("\n")))
+            live.update(Text(text), refresh=True)
 
 
 @app.command(
@@ -472,8 +547,8 @@ def _die_of_signals() -> None:
     def heard(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
+        if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, heard)
 
 

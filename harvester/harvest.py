@@ -18,10 +18,11 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget, WindowState
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
-from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
+from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
 from harvester.outlook import Outlook
+from harvester.pulse import Pulse
 from harvester.sources import Batch, Link, Source, read
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
@@ -79,6 +80,7 @@ class Harvest:
         rules: Rules,
         watcher: Watcher,
         options: Options,
+        metrics: Metrics | None = None,
     ) -> None:
         self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
@@ -90,7 +92,10 @@ class Harvest:
         self._watcher = watcher
         self._options = options
         self._outlook = Outlook(budget, options.workers)
-        self._keeper = Keeper(store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds)
+        self._pulse = Pulse()
+        self._keeper = Keeper(
+            store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
+        )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
         self._fed = asyncio.Event()
@@ -110,6 +115,7 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
+        self._pulse.lists = [source.name for source in sources]
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
@@ -322,6 +328,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._store.rows.row(call.link.bitlink, call.key, answer, _second_text(int(time.time())))
         self._store.record(call.key, State.ROW, line, call.previous)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.rows += 1
 
@@ -340,6 +347,7 @@ class Harvest:
         )
         self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._watcher.failure(line)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.refused += refused
         self.status.failed += not refused
@@ -379,6 +387,10 @@ class Harvest:
             "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
             "input_read_to_end": status.read_to_end,
             "list": asdict(status.listed) if status.read_to_end else None,
+            "ended": utc_text(datetime.now(UTC)) if outcome else None,
+            "invocation": self._pulse.report(self._store.invocation),
+            "left": status.outstanding,
+            "left_failed": status.left_failed,
             "pending": status.pending,
             "budget": self._report_budget(),
         }

@@ -18,6 +18,7 @@ from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
 from harvester.harvest import Harvest, Options, window_report
+from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
@@ -40,7 +41,8 @@ class Job:
     """All that a run needs to know.
 
     pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
-    for the token's own. state_dir: where the budget is kept, None for the user's state folder.
+    for the token's own. state_dir: where the budget is kept, None for the user's state folder. metrics: shows each
+    manifest's numbers somewhere else too.
     """
 
     sources: list[Source]
@@ -59,6 +61,7 @@ class Job:
     gate_rules: GateRules = field(default_factory=GateRules)
     account: str | None = None
     state_dir: str | None = None
+    metrics: Metrics | None = None
 
 
 _TELL_SECONDS = 10.0
@@ -148,7 +151,7 @@ async def _harvest(
         asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
     ) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options).run(sources)
+        return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics).run(sources)
 
 
 def describe(account: str, windows: Sequence[WindowState]) -> str:

@@ -63,6 +63,9 @@ class OutputOptions:
     part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
     "A part is published when it has this many bytes."
 
+    metrics_file: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)

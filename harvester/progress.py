@@ -9,7 +9,7 @@ import orjson
 
 from harvester.events import Event, Field, level
 from harvester.sources import Invalid
-from harvester.status import Outcome, Status, Waiting
+from harvester.status import WINDOWS, Outcome, Status, Waiting
 from harvester.summary import counts, summary
 from harvester.terminal import say
 
@@ -20,16 +20,6 @@ GROWTH = 1.25
 LONG_WAIT_SECONDS = 60.0
 _SHOWN_INVALID = 20
 _SHOWN_TEXT = 200
-_WINDOWS = {
-    "pace": "the minute's pace",
-    "minute": "the minute's limit",
-    "hour": "the hour's limit",
-    "month": "the month's edge",
-    "throttled": "Bitly, which throttles",
-    "outage": "the server, which is out",
-    "budget": "the budget's file, which another process holds",
-    "connections": "a connection: other harvesters of this machine use all",
-}
 
 
 class Voice(Protocol):
@@ -159,7 +149,7 @@ def _end(status: Status) -> str:
 
 def explained(waiting: Waiting) -> str:
     """Say which window binds, what it holds, and until when, in local time."""
-    text = _WINDOWS.get(waiting.window, waiting.window)
+    text = WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
     if waiting.why:

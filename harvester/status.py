@@ -49,6 +49,19 @@ class Listed:
     links: int = 0
 
 
+WINDOWS = {
+    "pace": "the minute's pace",
+    "minute": "the minute's limit",
+    "hour": "the hour's limit",
+    "month": "the month's edge",
+    "throttled": "Bitly, which throttles",
+    "outage": "the server, which is out",
+    "budget": "the budget's file, which another process holds",
+    "connections": "a connection: other harvesters of this machine use all",
+}
+"""What binds, by the name that it has in `Waiting` and in the manifest."""
+
+
 @dataclass(slots=True)
 class Status:
     """How far a run is; what the progress line and the manifest are made from.
@@ -85,15 +98,17 @@ class Status:
         return self.rows + self.refused + self.failed
 
     @property
+    def outstanding(self) -> int | None:
+        """Calls that the list still needs; None while that is not known."""
+        if self.read_to_end:
+            return self.pending
+        return None if self.to_make is None else max(self.to_make - self.settled, self.pending)
+
+    @property
     def left(self) -> int | None:
         """Calls that this run has still to make; None while that is not known."""
-        if self.read_to_end:
-            left = self.pending
-        elif self.to_make is None:
-            return None
-        else:
-            left = max(self.to_make - self.settled, self.pending)
-        return left if self.most is None else min(left, max(self.most - self.settled, 0))
+        left = self.outstanding
+        return left if left is None or self.most is None else min(left, max(self.most - self.settled, 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,10 +230,11 @@ class Store:
         if isinstance(self._publisher, Stdout):
             self._publisher.abandoned = True
 
-    def write_manifest(self, report: dict[str, Any]) -> None:
-        """Replace `_manifest.json`; report: what the harvest knows, and pending, its calls without a verdict."""
-        if self.place.form is Form.STDOUT:
-            return
+    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
+
+        report: what the harvest knows, and pending, its calls without a verdict.
+        """
         totals, meta = self.totals, self.ledger.meta()
         pending = report.pop("pending")
         calls = totals.rows + totals.refused + totals.failed + pending
@@ -255,8 +256,10 @@ class Store:
             "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
             "parts": self._publisher.parts(),
         }
-        with _explained(self.place.public):
-            dataset.write_manifest(self.place, manifest)
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_manifest(self.place, manifest)
+        return manifest
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""

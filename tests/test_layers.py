@@ -59,8 +59,9 @@ def test_the_table_goes_downwards() -> None:
         ("pyarrow", {"parquet"}),
         ("backports", {"lines"}),
         ("csv", {"columns"}),
-        ("rich", {"display"}),
+        ("rich", {"cli", "display"}),
         ("structlog", {"log"}),
+        ("prometheus_client", {"metrics"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
