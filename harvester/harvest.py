@@ -18,12 +18,13 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget, WindowState
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
+from harvester.intake import Given, Lists
 from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
-from harvester.sources import Batch, Link, Source, read
+from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
-from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
+from harvester.stopping import Reason, Rules, Stop, Stopper
 from harvester.store import Store
 
 ROOM = 100
@@ -98,8 +99,8 @@ class Harvest:
         client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
-    async def run(self, sources: list[Source]) -> Outcome:
-        """Harvest the sources, and leave everything that was answered committed and published.
+    async def run(self, links: list[Source] | Given) -> Outcome:
+        """Harvest the links, and leave everything that was answered committed and published.
 
         Raises:
             OutputError: what was answered could not be committed or published at the end.
@@ -110,7 +111,7 @@ class Harvest:
                 async with asyncio.TaskGroup() as around:
                     beside = [around.create_task(work) for work in (self._keep_telling(), self._keep_learning())]
                     try:
-                        await self._ask_all(sources)
+                        await self._ask_all(links)
                     finally:
                         for task in beside:
                             task.cancel()
@@ -120,9 +121,9 @@ class Harvest:
         finally:
             ending.cancel()
 
-    async def _ask_all(self, sources: list[Source]) -> None:
+    async def _ask_all(self, links: list[Source] | Given) -> None:
         async with asyncio.TaskGroup() as group:
-            self._feeder = self._spawn(group, self._feed(sources))
+            self._feeder = self._spawn(group, self._feed(links))
             for _ in range(self._options.workers):
                 self._spawn(group, self._work(group))
 
@@ -152,11 +153,11 @@ class Harvest:
 
     # --- the list --------------------------------------------------------------------------------------------------
 
-    async def _feed(self, sources: list[Source]) -> None:
+    async def _feed(self, links: list[Source] | Given) -> None:
         """Read the list and take its calls up, no faster than they are made."""
-        batches = read(sources)
+        intake = links if isinstance(links, Given) else Lists(links)
         try:
-            while batch := await self._stopper.guard(in_daemon(lambda: next(batches, None))):
+            while batch := await self._stopper.guard(intake.next()):
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True

@@ -61,7 +61,9 @@ class Keeper:
         self._task = asyncio.create_task(self._keep())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._store.leave()  # or the thread would wait for a reader who waits for us
         await self._end()
         await asyncio.to_thread(self._thread.shutdown)
 

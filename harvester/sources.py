@@ -100,6 +100,18 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
             number += len(lines)
 
 
+def taken_apart(links: Sequence[object], name: str, first: int) -> Batch:
+    """Take links apart that were given one by one, as if each were a line; first: the number of the first."""
+    texts = [link if isinstance(link, str) else None for link in links]
+    raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
+    batch = _take_apart([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
+    for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
+        if text is None:
+            batch.blank -= 1
+            batch.invalid.append(Invalid("", f"a text was expected, not {type(link).__name__}", name, number))
+    return batch
+
+
 def spool(source: Source, path: str) -> Source:
     """Copy a source that can be read only once to a file, so that it can be read twice.
 
