@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from harvester import harvest as harvests
+from harvester import harvesting as harvests
 from harvester.book import Book
 from harvester.budget import Account, Budget, Wanted
 from tests.simulated import World

@@ -18,13 +18,14 @@ from cyclopts.config import Toml
 
 from harvester import __version__
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
-from harvester.options import RunOptions
+from harvester.options import RunOptions, ShowOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import open_closed_streams, say
 
 if TYPE_CHECKING:
     from harvester.job import Job
     from harvester.progress import StderrWatcher
+    from harvester.show import Shown
     from harvester.status import Outcome
 
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
@@ -69,6 +70,9 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (ConnectionsBusy, STOPPED),
     (UsageError, USAGE),
 )
+
+
+_SHOW = ShowOptions()
 
 
 def _no_token() -> str:
@@ -165,6 +169,32 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
+
+
+@app.command
+def show(
+    links: list[str], /, *, options: ShowOptions = _SHOW, json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
+    """Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.
+
+    Parameters
+    ----------
+    links:
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt.
+    json:
+        Print the rows as `run` writes them, a line each, for a program.
+    """
+    from harvester import show as shows
+
+    async def go() -> "Shown":
+        stopper = Stopper()
+        _stop_on_signals(stopper)
+        return await shows.show([_dashed(link) for link in links], options, stopper, json=json)
+
+    shown = asyncio.run(go())
+    if shown.stop is not None:
+        return _BY_REASON[shown.stop.reason]
+    return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK
 
 
 @app.command

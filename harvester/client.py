@@ -87,7 +87,8 @@ class Client:
     """Asks Bitly; made by `opened`.
 
     sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_asked:
-    True while a call that has not failed before is being asked. witnesses: links that have been answered, lately.
+    True while a call that has not failed before is being asked. trouble: how the last attempt failed, if it did so in
+    passing. witnesses: links that have been answered, lately.
     clock: the budget's elapsed seconds.
     """
 
@@ -104,6 +105,7 @@ class Client:
     ) -> None:
         self.counters = Counters()
         self.waiting: Waiting | None = None
+        self.trouble: str | None = None
         self.witnesses: deque[str] = deque(maxlen=WITNESSES)
         self.sprint: Callable[[], bool] = lambda: False
         self.fresh_asked: Callable[[], bool] = lambda: False
@@ -246,7 +248,9 @@ class Client:
             self._do(partial(self._budget.throttled, found.hint, sent_at=sent_at))
             self._gate.answered(evidence=evidence, witness=witness)
             return
+        self.trouble = None
         if isinstance(found, Transient):
+            self.trouble = f"{found.status or 'no answer'} {found.message}".strip()
             self._gate.transient(sent_at=sent_at, evidence=evidence)
         else:
             self._gate.answered(evidence=evidence, witness=witness)

@@ -16,7 +16,7 @@ from harvester.budget import Account, Budget, Wanted, WindowState
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.gate import Gate, GateRules
-from harvester.harvest import Harvest, Options
+from harvester.harvesting import Harvest, Options
 from harvester.intake import Given
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry

@@ -86,10 +86,10 @@ def status_line(status: Status, seconds: float) -> str:
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
-    return f"{line}; waiting for {_explained(status.waiting)}" if status.waiting else line
+    return f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
 
 
-def _explained(waiting: Waiting) -> str:
+def explained(waiting: Waiting) -> str:
     """Say which window binds, what it holds, and until when, in local time."""
     text = _WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:

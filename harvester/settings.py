@@ -151,13 +151,13 @@ def _token_from_environment() -> str:
         raise UsageError(
             "no token: set BITLY_TOKEN, or give --token-file or --token-command (Bitly makes one under Settings > API)"
         )
-    return _checked_token(text, "BITLY_TOKEN")
+    return checked_token(text, "BITLY_TOKEN")
 
 
 def _token_from_file(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return _checked_token(stream.readline(), f"--token-file {path}")
+            return checked_token(stream.readline(), f"--token-file {path}")
     except OSError as error:
         raise UsageError(f"--token-file {path}: {error.strerror}") from error
 
@@ -176,10 +176,11 @@ def _token_from_command(command: str) -> str:
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Not the exception's text: it could hold what the command printed.
         raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
-    return _checked_token(done.stdout.partition("\n")[0], "--token-command")
+    return checked_token(done.stdout.partition("\n")[0], "--token-command")
 
 
-def _checked_token(text: str, source: str) -> str:
+def checked_token(text: str, source: str) -> str:
+    """Give the token in a text, stripped. Raises UsageError, which names the source and not the text."""
     token = text.strip()
     if not token:
         raise UsageError(f"{source}: no token in it")

@@ -47,7 +47,8 @@ class Status:
     """How far a run is; what the progress line and the manifest are made from.
 
     asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now.
+    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last attempt
+    failed, if it did so in passing.
     """
 
     listed: Listed = field(default_factory=Listed)
@@ -60,6 +61,7 @@ class Status:
     left_failed: int = 0
     pending: int = 0
     waiting: Waiting | None = None
+    trouble: str | None = None
     attempts: Counters = field(default_factory=Counters)
 
 

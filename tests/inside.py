@@ -11,7 +11,7 @@ from harvester.bitly import Query
 from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.gate import GateRules
-from harvester.harvest import Options
+from harvester.harvesting import Options
 from harvester.sources import Invalid
 from harvester.status import Outcome, Status
 from harvester.stopping import Stopper

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import harvest as harvests
+from harvester import harvesting as harvests
 from harvester.budget import Limits, Wanted
 from harvester.forecast import ANSWER_SECONDS, Start, forecast, shorter
 from tests.simulated import World

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester import harvest as harvests
+from harvester import harvesting as harvests
 from harvester.budget import Wanted
 from harvester.stopping import Reason
 from tests.simulated import World

@@ -341,7 +341,7 @@ class Harvest:
 
     async def _keep_telling(self) -> None:
         while True:
-            self.status.waiting = self._client.waiting
+            self.status.waiting, self.status.trouble = self._client.waiting, self._client.trouble
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
 
