@@ -5,10 +5,10 @@ import operator
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, TypeAlias, TypedDict, get_args, get_type_hints
 
 from harvester import settings
+from harvester.bitlinks import is_bitlink
 from harvester.errors import HarvesterError, UsageError
 from harvester.intake import Given
 from harvester.options import RunOptions, hints_in, made_of, refuse_unknown
@@ -84,7 +84,10 @@ def lists_of(links: Links) -> list[str] | Given:
         UsageError: it is nothing of these.
     """
     if isinstance(links, str | os.PathLike):
-        return [os.fspath(links)]
+        path = os.fsdecode(links)
+        if not os.path.exists(path) and is_bitlink(path):
+            raise UsageError(f'{path}: a text is the path of a list, and there is none; for links, give ["{path}"]')
+        return [path]
     if isinstance(links, list | tuple) and links and all(isinstance(each, os.PathLike) for each in links):
         return [os.fsdecode(each) for each in links]
     if isinstance(links, bytes | bytearray | memoryview):
@@ -103,9 +106,9 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
     if options.access.token_file is not None or options.access.token_command is not None:
         raise UsageError("token, token_file and token_command: give one of them")
     if isinstance(token, str):
-        return partial(settings.checked_token, token, "token")
+        return lambda: settings.checked_token(token, "token")
     if callable(token):
-        return partial(_called, token)
+        return lambda: _called(token)
     raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
 
 

@@ -47,8 +47,8 @@ class Status:
     """How far a run is; what the progress line and the manifest are made from.
 
     asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last attempt
-    failed, if it did so in passing.
+    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last
+    attempt failed, if it did so in passing.
     """
 
     listed: Listed = field(default_factory=Listed)
