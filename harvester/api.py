@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -110,7 +111,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     read_token = token_reader(token, chosen)
     failures: list[Row] = []
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
-    async with turns, aclosing(_rows(Given([name]), chosen, read_token, failures.append)) as rows:
+    async with turns, aclosing(_rows(Given([name]), chosen, read_token, failures.append, learn=False)) as rows:
         found = [row async for row in rows]
     if found:
         return found[0]
@@ -123,10 +124,14 @@ async def _rows(
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
+    *,
+    learn: bool = True,
 ) -> AsyncGenerator[Row, None]:
+    """Yield rows. learn: ask Bitly for its limits, which is not worth a helper call for one link."""
     sink = RowSink()
     watcher = LogWatcher(on_failure, sink.leave)
     job = await in_daemon(partial(job_of, lists, options, watcher.warn, read_token, sink))
+    job = replace(job, harvesting=replace(job.harvesting, learn=learn))
     watcher.query = job.query
     async with Flowing(job, sink, Stopper(), watcher) as rows:
         async for line in rows:

@@ -51,7 +51,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone."""
+    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone.
+
+    learn: ask Bitly for its limits; that is not worth a helper call for a link or two.
+    """
 
     workers: int
     max_calls: int | None = None
@@ -60,6 +63,7 @@ class Options:
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = TELL_SECONDS
     learn_seconds: float = LEARN_SECONDS
+    learn: bool = True
 
 
 class Harvest:
@@ -353,6 +357,8 @@ class Harvest:
                     await self._learn()
 
     async def _learn(self) -> None:
+        if not self._options.learn:
+            return
         try:
             told = await self._inquiry.learn()
         except BudgetBusy:

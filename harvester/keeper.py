@@ -64,8 +64,10 @@ class Keeper:
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._store.leave()  # or the thread would wait for a reader who waits for us
-        await self._end()
-        await in_daemon(self._thread.shutdown)
+        try:
+            await self._end()
+        finally:
+            await in_daemon(self._thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on the store, in the thread that alone may do it."""

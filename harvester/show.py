@@ -17,6 +17,7 @@ from rich.text import Text
 from harvester.assembly import job_of
 from harvester.bitlinks import Bitlink, parse
 from harvester.bitly import utc_text
+from harvester.budget import ASK_ATTEMPTS
 from harvester.errors import InvalidBitlink, UsageError
 from harvester.flowing import Flowing, RowSink
 from harvester.intake import Given
@@ -34,7 +35,9 @@ _LOOK_SECONDS = 0.1
 """So often it is looked at what is waited for."""
 _UNSAID = {"pace", "budget"}
 """Waits of less than a second or so."""
-_BAR, _LEAST_BAR, _BESIDE_BAR = 24, 5, 56
+_BAR, _LEAST_BAR = 24, 5
+_BESIDE_BAR, _BESIDE_SHARE = 56, 36
+"""Characters that a terminal must have beside a bar, and to show shares at all."""
 _REFUSED = {
     400: "Bitly takes it for no bitlink",
     403: "not this token's to see",
@@ -64,7 +67,7 @@ async def show(texts: Sequence[str], options: ShowOptions, stopper: Stopper, *, 
     sink, in_order = RowSink(), _InOrder(names, _print_row if json else _print_table)
     teller = _Teller(stopper, options.max_time, in_order)
     job = await in_daemon(partial(job_of, Given(names), chosen, teller.warn, None, sink))
-    async with Flowing(_hurried(job), sink, stopper, teller) as rows:
+    async with Flowing(_small(job, len(names)), sink, stopper, teller) as rows:
         async for line in rows:
             in_order.came(orjson.loads(line)["bitlink"], line)
     outcome = rows.outcome()
@@ -82,9 +85,10 @@ def _named(text: str) -> Bitlink:
         raise UsageError(f"{text}: not a bitlink: {why}; nothing was asked") from why
 
 
-def _hurried(job: Job) -> Job:
-    """Let the teller, who knows what is waited for, keep the time."""
-    return replace(job, max_time_seconds=None, harvesting=replace(job.harvesting, tell_seconds=_LOOK_SECONDS))
+def _small(job: Job, links: int) -> Job:
+    """Let the teller, who knows what is waited for, keep the time; and let a link cost one call, not a helper's too."""
+    harvesting = replace(job.harvesting, tell_seconds=_LOOK_SECONDS, learn=links >= ASK_ATTEMPTS)
+    return replace(job, max_time_seconds=None, harvesting=harvesting)
 
 
 def _ending(stop: Stop) -> str:
@@ -180,30 +184,31 @@ def _print_row(line: bytes) -> None:
 
 
 def _print_table(line: bytes) -> None:
+    row = orjson.loads(line)
     # Not by the console itself, which would end the process when the reader leaves.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(_table(orjson.loads(line), console.width))
+        console.print(_text(f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"), style="bold")
+        console.print(_table(row, console.width), *map(_text, _remarks(row)), sep="\n")
     print(captured.get(), flush=True)
 
 
 def _table(row: dict[str, Any], width: int) -> Table:
-    total, metrics = row["clicks_listed"], row["metrics"]
-    title = f"{row['bitlink']}, {_window(row)}: {total:,} clicks listed"
-    remarks = "\n".join(_remarks(row)) or None
-    table = Table(title=_text(title), caption=_text(remarks) if remarks else None, title_justify="left")
-    table.title_style, table.caption_justify = "bold", "left"
+    """Draw a row's metrics: what a narrow terminal has no room for is left out."""
+    total, metrics = row["clicks_listed"] or 1, row["metrics"]
+    most = max((metric["clicks"] for metric in metrics), default=0) or 1
+    bar = min(_BAR, width - _BESIDE_BAR)
+    table = Table()
     table.add_column(row["facet"].replace("_", " "), overflow="fold")
     table.add_column("clicks", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    bar = min(_BAR, width - _BESIDE_BAR)
+    if width >= _BESIDE_SHARE:
+        table.add_column("share", justify="right", no_wrap=True)
     if bar >= _LEAST_BAR:
         table.add_column("", width=bar, no_wrap=True)
-    most = max((metric["clicks"] for metric in metrics), default=0) or 1
     for metric in metrics:
-        share = f"{metric['clicks'] / (total or 1):.1%}"
-        drawn = ["█" * round(bar * metric["clicks"] / most)] if bar >= _LEAST_BAR else []
-        table.add_row(_text(metric["value"]), f"{metric['clicks']:,}", share, *drawn)
+        clicks = metric["clicks"]
+        cells = [_text(metric["value"]), f"{clicks:,}", f"{clicks / total:.1%}", "█" * round(bar * clicks / most)]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
