@@ -37,7 +37,7 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
     wanted = arrow.schema([schema.field(name) for name in chosen])
     try:
         tables = [_parsed(arrow, stream, schema).select(chosen) for stream in _streams(arrow, os.fsdecode(out))]
-    except arrow.ArrowInvalid as error:
+    except (arrow.ArrowInvalid, OSError) as error:
         raise OutputError(f"{os.fsdecode(out)} has something in it that is no row: {error}") from error
     return arrow.concat_tables([wanted.empty_table(), *tables])
 

@@ -1,10 +1,12 @@
 """harvester from Python, in a running loop: what is given, what comes, what is raised, and what is left behind."""
 
+import ast
 import asyncio
 import gc
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ import pytest
 
 import harvester
 from harvester.keywords import HarvestOptions, StreamOptions, run_options
-from harvester.options import RunOptions, names_in
+from harvester.options import AccessOptions, RunOptions, names_in
 from harvester.sandbox import metrics_for
 from tests.commands import ROOT, TOKEN, environment
 from tests.commands import harvester as command
@@ -546,6 +548,37 @@ def test_values_may_be_what_python_has_for_them() -> None:
     assert found.query.unit_reference == "2026-11-01T00:00:00+00:00"
     assert (found.limits.timeout, found.ends.max_time, found.ends.max_failures) == ("5.000000", "90", "5")
     assert found.output.work_dir == "work"
+
+
+# --- its page --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_page_shows_runs(
+    tmp_path: Path,
+    serve: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.MULTILINE | re.DOTALL)
+    kwdefaults: Any = AccessOptions.__init__.__kwdefaults__
+    monkeypatch.setitem(kwdefaults, "base_url", serve().url)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "links.txt").write_text("".join(f"bit.ly/{i}\n" for i in range(20)))
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if pending := eval(compile(block, "python.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names):
+            await pending
+    assert names["manifest"]["complete"]
+    assert names["table"].num_rows == 20
+    assert names["busiest"].num_rows
+    said = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in said} == {"bit.ly/3lU6hRt", "bit.ly/2Zb3xvX", "404"}
+
+
+def test_the_page_names_all_that_the_package_promises() -> None:
+    page = (ROOT / "docs/python.md").read_text()
+    assert [name for name in harvester.__all__ if name not in page] == []
 
 
 # --- the package ----------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_the_example_configuration_has_the_defaults() -> None:
 
 
 def test_every_command_explains_itself() -> None:
-    for name in ("run", "plan", "sandbox", "demo"):
+    for name in ("run", "plan", "show", "sandbox", "demo"):
         done = harvester(name, "--help")
         assert done.returncode == 0
         assert "Usage: harvester" in done.stdout
