@@ -2,21 +2,25 @@
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 
 from harvester.bitly import Query
+from harvester.progress import explained
 from harvester.rows import RowMaker
 from harvester.sources import Invalid
 from harvester.status import Status
+
+_LONG_WAIT = timedelta(minutes=1)
 
 log = logging.getLogger("harvester")
 log.addHandler(logging.NullHandler())  # or warnings would be printed where nobody has set logging up
 
 
 class LogWatcher:
-    """Tells a run to the logger. Warnings are warnings, bad links too; refused and failed calls are information.
+    """Tells a run to the logger. Bad links and long waits are warnings, too; refused and failed calls are information.
 
     on_failure: called with what would stand in `_failures.ndjson`. give_up: called when it raises. query: the run's,
     known once there is a job. error: what on_failure has raised.
@@ -29,6 +33,7 @@ class LogWatcher:
     ) -> None:
         self.query: Query | None = None
         self.error: Exception | None = None
+        self._waited_for: str | None = None
         self._on_failure = on_failure
         self._give_up = give_up
 
@@ -53,7 +58,13 @@ class LogWatcher:
         log.info("%s", text)
 
     def progress(self, status: Status) -> None:
-        """Log how far a run is, for whoever debugs."""
+        """Warn of a long wait that begins; log how far a run is, for whoever debugs."""
+        waiting = status.waiting
+        if waiting is None or waiting.until is None:
+            self._waited_for = None
+        elif waiting.window != self._waited_for and waiting.until - datetime.now(UTC) > _LONG_WAIT:
+            self._waited_for = waiting.window
+            log.warning("waiting for %s", explained(waiting))
         log.debug(
             "%d rows, %d refused, %d failed, %d attempts, waiting for %s",
             status.rows, status.refused, status.failed, status.attempts.total, status.waiting,

@@ -415,6 +415,61 @@ async def test_leaving_a_stream_leaves_nothing_behind(
     await harvester.metrics("bit.ly/a", **options(served.url))  # its seat is free again
 
 
+async def test_a_blocked_iterable_does_not_hold_up_whoever_leaves(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    freed = threading.Event()
+
+    def blocked() -> Iterator[str]:
+        yield "bit.ly/a"
+        freed.wait()
+        yield "bit.ly/b"
+
+    async with aclosing(harvester.stream(blocked(), **options(serve().url, work_dir=tmp_path))) as found:
+        await anext(found)
+    assert list(tmp_path.iterdir()) == []
+    freed.set()
+    await nothing_left()
+
+
+async def test_a_blocked_asynchronous_iterable_is_closed(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    closed = False
+
+    async def blocked() -> AsyncIterator[str]:
+        nonlocal closed
+        try:
+            yield "bit.ly/a"
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    async with aclosing(harvester.stream(blocked(), **options(serve().url, work_dir=tmp_path))) as found:
+        await anext(found)
+    await nothing_left(tmp_path)
+    assert closed
+
+
+async def test_a_cancelled_harvest_can_be_resumed(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    served = serve(latency_ms=5)
+    names = [f"bit.ly/{i}" for i in range(100)]
+    task = asyncio.create_task(harvester.harvest(names, out=tmp_path / "out", **options(served.url)))
+    while served.sandbox.answered.total() < 30:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await nothing_left()
+    assert (await harvester.harvest(names, out=tmp_path / "out", **options(served.url)))["complete"]
+    check_reconciled(tmp_path / "out", set(names))
+    assert served.sandbox.requests.total() <= 105
+
+
+async def test_a_long_wait_is_logged_once(serve: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
+    given = options(serve().url, per_minute=0, per_hour=1, max_time="3s")
+    with pytest.raises(harvester.Stopped):
+        [row async for row in harvester.stream(["bit.ly/a", "bit.ly/b"], **given)]
+    assert len(caplog.records) == 1
+    assert "waiting for the hour's limit of 1, until" in caplog.text
+
+
 async def test_a_cancelled_stream_that_waits_for_rows_leaves_nothing_behind(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
@@ -445,7 +500,7 @@ async def main():
     global rows
     rows = harvester.stream(endless(), base_url=url, per_minute=0, per_hour=0, per_month=0)
     await anext(rows)
-    while await asyncio.to_thread(requests) < 210:  # more than wait for a reader: the rest is being handed over
+    while await asyncio.to_thread(requests) < 102:  # one is taken, a hundred wait, and one is being handed over
         pass
 asyncio.run(main())
 """
