@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from harvester import harvest as harvests
+from harvester import intake
 from harvester.book import Book
 from harvester.budget import Account, Budget, Wanted
 from tests.simulated import World
@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--weeks", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="where lists and budgets lie meanwhile")
     options = parser.parse_args()
-    vars(harvests)["in_daemon"] = at_once
+    vars(intake)["in_daemon"] = at_once
     for name, wanted in (("with limits", Wanted(10**6, 10**8, 10**9)), ("without", Wanted(0, 0, 0))):
         print(f"counting an attempt {name}: {take_cost(options.folder, wanted):.1f} µs of CPU")
     held = [measure(case, options.folder) for case in [*cases(), six_weeks(options.weeks)]]

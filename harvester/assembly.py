@@ -5,23 +5,27 @@ from collections.abc import Callable, Sequence
 from harvester import client, settings, sources
 from harvester.errors import UsageError
 from harvester.gate import GateRules
-from harvester.harvest import Options
+from harvester.harvesting import Options
+from harvester.intake import Given
 from harvester.job import Job
 from harvester.keeper import Metrics
 from harvester.options import LimitOptions, OutputOptions, RunOptions
+from harvester.stdout import Sink
 from harvester.store import PartPolicy
 from harvester.tokens import Token
 
 
 def job_of(
-    lists: Sequence[str],
+    lists: Sequence[str] | Given,
     options: RunOptions,
     warn: Callable[[str], None],
     read_token: Callable[[], str] | None = None,
+    sink: Sink | None = None,
 ) -> Job:
     """Turn options into a job.
 
-    lists: the paths of lists, or - for standard input. read_token: gives the token, instead of where the options say.
+    lists: the paths of lists, or - for standard input; or links given one by one. read_token: gives the token, instead
+    of where the options say. sink: who reads the rows, instead of standard output.
 
     Raises:
         UsageError: a value that means nothing, a list that is not there, no token.
@@ -30,7 +34,7 @@ def job_of(
     settings.check_counts(options)
     output, limits, ends = options.output, options.limits, options.ends
     return Job(
-        sources=sources.find(lists, options.list.column, options.list.list_format),
+        sources=[] if isinstance(lists, Given) else sources.find(lists, options.list.column, options.list.list_format),
         token=Token(read_token or settings.token_source(options.access, warn)),
         out=output.out,
         work_dir=output.work_dir,
@@ -47,6 +51,8 @@ def job_of(
         max_time_seconds=settings.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
         strict=options.list.strict,
         metrics=_metrics(output, warn),
+        given=lists if isinstance(lists, Given) else None,
+        sink=sink,
     )
 
 

@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from harvester import __version__, configuration
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
 from harvester.events import Event
-from harvester.options import KeptOptions, LoginOptions, RunOptions
+from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
 from harvester.stopping import Reason, Stop, Stopper
 from harvester.terminal import escaped, open_closed_streams, say
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harvester.glance import Glance
     from harvester.job import Job
     from harvester.progress import StderrWatcher
+    from harvester.show import Shown
     from harvester.status import Outcome
     from harvester.tokens import Token
 
@@ -71,6 +72,9 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (ConnectionsBusy, STOPPED),
     (UsageError, USAGE),
 )
+
+
+_SHOW = ShowOptions()
 
 
 def _no_token() -> str:
@@ -211,6 +215,39 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
     return OK
+
+
+@app.command(
+    sort_key=3,
+    help_epilogue=_examples(
+        "harvester show https://bit.ly/3lU6hRt",
+        "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
+        "harvester show bit.ly/3lU6hRt --json | jq .metrics",
+    ),
+)
+def show(
+    links: list[str], /, *, options: ShowOptions = _SHOW, json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
+    """Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.
+
+    Parameters
+    ----------
+    links:
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt.
+    json:
+        Print the rows as `run` writes them, a line each, for a program.
+    """
+    from harvester import show as shows
+
+    async def go() -> "Shown":
+        stopper = Stopper()
+        _stop_on_signals(stopper, _watcher("text"))
+        return await shows.show([_dashed(link) for link in links], options, stopper, json=json)
+
+    shown = asyncio.run(go())
+    if shown.stop is not None:
+        return _BY_REASON[shown.stop.reason]
+    return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK
 
 
 @app.command(

@@ -87,7 +87,8 @@ class Client:
     """Asks Bitly; made by `opened`.
 
     sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_asked:
-    True while a call that has not failed before is being asked. witnesses: links that have been answered, lately.
+    True while a call that has not failed before is being asked. trouble: how the last attempt failed, if it did so in
+    passing. witnesses: links that have been answered, lately.
     clock: the budget's elapsed seconds.
     """
 
@@ -104,6 +105,7 @@ class Client:
     ) -> None:
         self.counters = Counters()
         self.waiting: Waiting | None = None
+        self.trouble: str | None = None
         self.witnesses: deque[str] = deque(maxlen=WITNESSES)
         self.sprint: Callable[[], bool] = lambda: False
         self.fresh_asked: Callable[[], bool] = lambda: False
@@ -123,7 +125,6 @@ class Client:
         self._pace: AsyncLimiter | None = None
         self._throttled_since: float | None = None
         self._date_due = 0.0
-        self._trouble = ""
 
     async def ask(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and give its verdict, which is never Throttled.
@@ -247,8 +248,9 @@ class Client:
             self._do(partial(self._budget.throttled, found.hint, sent_at=sent_at))
             self._gate.answered(evidence=evidence, witness=witness)
             return
+        self.trouble = None
         if isinstance(found, Transient):
-            self._trouble = f"{found.status or ''} {found.message}".strip()
+            self.trouble = f"{found.status or 'no answer'} {found.message}".strip()
             self._gate.transient(sent_at=sent_at, evidence=evidence)
         else:
             self._gate.answered(evidence=evidence, witness=witness)
@@ -358,12 +360,12 @@ class Client:
         return None, sent_at
 
     async def _wait(self, refused: Wait) -> None:
-        why = self._trouble if refused.window == OUTAGE else ""
+        why = (self.trouble or "") if refused.window == OUTAGE else ""
         self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds), why)
         await self._stopper.pause(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
         if self._gate.over_limit:
             message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
-            self._stopper.request(Stop(Reason.OUTAGE, f"{message}. Lately: {self._trouble}"))
+            self._stopper.request(Stop(Reason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "

@@ -16,7 +16,7 @@ from harvester import job as jobs
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
 from harvester.budget import Wanted
 from harvester.client import Settings
-from harvester.harvest import Options
+from harvester.harvesting import Options
 from harvester.progress import StderrWatcher
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.status import Outcome

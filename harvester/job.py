@@ -17,7 +17,8 @@ from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvest import Harvest, Options, window_report
+from harvester.harvesting import Harvest, Options, window_report
+from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
@@ -26,6 +27,7 @@ from harvester.rows import RowMaker
 from harvester.slots import Slots
 from harvester.sources import Source, spool
 from harvester.status import Outcome, Status, Watcher
+from harvester.stdout import Sink
 from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, in_daemon
 from harvester.store import PartPolicy, Store
 from harvester.survey import Survey, survey
@@ -42,7 +44,8 @@ class Job:
 
     pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
     for the token's own. state_dir: where the budget is kept, None for the user's state folder. metrics: shows each
-    manifest's numbers somewhere else too.
+    manifest's numbers somewhere else too. given: links instead of sources. sink: who reads what goes to no file, None
+    for standard output.
     """
 
     sources: list[Source]
@@ -62,6 +65,8 @@ class Job:
     account: str | None = None
     state_dir: str | None = None
     metrics: Metrics | None = None
+    given: Given | None = None
+    sink: Sink | None = None
 
 
 _TELL_SECONDS = 10.0
@@ -77,10 +82,10 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
     """
     place = resolve(job.out, job.work_dir)
     policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    with store.opened(place, job.query, policy, watcher.warn, pin_reference=job.pin_reference) as opened:
-        if job.max_time_seconds is not None:
-            stop = Stop(Reason.MAX_TIME, f"{job.max_time_seconds:g} s have passed (--max-time)")
-            asyncio.get_running_loop().call_later(job.max_time_seconds, stopper.request, stop)
+    with (
+        store.opened(place, job.query, policy, watcher.warn, pin_reference=job.pin_reference, sink=job.sink) as opened,
+        _time_limited(job.max_time_seconds, stopper),
+    ):
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
@@ -90,9 +95,24 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
+            if job.given is not None:
+                await job.given.close()
             for path in spooled:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+@contextmanager
+def _time_limited(seconds: float | None, stopper: Stopper) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+    stop = Stop(Reason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
+    timer = asyncio.get_running_loop().call_later(seconds, stopper.request, stop)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,8 @@ async def _harvest(
         asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
     ) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics).run(sources)
+        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics)
+        return await harvest.run(job.given or sources)
 
 
 def describe(account: str, windows: Sequence[WindowState]) -> str:
@@ -171,11 +192,7 @@ def _described(state: WindowState) -> str:
 def _options_for(job: Job, form: Form) -> Options:
     if form is not Form.STDOUT:
         return job.harvesting
-    return Options(
-        workers=job.harvesting.workers,
-        max_calls=job.harvesting.max_calls,
-        commit_seconds=_STDOUT_COMMIT_SECONDS,
-    )
+    return replace(job.harvesting, retry_failed=False, retry_refused=False, commit_seconds=_STDOUT_COMMIT_SECONDS)
 
 
 async def _look_ahead(
@@ -188,6 +205,10 @@ async def _look_ahead(
     spooled: where sources that can be read only once may be copied to.
     """
     sources = job.sources
+    if job.given is not None:
+        if job.strict:
+            await _check_given(job, job.given, stopper, watcher)
+        return sources, None
     if job.strict:
         pairs = zip(sources, spooled, strict=True)
         sources = [s if s.rereadable else await _spool(s, path, stopper) for s, path in pairs]
@@ -202,6 +223,15 @@ async def _look_ahead(
     _refuse(job, found)
     _compare(job, found, budget, watcher)
     return sources, found.calls if len(countable) == len(sources) else None
+
+
+async def _check_given(job: Job, given: Given, stopper: Stopper, watcher: Watcher) -> None:
+    batches = await stopper.guard(given.all())
+    found = Survey(lines=sum(batch.lines for batch in batches), invalid=sum(len(batch.invalid) for batch in batches))
+    for batch in batches:
+        for bad in batch.invalid:
+            watcher.invalid(bad)
+    _refuse(job, found)
 
 
 async def _spool(source: Source, path: str, stopper: Stopper) -> Source:

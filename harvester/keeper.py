@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from harvester.errors import ConsumerGone, OutputError
 from harvester.status import Counters, Outcome
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.stopping import Reason, Stop, Stopper, in_daemon
 from harvester.store import Batch, Store
 
 COMMIT_SECONDS = 0.5
@@ -66,9 +66,13 @@ class Keeper:
         self._task = asyncio.create_task(self._keep())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._end()
-        await asyncio.to_thread(self._thread.shutdown)
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._store.leave()  # or the thread would wait for a reader who waits for us
+        try:
+            await self._end()
+        finally:
+            await in_daemon(self._thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on the store, in the thread that alone may do it."""

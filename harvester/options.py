@@ -1,6 +1,6 @@
 """The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -224,6 +224,19 @@ class LoginOptions:
     kept: KeptOptions = field(default_factory=KeptOptions)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What `harvester show` can be told."""
+
+    query: QueryOptions = field(default_factory=QueryOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+
+    max_time: Annotated[str, Parameter(group=_ENDS)] = "1m"
+    "Wait no longer than this for limits, or for a server that is out."
+
+
 def by_name(options: Any) -> dict[str, Any]:
     """Give a group's options, those of the groups in it too, as one mapping of names to values."""
     found: dict[str, Any] = {}
@@ -239,21 +252,30 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
     Raises:
         UsageError: a name that is none of its options.
     """
-    known = names_in(kind)
+    refuse_unknown(given, names_in(kind))
+    return _built(kind, given)
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for a name that is not known, with the one that was probably meant."""
     for name in given:
         if name not in known:
             nearest = get_close_matches(name, known, 1)
             hint = f"; did you mean {nearest[0]}?" if nearest else f": it is none of {', '.join(known)}"
             raise UsageError(f"there is no option {name}{hint}")
-    return _built(kind, given)
 
 
 def names_in(kind: type) -> list[str]:
     """Name the options of a group, those of the groups in it too."""
-    names: list[str] = []
+    return list(hints_in(kind))
+
+
+def hints_in(kind: type) -> dict[str, Any]:
+    """Give the options of a group, those of the groups in it too, with the types that they have."""
+    found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        names += names_in(hint) if is_dataclass(hint) and isinstance(hint, type) else [name]
-    return names
+        found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
+    return found
 
 
 def _built(kind: type[T], given: Mapping[str, Any]) -> T:

@@ -15,7 +15,7 @@ from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
 from harvester.gate import Gate
-from harvester.harvest import window_report
+from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve

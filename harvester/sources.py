@@ -18,7 +18,7 @@ import orjson
 from harvester.bitlinks import Bitlink, parse
 from harvester.columns import TOO_LONG, Cells, csv_cells, ndjson_cells, readable, tsv_cells
 from harvester.errors import InputBroken, InvalidBitlink, UsageError
-from harvester.lines import CHUNK, GROUP_LINES, line_groups
+from harvester.lines import CHUNK, GROUP_LINES, LINE_LIMIT, line_groups
 from harvester.parquet import parquet_cells
 
 STDIN = "-"
@@ -139,6 +139,18 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
                 f"{source.name}: cannot be read past line {done}: {error}. "
                 "What was harvested stays; mend the list and run the same command again"
             ) from error
+
+
+def taken_apart(links: Sequence[object], name: str, first: int) -> Batch:
+    """Take links apart that were given one by one, as if each were a line; first: the number of the first."""
+    texts = [link if isinstance(link, str) else None for link in links]
+    raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
+    batch = _take_apart([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
+    for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
+        if text is None:
+            batch.blank -= 1
+            batch.invalid.append(Invalid("", f"a text was expected, not {type(link).__name__}", name, number))
+    return batch
 
 
 def spool(source: Source, path: str) -> Source:

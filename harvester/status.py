@@ -67,7 +67,8 @@ class Status:
     """How far a run is; what the progress line and the manifest are made from.
 
     asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now.
+    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last
+    attempt failed, if it did so in passing.
 
     to_make: calls of this run, None where the list was not counted before. most: calls it may make at most.
     windows: what the budget holds. per_second: calls settled in each of the last seconds, at most 60, the latest last.
@@ -84,6 +85,7 @@ class Status:
     left_failed: int = 0
     pending: int = 0
     waiting: Waiting | None = None
+    trouble: str | None = None
     attempts: Counters = field(default_factory=Counters)
     to_make: int | None = None
     most: int | None = None

@@ -25,7 +25,7 @@ from harvester.ledger import Entry, Known, Ledger, State, Totals
 from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
-from harvester.stdout import Stdout
+from harvester.stdout import Flow, Sink, Stdout
 
 Warn = Callable[[str], None]
 
@@ -68,7 +68,9 @@ class Batch:
 class Store:
     """An open dataset; made by `opened`."""
 
-    def __init__(self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, warn: Warn) -> None:
+    def __init__(
+        self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, warn: Warn, sink: Sink | None = None
+    ) -> None:
         meta = ledger.meta()
         self.place = place
         self.ledger = ledger
@@ -78,7 +80,8 @@ class Store:
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
-        self._publisher = _publisher_for(place, ledger, self.run_id)
+        self._publisher = _publisher_for(place, ledger, self.run_id, sink)
+        self._most_waiting = sink.most_waiting if sink else UNCOMMITTED_LIMIT
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
@@ -96,7 +99,7 @@ class Store:
     @property
     def crowded(self) -> bool:
         """True while so much waits for the disk that no further call should be made."""
-        return self._waiting >= UNCOMMITTED_LIMIT or len(self._batch.ended) >= _ENDED_LIMIT
+        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT
 
     @property
     def waiting(self) -> int:
@@ -226,9 +229,14 @@ class Store:
             return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
 
     def abandon(self) -> None:
-        """Wait no longer for a consumer that does not take what is written to it."""
-        if isinstance(self._publisher, Stdout):
-            self._publisher.abandoned = True
+        """Do not wait much longer for a reader that does not take what is written to it: the run is to end."""
+        if isinstance(self._publisher, Flow):
+            self._publisher.sink.hurry()
+
+    def leave(self) -> None:
+        """Wait for no reader at all: the run is given up."""
+        if isinstance(self._publisher, Flow):
+            self._publisher.sink.leave()
 
     def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
         """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
@@ -287,12 +295,19 @@ class Store:
 
 @contextlib.contextmanager
 def opened(
-    place: Place, query: Query, policy: PartPolicy, warn: Warn, *, pin_reference: bool = True
+    place: Place,
+    query: Query,
+    policy: PartPolicy,
+    warn: Warn,
+    *,
+    pin_reference: bool = True,
+    sink: Sink | None = None,
 ) -> Iterator[Store]:
     """Open a dataset, beginning it if it is new; only one process may have it open.
 
     query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
-    that a dataset begun before keeps its own. warn: called with what a person should know.
+    that a dataset begun before keeps its own. warn: called with what a person should know. sink: who reads rows that
+    are not kept, by default standard output.
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
@@ -318,7 +333,7 @@ def opened(
         wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
         _check_same(place, ledger, begun, wanted)
         with _explained(place.private):
-            store = Store(place, ledger, begun, policy, warn)
+            store = Store(place, ledger, begun, policy, warn, sink)
         stack.callback(store.close)
         yield store
 
@@ -364,14 +379,14 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
         yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
-def _publisher_for(place: Place, ledger: Ledger, run_id: str) -> dataset.Publisher:
+def _publisher_for(place: Place, ledger: Ledger, run_id: str, sink: Sink | None) -> dataset.Publisher:
     match place.form:
         case Form.FOLDER:
             return dataset.Folder(place, ledger, run_id)
         case Form.FILE:
             return dataset.Growing(place, ledger)
         case Form.STDOUT:
-            return Stdout(place, ledger)
+            return Flow(place, ledger, sink or Stdout())
 
 
 def _facts(place: Place, query: Query) -> dict[str, str | int]:

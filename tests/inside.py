@@ -12,7 +12,7 @@ from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.events import Event, Field
 from harvester.gate import GateRules
-from harvester.harvest import Options
+from harvester.harvesting import Options
 from harvester.sources import Invalid
 from harvester.status import Outcome, Status
 from harvester.stopping import Stopper

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester import harvest as harvests
+from harvester import intake
 from harvester.budget import Wanted
 from harvester.stopping import Reason
 from tests.simulated import World
@@ -18,7 +18,7 @@ def number(bitlink: str) -> int:
 
 @pytest.fixture(autouse=True)
 def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harvests, "in_daemon", at_once)
+    monkeypatch.setattr(intake, "in_daemon", at_once)
 
 
 def test_an_hours_limit_is_used_up_and_never_passed(quick_path: Path) -> None:

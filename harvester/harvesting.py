@@ -18,14 +18,15 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget, WindowState
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
+from harvester.intake import GIVEN, Given, Lists
 from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
 from harvester.outlook import Outlook
 from harvester.pulse import Pulse
-from harvester.sources import Batch, Link, Source, read
+from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
-from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
+from harvester.stopping import Reason, Rules, Stop, Stopper
 from harvester.store import Store
 
 ROOM = 100
@@ -54,7 +55,8 @@ class Call(NamedTuple):
 class Options:
     """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone.
 
-    to_make: calls that the list needs, where it was counted.
+    to_make: calls that the list needs, where it was counted. learn: ask Bitly for its limits;
+    that is not worth a helper call for a link or two.
     """
 
     workers: int
@@ -65,6 +67,7 @@ class Options:
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = TELL_SECONDS
     learn_seconds: float = LEARN_SECONDS
+    learn: bool = True
 
 
 class Harvest:
@@ -109,20 +112,20 @@ class Harvest:
         client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
-    async def run(self, sources: list[Source]) -> Outcome:
-        """Harvest the sources, and leave everything that was answered committed and published.
+    async def run(self, links: list[Source] | Given) -> Outcome:
+        """Harvest the links, and leave everything that was answered committed and published.
 
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        self._pulse.lists = [source.name for source in sources]
+        self._pulse.lists = [GIVEN] if isinstance(links, Given) else [source.name for source in links]
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
                 async with asyncio.TaskGroup() as around:
                     beside = [around.create_task(work) for work in (self._keep_telling(), self._keep_learning())]
                     try:
-                        await self._ask_all(sources)
+                        await self._ask_all(links)
                     finally:
                         for task in beside:
                             task.cancel()
@@ -132,9 +135,9 @@ class Harvest:
         finally:
             ending.cancel()
 
-    async def _ask_all(self, sources: list[Source]) -> None:
+    async def _ask_all(self, links: list[Source] | Given) -> None:
         async with asyncio.TaskGroup() as group:
-            self._feeder = self._spawn(group, self._feed(sources))
+            self._feeder = self._spawn(group, self._feed(links))
             for _ in range(self._options.workers):
                 self._spawn(group, self._work(group))
 
@@ -165,11 +168,11 @@ class Harvest:
 
     # --- the list --------------------------------------------------------------------------------------------------
 
-    async def _feed(self, sources: list[Source]) -> None:
+    async def _feed(self, links: list[Source] | Given) -> None:
         """Read the list and take its calls up, no faster than they are made."""
-        batches = read(sources)
+        intake = links if isinstance(links, Given) else Lists(links)
         try:
-            while batch := await self._stopper.guard(in_daemon(lambda: next(batches, None))):
+            while batch := await self._stopper.guard(intake.next()):
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
@@ -356,7 +359,7 @@ class Harvest:
 
     async def _keep_telling(self) -> None:
         while True:
-            self.status.waiting = self._client.waiting
+            self.status.waiting, self.status.trouble = self._client.waiting, self._client.trouble
             await self._outlook.look(self.status)
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
@@ -369,6 +372,8 @@ class Harvest:
                     await self._learn()
 
     async def _learn(self) -> None:
+        if not self._options.learn:
+            return
         try:
             told = await self._inquiry.learn()
         except BudgetBusy:
