@@ -231,6 +231,10 @@ async def test_an_output_that_cannot_be_written_raises(tmp_path: Path, serve: Ca
         await harvester.harvest(["bit.ly/a"], out=tmp_path / "file", **options(serve().url))
     with pytest.raises(harvester.OutputError):
         await harvester.harvest(["bit.ly/a"], out=tmp_path / "file/out", **options(serve().url))
+    for nothing in ("", 5, None):
+        wrong: Any = nothing
+        with pytest.raises(harvester.UsageError, match="expected, not"):
+            await harvester.harvest(["bit.ly/a"], out=wrong, **options(serve().url))
     with pytest.raises(harvester.UsageError, match="stream"):
         await harvester.harvest(["bit.ly/a"], out="-", **options(serve().url))
 
