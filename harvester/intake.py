@@ -35,8 +35,8 @@ class Given:
     """Links given one by one, by an iterable or an asynchronous one. Made and used in one event loop.
 
     An iterable is read in a thread of its own, because it may block; an asynchronous one in a task of its own. Either
-    is read once, a little ahead of what is needed, and closed at the end if it is a generator. error: what it has raised,
-    for which `next` and `all` raise InputBroken.
+    is read once, a little ahead of what is needed, and closed at the end if it is a generator. error: what it has
+    raised, for which `next` and `all` raise InputBroken.
 
     Raises:
         UsageError: links is no iterable.
