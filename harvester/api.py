@@ -30,6 +30,7 @@ from harvester.keywords import (
     StreamOptions,
     TokenGiven,
     lists_of,
+    path_of,
     run_options,
     token_reader,
 )
@@ -62,7 +63,7 @@ async def harvest(
         UsageError: nothing was asked. DatasetBusy, ConnectionsBusy: others are at work. OutputError: the output cannot
         be written. What links raises, once all that was answered is published.
     """
-    target = os.fspath(out)
+    target = path_of("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = run_options(options, HarvestOptions, target)

@@ -1,6 +1,7 @@
 """A list as a harvest takes it up: batches of what has come, from files or from links that are given one by one."""
 
 import asyncio
+import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, Iterable
@@ -34,8 +35,8 @@ class Given:
     """Links given one by one, by an iterable or an asynchronous one. Made and used in one event loop.
 
     An iterable is read in a thread of its own, because it may block; an asynchronous one in a task of its own. Either
-    is read once, a little ahead of what is needed. error: what it has raised,
-    for which `next` and `all` raise InputBroken.
+    is read once, a little ahead of what is needed, and closed at the end if it is a generator. error: what it has
+    raised, for which `next` and `all` raise InputBroken.
 
     Raises:
         UsageError: links is no iterable.
@@ -112,9 +113,9 @@ class _Threaded:
         except Exception as error:  # the caller's own: it is raised to the caller
             self.error = error
         finally:
-            if close := getattr(links, "close", None):
+            if inspect.isgenerator(links):  # another iterator, such as a file, is its owner's to close
                 with suppress(Exception):
-                    close()
+                    links.close()
             self._channel.end()
 
 
@@ -146,8 +147,8 @@ class _Awaited:
     async def _pump(self, links: AsyncIterable[object]) -> None:
         try:
             async with AsyncExitStack() as stack:
-                if aclose := getattr(links, "aclose", None):
-                    stack.push_async_callback(aclose)
+                if inspect.isasyncgen(links):
+                    stack.push_async_callback(links.aclose)
                 async for link in links:
                     await self._queue.put(link)
         except Exception as error:  # the caller's own: it is raised to the caller

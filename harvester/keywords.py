@@ -80,6 +80,13 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     return made_of(RunOptions, {**values, "out": out})
 
 
+def path_of(name: str, value: object) -> str:
+    """Give a path as a text. Raises UsageError for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
+    return os.fsdecode(value)
+
+
 def lists_of(links: Links) -> list[str] | Given:
     """Tell what is meant: a path is the path of a list, a list or tuple of path objects several; anything else that can
     be iterated over gives links.

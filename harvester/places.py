@@ -78,11 +78,14 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
     """Tell what --out and --work-dir mean; makes nothing but, for standard output, a temporary folder.
 
     Raises:
-        UsageError: an ending that harvester does not write, a path that is something else, a network file system.
+        UsageError: nothing, an ending that harvester does not write, a path that is something else, a network
+        file system.
     """
     if out == STDOUT:
         private = _temporary(work_dir)
         return Place(Form.STDOUT, STDOUT, private, private)
+    if not out:
+        raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         public = out + ".harvester"

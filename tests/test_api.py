@@ -231,6 +231,10 @@ async def test_an_output_that_cannot_be_written_raises(tmp_path: Path, serve: Ca
         await harvester.harvest(["bit.ly/a"], out=tmp_path / "file", **options(serve().url))
     with pytest.raises(harvester.OutputError):
         await harvester.harvest(["bit.ly/a"], out=tmp_path / "file/out", **options(serve().url))
+    for nothing in ("", 5, None):
+        wrong: Any = nothing
+        with pytest.raises(harvester.UsageError, match="expected, not"):
+            await harvester.harvest(["bit.ly/a"], out=wrong, **options(serve().url))
     with pytest.raises(harvester.UsageError, match="stream"):
         await harvester.harvest(["bit.ly/a"], out="-", **options(serve().url))
 
@@ -378,8 +382,8 @@ async def nothing_left(folder: Path | None = None) -> None:
 
 def descriptors() -> set[str]:
     """What this process has open, but for what the servers of the tests have."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
+    found: set[str] = set()
+    for name in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else ():
         try:
             found.add(os.readlink(f"/proc/self/fd/{name}"))
         except FileNotFoundError:
@@ -445,6 +449,14 @@ async def test_a_blocked_asynchronous_iterable_is_closed(tmp_path: Path, serve: 
         await anext(found)
     await nothing_left(tmp_path)
     assert closed
+
+
+async def test_a_file_of_links_stays_its_owners(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    (tmp_path / "links.txt").write_text("# mine\nbit.ly/a\n\nbit.ly/b\n")
+    with (tmp_path / "links.txt").open() as lines:
+        given = await harvester.harvest(lines, out=tmp_path / "out", **options(serve().url))
+        assert not lines.closed
+    assert (given["list"]["comments"], given["list"]["blank"], given["list"]["links"]) == (1, 1, 2)
 
 
 async def test_a_cancelled_harvest_can_be_resumed(tmp_path: Path, serve: Callable[..., Served]) -> None:
