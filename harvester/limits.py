@@ -18,6 +18,8 @@ from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
 """The helper routes' own windows, under this name; the month is the account's."""
+_COUNTED_OVER = 1.1
+"""Perhaps Bitly counts throttled attempts, too: a count of up to so many times the limit is a full hour's."""
 
 
 class Inquiry:
@@ -52,8 +54,8 @@ class Inquiry:
             if looked is None or looked.status in {NOT_ASKED, 429} or looked.status >= 500:
                 self._budget.not_answered()
             return f"Bitly did not tell its limits ({_what_came(looked)}); going on with {_kept(self._budget)}"
-        sensible = said.count <= said.limit
-        others = self._budget.observe(said.limit, said.count if sensible else None)
+        sensible = said.count <= said.limit * _COUNTED_OVER
+        others = self._budget.observe(said.limit, min(said.count, said.limit) if sensible else None)
         told = f"Bitly allows {said.limit:,} an hour here and has counted {said.count:,}"
         if not sensible:
             told += ", which makes no sense and is not relied upon"

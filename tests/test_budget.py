@@ -1,5 +1,6 @@
 """Windows and month, in a file that processes, crashes and boots share, under clocks that the tests move."""
 
+import json
 import math
 import os
 import random
@@ -25,6 +26,7 @@ from harvester.book import SPANS, Book
 from harvester.budget import (
     ASK_AFTER_REFUSAL_SECONDS,
     ASK_ATTEMPTS,
+    ASK_CLOSED_SECONDS,
     ASK_SECONDS,
     DEFAULTS,
     Account,
@@ -955,10 +957,25 @@ def test_after_a_throttled_answer_bitly_is_asked_again_without_the_100_attempts(
     budget = asked(start)
     machine.seconds += 1
     budget.throttled(10.0, sent_at=machine.seconds)
-    machine.seconds += ASK_SECONDS - 2
+    machine.seconds += 12
+    assert budget.take() is None
+    budget.answered(sent_at=machine.seconds)
+    machine.seconds += ASK_SECONDS - 14
     assert not budget.ask_due()
     machine.seconds += 1
     assert budget.ask_due()
+
+
+def test_while_a_throttled_answer_holds_bitly_is_asked_once_after_60_seconds(start: Start, machine: Machine) -> None:
+    budget = asked(start)
+    machine.seconds += 1
+    budget.throttled(1000.0, sent_at=machine.seconds)
+    machine.seconds += ASK_CLOSED_SECONDS - 2
+    assert not budget.ask_due()
+    machine.seconds += 1
+    assert [budget.ask_due(), start(None, None).ask_due()] == [True, False]
+    machine.seconds += ASK_SECONDS
+    assert not budget.ask_due()
 
 
 def test_a_runs_beginning_is_a_reason_to_ask_bitly_but_not_twice_in_300_seconds(start: Start, machine: Machine) -> None:
@@ -1207,6 +1224,15 @@ def test_damage_anywhere_is_no_other_error_than_that_the_file_is_damaged(quick_p
         for left in quick_path.glob("budget.sqlite-*"):
             left.unlink()
     assert refused > 100
+
+
+def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quick_path: Path, start: Start) -> None:
+    budget = start(100, 1000)
+    learned = {"opens_at": None, "ceilings": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file, file:
+        file.execute("UPDATE scopes SET state = ?", (json.dumps({"throttle": learned, "said": None}),))
+    assert budget.take() is None
+    assert budget.limits == Limits(60, 1000, 0)
 
 
 def test_a_file_of_another_schema_is_refused_and_left_as_it_is(quick_path: Path) -> None:
