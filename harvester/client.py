@@ -2,7 +2,7 @@
 
 An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
 any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
-Before a call is written off, somebody must have been answered since it first failed; if nobody was, a link that
+Before a call is written off, most others must have been answered since it first failed; unless they were, a link that
 answered before is asked, the witness.
 """
 
@@ -193,7 +193,7 @@ class Client:
                 return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
-            url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
+            url = URL(f"{self._base_path}{target}", encoded=True)
             headers = {"Authorization": self._token.header}
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
                 body, whole = await read_bounded(response)
