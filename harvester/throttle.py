@@ -30,6 +30,8 @@ _REMEMBERED = 10
 """A ceiling that has reached the window's own limit is forgotten after so many times its patience."""
 
 MINUTE, HOUR = "minute", "hour"
+_LEAST_HOUR = 100
+"""An hour without a limit, whose minute has none, is lowered to so much at once, at the most."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}
 """A window is lowered to one part in so many at once, at the most: who had just begun, before others' use throttled it,
 has learned next to nothing. An hour's takes long to be regained.
@@ -115,15 +117,17 @@ def reopen(state: Throttle, *, sent_at: float, total: int, limits: dict[str, int
     """
     window = _to_blame(state, sent_at, limits)
     if not state.full:
-        state.ceilings[window] = _learned(state, window, total, limits[window])
+        state.ceilings[window] = _learned(state, window, total, limits)
     state.opens_at, state.probing, state.strikes = None, False, 0
     # The minute lies within the hour: a new hour is a new minute, and a new minute is still the same hour.
     for inner in (MINUTE, HOUR) if window == HOUR else (MINUTE,):
         state.reopened[inner] = total - 1
 
 
-def _learned(state: Throttle, window: str, total: int, limit: int) -> Ceiling:
-    passed = state.passed.get(window, 0)
+def _learned(state: Throttle, window: str, total: int, limits: dict[str, int]) -> Ceiling:
+    passed, limit = state.passed.get(window, 0), limits[window]
+    if window == HOUR and not limit:  # no part of it is known, but that it holds a minute
+        passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
     if limit and passed >= limit:  # its windows begin at other moments than ours
         passed = min(math.floor(limit * _DECREASE), limit - 1)
     if window in state.ceilings:  # a window that slides, or refills, lets only little pass soon after a probe

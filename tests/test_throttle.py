@@ -282,6 +282,19 @@ def lower(state: Throttle, passed: int, total: int, limits: dict[str, int] | Non
     throttle.reopen(state, sent_at=1.0 if window == MINUTE else 1000.0, total=total, limits=limits)
 
 
+@pytest.mark.parametrize(("per_minute", "per_hour"), [(60, 60), (0, 100)])
+def test_an_hour_without_a_limit_is_not_lowered_below_what_a_minute_may_hold(
+    start: Start, machine: Machine, per_minute: int, per_hour: int
+) -> None:
+    budget = start(per_minute, 0)
+    sent_at = probe(budget, machine)
+    for _ in range(3):
+        budget.throttled(None, sent_at=sent_at)
+        sent_at = probe(budget, machine)
+    budget.answered(sent_at=sent_at)
+    assert (budget.limits.per_minute, budget.limits.per_hour) == (per_minute, per_hour)
+
+
 def filled(start: Start, machine: Machine, count: int, per_hour: int | None = None, reserve: float = 0.0) -> Budget:
     """A budget whose attempt after 60 was throttled; Bitly, which allows 1,000, counts so many; then a probe passes."""
     budget = start(None, per_hour, reserve=reserve)
