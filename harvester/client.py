@@ -343,12 +343,14 @@ class Client:
                 if self._stopper.stop is not None:
                     raise Stopping
                 refused = self._gate.enter(fresh=may_probe)
-                sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
-                refused = refused or self._take(sent_at)
+                slot.sent_at = self._clock()
+                refused = refused or self._take(slot.sent_at)
                 if refused is None:
                     self.waiting = None
                     self.counters.total += 1
-                    slot.sent_at = sent_at
+                    # Behind enter and take, which may have waited for the file: so no probe seems to be older than what
+                    # it is to open.
+                    sent_at = self._clock()
                     return await self._request(slot, url, header), sent_at
             finally:
                 self._pool.put(slot)

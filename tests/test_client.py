@@ -840,6 +840,26 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
         assert [await throttled, await third] == [ROW, ROW]
 
 
+async def test_a_probe_that_waited_for_the_budgets_file_opens_what_was_closed_meanwhile(
+    bitly: Bitly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process is throttled while this one waits for the file, and Bitly's hint is over when it has got it."""
+    bitly.answers(OK)
+    async with rigged() as rig:
+        take = rig.budget.take
+
+        def late() -> Wait | MonthOver | None:
+            monkeypatch.setattr(rig.budget, "take", take)
+            rig.clock.seconds += 0.1
+            rig.budget.throttled(0.1, sent_at=rig.clock.seconds)
+            rig.clock.seconds += 0.3
+            return take()
+
+        monkeypatch.setattr(rig.budget, "take", late)
+        assert await rig.client.ask("bit.ly/probe") == ROW
+        assert not rig.budget.closed
+
+
 OUTAGE_RULES = GateRules(streak=2, jitter=0.0)
 
 
