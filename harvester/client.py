@@ -189,6 +189,7 @@ class Client:
         """
         slot = await self._pool.get(self._stopper)
         try:
+            self._keep_token(budget)
             if self._do_or_raise(budget.take) is not None:
                 return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
@@ -203,6 +204,12 @@ class Client:
         finally:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
+
+    def _keep_token(self, budget: Budget) -> None:
+        """Count helper routes, too, for the token that is in use now: it may have been rotated since."""
+        token = self._budget.account.token
+        if budget.account.token != token:
+            self._do_or_raise(partial(budget.use_token, token))
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""

@@ -33,7 +33,7 @@ from harvester.gate import Gate, GateRules
 from harvester.slots import Slots
 from harvester.status import Waiting
 from harvester.stopping import Reason, Stop, Stopper
-from harvester.tokens import Token
+from harvester.tokens import Token, fingerprint
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
@@ -182,6 +182,7 @@ class Rig:
     gate: Gate
     stopper: Pauses
     clock: FakeClock
+    book: Book
 
     @property
     def spent(self) -> int:
@@ -212,7 +213,7 @@ async def rigged(
             pooled(folder, session, connections) as pool,
         ):
             client = Client(pool, settings, QUERY, Token(read), budget, gate, stopper, clock.elapsed)
-            yield Rig(client, budget, gate, stopper, clock)
+            yield Rig(client, budget, gate, stopper, clock, book)
 
 
 @asynccontextmanager
@@ -999,6 +1000,18 @@ async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitl
         assert request["headers"]["Authorization"] == "Bearer t0"
         assert await rig.client.look_up("/groups", rig.budget) is None
         assert (rig.client.counters.helper, rig.client.counters.total, rig.spent) == (2, 0, 2)
+
+
+async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(bitly: Bitly) -> None:
+    bitly.answers(UNAUTHORIZED, OK, (200, {}, b"{}"), (200, {}, b"{}"))
+    tokens = Tokens("t0", "t1")
+    async with rigged(read=tokens) as rig:
+        helpers = Budget(rig.book, ACCOUNT, "helpers", FREE)
+        assert await rig.client.ask("bit.ly/x") == ROW
+        for _ in range(2):
+            await rig.client.look_up("/groups", helpers)
+        assert helpers.account == rig.budget.account == ACCOUNT._replace(token=fingerprint("t1"))
+        assert [window.used for window in helpers.windows()] == [2, 2, 4]
 
 
 async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:
