@@ -2,7 +2,7 @@
 
 An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
 any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
-Before a call is written off, somebody must have been answered since it first failed; if nobody was, a link that
+Before a call is written off, most others must have been answered since it first failed; unless they were, a link that
 answered before is asked, the witness.
 """
 
@@ -191,11 +191,12 @@ class Client:
         """
         slot = await self._pool.get(self._stopper)
         try:
+            self._keep_token(budget)
             if self._do_or_raise(budget.take) is not None:
                 return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
-            url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
+            url = URL(f"{self._base_path}{target}", encoded=True)
             headers = {"Authorization": self._token.header}
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
                 body, whole = await read_bounded(response)
@@ -205,6 +206,12 @@ class Client:
         finally:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
+
+    def _keep_token(self, budget: Budget) -> None:
+        """Count helper routes, too, for the token that is in use now: it may have been rotated since."""
+        token = self._budget.account.token
+        if budget.account.token != token:
+            self._do_or_raise(partial(budget.use_token, token))
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""
@@ -347,12 +354,14 @@ class Client:
                 if self._stopper.stop is not None:
                     raise Stopping
                 refused = self._gate.enter(fresh=may_probe)
-                sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
-                refused = refused or self._take(sent_at)
+                slot.sent_at = self._clock()
+                refused = refused or self._take(slot.sent_at)
                 if refused is None:
                     self.waiting = None
                     self.counters.total += 1
-                    slot.sent_at = sent_at
+                    # Behind enter and take, which may have waited for the file: so no probe seems to be older than what
+                    # it is to open.
+                    sent_at = self._clock()
                     return await self._request(slot, url, header), sent_at
             finally:
                 self._pool.put(slot)

@@ -223,15 +223,8 @@ def _open_slot(
     made_late: Callable[[], None],
     number: int,
 ) -> Slot:
-    def connected() -> None:
-        if clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt says it
-                made_late()
-
     # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
     connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
-    # There is no public way to choose how connections close, and five is Bitly's limit for them.
-    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     session = aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
@@ -242,6 +235,14 @@ def _open_slot(
         proxy=proxy,
     )
     slot = Slot(number, session)
+
+    def connected() -> None:
+        if clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt says it
+                made_late()
+
+    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     return slot
 
 

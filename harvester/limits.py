@@ -19,6 +19,8 @@ from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
 """The helper routes' own windows, under this name; the month is the account's."""
+_COUNTED_OVER = 1.1
+"""Perhaps Bitly counts throttled attempts, too: a count of up to so many times the limit is a full hour's."""
 
 
 class Inquiry:
@@ -53,8 +55,8 @@ class Inquiry:
             if looked is None or looked.status in {NOT_ASKED, 429} or looked.status >= 500:
                 self._budget.not_answered()
             return self._untold(_what_came(looked))
-        sensible = said.count <= said.limit
-        others = self._budget.observe(said.limit, said.count if sensible else None)
+        sensible = said.count <= said.limit * _COUNTED_OVER
+        others = self._budget.observe(said.limit, min(said.count, said.limit) if sensible else None)
         changed = self._budget.limits != before
         news, self._told = changed or others or not self._told, True
         return self._tell(said.limit, said.count, others, sensible=sensible, changed=changed) if news else None
