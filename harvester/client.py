@@ -253,7 +253,7 @@ class Client:
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._do(partial(self._budget.throttled, found.hint, sent_at=sent_at))
-            self._gate.answered(evidence=evidence, witness=witness)
+            self._gate.throttled()
             return
         self.trouble = None
         if isinstance(found, Transient):
@@ -272,8 +272,13 @@ class Client:
 
     async def _renewed(self, header: str) -> bool:
         renewed = await self._token.renewed(header, self._stopper)
-        if renewed:
-            self._do(partial(self._budget.use_token, self._token.fingerprint))
+        counted = not renewed
+        while not counted:
+            try:
+                self._do_or_raise(partial(self._budget.use_token, self._token.fingerprint))
+                counted = True
+            except BudgetBusy:
+                await self._stopper.pause(_BUSY_SECONDS)
         return renewed
 
     # --- whose fault is it? ----------------------------------------------------------------------------------------
