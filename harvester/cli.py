@@ -4,8 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -16,63 +15,20 @@ import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester import __version__, configuration
-from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
+from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
+from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
-from harvester.stopping import Reason, Stop, Stopper
-from harvester.terminal import escaped, open_closed_streams, say
+from harvester.signals import die_of_signals, stop_on_signals
+from harvester.stopping import Stopper
+from harvester.terminal import open_closed_streams, say
 
 if TYPE_CHECKING:
-    from harvester.glance import Glance
     from harvester.job import Job
     from harvester.progress import StderrWatcher
     from harvester.show import Shown
     from harvester.status import Outcome
     from harvester.tokens import Token
-
-OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
-
-EXIT_CODES: dict[int, str] = {
-    OK: "every call is settled",
-    BUG: "a bug in harvester",
-    USAGE: "usage, configuration or input: nothing more will come of repeating it",
-    SOME_FAILED: "finished, but some calls failed: repeat it later",
-    TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, throttled for hours, dataset or "
-    "connections in use): repeat it",
-    REFUSED: "the token or the plan was refused",
-    MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written",
-}
-
-_BY_REASON: dict[Reason, int] = {
-    Reason.SIGNAL: STOPPED,
-    Reason.MAX_TIME: STOPPED,
-    Reason.MAX_CALLS: STOPPED,
-    Reason.OUTAGE: STOPPED,
-    Reason.THROTTLED: STOPPED,
-    Reason.MONTH_SPENT: MONTH_SPENT,
-    Reason.TOKEN_REFUSED: REFUSED,
-    Reason.PLAN_REFUSED: REFUSED,
-    Reason.PARAMETER_REFUSED: USAGE,
-    Reason.CONNECTION_REFUSED: USAGE,
-    Reason.NO_ROUTE: USAGE,
-    Reason.INPUT: USAGE,
-    Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
-    Reason.ALL_REFUSED: TOO_MANY_FAILED,
-    Reason.UNREADABLE: TOO_MANY_FAILED,
-    Reason.OUTPUT: OUTPUT,
-    Reason.CONSUMER_GONE: OK,
-}
-
-_BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
-    (ConsumerGone, OK),
-    (OutputError, OUTPUT),
-    (DatasetBusy, STOPPED),
-    (ConnectionsBusy, STOPPED),
-    (UsageError, USAGE),
-)
-
 
 _SHOW = ShowOptions()
 
@@ -241,12 +197,12 @@ def show(
 
     async def go() -> "Shown":
         stopper = Stopper()
-        _stop_on_signals(stopper, _watcher("text"))
+        stop_on_signals(stopper, _watcher("text"))
         return await shows.show([_dashed(link) for link in links], options, stopper, json=json)
 
     shown = asyncio.run(go())
     if shown.stop is not None:
-        return _BY_REASON[shown.stop.reason]
+        return BY_REASON[shown.stop.reason]
     return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK
 
 
@@ -272,56 +228,16 @@ def status(out: str, /, *, json: bool = False, watch: bool = False, every: str =
     every:
         How often --watch looks.
     """
-    from harvester import glance, tell
+    from harvester import glance, printing
 
     if not watch:
-        seen = glance.look(_dashed(out))
-        _print_escaped(_as_json(seen, orjson.OPT_INDENT_2) if json else tell.as_text(seen))
+        printing.put_glance(glance.look(_dashed(out)), json=json)
         return OK
     from harvester.settings import seconds_of
 
-    looks = glance.changes(_dashed(out), seconds_of("--every", every))
     with suppress(KeyboardInterrupt):
-        if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-            _print_changes(looks, _as_json if json else tell.as_line)
-        else:
-            _redraw(looks)
+        printing.follow(glance.changes(_dashed(out), seconds_of("--every", every)), json=json)
     return OK
-
-
-def _as_json(seen: "Glance", option: int = 0) -> str:
-    from harvester import tell
-
-    return orjson.dumps(tell.as_dict(seen), option=option).decode()
-
-
-def _print_escaped(text: str) -> None:
-    try:
-        print("\n".join(map(escaped, text.split("\n"))), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"standard output: {error.strerror}") from error
-
-
-def _print_changes(looks: Iterator["Glance"], shown: Callable[["Glance"], str]) -> None:
-    last = None
-    for seen in looks:
-        if (seen.manifest, seen.state) != last:
-            _print_escaped(shown(seen))
-        last = (seen.manifest, seen.state)
-
-
-def _redraw(looks: Iterator["Glance"]) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
-    from harvester import tell
-
-    with Live(auto_refresh=False, vertical_overflow="visible") as live:
-        for seen in looks:
-            text = "\n".join(map(escaped, tell.as_text(seen).split("\n")))
-            live.update(Text(text), refresh=True)
 
 
 @app.command(
@@ -472,19 +388,10 @@ def demo(*, out: str | None = None) -> int:
 app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish.")
 
 
-def exit_code(outcome: "Outcome") -> int:
-    """Give the exit code of a run's end: the table is EXIT_CODES."""
-    if outcome.stop is not None:
-        return _BY_REASON[outcome.stop.reason]
-    if outcome.status.listed.links == 0:
-        return USAGE
-    return OK if outcome.complete else SOME_FAILED
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code."""
     open_closed_streams()
-    _die_of_signals()
+    die_of_signals()
     sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
 
 
@@ -503,7 +410,11 @@ def _guarded(words: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         return OK
     except Exception as error:
-        return _explain(error, _watcher("json" if _asks_for_json(words) else "text"))
+        watcher = _watcher("json" if _asks_for_json(words) else "text")
+        if not isinstance(error, CycloptsError):
+            return tell_error(error, watcher)
+        watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
+        return USAGE
 
 
 def _asks_for_json(words: list[str]) -> bool:
@@ -527,7 +438,7 @@ def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"
     except BrokenPipeError:
         raise
     except Exception as error:
-        return _explain(error, watcher)
+        return tell_error(error, watcher)
     finally:
         watcher.close()
 
@@ -543,23 +454,6 @@ def _watcher(log_format: str, *, quiet: bool = False, show_failures: bool = Fals
     return watcher
 
 
-def _explain(error: Exception, watcher: "StderrWatcher") -> int:
-    """Tell of an error, and give its exit code; the only place where errors become exit codes."""
-    watcher.close()
-    if isinstance(error, CycloptsError):
-        watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
-        return USAGE
-    if isinstance(error, HarvesterError):
-        code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
-        if code != OK:
-            watcher.tell(Event.RUN_REFUSED, f"harvester: {error}", exit_code=code)
-        return code
-    trace = "".join(traceback.format_exception(error))
-    text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
-    watcher.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
-    return BUG
-
-
 def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
     from harvester import job as jobs
     from harvester.bitly import MAX_CONNECTIONS
@@ -572,35 +466,7 @@ def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
 
     async def go() -> "Outcome":
         stopper = Stopper()
-        _stop_on_signals(stopper, watcher)
+        stop_on_signals(stopper, watcher)
         return await jobs.run(job, stopper, watcher)
 
     return asyncio.run(go())
-
-
-def _die_of_signals() -> None:
-    """Let a signal before the run has begun end the process, also PID 1, to which the kernel gives no default."""
-
-    def heard(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, heard)
-
-
-def _stop_on_signals(stopper: Stopper, watcher: "StderrWatcher") -> None:
-    """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
-    loop = asyncio.get_running_loop()
-
-    def heard(number: signal.Signals) -> None:
-        if stopper.stop is not None and stopper.stop.reason is Reason.SIGNAL:
-            watcher.close()
-            os._exit(128 + number)
-        text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
-        watcher.tell(Event.RUN_STOPPING, text, signal=number.name)
-        stopper.request(Stop(Reason.SIGNAL, f"{number.name} was received"))
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background ignore some
-            loop.add_signal_handler(number, heard, number)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harvester import __version__
-from harvester.cli import _BY_REASON, EXIT_CODES
+from harvester.endings import BY_REASON, EXIT_CODES
 from harvester.stopping import Reason
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
@@ -38,7 +38,7 @@ def test_every_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_reason_to_stop_has_an_exit_code() -> None:
-    assert set(_BY_REASON) == set(Reason)
+    assert set(BY_REASON) == set(Reason)
 
 
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from harvester import advice, cli, dataset, glance, manifest, tell
+from harvester import advice, dataset, glance, manifest, printing, tell
 from harvester.advice import State
 from harvester.errors import UsageError
 from harvester.glance import look
@@ -200,7 +200,7 @@ def test_another_user_sees_it_without_a_look_at_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        f"from harvester import cli, glance, tell\n{become}\n{check}\n"
+        f"from harvester import cli, glance, printing, settings, tell\n{become}\n{check}\n"
         f"import os\nos.environ.pop('BITLY_TOKEN')\ncli.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
@@ -446,7 +446,7 @@ def test_what_has_not_changed_is_not_said_again(
             written(**ENDED, complete=True)
 
     folder = written(updated=datetime.now(UTC).isoformat())
-    cli._print_changes(glance.changes(folder, 5.0, sleep), tell.as_line)
+    printing.follow(glance.changes(folder, 5.0, sleep), json=False)
     assert looks == [5.0] * 3
     assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["running:", "complete:"]
 

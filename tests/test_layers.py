@@ -59,7 +59,7 @@ def test_the_table_goes_downwards() -> None:
         ("pyarrow", {"parquet", "reading"}),
         ("backports", {"lines"}),
         ("csv", {"columns"}),
-        ("rich", {"cli", "display", "show"}),
+        ("rich", {"display", "printing", "show"}),
         ("structlog", {"log"}),
         ("prometheus_client", {"metrics"}),
     ],
@@ -72,8 +72,8 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
     ("word", "rooms"),
     [
         (r"\b(?:os\.)?(?:fsync|rename)\(", {"journal", "dataset"}),
-        (r"(?<!\.)\bprint\(", {"cli", "demo", "show", "terminal"}),
-        (r"\bsys\.exit\(|\b_exit\(", {"cli"}),
+        (r"(?<!\.)\bprint\(", {"cli", "demo", "printing", "show", "terminal"}),
+        (r"\bsys\.exit\(|\b_exit\(", {"cli", "signals"}),
         (r"\bSELECT |\bINSERT |\bUPDATE .* SET", {"ledger", "book", "budget"}),
     ],
 )
