@@ -1,3 +1,54 @@
 """Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harvester.api import harvest, metrics, stream
+    from harvester.errors import (
+        ConnectionsBusy,
+        DatasetBusy,
+        HarvesterError,
+        InvalidBitlink,
+        LinkFailed,
+        LinkRefused,
+        NoRow,
+        OutputError,
+        Stopped,
+        UsageError,
+    )
+    from harvester.reading import read
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConnectionsBusy",
+    "DatasetBusy",
+    "HarvesterError",
+    "InvalidBitlink",
+    "LinkFailed",
+    "LinkRefused",
+    "NoRow",
+    "OutputError",
+    "Stopped",
+    "UsageError",
+    "harvest",
+    "metrics",
+    "read",
+    "stream",
+]
+
+_HOMES = {"harvest": "api", "metrics": "api", "stream": "api", "read": "reading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: the command must not wait for aiohttp."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

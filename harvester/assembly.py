@@ -3,25 +3,31 @@
 from collections.abc import Callable, Sequence
 
 from harvester import client, settings, sources
+from harvester.errors import UsageError
 from harvester.gate import GateRules
-from harvester.harvest import Options
+from harvester.harvesting import Options
+from harvester.intake import Given
 from harvester.job import Job
-from harvester.options import LimitOptions, RunOptions
+from harvester.keeper import Metrics
+from harvester.options import LimitOptions, OutputOptions, RunOptions
 from harvester.parts import Asked, Format
 from harvester.schema import Shape
+from harvester.stdout import Sink
 from harvester.store import PartPolicy
 from harvester.tokens import Token
 
 
 def job_of(
-    lists: Sequence[str],
+    lists: Sequence[str] | Given,
     options: RunOptions,
     warn: Callable[[str], None],
     read_token: Callable[[], str] | None = None,
+    sink: Sink | None = None,
 ) -> Job:
     """Turn options into a job.
 
-    lists: the paths of lists, or - for standard input. read_token: gives the token, instead of where the options say.
+    lists: the paths of lists, or - for standard input; or links given one by one. read_token: gives the token, instead
+    of where the options say. sink: who reads the rows, instead of standard output.
 
     Raises:
         UsageError: a value that means nothing, a list that is not there, no token.
@@ -30,7 +36,7 @@ def job_of(
     settings.check_counts(options)
     output, limits, ends = options.output, options.limits, options.ends
     return Job(
-        sources=sources.find(lists),
+        sources=[] if isinstance(lists, Given) else sources.find(lists, options.list.column, options.list.list_format),
         token=Token(read_token or settings.token_source(options.access, warn)),
         out=output.out,
         work_dir=output.work_dir,
@@ -51,6 +57,9 @@ def job_of(
         failure_limit=settings.failure_limit_of(ends.max_failures),
         max_time_seconds=settings.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
         strict=options.list.strict,
+        metrics=_metrics(output, warn),
+        given=lists if isinstance(lists, Given) else None,
+        sink=sink,
     )
 
 
@@ -70,3 +79,13 @@ def _harvesting(options: RunOptions) -> Options:
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
     )
+
+
+def _metrics(options: OutputOptions, warn: Callable[[str], None]) -> Metrics | None:
+    if options.metrics_file is None:
+        return None
+    try:
+        from harvester.metrics import MetricsFile  # noqa: PLC0415 - not everyone has the library
+    except ModuleNotFoundError as error:
+        raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
+    return MetricsFile(options.metrics_file, options.out, warn).show

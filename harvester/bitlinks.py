@@ -56,6 +56,15 @@ def parse(text: str) -> Bitlink:
     return Bitlink(f"{domain}/{back_half}")
 
 
+def is_bitlink(text: str) -> bool:
+    """Say whether a text means a bitlink."""
+    try:
+        parse(text)
+    except InvalidBitlink:
+        return False
+    return True
+
+
 def _strip_decoration(text: str) -> str:
     """Take off what people paste around a bitlink."""
     bare = text.strip(_AROUND)

@@ -37,6 +37,8 @@ _BELIEVED_DATE_SECONDS = 86400.0
 ASK_SECONDS = 300.0
 ASK_ATTEMPTS = 100
 """Bitly is asked again for its limits at most so often, so that helper calls stay at one in a hundred."""
+ASK_CLOSED_SECONDS = 60.0
+"""Once after a throttled answer already so soon: only as long as it is closed can Bitly say that its hour is full."""
 ASK_AFTER_REFUSAL_SECONDS = 86400.0
 """Where Bitly answered, and did not tell."""
 _UNDER_WAY = 5
@@ -491,8 +493,11 @@ class Budget:
             return now - said.asked_at >= ASK_AFTER_REFUSAL_SECONDS
         if begin:
             return now - said.asked_at >= ASK_SECONDS
-        told_since = self._state.throttle.closed_at > said.asked_at
-        return now - said.asked_at >= ASK_SECONDS and (told_since or self._total - said.asked_total >= ASK_ATTEMPTS)
+        state, age = self._state.throttle, now - said.asked_at
+        if state.closed and state.began_at > said.asked_at and age >= ASK_CLOSED_SECONDS:
+            return True
+        told_since = state.closed_at > said.asked_at
+        return age >= ASK_SECONDS and (told_since or self._total - said.asked_total >= ASK_ATTEMPTS)
 
     def not_answered(self) -> None:
         """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
@@ -516,6 +521,8 @@ class Budget:
                 self._add(others, now)
             said.limit = limit
             self._state.said = said
+            if count is not None and count >= limit >= self._own().per_hour > 0:
+                throttle.note_full(self._state.throttle)
             self._save()
             self._refresh_limits()
         self._book.set_fast(fast=self.fast)

@@ -4,11 +4,10 @@ import asyncio
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,59 +15,22 @@ import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester import __version__, configuration
-from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
-from harvester.options import RunOptions
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
+from harvester.errors import UsageError
+from harvester.events import Event
+from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
+from harvester.signals import die_of_signals, stop_on_signals
+from harvester.stopping import Stopper
 from harvester.terminal import open_closed_streams, say
 
 if TYPE_CHECKING:
     from harvester.job import Job
     from harvester.progress import StderrWatcher
+    from harvester.show import Shown
     from harvester.status import Outcome
     from harvester.tokens import Token
 
-OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
-
-EXIT_CODES: dict[int, str] = {
-    OK: "every call is settled",
-    BUG: "a bug in harvester",
-    USAGE: "usage, configuration or input: nothing more will come of repeating it",
-    SOME_FAILED: "finished, but some calls failed: repeat it later",
-    TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, throttled for hours, dataset or "
-    "connections in use): repeat it",
-    REFUSED: "the token or the plan was refused",
-    MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written",
-}
-
-_BY_REASON: dict[Reason, int] = {
-    Reason.SIGNAL: STOPPED,
-    Reason.MAX_TIME: STOPPED,
-    Reason.MAX_CALLS: STOPPED,
-    Reason.OUTAGE: STOPPED,
-    Reason.THROTTLED: STOPPED,
-    Reason.MONTH_SPENT: MONTH_SPENT,
-    Reason.TOKEN_REFUSED: REFUSED,
-    Reason.PLAN_REFUSED: REFUSED,
-    Reason.PARAMETER_REFUSED: USAGE,
-    Reason.CONNECTION_REFUSED: USAGE,
-    Reason.NO_ROUTE: USAGE,
-    Reason.INPUT: USAGE,
-    Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
-    Reason.ALL_REFUSED: TOO_MANY_FAILED,
-    Reason.UNREADABLE: TOO_MANY_FAILED,
-    Reason.OUTPUT: OUTPUT,
-    Reason.CONSUMER_GONE: OK,
-}
-
-_BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
-    (ConsumerGone, OK),
-    (OutputError, OUTPUT),
-    (DatasetBusy, STOPPED),
-    (ConnectionsBusy, STOPPED),
-    (UsageError, USAGE),
-)
+_SHOW = ShowOptions()
 
 
 def _no_token() -> str:
@@ -152,19 +114,24 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     Parameters
     ----------
     links:
-        Lists of bitlinks, a line each, plain or gzipped; - for standard input.
+        Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    from harvester import progress
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    lists = [_dashed(link) for link in links]
+    return _told(lists, options, lambda watcher: _run(lists, options, watcher), live=True)
+
+
+def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
     from harvester.assembly import job_of
 
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    watcher = progress.StderrWatcher(quiet=options.say.quiet, show_failures=options.output.out == "-")
-    job = job_of([_dashed(link) for link in links], options, watcher.warn)
-    began = time.monotonic()
-    outcome = _run_job(job, watcher)
-    if not options.say.quiet or outcome.stop:
-        say(progress.summary(outcome, job.out, time.monotonic() - began))
-    return exit_code(outcome)
+    facet, out = options.query.facet, options.output.out
+    watcher.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
+    outcome = _run_job(job_of(links, options, watcher.warn), watcher)
+    code = exit_code(outcome)
+    watcher.ended(outcome, out, code)
+    if outcome.stop is None and not outcome.status.listed.links:
+        watcher.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+    return code
 
 
 @app.command(
@@ -187,18 +154,89 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits either; that takes up to three calls.
     """
+    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+    lists = [_dashed(link) for link in links]
+    return _told(lists, options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
+
+
+def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, json: bool, offline: bool) -> int:
     from harvester import plan as plans
-    from harvester import progress, settings
+    from harvester import settings
     from harvester.assembly import job_of
 
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    watcher = progress.StderrWatcher(quiet=options.say.quiet)
     known = settings.has_token(options.access)
     if not known:
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
-    job = job_of([_dashed(link) for link in links], options, watcher.warn, None if known else _no_token)
+    job = job_of(links, options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
     print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
+    return OK
+
+
+@app.command(
+    sort_key=3,
+    help_epilogue=_examples(
+        "harvester show https://bit.ly/3lU6hRt",
+        "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
+        "harvester show bit.ly/3lU6hRt --json | jq .metrics",
+    ),
+)
+def show(
+    links: list[str], /, *, options: ShowOptions = _SHOW, json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
+    """Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.
+
+    Parameters
+    ----------
+    links:
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt.
+    json:
+        Print the rows as `run` writes them, a line each, for a program.
+    """
+    from harvester import show as shows
+
+    async def go() -> "Shown":
+        stopper = Stopper()
+        stop_on_signals(stopper, _watcher("text"))
+        return await shows.show([_dashed(link) for link in links], options, stopper, json=json)
+
+    shown = asyncio.run(go())
+    if shown.stop is not None:
+        return BY_REASON[shown.stop.reason]
+    return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK
+
+
+@app.command(
+    sort_key=4,
+    help_epilogue=_examples(
+        "harvester status lake                   how it stands, and what to run next",
+        "harvester status lake --watch           until it has ended",
+        "harvester status results.ndjson --json  for a program",
+    ),
+)
+def status(out: str, /, *, json: bool = False, watch: bool = False, every: str = "5s") -> int:
+    """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder or a growing file; or the manifest itself.
+    json:
+        Print a JSON object, for a program; with --watch one a line.
+    watch:
+        Look again until the run has ended: on a terminal in place, else a line at each change.
+    every:
+        How often --watch looks.
+    """
+    from harvester import glance, printing
+
+    if not watch:
+        printing.put_glance(glance.look(_dashed(out)), json=json)
+        return OK
+    from harvester.settings import seconds_of
+
+    with suppress(KeyboardInterrupt):
+        printing.follow(glance.changes(_dashed(out), seconds_of("--every", every)), json=json)
     return OK
 
 
@@ -250,6 +288,31 @@ def _token_named(found: list[configuration.Setting]) -> "tuple[Token | None, con
     except UsageError as error:
         return None, configuration.Setting("token", None, str(error))
     return token, configuration.Setting("token", token.fingerprint, settings.token_origin(access))
+
+
+@app.command(
+    sort_key=6,
+    help_epilogue=_examples(
+        "harvester login --with-token           keep a token of Settings > API",
+        "harvester login --client-id ID         by Bitly's page in the browser",
+        "harvester login --client-id ID --no-browser   on another machine",
+    ),
+)
+def login(*, options: LoginOptions | None = None) -> int:
+    """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
+    from harvester import login as logins
+
+    print(logins.play(options or LoginOptions(), say))
+    return OK
+
+
+@app.command(sort_key=7, help_epilogue=_examples("harvester logout"))
+def logout(*, options: KeptOptions | None = None) -> int:
+    """Forget the token that `harvester login` has kept."""
+    from harvester import login as logins
+
+    print(logins.undo(options or KeptOptions(), say))
+    return OK
 
 
 @app.command(
@@ -325,47 +388,70 @@ def demo(*, out: str | None = None) -> int:
 app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish.")
 
 
-def exit_code(outcome: "Outcome") -> int:
-    """Give the exit code of a run's end: the table is EXIT_CODES."""
-    if outcome.stop is not None:
-        return _BY_REASON[outcome.stop.reason]
-    if outcome.status.listed.links == 0:
-        say("harvester: no links at all in the list")
-        return USAGE
-    return OK if outcome.complete else SOME_FAILED
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code."""
     open_closed_streams()
+    die_of_signals()
     sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
 
 
 def _guarded(words: list[str]) -> int:
-    """Run the command; the only place where errors become exit codes."""
+    """Run the command, and give its exit code whatever happens."""
     if sys.platform == "win32":
         say("harvester: runs on Linux and macOS; on Windows use WSL")
         return USAGE
     try:
         code = app.meta(words)
         return code if isinstance(code, int) else OK
-    except CycloptsError as error:
-        say(_plain_error(error))
-        return USAGE
-    except HarvesterError as error:
-        code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
-        if code != OK:
-            say(f"harvester: {error}")
-        return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         return OK
-    except Exception:
-        say(traceback.format_exc() + "harvester: a bug; what was harvested is safe. Please report the lines above")
-        return BUG
+    except Exception as error:
+        watcher = _watcher("json" if _asks_for_json(words) else "text")
+        if not isinstance(error, CycloptsError):
+            return tell_error(error, watcher)
+        watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
+        return USAGE
+
+
+def _asks_for_json(words: list[str]) -> bool:
+    """Look for the option in a command line that could not be read."""
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
+def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: bool) -> int:
+    """Do a command's work with somebody who tells of it, errors too. live: it may be shown all the time."""
+    from harvester import settings
+
+    log_format, quiet, out = settings.log_format_of(options.say), options.say.quiet, options.output.out
+    watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-")
+    if live and not quiet and log_format == "text":
+        from harvester import display
+
+        if display.suits(lists, out):
+            watcher.speak(display.Display())
+    try:
+        return work(watcher)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return tell_error(error, watcher)
+    finally:
+        watcher.close()
+
+
+def _watcher(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "StderrWatcher":
+    from harvester.progress import StderrWatcher
+
+    watcher = StderrWatcher(quiet=quiet, show_failures=show_failures)
+    if log_format == "json":
+        from harvester.log import JsonLog
+
+        watcher.speak(JsonLog())
+    return watcher
 
 
 def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
@@ -380,25 +466,7 @@ def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
 
     async def go() -> "Outcome":
         stopper = Stopper()
-        _stop_on_signals(stopper)
+        stop_on_signals(stopper, watcher)
         return await jobs.run(job, stopper, watcher)
 
     return asyncio.run(go())
-
-
-def _stop_on_signals(stopper: Stopper) -> None:
-    """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
-    loop = asyncio.get_running_loop()
-
-    def heard(number: signal.Signals) -> None:
-        if stopper.stop is not None and stopper.stop.reason is Reason.SIGNAL:
-            os._exit(128 + number)
-        print(
-            f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)",
-            file=sys.stderr,
-        )
-        stopper.request(Stop(Reason.SIGNAL, f"{number.name} was received"))
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background ignore some
-            loop.add_signal_handler(number, heard, number)

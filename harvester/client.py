@@ -2,7 +2,7 @@
 
 An attempt goes: pace, slot, gate, budget, request. Whoever must wait does so without a slot. A throttled answer, and
 any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
-Before a call is written off, somebody must have been answered since it first failed; if nobody was, a link that
+Before a call is written off, most others must have been answered since it first failed; unless they were, a link that
 answered before is asked, the witness.
 """
 
@@ -38,9 +38,9 @@ from harvester.bitly import (
     verdict,
 )
 from harvester.budget import Budget, MonthOver, Wait
-from harvester.connections import Pool, Slot, for_good, pooled, read_bounded
+from harvester.connections import Pool, Slot, for_good, in_passing, pooled, read_bounded
 from harvester.errors import BudgetBusy, OutputError, Stopping
-from harvester.gate import Gate
+from harvester.gate import OUTAGE, Gate
 from harvester.slots import Slots
 from harvester.status import Counters, Waiting
 from harvester.stopping import Reason, Stop, Stopper
@@ -87,7 +87,8 @@ class Client:
     """Asks Bitly; made by `opened`.
 
     sprint: True when what is left of the list fits into the room left, so that there is nothing to pace. fresh_asked:
-    True while a call that has not failed before is being asked. witnesses: links that have been answered, lately.
+    True while a call that has not failed before is being asked. trouble: how the last attempt failed, if it did so in
+    passing. witnesses: links that have been answered, lately.
     clock: the budget's elapsed seconds.
     """
 
@@ -104,6 +105,7 @@ class Client:
     ) -> None:
         self.counters = Counters()
         self.waiting: Waiting | None = None
+        self.trouble: str | None = None
         self.witnesses: deque[str] = deque(maxlen=WITNESSES)
         self.sprint: Callable[[], bool] = lambda: False
         self.fresh_asked: Callable[[], bool] = lambda: False
@@ -189,11 +191,12 @@ class Client:
         """
         slot = await self._pool.get(self._stopper)
         try:
+            self._keep_token(budget)
             if self._do_or_raise(budget.take) is not None:
                 return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
-            url = URL(f"{self._base.raw_path.rstrip('/')}{target}", encoded=True)
+            url = URL(f"{self._base_path}{target}", encoded=True)
             headers = {"Authorization": self._token.header}
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
                 body, whole = await read_bounded(response)
@@ -203,6 +206,12 @@ class Client:
         finally:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
+
+    def _keep_token(self, budget: Budget) -> None:
+        """Count helper routes, too, for the token that is in use now: it may have been rotated since."""
+        token = self._budget.account.token
+        if budget.account.token != token:
+            self._do_or_raise(partial(budget.use_token, token))
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""
@@ -244,9 +253,11 @@ class Client:
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._do(partial(self._budget.throttled, found.hint, sent_at=sent_at))
-            self._gate.answered(evidence=evidence, witness=witness)
+            self._gate.throttled()
             return
+        self.trouble = None
         if isinstance(found, Transient):
+            self.trouble = f"{found.status or 'no answer'} {found.message}".strip()
             self._gate.transient(sent_at=sent_at, evidence=evidence)
         else:
             self._gate.answered(evidence=evidence, witness=witness)
@@ -261,8 +272,13 @@ class Client:
 
     async def _renewed(self, header: str) -> bool:
         renewed = await self._token.renewed(header, self._stopper)
-        if renewed:
-            self._do(partial(self._budget.use_token, self._token.fingerprint))
+        counted = not renewed
+        while not counted:
+            try:
+                self._do_or_raise(partial(self._budget.use_token, self._token.fingerprint))
+                counted = True
+            except BudgetBusy:
+                await self._stopper.pause(_BUSY_SECONDS)
         return renewed
 
     # --- whose fault is it? ----------------------------------------------------------------------------------------
@@ -343,12 +359,14 @@ class Client:
                 if self._stopper.stop is not None:
                     raise Stopping
                 refused = self._gate.enter(fresh=may_probe)
-                sent_at = self._clock()  # behind enter, so that no probe seems to be older than the gate's opening
-                refused = refused or self._take(sent_at)
+                slot.sent_at = self._clock()
+                refused = refused or self._take(slot.sent_at)
                 if refused is None:
                     self.waiting = None
                     self.counters.total += 1
-                    slot.sent_at = sent_at
+                    # Behind enter and take, which may have waited for the file: so no probe seems to be older than what
+                    # it is to open.
+                    sent_at = self._clock()
                     return await self._request(slot, url, header), sent_at
             finally:
                 self._pool.put(slot)
@@ -356,11 +374,12 @@ class Client:
         return None, sent_at
 
     async def _wait(self, refused: Wait) -> None:
-        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds))
+        why = (self.trouble or "") if refused.window == OUTAGE else ""
+        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds), why)
         await self._stopper.pause(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
         if self._gate.over_limit:
             message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
-            self._stopper.request(Stop(Reason.OUTAGE, message))
+            self._stopper.request(Stop(Reason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
@@ -446,9 +465,9 @@ class Client:
         if stop := for_good(error):
             self._stopper.request(Stop(Reason.CONNECTION_REFUSED, stop))
             raise Stopping from error
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return Transient(None, f"no whole answer within {self._settings.timeout_seconds:g} s")
-        return Transient(None, self._token.hidden_in(f"{type(error).__name__}: {error}")[:200])
+        return Transient(None, self._token.hidden_in(in_passing(error))[:200])
 
 
 def _last_verdict(state: tenacity.RetryCallState) -> Verdict:

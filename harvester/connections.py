@@ -5,15 +5,17 @@ left on.
 """
 
 import asyncio
+import os
 import re
-import ssl
+import socket
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
@@ -21,13 +23,30 @@ from harvester import __version__
 from harvester.bitly import BODY_LIMIT
 from harvester.errors import OutputError, UsageError
 from harvester.slots import Slots
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.stopping import Reason, Stop, Stopper, in_daemon
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _LATE_SECONDS = 0.2
 """A connection that took longer to make leaves too little of the budget's half second for the way."""
 _REBALANCE_SECONDS = 0.5
+_HEADERS = {
+    "Accept": "application/json",  # the same routes can answer CSV
+    "Accept-Encoding": "gzip",
+    "User-Agent": f"harvester/{__version__}",
+}
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
+"""OpenSSL's words for an answer in plain text. Any other handshake that breaks off may do better the next time."""
+_CLOCK = (
+    "Set this machine's clock if it is wrong; otherwise whoever runs the server, or the proxy that inspects TLS before "
+    "it, must renew it (SSL_CERT_FILE does not help)"
+)
+_NAME = (
+    "Another server answers at this address: check --base-url, DNS, and whether a proxy that inspects TLS is in "
+    "between (SSL_CERT_FILE does not help)"
+)
+_ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
+"""By OpenSSL's X509_V_ERR: not yet valid, expired, host name mismatch, IP address mismatch."""
 
 
 class _Disconnected(aiohttp.ClientError):
@@ -62,6 +81,27 @@ class _Abrupt(ResponseHandler):
     def close(self) -> None:
         """Close at once."""
         self.abort()
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in threads that nobody waits for: one that hangs must not hold up the end of the run."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give a name's addresses, as the system's resolver has them. Raises OSError."""
+        kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+        found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=found_family, proto=proto, flags=numeric
+            )
+            for found_family, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
 
 
 class Slot:
@@ -183,29 +223,26 @@ def _open_slot(
     made_late: Callable[[], None],
     number: int,
 ) -> Slot:
-    def connected() -> None:
-        if clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt says it
-                made_late()
-
     # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
-    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None)
-    # There is no public way to choose how connections close, and five is Bitly's limit for them.
-    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
+    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
     session = aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
         timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
-        headers={
-            "Accept": "application/json",  # the same routes can answer CSV
-            "Accept-Encoding": "gzip",
-            "User-Agent": f"harvester/{__version__}",
-        },
+        headers=_HEADERS,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy,
     )
     slot = Slot(number, session)
+
+    def connected() -> None:
+        if clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt says it
+                made_late()
+
+    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     return slot
 
 
@@ -222,6 +259,33 @@ def _proxy_for(base: URL) -> str | None:
     if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
         raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
     return proxy
+
+
+async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -> tuple[int, bytes]:
+    """Send a form once, on a connection of its own, and give the answer's status and body; redirects are answers.
+
+    Not for the API's calls: no budget knows of it. Proxies and certificates are treated as everywhere.
+
+    Raises:
+        UsageError: no answer came, or none that can be read.
+    """
+    target = URL(url)
+    session = aiohttp.ClientSession(
+        middlewares=(_send_once,),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        headers={**_HEADERS, "Accept": "*/*"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=_proxy_for(target),
+    )
+    try:
+        async with session, session.post(target, data=dict(form), allow_redirects=False) as response:
+            body, _ = await read_bounded(response)
+            return response.status, body
+    except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+        # Not the exception's text: it may hold a proxy's password.
+        why = for_good(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        raise UsageError(f"{target.host}: {why}") from error
 
 
 async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
@@ -253,11 +317,40 @@ async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
 
 def for_good(error: Exception) -> str | None:
     """Say what to do about a connection that will not come about by trying again; None if it may."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError | ssl.SSLError):
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+        said = str(getattr(cause, "verify_message", "") or cause).rstrip(".")
+        advice = _ADVICE.get(getattr(cause, "verify_code", 0)) or _missing_authority()
+        return f"the certificate of {error.host}:{error.port} was refused ({said}). {advice}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
         return (
-            f"the server's certificate was refused ({error}). Behind a company's proxy set SSL_CERT_FILE to a file "
-            "with its certificate authority"
+            f"{error.host}:{error.port} does not speak TLS ({error.os_error}). Check --base-url, and HTTPS_PROXY: most "
+            "proxies are reached by http://, also for https"
         )
     if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
         return f"the proxy refused the connection ({error.status} {error.message}). Check HTTPS_PROXY and NO_PROXY"
     return None
+
+
+def _missing_authority() -> str:
+    file, has = os.environ.get("SSL_CERT_FILE"), ""
+    if file:
+        has = "; what it names now " + ("does not have it" if os.access(file, os.R_OK) else "cannot be read")
+    return (
+        "A proxy that inspects TLS has a certificate authority of its own: set SSL_CERT_FILE to a PEM file that holds "
+        f"it{has}"
+    )
+
+
+def in_passing(error: Exception) -> str:
+    """Say what kept an answer from coming; of a proxy no more than its host and port, for its URL may hold a password.
+
+    error: one that for_good gives None for.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"the proxy {error.host}:{error.port} cannot be reached: {error.strerror or error.os_error}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    return f"{type(error).__name__}: {error}"

@@ -4,24 +4,26 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import orjson
 
+from harvester import display, sources
 from harvester import job as jobs
-from harvester import progress, sources
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
 from harvester.budget import Wanted
 from harvester.client import Settings
-from harvester.harvest import Options
+from harvester.harvesting import Options
 from harvester.parts import Asked, Format
+from harvester.progress import StderrWatcher
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.status import Outcome
 from harvester.stopping import Stopper
 from harvester.store import PartPolicy
+from harvester.summary import summary
 from harvester.terminal import escaped
 from harvester.tokens import Token
 
@@ -36,7 +38,7 @@ def play(out: str | None) -> Outcome:
     with ExitStack() as stack:
         links = stack.enter_context(as_file(files("harvester") / _LIST))
         outcome = asyncio.run(_harvest(str(links), folder))
-    print(progress.summary(outcome, folder, time.monotonic() - began))
+    print(summary(outcome, folder, time.monotonic() - began))
     _print_busiest(Path(folder))
     print(f"\nrows: {folder}/part-*.ndjson\nwithout a row: {folder}/_failures.ndjson\ncounts: {folder}/_manifest.json")
     return outcome
@@ -61,7 +63,10 @@ async def _harvest(links: str, folder: str) -> Outcome:
             making=Asked(Format.NDJSON),
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
-        return await jobs.run(job, Stopper(), progress.StderrWatcher())
+        with closing(StderrWatcher()) as watcher:
+            if display.suits([links], folder):
+                watcher.speak(display.Display())
+            return await jobs.run(job, Stopper(), watcher)
 
 
 def _print_busiest(folder: Path) -> None:

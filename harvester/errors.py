@@ -7,6 +7,10 @@ HarvesterError
 │   └── InputBroken     the list cannot be read further: what was harvested stays, mend the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
 ├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended
+├── Stopped             the run ended before its list did: go on when its reason has passed, `until` says when
+├── NoRow               this link has no row
+│   ├── LinkRefused     Bitly has said no: asking again is useless
+│   └── LinkFailed      no answer was good: the link may be asked for again later
 └── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
     ├── BudgetBusy      another process holds the budget's file: ask again in a moment
     └── ConsumerGone    nobody reads standard output any more: end quietly
@@ -39,6 +43,44 @@ class DatasetBusy(HarvesterError):
 
 class ConnectionsBusy(HarvesterError):
     """As many live processes share this machine's connections as there are connections."""
+
+
+class Stopped(HarvesterError):
+    """A run ended before its list did.
+
+    reason: a word for programs, as in the manifest's `stopped`. message: for a person. until: when to run again, UTC,
+    if known.
+    """
+
+    def __init__(self, reason: str, message: str, until: str | None = None) -> None:
+        super().__init__(reason, message, until)
+        self.reason = reason
+        self.message = message
+        self.until = until
+
+    def __str__(self) -> str:
+        return f"{self.message} (until {self.until})" if self.until else self.message
+
+
+class NoRow(HarvesterError):
+    """A link's call ended without a row. status: HTTP's, None where no answer came. message: Bitly's, or a reason."""
+
+    def __init__(self, bitlink: str, status: int | None, message: str) -> None:
+        super().__init__(bitlink, status, message)
+        self.bitlink = bitlink
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.bitlink}: {self.status or 'no answer'} {self.message}".rstrip()
+
+
+class LinkRefused(NoRow):
+    """Bitly has definitely refused this link."""
+
+
+class LinkFailed(NoRow):
+    """The attempts that a call is worth were made, and no answer was good."""
 
 
 class OutputError(HarvesterError):

@@ -5,12 +5,12 @@ hour's go; a month's end gives a new month's calls, in whatever state the window
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.book import LATE_SECONDS, SPANS
-from harvester.budget import Limits
+from harvester.budget import Budget, Limits, WindowState
 from harvester.clocks import next_month
 from harvester.throttle import HOUR, MINUTE
 
@@ -29,7 +29,7 @@ class Start:
 
     now: UTC. leaving: seconds from now and how many attempts leave the hour's window then, in order. minute_used:
     attempts in the minute's window. month_left: attempts that the present month still has; None without a limit.
-    connections: at once.
+    connections: at once. answer_seconds: what an answer takes.
     """
 
     now: datetime
@@ -37,6 +37,7 @@ class Start:
     leaving: Iterable[tuple[float, int]] = ()
     month_left: int | None = None
     connections: int = 5
+    answer_seconds: float = ANSWER_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,17 @@ class Shorter:
     option: str
     why: str
     ends: datetime
+
+
+def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) -> Start:
+    """Give where a forecast begins at present. windows: the budget's. Raises OutputError for the budget's file."""
+    return Start(
+        budget.at(budget.opens_in()),
+        leaving=budget.leaving(),
+        minute_used=windows[0].used,
+        month_left=windows[-1].left,
+        connections=connections,
+    )
 
 
 def forecast(attempts: int, limits: Limits, start: Start) -> Forecast:
@@ -84,7 +96,7 @@ class _Course:
         self._first_month_ends = self._month_ends
         self._leaving = deque((start.now + timedelta(seconds=seconds), count) for seconds, count in start.leaving)
         self._in_hour = sum(count for _, count in self._leaving)
-        per_attempt = ANSWER_SECONDS / start.connections
+        per_attempt = start.answer_seconds / start.connections
         if limits.per_minute and not self._fits(start):  # a short list is not paced
             per_attempt = max((SPANS[MINUTE] + LATE_SECONDS) / limits.per_minute, per_attempt)
         self._seconds_each = per_attempt

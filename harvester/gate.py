@@ -136,13 +136,17 @@ class Gate:
             self._witnesses_needed -= 1
             self._close(self._answered_at, 0.0)
             return
-        self._closed, self._probing, self._witnesses_needed = False, False, 0
-        self._opened_at = self._answered_at
+        self._open(self._answered_at)
         if witness:
             self._recent.clear()
             self._trusted_until = self._answered_at + self._rules.trust_seconds
             self._opened_at = float("-inf")
             self._set_streak(2 * self._streak)
+
+    def throttled(self) -> None:
+        """A throttled answer came: somebody is there again, and whether calls are answered is not said."""
+        if self._closed:
+            self._open(self._clock())
 
     def transient(self, *, sent_at: float, evidence: bool) -> None:
         """An attempt failed in passing; when nearly everything does, it is an outage.
@@ -178,6 +182,10 @@ class Gate:
         self._strikes = 0
         if now - self._opened_at > _CALM_SECONDS:
             self._outage_began = now
+
+    def _open(self, now: float) -> None:
+        self._closed, self._probing, self._witnesses_needed = False, False, 0
+        self._opened_at = now
 
     def _set_streak(self, streak: int) -> None:
         if streak != self._streak:

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -15,8 +15,11 @@ from harvester.book import Book
 from harvester.budget import Account, Budget, Wanted, WindowState
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
+from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvest import Harvest, Options
+from harvester.harvesting import Harvest, Options, window_report
+from harvester.intake import Given
+from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.parts import Asked
@@ -25,6 +28,7 @@ from harvester.rows import RowMaker
 from harvester.slots import Slots
 from harvester.sources import Source, spool
 from harvester.status import Outcome, Status, Watcher
+from harvester.stdout import Sink
 from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, in_daemon
 from harvester.store import PartPolicy, Store
 from harvester.survey import Survey, survey
@@ -40,7 +44,9 @@ class Job:
     """All that a run needs to know.
 
     pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
-    for the token's own. state_dir: where the budget is kept, None for the user's state folder.
+    for the token's own. state_dir: where the budget is kept, None for the user's state folder. metrics: shows each
+    manifest's numbers somewhere else too. given: links instead of sources. sink: who reads what goes to no file, None
+    for standard output.
     """
 
     sources: list[Source]
@@ -60,6 +66,9 @@ class Job:
     account: str | None = None
     state_dir: str | None = None
     making: Asked = field(default_factory=Asked)
+    metrics: Metrics | None = None
+    given: Given | None = None
+    sink: Sink | None = None
 
 
 _TELL_SECONDS = 10.0
@@ -75,24 +84,45 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
     """
     place = resolve(job.out, job.work_dir)
     policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    with store.opened(
-        place, job.query, policy, watcher.warn, pin_reference=job.pin_reference, asked=job.making
-    ) as opened:
-        if job.max_time_seconds is not None:
-            stop = Stop(Reason.MAX_TIME, f"{job.max_time_seconds:g} s have passed (--max-time)")
-            asyncio.get_running_loop().call_later(job.max_time_seconds, stopper.request, stop)
+    with (
+        store.opened(
+            place,
+            job.query,
+            policy,
+            watcher.warn,
+            pin_reference=job.pin_reference,
+            asked=job.making,
+            sink=job.sink,
+        ) as opened,
+        _time_limited(job.max_time_seconds, stopper),
+    ):
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
                 budgets.slots.join()
-                sources = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
-                return await _harvest(job, opened, budgets, sources, stopper, watcher)
+                sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                return await _harvest(job, opened, budgets, sources, stopper, watcher, to_make=calls)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
+            if job.given is not None:
+                await job.given.close()
             for path in spooled:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+@contextmanager
+def _time_limited(seconds: float | None, stopper: Stopper) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+    stop = Stop(Reason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
+    timer = asyncio.get_running_loop().call_later(seconds, stopper.request, stop)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,25 +160,34 @@ def _server_of(base_url: str) -> str:
 
 
 async def _harvest(
-    job: Job, opened: Store, budgets: Budgets, sources: list[Source], stopper: Stopper, watcher: Watcher
+    job: Job,
+    opened: Store,
+    budgets: Budgets,
+    sources: list[Source],
+    stopper: Stopper,
+    watcher: Watcher,
+    *,
+    to_make: int | None,
 ) -> Outcome:
     clock = budgets.clock.elapsed
     rules = Rules(job.failure_limit, first_rows=opened.totals.rows == 0)
-    options = _options_for(job, opened.place.form)
+    options = replace(_options_for(job, opened.place.form), to_make=to_make)
     asking, budget = job.asking, budgets.facet
     gate = Gate(job.gate_rules, clock)
-    watcher.note(describe(budget))
+    windows = budget.windows()
+    text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
+    watcher.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
     async with client.opened(
         asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
     ) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        return await Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options).run(sources)
+        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics)
+        return await harvest.run(job.given or sources)
 
 
-def describe(budget: Budget) -> str:
+def describe(account: str, windows: Sequence[WindowState]) -> str:
     """Say in a line what is left of a budget."""
-    windows = ", ".join(_described(state) for state in budget.windows())
-    return f"budget of account {budget.account.name}: {windows}"
+    return f"budget of account {account}: {', '.join(map(_described, windows))}"
 
 
 _SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
@@ -163,21 +202,23 @@ def _described(state: WindowState) -> str:
 def _options_for(job: Job, form: Form) -> Options:
     if form is not Form.STDOUT:
         return job.harvesting
-    return Options(
-        workers=job.harvesting.workers,
-        max_calls=job.harvesting.max_calls,
-        commit_seconds=_STDOUT_COMMIT_SECONDS,
-    )
+    return replace(job.harvesting, retry_failed=False, retry_refused=False, commit_seconds=_STDOUT_COMMIT_SECONDS)
 
 
 async def _look_ahead(
     job: Job, opened: Store, budget: Budget, spooled: list[str], stopper: Stopper, watcher: Watcher
-) -> list[Source]:
+) -> tuple[list[Source], int | None]:
     """Say before the first call what the month covers of the list, and refuse what strict forbids; give it to read.
+
+    Gives the calls that it needs too, if all of it was counted.
 
     spooled: where sources that can be read only once may be copied to.
     """
     sources = job.sources
+    if job.given is not None:
+        if job.strict:
+            await _check_given(job, job.given, stopper, watcher)
+        return sources, None
     if job.strict:
         pairs = zip(sources, spooled, strict=True)
         sources = [s if s.rereadable else await _spool(s, path, stopper) for s, path in pairs]
@@ -185,12 +226,22 @@ async def _look_ahead(
     most, left = job.harvesting.max_calls, budget.windows()[-1].left
     month_matters = left is not None and (most is None or most > left)
     if not countable or not (job.strict or month_matters):
-        return sources
+        return sources, None
     found = await count(job, opened.ledger, opened.rows, opened.place.private, countable, stopper, watcher)
-    watcher.note(f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make")
+    text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
+    watcher.note(text, Event.LIST_COUNTED, **asdict(found))
     _refuse(job, found)
     _compare(job, found, budget, watcher)
-    return sources
+    return sources, found.calls if len(countable) == len(sources) else None
+
+
+async def _check_given(job: Job, given: Given, stopper: Stopper, watcher: Watcher) -> None:
+    batches = await stopper.guard(given.all())
+    found = Survey(lines=sum(batch.lines for batch in batches), invalid=sum(len(batch.invalid) for batch in batches))
+    for batch in batches:
+        for bad in batch.invalid:
+            watcher.invalid(bad)
+    _refuse(job, found)
 
 
 async def _spool(source: Source, path: str, stopper: Stopper) -> Source:
@@ -218,7 +269,7 @@ async def count(
             raise Stopping
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            watcher.note(f"reading the list through first: {lines:,} lines")
+            watcher.note(f"reading the list through first: {lines:,} lines", Event.LIST_READING, lines=lines)
 
     return await in_daemon(
         lambda: survey(
@@ -258,5 +309,11 @@ def _compare(job: Job, found: Survey, budget: Budget, watcher: Watcher) -> None:
     assert month.until is not None
     watcher.note(
         f"this month covers {month.left:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are spent): the "
-        f"run will stop then, and the same command goes on from {utc_text(month.until)}"
+        f"run will stop then, and the same command goes on from {utc_text(month.until)}",
+        Event.MONTH_SHORT,
+        calls=needed,
+        left=month.left,
+        used=month.used,
+        limit=month.limit,
+        until=month.until,
     )

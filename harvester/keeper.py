@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, ParamSpec, TypeVar
 
 from harvester.errors import ConsumerGone, OutputError
 from harvester.status import Counters, Outcome
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.stopping import Reason, Stop, Stopper, in_daemon
 from harvester.store import Batch, Store
 
 COMMIT_SECONDS = 0.5
@@ -23,6 +23,8 @@ _FAILURES_SHARE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Metrics = Callable[[Mapping[str, Any]], Awaitable[None]]
+"""Shows a manifest's numbers somewhere else too; it neither fails nor takes long."""
 
 
 class Keeper:
@@ -30,6 +32,7 @@ class Keeper:
 
     in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
     knows; None stands for a run that goes on. counters: the run's attempts, which the ledger adds up over all runs.
+    metrics: called with each manifest, also where there is no file of it.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Keeper:
         *,
         commit_seconds: float = COMMIT_SECONDS,
         least_free_bytes: int = LEAST_FREE_BYTES,
+        metrics: Metrics | None = None,
     ) -> None:
         self.in_hand: set[bytes] = set()
         self._store = store
@@ -50,6 +54,7 @@ class Keeper:
         self._counted = replace(counters)
         self._commit_seconds = commit_seconds
         self._least_free = least_free_bytes
+        self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "harvester-disk")
         self._due = asyncio.Event()
         self._done = asyncio.Event()
@@ -61,9 +66,13 @@ class Keeper:
         self._task = asyncio.create_task(self._keep())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._end()
-        await asyncio.to_thread(self._thread.shutdown)
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._store.leave()  # or the thread would wait for a reader who waits for us
+        try:
+            await self._end()
+        finally:
+            await in_daemon(self._thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work on the store, in the thread that alone may do it."""
@@ -93,7 +102,7 @@ class Keeper:
         batch = self._take_batch()
         await self.in_thread(self._store.commit, batch)
         await self.in_thread(self._store.write_failures)
-        await self.in_thread(self._store.write_manifest, self._report(outcome))
+        await self._write_manifest(outcome)
         if outcome.complete:
             await self.in_thread(self._store.declare_success)
 
@@ -145,10 +154,15 @@ class Keeper:
         if not part_ended and now < self._manifest_due:
             return
         self._manifest_due = now + MANIFEST_SECONDS
-        await self.in_thread(self._store.write_manifest, self._report(None))
+        await self._write_manifest(None)
         if now >= self._failures_due:
             await self.in_thread(self._store.write_failures)
             self._failures_due = now + _FAILURES_SHARE * (time.monotonic() - now)
+
+    async def _write_manifest(self, outcome: Outcome | None) -> None:
+        manifest = await self.in_thread(self._store.write_manifest, self._report(outcome))
+        if self._metrics is not None:
+            await self._metrics(manifest)
 
     async def _check_disk(self) -> None:
         try:

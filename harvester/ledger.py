@@ -104,6 +104,8 @@ class Ledger:
             if read_only:
                 self._db = _opened_to_read(path)
                 return
+            with suppress(OSError):  # SQLite says why; by itself it would give the file no more than rw-r--r--
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
             # Autocommit: transactions are written out below, so that their extent is seen.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:

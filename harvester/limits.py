@@ -14,10 +14,13 @@ from harvester.bitly import (
 )
 from harvester.budget import Budget
 from harvester.client import NOT_ASKED, Client, Looked
+from harvester.events import Event, Field, Told
 from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
 """The helper routes' own windows, under this name; the month is the account's."""
+_COUNTED_OVER = 1.1
+"""Perhaps Bitly counts throttled attempts, too: a count of up to so many times the limit is a full hour's."""
 
 
 class Inquiry:
@@ -35,7 +38,7 @@ class Inquiry:
         self._asked = 0
         self._told = False
 
-    async def learn(self) -> str | None:
+    async def learn(self) -> Told | None:
         """Ask Bitly for the endpoint's limits, if that is due; give what a person should know of it.
 
         Raises:
@@ -51,19 +54,29 @@ class Inquiry:
             self._stop_if_spent(looked)
             if looked is None or looked.status in {NOT_ASKED, 429} or looked.status >= 500:
                 self._budget.not_answered()
-            return f"Bitly did not tell its limits ({_what_came(looked)}); going on with {_kept(self._budget)}"
-        sensible = said.count <= said.limit
-        others = self._budget.observe(said.limit, said.count if sensible else None)
-        told = f"Bitly allows {said.limit:,} an hour here and has counted {said.count:,}"
+            return self._untold(_what_came(looked))
+        sensible = said.count <= said.limit * _COUNTED_OVER
+        others = self._budget.observe(said.limit, min(said.count, said.limit) if sensible else None)
+        changed = self._budget.limits != before
+        news, self._told = changed or others or not self._told, True
+        return self._tell(said.limit, said.count, others, sensible=sensible, changed=changed) if news else None
+
+    def _untold(self, why: str) -> Told:
+        text = f"Bitly did not tell its limits ({why}); going on with {_kept(self._budget)}"
+        return Told(Event.LIMITS_UNTOLD, text, {"reason": why, **self._keeping()})
+
+    def _tell(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> Told:
+        told = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
         if not sensible:
             told += ", which makes no sense and is not relied upon"
         if others:
             told += f", {others:,} of them not by this machine"
-        changed = self._budget.limits != before
         if changed:
             told += f"; keeping {_kept(self._budget)}"
-        news, self._told = changed or others or not self._told, True
-        return told if news else None
+        return Told(Event.LIMITS_TOLD, told, {"limit": limit, "count": count, "others": others, **self._keeping()})
+
+    def _keeping(self) -> dict[str, Field]:
+        return {"per_minute": self._budget.limits.per_minute, "per_hour": self._budget.limits.per_hour}
 
     async def plan(self) -> list[PlanLimit]:
         """Ask for the plan's limits, in two calls; empty when Bitly does not tell."""

@@ -1,6 +1,6 @@
 """The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -12,6 +12,9 @@ from harvester.errors import UsageError
 
 T = TypeVar("T")
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
+ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
+LogFormatName = Literal["text", "json"]
+StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
@@ -71,6 +74,9 @@ class OutputOptions:
     shape: Annotated[ShapeName | None, Parameter(group=_WRITTEN)] = None
     "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
 
+    metrics_file: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,12 @@ class ListOptions:
 
     retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
     "Ask again for calls that Bitly has refused."
+
+    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
+
+    list_format: Annotated[ListFormatName | None, Parameter(group=_ASKED)] = None
+    "What the lists are, whatever their names say."
 
     strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
     "Do not begin unless every line of the list is a bitlink."
@@ -147,10 +159,13 @@ class AccessOptions:
     "Bitly's API, or a sandbox."
 
     token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
-    "A file whose first line is the token; otherwise BITLY_TOKEN holds it."
+    "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
 
     token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
     "A command that prints the token, such as a password manager's."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
 
 
 @Parameter(name="*")
@@ -160,6 +175,9 @@ class SayOptions:
 
     quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
     "Say nothing but warnings and errors."
+
+    log_format: Annotated[LogFormatName, Parameter(group=_MORE)] = "text"
+    "How standard error is written: text, or json, one event a line (docs/logging.md)."
 
 
 @Parameter(name="*")
@@ -174,6 +192,60 @@ class RunOptions:
     ends: EndOptions = field(default_factory=EndOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     say: SayOptions = field(default_factory=SayOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeptOptions:
+    """Which kept token is meant: each server has its own."""
+
+    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    "The API that the token is for: Bitly's, or a sandbox."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of tokens that are kept in files; by default one in the user's data folder."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LoginOptions:
+    """What `harvester login` can be told."""
+
+    with_token: Annotated[bool, Parameter(negative="")] = False
+    "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
+
+    client_id: str | None = None
+    "The id of your OAuth app at Bitly."
+
+    client_secret_file: str | None = None
+    "A file whose first line is the app's secret; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
+
+    port: int = 8472
+    "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
+
+    no_browser: Annotated[bool, Parameter(negative="")] = False
+    "Only print the address to open, on any machine; the address it ends at may be pasted here."
+
+    store: StoreName | None = None
+    "Where the token is kept; by default the keyring, where there is one."
+
+    wait: str = "5m"
+    "How long the browser is waited for, such as 5m."
+
+    kept: KeptOptions = field(default_factory=KeptOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What `harvester show` can be told."""
+
+    query: QueryOptions = field(default_factory=QueryOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+
+    max_time: Annotated[str, Parameter(group=_ENDS)] = "1m"
+    "Wait no longer than this for limits, or for a server that is out."
 
 
 def by_name(options: Any) -> dict[str, Any]:
@@ -191,21 +263,30 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
     Raises:
         UsageError: a name that is none of its options.
     """
-    known = names_in(kind)
+    refuse_unknown(given, names_in(kind))
+    return _built(kind, given)
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for a name that is not known, with the one that was probably meant."""
     for name in given:
         if name not in known:
             nearest = get_close_matches(name, known, 1)
             hint = f"; did you mean {nearest[0]}?" if nearest else f": it is none of {', '.join(known)}"
             raise UsageError(f"there is no option {name}{hint}")
-    return _built(kind, given)
 
 
 def names_in(kind: type) -> list[str]:
     """Name the options of a group, those of the groups in it too."""
-    names: list[str] = []
+    return list(hints_in(kind))
+
+
+def hints_in(kind: type) -> dict[str, Any]:
+    """Give the options of a group, those of the groups in it too, with the types that they have."""
+    found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        names += names_in(hint) if is_dataclass(hint) and isinstance(hint, type) else [name]
-    return names
+        found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
+    return found
 
 
 def _built(kind: type[T], given: Mapping[str, Any]) -> T:

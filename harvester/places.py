@@ -1,5 +1,6 @@
 """Where a dataset lies: `--out` and `--work-dir` to the folders they mean, and the refusals that are due early."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -77,11 +78,14 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
     """Tell what --out and --work-dir mean; makes nothing but, for standard output, a temporary folder.
 
     Raises:
-        UsageError: an ending that harvester does not write, a path that is something else, a network file system.
+        UsageError: nothing, an ending that harvester does not write, a path that is something else, a network
+        file system.
     """
     if out == STDOUT:
         private = _temporary(work_dir)
         return Place(Form.STDOUT, STDOUT, private, private)
+    if not out:
+        raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         public = out + ".harvester"
@@ -142,8 +146,13 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
     Raises:
         UsageError: the folder asked for is on a network file system.
     """
-    folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
     try:
+        folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
+    except RuntimeError:  # a user without a home, as containers have them
+        folder = os.path.expanduser("~")
+    try:
+        if not os.path.isabs(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
         if asked is None:
             _check_local(folder)
         os.makedirs(folder, mode=0o700, exist_ok=True)

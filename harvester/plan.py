@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
@@ -13,9 +13,9 @@ from harvester.bitly import PlanLimit, utc_text
 from harvester.budget import Budget, Limits, WindowState
 from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
-from harvester.forecast import Forecast, Shorter, Start, forecast, shorter
+from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
 from harvester.gate import Gate
-from harvester.harvest import window_report
+from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
@@ -86,7 +86,7 @@ async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watc
         try:
             told = await inquiry.learn()
             if told:
-                watcher.note(told)
+                watcher.note(told.text, told.event, **told.fields)
             return await inquiry.plan() if stopper.stop is None else []
         except Stopping:
             return []
@@ -105,13 +105,10 @@ def _plan(job: Job, found: Survey, seen: Glimpse, budget: Budget | None, said: l
     each = seen.attempts / seen.calls if seen.calls >= _ENOUGH_CALLS else 1.0
     attempts = ceil(calls * max(each, 1.0))
     now = budget.at(0.0) if budget else datetime.now(UTC)
-    start = Start(
-        now + timedelta(seconds=budget.opens_in() if budget else 0.0),
-        leaving=budget.leaving() if budget else (),
-        minute_used=windows[0].used if windows else 0,
-        month_left=windows[-1].left if windows else limits.per_month or None,
-        connections=job.asking.connections,
-    )
+    connections = job.asking.connections
+    start = Start(now, month_left=limits.per_month or None, connections=connections)
+    if budget:
+        start = beginning(budget, windows, connections)
     return Plan(
         found=found,
         attempts=attempts,

@@ -1,10 +1,16 @@
-"""What a person sees of a run on standard error: a status line now and then, bad lines, warnings, the summary."""
+"""What a run tells, and when: a line now and then, bad lines, warnings, the end; a voice says it."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
+import orjson
+
+from harvester.events import Event, Field, level
 from harvester.sources import Invalid
-from harvester.status import Outcome, Status, Waiting
+from harvester.status import WINDOWS, Outcome, Status, Waiting
+from harvester.summary import counts, summary
 from harvester.terminal import say
 
 FIRST_SECONDS = 10.0
@@ -14,22 +20,42 @@ GROWTH = 1.25
 LONG_WAIT_SECONDS = 60.0
 _SHOWN_INVALID = 20
 _SHOWN_TEXT = 200
-_WINDOWS = {
-    "pace": "the minute's pace",
-    "minute": "the minute's limit",
-    "hour": "the hour's limit",
-    "month": "the month's edge",
-    "throttled": "Bitly, which throttles",
-    "outage": "the server, which is out",
-    "budget": "the budget's file, which another process holds",
-    "connections": "a connection: other harvesters of this machine use all",
-}
+
+
+class Voice(Protocol):
+    """Says events to whoever listens."""
+
+    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
+        """Say an event. text: for a person, of any number of lines; fields: for a program."""
+
+    def show(self, status: Status) -> bool:
+        """Show how far a run is, if that is done all the time; False where lines are wanted now and then."""
+
+    def close(self) -> None:
+        """Take away what is shown all the time; what is told after that stays below."""
+
+
+class Plain:
+    """Says events as lines of text."""
+
+    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
+        """Say the text, escaped."""
+        if text:
+            say(text)
+
+    def show(self, status: Status) -> bool:  # noqa: ARG002
+        """Show nothing all the time."""
+        return False
+
+    def close(self) -> None:
+        """Leave the lines where they are."""
 
 
 class StderrWatcher:
     """Tells a run on standard error. quiet: only warnings and bad lines. show_failures: their lines, too."""
 
     def __init__(self, *, quiet: bool = False, show_failures: bool = False) -> None:
+        self._voice: Voice = Plain()
         self._quiet = quiet
         self._show_failures = show_failures
         self._invalid = 0
@@ -38,37 +64,49 @@ class StderrWatcher:
         self._due = self._began + FIRST_SECONDS
         self._told_until = 0.0
 
+    def speak(self, voice: Voice) -> None:
+        """Have all that comes said by another voice."""
+        self._voice = voice
+
+    def tell(self, event: Event, text: str, /, **fields: Field) -> None:
+        """Say an event, unless it is a mere note and quiet is asked for."""
+        if not self._quiet or level(event) != "info":
+            self._voice.tell(event, text, fields)
+
     def invalid(self, line: Invalid) -> None:
         """Show the first bad lines; all of them are in `_failures.ndjson`."""
         self._invalid += 1
         if self._invalid <= _SHOWN_INVALID:
             text = line.text[:_SHOWN_TEXT].replace("\n", " ")
-            say(f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}")
+            said = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
+            self.tell(Event.LINE_INVALID, said, file=line.file, line=line.line, reason=line.reason, text=text)
         if self._invalid == _SHOWN_INVALID:
-            say("further lines that are no bitlinks are only counted here")
+            self.tell(Event.LINES_HUSHED, "further lines that are no bitlinks are only counted here")
 
     def failure(self, line: bytes) -> None:
         """Show the line where there is no `_failures.ndjson` to hold it."""
         if self._show_failures:
-            say(line.decode())
+            fields = orjson.loads(line)
+            self.tell(Event.CALL_FAILED, line.decode(), bitly_message=fields.pop("message"), **fields)
 
     def warn(self, text: str) -> None:
         """Show a warning."""
-        say(f"warning: {text}")
+        self.tell(Event.WARNING, f"warning: {text}")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
         """Show it, unless quiet."""
-        if not self._quiet:
-            say(text)
+        self.tell(event, text, **fields)
 
     def progress(self, status: Status) -> None:
         """Show how far it is, if that was not done lately, and at once when a long wait begins."""
+        if self._quiet or self._voice.show(status):
+            return
         now = time.monotonic()
-        if self._quiet or (now < self._due and not self._long_wait_begins(status.waiting)):
+        if now < self._due and not self._long_wait_begins(status.waiting):
             return
         self._interval = min(self._interval * GROWTH, LONGEST_SECONDS)
         self._due = now + self._interval
-        say(status_line(status, now - self._began))
+        self.tell(Event.PROGRESS, status_line(status, now - self._began), **progress_fields(status))
 
     def _long_wait_begins(self, waiting: Waiting | None) -> bool:
         if waiting is None or waiting.until is None:
@@ -78,6 +116,18 @@ class StderrWatcher:
         # Who waits asks again now and then, and the moment may move a little.
         return left > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
+    def ended(self, outcome: Outcome, out: str, exit_code: int) -> None:
+        """Give the summary, also to the quiet if the run was stopped."""
+        self.close()
+        seconds = time.monotonic() - self._began
+        if not self._quiet or outcome.stop:
+            fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
+            self._voice.tell(Event.RUN_ENDED, summary(outcome, out, seconds), fields)
+
+    def close(self) -> None:
+        """Take away what is shown all the time."""
+        self._voice.close()
+
 
 def status_line(status: Status, seconds: float) -> str:
     """Give one line that says how far a run is after so many seconds."""
@@ -86,37 +136,48 @@ def status_line(status: Status, seconds: float) -> str:
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
-    return f"{line}; waiting for {_explained(status.waiting)}" if status.waiting else line
+    if status.left:
+        line += f"; {status.left:,} left{_end(status)}"
+    return f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
 
 
-def _explained(waiting: Waiting) -> str:
+def _end(status: Status) -> str:
+    if status.spent:
+        return f", the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}"
+    return f", until about {status.ends.astimezone():%Y-%m-%d %H:%M}" if status.ends else ""
+
+
+def explained(waiting: Waiting) -> str:
     """Say which window binds, what it holds, and until when, in local time."""
-    text = _WINDOWS.get(waiting.window, waiting.window)
+    text = WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
-    return f"{text}, until {waiting.until.astimezone():%H:%M:%S}" if waiting.until else text
+    if waiting.why:
+        text += f" ({waiting.why})"
+    return f"{text}, until {clock(waiting.until)}" if waiting.until else text
 
 
-def summary(outcome: Outcome, out: str, seconds: float) -> str:
-    """Give the lines that end a run: what came of the list, and what to do next."""
-    status, listed = outcome.status, outcome.status.listed
-    attempts, so_far = status.attempts, "" if status.read_to_end else " so far"
-    came = f"{status.rows:,} rows, {status.refused:,} refused, {status.failed:,} failed"
-    cost = f"{attempts.total:,} attempts ({attempts.retried:,} repeated, {attempts.throttled:,} throttled)"
-    read = f"{listed.links:,} links, {listed.duplicates:,} duplicates, {listed.invalid:,} invalid"
-    lines = [
-        f"{came} from {cost} in {seconds:,.1f} s",
-        f"{listed.lines:,} lines{so_far}: {read}; {status.known:,} were known before",
-    ]
-    if outcome.stop:
-        lines.append(f"stopped: {outcome.stop.message}")
-        if outcome.stop.until:
-            lines.append(f"nothing was lost; run the same command again from {outcome.stop.until} on")
-        else:
-            lines.append("nothing was lost; the same command carries on")
-    elif status.failed or status.left_failed:
-        failed = status.failed + status.left_failed
-        lines.append(f"{failed:,} calls failed: see _failures.ndjson; the same command tries them again")
-    if out != "-":
-        lines.append(f"in {out}")
-    return "\n".join(lines)
+def clock(moment: datetime) -> str:
+    """Give a moment in local time, to the second; with its day if that is not today."""
+    local = moment.astimezone()
+    today = local.date() == datetime.now().astimezone().date()
+    return f"{local:%H:%M:%S}" if today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def progress_fields(status: Status) -> dict[str, Any]:
+    """Give for a program what a progress line says."""
+    waiting, attempts = status.waiting, status.attempts
+    return {
+        "rows": status.rows,
+        "refused": status.refused,
+        "failed": status.failed,
+        "pending": status.pending,
+        "left": status.left,
+        "attempts": attempts.total,
+        "calls_last_minute": round(sum(status.per_second)),
+        "ends": status.ends,
+        "month_spent": status.spent,
+        "waiting": {"window": waiting.window, "limit": waiting.limit or None, "until": waiting.until}
+        if waiting
+        else None,
+    }

@@ -26,6 +26,7 @@ from harvester.bitly import (
     endpoint,
     plan_limits_target,
 )
+from harvester.sandbox_oauth import Consent
 
 _VALUES: dict[str, tuple[str, ...]] = {
     "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
@@ -78,6 +79,7 @@ class Sandbox:
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.helped: Counter[str] = Counter()
+        self.consent = Consent()
         self.throttled = 0
         self.too_many_connections = 0
         self.most_at_once = 0
@@ -89,6 +91,7 @@ class Sandbox:
     def app(self) -> web.Application:
         """Give the aiohttp application, with Bitly's routes below /v4 and /sandbox/seen for what it has seen."""
         app = web.Application()
+        self.consent.add_to(app.router)
         for facet in FACETS.values():
             app.router.add_get("/v4/bitlinks/{domain}/{back_half}" + facet.path, self._handler(facet.name))
         app.router.add_get("/v4" + PLATFORM_LIMITS, self._tell_platform_limits)

@@ -1,5 +1,6 @@
 """What options mean as typed values: everything is checked here before anything is opened."""
 
+import atexit
 import os
 import re
 import shlex
@@ -13,8 +14,9 @@ from urllib.parse import urlsplit
 
 from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
-from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions
+from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions, SayOptions
 from harvester.stopping import FailureLimit
+from harvester.vault import Store, Vault
 
 if TYPE_CHECKING:
     from harvester.budget import Wanted
@@ -114,6 +116,19 @@ def checked_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def store_of(text: str | None) -> Store | None:
+    """Read --store; None leaves it to what there is. Raises UsageError."""
+    if text is not None:
+        _one_of("--store", text, tuple(Store))
+    return None if text is None else Store(text)
+
+
+def log_format_of(options: SayOptions) -> str:
+    """Give the form of standard error: text or json. Raises UsageError for another."""
+    _one_of("--log-format", options.log_format, ("text", "json"))
+    return options.log_format
+
+
 def check_counts(options: RunOptions) -> None:
     """Refuse counts below one. Raises UsageError."""
     _at_least("--connections", options.limits.connections, 1)
@@ -132,76 +147,109 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
         raise UsageError("--token-file and --token-command: give one of them")
     if options.token_file is not None:
         path = options.token_file
-        _warn_of_readers(path, warn)
-        return lambda: _token_from_file(path)
+        warn_of_readers("--token-file", path, warn)
+        return lambda: secret_in_file("--token-file", path, "token")
     if options.token_command is not None:
         command = options.token_command
         return lambda: _token_from_command(command)
-    return _token_from_environment
+    return lambda: _token_from_environment() or _kept_token(options)
 
 
 def has_token(options: AccessOptions) -> bool:
-    """Say whether a token is named anywhere; whether it can be read is another question."""
-    return bool(options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip())
+    """Say whether a token is named or kept anywhere; whether it can be read is another question.
+
+    Raises:
+        UsageError: nothing is named, and the kept token cannot be looked for.
+    """
+    named = options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip()
+    return bool(named) or _vault_of(options).read() is not None
 
 
 def token_origin(options: AccessOptions) -> str:
     """Name the source that `token_source` would read."""
     if options.token_file is not None:
         return f"--token-file {options.token_file}"
-    return "--token-command" if options.token_command is not None else "BITLY_TOKEN"
+    if options.token_command is not None:
+        return "--token-command"
+    if os.environ.get("BITLY_TOKEN", "").strip():
+        return "BITLY_TOKEN"
+    kept = _vault_of(options).read()
+    return kept[1] if kept else "BITLY_TOKEN"
 
 
-def _token_from_environment() -> str:
+def _token_from_environment() -> str | None:
     text = os.environ.get("BITLY_TOKEN", "")
-    if not text.strip():
+    return checked_secret(text, "BITLY_TOKEN", "token") if text.strip() else None
+
+
+def _kept_token(options: AccessOptions) -> str:
+    kept = _vault_of(options).read()
+    if kept is None:
+        server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
         raise UsageError(
-            "no token: set BITLY_TOKEN, or give --token-file or --token-command (Bitly makes one under Settings > API)"
+            "no token: set BITLY_TOKEN, give --token-file or --token-command (Bitly makes one under Settings > API), "
+            f"or keep one: harvester login{server}"
         )
-    return _checked_token(text, "BITLY_TOKEN")
+    text, where = kept
+    return checked_secret(text, f"{where} (made by harvester login)", "token")
 
 
-def _token_from_file(path: str) -> str:
+def _vault_of(options: AccessOptions) -> Vault:
+    return Vault(checked_base_url(options.base_url), options.token_store)
+
+
+def secret_in_file(option: str, path: str, what: str) -> str:
+    """Give a file's first line, a secret. Raises UsageError where there is none, without repeating it."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return _checked_token(stream.readline(), f"--token-file {path}")
+            return checked_secret(stream.readline(), f"{option} {path}", what)
     except OSError as error:
-        raise UsageError(f"--token-file {path}: {error.strerror}") from error
+        raise UsageError(f"{option} {path}: {error.strerror}") from error
 
 
 def _token_from_command(command: str) -> str:
     try:
-        words = shlex.split(command)
-        done = subprocess.run(  # noqa: S603 - the user's own command
-            words,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=_TOKEN_COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        printed = _printed_by(shlex.split(command))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Not the exception's text: it could hold what the command printed.
         raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
-    return _checked_token(done.stdout.partition("\n")[0], "--token-command")
+    return checked_secret(printed.partition("\n")[0], "--token-command", "token")
 
 
-def _checked_token(text: str, source: str) -> str:
-    token = text.strip()
-    if not token:
-        raise UsageError(f"{source}: no token in it")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise UsageError(f"{source}: a token has no spaces or special characters; is it the right one?")
-    return token
+def _printed_by(words: list[str]) -> str:
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: S603 - the user's own command
+    with process:
+        atexit.register(process.kill)  # a run that ends meanwhile does not wait for its reader
+        try:
+            printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            atexit.unregister(process.kill)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words[0])
+    return printed
 
 
-def _warn_of_readers(path: str, warn: Callable[[str], None]) -> None:
+def checked_secret(text: str, source: str, what: str) -> str:
+    """Give a secret without the white space around it. Raises UsageError for what is none, without repeating it."""
+    secret = text.strip()
+    if not secret:
+        raise UsageError(f"{source}: no {what} in it")
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise UsageError(f"{source}: a {what} has no spaces or special characters; is it the right one?")
+    return secret
+
+
+def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None:
+    """Warn of a file that others can read."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return  # reading it says why
     if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
-        warn(f"--token-file {path} can be read by others: chmod 600 {path}")
+        warn(f"{option} {path} can be read by others: chmod 600 {path}")
 
 
 # --- checks -------------------------------------------------------------------------------------------------------

@@ -1,38 +1,61 @@
-"""Lists of bitlinks: files and standard input, plain or gzipped, streamed as batches with file and line.
+"""Lists of bitlinks in all their forms: files and standard input, streamed as batches with file and line.
 
-Memory is bounded by CHUNK and LINE_LIMIT, however long the list or one of its lines is.
+Memory is bounded, however long the list or one of its lines is; of Parquet, by its pages.
 """
 
-import gzip
+import glob
 import io
 import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, cast
+from enum import StrEnum
+from typing import NamedTuple
 
 import orjson
 
 from harvester.bitlinks import Bitlink, parse
+from harvester.columns import TOO_LONG, Cells, csv_cells, ndjson_cells, readable, tsv_cells
 from harvester.errors import InputBroken, InvalidBitlink, UsageError
+from harvester.lines import CHUNK, GROUP_LINES, LINE_LIMIT, line_groups
+from harvester.parquet import parquet_cells
 
 STDIN = "-"
-CHUNK = 64 * 1024
-LINE_LIMIT = 64 * 1024
-BATCH_LINES = 1000
+BATCH_LINES = GROUP_LINES
 """Links are looked up in the ledger by the batch."""
 _KEPT_TEXT = 2000
-_GZIP_MAGIC = b"\x1f\x8b"
-_UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_COMPRESSED = (".gz", ".zst")
+
+
+class Form(StrEnum):
+    """What a list is; a compressed one is recognised as such whatever it is called."""
+
+    LINES = "lines"
+    CSV = "csv"
+    TSV = "tsv"
+    NDJSON = "ndjson"
+    PARQUET = "parquet"
+
+
+_BY_ENDING = {
+    ".csv": Form.CSV,
+    ".tsv": Form.TSV,
+    ".ndjson": Form.NDJSON,
+    ".jsonl": Form.NDJSON,
+    ".parquet": Form.PARQUET,
+}
 
 
 class Source(NamedTuple):
-    """A list to read. name: what messages and failures call it. path: None for standard input."""
+    """A list to read. name: what messages and failures call it. path: None for standard input. column: where its links
+    stand, by name or number; None for where they mostly do.
+    """
 
     name: str
     path: str | None
+    form: Form = Form.LINES
+    column: str | None = None
 
     @property
     def rereadable(self) -> bool:
@@ -59,30 +82,42 @@ class Invalid(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Some consecutive lines of a list, taken apart: lines = blank + comments + len(invalid) + len(links)."""
+    """Some consecutive lines of a list, taken apart: lines = blank + comments + headers + len(invalid) + len(links).
 
+    A record of CSV over several lines counts as one. last: the number of the last line that was read.
+    """
+
+    last: int = 0
     lines: int = 0
     blank: int = 0
     comments: int = 0
+    headers: int = 0
     invalid: list[Invalid] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
 
 
-def find(paths: Sequence[str]) -> list[Source]:
-    """Give the sources that paths name, each checked to be there and readable.
+def find(paths: Sequence[str], column: str | None = None, list_format: str | None = None) -> list[Source]:
+    """Give the sources that paths and glob patterns name, each checked to be there and readable.
+
+    column: where links stand in lists that have columns. list_format: what the lists are; by default what their names
+    say.
 
     Raises:
-        UsageError: none named, one that is missing, unreadable or a folder, or standard input named twice.
+        UsageError: none named, one that is missing, unreadable, a folder or without that column, a pattern that
+        matches nothing, standard input named twice, no such format, or a column where no list has one.
     """
     if not paths:
         raise UsageError("no list of links was named: give a file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once")
-    for path in paths:
-        if path != STDIN:
-            _check_readable(path)
-    # A name that is no UTF-8 must still fit into JSON.
-    return [Source(os.fsencode(path).decode(errors="replace"), None if path == STDIN else path) for path in paths]
+    if list_format is not None and list_format not in list(Form):
+        raise UsageError(f"--list-format {list_format}: one of {', '.join(Form)} was expected")
+    sources = [_source(path, column, list_format) for word in paths for path in _matching(word)]
+    if column is not None and all(source.form is Form.LINES for source in sources):
+        raise UsageError(f"--column {column}: a list of lines has no columns; say what it is with --list-format")
+    for source in sources:
+        _check_begins(source)
+    return sources
 
 
 def read(sources: Iterable[Source]) -> Iterator[Batch]:
@@ -94,10 +129,28 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
         InputBroken: a source could not be read to its end; all lines before were yielded.
     """
     for source in sources:
-        number = 0
-        for lines in _line_groups(source):
-            yield _take_apart(lines, source.name, number + 1)
-            number += len(lines)
+        done = 0
+        try:
+            for batch in _batches(source):
+                yield batch
+                done = batch.last
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputBroken(
+                f"{source.name}: cannot be read past line {done}: {error}. "
+                "What was harvested stays; mend the list and run the same command again"
+            ) from error
+
+
+def taken_apart(links: Sequence[object], name: str, first: int) -> Batch:
+    """Take links apart that were given one by one, as if each were a line; first: the number of the first."""
+    texts = [link if isinstance(link, str) else None for link in links]
+    raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
+    batch = _take_apart([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
+    for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
+        if text is None:
+            batch.blank -= 1
+            batch.invalid.append(Invalid("", f"a text was expected, not {type(link).__name__}", name, number))
+    return batch
 
 
 def spool(source: Source, path: str) -> Source:
@@ -109,7 +162,35 @@ def spool(source: Source, path: str) -> Source:
     with open(path, "wb") as target, _open_raw(source) as stream:
         while chunk := stream.read1(CHUNK):
             target.write(chunk)
-    return Source(source.name, path)
+    return source._replace(path=path)
+
+
+def _matching(word: str) -> list[str]:
+    """Give the paths that a word of the command means: itself if it is there, or what matches it as a pattern."""
+    if word == STDIN or os.path.lexists(word) or not glob.has_magic(word):
+        return [word]
+    found = sorted({path for path in glob.glob(word, recursive=True) if not os.path.isdir(path)})
+    if not found:
+        raise UsageError(f"{word}: no file matches")
+    return found
+
+
+def _source(path: str, column: str | None, list_format: str | None) -> Source:
+    if path == STDIN:
+        return Source(path, None, Form(list_format or Form.LINES), column)
+    _check_readable(path)
+    bare, ending = os.path.splitext(path.lower())
+    if ending in _COMPRESSED:
+        bare, ending = os.path.splitext(bare)
+    form = Form(list_format) if list_format is not None else _BY_ENDING.get(ending, Form.LINES)
+    # A name that is no UTF-8 must still fit into JSON.
+    return Source(os.fsencode(path).decode(errors="replace"), path, form, column)
+
+
+def _check_begins(source: Source) -> None:
+    """See that a list has its column and its library, so that the last of many lists is known to before a call."""
+    if (source.form is not Form.LINES or source.name.endswith(".zst")) and source.rereadable:
+        next(read([source]), None)
 
 
 def _check_readable(path: str) -> None:
@@ -130,86 +211,46 @@ def _open_raw(source: Source) -> io.BufferedReader:
     return open(source.path, "rb")
 
 
-class _Begun(io.BufferedIOBase):
-    """A stream whose first two bytes were looked at; a pipe may bring them one by one."""
-
-    def __init__(self, raw: io.BufferedReader | gzip.GzipFile) -> None:
-        self.begin = raw.read(2)
-        self._raw = raw
-        self._rest = self.begin
-
-    def readable(self) -> bool:
-        """Say that it can be read."""
-        return True
-
-    def read1(self, size: int = -1) -> bytes:
-        """Give what there is, first of all the two bytes."""
-        rest, self._rest = self._rest, b""
-        return rest or self._raw.read1(size)
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Give size bytes, or fewer at the end."""
-        rest, self._rest = self._rest, b""
-        return rest + self._raw.read(-1 if size is None or size < 0 else size - len(rest))
+def _batches(source: Source) -> Iterator[Batch]:
+    with _open_raw(source) as raw:
+        if source.form is not Form.LINES:
+            batches = (_batch_of(cells, source.name) for cells in _cells(source, raw))
+            yield from (batch for batch in batches if batch.lines)
+            return
+        last = 0
+        for lines in line_groups(raw, source.name):
+            batch = _take_apart(lines, source.name, last + 1)
+            last = batch.last
+            yield batch
 
 
-def _line_groups(source: Source) -> Iterator[list[bytes | None]]:
-    """Yield a source's lines in groups; None stands for a line longer than LINE_LIMIT."""
-    done = 0
-    try:
-        with _open_raw(source) as raw:
-            stream = _Begun(raw)
-            if stream.begin == _GZIP_MAGIC:
-                stream = _Begun(gzip.GzipFile(fileobj=cast("BinaryIO", stream)))
-            _refuse_utf16(stream.begin, source.name)
-            for lines in _split(stream):
-                if done == 0:
-                    _drop_bom(lines)
-                for start in range(0, len(lines), BATCH_LINES):
-                    yield lines[start : start + BATCH_LINES]
-                done += len(lines)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputBroken(
-            f"{source.name}: cannot be read past line {done}: {error}. "
-            "What was harvested stays; mend the list and run the same command again"
-        ) from error
+def _cells(source: Source, raw: io.BufferedReader) -> Iterator[Cells]:
+    if source.form is Form.PARQUET:
+        return parquet_cells(raw, source.column, source.name)
+    read_cells = {Form.CSV: csv_cells, Form.TSV: tsv_cells, Form.NDJSON: ndjson_cells}[source.form]
+    return read_cells(line_groups(raw, source.name), source.column, source.name)
 
 
-def _split(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
-    """Yield the lines that each chunk completes, without their line feeds."""
-    rest = b""
-    overlong = False
-    while chunk := stream.read1(CHUNK):
-        lines: list[bytes | None] = list((rest + chunk).split(b"\n"))
-        rest = cast("bytes", lines.pop())
-        if overlong and lines:
-            lines[0] = None
-            overlong = False
-        if overlong or len(rest) > LINE_LIMIT:
-            rest, overlong = b"", True
-        if lines:
-            yield [line if line is None or len(line) <= LINE_LIMIT else None for line in lines]
-    if overlong:
-        yield [None]
-    elif rest:
-        yield [rest]
-
-
-def _refuse_utf16(begin: bytes, name: str) -> None:
-    if begin in _UTF16_BOMS:
-        raise InputBroken(f"{name}: UTF-16; write it as UTF-8 first: iconv -f UTF-16 -t UTF-8 {name}")
-
-
-def _drop_bom(lines: list[bytes | None]) -> None:
-    if lines[0] is not None:
-        lines[0] = lines[0].removeprefix(_UTF8_BOM)
+def _batch_of(cells: Cells, file: str) -> Batch:
+    lines = cells.headers + cells.blank + len(cells.flaws) + len(cells.found)
+    batch = Batch(last=cells.last, lines=lines, blank=cells.blank, headers=cells.headers)
+    batch.invalid = [Invalid(flaw.text, flaw.reason, file, flaw.line) for flaw in cells.flaws]
+    for number, text in cells.found:
+        try:
+            batch.links.append(Link(parse(text), file, number))
+        except InvalidBitlink as why:
+            shown = readable(text)
+            reason = str(why) if shown == text else "not UTF-8"
+            batch.invalid.append(Invalid(shown[:_KEPT_TEXT], reason, file, number))
+    batch.invalid.sort(key=lambda each: each.line)
+    return batch
 
 
 def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
-    batch = Batch(lines=len(lines))
+    batch = Batch(last=first + len(lines) - 1, lines=len(lines))
     for number, raw in enumerate(lines, first):
         if raw is None:
-            batch.invalid.append(Invalid("", f"longer than {LINE_LIMIT // 1024} KiB", file, number))
+            batch.invalid.append(Invalid("", TOO_LONG, file, number))
             continue
         text = raw.strip()
         if not text:

@@ -1,9 +1,12 @@
 """How far a run is and how it ended: what the manifest, the progress line and the exit code are made from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from harvester.budget import WindowState
+from harvester.events import Event, Field
 from harvester.sources import Invalid
 from harvester.stopping import Stop
 
@@ -22,11 +25,15 @@ class Counters:
 
 
 class Waiting(NamedTuple):
-    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC)."""
+    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC).
+
+    why: what an outage looked like lately.
+    """
 
     window: str
     limit: int
     until: datetime | None
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -42,12 +49,30 @@ class Listed:
     links: int = 0
 
 
+WINDOWS = {
+    "pace": "the minute's pace",
+    "minute": "the minute's limit",
+    "hour": "the hour's limit",
+    "month": "the month's edge",
+    "throttled": "Bitly, which throttles",
+    "outage": "the server, which is out",
+    "budget": "the budget's file, which another process holds",
+    "connections": "a connection: other harvesters of this machine use all",
+}
+"""What binds, by the name that it has in `Waiting` and in the manifest."""
+
+
 @dataclass(slots=True)
 class Status:
     """How far a run is; what the progress line and the manifest are made from.
 
     asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now.
+    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last
+    attempt failed, if it did so in passing.
+
+    to_make: calls of this run, None where the list was not counted before. most: calls it may make at most.
+    windows: what the budget holds. per_second: calls settled in each of the last seconds, at most 60, the latest last.
+    ends: when all would be settled, as far as that can be known; spent: when the month will be spent before that.
     """
 
     listed: Listed = field(default_factory=Listed)
@@ -60,7 +85,32 @@ class Status:
     left_failed: int = 0
     pending: int = 0
     waiting: Waiting | None = None
+    trouble: str | None = None
     attempts: Counters = field(default_factory=Counters)
+    to_make: int | None = None
+    most: int | None = None
+    windows: Sequence[WindowState] = ()
+    per_second: Sequence[float] = ()
+    ends: datetime | None = None
+    spent: datetime | None = None
+
+    @property
+    def settled(self) -> int:
+        """Calls of this run that have their verdict."""
+        return self.rows + self.refused + self.failed
+
+    @property
+    def outstanding(self) -> int | None:
+        """Calls that the list still needs; None while that is not known."""
+        if self.read_to_end:
+            return self.pending
+        return None if self.to_make is None else max(self.to_make - self.settled, self.pending)
+
+    @property
+    def left(self) -> int | None:
+        """Calls that this run has still to make; None while that is not known."""
+        left = self.outstanding
+        return left if left is None or self.most is None else min(left, max(self.most - self.settled, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +134,8 @@ class Watcher(Protocol):
     def warn(self, text: str) -> None:
         """Something is not as it should be."""
 
-    def note(self, text: str) -> None:
-        """Something that is as it should be, and takes a while."""
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
+        """Something that is as it should be, and takes a while: in words, and for programs as an event with fields."""
 
     def progress(self, status: Status) -> None:
         """Some time has passed."""

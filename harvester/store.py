@@ -28,7 +28,7 @@ from harvester.parts import Asked, Making
 from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
-from harvester.stdout import Stdout
+from harvester.stdout import Flow, Sink, Stdout
 
 Warn = Callable[[str], None]
 
@@ -83,7 +83,14 @@ class Store:
     """An open dataset; made by `opened`."""
 
     def __init__(
-        self, place: Place, ledger: Ledger, query: Query, policy: PartPolicy, making: Making, warn: Warn
+        self,
+        place: Place,
+        ledger: Ledger,
+        query: Query,
+        policy: PartPolicy,
+        making: Making,
+        warn: Warn,
+        sink: Sink | None = None,
     ) -> None:
         meta = ledger.meta()
         self.place = place
@@ -94,7 +101,8 @@ class Store:
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
-        self._publisher = _publisher_for(place, ledger, self.run_id, making)
+        self._publisher = _publisher_for(place, ledger, self.run_id, making, sink)
+        self._most_waiting = sink.most_waiting if sink else UNCOMMITTED_LIMIT
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
@@ -112,7 +120,7 @@ class Store:
     @property
     def crowded(self) -> bool:
         """True while so much waits for the disk that no further call should be made."""
-        return self._waiting >= UNCOMMITTED_LIMIT or len(self._batch.ended) >= _ENDED_LIMIT
+        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT
 
     @property
     def waiting(self) -> int:
@@ -244,14 +252,20 @@ class Store:
             return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
 
     def abandon(self) -> None:
-        """Wait no longer for a consumer that does not take what is written to it."""
-        if isinstance(self._publisher, Stdout):
-            self._publisher.abandoned = True
+        """Do not wait much longer for a reader that does not take what is written to it: the run is to end."""
+        if isinstance(self._publisher, Flow):
+            self._publisher.sink.hurry()
 
-    def write_manifest(self, report: dict[str, Any]) -> None:
-        """Replace `_manifest.json`; report: what the harvest knows, and pending, its calls without a verdict."""
-        if self.place.form is Form.STDOUT:
-            return
+    def leave(self) -> None:
+        """Wait for no reader at all: the run is given up."""
+        if isinstance(self._publisher, Flow):
+            self._publisher.sink.leave()
+
+    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
+
+        report: what the harvest knows, and pending, its calls without a verdict.
+        """
         totals, meta = self.totals, self.ledger.meta()
         pending = report.pop("pending")
         calls = totals.rows + totals.refused + totals.failed + pending
@@ -273,8 +287,10 @@ class Store:
             "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
             "parts": self._publisher.parts(),
         }
-        with _explained(self.place.public):
-            dataset.write_manifest(self.place, manifest)
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_manifest(self.place, manifest)
+        return manifest
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""
@@ -309,12 +325,13 @@ def opened(
     *,
     pin_reference: bool = True,
     asked: Asked = _NOTHING_ASKED,
+    sink: Sink | None = None,
 ) -> Iterator[Store]:
     """Open a dataset, beginning it if it is new; only one process may have it open.
 
     query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
     that a dataset begun before keeps its own. warn: called with what a person should know. asked: how parts are to be
-    made, as far as that was said.
+    made, as far as that was said. sink: who reads rows that are not kept, by default standard output.
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
@@ -342,7 +359,7 @@ def opened(
         _check_same(place, ledger, begun, wanted)
         making = asked.for_begun(ledger.meta(), place.out)
         with _explained(place.private):
-            store = Store(place, ledger, begun, policy, making, warn)
+            store = Store(place, ledger, begun, policy, making, warn, sink)
         stack.callback(store.close)
         yield store
 
@@ -388,14 +405,14 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
         yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
-def _publisher_for(place: Place, ledger: Ledger, run_id: str, making: Making) -> dataset.Publisher:
+def _publisher_for(place: Place, ledger: Ledger, run_id: str, making: Making, sink: Sink | None) -> dataset.Publisher:
     match place.form:
         case Form.FOLDER:
             return dataset.Folder(place, ledger, run_id, making)
         case Form.FILE:
             return dataset.Growing(place, ledger)
         case Form.STDOUT:
-            return Stdout(place, ledger)
+            return Flow(place, ledger, sink or Stdout())
 
 
 def _facts(place: Place, query: Query, making: Making) -> dict[str, str | int]:

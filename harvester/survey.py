@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harvester.harvest import wanted_again
+from harvester.harvesting import wanted_again
 from harvester.ledger import Known, Ledger, State
 from harvester.rows import RowMaker
 from harvester.sources import Invalid, Source, read

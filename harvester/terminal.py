@@ -12,8 +12,13 @@ def escaped(text: str) -> str:
 
 def say(text: str) -> None:
     """Write lines to standard error, escaped; if nobody takes them, nothing more is written there."""
+    put("\n".join(map(escaped, text.split("\n"))) + "\n")
+
+
+def put(text: str) -> None:
+    """Write to standard error what may steer a terminal; if nobody takes it, nothing more is written there."""
     try:
-        print("\n".join(map(escaped, text.split("\n"))), file=sys.stderr, flush=True)
+        print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 

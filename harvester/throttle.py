@@ -3,7 +3,8 @@
 Pure: the budget keeps the state and gives the time. One throttled answer closes for everyone; when the time is over one
 probe goes first. If the probe passes within two minutes it was the minute's limit, else the hour's: that window then
 holds no more than what last passed, once learned no less than half of what it held, and is raised again by a factor
-that gets smaller, after a patience that gets longer, each time it turns out to be too much.
+that gets smaller, after a patience that gets longer, each time it turns out to be too much. Where Bitly itself says
+that its hour is full there is nothing to learn: others have used the token, too.
 """
 
 import math
@@ -22,11 +23,15 @@ _DECREASE = 0.9
 _MOST_DECREASE = 0.5
 _FIRST_STEP = 2.0
 _LEAST_STEP = 1.02
+_NEARLY_FULL = 0.9
+_HALF_FULL = 0.5
 _MOST_PATIENCE = 5000
 _REMEMBERED = 10
 """A ceiling that has reached the window's own limit is forgotten after so many times its patience."""
 
 MINUTE, HOUR = "minute", "hour"
+_LEAST_HOUR = 100
+"""An hour without a limit, whose minute has none, is lowered to so much at once, at the most."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}
 """A window is lowered to one part in so many at once, at the most: who had just begun, before others' use throttled it,
 has learned next to nothing. An hour's takes long to be regained.
@@ -52,18 +57,21 @@ class Ceiling:
 class Throttle:
     """A token's state at an endpoint. Times are the clock's elapsed seconds; None where it is open.
 
-    closed_at: of the last throttled answer that told something. opens_at: when the probe may go, or when the one that
-    is under way is lost. passed: attempts that had passed in each window before the first throttled answer. reopened:
-    by window, the total before the probe that last found it open anew.
+    closed_at: of the last throttled answer that told something. began_at: of the first since it was open. opens_at:
+    when the probe may go, or when the one that is under way is lost. passed: attempts that had passed in each window
+    before the first throttled answer. reopened: by window, the total before the probe that last found it open anew.
+    full: since it closed, Bitly has counted as many in its hour as it allows, and we keep no more than that.
     """
 
     opens_at: float | None = None
     closed_at: float = 0.0
+    began_at: float = 0.0
     probing: bool = False
     strikes: int = 0
     passed: dict[str, int] = field(default_factory=dict)
     reopened: dict[str, int] = field(default_factory=dict)
     ceilings: dict[str, Ceiling] = field(default_factory=dict)
+    full: bool = False
 
     @property
     def closed(self) -> bool:
@@ -79,7 +87,7 @@ class Throttle:
 def close(state: Throttle, *, now: float, seconds: float, passed: dict[str, int]) -> None:
     """Take note of a throttled answer that tells something: nobody asks for so long. passed: as in Throttle."""
     if not state.closed:
-        state.strikes, state.passed = 0, dict(passed)
+        state.strikes, state.passed, state.full, state.began_at = 0, dict(passed), False, now
     state.strikes += 1
     state.closed_at = now
     state.opens_at = now + seconds
@@ -91,6 +99,11 @@ def note_late(state: Throttle) -> None:
     state.passed = {window: max(passed - 1, 0) for window, passed in state.passed.items()}
 
 
+def note_full(state: Throttle) -> None:
+    """Take note that Bitly's own count says that its hour is full, of which we keep no more than it allows."""
+    state.full = state.closed
+
+
 def begin_probe(state: Throttle, now: float) -> None:
     """Let the attempt that goes now be the probe."""
     state.probing, state.opens_at = True, now + PROBE_SECONDS
@@ -99,26 +112,38 @@ def begin_probe(state: Throttle, now: float) -> None:
 def reopen(state: Throttle, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
     """Take note that a probe has passed: open for everyone, and lower the window that was to blame.
 
+    None is when Bitly's hour was full: that is its limit as it was told, and others have used up what we had not.
     total: attempts so far. limits: what each window may hold at present, 0 for no limit.
     """
     window = _to_blame(state, sent_at, limits)
-    passed, limit = state.passed.get(window, 0), limits[window]
-    if limit and passed >= limit:  # its windows begin at other moments than ours
-        passed = min(math.floor(limit * _DECREASE), limit - 1)
-    if window in state.ceilings:  # a window that slides, or refills, lets only little pass soon after a probe
-        passed = max(passed, math.floor(limit * _MOST_DECREASE))
-    passed = max(passed, limit // _LEAST_PART[window], 1)
-    state.ceilings[window] = _lower(state.ceilings.get(window), passed, total)
+    if not state.full:
+        state.ceilings[window] = _learned(state, window, total, limits)
     state.opens_at, state.probing, state.strikes = None, False, 0
     # The minute lies within the hour: a new hour is a new minute, and a new minute is still the same hour.
     for inner in (MINUTE, HOUR) if window == HOUR else (MINUTE,):
         state.reopened[inner] = total - 1
 
 
+def _learned(state: Throttle, window: str, total: int, limits: dict[str, int]) -> Ceiling:
+    passed, limit = state.passed.get(window, 0), limits[window]
+    if window == HOUR and not limit:  # no part of it is known, but that it holds a minute
+        passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
+    if limit and passed >= limit:  # its windows begin at other moments than ours
+        passed = min(math.floor(limit * _DECREASE), limit - 1)
+    if window in state.ceilings:  # a window that slides, or refills, lets only little pass soon after a probe
+        passed = max(passed, math.floor(limit * _MOST_DECREASE))
+    passed = max(passed, limit // _LEAST_PART[window], 1)
+    return _lower(state.ceilings.get(window), passed, total)
+
+
 def _to_blame(state: Throttle, sent_at: float, limits: dict[str, int]) -> str:
     long = sent_at - state.closed_at > _LONGEST_MINUTE_SECONDS
     lowest = limits[MINUTE] == 1  # so it is not the minute that holds too much
-    return HOUR if long or lowest or state.strikes > _MINUTE_STRIKES else MINUTE
+    if long or lowest or state.strikes > _MINUTE_STRIKES:
+        return HOUR
+    # Near the hour's end the wait for it is short, too.
+    nearly_full = limits[HOUR] and state.passed.get(HOUR, 0) >= _NEARLY_FULL * limits[HOUR]
+    return HOUR if nearly_full and state.passed.get(MINUTE, 0) < _HALF_FULL * limits[MINUTE] else MINUTE
 
 
 def _lower(ceiling: Ceiling | None, limit: int, total: int) -> Ceiling:

@@ -12,6 +12,8 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 NO_LIMITS = ("--per-minute", "0", "--per-hour", "0", "--per-month", "0")
 STATE_DIR = "HARVESTER_STATE_DIR"
 """conftest.py points it at a folder of the tests' own: the user's budget is none of their business."""
+TOKEN_STORE = "HARVESTER_TOKEN_STORE"
+"""So with the user's own token, which must never be sent by a test."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -19,7 +21,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == STATE_DIR or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
+        if name in {STATE_DIR, TOKEN_STORE}
+        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
     }
     return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
 

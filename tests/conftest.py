@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from tests.commands import STATE_DIR
+from tests.commands import STATE_DIR, TOKEN_STORE
 from tests.servers import in_thread
 
 _MEMORY = Path("/dev/shm")
@@ -53,14 +53,19 @@ def own_state() -> Iterator[Path]:
     """Keep the budgets of these tests, and of the commands that they start, out of the user's state folder."""
     with quick_folder() as folder:
         os.environ[STATE_DIR] = str(folder / "shared")
+        os.environ[TOKEN_STORE] = str(folder / "tokens")
+        os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
         yield folder
-        del os.environ[STATE_DIR]
+        for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
+            del os.environ[name]
 
 
 @pytest.fixture(autouse=True)
 def new_state(own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test begin without a budget: a budget belongs to a server's port, and ports come again."""
-    monkeypatch.setenv(STATE_DIR, str(own_state / str(next(_NUMBERS))))
+    number = next(_NUMBERS)
+    monkeypatch.setenv(STATE_DIR, str(own_state / str(number)))
+    monkeypatch.setenv(TOKEN_STORE, str(own_state / f"tokens-{number}"))
 
 
 class Served(NamedTuple):

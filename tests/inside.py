@@ -10,8 +10,9 @@ from harvester import sources
 from harvester.bitly import Query
 from harvester.budget import Wanted
 from harvester.client import Settings
+from harvester.events import Event, Field
 from harvester.gate import GateRules
-from harvester.harvest import Options
+from harvester.harvesting import Options
 from harvester.sources import Invalid
 from harvester.status import Outcome, Status
 from harvester.stopping import Stopper
@@ -37,7 +38,7 @@ class Listener:
     def warn(self, text: str) -> None:
         self.said.append(text)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
         self.said.append(text)
 
     def progress(self, status: Status) -> None:

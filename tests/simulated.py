@@ -36,7 +36,8 @@ class World:
 
     others_per_hour: asked by others, in the hours for which others_busy says so. outages, spent: from and to, seconds
     since the beginning, of a server that is out, and of one that throttles whatever is asked. poisoned: links that
-    always fail. tells: answers platform_limits.
+    always fail. tells: answers platform_limits; told_per_hour: another limit than it has, 0 for its own.
+    counts_throttled: in what it tells.
     """
 
     per_minute: int = 100
@@ -50,6 +51,8 @@ class World:
     spent: Sequence[tuple[float, float]] = ()
     brown: Sequence[tuple[float, float, float]] = ()
     tells: bool = True
+    told_per_hour: int = 0
+    counts_throttled: bool = False
     hint: str | None = None
     count: Callable[[int], int] = lambda count: count
     poisoned: Callable[[str, float], bool] = lambda bitlink, seconds: False
@@ -157,6 +160,8 @@ class SimulatedBitly:
             limit and self._count(name, now) >= limit for name, limit in self._limits()
         ):
             self.throttled += 1
+            if self.world.counts_throttled:
+                self._use(1, now)
             return 429, b'{"message":"RATE_LIMIT_EXCEEDED"}'
         if self.world.per_month and self.by_month[month_of(self.clock.wall())] > self.world.per_month:
             self.month_refused += 1
@@ -199,7 +204,7 @@ class SimulatedBitly:
             return 404, b"404 page not found"
         method = {
             "name": "GET",
-            "limit": self.world.per_hour,
+            "limit": self.world.told_per_hour or self.world.per_hour,
             "count": self.world.count(self._count("hour", self.clock.elapsed())),
         }
         entry = {"endpoint": "/bitlinks/{bitlink}/referrers", "methods": [method]}
@@ -339,7 +344,11 @@ class MemoryStore:
     def give_back(self, batch: Batch) -> None: ...
     def end_part(self) -> None: ...
     def abandon(self) -> None: ...
+
+    def leave(self) -> None: ...
     def write_failures(self) -> None: ...
-    def write_manifest(self, report: dict[str, Any]) -> None: ...
+    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
+        return report
+
     def declare_success(self) -> None: ...
     def take_success_back(self) -> None: ...

@@ -33,7 +33,7 @@ from harvester.gate import Gate, GateRules
 from harvester.slots import Slots
 from harvester.status import Waiting
 from harvester.stopping import Reason, Stop, Stopper
-from harvester.tokens import Token
+from harvester.tokens import Token, fingerprint
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
@@ -182,6 +182,7 @@ class Rig:
     gate: Gate
     stopper: Pauses
     clock: FakeClock
+    book: Book
 
     @property
     def spent(self) -> int:
@@ -212,7 +213,7 @@ async def rigged(
             pooled(folder, session, connections) as pool,
         ):
             client = Client(pool, settings, QUERY, Token(read), budget, gate, stopper, clock.elapsed)
-            yield Rig(client, budget, gate, stopper, clock)
+            yield Rig(client, budget, gate, stopper, clock, book)
 
 
 @asynccontextmanager
@@ -387,6 +388,9 @@ async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
 # --- errors that are no answers -------------------------------------------------------------------------------------
 
 
+KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -396,6 +400,8 @@ async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
         aiohttp.ClientPayloadError("torn"),
         aiohttp.ServerTimeoutError(),
         ConnectionResetError("reset"),
+        aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError("alert")),
+        aiohttp.ConnectionTimeoutError(),
     ],
     ids=lambda failure: type(failure).__name__,
 )
@@ -409,7 +415,12 @@ async def test_no_answer_is_transient(bitly: Bitly, failure: Exception) -> None:
     assert rig.stopper.stop is None
 
 
-KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
+def not_tls() -> ssl.SSLError:
+    error = ssl.SSLError("wrong version number")
+    error.reason = "WRONG_VERSION_NUMBER"
+    return error
+
+
 PROXY_SAID_NO = aiohttp.ClientHttpProxyError(
     aiohttp.RequestInfo(URL(BASE), "CONNECT", CIMultiDictProxy(CIMultiDict()), URL(BASE)),
     (),
@@ -422,10 +433,10 @@ PROXY_SAID_NO = aiohttp.ClientHttpProxyError(
     ("failure", "advice"),
     [
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("self-signed")), "SSL_CERT_FILE"),
-        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError("handshake")), "SSL_CERT_FILE"),
+        (aiohttp.ClientConnectorSSLError(KEY, not_tls()), "HTTPS_PROXY"),
         (PROXY_SAID_NO, "HTTPS_PROXY"),
     ],
-    ids=["certificate", "tls", "proxy"],
+    ids=["certificate", "plain text", "proxy"],
 )
 async def test_a_refused_certificate_or_proxy_stops_the_run_with_advice(
     bitly: Bitly, failure: Exception, advice: str
@@ -840,6 +851,26 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
         assert [await throttled, await third] == [ROW, ROW]
 
 
+async def test_a_probe_that_waited_for_the_budgets_file_opens_what_was_closed_meanwhile(
+    bitly: Bitly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process is throttled while this one waits for the file, and Bitly's hint is over when it has got it."""
+    bitly.answers(OK)
+    async with rigged() as rig:
+        take = rig.budget.take
+
+        def late() -> Wait | MonthOver | None:
+            monkeypatch.setattr(rig.budget, "take", take)
+            rig.clock.seconds += 0.1
+            rig.budget.throttled(0.1, sent_at=rig.clock.seconds)
+            rig.clock.seconds += 0.3
+            return take()
+
+        monkeypatch.setattr(rig.budget, "take", late)
+        assert await rig.client.ask("bit.ly/probe") == ROW
+        assert not rig.budget.closed
+
+
 OUTAGE_RULES = GateRules(streak=2, jitter=0.0)
 
 
@@ -979,6 +1010,18 @@ async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitl
         assert request["headers"]["Authorization"] == "Bearer t0"
         assert await rig.client.look_up("/groups", rig.budget) is None
         assert (rig.client.counters.helper, rig.client.counters.total, rig.spent) == (2, 0, 2)
+
+
+async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(bitly: Bitly) -> None:
+    bitly.answers(UNAUTHORIZED, OK, (200, {}, b"{}"), (200, {}, b"{}"))
+    tokens = Tokens("t0", "t1")
+    async with rigged(read=tokens) as rig:
+        helpers = Budget(rig.book, ACCOUNT, "helpers", FREE)
+        assert await rig.client.ask("bit.ly/x") == ROW
+        for _ in range(2):
+            await rig.client.look_up("/groups", helpers)
+        assert helpers.account == rig.budget.account == ACCOUNT._replace(token=fingerprint("t1"))
+        assert [window.used for window in helpers.windows()] == [2, 2, 4]
 
 
 async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:

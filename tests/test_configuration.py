@@ -104,7 +104,7 @@ def test_the_first_source_that_says_where_the_token_is_counts(tmp_path: Path, mo
         ("[run]\nper-minute = 3", "[run] per-minute is no option; did you mean per_minute?"),
         ("[rum]\nper_minute = 3", "[rum] is no command; did you mean run?"),
         ("zzz = 3", "zzz is no option; `harvester config` prints those that there are"),
-        ("port = 3", "port is no option"),
+        ("latency_ms = 3", "latency_ms is no option"),
         ("run = 3", "run = 3: a table was expected, [run]"),
         ('per_minute = "3"', 'per_minute = "3": a whole number was expected'),
         ("[run]\nper_minute = true", "[run] per_minute = true: a whole number was expected"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harvester import __version__
-from harvester.cli import _BY_REASON, EXIT_CODES
+from harvester.endings import BY_REASON, EXIT_CODES
 from harvester.stopping import Reason
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
@@ -38,7 +38,7 @@ def test_every_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_reason_to_stop_has_an_exit_code() -> None:
-    assert set(_BY_REASON) == set(Reason)
+    assert set(BY_REASON) == set(Reason)
 
 
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:
@@ -84,6 +84,24 @@ def test_the_readmes_row_has_the_keys_of_a_row(tmp_path: Path, serve: Callable[.
     done = harvester("run", "-", "--out", "-", "--base-url", serve().url, stdin=b"bit.ly/3lU6hRt\n")
     assert done.returncode == 0, done.stderr
     assert list(shown) == list(json.loads(done.stdout))
+
+
+def test_supervisors_repeat_what_is_to_be_repeated_and_nothing_else() -> None:
+    """The unit and the job of the operations page stop at every exit code but 0 and 5."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", page, re.MULTILINE)
+    (failed,) = re.findall(r"FailJob, .* values: \[(.*)\]", page)
+    assert re.findall(r"^RestartForceExitStatus=(.*)$", page, re.MULTILINE) == ["5"]
+    final = set(EXIT_CODES) - {0, 5}
+    assert {int(code) for code in prevented.split()} == final
+    assert {int(code) for code in failed.split(",")} == final
+
+
+def test_the_operations_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"tests/test_\w+\.py", page))
+    assert len(named) >= 5
+    assert all((ROOT / name).is_file() for name in named)
 
 
 def write_readme() -> None:

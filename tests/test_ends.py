@@ -374,7 +374,7 @@ def test_a_demo_needs_no_token_and_shows_the_busiest_referrers() -> None:
     done = harvester("demo", env={"BITLY_TOKEN": ""}, timeout=20)
     assert done.returncode == 0, done.stderr
     assert "the busiest referrers" in done.stdout
-    shutil.rmtree(next(line.removeprefix("in ") for line in done.stdout.splitlines() if line.startswith("in ")))
+    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["in"]))
 
 
 def test_interrupted_work_is_python_m_harvester_too() -> None:

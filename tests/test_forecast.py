@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import harvest as harvests
+from harvester import intake
 from harvester.budget import Limits, Wanted
 from harvester.forecast import ANSWER_SECONDS, Start, forecast, shorter
 from tests.simulated import World
@@ -38,7 +38,7 @@ def test_what_fits_into_the_room_left_goes_as_fast_as_bitly_answers() -> None:
 def test_it_ends_when_a_harvest_in_virtual_time_does(
     quick_path: Path, links: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harvests, "in_daemon", at_once)
+    monkeypatch.setattr(intake, "in_daemon", at_once)
     weeks = Weeks(quick_path, World(errors=0.0), Wanted(per_month=0), links)
     assert weeks.run().complete
     ends = forecast(links, USUAL, Start(BEGIN)).ends

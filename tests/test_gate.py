@@ -410,6 +410,29 @@ def test_a_call_is_to_blame_for_a_minute_after_a_witness_was_answered_that_ended
     assert not gate.blames(clock())
 
 
+def test_a_throttled_answer_opens_the_gate() -> None:
+    clock = Ticking()
+    gate = gate_at(clock)
+    fail(gate, clock, ENOUGH)
+    assert gate.outage
+    gate.throttled()
+    assert not gate.outage
+    assert gate.enter() is None
+
+
+def test_a_throttled_answer_is_no_word_that_others_were_answered() -> None:
+    clock = Ticking()
+    gate = gate_at(clock)
+    answer(gate, clock, 20)
+    failed_at = clock()
+    gate.throttled()
+    assert not gate.blames(failed_at)
+    fail(gate, clock, ENOUGH)
+    gate.throttled()
+    fail(gate, clock, 1)
+    assert gate.outage  # what failed before is not forgotten
+
+
 def test_the_gate_knows_whether_anybody_was_ever_answered() -> None:
     gate = gate_at(Ticking())
     assert not gate.ever_answered

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester.cli import SOME_FAILED, STOPPED, exit_code
+from harvester.endings import SOME_FAILED, STOPPED, exit_code
 from harvester.stopping import Reason
 from tests.commands import NO_LIMITS, harvester
 from tests.inside import QUICK_GATE, harvest

@@ -33,6 +33,17 @@ def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when(
     assert f"waiting for the hour's limit of 1,000, until {until.astimezone():%H:%M:%S}" in line
 
 
+def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_counted() -> None:
+    ends = datetime(2026, 11, 24, 3, 10, tzinfo=UTC)
+    status = Status(to_make=12_400, rows=50, refused=5, ends=ends)
+    assert f"; 12,345 left, until about {ends.astimezone():%Y-%m-%d %H:%M}" in status_line(status, 10.0)
+    status.spent = ends - timedelta(hours=2)
+    assert f"; 12,345 left, the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}" in status_line(
+        status, 1
+    )
+    assert "left" not in status_line(Status(rows=50), 10.0)
+
+
 @pytest.mark.parametrize("window", ["pace", "minute", "hour", "month", "throttled", "outage", "connections"])
 def test_every_window_has_words_of_its_own(window: str) -> None:
     assert f"waiting for {window}" not in status_line(Status(waiting=Waiting(window, 0, None)), 1.0)

@@ -418,13 +418,15 @@ def test_a_file_and_a_command_are_one_too_many() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "  \n"])
-def test_without_any_token_the_error_says_where_to_put_one(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+def test_without_any_token_the_error_says_where_to_put_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
     monkeypatch.delenv("BITLY_TOKEN", raising=False)
     if value is not None:
         monkeypatch.setenv("BITLY_TOKEN", value)
     with pytest.raises(UsageError) as refused:
-        token_source(AccessOptions(), silent)()
-    for place in ("BITLY_TOKEN", "--token-file", "--token-command", "Settings > API"):
+        token_source(AccessOptions(token_store=str(tmp_path / "none")), silent)()
+    for place in ("BITLY_TOKEN", "--token-file", "--token-command", "Settings > API", "harvester login"):
         assert place in str(refused.value)
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from harvester.bitly import Query
 from harvester.errors import InputBroken, UsageError
+from harvester.lines import CHUNK, LINE_LIMIT
 from harvester.rows import RowMaker
-from harvester.sources import BATCH_LINES, CHUNK, LINE_LIMIT, Batch, Source, find, read, spool
+from harvester.sources import BATCH_LINES, Batch, Source, find, read, spool
 
 
 def write(folder: Path, content: bytes, name: str = "links.txt") -> str:
@@ -31,6 +32,7 @@ def merged(batches: Iterator[Batch]) -> Batch:
         whole.lines += batch.lines
         whole.blank += batch.blank
         whole.comments += batch.comments
+        whole.headers += batch.headers
         whole.invalid += batch.invalid
         whole.links += batch.links
     return whole

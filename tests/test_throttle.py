@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harvester import throttle
 from harvester.book import SPANS, Book
-from harvester.budget import THROTTLED, Account, Budget, Wait, Wanted
+from harvester.budget import THROTTLED, Account, Budget, Limits, Wait, Wanted
 from harvester.throttle import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
@@ -280,6 +280,71 @@ def lower(state: Throttle, passed: int, total: int, limits: dict[str, int] | Non
     throttle.close(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
     throttle.begin_probe(state, 1.0)
     throttle.reopen(state, sent_at=1.0 if window == MINUTE else 1000.0, total=total, limits=limits)
+
+
+@pytest.mark.parametrize(("per_minute", "per_hour"), [(60, 60), (0, 100)])
+def test_an_hour_without_a_limit_is_not_lowered_below_what_a_minute_may_hold(
+    start: Start, machine: Machine, per_minute: int, per_hour: int
+) -> None:
+    budget = start(per_minute, 0)
+    sent_at = probe(budget, machine)
+    for _ in range(3):
+        budget.throttled(None, sent_at=sent_at)
+        sent_at = probe(budget, machine)
+    budget.answered(sent_at=sent_at)
+    assert (budget.limits.per_minute, budget.limits.per_hour) == (per_minute, per_hour)
+
+
+def filled(start: Start, machine: Machine, count: int, per_hour: int | None = None, reserve: float = 0.0) -> Budget:
+    """A budget whose attempt after 60 was throttled; Bitly, which allows 1,000, counts so many; then a probe passes."""
+    budget = start(None, per_hour, reserve=reserve)
+    budget.observe(1000, 0)
+    assert take_all(budget, 61) == 61
+    budget.throttled(None, sent_at=machine.seconds)
+    budget.observe(1000, count)
+    budget.answered(sent_at=probe(budget, machine))
+    return budget
+
+
+@pytest.mark.parametrize("reserve", [0.0, 0.1])
+def test_if_bitly_says_that_its_hour_is_full_nothing_is_lowered(start: Start, machine: Machine, reserve: float) -> None:
+    budget = filled(start, machine, 1000, reserve=reserve)
+    assert budget.limits == Limits(round(100 * (1 - reserve)), round(1000 * (1 - reserve)), 0)
+
+
+def test_if_bitly_says_that_its_hour_has_room_a_window_is_lowered(start: Start, machine: Machine) -> None:
+    assert filled(start, machine, 600).limits == Limits(60, 1000, 0)
+
+
+@pytest.mark.parametrize("per_hour", [0, 2000])
+def test_who_asked_for_more_than_bitlys_hour_learns_that_it_is_full(
+    start: Start, machine: Machine, per_hour: int
+) -> None:
+    assert filled(start, machine, 1000, per_hour).limits != Limits(100, per_hour, 0)
+
+
+def test_that_the_hour_was_full_is_said_of_one_throttled_answer_only(start: Start, machine: Machine) -> None:
+    budget = filled(start, machine, 1000)
+    budget.observe(1000, 1000)  # while it is open it says nothing of what comes
+    machine.seconds += 3700
+    assert take_all(budget, 51) == 51
+    budget.throttled(None, sent_at=machine.seconds)
+    budget.answered(sent_at=probe(budget, machine))
+    assert budget.limits == Limits(50, 1000, 0)
+
+
+def test_a_full_hour_is_to_blame_before_a_minute_with_room_however_short_the_wait(
+    start: Start, machine: Machine
+) -> None:
+    budget = start(100, 1000)
+    for _ in range(9):
+        assert take_all(budget, 100) == 100
+        machine.seconds += 61
+    assert take_all(budget, 31) == 31
+    sent_at = machine.seconds
+    budget.throttled(1.0, sent_at=sent_at)
+    budget.answered(sent_at=probe(budget, machine))
+    assert (budget.limits.per_minute, budget.limits.per_hour) == (100, 930)
 
 
 @pytest.mark.parametrize("strikes", [1, 2])

@@ -14,7 +14,7 @@ from harvester.budget import Account, Budget, Wanted
 from harvester.client import Client, Settings
 from harvester.clocks import next_month
 from harvester.gate import Gate, GateRules
-from harvester.harvest import Harvest, Options
+from harvester.harvesting import Harvest, Options
 from harvester.limits import HELPERS, Inquiry
 from harvester.progress import StderrWatcher
 from harvester.status import Outcome

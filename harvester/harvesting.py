@@ -18,12 +18,15 @@ from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Ver
 from harvester.budget import Budget, WindowState
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
-from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper
+from harvester.intake import GIVEN, Given, Lists
+from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
-from harvester.sources import Batch, Link, Source, read
+from harvester.outlook import Outlook
+from harvester.pulse import Pulse
+from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
-from harvester.stopping import Reason, Rules, Stop, Stopper, in_daemon
+from harvester.stopping import Reason, Rules, Stop, Stopper
 from harvester.store import Store
 
 ROOM = 100
@@ -50,15 +53,21 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone."""
+    """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone.
+
+    to_make: calls that the list needs, where it was counted. learn: ask Bitly for its limits;
+    that is not worth a helper call for a link or two.
+    """
 
     workers: int
     max_calls: int | None = None
+    to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = TELL_SECONDS
     learn_seconds: float = LEARN_SECONDS
+    learn: bool = True
 
 
 class Harvest:
@@ -74,8 +83,9 @@ class Harvest:
         rules: Rules,
         watcher: Watcher,
         options: Options,
+        metrics: Metrics | None = None,
     ) -> None:
-        self.status = Status(attempts=client.counters)
+        self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
@@ -84,7 +94,11 @@ class Harvest:
         self._rules = rules
         self._watcher = watcher
         self._options = options
-        self._keeper = Keeper(store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds)
+        self._outlook = Outlook(budget, options.workers)
+        self._pulse = Pulse()
+        self._keeper = Keeper(
+            store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
+        )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
         self._fed = asyncio.Event()
@@ -98,19 +112,20 @@ class Harvest:
         client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
-    async def run(self, sources: list[Source]) -> Outcome:
-        """Harvest the sources, and leave everything that was answered committed and published.
+    async def run(self, links: list[Source] | Given) -> Outcome:
+        """Harvest the links, and leave everything that was answered committed and published.
 
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
+        self._pulse.lists = [GIVEN] if isinstance(links, Given) else [source.name for source in links]
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
                 async with asyncio.TaskGroup() as around:
                     beside = [around.create_task(work) for work in (self._keep_telling(), self._keep_learning())]
                     try:
-                        await self._ask_all(sources)
+                        await self._ask_all(links)
                     finally:
                         for task in beside:
                             task.cancel()
@@ -120,9 +135,9 @@ class Harvest:
         finally:
             ending.cancel()
 
-    async def _ask_all(self, sources: list[Source]) -> None:
+    async def _ask_all(self, links: list[Source] | Given) -> None:
         async with asyncio.TaskGroup() as group:
-            self._feeder = self._spawn(group, self._feed(sources))
+            self._feeder = self._spawn(group, self._feed(links))
             for _ in range(self._options.workers):
                 self._spawn(group, self._work(group))
 
@@ -146,17 +161,18 @@ class Harvest:
         if done and stop and stop.reason in {Reason.SIGNAL, Reason.MAX_TIME, Reason.MAX_CALLS}:
             stop = None
         settled = done and not status.failed and not status.left_failed
+        self._outlook.look_back(status)
         outcome = Outcome(settled and stop is None, stop, status)
         await self._keeper.finish(outcome)
         return outcome
 
     # --- the list --------------------------------------------------------------------------------------------------
 
-    async def _feed(self, sources: list[Source]) -> None:
+    async def _feed(self, links: list[Source] | Given) -> None:
         """Read the list and take its calls up, no faster than they are made."""
-        batches = read(sources)
+        intake = links if isinstance(links, Given) else Lists(links)
         try:
-            while batch := await self._stopper.guard(in_daemon(lambda: next(batches, None))):
+            while batch := await self._stopper.guard(intake.next()):
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
@@ -188,6 +204,7 @@ class Harvest:
         listed.lines += batch.lines
         listed.blank += batch.blank
         listed.comments += batch.comments
+        listed.headers += batch.headers
         listed.invalid += len(batch.invalid)
         for bad in batch.invalid:
             self._watcher.invalid(bad)
@@ -314,6 +331,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._store.rows.row(call.link.bitlink, call.key, answer, _second_text(int(time.time())))
         self._store.record(call.key, State.ROW, line, call.previous)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.rows += 1
 
@@ -332,6 +350,7 @@ class Harvest:
         )
         self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._watcher.failure(line)
+        self._pulse.beat()
         self.status.pending -= 1
         self.status.refused += refused
         self.status.failed += not refused
@@ -340,7 +359,8 @@ class Harvest:
 
     async def _keep_telling(self) -> None:
         while True:
-            self.status.waiting = self._client.waiting
+            self.status.waiting, self.status.trouble = self._client.waiting, self._client.trouble
+            await self._outlook.look(self.status)
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
 
@@ -352,6 +372,8 @@ class Harvest:
                     await self._learn()
 
     async def _learn(self) -> None:
+        if not self._options.learn:
+            return
         try:
             told = await self._inquiry.learn()
         except BudgetBusy:
@@ -360,7 +382,7 @@ class Harvest:
             self._stopper.request(Stop(Reason.OUTPUT, str(error)))
             raise Stopping from error
         if told:
-            self._watcher.note(told)
+            self._watcher.note(told.text, told.event, **told.fields)
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
@@ -370,6 +392,10 @@ class Harvest:
             "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
             "input_read_to_end": status.read_to_end,
             "list": asdict(status.listed) if status.read_to_end else None,
+            "ended": utc_text(datetime.now(UTC)) if outcome else None,
+            "invocation": self._pulse.report(self._store.invocation),
+            "left": status.outstanding,
+            "left_failed": status.left_failed,
             "pending": status.pending,
             "budget": self._report_budget(),
         }

@@ -1,0 +1,166 @@
+"""harvester from Python: a harvest, a stream of rows and one link's metrics, awaited in the caller's event loop.
+
+Nothing is printed and no signal is handled; what a person may want to know goes to the logger `harvester`.
+"""
+
+import asyncio
+import inspect
+import os
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any, Unpack
+
+import orjson
+
+from harvester import job as jobs
+from harvester.assembly import job_of
+from harvester.bitlinks import parse
+from harvester.dataset import MANIFEST
+from harvester.errors import LinkFailed, LinkRefused, OutputError, Stopped, UsageError
+from harvester.flowing import Flowing, RowSink
+from harvester.intake import Given
+from harvester.keywords import (
+    AnyPath,
+    HarvestOptions,
+    Links,
+    MetricsOptions,
+    StreamOptions,
+    TokenGiven,
+    lists_of,
+    path_of,
+    run_options,
+    token_reader,
+)
+from harvester.logs import LogWatcher
+from harvester.options import RunOptions
+from harvester.places import STDOUT, resolve
+from harvester.status import Outcome
+from harvester.stopping import Reason, Stopper, in_daemon
+
+Row = dict[str, Any]
+"""A row or a failure as it is published: the README's "What it writes"."""
+
+_AT_ONCE = 2
+"""Calls of `metrics` that one loop makes at once: each takes a seat among the machine's five harvesters."""
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+
+async def harvest(
+    links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestOptions]
+) -> dict[str, Any]:
+    """Harvest links into a folder or a growing file; the same call again resumes. Gives `_manifest.json` as a dict.
+
+    links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
+    also an asynchronous one, gives links. out: as in `run`. token: a text, or a callable that gives one, which is
+    called again when Bitly refuses it; by default as the command does. options: those of `run`.
+
+    A run that was stopped gives its manifest too, whose `stopped` says why.
+
+    Raises:
+        UsageError: nothing was asked. DatasetBusy, ConnectionsBusy: others are at work. OutputError: the output cannot
+        be written. What links raises, once all that was answered is published.
+    """
+    target = path_of("out", out)
+    if target == STDOUT:
+        raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
+    chosen = run_options(options, HarvestOptions, target)
+    lists, watcher = lists_of(links), LogWatcher()
+    read_token = token_reader(token, chosen)
+    job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token))
+    outcome = await jobs.run(job, Stopper(), watcher)
+    _raise_for(lists, outcome)
+    return _manifest(job, outcome)
+
+
+def stream(
+    links: Links,
+    *,
+    token: TokenGiven = None,
+    on_failure: Callable[[Row], object] | None = None,
+    **options: Unpack[StreamOptions],
+) -> AsyncGenerator[Row, None]:
+    """Give rows as they come, in no order; nothing is kept. A slow consumer slows the calls.
+
+    links, token, options: as for `harvest`. on_failure: called in the event loop with each refused or failed call and
+    each link that is none, as in `_failures.ndjson`; what it raises ends the stream.
+
+    Raises, while it is iterated over:
+        Stopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
+    """
+    if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
+        raise UsageError("on_failure: a plain function was expected")
+    chosen = run_options(options, StreamOptions, STDOUT)
+    return _rows(lists_of(links), chosen, token_reader(token, chosen), on_failure)
+
+
+async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsOptions]) -> Row:
+    """Give one link's row. bitlink: in any form that a list may have.
+
+    A few of these go at once, the others wait; for many links take `stream`.
+
+    Raises:
+        InvalidBitlink: that is none. LinkRefused, LinkFailed: it has no row. Stopped: something is wrong beside the
+        link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
+    """
+    if not isinstance(bitlink, str):
+        raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
+    name = parse(bitlink)
+    chosen = run_options(options, MetricsOptions, STDOUT)
+    read_token = token_reader(token, chosen)
+    failures: list[Row] = []
+    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
+    async with turns, aclosing(_rows(Given([name]), chosen, read_token, failures.append, learn=False)) as rows:
+        found = [row async for row in rows]
+    if found:
+        return found[0]
+    kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
+    raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+async def _rows(
+    lists: list[str] | Given,
+    options: RunOptions,
+    read_token: Callable[[], str] | None,
+    on_failure: Callable[[Row], object] | None,
+    *,
+    learn: bool = True,
+) -> AsyncGenerator[Row, None]:
+    """Yield rows. learn: ask Bitly for its limits, which is not worth a helper call for one link."""
+    sink = RowSink()
+    watcher = LogWatcher(on_failure, sink.leave)
+    job = await in_daemon(partial(job_of, lists, options, watcher.warn, read_token, sink))
+    job = replace(job, harvesting=replace(job.harvesting, learn=learn))
+    watcher.query = job.query
+    async with Flowing(job, sink, Stopper(), watcher) as rows:
+        async for line in rows:
+            yield orjson.loads(line)
+    if watcher.error is not None:
+        raise watcher.error
+    outcome = rows.outcome()
+    _raise_for(lists, outcome)
+    if stop := outcome.stop:
+        raise Stopped(stop.reason.value, stop.message, stop.until)
+
+
+def _raise_for(lists: list[str] | Given, outcome: Outcome) -> None:
+    """Raise what the caller's iterable has raised, and what made the output unfit to be trusted."""
+    if isinstance(lists, Given) and lists.error is not None:
+        raise lists.error
+    if outcome.stop is not None and outcome.stop.reason is Reason.OUTPUT:
+        raise OutputError(outcome.stop.message)
+
+
+def _manifest(job: jobs.Job, outcome: Outcome) -> dict[str, Any]:
+    """Read the manifest; a run that was stopped before its first call has left that of the run before, or none."""
+    manifest: dict[str, Any] = {"complete": False}
+    path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)
+    if os.path.exists(path):
+        with open(path, "rb") as stream:
+            manifest = orjson.loads(stream.read())
+    if stop := outcome.stop:
+        stopped = {"reason": stop.reason.value, "message": stop.message, "until": stop.until}
+        manifest |= {"complete": False, "stopped": stopped}
+    return manifest

@@ -1,0 +1,132 @@
+"""What a harvest has published, as an Arrow table: a folder's parts, or the growing file as far as it is certain."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from harvester.dataset import MANIFEST
+from harvester.errors import OutputError, UsageError
+from harvester.places import GROWING_ENDINGS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PART = re.compile(r"part-[0-9a-f]+-\d{5,}\.ndjson(\.gz|\.zst)?")
+_COMPRESSION = {None: None, ".gz": "gzip", ".zst": "zstd"}
+_BLOCK_BYTES = 32 * 1024 * 1024
+"""A row must fit into a block; an answer has 4 MiB at most, and JSON may write it longer."""
+
+
+def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> "pa.Table":
+    """Give the rows of an output as a pyarrow.Table, while a run goes on too; `.to_pandas()` makes a data frame of it.
+
+    columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks.
+
+    Raises:
+        UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
+    """
+    arrow = _arrow()
+    schema = _schema(arrow)
+    chosen = schema.names if columns is None else list(columns)
+    for name in chosen:
+        if name not in schema.names:
+            raise UsageError(f"columns: {name} is none of {', '.join(schema.names)}")
+    wanted = arrow.schema([schema.field(name) for name in chosen])
+    try:
+        tables = [_parsed(arrow, stream, schema).select(chosen) for stream in _streams(arrow, os.fsdecode(out))]
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise OutputError(f"{os.fsdecode(out)} has something in it that is no row: {error}") from error
+    return arrow.concat_tables([wanted.empty_table(), *tables])
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra
+        import pyarrow.json  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError("harvester.read needs pyarrow: pip install 'harvester[arrow]'") from error
+    return pa
+
+
+def _schema(arrow: Any) -> "pa.Schema":
+    text, number = arrow.string(), arrow.int64()
+    metric = arrow.struct([("value", text), ("clicks", number)])
+    return arrow.schema(
+        [
+            ("record_id", text),
+            ("run_id", text),
+            ("bitlink", text),
+            ("facet", text),
+            ("unit", text),
+            ("units", number),
+            ("unit_reference", text),
+            ("size", number),
+            ("fetched_at", text),
+            ("units_returned", number),
+            ("unit_reference_returned", text),
+            ("clicks_listed", number),
+            ("truncated", arrow.bool_()),
+            ("metrics", arrow.list_(metric)),
+            ("schema_version", number),
+        ]
+    )
+
+
+def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
+    with stream:
+        data = stream.read_buffer()
+    if not data.size:  # which Arrow takes for damage
+        return schema.empty_table()
+    return arrow.json.read_json(
+        arrow.BufferReader(data),
+        arrow.json.ReadOptions(block_size=_BLOCK_BYTES),
+        arrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
+
+
+def _streams(arrow: Any, out: str) -> Iterator[Any]:
+    """Yield the published bytes, a stream for each file."""
+    if os.path.isdir(out):
+        yield from _parts(arrow, out)
+    elif out.lower().endswith(GROWING_ENDINGS):
+        yield _growing(arrow, out)
+    else:
+        raise UsageError(f"{out}: a folder, or a file that ends in .ndjson or .jsonl, was expected")
+
+
+def _parts(arrow: Any, out: str) -> Iterator[Any]:
+    names = sorted(os.listdir(out))
+    parts = [(name, match[1]) for name in names if (match := _PART.fullmatch(name))]
+    if not parts and MANIFEST not in names and "_harvester" not in names:
+        raise UsageError(f"{out}: nothing in it was written by harvester")
+    for name, ending in parts:
+        try:
+            yield arrow.input_stream(os.path.join(out, name), compression=_COMPRESSION[ending])
+        except FileNotFoundError:
+            continue  # a loader has taken it just now
+
+
+def _growing(arrow: Any, out: str) -> Any:
+    """Open the growing file up to where the manifest says that it is certain."""
+    folder = out + ".harvester"
+    try:
+        with open(os.path.join(folder, MANIFEST), "rb") as stream:
+            parts = orjson.loads(stream.read())["parts"]
+    except FileNotFoundError as error:
+        if os.path.isdir(folder):
+            return arrow.BufferReader(b"")  # begun, and nothing is certain yet
+        raise UsageError(f"{out}: not begun by harvester, or its folder {folder} is gone") from error
+    certain = sum(part["bytes"] for part in parts)
+    if not certain:
+        return arrow.BufferReader(b"")
+    try:
+        with arrow.memory_map(out) as whole:
+            data = whole.read_buffer(certain)
+    except FileNotFoundError as error:
+        raise OutputError(f"{out} is gone; its folder {folder} is still there") from error
+    if data.size < certain:
+        raise OutputError(f"{out} has {data.size} bytes and had {certain}: somebody has cut it")
+    return arrow.BufferReader(data)

@@ -1,0 +1,103 @@
+"""The end of a run in words: what came, what it cost, what to do next."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from harvester.budget import WindowState
+from harvester.status import Counters, Listed, Outcome, Status
+from harvester.stopping import Reason, Stop
+from harvester.summary import duration, summary
+
+MONTH = WindowState("month", 5000, 1000, datetime(2026, 12, 1, tzinfo=UTC), "asked")
+
+
+def told(status: Status, stop: Stop | None = None, *, complete: bool = False, out: str = "lake") -> list[str]:
+    return summary(Outcome(complete, stop, status), out, 125.0).split("\n")
+
+
+def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
+    status = Status(
+        listed=Listed(lines=1300, duplicates=60, invalid=2, links=1236),
+        read_to_end=True,
+        rows=1234,
+        refused=1,
+        known=1,
+        attempts=Counters(1240, 5, 0, 2),
+        windows=[MONTH],
+    )
+    assert told(status, complete=True) == [
+        "done in 2 min 5 s: every call is settled",
+        "  came    1,234 rows, 1 refused, 0 failed",
+        "  list    1,300 lines: 1,236 links, 60 duplicates, 2 invalid",
+        "          1 link was known before",
+        "  cost    1,240 attempts (5 repeated, 0 throttled), and 2 helper calls",
+        "  time    2 min 5 s, 9.9 calls/s",
+        "  month   4,000 of 5,000 attempts left; a new one begins 2026-12-01 00:00 UTC",
+        "  in      lake",
+        "  next    _failures.ndjson says which were refused, and why",
+    ]
+
+
+def test_one_is_not_many() -> None:
+    status = Status(listed=Listed(lines=1, links=1), read_to_end=True, rows=1, attempts=Counters(1, 0, 0, 1))
+    text = "\n".join(told(status, complete=True))
+    for said in ("1 row,", "1 line: 1 link, 0 duplicates", "1 attempt (", "1 helper call"):
+        assert said in text
+
+
+def test_where_everything_was_known_no_call_was_made() -> None:
+    lines = told(Status(listed=Listed(lines=3, links=3), read_to_end=True, known=3), complete=True)
+    assert lines[0] == "nothing to do: everything was known, no call was made"
+    assert not [line for line in lines if "came" in line or "time" in line]
+
+
+def test_a_list_without_links_has_nothing_to_do() -> None:
+    assert told(Status(read_to_end=True))[0] == "nothing to do: the list has no links"
+
+
+def test_a_run_that_was_stopped_at_once_says_only_that() -> None:
+    assert told(Status(), Stop(Reason.SIGNAL, "SIGINT was received")) == [
+        "stopped: SIGINT was received",
+        "  in      lake",
+        "  next    nothing was lost; the same command carries on",
+    ]
+
+
+def test_a_spent_month_names_the_day_to_go_on() -> None:
+    stop = Stop(Reason.MONTH_SPENT, "the month is spent", "2026-12-01T00:00:00Z")
+    assert "  next    nothing was lost; run the same command again from 2026-12-01T00:00:00Z on" in told(Status(), stop)
+
+
+@pytest.mark.parametrize("reason", [Reason.TOKEN_REFUSED, Reason.OUTPUT, Reason.INPUT])
+def test_what_must_be_mended_is_not_to_be_repeated(reason: Reason) -> None:
+    assert "carries on" not in "\n".join(told(Status(), Stop(reason, "so")))
+
+
+def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:
+    status = Status(listed=Listed(lines=9, links=9), read_to_end=True, rows=5, failed=3, left_failed=1)
+    text = "\n".join(told(status))
+    assert "done in 2 min 5 s, but 4 calls have failed" in text
+    assert "3 calls have failed: see _failures.ndjson; the same command tries again" in text
+    assert "1 call has failed in three runs: --retry-failed tries again" in text
+
+
+def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
+    text = "\n".join(told(Status(), Stop(Reason.SIGNAL, "SIGINT was received"), out="-"))
+    assert "begins anew" in text
+    assert "  in " not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10 s"),
+        (59.7, "1 min 0 s"),
+        (125, "2 min 5 s"),
+        (7380, "2 h 3 min"),
+        (439200, "5 days 2 h"),
+    ],
+)
+def test_a_time_is_told_in_its_two_largest_units(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
