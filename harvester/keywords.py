@@ -61,6 +61,9 @@ class HarvestOptions(StreamOptions, total=False):
 
     part_rows: int
     part_bytes: str | int
+    part_age: Duration
+    format: str | None
+    shape: str | None
     retry_failed: bool
     retry_refused: bool
     metrics_file: AnyPath | None

@@ -9,13 +9,15 @@ import orjson
 
 from harvester.dataset import MANIFEST
 from harvester.errors import OutputError, UsageError
+from harvester.parts import Format, arrow_schema
 from harvester.places import GROWING_ENDINGS
+from harvester.schema import Shape
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_PART = re.compile(r"part-[0-9a-f]+-\d{5,}\.ndjson(\.gz|\.zst)?")
-_COMPRESSION = {None: None, ".gz": "gzip", ".zst": "zstd"}
+_PART = re.compile(rf"part-[0-9a-f]+-\d{{5,}}\.({'|'.join(map(re.escape, Format))})")
+_COMPRESSION = {Format.NDJSON: None, Format.GZIP: "gzip", Format.ZSTD: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into a block; an answer has 4 MiB at most, and JSON may write it longer."""
 
@@ -23,22 +25,23 @@ _BLOCK_BYTES = 32 * 1024 * 1024
 def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> "pa.Table":
     """Give the rows of an output as a pyarrow.Table, while a run goes on too; `.to_pandas()` makes a data frame of it.
 
-    columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks.
+    columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks,
+    unit_reference and fetched_at are timestamps in UTC.
 
     Raises:
         UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
     """
-    arrow = _arrow()
-    schema = _schema(arrow)
+    arrow, path = _arrow(), os.fsdecode(out)
+    schema = arrow_schema(_shape_of(path))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:
         if name not in schema.names:
             raise UsageError(f"columns: {name} is none of {', '.join(schema.names)}")
     wanted = arrow.schema([schema.field(name) for name in chosen])
     try:
-        tables = [_parsed(arrow, stream, schema).select(chosen) for stream in _streams(arrow, os.fsdecode(out))]
+        tables = [table.select(chosen) for table in _tables(arrow, path, schema)]
     except (arrow.ArrowInvalid, OSError) as error:
-        raise OutputError(f"{os.fsdecode(out)} has something in it that is no row: {error}") from error
+        raise OutputError(f"{path} has something in it that is no row: {error}") from error
     return arrow.concat_tables([wanted.empty_table(), *tables])
 
 
@@ -46,33 +49,10 @@ def _arrow() -> Any:
     try:
         import pyarrow as pa  # noqa: PLC0415 - an extra
         import pyarrow.json  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
         raise UsageError("harvester.read needs pyarrow: pip install 'harvester[arrow]'") from error
     return pa
-
-
-def _schema(arrow: Any) -> "pa.Schema":
-    text, number = arrow.string(), arrow.int64()
-    metric = arrow.struct([("value", text), ("clicks", number)])
-    return arrow.schema(
-        [
-            ("record_id", text),
-            ("run_id", text),
-            ("bitlink", text),
-            ("facet", text),
-            ("unit", text),
-            ("units", number),
-            ("unit_reference", text),
-            ("size", number),
-            ("fetched_at", text),
-            ("units_returned", number),
-            ("unit_reference_returned", text),
-            ("clicks_listed", number),
-            ("truncated", arrow.bool_()),
-            ("metrics", arrow.list_(metric)),
-            ("schema_version", number),
-        ]
-    )
 
 
 def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
@@ -80,31 +60,45 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
         data = stream.read_buffer()
     if not data.size:  # which Arrow takes for damage
         return schema.empty_table()
-    return arrow.json.read_json(
+    table = arrow.json.read_json(
         arrow.BufferReader(data),
         arrow.json.ReadOptions(block_size=_BLOCK_BYTES),
         arrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     )
+    return table.cast(schema)  # which says what is never null
 
 
-def _streams(arrow: Any, out: str) -> Iterator[Any]:
-    """Yield the published bytes, a stream for each file."""
+def _shape_of(out: str) -> Shape:
+    """Give the shape that the rows have, as the manifest says."""
+    try:
+        with open(os.path.join(out, MANIFEST), "rb") as stream:
+            return Shape(orjson.loads(stream.read()).get("shape", Shape.NESTED))
+    except (FileNotFoundError, NotADirectoryError):
+        return Shape.NESTED
+
+
+def _tables(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
+    """Yield what was published, a table for each file."""
     if os.path.isdir(out):
-        yield from _parts(arrow, out)
+        yield from _parts(arrow, out, schema)
     elif out.lower().endswith(GROWING_ENDINGS):
-        yield _growing(arrow, out)
+        yield _parsed(arrow, _growing(arrow, out), schema)
     else:
         raise UsageError(f"{out}: a folder, or a file that ends in .ndjson or .jsonl, was expected")
 
 
-def _parts(arrow: Any, out: str) -> Iterator[Any]:
+def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
     names = sorted(os.listdir(out))
     parts = [(name, match[1]) for name in names if (match := _PART.fullmatch(name))]
     if not parts and MANIFEST not in names and "_harvester" not in names:
         raise UsageError(f"{out}: nothing in it was written by harvester")
     for name, ending in parts:
+        path = os.path.join(out, name)
         try:
-            yield arrow.input_stream(os.path.join(out, name), compression=_COMPRESSION[ending])
+            if ending == Format.PARQUET:
+                yield arrow.parquet.read_table(path, schema=schema)
+            else:
+                yield _parsed(arrow, arrow.input_stream(path, compression=_COMPRESSION[Format(ending)]), schema)
         except FileNotFoundError:
             continue  # a loader has taken it just now
 

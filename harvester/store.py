@@ -101,6 +101,7 @@ class Store:
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
+        self.making = making
         self._publisher = _publisher_for(place, ledger, self.run_id, making, sink)
         self._most_waiting = sink.most_waiting if sink else UNCOMMITTED_LIMIT
         self._batch = Batch()
@@ -274,6 +275,8 @@ class Store:
             "tool": f"harvester {__version__}",
             "run_id": self.run_id,
             "query": self.query.as_dict(),
+            "format": self.making.format,
+            "shape": self.making.shape,
             "started": self._started,
             "updated": utc_text(datetime.now(UTC)),
             **report,
