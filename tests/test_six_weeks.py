@@ -213,10 +213,13 @@ def test_an_hours_limit_that_was_told_wrongly_is_found_all_the_same(quick_path: 
 
 @pytest.mark.parametrize(
     ("links", "per_month"),
-    [(30_000, 20_000), pytest.param(1_000_000, 400_000, marks=[pytest.mark.slow, pytest.mark.long])],
+    [(30_000, 20_000), pytest.param(250_000, 150_000, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
-    """A thousand an hour, shared with others at times, with outages and the ends of months."""
+    """A thousand an hour, shared with others at times, with outages and the ends of months.
+
+    benchmarks/quota.py has the whole of it, a million links.
+    """
     weeks = Weeks(quick_path, shared_world(), Wanted(per_month=per_month), links, connections=2)
     outcome = weeks.run()
     bitly = weeks.bitly
