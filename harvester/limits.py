@@ -1,20 +1,18 @@
 """What Bitly itself says of an account's limits, asked for over its helper routes."""
 
-from harvester.bitly import (
-    FACETS,
+from harvester.bitly import FACETS, MonthSpent, no_success
+from harvester.budget import Budget
+from harvester.client import NOT_ASKED, Client, Looked
+from harvester.events import Event, Field, Told
+from harvester.limit_routes import (
     GROUPS,
-    MonthSpent,
     PlanLimit,
-    no_success,
     plan_limits_target,
     platform_limits_target,
     read_organization,
     read_plan_limits,
     read_platform_limit,
 )
-from harvester.budget import Budget
-from harvester.client import NOT_ASKED, Client, Looked
-from harvester.events import Event, Field, Told
 from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"

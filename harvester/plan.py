@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 
 from harvester import client, store
-from harvester.bitly import PlanLimit, utc_text
+from harvester.bitly import utc_text
 from harvester.budget import Budget, Limits, WindowState
 from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
@@ -17,6 +17,7 @@ from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, sh
 from harvester.gate import Gate
 from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
+from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
 from harvester.status import Watcher
