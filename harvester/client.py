@@ -37,10 +37,11 @@ from harvester.bitly import (
     utc_text,
     verdict,
 )
-from harvester.budget import Budget, MonthOver, Wait
+from harvester.budget import Budget
 from harvester.connections import Pool, Slot, for_good, in_passing, pooled, read_bounded
 from harvester.errors import BudgetBusy, OutputError, Stopping
 from harvester.gate import OUTAGE, Gate
+from harvester.quota import MonthOver, Wait
 from harvester.slots import Slots
 from harvester.status import Counters, Waiting
 from harvester.stopping import Reason, Stop, Stopper

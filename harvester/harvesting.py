@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
-from harvester.budget import Budget, WindowState
+from harvester.budget import Budget
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
 from harvester.intake import GIVEN, Given, Lists
@@ -24,6 +24,7 @@ from harvester.ledger import Known, State
 from harvester.limits import Inquiry
 from harvester.outlook import Outlook
 from harvester.pulse import Pulse
+from harvester.quota import WindowState
 from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper

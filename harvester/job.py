@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from harvester import client, store
 from harvester.bitly import FACETS, Query, endpoint, utc_text
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted, WindowState
+from harvester.budget import Budget
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
@@ -23,6 +23,7 @@ from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
+from harvester.quota import Account, Wanted, WindowState
 from harvester.rows import RowMaker
 from harvester.slots import Slots
 from harvester.sources import Source, spool

@@ -10,7 +10,7 @@ from typing import Any
 
 from harvester import client, store
 from harvester.bitly import utc_text
-from harvester.budget import Budget, Limits, WindowState
+from harvester.budget import Budget
 from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
@@ -20,6 +20,7 @@ from harvester.job import Budgets, Job, budgeted, count
 from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
+from harvester.quota import Limits, WindowState
 from harvester.status import Watcher
 from harvester.stopping import Stopper
 from harvester.store import Glimpse

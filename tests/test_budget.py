@@ -23,22 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.book import SPANS, Book
-from harvester.budget import (
-    ASK_AFTER_REFUSAL_SECONDS,
-    ASK_ATTEMPTS,
-    ASK_CLOSED_SECONDS,
-    ASK_SECONDS,
-    DEFAULTS,
-    Account,
-    Budget,
-    Limits,
-    MonthOver,
-    Wait,
-    Wanted,
-    WindowState,
-)
+from harvester.budget import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS, Budget
 from harvester.clocks import moment, month_of
 from harvester.errors import OutputError
+from harvester.quota import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted, WindowState
 from tests.commands import ROOT, environment
 from tests.conftest import quick_folder
 from tests.virtual import VirtualClock
@@ -1324,7 +1312,8 @@ HAMMER = """
 import os, sys, time
 from contextlib import suppress
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted
+from harvester.budget import Budget
+from harvester.quota import Account, Wanted
 from harvester.errors import BudgetBusy
 
 folder, files, seconds, *limits = sys.argv[1:]

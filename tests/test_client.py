@@ -24,12 +24,13 @@ from yarl import URL
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.book import Book
-from harvester.budget import Account, Budget, MonthOver, Wait, Wanted
+from harvester.budget import Budget
 from harvester.client import NOT_ASKED, Client, Settings, opened
 from harvester.clocks import Clock
 from harvester.connections import Pool, Slot
 from harvester.errors import Stopping, UsageError
 from harvester.gate import Gate, GateRules
+from harvester.quota import Account, MonthOver, Wait, Wanted
 from harvester.slots import Slots
 from harvester.status import Waiting
 from harvester.stopping import Reason, Stop, Stopper

@@ -10,13 +10,14 @@ from typing import Any
 from harvester import sources
 from harvester.bitly import FACETS, Query, endpoint
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted
+from harvester.budget import Budget
 from harvester.client import Client, Settings
 from harvester.clocks import next_month
 from harvester.gate import Gate, GateRules
 from harvester.harvesting import Harvest, Options
 from harvester.limits import HELPERS, Inquiry
 from harvester.progress import StderrWatcher
+from harvester.quota import Account, Wanted
 from harvester.status import Outcome
 from harvester.stopping import Reason, Rules, Stopper
 from harvester.tokens import Token
