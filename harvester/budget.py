@@ -14,9 +14,10 @@ from datetime import datetime
 from functools import lru_cache
 
 from harvester import throttle
-from harvester.book import LATE_SECONDS, SPANS, Book, Said, State
+from harvester.book import LATE_SECONDS, SPANS, Book, State
 from harvester.clocks import moment, month_of, next_month
 from harvester.quota import THROTTLED, Account, Limits, MonthOver, Wait, Wanted, WindowState
+from harvester.said import Said
 from harvester.throttle import HOUR, MINUTE, Throttle
 
 _PER_SECOND = 10
@@ -34,15 +35,6 @@ _BELIEVED_SECONDS = 86400.0
 _MOST_LEASED = 64
 """Where no window is to be held, so many attempts of one tenth of a second are counted at once."""
 _BELIEVED_DATE_SECONDS = 86400.0
-ASK_SECONDS = 300.0
-ASK_ATTEMPTS = 100
-"""Bitly is asked again for its limits at most so often, so that helper calls stay at one in a hundred."""
-ASK_CLOSED_SECONDS = 60.0
-"""Once after a throttled answer already so soon: only as long as it is closed can Bitly say that its hour is full."""
-ASK_AFTER_REFUSAL_SECONDS = 86400.0
-"""Where Bitly answered, and did not tell."""
-_UNDER_WAY = 5
-"""Attempts that we have counted and Bitly perhaps not yet, when it says how many it has counted."""
 
 
 @dataclass(slots=True)
@@ -393,22 +385,11 @@ class Budget:
         with self._book.transaction() as now:
             self._load()
             said = self._state.said
-            if said is not None and not self._asking_pays(said, now, begin=begin):
+            if said and not said.asking_pays(self._state.throttle, total=self._total, now=now, begin=begin):
                 return False
             self._state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._total)
             self._save()
             return True
-
-    def _asking_pays(self, said: Said, now: float, *, begin: bool) -> bool:
-        if said.limit is None:
-            return now - said.asked_at >= ASK_AFTER_REFUSAL_SECONDS
-        if begin:
-            return now - said.asked_at >= ASK_SECONDS
-        state, age = self._state.throttle, now - said.asked_at
-        if state.closed and state.began_at > said.asked_at and age >= ASK_CLOSED_SECONDS:
-            return True
-        told_since = state.closed_at > said.asked_at
-        return age >= ASK_SECONDS and (told_since or self._total - said.asked_total >= ASK_ATTEMPTS)
 
     def not_answered(self) -> None:
         """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
@@ -416,7 +397,7 @@ class Budget:
             self._load()
             said = self._state.said
             if said is not None and said.limit is None:
-                said.asked_at = now - ASK_AFTER_REFUSAL_SECONDS + ASK_SECONDS
+                said.ask_soon(now)
                 self._save()
 
     def observe(self, limit: int, count: int | None) -> int:
@@ -427,7 +408,7 @@ class Budget:
         with self._book.transaction() as now:
             self._load()
             said = self._state.said or Said(now, self._total)
-            others = 0 if count is None else self._others(said, count, now)
+            others = 0 if count is None else said.others(count, total=self._total, used=self._used(HOUR, now))
             if others:
                 self._add(others, now)
             said.limit = limit
@@ -438,14 +419,6 @@ class Budget:
             self._refresh_limits()
         self._book.set_fast(fast=self.fast)
         return others
-
-    def _others(self, said: Said, count: int, now: float) -> int:
-        """Tell from Bitly's count how many attempts were not ours, and keep it for the next time."""
-        if said.limit is None or count < said.count:  # the first, or an hour of Bitly's has begun
-            said.base_count, said.base_total = count, self._total
-        said.count = count
-        others = (count - said.base_count) - (self._total - said.base_total) - _UNDER_WAY
-        return max(others, count - self._used(HOUR, now), 0)
 
     # --- telling ---------------------------------------------------------------------------------------------------
 

@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.book import SPANS, Book
-from harvester.budget import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS, Budget
+from harvester.budget import Budget
 from harvester.clocks import moment, month_of
 from harvester.errors import OutputError
 from harvester.quota import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted, WindowState
+from harvester.said import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
 from tests.commands import ROOT, environment
 from tests.conftest import quick_folder
 from tests.virtual import VirtualClock
