@@ -11,30 +11,23 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 
 from harvester import throttle
 from harvester.book import LATE_SECONDS, SPANS, Book, State
 from harvester.clocks import moment, month_of, next_month
+from harvester.months import LATEST_SECONDS, Months, months_near
 from harvester.quota import THROTTLED, Account, Limits, MonthOver, Wait, Wanted, WindowState
 from harvester.said import Said
 from harvester.throttle import HOUR, MINUTE, Throttle
 
 _PER_SECOND = 10
 """Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
-_EDGE_SECONDS = 5.0
-"""An attempt so near to a month's edge counts on both sides of it: Bitly's clock need not be ours."""
-_LATEST_SECONDS = 60.0
-"""An attempt is not made later than so after it was counted."""
 _POLL_SECONDS = 0.2
 _FAST_PER_MINUTE = 1200
 """From so many attempts a minute on, a count need not be on the disk before the attempt goes."""
 _CHECK_SECONDS = 1.0
-_BELIEVED_SECONDS = 86400.0
-"""Bitly's word that the month is spent is believed for so long: a plan may be bought."""
 _MOST_LEASED = 64
 """Where no window is to be held, so many attempts of one tenth of a second are counted at once."""
-_BELIEVED_DATE_SECONDS = 86400.0
 
 
 @dataclass(slots=True)
@@ -64,7 +57,7 @@ class Budget:
         wanted: Wanted,
         rng: random.Random | None = None,
     ) -> None:
-        self.account = account
+        self.month = Months(book, account)
         self.wanted = wanted
         self._book = book
         self._endpoint = endpoint
@@ -74,10 +67,14 @@ class Budget:
         self._total = 0
         self._last_at = 0.0
         self._lease = _Lease()
-        self._told_before = False
         self._check_due = 0.0
         self._scope = self._open_scope()
         self._refresh_limits()
+
+    @property
+    def account(self) -> Account:
+        """Whose budget it is at present."""
+        return self.month.account
 
     @property
     def limits(self) -> Limits:
@@ -102,7 +99,7 @@ class Budget:
     def use_token(self, fingerprint: str) -> None:
         """Count for another token from now on; the account stays the same."""
         self.close()
-        self.account = self.account._replace(token=fingerprint)
+        self.month.account = self.account._replace(token=fingerprint)
         self._scope = self._open_scope()
 
     # --- attempts --------------------------------------------------------------------------------------------------
@@ -135,7 +132,7 @@ class Budget:
                 return 0.0
             rooms = [limit - self._used(window, now) for window, limit in self._held()]
             if self._limits.per_month:
-                rooms.append(self._limits.per_month - self._spent_near(now))
+                rooms.append(self._limits.per_month - self.month.spent_near(self._book.utc(now)))
         return max(min(rooms, default=math.inf), 0)
 
     def _check_present(self) -> None:
@@ -145,30 +142,11 @@ class Budget:
             self._book.check_present()
 
     def _refuse(self, now: float) -> Wait | MonthOver | None:
-        if refused := self._month_full(now) or self._closed(now):
+        if refused := self.month.refuse(self._limits.per_month, self._book.utc(now)) or self._closed(now):
             return refused
         waits = [Wait(self._wait(window, held, now), window, held) for window, held in self._held()]
         longest = max(waits, key=lambda wait: wait.seconds, default=None)
         return longest if longest and longest.seconds > 0.0 else None
-
-    def _month_full(self, now: float) -> Wait | MonthOver | None:
-        limit, utc = self._limits.per_month, self._book.utc(now)
-        if self._told_lately(utc):
-            return MonthOver(next_month(moment(utc)), told=True)
-        if not limit:
-            return None
-        full = [month for month in _months_near(utc) if self._spent(month) >= limit]
-        if not full:
-            return None
-        over = next_month(datetime.fromisoformat(f"{full[-1]}-01T00:00:00+00:00"))
-        # Near the edge it is only moments until the next month's calls count there alone.
-        left = over.timestamp() + 2 * _EDGE_SECONDS - utc
-        return Wait(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthOver(over)
-
-    def _told_lately(self, utc: float) -> bool:
-        told = self._told(month_of(utc))
-        self._told_before = told is not None
-        return told is not None and utc - told < _BELIEVED_SECONDS
 
     def _closed(self, now: float) -> Wait | None:
         state = self._state.throttle
@@ -184,17 +162,11 @@ class Budget:
             throttle.begin_probe(self._state.throttle, now)
             self._save()
         self._add(attempts, now)
-        months = _months_near(self._book.utc(now))
-        self._spend(months, attempts)
-        if self._told_before:  # a day has passed: this attempt asks again, and others wait for what it hears
-            self._renew_told(now)
+        months = months_near(self._book.utc(now))
+        self.month.spend(months, attempts)
+        if self.month.told_before:  # a day has passed
+            self.month.renew_told(self._book.utc(now))
         return _Lease(attempts, attempts - 1, self._last_at, months, self._total)
-
-    def _renew_told(self, now: float) -> None:
-        utc = self._book.utc(now)
-        update = "UPDATE months SET told = ? WHERE server = ? AND account = ? AND month = ?"
-        for name in self._names():
-            self._book.execute(update, utc, self.account.server, name, month_of(utc))
 
     def _lease_size(self, now: float) -> int:
         """Say how many attempts to count at once: one, but where nothing but the month could refuse them."""
@@ -202,31 +174,18 @@ class Budget:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
         if self._limits.per_month:  # others must not be told that the month is over because of what is only leased
-            size = min(size, (self._limits.per_month - self._spent_near(now)) // _MOST_LEASED)
-        return 1 if self._told_before else max(size, 1)
+            size = min(size, (self._limits.per_month - self.month.spent_near(self._book.utc(now))) // _MOST_LEASED)
+        return 1 if self.month.told_before else max(size, 1)
 
     def _give_back(self) -> None:
         """Take what is left of the lease back; windows that others have counted in since keep it, which is careful."""
         lease = self._lease
         if lease.left:
-            self._spend(lease.months, -lease.left)
+            self.month.spend(lease.months, -lease.left)
             if self._total == lease.total:
                 self._total -= lease.left
                 self._book.execute("UPDATE scopes SET total = ? WHERE id = ?", self._total, self._scope)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
-
-    def _spend(self, months: Sequence[str], attempts: int) -> None:
-        insert = (
-            "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (server, account, month) DO UPDATE SET spent = spent + excluded.spent"
-        )
-        for month in months:
-            for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, attempts)
-
-    def _names(self) -> set[str]:
-        """Give whom an attempt is counted for: an account that is given a name later has not spent less."""
-        return {self.account.name, self.account.token}
 
     def _add(self, attempts: int, now: float) -> None:
         at = math.ceil(now * _PER_SECOND) / _PER_SECOND
@@ -248,8 +207,8 @@ class Budget:
             self._load()
             self._add(1, now)
             utc = self._book.utc(now)
-            before = _months_near(utc - _LATEST_SECONDS)
-            self._spend([month for month in _months_near(utc) if month not in before], 1)
+            before = months_near(utc - LATEST_SECONDS)
+            self.month.spend([month for month in months_near(utc) if month not in before], 1)
 
     # --- windows and month -----------------------------------------------------------------------------------------
 
@@ -271,66 +230,6 @@ class Budget:
         select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
         at = self._book.execute(select, self._scope, self._total - limit).fetchone()[0]
         return float(at + SPANS[window] + LATE_SECONDS - now)
-
-    def _spent_near(self, now: float) -> int:
-        """Count the account's attempts in the month that an attempt would count in, the fuller one near an edge."""
-        return max(self._spent(month) for month in _months_near(self._book.utc(now)))
-
-    def _spent(self, month: str) -> int:
-        """Count the account's attempts in a calendar month, or the token's if that has more."""
-        return max(spent for spent, _ in self._month_rows(month))
-
-    def _told(self, month: str) -> float | None:
-        """Give when Bitly said that a month is spent, by the calendar; None if it has not."""
-        return max((told for _, told in self._month_rows(month) if told is not None), default=None)
-
-    def _month_rows(self, month: str) -> list[tuple[int, float | None]]:
-        select = "SELECT spent, told FROM months WHERE server = ? AND account = ? AND month = ?"
-        rows = [self._book.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
-        return [row or (0, None) for row in rows]
-
-    def month_refused(self) -> None:
-        """Take note that Bitly says the month is spent: nobody asks again before a day has passed, or the month."""
-        self._tell_month(told=True)
-
-    def month_goes_on(self) -> None:
-        """Take note that an attempt passed in a month of which Bitly had said that it was spent: it was not, or a plan
-        was bought since.
-        """
-        self._tell_month(told=False)
-
-    def _tell_month(self, *, told: bool) -> None:
-        with self._book.transaction() as now:
-            utc = self._book.utc(now)
-            # A refusal that came just behind a month's edge was perhaps meant for the month before.
-            month = month_of(utc - _LATEST_SECONDS if told else utc)
-            insert = (
-                "INSERT INTO months (server, account, month, spent, told) VALUES (?, ?, ?, 0, ?) "
-                "ON CONFLICT (server, account, month) DO UPDATE SET told = excluded.told"
-            )
-            for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, utc if told else None)
-            self._told_before = told
-
-    @property
-    def told_before(self) -> bool:
-        """True while Bitly's last word is that the month is spent, and an attempt goes all the same."""
-        return self._told_before
-
-    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
-        """Set the calendar right by the date of a server's answer, which has whole seconds and was under way.
-
-        sent_at: when its attempt was sent, elapsed seconds: the date is of a moment since then. None: just now.
-        """
-        now = self._book.clock.elapsed()
-        earliest, utc = date.timestamp(), self._book.utc(now)
-        latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
-        nearest = min(max(utc, earliest), latest)
-        trusted = (utc, self._book.clock.wall())
-        if all(abs(nearest - seconds) > _BELIEVED_DATE_SECONDS for seconds in trusted):
-            return  # neither of our clocks knows of such a day: a server's mistake
-        if abs(nearest - utc) > _EDGE_SECONDS / 2:
-            self._book.set_date(nearest, now)
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
@@ -429,8 +328,8 @@ class Budget:
             states = [self._window_state(window, now) for window in SPANS]
             until = next_month(moment(self._book.utc(now)))
             source = "default" if self.wanted.per_month is None else "asked"
-            spent, limit = self._spent(month_of(self._book.utc(now))), self._limits.per_month
-            if self._told_lately(self._book.utc(now)):
+            spent, limit = self.month.spent(month_of(self._book.utc(now))), self._limits.per_month
+            if self.month.told_lately(self._book.utc(now)):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
         return [*states, WindowState("month", limit, spent, until, source)]
@@ -515,13 +414,3 @@ class Budget:
         own, state = self._own(), self._state.throttle
         per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
         self._limits = Limits(per_minute, per_hour, own.per_month)
-
-
-def _months_near(utc: float) -> list[str]:
-    """Name the months in which an attempt at this moment counts: two near an edge."""
-    return _months_of(int(utc // _EDGE_SECONDS))
-
-
-@lru_cache(4)
-def _months_of(block: int) -> list[str]:
-    return sorted({month_of((block - 1) * _EDGE_SECONDS), month_of((block + 2) * _EDGE_SECONDS)})

@@ -265,9 +265,9 @@ class Client:
         if not isinstance(found, Transient) or found.status is not None:
             self._throttled_since = None
             if isinstance(found, MonthSpent):
-                self._do(self._budget.month_refused)
-            elif self._budget.told_before and isinstance(found, Answer):
-                self._do(self._budget.month_goes_on)
+                self._do(self._budget.month.refused)
+            elif self._budget.month.told_before and isinstance(found, Answer):
+                self._do(self._budget.month.goes_on)
             if self._budget.closed:
                 self._do(partial(self._budget.answered, sent_at=sent_at))
 
@@ -459,7 +459,7 @@ class Client:
         with suppress(ValueError, OverflowError):
             date = parsedate_to_datetime(text)
             if date.tzinfo is not None:
-                self._do(partial(self._budget.see_date, date, sent_at=sent_at))
+                self._do(partial(self._budget.month.see_date, date, sent_at=sent_at))
 
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""

@@ -89,7 +89,7 @@ class Inquiry:
         known = looked is not None and looked.status not in {NOT_ASKED, 200}
         found = no_success(looked.status, looked.headers, looked.body) if looked and known else None
         if isinstance(found, MonthSpent):
-            self._budget.month_refused()
+            self._budget.month.refused()
             self._stopper.request(month_spent(found))
 
 
