@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from harvester import throttle
-from harvester.book import LATE_SECONDS, SPANS, Book, State
+from harvester.book import SPANS, Book
 from harvester.clocks import moment, month_of, next_month
 from harvester.months import LATEST_SECONDS, Months, months_near
 from harvester.quota import THROTTLED, Account, Limits, MonthOver, Wait, Wanted, WindowState
 from harvester.said import Said
-from harvester.throttle import HOUR, MINUTE, Throttle
+from harvester.scope import Scope
+from harvester.throttle import HOUR, MINUTE
 
-_PER_SECOND = 10
-"""Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
 _POLL_SECONDS = 0.2
 _FAST_PER_MINUTE = 1200
 """From so many attempts a minute on, a count need not be on the disk before the attempt goes."""
@@ -60,15 +59,10 @@ class Budget:
         self.month = Months(book, account)
         self.wanted = wanted
         self._book = book
-        self._endpoint = endpoint
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
-        self._text = ""
-        self._state = State(Throttle())
-        self._total = 0
-        self._last_at = 0.0
         self._lease = _Lease()
         self._check_due = 0.0
-        self._scope = self._open_scope()
+        self._scope = Scope(book, account.server, account.token, endpoint)
         self._refresh_limits()
 
     @property
@@ -84,7 +78,7 @@ class Budget:
     @property
     def closed(self) -> bool:
         """True from a throttled answer until a probe's, as of the last attempt or look."""
-        return self._state.throttle.closed
+        return self._scope.state.throttle.closed
 
     @property
     def fast(self) -> bool:
@@ -94,13 +88,13 @@ class Budget:
     @property
     def said(self) -> Said | None:
         """What Bitly has said of its limits, as of the last attempt or look."""
-        return self._state.said
+        return self._scope.state.said
 
     def use_token(self, fingerprint: str) -> None:
         """Count for another token from now on; the account stays the same."""
         self.close()
         self.month.account = self.account._replace(token=fingerprint)
-        self._scope = self._open_scope()
+        self._scope.open_for(fingerprint)
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
@@ -128,9 +122,9 @@ class Budget:
         """Give how many attempts may go at this moment; infinite without limits."""
         with self._book.transaction() as now:
             self._load()
-            if self._state.throttle.closed:
+            if self._scope.state.throttle.closed:
                 return 0.0
-            rooms = [limit - self._used(window, now) for window, limit in self._held()]
+            rooms = [limit - self._scope.used(window, now) for window, limit in self._held()]
             if self._limits.per_month:
                 rooms.append(self._limits.per_month - self.month.spent_near(self._book.utc(now)))
         return max(min(rooms, default=math.inf), 0)
@@ -144,12 +138,12 @@ class Budget:
     def _refuse(self, now: float) -> Wait | MonthOver | None:
         if refused := self.month.refuse(self._limits.per_month, self._book.utc(now)) or self._closed(now):
             return refused
-        waits = [Wait(self._wait(window, held, now), window, held) for window, held in self._held()]
+        waits = [Wait(self._scope.wait(window, held, now), window, held) for window, held in self._held()]
         longest = max(waits, key=lambda wait: wait.seconds, default=None)
         return longest if longest and longest.seconds > 0.0 else None
 
     def _closed(self, now: float) -> Wait | None:
-        state = self._state.throttle
+        state = self._scope.state.throttle
         if state.opens_at is None or state.opens_at <= now:
             return None
         left = state.opens_at - now
@@ -158,19 +152,19 @@ class Budget:
     def _count(self, now: float) -> _Lease:
         """Count an attempt that goes now, and perhaps more; while it is throttled, it is the probe."""
         attempts = self._lease_size(now)
-        if self._state.throttle.closed:
-            throttle.begin_probe(self._state.throttle, now)
-            self._save()
-        self._add(attempts, now)
+        if self._scope.state.throttle.closed:
+            throttle.begin_probe(self._scope.state.throttle, now)
+            self._scope.save()
+        self._scope.add(attempts, now)
         months = months_near(self._book.utc(now))
         self.month.spend(months, attempts)
         if self.month.told_before:  # a day has passed
             self.month.renew_told(self._book.utc(now))
-        return _Lease(attempts, attempts - 1, self._last_at, months, self._total)
+        return _Lease(attempts, attempts - 1, self._scope.last_at, months, self._scope.total)
 
     def _lease_size(self, now: float) -> int:
         """Say how many attempts to count at once: one, but where nothing but the month could refuse them."""
-        if self._limits.per_minute or self._limits.per_hour or self._state.throttle.closed:
+        if self._limits.per_minute or self._limits.per_hour or self._scope.state.throttle.closed:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
         if self._limits.per_month:  # others must not be told that the month is over because of what is only leased
@@ -182,21 +176,9 @@ class Budget:
         lease = self._lease
         if lease.left:
             self.month.spend(lease.months, -lease.left)
-            if self._total == lease.total:
-                self._total -= lease.left
-                self._book.execute("UPDATE scopes SET total = ? WHERE id = ?", self._total, self._scope)
+            if self._scope.total == lease.total:
+                self._scope.take_back(lease.left)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
-
-    def _add(self, attempts: int, now: float) -> None:
-        at = math.ceil(now * _PER_SECOND) / _PER_SECOND
-        if self._last_at < at:
-            self._book.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._scope, self._total, at)
-            horizon = now - SPANS[HOUR] - LATE_SECONDS
-            self._book.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._scope, horizon)
-            self._last_at = at
-        self._total += attempts
-        update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
-        self._book.execute(update, self._total, self._last_at, self._scope)
 
     def made_late(self) -> None:
         """Count an attempt again: it was counted, but goes only now (a slow connection).
@@ -205,7 +187,7 @@ class Budget:
         """
         with self._book.transaction() as now:
             self._load()
-            self._add(1, now)
+            self._scope.add(1, now)
             utc = self._book.utc(now)
             before = months_near(utc - LATEST_SECONDS)
             self.month.spend([month for month in months_near(utc) if month not in before], 1)
@@ -214,22 +196,6 @@ class Budget:
 
     def _held(self) -> list[tuple[str, int]]:
         return [(window, limit) for window in SPANS if (limit := self._limits.of(window))]
-
-    def _used(self, window: str, now: float) -> int:
-        """Count the attempts in a sliding window."""
-        horizon = now - SPANS[window] - LATE_SECONDS
-        select = "SELECT first FROM attempts WHERE scope = ? AND at > ? ORDER BY at, first LIMIT 1"
-        found = self._book.execute(select, self._scope, horizon).fetchone()
-        return self._total - found[0] if found else 0
-
-    def _wait(self, window: str, limit: int, now: float) -> float:
-        """Give the seconds until a window has room: 0.0 when it has."""
-        if self._used(window, now) < limit:
-            return 0.0
-        # There is room when the attempt that is now the limit-th before the next has left.
-        select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
-        at = self._book.execute(select, self._scope, self._total - limit).fetchone()[0]
-        return float(at + SPANS[window] + LATE_SECONDS - now)
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
@@ -241,7 +207,7 @@ class Budget:
         with self._book.transaction() as now:
             self._load()
             self._give_back()
-            state = self._state.throttle
+            state = self._scope.state.throttle
             if state.closed and sent_at < state.closed_at:
                 throttle.note_late(state)
             else:
@@ -249,28 +215,28 @@ class Budget:
                 seconds = throttle.closing_seconds(strikes, hint, self._book.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
                 throttle.close(state, now=now, seconds=seconds, passed=passed)
-            self._save()
+            self._scope.save()
 
     def answered(self, *, sent_at: float) -> None:
         """An answer came that was not throttled: if it is the probe's, open again.
 
         One to an attempt that was under way before a throttled answer says nothing of what came after.
         """
-        if not self._state.throttle.closed:
+        if not self._scope.state.throttle.closed:
             return
         with self._book.transaction():
             self._load()
-            state = self._state.throttle
+            state = self._scope.state.throttle
             if state.probing and sent_at >= state.closed_at:
                 limits = {window: self._limits.of(window) for window in SPANS}
-                throttle.reopen(state, sent_at=sent_at, total=self._total, limits=limits)
-                self._save()
+                throttle.reopen(state, sent_at=sent_at, total=self._scope.total, limits=limits)
+                self._scope.save()
                 self._refresh_limits()
 
     def _passed(self, window: str, now: float) -> int:
         """Count what passed in a window before the throttled answer that has just come."""
-        reopened = self._total - self._state.throttle.reopened.get(window, 0)
-        return max(min(self._used(window, now), reopened) - 1, 0)
+        reopened = self._scope.total - self._scope.state.throttle.reopened.get(window, 0)
+        return max(min(self._scope.used(window, now), reopened) - 1, 0)
 
     # --- what Bitly says -------------------------------------------------------------------------------------------
 
@@ -283,21 +249,21 @@ class Budget:
             return False
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said
-            if said and not said.asking_pays(self._state.throttle, total=self._total, now=now, begin=begin):
+            said = self._scope.state.said
+            if said and not said.asking_pays(self._scope.state.throttle, total=self._scope.total, now=now, begin=begin):
                 return False
-            self._state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._total)
-            self._save()
+            self._scope.state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._scope.total)
+            self._scope.save()
             return True
 
     def not_answered(self) -> None:
         """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said
+            said = self._scope.state.said
             if said is not None and said.limit is None:
                 said.ask_soon(now)
-                self._save()
+                self._scope.save()
 
     def observe(self, limit: int, count: int | None) -> int:
         """Take note of Bitly's limit for an hour, and of its count; give how many attempts of others it showed.
@@ -306,15 +272,17 @@ class Budget:
         """
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said or Said(now, self._total)
-            others = 0 if count is None else said.others(count, total=self._total, used=self._used(HOUR, now))
+            said = self._scope.state.said or Said(now, self._scope.total)
+            others = (
+                0 if count is None else said.others(count, total=self._scope.total, used=self._scope.used(HOUR, now))
+            )
             if others:
-                self._add(others, now)
+                self._scope.add(others, now)
             said.limit = limit
-            self._state.said = said
+            self._scope.state.said = said
             if count is not None and count >= limit >= self._own().per_hour > 0:
-                throttle.note_full(self._state.throttle)
-            self._save()
+                throttle.note_full(self._scope.state.throttle)
+            self._scope.save()
             self._refresh_limits()
         self._book.set_fast(fast=self.fast)
         return others
@@ -338,21 +306,18 @@ class Budget:
         """Give in how many seconds attempts leave the hour's window, and how many: by the minute, in order."""
         with self._book.transaction() as now:
             self._load()
-            horizon = now - SPANS[HOUR] - LATE_SECONDS
-            select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
-            rows = self._book.execute(select, self._scope, horizon).fetchall()
-        ends = [first for first, _ in rows[1:]] + [self._total] * bool(rows)
+            records = self._scope.records(now)
         found: dict[int, int] = {}
-        for (first, at), end in zip(rows, ends, strict=True):
-            minute = math.ceil((at - horizon) / SPANS[MINUTE])
-            found[minute] = found.get(minute, 0) + end - first
+        for seconds, count in records:
+            minute = math.ceil(seconds / SPANS[MINUTE])
+            found[minute] = found.get(minute, 0) + count
         return [(minute * SPANS[MINUTE], count) for minute, count in sorted(found.items())]
 
     def opens_in(self) -> float:
         """Give in how many seconds the next attempt may go, as far as throttling is concerned; 0.0 for now."""
         with self._book.transaction() as now:
             self._load()
-            opens_at = self._state.throttle.opens_at
+            opens_at = self._scope.state.throttle.opens_at
         return max((opens_at or now) - now, 0.0)
 
     @property
@@ -365,52 +330,38 @@ class Budget:
         return moment(self._book.utc(self._book.clock.elapsed()) + seconds)
 
     def _window_state(self, window: str, now: float) -> WindowState:
-        limit, used = self._limits.of(window), self._used(window, now)
-        wait = self._wait(window, limit, now) if limit else 0.0
+        limit, used = self._limits.of(window), self._scope.used(window, now)
+        wait = self._scope.wait(window, limit, now) if limit else 0.0
         until = moment(self._book.utc(now + wait)) if wait else None
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:
-        if self._state.throttle.lowered(window, own := self._own().of(window)) != own:
+        if self._scope.state.throttle.lowered(window, own := self._own().of(window)) != own:
             return "throttled"
         if (self.wanted.per_minute if window == MINUTE else self.wanted.per_hour) is not None:
             return "asked"
-        return "bitly" if self._state.said and self._state.said.limit is not None else "default"
+        return "bitly" if self._scope.state.said and self._scope.state.said.limit is not None else "default"
 
-    # --- the scope -------------------------------------------------------------------------------------------------
-
-    def _open_scope(self) -> int:
-        key = (self.account.server, self.account.token, self._endpoint)
-        with self._book.transaction():
-            self._book.execute("INSERT OR IGNORE INTO scopes (server, token, endpoint) VALUES (?, ?, ?)", *key)
-            select = "SELECT id FROM scopes WHERE server = ? AND token = ? AND endpoint = ?"
-            return int(self._book.execute(select, *key).fetchone()[0])
+    # --- limits ----------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Read what any process has last written of this scope."""
-        select = "SELECT total, last_at, state FROM scopes WHERE id = ?"
-        self._total, self._last_at, text = self._book.execute(select, self._scope).fetchone()
-        if text != self._text:
-            self._text, self._state = text, State.read(text)
+        if self._scope.load():
             self._refresh_limits()
-        if self._state.throttle.ceilings and self._raise_ceilings():
-            self._save()
+        if self._scope.state.throttle.ceilings and self._raise_ceilings():
+            self._scope.save()
             self._refresh_limits()
 
     def _raise_ceilings(self) -> bool:
         own = self._own()
         limits = {window: own.of(window) for window in SPANS}
-        return throttle.raise_ceilings(self._state.throttle, total=self._total, limits=limits)
-
-    def _save(self) -> None:
-        self._text = self._state.text()
-        self._book.execute("UPDATE scopes SET state = ? WHERE id = ?", self._text, self._scope)
+        return throttle.raise_ceilings(self._scope.state.throttle, total=self._scope.total, limits=limits)
 
     def _own(self) -> Limits:
-        said = self._state.said
+        said = self._scope.state.said
         return self.wanted.limits(said.limit if said else None)
 
     def _refresh_limits(self) -> None:
-        own, state = self._own(), self._state.throttle
+        own, state = self._own(), self._scope.state.throttle
         per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
         self._limits = Limits(per_minute, per_hour, own.per_month)

@@ -375,7 +375,7 @@ class World:
         for name in SPANS:
             asked = budget.wanted.limits(said_per_hour=10**6).of(name)
             assert 0 < new.limits.of(name) <= asked or not asked
-        scope = self._windows.setdefault((budget.account.token, budget._endpoint), [])
+        scope = self._windows.setdefault((budget.account.token, budget._scope.endpoint), [])
         scope.append(new)
         for name, span in SPANS.items():
             near = [sent for sent in scope if abs(sent.arrived - new.arrived) < span]
