@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,8 +23,9 @@ from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
 from harvester.outlook import Outlook
+from harvester.policy import wanted_again
 from harvester.pulse import Pulse
-from harvester.quota import WindowState
+from harvester.report import budget_report, harvest_report
 from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper
@@ -40,8 +41,6 @@ GRACE_SECONDS = 5.0
 TELL_SECONDS = 1.0
 LEARN_SECONDS = 10.0
 """So often it is looked at whether Bitly should be asked for its limits; the budget says how often that pays."""
-FAILED_INVOCATIONS = 3
-"""After failing in so many invocations a call is left alone, unless it is asked for."""
 
 
 class Call(NamedTuple):
@@ -387,61 +386,11 @@ class Harvest:
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
-        status, stop = self.status, outcome.stop if outcome else None
-        return {
-            "complete": bool(outcome and outcome.complete),
-            "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
-            "input_read_to_end": status.read_to_end,
-            "list": asdict(status.listed) if status.read_to_end else None,
-            "ended": utc_text(datetime.now(UTC)) if outcome else None,
-            "invocation": self._pulse.report(self._store.invocation),
-            "left": status.outstanding,
-            "left_failed": status.left_failed,
-            "pending": status.pending,
-            "budget": self._report_budget(),
-        }
-
-    def _report_budget(self) -> dict[str, Any]:
-        """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
-        account, waiting = self._budget.account, self._client.waiting
-        try:
-            windows = self._budget.windows()
-        except OutputError:
-            windows = []
-        return {
-            "account": account.name,
-            "token": account.token,
-            "binds": {
-                "window": waiting.window,
-                "limit": waiting.limit or None,
-                "until": utc_text(waiting.until) if waiting.until else None,
-            }
-            if waiting
-            else None,
-            "windows": [window_report(state) for state in windows],
-        }
-
-
-def window_report(state: WindowState) -> dict[str, Any]:
-    """Give what a window holds as it stands in manifest and plan."""
-    return {
-        "window": state.window,
-        "limit": state.limit or None,
-        "used": state.used,
-        "left": state.left,
-        "until": utc_text(state.until) if state.until else None,
-        "source": state.source,
-    }
+        invocation, budget = self._pulse.report(self._store.invocation), self._budget
+        return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.waiting))
 
 
 @lru_cache(1)
 def _second_text(second: int) -> str:
     """Write a second since 1970, once for all the answers that came in it."""
     return utc_text(datetime.fromtimestamp(second, UTC))
-
-
-def wanted_again(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
-    """Say whether a call that the ledger knows is to be made again."""
-    if known.state is State.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused

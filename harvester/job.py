@@ -17,13 +17,14 @@ from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvesting import Harvest, Options, window_report
+from harvester.harvesting import Harvest, Options
 from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
 from harvester.quota import Account, Wanted, WindowState
+from harvester.report import window_report
 from harvester.rows import RowMaker
 from harvester.slots import Slots
 from harvester.sources import Source, spool

@@ -15,12 +15,12 @@ from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
 from harvester.gate import Gate
-from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
 from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
 from harvester.quota import Limits, WindowState
+from harvester.report import window_report
 from harvester.status import Watcher
 from harvester.stopping import Stopper
 from harvester.store import Glimpse
