@@ -85,7 +85,7 @@ class Harvest:
         options: Options,
         metrics: Metrics | None = None,
     ) -> None:
-        self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
+        self.status = Status(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
@@ -97,7 +97,7 @@ class Harvest:
         self._outlook = Outlook(budget, options.workers)
         self._pulse = Pulse()
         self._keeper = Keeper(
-            store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
+            store, stopper, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
         )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
@@ -109,7 +109,7 @@ class Harvest:
         self._fresh_asked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
-        client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
+        client.sender.pace.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
     async def run(self, links: list[Source] | Given) -> Outcome:
@@ -176,7 +176,7 @@ class Harvest:
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
-            self._client.hurry()
+            self._client.sender.pace.hurry()
         except InputBroken as error:
             self._then = Stop(Reason.INPUT, str(error))  # once the calls that could be read are made
         except OutputError as error:
@@ -359,7 +359,7 @@ class Harvest:
 
     async def _keep_telling(self) -> None:
         while True:
-            self.status.waiting, self.status.trouble = self._client.waiting, self._client.trouble
+            self.status.waiting, self.status.trouble = self._client.sender.waiting, self._client.sender.trouble
             await self._outlook.look(self.status)
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
@@ -387,7 +387,7 @@ class Harvest:
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
         invocation, budget = self._pulse.report(self._store.invocation), self._budget
-        return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.waiting))
+        return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.sender.waiting))
 
 
 @lru_cache(1)

@@ -2,7 +2,7 @@
 
 from harvester.bitly import FACETS, MonthSpent, no_success
 from harvester.budget import Budget
-from harvester.client import NOT_ASKED, Client, Looked
+from harvester.client import Client
 from harvester.events import Event, Field, Told
 from harvester.limit_routes import (
     GROUPS,
@@ -13,6 +13,7 @@ from harvester.limit_routes import (
     read_plan_limits,
     read_platform_limit,
 )
+from harvester.sending import NOT_ASKED, Looked
 from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
@@ -46,7 +47,7 @@ class Inquiry:
             return None
         self._asked += 1
         before = self._budget.limits
-        looked = await self._client.look_up(platform_limits_target(self._facet), self._helpers)
+        looked = await self._client.sender.look_up(platform_limits_target(self._facet), self._helpers)
         said = read_platform_limit(looked.body, self._facet) if looked and looked.status == 200 else None
         if said is None:
             self._stop_if_spent(looked)
@@ -78,11 +79,11 @@ class Inquiry:
 
     async def plan(self) -> list[PlanLimit]:
         """Ask for the plan's limits, in two calls; empty when Bitly does not tell."""
-        groups = await self._client.look_up(GROUPS, self._helpers)
+        groups = await self._client.sender.look_up(GROUPS, self._helpers)
         organization = read_organization(groups.body) if groups and groups.status == 200 else None
         if organization is None:
             return []
-        looked = await self._client.look_up(plan_limits_target(organization), self._helpers)
+        looked = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
         return read_plan_limits(looked.body) if looked and looked.status == 200 else []
 
     def _stop_if_spent(self, looked: Looked | None) -> None:

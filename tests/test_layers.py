@@ -48,9 +48,9 @@ def test_the_table_goes_downwards() -> None:
 @pytest.mark.parametrize(
     ("foreign", "rooms"),
     [
-        ("aiohttp", {"connections", "client", "loopback", "sandbox", "sandbox_oauth"}),
-        ("aiolimiter", {"client"}),
-        ("tenacity", {"client"}),
+        ("aiohttp", {"connections", "sending", "loopback", "sandbox", "sandbox_oauth"}),
+        ("aiolimiter", {"pace"}),
+        ("tenacity", {"retries"}),
         ("sqlite3", {"ledger", "book"}),
         ("cyclopts", {"cli", "options", "configuration"}),
         ("psutil", {"places"}),
