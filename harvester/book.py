@@ -15,6 +15,7 @@ import orjson
 
 from harvester.clocks import Clock
 from harvester.errors import BudgetBusy, OutputError
+from harvester.said import Said
 from harvester.throttle import HOUR, MINUTE, Ceiling, Throttle
 
 LATE_SECONDS = 0.5
@@ -42,21 +43,6 @@ CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent 
     told REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
 """
 _VERSION = 1
-
-
-@dataclass(slots=True)
-class Said:
-    """What Bitly has said of the endpoint. limit: per hour; None: nothing that makes sense. Times: elapsed seconds.
-
-    base_*: Bitly's count and our total when its present hour was first seen, from which others' use is told.
-    """
-
-    asked_at: float
-    asked_total: int
-    limit: int | None = None
-    count: int = 0
-    base_count: int = 0
-    base_total: int = 0
 
 
 @dataclass(slots=True)

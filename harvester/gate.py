@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harvester.budget import Wait
+from harvester.quota import Wait
 
 OUTAGE = "outage"
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from harvester import manifest
 from harvester.advice import Next, State, command_for, next_step
-from harvester.budget import Limits
 from harvester.clocks import next_month
 from harvester.errors import UsageError
 from harvester.forecast import Start, forecast
 from harvester.manifest import Found
+from harvester.quota import Limits
 
 SILENT_SECONDS = 180.0
 """A run writes its manifest once a minute; three that did not come are no delay any more."""

@@ -12,18 +12,21 @@ from urllib.parse import urlsplit
 from harvester import client, store
 from harvester.bitly import FACETS, Query, endpoint, utc_text
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted, WindowState
+from harvester.budget import Budget
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvesting import Harvest, Options, window_report
+from harvester.harvesting import Harvest, Options
 from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
+from harvester.quota import Account, Wanted, WindowState
+from harvester.report import window_report
 from harvester.rows import RowMaker
+from harvester.sending import Means
 from harvester.slots import Slots
 from harvester.sources import Source, spool
 from harvester.status import Outcome, Status, Watcher
@@ -167,9 +170,8 @@ async def _harvest(
     windows = budget.windows()
     text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
     watcher.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
-    async with client.opened(
-        asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
-    ) as asker:
+    means = Means(job.token, budget, gate, stopper, clock)
+    async with client.opened(budgets.slots, asking, opened.query, means) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
         harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics)
         return await harvest.run(job.given or sources)

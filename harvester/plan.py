@@ -9,16 +9,19 @@ from math import ceil
 from typing import Any
 
 from harvester import client, store
-from harvester.bitly import PlanLimit, utc_text
-from harvester.budget import Budget, Limits, WindowState
+from harvester.bitly import utc_text
+from harvester.budget import Budget
 from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
 from harvester.gate import Gate
-from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
+from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
+from harvester.quota import Limits, WindowState
+from harvester.report import window_report
+from harvester.sending import Means
 from harvester.status import Watcher
 from harvester.stopping import Stopper
 from harvester.store import Glimpse
@@ -78,10 +81,8 @@ async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watc
         return []
     clock = budgets.clock.elapsed
     gate = Gate(job.gate_rules, clock)
-    opened = client.opened(
-        job.asking, seen.query, job.token, budgets.facet, gate, stopper, slots=budgets.slots, clock=clock
-    )
-    async with opened as asker:
+    means = Means(job.token, budgets.facet, gate, stopper, clock)
+    async with client.opened(budgets.slots, job.asking, seen.query, means) as asker:
         inquiry = Inquiry(asker, budgets.facet, budgets.helpers, seen.query.facet, stopper)
         try:
             told = await inquiry.learn()

@@ -17,7 +17,6 @@ from rich.text import Text
 from harvester.assembly import job_of
 from harvester.bitlinks import Bitlink, parse
 from harvester.bitly import utc_text
-from harvester.budget import ASK_ATTEMPTS
 from harvester.errors import InvalidBitlink, UsageError
 from harvester.events import Event, Field
 from harvester.flowing import Flowing, RowSink
@@ -26,6 +25,7 @@ from harvester.job import Job
 from harvester.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.places import STDOUT
 from harvester.progress import explained
+from harvester.said import ASK_ATTEMPTS
 from harvester.settings import seconds_of
 from harvester.sources import Invalid
 from harvester.status import Status, Waiting

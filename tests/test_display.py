@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.budget import WindowState
 from harvester.display import frame
 from harvester.outlook import Minute
+from harvester.quota import WindowState
 from harvester.status import Counters, Status, Waiting
 from tests.commands import NO_LIMITS
 from tests.conftest import Served

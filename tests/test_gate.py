@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.budget import Wait
 from harvester.gate import OUTAGE, Gate, GateRules
+from harvester.quota import Wait
 
 RULES = GateRules(jitter=0.0)
 ENOUGH = 18

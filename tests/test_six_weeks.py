@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harvester import intake
-from harvester.budget import Wanted
+from harvester.quota import Wanted
 from harvester.stopping import Reason
 from tests.simulated import World
 from tests.virtual import at_once
