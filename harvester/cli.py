@@ -189,7 +189,7 @@ def show(
     Parameters
     ----------
     links:
-        Bitlinks in any form, such as https://bit.ly/3lU6hRt.
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt. Each costs a call, each time: nothing is kept.
     json:
         Print the rows as `run` writes them, a line each, for a program.
     """

@@ -22,7 +22,7 @@ from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
-from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
+from harvester.places import BUDGET_FILE, Form, lock_folder, state_folder, taken
 from harvester.quota import Account, Wanted, WindowState
 from harvester.report import window_report
 from harvester.rows import RowMaker
@@ -83,17 +83,21 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         than the month has where nobody said what it has, or that is not all bitlinks where strict says so.
         ConnectionsBusy: other processes use all of this machine's connections.
     """
-    place = resolve(job.out, job.work_dir)
-    policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
     with (
-        store.opened(place, job.query, policy, watcher.warn, pin_reference=job.pin_reference, sink=job.sink) as opened,
+        taken(job.out, job.work_dir) as place,
+        store.opened(
+            place, job.query, _policy(job, place.form), watcher.warn, pin_reference=job.pin_reference, sink=job.sink
+        ) as opened,
         _time_limited(job.max_time_seconds, stopper),
     ):
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
-                budgets.slots.join()
-                sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                await budgets.slots.join()
+                try:
+                    sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                except Stopping:  # it ends before its first call, and writes down why
+                    sources, calls = job.sources, None
                 return await _harvest(job, opened, budgets, sources, stopper, watcher, to_make=calls)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
@@ -103,6 +107,10 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             for path in spooled:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+def _policy(job: Job, form: Form) -> PartPolicy:
+    return job.parts if form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
 
 
 @contextmanager

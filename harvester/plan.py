@@ -1,14 +1,13 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
 import asyncio
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from harvester import client, store
+from harvester import client, scratch, store
 from harvester.bitly import utc_text
 from harvester.budget import Budget
 from harvester.clocks import next_month
@@ -60,7 +59,7 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
     """
     stopper = Stopper()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harvester-"))
+        folder = stack.enter_context(scratch.folder(None))
         place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         seen = stack.enter_context(store.looked_at(place, job.query, pin_reference=job.pin_reference))
         found = await count(job, seen.ledger, seen.rows, folder, job.sources, stopper, watcher)
@@ -75,7 +74,7 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
 async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watcher: Watcher) -> list[PlanLimit]:
     """Ask Bitly for limits of endpoint and plan: three helper calls at most, counted like every other."""
     try:
-        budgets.slots.join()
+        await budgets.slots.join()
     except ConnectionsBusy as error:
         watcher.warn(f"{error}; Bitly was not asked for its limits")
         return []

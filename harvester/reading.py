@@ -30,6 +30,10 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
     """
     arrow = _arrow()
     schema = _schema(arrow)
+    if not isinstance(out, str | bytes | os.PathLike):
+        raise UsageError(f"out: a path was expected, not {type(out).__name__}")
+    if isinstance(columns, str):
+        raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:
         if name not in schema.names:
@@ -37,6 +41,8 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
     wanted = arrow.schema([schema.field(name) for name in chosen])
     try:
         tables = [_parsed(arrow, stream, schema).select(chosen) for stream in _streams(arrow, os.fsdecode(out))]
+    except PermissionError as error:
+        raise OutputError(f"{error.filename or os.fsdecode(out)}: {error.strerror}") from error
     except (arrow.ArrowInvalid, OSError) as error:
         raise OutputError(f"{os.fsdecode(out)} has something in it that is no row: {error}") from error
     return arrow.concat_tables([wanted.empty_table(), *tables])
@@ -112,14 +118,16 @@ def _parts(arrow: Any, out: str) -> Iterator[Any]:
 def _growing(arrow: Any, out: str) -> Any:
     """Open the growing file up to where the manifest says that it is certain."""
     folder = out + ".harvester"
+    path = os.path.join(folder, MANIFEST)
     try:
-        with open(os.path.join(folder, MANIFEST), "rb") as stream:
-            parts = orjson.loads(stream.read())["parts"]
+        with open(path, "rb") as stream:
+            certain = sum(part["bytes"] for part in orjson.loads(stream.read())["parts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: no manifest of harvester's; run the harvest again, which writes it anew") from error
     except FileNotFoundError as error:
         if os.path.isdir(folder):
             return arrow.BufferReader(b"")  # begun, and nothing is certain yet
         raise UsageError(f"{out}: not begun by harvester, or its folder {folder} is gone") from error
-    certain = sum(part["bytes"] for part in parts)
     if not certain:
         return arrow.BufferReader(b"")
     try:

@@ -17,7 +17,7 @@ from rich.text import Text
 from harvester.assembly import job_of
 from harvester.bitlinks import Bitlink, parse
 from harvester.bitly import utc_text
-from harvester.errors import InvalidBitlink, UsageError
+from harvester.errors import InvalidBitlink, OutputError, UsageError
 from harvester.events import Event, Field
 from harvester.flowing import Flowing, RowSink
 from harvester.intake import Given
@@ -116,8 +116,14 @@ class _InOrder:
             self._put_one(self._expected.popleft())
 
     def _put_one(self, link: str) -> None:
-        if line := self._came.get(link):
+        if not (line := self._came.get(link)):
+            return
+        try:
             self._put(line)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror}; the answer was paid for, and is lost") from error
 
 
 class _Teller:

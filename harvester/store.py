@@ -9,7 +9,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from harvester import __version__, dataset
+from harvester import __version__, dataset, scratch
 from harvester.bitly import Query, utc_text
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
@@ -315,8 +314,6 @@ def opened(
     """
     check_state(place)
     with contextlib.ExitStack() as stack:
-        if place.form is Form.STDOUT:
-            stack.callback(shutil.rmtree, place.private, ignore_errors=True)
         with _explained(place.out):
             make_folder(place.public)
             make_folder(place.private)
@@ -364,7 +361,7 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
             if os.path.exists(place.ledger):
                 ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
         if place is None or ledger is None or ledger.fresh:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harvester-"))
+            folder = stack.enter_context(scratch.folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:

@@ -222,7 +222,7 @@ async def rigged(
 async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int) -> AsyncIterator[Pool]:
     """Open a pool whose slots share a session."""
     slots = Slots(str(folder / "connections"), connections)
-    slots.join()
+    await slots.join()
     pool = Pool(slots, lambda number: Slot(number, session))
     await pool.rebalance()
     yield pool
@@ -235,7 +235,7 @@ async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
     clock, settings = Clock(), Settings(base_url, 5, 5, 10.0)
     with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
         slots = Slots(str(folder / "connections"), 5)
-        slots.join()
+        await slots.join()
         budget, gate = Refusing(book, FREE, ()), Gate(GateRules(), clock.elapsed)
         means = Means(Token(lambda: token), budget, gate, Stopper(), clock.elapsed)
         async with opened(slots, settings, QUERY, means) as client:

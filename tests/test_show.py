@@ -112,6 +112,19 @@ def test_a_reader_that_leaves_ends_it_quietly(serve: Callable[..., Served]) -> N
     assert served.sandbox.requests.total() < 300
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "row"])
+def test_an_output_that_takes_nothing_ends_with_8(serve: Callable[..., Served], form: tuple[str, ...]) -> None:
+    with (
+        Path("/dev/full").open("wb") as full,
+        start("show", LINK, *form, "--base-url", serve().url, stdout=full) as process,
+    ):
+        assert process.stderr
+        said = process.stderr.read().decode()
+        assert process.wait(timeout=20) == 8
+    assert said.startswith("harvester: standard output: No space left")
+    assert said.count("\n") == 1
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
