@@ -52,6 +52,7 @@ _BY_REASON: dict[Reason, str] = {
     Reason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
     Reason.CONSUMER_GONE: _CARRIES_ON,
     Reason.INPUT: f"mend the list; then {_CARRIES_ON}",
+    Reason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
 }
 _NO_COMMAND = {Reason.PARAMETER_REFUSED}
 

@@ -58,6 +58,7 @@ _BY_REASON: dict[Reason, int] = {
     Reason.CONNECTION_REFUSED: USAGE,
     Reason.NO_ROUTE: USAGE,
     Reason.INPUT: USAGE,
+    Reason.NOT_BEGUN: USAGE,
     Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
     Reason.ALL_REFUSED: TOO_MANY_FAILED,
     Reason.UNREADABLE: TOO_MANY_FAILED,

@@ -25,7 +25,7 @@ from harvester.limits import Inquiry
 from harvester.outlook import Outlook
 from harvester.pulse import Pulse
 from harvester.sources import Batch, Link, Source
-from harvester.status import Outcome, Status, Watcher
+from harvester.status import Outcome, Status, Waiting, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper
 from harvester.store import Store
 
@@ -84,6 +84,7 @@ class Harvest:
         watcher: Watcher,
         options: Options,
         metrics: Metrics | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
@@ -95,7 +96,7 @@ class Harvest:
         self._watcher = watcher
         self._options = options
         self._outlook = Outlook(budget, options.workers)
-        self._pulse = Pulse()
+        self._pulse = pulse or Pulse()
         self._keeper = Keeper(
             store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
         )
@@ -118,7 +119,8 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        self._pulse.lists = [GIVEN] if isinstance(links, Given) else [source.name for source in links]
+        self._pulse.lists = names_of(links)
+        self._pulse.begin()
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
@@ -386,39 +388,52 @@ class Harvest:
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
-        status, stop = self.status, outcome.stop if outcome else None
-        return {
-            "complete": bool(outcome and outcome.complete),
-            "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
-            "input_read_to_end": status.read_to_end,
-            "list": asdict(status.listed) if status.read_to_end else None,
-            "ended": utc_text(datetime.now(UTC)) if outcome else None,
-            "invocation": self._pulse.report(self._store.invocation),
-            "left": status.outstanding,
-            "left_failed": status.left_failed,
-            "pending": status.pending,
-            "budget": self._report_budget(),
-        }
+        invocation = self._pulse.report(self._store.invocation)
+        return report_of(self.status, outcome, invocation, self._budget, self._client.waiting)
 
-    def _report_budget(self) -> dict[str, Any]:
-        """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
-        account, waiting = self._budget.account, self._client.waiting
-        try:
-            windows = self._budget.windows()
-        except OutputError:
-            windows = []
-        return {
-            "account": account.name,
-            "token": account.token,
-            "binds": {
-                "window": waiting.window,
-                "limit": waiting.limit or None,
-                "until": utc_text(waiting.until) if waiting.until else None,
-            }
-            if waiting
-            else None,
-            "windows": [window_report(state) for state in windows],
+
+def names_of(links: list[Source] | Given) -> list[str]:
+    """Name the lists, as the manifest does."""
+    return [GIVEN] if isinstance(links, Given) else [source.name for source in links]
+
+
+def report_of(
+    status: Status, outcome: Outcome | None, invocation: dict[str, Any], budget: Budget, waiting: Waiting | None
+) -> dict[str, Any]:
+    """Give the manifest's part that a run knows. outcome: None while it goes on. invocation: what the pulse reports."""
+    stop = outcome.stop if outcome else None
+    return {
+        "complete": bool(outcome and outcome.complete),
+        "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
+        "input_read_to_end": status.read_to_end,
+        "list": asdict(status.listed) if status.read_to_end else None,
+        "ended": utc_text(datetime.now(UTC)) if outcome else None,
+        "invocation": invocation,
+        "left": status.outstanding,
+        "left_failed": status.left_failed,
+        "pending": status.pending,
+        "budget": _budget_report(budget, waiting),
+    }
+
+
+def _budget_report(budget: Budget, waiting: Waiting | None) -> dict[str, Any]:
+    """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
+    try:
+        windows = budget.windows()
+    except OutputError:
+        windows = []
+    return {
+        "account": budget.account.name,
+        "token": budget.account.token,
+        "binds": {
+            "window": waiting.window,
+            "limit": waiting.limit or None,
+            "until": utc_text(waiting.until) if waiting.until else None,
         }
+        if waiting
+        else None,
+        "windows": [window_report(state) for state in windows],
+    }
 
 
 def window_report(state: WindowState) -> dict[str, Any]:
