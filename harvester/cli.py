@@ -20,7 +20,7 @@ from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, Harvest
 from harvester.events import Event
 from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
 from harvester.stopping import Reason, Stop, Stopper
-from harvester.terminal import escaped, open_closed_streams, say
+from harvester.terminal import escaped, open_closed_streams, printing, say
 
 if TYPE_CHECKING:
     from harvester.glance import Glance
@@ -76,6 +76,8 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
 
 
 _SHOW = ShowOptions()
+_LONGEST_ERROR = 4000
+"""Characters: an option's value, which an error may repeat, can be as long as anything."""
 
 
 def _no_token() -> str:
@@ -90,7 +92,7 @@ def _dashed(text: str) -> str:
 
 
 def _plain_error(error: CycloptsError) -> str:
-    return f"harvester: {str(error).replace(_DASH, '-')}"
+    return f"harvester: {configuration.explained(error).replace(_DASH, '-')}"
 
 
 def _examples(*lines: str) -> str:
@@ -136,6 +138,8 @@ def _launch(
 
 
 def _configure(path: Path | None) -> None:
+    if path == Path() and not os.environ.get(configuration.PREFIX + "CONFIG", "."):
+        path = None  # an empty variable says nothing
     file = () if path is None else (configuration.File(str(path), app),)
     app.config = (configuration.from_variables, *file)
 
@@ -214,7 +218,8 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
     job = job_of(links, options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
-    print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
+    as_json = orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else None
+    _print_escaped(as_json or plans.as_text(made))
     return OK
 
 
@@ -297,12 +302,8 @@ def _as_json(seen: "Glance", option: int = 0) -> str:
 
 
 def _print_escaped(text: str) -> None:
-    try:
+    with printing():
         print("\n".join(map(escaped, text.split("\n"))), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"standard output: {error.strerror}") from error
 
 
 def _print_changes(looks: Iterator["Glance"], shown: Callable[["Glance"], str]) -> None:
@@ -354,7 +355,7 @@ def show_config(
     found = configuration.effective(app, named)
     token, shown = _token_named(found)
     text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown)
-    print(token.hidden_if_long(text) if token else text)
+    _print_escaped(token.hidden_if_long(text) if token else text)
     return OK
 
 
@@ -387,7 +388,7 @@ def login(*, options: LoginOptions | None = None) -> int:
     """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
     from harvester import login as logins
 
-    print(logins.play(options or LoginOptions(), say))
+    _print_escaped(logins.play(options or LoginOptions(), say))
     return OK
 
 
@@ -396,7 +397,7 @@ def logout(*, options: KeptOptions | None = None) -> int:
     """Forget the token that `harvester login` has kept."""
     from harvester import login as logins
 
-    print(logins.undo(options or KeptOptions(), say))
+    _print_escaped(logins.undo(options or KeptOptions(), say))
     return OK
 
 
@@ -553,7 +554,8 @@ def _explain(error: Exception, watcher: "StderrWatcher") -> int:
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            watcher.tell(Event.RUN_REFUSED, f"harvester: {error}", exit_code=code)
+            text = configuration.at_its_source(str(error))
+            watcher.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))
     text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
