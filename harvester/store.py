@@ -250,6 +250,7 @@ class Store:
             "schema_version": 1,
             "tool": f"harvester {__version__}",
             "run_id": self.run_id,
+            "work_dir": self.place.work_dir,
             "query": self.query.as_dict(),
             "started": self._started,
             "updated": utc_text(datetime.now(UTC)),

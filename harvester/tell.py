@@ -21,6 +21,7 @@ _STATES = {
 _PASSED_ON = (
     "tool",
     "run_id",
+    "work_dir",
     "query",
     "started",
     "complete",
