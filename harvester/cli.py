@@ -354,7 +354,8 @@ def show_config(
     named = list(words) if words and not words[0].startswith("-") else ["run", *words]
     found = configuration.effective(app, named)
     token, shown = _token_named(found)
-    text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown)
+    table = "" if named[0] == "run" else named[0]
+    text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown, table)
     _print_escaped(token.hidden_if_long(text) if token else text)
     return OK
 

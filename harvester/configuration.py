@@ -316,16 +316,17 @@ def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
     return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
-def as_toml(settings: Iterable[Setting], token: Setting | None) -> str:
+def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "") -> str:
     """Give settings as a file that would have the same effect, each with where it comes from.
 
-    token: its fingerprint, which is shown beside, because a file does not hold the token.
+    table: the command whose table they stand in; those of `run` are for all commands. token: its fingerprint, which is
+    shown beside, because a file does not hold the token.
     """
     rows = [(_toml_line(name, value), source) for name, value, source in settings]
     if token:
         rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
     width = min(max(len(row) for row, _ in rows), _WIDEST)
-    return "\n".join(f"{row:<{width}}  # {source}" for row, source in rows)
+    return "\n".join([f"[{table}]"] * bool(table) + [f"{row:<{width}}  # {source}" for row, source in rows])
 
 
 def _toml_line(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ from harvester import configuration
 from harvester.cli import _DASH, app
 from harvester.configuration import File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
+from harvester.options import RunOptions, made_of
 from harvester.tokens import fingerprint
 from tests.commands import ROOT, harvester
 
@@ -302,6 +303,24 @@ def test_config_prints_a_file_that_has_the_same_effect(tmp_path: Path) -> None:
     before = json.loads(harvester("config", *words, "--json", env={"HARVESTER_SIZE": "9"}).stdout)
     assert shown == {name: each["value"] for name, each in before.items()}
     assert (shown["per_hour"], shown["size"], shown["strict"]) == (7, 9, True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_config_prints_of_a_command_is_taken_back(tmp_path: Path, command: str) -> None:
+    app.config = (configuration.from_variables,)
+    before = effective(app, [command])
+    table = "" if command == "run" else command
+    app.config = (File(written(tmp_path, configuration.as_toml(before, None, table)), app),)
+    assert [each[:2] for each in effective(app, [command])] == [each[:2] for each in before]
+
+
+def test_config_prints_the_options_of_other_commands_than_run_in_their_table() -> None:
+    assert harvester("config", "sandbox").stdout.startswith("[sandbox]\nport = 8080")
+
+
+def test_an_option_without_a_default_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="out: a value is needed"):
+        made_of(RunOptions, {})
 
 
 def test_a_path_that_is_no_utf8_is_shown_and_leaves_a_file_that_loads(tmp_path: Path) -> None:
