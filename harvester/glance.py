@@ -176,7 +176,7 @@ def _next(out: str, content: Mapping[str, Any], state: State) -> Next:
     until = stopped.get("until")
     return next_step(
         state,
-        command_for(out, lists, content["query"], account),
+        command_for(out, lists, content["query"], account, content.get("work_dir")),
         reason=stopped.get("reason"),
         until=_moment(until) if until else None,
         asked_again=content["dataset"]["failed"] > content.get("left_failed", 0),

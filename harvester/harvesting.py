@@ -84,6 +84,7 @@ class Harvest:
         watcher: Watcher,
         options: Options,
         metrics: Metrics | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.status = Status(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
@@ -95,7 +96,7 @@ class Harvest:
         self._watcher = watcher
         self._options = options
         self._outlook = Outlook(budget, options.workers)
-        self._pulse = Pulse()
+        self._pulse = pulse or Pulse()
         self._keeper = Keeper(
             store, stopper, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
         )
@@ -118,7 +119,8 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        self._pulse.lists = [GIVEN] if isinstance(links, Given) else [source.name for source in links]
+        self._pulse.lists = names_of(links)
+        self._pulse.begin()
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
@@ -388,6 +390,11 @@ class Harvest:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
         invocation, budget = self._pulse.report(self._store.invocation), self._budget
         return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.sender.waiting))
+
+
+def names_of(links: list[Source] | Given) -> list[str]:
+    """Name the lists, as the manifest does."""
+    return [GIVEN] if isinstance(links, Given) else [source.name for source in links]
 
 
 @lru_cache(1)

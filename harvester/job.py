@@ -10,6 +10,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from harvester import client, store
+from harvester.beginning import announced
 from harvester.bitly import FACETS, Query, endpoint, utc_text
 from harvester.book import Book
 from harvester.budget import Budget
@@ -17,12 +18,13 @@ from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvesting import Harvest, Options
+from harvester.harvesting import Harvest, Options, names_of
 from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.places import BUDGET_FILE, Form, lock_folder, state_folder, taken
+from harvester.pulse import Pulse
 from harvester.quota import Account, Wanted, WindowState
 from harvester.report import window_report
 from harvester.rows import RowMaker
@@ -94,11 +96,10 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
                 await budgets.slots.join()
-                try:
+                lists = names_of(job.given or job.sources)
+                async with announced(opened, budgets.facet, lists, stopper, job.metrics) as pulse:
                     sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
-                except Stopping:  # it ends before its first call, and writes down why
-                    sources, calls = job.sources, None
-                return await _harvest(job, opened, budgets, sources, stopper, watcher, to_make=calls)
+                return await _harvest(job, opened, budgets, sources, stopper, watcher, pulse, to_make=calls)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
@@ -167,6 +168,7 @@ async def _harvest(
     sources: list[Source],
     stopper: Stopper,
     watcher: Watcher,
+    pulse: Pulse,
     *,
     to_make: int | None,
 ) -> Outcome:
@@ -181,7 +183,7 @@ async def _harvest(
     means = Means(job.token, budget, gate, stopper, clock)
     async with client.opened(budgets.slots, asking, opened.query, means) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics)
+        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics, pulse)
         return await harvest.run(job.given or sources)
 
 

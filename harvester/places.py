@@ -63,7 +63,14 @@ class Place:
     @property
     def name(self) -> str:
         """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
-        return os.fsencode(self.out).decode(errors="backslashreplace")
+        return _as_text(self.out)
+
+    @property
+    def work_dir(self) -> str | None:
+        """What the manifest says of --work-dir; None where the state lies inside or beside the output."""
+        return (
+            None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
+        )
 
     @property
     def begun(self) -> bool:
@@ -74,6 +81,10 @@ class Place:
     def ledger(self) -> str:
         """The ledger's path."""
         return os.path.join(self.private, "ledger.sqlite")
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from harvester.settings import seconds_of
 from harvester.sources import Invalid
 from harvester.status import Status, Waiting
 from harvester.stopping import Reason, Stop, Stopper, in_daemon
-from harvester.terminal import escaped, say
+from harvester.terminal import escaped, printing, say
 
 _LOOK_SECONDS = 0.1
 """So often it is looked at what is waited for."""
@@ -187,17 +187,19 @@ class _Teller:
 
 def _print_row(line: bytes) -> None:
     text = line.decode()
-    print(escaped(text.rstrip("\n")) if sys.stdout.isatty() else text.rstrip("\n"), flush=True)
+    with printing():
+        print(escaped(text.rstrip("\n")) if sys.stdout.isatty() else text.rstrip("\n"), flush=True)
 
 
 def _print_table(line: bytes) -> None:
     row = orjson.loads(line)
     # Not by the console itself, which would end the process when the reader leaves.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
+    with printing(), console.capture() as captured:
         console.print(_text(f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"), style="bold")
         console.print(_table(row, console.width), *map(_text, _remarks(row)), sep="\n")
-    print(captured.get(), flush=True)
+    with printing():
+        print(captured.get(), flush=True)
 
 
 def _table(row: dict[str, Any], width: int) -> Table:

@@ -46,6 +46,7 @@ class Reason(StrEnum):
     OUTPUT = "output"
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
+    NOT_BEGUN = "not_begun"
 
 
 @dataclass(frozen=True, slots=True)

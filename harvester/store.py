@@ -9,7 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -249,6 +249,7 @@ class Store:
             "schema_version": 1,
             "tool": f"harvester {__version__}",
             "run_id": self.run_id,
+            "work_dir": self.place.work_dir,
             "query": self.query.as_dict(),
             "started": self._started,
             "updated": utc_text(datetime.now(UTC)),
@@ -267,6 +268,14 @@ class Store:
             with _explained(self.place.public):
                 dataset.write_manifest(self.place, manifest)
         return manifest
+
+    def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a manifest of this run's once more: nothing has changed but the moment."""
+        renewed = {**manifest, "updated": utc_text(datetime.now(UTC))}
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_manifest(self.place, renewed)
+        return renewed
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""

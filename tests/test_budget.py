@@ -1224,15 +1224,48 @@ def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quic
     assert budget.limits == Limits(60, 1000, 0)
 
 
-def test_a_file_of_another_schema_is_refused_and_left_as_it_is(quick_path: Path) -> None:
+OLDER = """
+ALTER TABLE months DROP COLUMN told;
+INSERT INTO meta VALUES ('schema', 1);
+UPDATE scopes SET state = '{"throttle": {"opens_at": null, "since_then_renamed": 3}}';
+PRAGMA user_version = 0;
+"""
+"""Makes a budget's file one from before it had a version, and before Bitly's word on a spent month was kept."""
+
+
+def tables_in(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as file:
+        return [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(quick_path: Path) -> None:
     path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
-        file.executescript("CREATE TABLE meta (name TEXT PRIMARY KEY, value); INSERT INTO meta VALUES ('schema', 2);")
-    with pytest.raises(OutputError, match="schema 2, and this harvester writes 1") as error:
+        file.executescript("CREATE TABLE other (name TEXT); PRAGMA user_version = 2;")
+    with pytest.raises(OutputError, match="of version 2, and this harvester knows 1: update it") as error:
         use(path)
     assert explains(error, path)
+    assert tables_in(path) == ["other"]
+
+
+def test_an_older_file_is_taken_over_with_what_it_has_counted(quick_path: Path, start: Start) -> None:
+    assert [start(100, 1000, 5000).take() for _ in range(3)] == [None] * 3
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+        file.executescript(OLDER)
+    budget = start(100, 1000, 5000)
+    assert [window.used for window in budget.windows()] == [3, 3, 3]
+    assert budget.take() is None
+    assert [window.used for window in start(100, 1000, 5000).windows()] == [4, 4, 4]
+
+
+def test_a_file_that_cannot_be_taken_over_says_what_to_do_and_is_left_as_it_is(quick_path: Path) -> None:
+    path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
-        assert [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["meta"]
+        file.executescript("CREATE TABLE months (month TEXT, spent INTEGER)")
+    with pytest.raises(OutputError, match=r"months has no account, server: .*Move it away") as error:
+        use(path)
+    assert explains(error, path)
+    assert tables_in(path) == ["months"]
 
 
 @contextmanager
