@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from types import AsyncGeneratorType
+from typing import Any, Unpack, cast
 
 import orjson
 
@@ -45,8 +46,9 @@ Row = dict[str, Any]
 
 _CANCELLED = "cancelled"
 _CUT = (
-    "a wait for a row was cancelled, as by asyncio.timeout around anext or a notebook's interrupt, and that ended the "
-    "stream before its list: begin another, with the timeout around the whole loop or the reading in a task of its own"
+    "the stream has ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
+    "notebook's interrupt, or its event loop is over. Begin another, with the timeout around the whole loop, or "
+    "read it in a task of its own"
 )
 _AT_ONCE = 2
 """Calls of `metrics` that one loop makes at once: each takes a seat among the machine's five harvesters."""
@@ -127,20 +129,22 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
 
 
 class _Stream(AsyncGenerator[Row, None]):
-    """A stream's rows; when a wait for one was cancelled, that has ended it early, and is said to who reads on."""
+    """A stream's rows; what ends it early without a word, as a cancelled wait does, is said to who reads on."""
 
     def __init__(self, rows: AsyncGenerator[Row, None]) -> None:
-        self._rows = rows
-        self._cut = False
+        self._rows = cast("AsyncGeneratorType[Row, None]", rows)
+        self._over = False
 
     async def asend(self, value: None) -> Row:
         """Give the next row."""
-        if self._cut:
+        if self._rows.ag_frame is None and not self._over:
             raise Stopped(_CANCELLED, _CUT)
         try:
             return await self._rows.asend(value)
         except asyncio.CancelledError:
-            self._cut = True
+            raise
+        except BaseException:  # the list's end, or why it was not reached
+            self._over = True
             raise
 
     async def athrow(self, *error: Any) -> Row:
@@ -149,6 +153,7 @@ class _Stream(AsyncGenerator[Row, None]):
 
     async def aclose(self) -> None:
         """End the run; when this returns nothing of it is left."""
+        self._over = True
         await self._rows.aclose()
 
 

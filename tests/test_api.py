@@ -457,6 +457,27 @@ async def test_a_stream_whose_wait_was_cancelled_does_not_look_complete_to_who_r
     await found.aclose()
 
 
+def test_a_stream_that_ended_with_its_loop_does_not_look_complete_in_another(serve: Callable[..., Served]) -> None:
+    async def begin() -> Any:
+        found = harvester.stream(endless(), **options(serve().url))
+        await anext(found)
+        return found
+
+    found = asyncio.run(begin())
+    with pytest.raises(harvester.Stopped, match="event loop is over"):
+        asyncio.run(anext(found))
+
+
+async def test_a_stream_that_is_over_stays_over(serve: Callable[..., Served]) -> None:
+    whole, left = (harvester.stream(["bit.ly/a"], **options(serve().url)) for _ in range(2))
+    assert len([row async for row in whole]) == 1
+    await anext(left)
+    await left.aclose()
+    for found in (whole, left):
+        with pytest.raises(StopAsyncIteration):
+            await anext(found)
+
+
 async def test_a_slow_reader_slows_the_calls(serve: Callable[..., Served]) -> None:
     served, taken = serve(), 0
     async with aclosing(harvester.stream(endless(), **options(served.url))) as found:
