@@ -271,7 +271,11 @@ async def count(
             raise Stopping
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            watcher.note(f"reading the list through first: {lines:,} lines", Event.LIST_READING, lines=lines)
+            watcher.note(
+                f"reading the list through before the first call: {lines:,} lines so far",
+                Event.LIST_READING,
+                lines=lines,
+            )
 
     return await in_daemon(
         lambda: survey(

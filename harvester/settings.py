@@ -219,6 +219,7 @@ def _printed_by(words: list[str]) -> str:
             printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
         except BaseException:
             process.kill()
+            process.wait()  # leaving the block does not wait after Ctrl-C
             raise
         finally:
             atexit.unregister(process.kill)
