@@ -34,6 +34,10 @@ class Settings:
     backoff_seconds: float = 1.0
 
 
+_SOON_SECONDS = 10.0
+"""A witness that is answered later than so after a call has failed says nothing of that failure."""
+
+
 class Client:
     """Asks Bitly; made by `opened`.
 
@@ -153,11 +157,12 @@ class Client:
         while isinstance(verdict, Transient) and not self._gate.blames(failed_at):
             if not self.witnesses and self._gate.ever_answered:
                 return verdict
-            failures = self._gate.probes_failed
+            failures, doubted_at = self._gate.probes_failed, self._clock()
             self._gate.doubt()
             while self.witnesses and self._gate.outage:
                 await self._ask_witness()
-            if not self.witnesses or self._gate.probes_failed != failures:
+            late = self._clock() - doubted_at > _SOON_SECONDS  # it had to wait, and the server may be another by now
+            if late or not self.witnesses or self._gate.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
 

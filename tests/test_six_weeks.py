@@ -76,6 +76,18 @@ def test_ten_minutes_without_a_server_cost_no_link_and_few_calls(quick_path: Pat
     assert weeks.repeated <= 1  # the witness
 
 
+@pytest.mark.parametrize("per_hour", [12, 14, 16, 20])
+def test_an_outage_while_few_calls_may_go_costs_no_link(quick_path: Path, per_hour: int) -> None:
+    """The witness has to wait for the hour's window, and is answered when the outage is long over."""
+    outages = [(hour * 3600.0, hour * 3600.0 + 1800.0) for hour in range(1, 40, 3)]
+    world = World(per_hour=per_hour, outages=outages, errors=0.0)
+    weeks = Weeks(quick_path, world, Wanted(per_hour=per_hour, per_month=0), 200, promised=(100, per_hour))
+    outcome = weeks.run()
+    weeks.report(f"out, with {per_hour}/h")
+    assert outcome.status.failed == 0
+    assert weeks.bitly.failed
+
+
 def test_an_outage_past_the_limit_stops_and_the_next_run_carries_on(quick_path: Path) -> None:
     world = World(per_hour=0, outages=[(600.0, 600.0 + 3600.0)], errors=0.0)
     weeks = Weeks(quick_path, world, Wanted(per_hour=0, per_month=0), 3_000, promised=(100, 0))
