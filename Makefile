@@ -10,10 +10,10 @@ demo: .venv/run
 	$(BIN)/harvester demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 4
 
 fast: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 4 -m "not slow"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from harvester import intake
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted
+from harvester.budget import Budget
+from harvester.quota import Account, Wanted
 from tests.simulated import World
 from tests.virtual import at_once
 from tests.weeks import Weeks

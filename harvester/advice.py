@@ -52,15 +52,18 @@ _BY_REASON: dict[Reason, str] = {
     Reason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
     Reason.CONSUMER_GONE: _CARRIES_ON,
     Reason.INPUT: f"mend the list; then {_CARRIES_ON}",
+    Reason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
 }
 _NO_COMMAND = {Reason.PARAMETER_REFUSED}
 
 
-def command_for(out: str, lists: Sequence[str], query: Mapping[str, Any], account: str | None) -> str:
+def command_for(
+    out: str, lists: Sequence[str], query: Mapping[str, Any], account: str | None, work_dir: str | None
+) -> str:
     """Write the command that carries an output on, as far as its manifest knows it.
 
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
-    as --account named it, or None.
+    as --account named it, or None. work_dir: so too.
     """
     words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", out]
     for option in fields(QueryOptions):
@@ -68,7 +71,8 @@ def command_for(out: str, lists: Sequence[str], query: Mapping[str, Any], accoun
         # The moment is kept with the output; whoever does not name it gets the one that is kept.
         if option.name != "unit_reference" and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
-    return shlex.join(words + (["--account", account] if account else []))
+    words += ["--account", account] if account else []
+    return shlex.join(words + (["--work-dir", work_dir] if work_dir else []))
 
 
 def _as_argument(name: str) -> str:

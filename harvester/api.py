@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from types import AsyncGeneratorType
+from typing import Any, Unpack, cast
 
 import orjson
 
@@ -43,6 +44,12 @@ from harvester.stopping import Reason, Stopper, in_daemon
 Row = dict[str, Any]
 """A row or a failure as it is published: the README's "What it writes"."""
 
+_CANCELLED = "cancelled"
+_CUT = (
+    "the stream has ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
+    "notebook's interrupt, or its event loop is over. Begin another, with the timeout around the whole loop, or "
+    "read it in a task of its own"
+)
 _AT_ONCE = 2
 """Calls of `metrics` that one loop makes at once: each takes a seat among the machine's five harvesters."""
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
@@ -70,9 +77,10 @@ async def harvest(
     lists, watcher = lists_of(links), LogWatcher()
     read_token = token_reader(token, chosen)
     job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token))
+    path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)  # now: the working directory may change
     outcome = await jobs.run(job, Stopper(), watcher)
     _raise_for(lists, outcome)
-    return _manifest(job, outcome)
+    return await in_daemon(partial(_object_in, path))
 
 
 def stream(
@@ -93,7 +101,7 @@ def stream(
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
     chosen = run_options(options, StreamOptions, STDOUT)
-    return _rows(lists_of(links), chosen, token_reader(token, chosen), on_failure)
+    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsOptions]) -> Row:
@@ -118,6 +126,35 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
         return found[0]
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+class _Stream(AsyncGenerator[Row, None]):
+    """A stream's rows; what ends it early without a word, as a cancelled wait does, is said to who reads on."""
+
+    def __init__(self, rows: AsyncGenerator[Row, None]) -> None:
+        self._rows = cast("AsyncGeneratorType[Row, None]", rows)
+        self._over = False
+
+    async def asend(self, value: None) -> Row:
+        """Give the next row."""
+        if self._rows.ag_frame is None and not self._over:
+            raise Stopped(_CANCELLED, _CUT)
+        try:
+            return await self._rows.asend(value)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # the list's end, or why it was not reached
+            self._over = True
+            raise
+
+    async def athrow(self, *error: Any) -> Row:
+        """Raise an error where the stream waits, which ends it."""
+        return await self._rows.athrow(*error)
+
+    async def aclose(self) -> None:
+        """End the run; when this returns nothing of it is left."""
+        self._over = True
+        await self._rows.aclose()
 
 
 async def _rows(
@@ -145,22 +182,15 @@ async def _rows(
         raise Stopped(stop.reason.value, stop.message, stop.until)
 
 
+def _object_in(path: str) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        found: dict[str, Any] = orjson.loads(stream.read())
+    return found
+
+
 def _raise_for(lists: list[str] | Given, outcome: Outcome) -> None:
     """Raise what the caller's iterable has raised, and what made the output unfit to be trusted."""
     if isinstance(lists, Given) and lists.error is not None:
         raise lists.error
     if outcome.stop is not None and outcome.stop.reason is Reason.OUTPUT:
         raise OutputError(outcome.stop.message)
-
-
-def _manifest(job: jobs.Job, outcome: Outcome) -> dict[str, Any]:
-    """Read the manifest; a run that was stopped before its first call has left that of the run before, or none."""
-    manifest: dict[str, Any] = {"complete": False}
-    path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)
-    if os.path.exists(path):
-        with open(path, "rb") as stream:
-            manifest = orjson.loads(stream.read())
-    if stop := outcome.stop:
-        stopped = {"reason": stop.reason.value, "message": stop.message, "until": stop.until}
-        manifest |= {"complete": False, "stopped": stopped}
-    return manifest

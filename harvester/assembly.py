@@ -85,7 +85,7 @@ def _metrics(options: OutputOptions, warn: Callable[[str], None]) -> Metrics | N
     if options.metrics_file is None:
         return None
     try:
-        from harvester.metrics import MetricsFile  # noqa: PLC0415 - not everyone has the library
+        from harvester.metrics_file import MetricsFile  # noqa: PLC0415 - not everyone has the library
     except ModuleNotFoundError as error:
         raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
     return MetricsFile(options.metrics_file, options.out, warn).show

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -127,6 +127,11 @@ def path(bitlink: str, facet: Facet) -> str:
         return f"/bitlinks/{bitlink}{facet.path}"
     domain, _, back_half = bitlink.partition("/")
     return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
+
+
+def endpoint(facet: Facet) -> str:
+    """Give Bitly's name for a facet's endpoint: the path's template, literally."""
+    return "/bitlinks/{bitlink}" + facet.path
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------
@@ -259,16 +264,16 @@ def verdict(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, 
 
 def no_success(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
     """Say what an answer other than 200 means, on whatever route it came. Raises nothing."""
-    said = _object_in(body)
+    said = object_in(body)
     message = str(said.get("message") or "").strip().upper()
     # The message decides, not the status: throttling has come as 403 (recorded in 2019), and a spent month comes
     # as 429 (https://dev.bitly.com/docs/getting-started/rate-limits).
     if message == "API_USAGE_LIMIT_EXCEEDED" or message.startswith("MONTHLY_"):
-        return MonthSpent(status, _bounded(message))
+        return MonthSpent(status, bounded(message))
     if status == 429 or message == "RATE_LIMIT_EXCEEDED" or (status == 403 and "X-Ratelimit-Reason" in headers):
-        return Throttled(status, _bounded(message) or "no message", hint(headers))
+        return Throttled(status, bounded(message) or "no message", hint(headers))
     if status in _TRANSIENT_STATUSES:
-        return Transient(status, _bounded(message) or "no message", hint(headers))
+        return Transient(status, bounded(message) or "no message", hint(headers))
     return _read_refusal(status, headers, body, said, message)
 
 
@@ -329,14 +334,14 @@ def _moment_text(reference: str | int) -> str:
         moment = datetime.fromisoformat(reference)
         return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
-        return _bounded(str(reference))
+        return bounded(str(reference))
 
 
 def _read_refusal(
     status: int, headers: Mapping[str, str], body: bytes, said: Mapping[str, Any], message: str
 ) -> Verdict:
     """Tell a no for this link from a no for every link; what neither fits is Unknown."""
-    text = _bounded(message)
+    text = bounded(message)
     plain = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain"
     if status == 401:
         return TokenRefused(status, text or "UNAUTHORIZED")
@@ -348,7 +353,7 @@ def _read_refusal(
     if status == 404 and message == "NOT_FOUND":
         return Refused(status, text)
     if status == 404 and plain and not said:
-        return Refused(status, _bounded(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
+        return Refused(status, bounded(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
     if status == 400:
@@ -370,7 +375,7 @@ def _refused_fields(said: Mapping[str, Any], message: str) -> set[str]:
     return fields
 
 
-def _object_in(body: bytes) -> Mapping[str, Any]:
+def object_in(body: bytes) -> Mapping[str, Any]:
     """Give a body's JSON object, or an empty one: any part may be missing, and gateways answer HTML."""
     try:
         said = orjson.loads(body)
@@ -384,87 +389,6 @@ def kept(body: bytes) -> str:
     return body[:KEPT_BODY].decode(errors="replace")
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
+    """Give as much of a text of Bitly's as is kept of it."""
     return text[:_MESSAGE_LIMIT]
-
-
-# --- helper routes ------------------------------------------------------------------------------------------------
-
-PLATFORM_LIMITS = "/user/platform_limits"
-GROUPS = "/groups"
-_MOST_LIMIT = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformLimit:
-    """What Bitly allows at an endpoint, taken as an hour's (it does not say of what), and has counted so far."""
-
-    limit: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlanLimit:
-    """One of the plan's monthly limits, by Bitly's name; which of them counts API requests is not documented."""
-
-    name: str
-    description: str
-    limit: int
-    count: int
-
-
-def endpoint(facet: Facet) -> str:
-    """Give Bitly's name for a facet's endpoint: the path's template, literally."""
-    return "/bitlinks/{bitlink}" + facet.path
-
-
-def platform_limits_target(facet: Facet) -> str:
-    """Give path and query that ask for the limits of a facet's endpoint, below the base URL.
-
-    https://dev.bitly.com/api-reference/#getPlatformLimits.
-    """
-    return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint(facet)})}"
-
-
-def plan_limits_target(organization: str) -> str:
-    """Give the path that asks for an organization's plan limits, below the base URL."""
-    return f"/organizations/{quote(organization, safe='')}/plan_limits"
-
-
-def read_platform_limit(body: bytes, facet: Facet) -> PlatformLimit | None:
-    """Find the limit of a facet's endpoint in an answer of `/user/platform_limits`; None if it makes no sense."""
-    for entry in _objects(_object_in(body).get("platform_limits")):
-        if not str(entry.get("endpoint")).endswith(endpoint(facet)):
-            continue
-        for method in _objects(entry.get("methods")):
-            limit, count = method.get("limit"), method.get("count")
-            if method.get("name") == "GET" and _is_count(limit) and _is_count(count) and limit:
-                return PlatformLimit(limit, count)
-    return None
-
-
-def read_plan_limits(body: bytes) -> list[PlanLimit]:
-    """Read an answer of `/organizations/{guid}/plan_limits`; what makes no sense in it is left out."""
-    found = []
-    for entry in _objects(_object_in(body).get("plan_limits")):
-        name, limit, count = entry.get("name"), entry.get("limit"), entry.get("count")
-        if isinstance(name, str) and _is_count(limit) and _is_count(count):
-            found.append(PlanLimit(_bounded(name), _bounded(str(entry.get("description") or "")), limit, count))
-    return found
-
-
-def read_organization(body: bytes) -> str | None:
-    """Find the organization's guid in an answer of `/groups`: the first group's."""
-    for group in _objects(_object_in(body).get("groups")):
-        guid = group.get("organization_guid")
-        if isinstance(guid, str) and guid:
-            return guid
-    return None
-
-
-def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _MOST_LIMIT

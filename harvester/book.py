@@ -6,15 +6,16 @@ Times in it are elapsed seconds of one boot; whoever opens it in another boot mo
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import orjson
 
 from harvester.clocks import Clock
 from harvester.errors import BudgetBusy, OutputError
+from harvester.said import Said
 from harvester.throttle import HOUR, MINUTE, Ceiling, Throttle
 
 LATE_SECONDS = 0.5
@@ -42,21 +43,9 @@ CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent 
     told REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
 """
 _VERSION = 1
-
-
-@dataclass(slots=True)
-class Said:
-    """What Bitly has said of the endpoint. limit: per hour; None: nothing that makes sense. Times: elapsed seconds.
-
-    base_*: Bitly's count and our total when its present hour was first seen, from which others' use is told.
-    """
-
-    asked_at: float
-    asked_total: int
-    limit: int | None = None
-    count: int = 0
-    base_count: int = 0
-    base_total: int = 0
+"""The tables' form, as `PRAGMA user_version` says it; 0: a file that is new, or older than the numbering."""
+_ADDED = (("months", "told", "REAL"),)
+"""Columns that a file of version 0 may lack: table, column, type."""
 
 
 @dataclass(slots=True)
@@ -70,10 +59,12 @@ class State:
     def read(cls, text: str) -> "State":
         """Read what `text` wrote."""
         stored = orjson.loads(text)
-        fields = stored.get("throttle") or {}
-        ceilings = {window: Ceiling(**ceiling) for window, ceiling in fields.pop("ceilings", {}).items()}
+        throttle = stored.get("throttle") or {}
+        ceilings = {window: Ceiling(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
         said = stored.get("said")
-        return cls(Throttle(**fields, ceilings=ceilings), Said(**said) if said else None)
+        return cls(
+            Throttle(**_known(Throttle, throttle), ceilings=ceilings), Said(**_known(Said, said)) if said else None
+        )
 
     def text(self) -> str:
         """Write it as JSON."""
@@ -84,6 +75,15 @@ class State:
         told = self.said is not None and self.said.limit is not None  # else it may be asked once more
         said = replace(self.said, asked_at=0.0) if self.said and told else None
         return State(Throttle(ceilings=self.throttle.ceilings), said)
+
+
+def _known(kind: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what another version of harvester has noted beside."""
+    return {each.name: stored[each.name] for each in fields(kind) if each.name in stored}
+
+
+def _columns(file: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in file.execute(f"PRAGMA table_info({table})")}
 
 
 class Book:
@@ -123,15 +123,45 @@ class Book:
                 time.sleep(_BUSY_PAUSE_SECONDS)
 
     def _make_tables(self) -> None:
-        meta, *others = _SCHEMA.split(";\n")
-        self._db.execute(meta)
-        version = self._meta().get("schema", _VERSION)
-        if version != _VERSION:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
             raise OutputError(
-                f"{self.path}: schema {version}, and this harvester writes {_VERSION}; name another --state-dir"
+                f"{self.path}: of version {version}, and this harvester knows {_VERSION}: update it (pip install "
+                "--upgrade harvester). Or name another --state-dir, where counting begins anew"
             )
-        for statement in others:
-            self._db.execute(statement)
+        if version == _VERSION:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in _SCHEMA.split(";\n"):
+                self._db.execute(statement)
+            self._add_columns()
+            self._db.execute("DELETE FROM meta WHERE name = 'schema'")
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _add_columns(self) -> None:
+        """Bring an older file's tables to this form: what was counted stays.
+
+        Raises:
+            OutputError: they lack something else.
+        """
+        for table, column, kind in _ADDED:
+            if column not in _columns(self._db, table):
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        with closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(_SCHEMA)
+            for table in ("meta", "scopes", "attempts", "months"):
+                if missing := _columns(model, table) - _columns(self._db, table):
+                    raise OutputError(
+                        f"{self.path}: {table} has no {', '.join(sorted(missing))}: no budget of harvester's, or of a "
+                        "version too old to be taken over. Move it away (counting begins anew; then give --per-month "
+                        "only what is left of this month), or name another --state-dir"
+                    )
 
     def close(self) -> None:
         """Close the file; what was counted stays."""
@@ -222,7 +252,7 @@ class Book:
             self._set_anchor(now, max(self.clock.wall(), latest))
         elif not self.clock.boot:  # perhaps another boot, which has been up for longer than the last
             self._set_anchor(now, max(self.clock.wall(), self.utc(now)))
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?), ('boot', ?)", (_VERSION, self.clock.boot))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
         horizon = now - SPANS[HOUR] - LATE_SECONDS
         self._db.execute("DELETE FROM attempts WHERE at <= ?", (horizon,))
         # The newest are kept, whatever the calendar says: it may be wrong until the first answer.

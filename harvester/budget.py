@@ -11,127 +11,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
-from typing import NamedTuple
 
 from harvester import throttle
-from harvester.book import LATE_SECONDS, SPANS, Book, Said, State
+from harvester.book import SPANS, Book
 from harvester.clocks import moment, month_of, next_month
-from harvester.throttle import HOUR, MINUTE, Throttle
+from harvester.months import LATEST_SECONDS, Months, months_near
+from harvester.quota import THROTTLED, Account, Limits, MonthOver, Wait, Wanted, WindowState
+from harvester.said import Said
+from harvester.scope import Scope
+from harvester.throttle import HOUR, MINUTE
 
-_PER_SECOND = 10
-"""Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
-_EDGE_SECONDS = 5.0
-"""An attempt so near to a month's edge counts on both sides of it: Bitly's clock need not be ours."""
-_LATEST_SECONDS = 60.0
-"""An attempt is not made later than so after it was counted."""
 _POLL_SECONDS = 0.2
 _FAST_PER_MINUTE = 1200
 """From so many attempts a minute on, a count need not be on the disk before the attempt goes."""
 _CHECK_SECONDS = 1.0
-_BELIEVED_SECONDS = 86400.0
-"""Bitly's word that the month is spent is believed for so long: a plan may be bought."""
 _MOST_LEASED = 64
 """Where no window is to be held, so many attempts of one tenth of a second are counted at once."""
-_BELIEVED_DATE_SECONDS = 86400.0
-ASK_SECONDS = 300.0
-ASK_ATTEMPTS = 100
-"""Bitly is asked again for its limits at most so often, so that helper calls stay at one in a hundred."""
-ASK_CLOSED_SECONDS = 60.0
-"""Once after a throttled answer already so soon: only as long as it is closed can Bitly say that its hour is full."""
-ASK_AFTER_REFUSAL_SECONDS = 86400.0
-"""Where Bitly answered, and did not tell."""
-_UNDER_WAY = 5
-"""Attempts that we have counted and Bitly perhaps not yet, when it says how many it has counted."""
-
-THROTTLED = "throttled"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Attempts allowed in a sliding minute, a sliding hour and a calendar month; 0 means no limit."""
-
-    per_minute: int
-    per_hour: int
-    per_month: int
-
-    def of(self, window: str) -> int:
-        """Give a window's limit by its name."""
-        return self.per_minute if window == MINUTE else self.per_hour
-
-
-DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
-"""Bitly's example for an endpoint, and its free plan's month: https://dev.bitly.com/docs/getting-started/rate-limits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The limits as they were asked for: None where nothing was said. reserve: the share left to others, 0 to 1."""
-
-    per_minute: int | None = None
-    per_hour: int | None = None
-    per_month: int | None = None
-    reserve: float = 0.0
-
-    @property
-    def curious(self) -> bool:
-        """True when Bitly's own word on the endpoint's limits would change anything."""
-        return self.per_minute is None or self.per_hour != 0
-
-    def limits(self, said_per_hour: int | None = None) -> Limits:
-        """Give the limits to keep. said_per_hour: Bitly's, if it has said; its minute is a tenth of it."""
-        per_hour, per_minute = DEFAULTS.per_hour, DEFAULTS.per_minute
-        if said_per_hour is not None:
-            per_hour, per_minute = said_per_hour, max(said_per_hour // 10, 1)
-        return Limits(
-            self._kept(per_minute if self.per_minute is None else self.per_minute),
-            self._kept(per_hour if self.per_hour is None else self.per_hour),
-            self._kept(DEFAULTS.per_month if self.per_month is None else self.per_month),
-        )
-
-    def _kept(self, limit: int) -> int:
-        return limit and max(math.floor(limit * (1 - self.reserve) + 1e-9), 1)
-
-
-class Account(NamedTuple):
-    """Whose budget it is. server: host and port; token: its fingerprint; name: of the account that has the month."""
-
-    server: str
-    token: str
-    name: str
-
-
-class Wait(NamedTuple):
-    """Not now: seconds until it is worth asking again, the window that says so, and what it may hold."""
-
-    seconds: float
-    window: str
-    limit: int = 0
-
-
-class MonthOver(NamedTuple):
-    """Not this month: the moment at which the next one begins. told: Bitly has said so, whatever we have counted."""
-
-    until: datetime
-    told: bool = False
-
-
-class WindowState(NamedTuple):
-    """What a window holds. until: when there is room again, or when the month ends; None with room to spare.
-
-    source: where the limit comes from: `asked`, `default`, `bitly` or `throttled`.
-    """
-
-    window: str
-    limit: int
-    used: int
-    until: datetime | None
-    source: str
-
-    @property
-    def left(self) -> int | None:
-        """How many attempts may still go; None without a limit."""
-        return max(self.limit - self.used, 0) if self.limit else None
 
 
 @dataclass(slots=True)
@@ -161,20 +56,19 @@ class Budget:
         wanted: Wanted,
         rng: random.Random | None = None,
     ) -> None:
-        self.account = account
+        self.month = Months(book, account)
         self.wanted = wanted
         self._book = book
-        self._endpoint = endpoint
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
-        self._text = ""
-        self._state = State(Throttle())
-        self._total = 0
-        self._last_at = 0.0
         self._lease = _Lease()
-        self._told_before = False
         self._check_due = 0.0
-        self._scope = self._open_scope()
+        self._scope = Scope(book, account.server, account.token, endpoint)
         self._refresh_limits()
+
+    @property
+    def account(self) -> Account:
+        """Whose budget it is at present."""
+        return self.month.account
 
     @property
     def limits(self) -> Limits:
@@ -184,7 +78,7 @@ class Budget:
     @property
     def closed(self) -> bool:
         """True from a throttled answer until a probe's, as of the last attempt or look."""
-        return self._state.throttle.closed
+        return self._scope.state.throttle.closed
 
     @property
     def fast(self) -> bool:
@@ -194,13 +88,13 @@ class Budget:
     @property
     def said(self) -> Said | None:
         """What Bitly has said of its limits, as of the last attempt or look."""
-        return self._state.said
+        return self._scope.state.said
 
     def use_token(self, fingerprint: str) -> None:
         """Count for another token from now on; the account stays the same."""
         self.close()
-        self.account = self.account._replace(token=fingerprint)
-        self._scope = self._open_scope()
+        self.month.account = self.account._replace(token=fingerprint)
+        self._scope.open_for(fingerprint)
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
@@ -228,11 +122,11 @@ class Budget:
         """Give how many attempts may go at this moment; infinite without limits."""
         with self._book.transaction() as now:
             self._load()
-            if self._state.throttle.closed:
+            if self._scope.state.throttle.closed:
                 return 0.0
-            rooms = [limit - self._used(window, now) for window, limit in self._held()]
+            rooms = [limit - self._scope.used(window, now) for window, limit in self._held()]
             if self._limits.per_month:
-                rooms.append(self._limits.per_month - self._spent_near(now))
+                rooms.append(self._limits.per_month - self.month.spent_near(self._book.utc(now)))
         return max(min(rooms, default=math.inf), 0)
 
     def _check_present(self) -> None:
@@ -242,33 +136,14 @@ class Budget:
             self._book.check_present()
 
     def _refuse(self, now: float) -> Wait | MonthOver | None:
-        if refused := self._month_full(now) or self._closed(now):
+        if refused := self.month.refuse(self._limits.per_month, self._book.utc(now)) or self._closed(now):
             return refused
-        waits = [Wait(self._wait(window, held, now), window, held) for window, held in self._held()]
+        waits = [Wait(self._scope.wait(window, held, now), window, held) for window, held in self._held()]
         longest = max(waits, key=lambda wait: wait.seconds, default=None)
         return longest if longest and longest.seconds > 0.0 else None
 
-    def _month_full(self, now: float) -> Wait | MonthOver | None:
-        limit, utc = self._limits.per_month, self._book.utc(now)
-        if self._told_lately(utc):
-            return MonthOver(next_month(moment(utc)), told=True)
-        if not limit:
-            return None
-        full = [month for month in _months_near(utc) if self._spent(month) >= limit]
-        if not full:
-            return None
-        over = next_month(datetime.fromisoformat(f"{full[-1]}-01T00:00:00+00:00"))
-        # Near the edge it is only moments until the next month's calls count there alone.
-        left = over.timestamp() + 2 * _EDGE_SECONDS - utc
-        return Wait(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthOver(over)
-
-    def _told_lately(self, utc: float) -> bool:
-        told = self._told(month_of(utc))
-        self._told_before = told is not None
-        return told is not None and utc - told < _BELIEVED_SECONDS
-
     def _closed(self, now: float) -> Wait | None:
-        state = self._state.throttle
+        state = self._scope.state.throttle
         if state.opens_at is None or state.opens_at <= now:
             return None
         left = state.opens_at - now
@@ -277,64 +152,33 @@ class Budget:
     def _count(self, now: float) -> _Lease:
         """Count an attempt that goes now, and perhaps more; while it is throttled, it is the probe."""
         attempts = self._lease_size(now)
-        if self._state.throttle.closed:
-            throttle.begin_probe(self._state.throttle, now)
-            self._save()
-        self._add(attempts, now)
-        months = _months_near(self._book.utc(now))
-        self._spend(months, attempts)
-        if self._told_before:  # a day has passed: this attempt asks again, and others wait for what it hears
-            self._renew_told(now)
-        return _Lease(attempts, attempts - 1, self._last_at, months, self._total)
-
-    def _renew_told(self, now: float) -> None:
-        utc = self._book.utc(now)
-        update = "UPDATE months SET told = ? WHERE server = ? AND account = ? AND month = ?"
-        for name in self._names():
-            self._book.execute(update, utc, self.account.server, name, month_of(utc))
+        if self._scope.state.throttle.closed:
+            throttle.begin_probe(self._scope.state.throttle, now)
+            self._scope.save()
+        self._scope.add(attempts, now)
+        months = months_near(self._book.utc(now))
+        self.month.spend(months, attempts)
+        if self.month.told_before:  # a day has passed
+            self.month.renew_told(self._book.utc(now))
+        return _Lease(attempts, attempts - 1, self._scope.last_at, months, self._scope.total)
 
     def _lease_size(self, now: float) -> int:
         """Say how many attempts to count at once: one, but where nothing but the month could refuse them."""
-        if self._limits.per_minute or self._limits.per_hour or self._state.throttle.closed:
+        if self._limits.per_minute or self._limits.per_hour or self._scope.state.throttle.closed:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
         if self._limits.per_month:  # others must not be told that the month is over because of what is only leased
-            size = min(size, (self._limits.per_month - self._spent_near(now)) // _MOST_LEASED)
-        return 1 if self._told_before else max(size, 1)
+            size = min(size, (self._limits.per_month - self.month.spent_near(self._book.utc(now))) // _MOST_LEASED)
+        return 1 if self.month.told_before else max(size, 1)
 
     def _give_back(self) -> None:
         """Take what is left of the lease back; windows that others have counted in since keep it, which is careful."""
         lease = self._lease
         if lease.left:
-            self._spend(lease.months, -lease.left)
-            if self._total == lease.total:
-                self._total -= lease.left
-                self._book.execute("UPDATE scopes SET total = ? WHERE id = ?", self._total, self._scope)
+            self.month.spend(lease.months, -lease.left)
+            if self._scope.total == lease.total:
+                self._scope.take_back(lease.left)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
-
-    def _spend(self, months: Sequence[str], attempts: int) -> None:
-        insert = (
-            "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (server, account, month) DO UPDATE SET spent = spent + excluded.spent"
-        )
-        for month in months:
-            for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, attempts)
-
-    def _names(self) -> set[str]:
-        """Give whom an attempt is counted for: an account that is given a name later has not spent less."""
-        return {self.account.name, self.account.token}
-
-    def _add(self, attempts: int, now: float) -> None:
-        at = math.ceil(now * _PER_SECOND) / _PER_SECOND
-        if self._last_at < at:
-            self._book.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._scope, self._total, at)
-            horizon = now - SPANS[HOUR] - LATE_SECONDS
-            self._book.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._scope, horizon)
-            self._last_at = at
-        self._total += attempts
-        update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
-        self._book.execute(update, self._total, self._last_at, self._scope)
 
     def made_late(self) -> None:
         """Count an attempt again: it was counted, but goes only now (a slow connection).
@@ -343,91 +187,15 @@ class Budget:
         """
         with self._book.transaction() as now:
             self._load()
-            self._add(1, now)
+            self._scope.add(1, now)
             utc = self._book.utc(now)
-            before = _months_near(utc - _LATEST_SECONDS)
-            self._spend([month for month in _months_near(utc) if month not in before], 1)
+            before = months_near(utc - LATEST_SECONDS)
+            self.month.spend([month for month in months_near(utc) if month not in before], 1)
 
     # --- windows and month -----------------------------------------------------------------------------------------
 
     def _held(self) -> list[tuple[str, int]]:
         return [(window, limit) for window in SPANS if (limit := self._limits.of(window))]
-
-    def _used(self, window: str, now: float) -> int:
-        """Count the attempts in a sliding window."""
-        horizon = now - SPANS[window] - LATE_SECONDS
-        select = "SELECT first FROM attempts WHERE scope = ? AND at > ? ORDER BY at, first LIMIT 1"
-        found = self._book.execute(select, self._scope, horizon).fetchone()
-        return self._total - found[0] if found else 0
-
-    def _wait(self, window: str, limit: int, now: float) -> float:
-        """Give the seconds until a window has room: 0.0 when it has."""
-        if self._used(window, now) < limit:
-            return 0.0
-        # There is room when the attempt that is now the limit-th before the next has left.
-        select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
-        at = self._book.execute(select, self._scope, self._total - limit).fetchone()[0]
-        return float(at + SPANS[window] + LATE_SECONDS - now)
-
-    def _spent_near(self, now: float) -> int:
-        """Count the account's attempts in the month that an attempt would count in, the fuller one near an edge."""
-        return max(self._spent(month) for month in _months_near(self._book.utc(now)))
-
-    def _spent(self, month: str) -> int:
-        """Count the account's attempts in a calendar month, or the token's if that has more."""
-        return max(spent for spent, _ in self._month_rows(month))
-
-    def _told(self, month: str) -> float | None:
-        """Give when Bitly said that a month is spent, by the calendar; None if it has not."""
-        return max((told for _, told in self._month_rows(month) if told is not None), default=None)
-
-    def _month_rows(self, month: str) -> list[tuple[int, float | None]]:
-        select = "SELECT spent, told FROM months WHERE server = ? AND account = ? AND month = ?"
-        rows = [self._book.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
-        return [row or (0, None) for row in rows]
-
-    def month_refused(self) -> None:
-        """Take note that Bitly says the month is spent: nobody asks again before a day has passed, or the month."""
-        self._tell_month(told=True)
-
-    def month_goes_on(self) -> None:
-        """Take note that an attempt passed in a month of which Bitly had said that it was spent: it was not, or a plan
-        was bought since.
-        """
-        self._tell_month(told=False)
-
-    def _tell_month(self, *, told: bool) -> None:
-        with self._book.transaction() as now:
-            utc = self._book.utc(now)
-            # A refusal that came just behind a month's edge was perhaps meant for the month before.
-            month = month_of(utc - _LATEST_SECONDS if told else utc)
-            insert = (
-                "INSERT INTO months (server, account, month, spent, told) VALUES (?, ?, ?, 0, ?) "
-                "ON CONFLICT (server, account, month) DO UPDATE SET told = excluded.told"
-            )
-            for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, utc if told else None)
-            self._told_before = told
-
-    @property
-    def told_before(self) -> bool:
-        """True while Bitly's last word is that the month is spent, and an attempt goes all the same."""
-        return self._told_before
-
-    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
-        """Set the calendar right by the date of a server's answer, which has whole seconds and was under way.
-
-        sent_at: when its attempt was sent, elapsed seconds: the date is of a moment since then. None: just now.
-        """
-        now = self._book.clock.elapsed()
-        earliest, utc = date.timestamp(), self._book.utc(now)
-        latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
-        nearest = min(max(utc, earliest), latest)
-        trusted = (utc, self._book.clock.wall())
-        if all(abs(nearest - seconds) > _BELIEVED_DATE_SECONDS for seconds in trusted):
-            return  # neither of our clocks knows of such a day: a server's mistake
-        if abs(nearest - utc) > _EDGE_SECONDS / 2:
-            self._book.set_date(nearest, now)
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
@@ -439,7 +207,7 @@ class Budget:
         with self._book.transaction() as now:
             self._load()
             self._give_back()
-            state = self._state.throttle
+            state = self._scope.state.throttle
             if state.closed and sent_at < state.closed_at:
                 throttle.note_late(state)
             else:
@@ -447,28 +215,28 @@ class Budget:
                 seconds = throttle.closing_seconds(strikes, hint, self._book.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
                 throttle.close(state, now=now, seconds=seconds, passed=passed)
-            self._save()
+            self._scope.save()
 
     def answered(self, *, sent_at: float) -> None:
         """An answer came that was not throttled: if it is the probe's, open again.
 
         One to an attempt that was under way before a throttled answer says nothing of what came after.
         """
-        if not self._state.throttle.closed:
+        if not self._scope.state.throttle.closed:
             return
         with self._book.transaction():
             self._load()
-            state = self._state.throttle
+            state = self._scope.state.throttle
             if state.probing and sent_at >= state.closed_at:
                 limits = {window: self._limits.of(window) for window in SPANS}
-                throttle.reopen(state, sent_at=sent_at, total=self._total, limits=limits)
-                self._save()
+                throttle.reopen(state, sent_at=sent_at, total=self._scope.total, limits=limits)
+                self._scope.save()
                 self._refresh_limits()
 
     def _passed(self, window: str, now: float) -> int:
         """Count what passed in a window before the throttled answer that has just come."""
-        reopened = self._total - self._state.throttle.reopened.get(window, 0)
-        return max(min(self._used(window, now), reopened) - 1, 0)
+        reopened = self._scope.total - self._scope.state.throttle.reopened.get(window, 0)
+        return max(min(self._scope.used(window, now), reopened) - 1, 0)
 
     # --- what Bitly says -------------------------------------------------------------------------------------------
 
@@ -481,32 +249,21 @@ class Budget:
             return False
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said
-            if said is not None and not self._asking_pays(said, now, begin=begin):
+            said = self._scope.state.said
+            if said and not said.asking_pays(self._scope.state.throttle, total=self._scope.total, now=now, begin=begin):
                 return False
-            self._state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._total)
-            self._save()
+            self._scope.state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._scope.total)
+            self._scope.save()
             return True
-
-    def _asking_pays(self, said: Said, now: float, *, begin: bool) -> bool:
-        if said.limit is None:
-            return now - said.asked_at >= ASK_AFTER_REFUSAL_SECONDS
-        if begin:
-            return now - said.asked_at >= ASK_SECONDS
-        state, age = self._state.throttle, now - said.asked_at
-        if state.closed and state.began_at > said.asked_at and age >= ASK_CLOSED_SECONDS:
-            return True
-        told_since = state.closed_at > said.asked_at
-        return age >= ASK_SECONDS and (told_since or self._total - said.asked_total >= ASK_ATTEMPTS)
 
     def not_answered(self) -> None:
         """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said
+            said = self._scope.state.said
             if said is not None and said.limit is None:
-                said.asked_at = now - ASK_AFTER_REFUSAL_SECONDS + ASK_SECONDS
-                self._save()
+                said.ask_soon(now)
+                self._scope.save()
 
     def observe(self, limit: int, count: int | None) -> int:
         """Take note of Bitly's limit for an hour, and of its count; give how many attempts of others it showed.
@@ -515,26 +272,20 @@ class Budget:
         """
         with self._book.transaction() as now:
             self._load()
-            said = self._state.said or Said(now, self._total)
-            others = 0 if count is None else self._others(said, count, now)
+            said = self._scope.state.said or Said(now, self._scope.total)
+            others = (
+                0 if count is None else said.others(count, total=self._scope.total, used=self._scope.used(HOUR, now))
+            )
             if others:
-                self._add(others, now)
+                self._scope.add(others, now)
             said.limit = limit
-            self._state.said = said
+            self._scope.state.said = said
             if count is not None and count >= limit >= self._own().per_hour > 0:
-                throttle.note_full(self._state.throttle)
-            self._save()
+                throttle.note_full(self._scope.state.throttle)
+            self._scope.save()
             self._refresh_limits()
         self._book.set_fast(fast=self.fast)
         return others
-
-    def _others(self, said: Said, count: int, now: float) -> int:
-        """Tell from Bitly's count how many attempts were not ours, and keep it for the next time."""
-        if said.limit is None or count < said.count:  # the first, or an hour of Bitly's has begun
-            said.base_count, said.base_total = count, self._total
-        said.count = count
-        others = (count - said.base_count) - (self._total - said.base_total) - _UNDER_WAY
-        return max(others, count - self._used(HOUR, now), 0)
 
     # --- telling ---------------------------------------------------------------------------------------------------
 
@@ -545,8 +296,8 @@ class Budget:
             states = [self._window_state(window, now) for window in SPANS]
             until = next_month(moment(self._book.utc(now)))
             source = "default" if self.wanted.per_month is None else "asked"
-            spent, limit = self._spent(month_of(self._book.utc(now))), self._limits.per_month
-            if self._told_lately(self._book.utc(now)):
+            spent, limit = self.month.spent(month_of(self._book.utc(now))), self._limits.per_month
+            if self.month.told_lately(self._book.utc(now)):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
         return [*states, WindowState("month", limit, spent, until, source)]
@@ -555,21 +306,18 @@ class Budget:
         """Give in how many seconds attempts leave the hour's window, and how many: by the minute, in order."""
         with self._book.transaction() as now:
             self._load()
-            horizon = now - SPANS[HOUR] - LATE_SECONDS
-            select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
-            rows = self._book.execute(select, self._scope, horizon).fetchall()
-        ends = [first for first, _ in rows[1:]] + [self._total] * bool(rows)
+            records = self._scope.records(now)
         found: dict[int, int] = {}
-        for (first, at), end in zip(rows, ends, strict=True):
-            minute = math.ceil((at - horizon) / SPANS[MINUTE])
-            found[minute] = found.get(minute, 0) + end - first
+        for seconds, count in records:
+            minute = math.ceil(seconds / SPANS[MINUTE])
+            found[minute] = found.get(minute, 0) + count
         return [(minute * SPANS[MINUTE], count) for minute, count in sorted(found.items())]
 
     def opens_in(self) -> float:
         """Give in how many seconds the next attempt may go, as far as throttling is concerned; 0.0 for now."""
         with self._book.transaction() as now:
             self._load()
-            opens_at = self._state.throttle.opens_at
+            opens_at = self._scope.state.throttle.opens_at
         return max((opens_at or now) - now, 0.0)
 
     @property
@@ -582,62 +330,38 @@ class Budget:
         return moment(self._book.utc(self._book.clock.elapsed()) + seconds)
 
     def _window_state(self, window: str, now: float) -> WindowState:
-        limit, used = self._limits.of(window), self._used(window, now)
-        wait = self._wait(window, limit, now) if limit else 0.0
+        limit, used = self._limits.of(window), self._scope.used(window, now)
+        wait = self._scope.wait(window, limit, now) if limit else 0.0
         until = moment(self._book.utc(now + wait)) if wait else None
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:
-        if self._state.throttle.lowered(window, own := self._own().of(window)) != own:
+        if self._scope.state.throttle.lowered(window, own := self._own().of(window)) != own:
             return "throttled"
         if (self.wanted.per_minute if window == MINUTE else self.wanted.per_hour) is not None:
             return "asked"
-        return "bitly" if self._state.said and self._state.said.limit is not None else "default"
+        return "bitly" if self._scope.state.said and self._scope.state.said.limit is not None else "default"
 
-    # --- the scope -------------------------------------------------------------------------------------------------
-
-    def _open_scope(self) -> int:
-        key = (self.account.server, self.account.token, self._endpoint)
-        with self._book.transaction():
-            self._book.execute("INSERT OR IGNORE INTO scopes (server, token, endpoint) VALUES (?, ?, ?)", *key)
-            select = "SELECT id FROM scopes WHERE server = ? AND token = ? AND endpoint = ?"
-            return int(self._book.execute(select, *key).fetchone()[0])
+    # --- limits ----------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Read what any process has last written of this scope."""
-        select = "SELECT total, last_at, state FROM scopes WHERE id = ?"
-        self._total, self._last_at, text = self._book.execute(select, self._scope).fetchone()
-        if text != self._text:
-            self._text, self._state = text, State.read(text)
+        if self._scope.load():
             self._refresh_limits()
-        if self._state.throttle.ceilings and self._raise_ceilings():
-            self._save()
+        if self._scope.state.throttle.ceilings and self._raise_ceilings():
+            self._scope.save()
             self._refresh_limits()
 
     def _raise_ceilings(self) -> bool:
         own = self._own()
         limits = {window: own.of(window) for window in SPANS}
-        return throttle.raise_ceilings(self._state.throttle, total=self._total, limits=limits)
-
-    def _save(self) -> None:
-        self._text = self._state.text()
-        self._book.execute("UPDATE scopes SET state = ? WHERE id = ?", self._text, self._scope)
+        return throttle.raise_ceilings(self._scope.state.throttle, total=self._scope.total, limits=limits)
 
     def _own(self) -> Limits:
-        said = self._state.said
+        said = self._scope.state.said
         return self.wanted.limits(said.limit if said else None)
 
     def _refresh_limits(self) -> None:
-        own, state = self._own(), self._state.throttle
+        own, state = self._own(), self._scope.state.throttle
         per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
         self._limits = Limits(per_minute, per_hour, own.per_month)
-
-
-def _months_near(utc: float) -> list[str]:
-    """Name the months in which an attempt at this moment counts: two near an edge."""
-    return _months_of(int(utc // _EDGE_SECONDS))
-
-
-@lru_cache(4)
-def _months_of(block: int) -> list[str]:
-    return sorted({month_of((block - 1) * _EDGE_SECONDS), month_of((block + 2) * _EDGE_SECONDS)})

@@ -21,7 +21,7 @@ from harvester.events import Event
 from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
-from harvester.terminal import open_closed_streams, say
+from harvester.terminal import open_closed_streams, print_out, say
 
 if TYPE_CHECKING:
     from harvester.job import Job
@@ -45,7 +45,7 @@ def _dashed(text: str) -> str:
 
 
 def _plain_error(error: CycloptsError) -> str:
-    return f"harvester: {str(error).replace(_DASH, '-')}"
+    return f"harvester: {configuration.explained(error).replace(_DASH, '-')}"
 
 
 def _examples(*lines: str) -> str:
@@ -91,6 +91,8 @@ def _launch(
 
 
 def _configure(path: Path | None) -> None:
+    if path == Path() and not os.environ.get(configuration.PREFIX + "CONFIG", "."):
+        path = None  # an empty variable says nothing
     file = () if path is None else (configuration.File(str(path), app),)
     app.config = (configuration.from_variables, *file)
 
@@ -169,7 +171,8 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
     job = job_of(links, options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
-    print(orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else plans.as_text(made))
+    as_json = orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else None
+    print_out(as_json or plans.as_text(made))
     return OK
 
 
@@ -189,7 +192,7 @@ def show(
     Parameters
     ----------
     links:
-        Bitlinks in any form, such as https://bit.ly/3lU6hRt.
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt. Each costs a call, each time: nothing is kept.
     json:
         Print the rows as `run` writes them, a line each, for a program.
     """
@@ -268,8 +271,9 @@ def show_config(
     named = list(words) if words and not words[0].startswith("-") else ["run", *words]
     found = configuration.effective(app, named)
     token, shown = _token_named(found)
-    text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown)
-    print(token.hidden_if_long(text) if token else text)
+    table = "" if named[0] == "run" else named[0]
+    text = configuration.as_json(found, shown) if json else configuration.as_toml(found, shown, table)
+    print_out(token.hidden_if_long(text) if token else text)
     return OK
 
 
@@ -302,7 +306,7 @@ def login(*, options: LoginOptions | None = None) -> int:
     """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
     from harvester import login as logins
 
-    print(logins.play(options or LoginOptions(), say))
+    print_out(logins.play(options or LoginOptions(), say))
     return OK
 
 
@@ -311,7 +315,7 @@ def logout(*, options: KeptOptions | None = None) -> int:
     """Forget the token that `harvester login` has kept."""
     from harvester import login as logins
 
-    print(logins.undo(options or KeptOptions(), say))
+    print_out(logins.undo(options or KeptOptions(), say))
     return OK
 
 

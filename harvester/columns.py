@@ -17,6 +17,11 @@ TOO_LONG = f"longer than {LINE_LIMIT // 1024} KiB"
 _FAILURE_NAMES = (*NAMES, "text")
 """A line of `_failures.ndjson` that is no bitlink has its text there."""
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_DELIMITERS = (",", ";", "\t", "|")
+"""What may stand between the cells of CSV; a semicolon is what Excel writes where the comma is in numbers."""
+_HINT = re.compile(r"sep=([,;\t|])\s*", re.IGNORECASE)
+"""A line that Excel understands, and some programs write for it."""
+_EMPTY = ' "\r\n' + "".join(_DELIMITERS)
 _SHOWN_NAMES = 20
 _SHOWN_NAME = 60
 _KEPT_TEXT = 2000
@@ -166,12 +171,12 @@ def csv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: st
     """Yield what each record has in a column. wanted: its name in the first record, or its number from 1.
 
     The first record is the header; but not if the column was named by number and what stands there has a slash, nor if
-    it has only one column and a slash there.
+    it has only one column and a slash there. Its line says what separates cells: that with which the column is there.
 
     Raises:
         InputBroken: there is no such column.
     """
-    records = _Records(_Table(wanted, file))
+    records = _Records(_Table(wanted, file), wanted)
     for group in groups:
         yield from records.take(_texts(group))
     yield from records.take([], final=True)
@@ -197,7 +202,9 @@ class _Table:
             cells.add(number, record[self._index])
         elif not record or (len(record) == 1 and not record[0].strip()):
             cells.blank += 1
-        elif not self._width and self._begins_with_header(record):
+        elif not self._width and not any(cell.strip(_EMPTY) for cell in record):
+            cells.blank += 1  # a spreadsheet's empty row
+        elif (not self._width and _HINT.fullmatch(line)) or (not self._width and self._begins_with_header(record)):
             cells.headers += 1
         elif len(record) == self._width:
             cells.add(number, record[self._index])
@@ -228,14 +235,18 @@ class _Records:
     A record that cannot be read costs only its first line: the next line may begin the next record.
     """
 
-    def __init__(self, table: _Table) -> None:
+    def __init__(self, table: _Table, wanted: str | None) -> None:
         self._table = table
+        self._wanted = wanted
+        self._delimiter: str | None = None
         self._waiting: list[str | None] = []
         self._number = 1
 
     def take(self, group: list[str | None], *, final: bool = False) -> Iterator[Cells]:
         """Take some more lines, and give the records that end in them. final: there are no more."""
         lines = self._waiting + group
+        if self._delimiter is None and (first := next((each for each in lines if each and each.strip(_EMPTY)), None)):
+            self._delimiter = _delimiter_in(first, self._wanted)
         start = 0
         while start < len(lines):
             cells = Cells()
@@ -256,7 +267,7 @@ class _Records:
         that cannot be read.
         """
         # A line that is too long stands there as None, which the reader takes for an error, as it should.
-        reader = csv.reader(cast("list[str]", lines[start:]), strict=True)
+        reader = csv.reader(cast("list[str]", lines[start:]), delimiter=self._delimiter or ",", strict=True)
         end = start
         try:
             for record in reader:
@@ -276,6 +287,33 @@ class _Records:
         else:
             reason = "quotation marks that do not match, or a carriage return inside"
             cells.flaws.append(Flaw(number, readable(line.strip())[:_KEPT_TEXT], reason))
+
+
+def _delimiter_in(line: str, wanted: str | None) -> str:
+    """Give what separates the cells of a first line: that with which the column is there, a comma if in doubt."""
+    if hint := _HINT.fullmatch(line):
+        return hint[1]
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        try:
+            record = next(csv.reader([line], delimiter=delimiter))
+        except csv.Error:
+            return 0, 0
+        found = _found_in(record, wanted)
+        return found, 0 if found else len(record)  # what is found nowhere is best explained by all names
+
+    return max(_DELIMITERS, key=fit)
+
+
+def _found_in(record: list[str], wanted: str | None) -> int:
+    """Say how surely a column is in a first record: 0 for not at all, 2 for a link in the column of that number."""
+    if wanted is None or not _NUMBER.fullmatch(wanted):
+        looked_for = {name.casefold() for name in ((wanted,) if wanted is not None else NAMES)}
+        return int(any(name.strip(' \t"').casefold() in looked_for for name in record))
+    cell = record[int(wanted) - 1] if 0 < int(wanted) <= len(record) else ""
+    if not cell.strip() or any(delimiter in cell for delimiter in _DELIMITERS):
+        return 0
+    return 2 if "/" in cell else 1
 
 
 def _may_go_on(lines: list[str | None]) -> bool:

@@ -1,6 +1,7 @@
 """Where an option's value comes from: the command line, then a variable, then the file, then the default."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
@@ -10,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import orjson
-from cyclopts import App, Token
+from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
 from harvester.errors import UsageError
@@ -30,6 +31,9 @@ _EXPECTED: dict[type, str] = {
     bool: "true or false",
     Path: "text in quotes",
 }
+_LONGEST = 60
+_origins: dict[str, str] = {}
+"""Of the command's options those that are from a variable or a file, and what they are called there."""
 
 
 class Setting(NamedTuple):
@@ -68,13 +72,16 @@ def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     run alone.
     A source of cyclopts' settings: https://cyclopts.readthedocs.io/en/latest/config_file.html.
     """
-    found = {}
+    _origins.clear()
+    if not commands:
+        return
+    found: tuple[dict[str, _Given], ...] = ({}, {})
     for name in _by_name(arguments):
-        for variable in _variables(commands[-1], name) if commands else ():
+        for rank, variable in enumerate(_variables(commands[-1], name)):
             if value := os.environ.get(variable, ""):
-                found[name] = (variable, value)
-                break
-    _fill(arguments, found, "a variable")
+                found[rank][name] = _Given(variable, value, variable)
+    for each in found:
+        _fill(arguments, each, "a variable")
 
 
 def _variables(command: str, option: str) -> tuple[str, ...]:
@@ -128,15 +135,21 @@ class File:
         """Give the options that have no value yet those of the file."""
         if not commands:
             return
-        table, found = self._content.get(commands[-1], {}), {}
-        for name in _by_name(arguments):
-            if name in table:
-                found[name] = (f"{self._path} [{commands[-1]}]", _written(table[name]))
-            elif name in self._content and commands[-1] not in _APART:
-                found[name] = (self._path, _written(self._content[name]))
+        table, place = self._content.get(commands[-1], {}), f"[{commands[-1]}]"
+        known = set(_by_name(arguments))
         if os.environ.get(_TOKEN_VARIABLE, "").strip():
-            found = {name: value for name, value in found.items() if name not in _TOKEN_OPTIONS}
-        _fill(arguments, found, "the file")
+            known.difference_update(_TOKEN_OPTIONS)
+        own = {
+            name: _Given(f"{self._path} {place}", _written(table[name]), f"{self._path}: {place} {name}")
+            for name in known & table.keys()
+        }
+        _fill(arguments, own, "the file")
+        if commands[-1] not in _APART:
+            shared = known & self._content.keys()
+            found = {
+                name: _Given(self._path, _written(self._content[name]), f"{self._path}: {name}") for name in shared
+            }
+            _fill(arguments, found, "the file")
 
     def _check_table(self, command: str, table: Any, known: Mapping[str, Argument]) -> None:
         if not isinstance(table, dict):
@@ -146,7 +159,7 @@ class File:
 
     def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
         if name not in known:
-            raise UsageError(f"{self._path}: {table}{name} is no option{_nearest(name, known)}")
+            raise UsageError(f"{self._path}: {table}{_bounded(name)} is no option{_nearest(name, known)}")
         expected = _expected(known[name].hint)
         if not _fits(value, known[name].hint):
             raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {expected} was expected")
@@ -157,11 +170,14 @@ def _read(path: str) -> dict[str, Any]:
         with open(path, "rb") as stream:
             return tomllib.load(stream)
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
+        option = PREFIX + "CONFIG" if os.environ.get(PREFIX + "CONFIG") == path else "--config"
+        raise UsageError(f"{option} {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8") from error
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply") from None
 
 
 def _nearest(name: str, known: Iterable[str], otherwise: str = "`harvester config` prints those that there are") -> str:
@@ -194,14 +210,18 @@ def _fits(value: Any, hint: Any) -> bool:
 def _expected(hint: Any) -> str:
     kinds = _kinds(hint)
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    return f"one of {', '.join(choices)}" if choices else " or ".join(_EXPECTED[kind] for kind in kinds)
+    return f"one of {', '.join(choices)}" if choices else " or ".join(_EXPECTED.get(kind, "text") for kind in kinds)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, date | time):
         return str(value)
     text = _toml(value) if isinstance(value, str | bool | int | float) else str(value)
-    return text if len(text) <= 60 else text[:60] + "…"
+    return _bounded(text)
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def _written(value: Any) -> str:
@@ -209,12 +229,43 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fill(arguments: ArgumentCollection, found: Mapping[str, tuple[str, str]], source: str) -> None:
+class _Given(NamedTuple):
+    """A value as it is written in a variable or a file. place: where. name: what its option is called there."""
+
+    place: str
+    value: str
+    name: str
+
+
+def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: str) -> None:
     by_name = _by_name(arguments)
     rivals = any(by_name[name].tokens for name in _TOKEN_OPTIONS if name in by_name)
-    for name, (keyword, value) in found.items():
+    for name, given in found.items():
         if not by_name[name].tokens and not (rivals and name in _TOKEN_OPTIONS):
-            by_name[name].append(Token(keyword=keyword, value=value, source=source))
+            by_name[name].append(Token(keyword=given.place, value=given.value, source=source))
+            _origins[name] = given.name
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def explained(error: CycloptsError) -> str:
+    """Say what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
+    if isinstance(error, CoercionError) and error.token and error.argument and not error.msg:
+        expected = _expected(error.argument.hint)
+        if not expected.startswith("one of "):  # of which cyclopts names the nearest
+            name = error.token.keyword or error.argument.name
+            return f"{name} {_bounded(error.token.value)}: {expected} was expected"
+    error.verbose = False
+    return str(error)
+
+
+def at_its_source(message: str) -> str:
+    """Let a message that begins with an option's name begin with the variable or the key that its value is from."""
+    if option := re.match(r"--[a-z-]+", message):
+        origin = _origins.get(option[0][2:].replace("-", "_"))
+        return origin + message[option.end() :] if origin else message
+    return message
 
 
 # --- showing ------------------------------------------------------------------------------------------------------
@@ -261,24 +312,35 @@ def _setting(name: str, argument: Argument) -> Setting:
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
     """Give settings for a program: value and source by name; token: its fingerprint."""
     named = [*settings, token] if token else settings
-    found = {name: {"value": value, "source": source} for name, value, source in named}
+    found = {name: {"value": _text(value), "source": _text(source)} for name, value, source in named}
     return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
-def as_toml(settings: Iterable[Setting], token: Setting | None) -> str:
+def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "") -> str:
     """Give settings as a file that would have the same effect, each with where it comes from.
 
-    token: its fingerprint, which is shown beside, because a file does not hold the token.
+    table: the command whose table they stand in; those of `run` are for all commands. token: its fingerprint, which is
+    shown beside, because a file does not hold the token.
     """
     rows = [(_toml_line(name, value), source) for name, value, source in settings]
     if token:
         rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
     width = min(max(len(row) for row, _ in rows), _WIDEST)
-    return "\n".join(f"{row:<{width}}  # {source}" for row, source in rows)
+    return "\n".join([f"[{table}]"] * bool(table) + [f"{row:<{width}}  # {source}" for row, source in rows])
 
 
 def _toml_line(name: str, value: Any) -> str:
-    return f"# {name}" if value is None else f"{name} = {_toml(value)}"
+    if value is None:
+        return f"# {name}"
+    held = _text(value) == value
+    return (
+        f"{name} = {_toml(value)}" if held else f"# {name} = {_toml(_text(value))} in UTF-8, which alone a file holds"
+    )
+
+
+def _text(value: Any) -> Any:
+    """Give a path that is no UTF-8 as text that is."""
+    return os.fsencode(value).decode(errors="replace") if isinstance(value, str) else value
 
 
 def _toml(value: Any) -> str:

@@ -350,7 +350,16 @@ def in_passing(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered {error.status} {error.message}"
     if isinstance(error, aiohttp.ClientProxyConnectionError):
-        return f"the proxy {error.host}:{error.port} cannot be reached: {error.strerror or error.os_error}"
+        return f"the proxy {error.host}:{error.port} cannot be reached: {_reason_of(error.os_error)}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"{error.host}:{error.port} cannot be reached: {_reason_of(error.os_error)}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return f"no connection within {CONNECT_SECONDS:g} s"
     return f"{type(error).__name__}: {error}"
+
+
+def _reason_of(error: OSError) -> str:
+    """Say what a system call was answered; asyncio puts its own words in place of the system's."""
+    if isinstance(error.errno, int) and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__

@@ -14,11 +14,11 @@ import orjson
 from harvester import display, sources
 from harvester import job as jobs
 from harvester.bitly import MAX_CONNECTIONS, Query, utc_text
-from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.harvesting import Options
 from harvester.parts import Asked, Format
 from harvester.progress import StderrWatcher
+from harvester.quota import Wanted
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.status import Outcome
 from harvester.stopping import Stopper

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harvester.events import Event, Field
-from harvester.progress import clock, explained
+from harvester.progress import clock, explained, moves, trouble_of
 from harvester.status import Status
 from harvester.summary import duration
 from harvester.terminal import escaped, put
@@ -32,7 +32,6 @@ _STDERR = 2
 _WIDEST = 100
 _CHART = 30
 _LEVELS = "▁▂▃▄▅▆▇█"
-_STILL_SECONDS = 3
 _SOON_SECONDS = 60.0
 _SMALL = (80, 24)
 
@@ -211,12 +210,13 @@ def _results(status: Status) -> Iterator[Text]:
 
 def _standstill(status: Status) -> list[Text]:
     """Say why nothing moves, and until when."""
+    if trouble := trouble_of(status):
+        return [Text(escaped(trouble), "bold yellow")]
     if status.waiting is None or status.waiting.window == "pace":
         return []
-    lately = list(status.per_second)[-_STILL_SECONDS:]
-    if status.waiting.until is None and any(lately):
+    if status.waiting.until is None and moves(status):
         return []
-    text = Text("waiting for " + explained(status.waiting), "bold yellow")
+    text = Text("waiting for " + escaped(explained(status.waiting)), "bold yellow")
     left = (status.waiting.until - datetime.now().astimezone()).total_seconds() if status.waiting.until else 0
     return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 

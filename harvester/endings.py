@@ -3,6 +3,7 @@
 import traceback
 from typing import TYPE_CHECKING
 
+from harvester import configuration
 from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
 from harvester.events import Event
 from harvester.stopping import Reason
@@ -10,6 +11,9 @@ from harvester.stopping import Reason
 if TYPE_CHECKING:
     from harvester.progress import StderrWatcher
     from harvester.status import Outcome
+
+_LONGEST_ERROR = 4000
+"""Characters: an option's value, which an error may repeat, can be as long as anything."""
 
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
 
@@ -39,6 +43,7 @@ BY_REASON: dict[Reason, int] = {
     Reason.CONNECTION_REFUSED: USAGE,
     Reason.NO_ROUTE: USAGE,
     Reason.INPUT: USAGE,
+    Reason.NOT_BEGUN: USAGE,
     Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
     Reason.ALL_REFUSED: TOO_MANY_FAILED,
     Reason.UNREADABLE: TOO_MANY_FAILED,
@@ -70,7 +75,8 @@ def tell_error(error: Exception, watcher: "StderrWatcher") -> int:
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            watcher.tell(Event.RUN_REFUSED, f"harvester: {error}", exit_code=code)
+            text = configuration.at_its_source(str(error))
+            watcher.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))
     text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.book import LATE_SECONDS, SPANS
-from harvester.budget import Budget, Limits, WindowState
+from harvester.budget import Budget
 from harvester.clocks import next_month
+from harvester.quota import Limits, WindowState
 from harvester.throttle import HOUR, MINUTE
 
 ANSWER_SECONDS = 0.3

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harvester.budget import Wait
+from harvester.quota import Wait
 
 OUTAGE = "outage"
 
@@ -33,6 +33,7 @@ class GateRules:
 
 _ENOUGH = 5
 """So many first attempts say how the server is; fewer do not."""
+_LATELY_SECONDS = 60.0
 _CALM_SECONDS = 300.0
 """An outage that begins later than so long after the last one's end is another."""
 
@@ -60,6 +61,7 @@ class Gate:
         self._trusted_until = float("-inf")
         self._answered_at = float("-inf")
         self.probes_failed = 0
+        self._failed_at = float("-inf")
 
     @property
     def outage(self) -> bool:
@@ -68,8 +70,11 @@ class Gate:
 
     @property
     def over_limit(self) -> bool:
-        """True when an outage has lasted longer than the run should wait."""
-        return self._closed and self._clock() - self._outage_began > self._rules.limit_seconds
+        """True when an outage has lasted longer than the run should wait, by the last attempt that failed.
+
+        Not by the clock: who waits for the hour's window learns nothing of the server.
+        """
+        return self._closed and self._failed_at - self._outage_began > self._rules.limit_seconds
 
     @property
     def wants_witness(self) -> bool:
@@ -85,12 +90,14 @@ class Gate:
     def blames(self, failed_at: float) -> bool:
         """Say whether a call that first failed at failed_at (elapsed seconds) has done so by its own fault.
 
-        So it is when others were answered since, and most of them; or when a witness was, not long ago.
+        So it is when others were answered since, and lately, and most of them; or when a witness was, not long ago.
         """
-        if self._clock() < self._trusted_until:
+        now = self._clock()
+        if now < self._trusted_until:
             return True
         healthy = len(self._recent) >= _ENOUGH and 2 * sum(self._recent) >= len(self._recent)
-        return healthy and self._answered_at > failed_at
+        # Where few calls may go, hours can lie between a call's attempts, and two outages.
+        return healthy and self._answered_at > max(failed_at, now - _LATELY_SECONDS)
 
     def closed(self, *, fresh: bool = True) -> Wait | None:
         """Give how long to wait before asking to enter; None if that may be worth it now.
@@ -161,9 +168,11 @@ class Gate:
                 self._strikes += not self._witnesses_needed
                 self._witnesses_needed = 0
                 self.probes_failed += 1
+                self._failed_at = now
                 self._close(now, self._probe_interval())
         elif evidence and self._recent.count(False) >= self._rules.share * self._streak:
             self._begin(now)
+            self._failed_at = now
             self._close(now, self._probe_interval())
 
     def doubt(self) -> None:

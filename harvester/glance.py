@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from harvester import manifest
 from harvester.advice import Next, State, command_for, next_step
-from harvester.budget import Limits
 from harvester.clocks import next_month
 from harvester.errors import UsageError
 from harvester.forecast import Start, forecast
 from harvester.manifest import Found
+from harvester.quota import Limits
 
 SILENT_SECONDS = 180.0
 """A run writes its manifest once a minute; three that did not come are no delay any more."""
@@ -176,7 +176,7 @@ def _next(out: str, content: Mapping[str, Any], state: State) -> Next:
     until = stopped.get("until")
     return next_step(
         state,
-        command_for(out, lists, content["query"], account),
+        command_for(out, lists, content["query"], account, content.get("work_dir")),
         reason=stopped.get("reason"),
         until=_moment(until) if until else None,
         asked_again=content["dataset"]["failed"] > content.get("left_failed", 0),

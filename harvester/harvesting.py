@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from harvester.bitly import Answer, Refused, Transient, Unknown, Unreadable, Verdict, utc_text
-from harvester.budget import Budget, WindowState
+from harvester.budget import Budget
 from harvester.client import WITNESSES, Client
 from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
 from harvester.intake import GIVEN, Given, Lists
@@ -23,7 +23,9 @@ from harvester.keeper import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
 from harvester.ledger import Known, State
 from harvester.limits import Inquiry
 from harvester.outlook import Outlook
+from harvester.policy import wanted_again
 from harvester.pulse import Pulse
+from harvester.report import budget_report, harvest_report
 from harvester.sources import Batch, Link, Source
 from harvester.status import Outcome, Status, Watcher
 from harvester.stopping import Reason, Rules, Stop, Stopper
@@ -39,8 +41,6 @@ GRACE_SECONDS = 5.0
 TELL_SECONDS = 1.0
 LEARN_SECONDS = 10.0
 """So often it is looked at whether Bitly should be asked for its limits; the budget says how often that pays."""
-FAILED_INVOCATIONS = 3
-"""After failing in so many invocations a call is left alone, unless it is asked for."""
 
 
 class Call(NamedTuple):
@@ -84,8 +84,9 @@ class Harvest:
         watcher: Watcher,
         options: Options,
         metrics: Metrics | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
-        self.status = Status(attempts=client.counters, to_make=options.to_make, most=options.max_calls)
+        self.status = Status(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
@@ -95,9 +96,9 @@ class Harvest:
         self._watcher = watcher
         self._options = options
         self._outlook = Outlook(budget, options.workers)
-        self._pulse = Pulse()
+        self._pulse = pulse or Pulse()
         self._keeper = Keeper(
-            store, stopper, self.report, client.counters, commit_seconds=options.commit_seconds, metrics=metrics
+            store, stopper, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
         )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
@@ -109,7 +110,7 @@ class Harvest:
         self._fresh_asked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
-        client.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
+        client.sender.pace.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
     async def run(self, links: list[Source] | Given) -> Outcome:
@@ -118,7 +119,8 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        self._pulse.lists = [GIVEN] if isinstance(links, Given) else [source.name for source in links]
+        self._pulse.lists = names_of(links)
+        self._pulse.begin()
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
@@ -176,7 +178,7 @@ class Harvest:
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
-            self._client.hurry()
+            self._client.sender.pace.hurry()
         except InputBroken as error:
             self._then = Stop(Reason.INPUT, str(error))  # once the calls that could be read are made
         except OutputError as error:
@@ -359,7 +361,7 @@ class Harvest:
 
     async def _keep_telling(self) -> None:
         while True:
-            self.status.waiting, self.status.trouble = self._client.waiting, self._client.trouble
+            self.status.waiting, self.status.trouble = self._client.sender.waiting, self._client.sender.trouble
             await self._outlook.look(self.status)
             self._watcher.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
@@ -386,61 +388,16 @@ class Harvest:
 
     def report(self, outcome: Outcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
-        status, stop = self.status, outcome.stop if outcome else None
-        return {
-            "complete": bool(outcome and outcome.complete),
-            "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
-            "input_read_to_end": status.read_to_end,
-            "list": asdict(status.listed) if status.read_to_end else None,
-            "ended": utc_text(datetime.now(UTC)) if outcome else None,
-            "invocation": self._pulse.report(self._store.invocation),
-            "left": status.outstanding,
-            "left_failed": status.left_failed,
-            "pending": status.pending,
-            "budget": self._report_budget(),
-        }
-
-    def _report_budget(self) -> dict[str, Any]:
-        """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
-        account, waiting = self._budget.account, self._client.waiting
-        try:
-            windows = self._budget.windows()
-        except OutputError:
-            windows = []
-        return {
-            "account": account.name,
-            "token": account.token,
-            "binds": {
-                "window": waiting.window,
-                "limit": waiting.limit or None,
-                "until": utc_text(waiting.until) if waiting.until else None,
-            }
-            if waiting
-            else None,
-            "windows": [window_report(state) for state in windows],
-        }
+        invocation, budget = self._pulse.report(self._store.invocation), self._budget
+        return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.sender.waiting))
 
 
-def window_report(state: WindowState) -> dict[str, Any]:
-    """Give what a window holds as it stands in manifest and plan."""
-    return {
-        "window": state.window,
-        "limit": state.limit or None,
-        "used": state.used,
-        "left": state.left,
-        "until": utc_text(state.until) if state.until else None,
-        "source": state.source,
-    }
+def names_of(links: list[Source] | Given) -> list[str]:
+    """Name the lists, as the manifest does."""
+    return [GIVEN] if isinstance(links, Given) else [source.name for source in links]
 
 
 @lru_cache(1)
 def _second_text(second: int) -> str:
     """Write a second since 1970, once for all the answers that came in it."""
     return utc_text(datetime.fromtimestamp(second, UTC))
-
-
-def wanted_again(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
-    """Say whether a call that the ledger knows is to be made again."""
-    if known.state is State.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused

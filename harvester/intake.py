@@ -50,7 +50,7 @@ class Given:
                 raise UsageError(
                     f"links: a path, or an iterable of links, was expected, not {type(links).__name__}"
                 ) from error
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._links = links
         self._reader: _Threaded | _Awaited | None = None
         self._ready: deque[Batch] = deque()
@@ -91,7 +91,7 @@ class _Threaded:
     """Reads an iterable in one thread."""
 
     def __init__(self, links: Iterable[object]) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._channel: Channel[object] = Channel(_ROOM)
         threading.Thread(target=self._pump, args=(links,), name="harvester-links", daemon=True).start()
 
@@ -110,7 +110,7 @@ class _Threaded:
                 self._channel.put(link)
         except ReaderGone:
             pass
-        except Exception as error:  # the caller's own: it is raised to the caller
+        except BaseException as error:  # the caller's own, such as sys.exit: it is raised to the caller
             self.error = error
         finally:
             if inspect.isgenerator(links):  # another iterator, such as a file, is its owner's to close
@@ -123,7 +123,7 @@ class _Awaited:
     """Reads an asynchronous iterable in one task: what it holds open may belong to its task."""
 
     def __init__(self, links: AsyncIterable[object]) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._queue: asyncio.Queue[object] = asyncio.Queue(_ROOM)
         self._over = False
         self._closing = False
@@ -151,7 +151,7 @@ class _Awaited:
                     stack.push_async_callback(links.aclose)
                 async for link in links:
                     await self._queue.put(link)
-        except Exception as error:  # the caller's own: it is raised to the caller
+        except (Exception, asyncio.CancelledError) as error:  # the caller's own: it is raised to the caller
             self.error = error
         if not self._closing:
             await self._queue.put(_END)

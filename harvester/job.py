@@ -10,21 +10,26 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from harvester import client, store
+from harvester.beginning import announced
 from harvester.bitly import FACETS, Query, endpoint, utc_text
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted, WindowState
+from harvester.budget import Budget
 from harvester.clocks import Clock
 from harvester.errors import OutputError, Stopping, UsageError
 from harvester.events import Event
 from harvester.gate import Gate, GateRules
-from harvester.harvesting import Harvest, Options, window_report
+from harvester.harvesting import Harvest, Options, names_of
 from harvester.intake import Given
 from harvester.keeper import Metrics
 from harvester.ledger import Ledger
 from harvester.limits import HELPERS, Inquiry
 from harvester.parts import Asked
-from harvester.places import BUDGET_FILE, Form, lock_folder, resolve, state_folder
+from harvester.places import BUDGET_FILE, Form, lock_folder, state_folder, taken
+from harvester.pulse import Pulse
+from harvester.quota import Account, Wanted, WindowState
+from harvester.report import window_report
 from harvester.rows import RowMaker
+from harvester.sending import Means
 from harvester.slots import Slots
 from harvester.sources import Source, spool
 from harvester.status import Outcome, Status, Watcher
@@ -82,13 +87,12 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         than the month has where nobody said what it has, or that is not all bitlinks where strict says so.
         ConnectionsBusy: other processes use all of this machine's connections.
     """
-    place = resolve(job.out, job.work_dir)
-    policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
     with (
+        taken(job.out, job.work_dir) as place,
         store.opened(
             place,
             job.query,
-            policy,
+            _policy(job, place.form),
             watcher.warn,
             pin_reference=job.pin_reference,
             asked=job.making,
@@ -99,9 +103,11 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
-                budgets.slots.join()
-                sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
-                return await _harvest(job, opened, budgets, sources, stopper, watcher, to_make=calls)
+                await budgets.slots.join()
+                lists = names_of(job.given or job.sources)
+                async with announced(opened, budgets.facet, lists, stopper, job.metrics) as pulse:
+                    sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
+                return await _harvest(job, opened, budgets, sources, stopper, watcher, pulse, to_make=calls)
         except Stopping:
             return Outcome(complete=False, stop=stopper.stop, status=Status())
         finally:
@@ -110,6 +116,10 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             for path in spooled:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+def _policy(job: Job, form: Form) -> PartPolicy:
+    return job.parts if form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
 
 
 @contextmanager
@@ -166,6 +176,7 @@ async def _harvest(
     sources: list[Source],
     stopper: Stopper,
     watcher: Watcher,
+    pulse: Pulse,
     *,
     to_make: int | None,
 ) -> Outcome:
@@ -177,11 +188,10 @@ async def _harvest(
     windows = budget.windows()
     text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
     watcher.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
-    async with client.opened(
-        asking, opened.query, job.token, budget, gate, stopper, slots=budgets.slots, clock=clock
-    ) as asker:
+    means = Means(job.token, budget, gate, stopper, clock)
+    async with client.opened(budgets.slots, asking, opened.query, means) as asker:
         inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics)
+        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics, pulse)
         return await harvest.run(job.given or sources)
 
 
@@ -269,7 +279,11 @@ async def count(
             raise Stopping
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            watcher.note(f"reading the list through first: {lines:,} lines", Event.LIST_READING, lines=lines)
+            watcher.note(
+                f"reading the list through before the first call: {lines:,} lines so far",
+                Event.LIST_READING,
+                lines=lines,
+            )
 
     return await in_daemon(
         lambda: survey(

@@ -131,7 +131,7 @@ def _called(token: Callable[[], object]) -> str:
         found = token()
     except HarvesterError:
         raise
-    except Exception as error:
+    except BaseException as error:  # it runs in a thread, where nobody else hears of sys.exit either
         # Not its text: that could hold the token.
         raise UsageError(f"token: the callable that gives it raised {type(error).__name__}") from error
     if inspect.iscoroutine(found):

@@ -1,20 +1,19 @@
 """What Bitly itself says of an account's limits, asked for over its helper routes."""
 
-from harvester.bitly import (
-    FACETS,
+from harvester.bitly import FACETS, MonthSpent, no_success
+from harvester.budget import Budget
+from harvester.client import Client
+from harvester.events import Event, Field, Told
+from harvester.limit_routes import (
     GROUPS,
-    MonthSpent,
     PlanLimit,
-    no_success,
     plan_limits_target,
     platform_limits_target,
     read_organization,
     read_plan_limits,
     read_platform_limit,
 )
-from harvester.budget import Budget
-from harvester.client import NOT_ASKED, Client, Looked
-from harvester.events import Event, Field, Told
+from harvester.sending import NOT_ASKED, Looked
 from harvester.stopping import Stopper, month_spent
 
 HELPERS = "helpers"
@@ -48,7 +47,7 @@ class Inquiry:
             return None
         self._asked += 1
         before = self._budget.limits
-        looked = await self._client.look_up(platform_limits_target(self._facet), self._helpers)
+        looked = await self._client.sender.look_up(platform_limits_target(self._facet), self._helpers)
         said = read_platform_limit(looked.body, self._facet) if looked and looked.status == 200 else None
         if said is None:
             self._stop_if_spent(looked)
@@ -80,18 +79,18 @@ class Inquiry:
 
     async def plan(self) -> list[PlanLimit]:
         """Ask for the plan's limits, in two calls; empty when Bitly does not tell."""
-        groups = await self._client.look_up(GROUPS, self._helpers)
+        groups = await self._client.sender.look_up(GROUPS, self._helpers)
         organization = read_organization(groups.body) if groups and groups.status == 200 else None
         if organization is None:
             return []
-        looked = await self._client.look_up(plan_limits_target(organization), self._helpers)
+        looked = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
         return read_plan_limits(looked.body) if looked and looked.status == 200 else []
 
     def _stop_if_spent(self, looked: Looked | None) -> None:
         known = looked is not None and looked.status not in {NOT_ASKED, 200}
         found = no_success(looked.status, looked.headers, looked.body) if looked and known else None
         if isinstance(found, MonthSpent):
-            self._budget.month_refused()
+            self._budget.month.refused()
             self._stopper.request(month_spent(found))
 
 

@@ -35,6 +35,7 @@ class JsonLog:
     def _take_over(self) -> None:
         """Have the interpreter and its libraries speak JSON too, whatever they have to say."""
         handler = _Handler(self)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logging.captureWarnings(capture=True)
         logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
         threading.excepthook = lambda args: self.warn(f"a thread has died: {args.exc_value!r}")
@@ -61,7 +62,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it as a warning."""
-        self._log.warn(f"{record.name}: {self.format(record)}")
+        self._log.warn(self.format(record))
 
 
 def _logger() -> Any:

@@ -1,5 +1,7 @@
 """What a program hears of a run: the logger `harvester`, and a callback for what has no row."""
 
+import asyncio
+import inspect
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -8,6 +10,7 @@ from typing import Any
 import orjson
 
 from harvester.bitly import Query
+from harvester.errors import UsageError
 from harvester.events import Event, Field
 from harvester.progress import explained
 from harvester.rows import RowMaker
@@ -33,7 +36,7 @@ class LogWatcher:
         give_up: Callable[[], None] | None = None,
     ) -> None:
         self.query: Query | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._waited_for: str | None = None
         self._on_failure = on_failure
         self._give_up = give_up
@@ -75,8 +78,11 @@ class LogWatcher:
         if self._on_failure is None or self.error is not None:
             return
         try:
-            self._on_failure(orjson.loads(line))
-        except Exception as error:  # the caller's own: the stream raises it
+            result = self._on_failure(orjson.loads(line))
+            if inspect.iscoroutine(result):
+                result.close()
+                raise UsageError("on_failure: a plain function was expected, not one that gives a coroutine")
+        except (Exception, asyncio.CancelledError) as error:  # the caller's own: the stream raises it
             self.error = error
             if self._give_up:
                 self._give_up()

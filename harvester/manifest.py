@@ -25,6 +25,7 @@ FORM: dict[str, Any] = {
     "schema_version": int,
     "tool": str,
     "run_id": str,
+    "work_dir?": str | None,
     "query": dict,
     "started": str,
     "updated": str,

@@ -1,7 +1,7 @@
 """The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -261,7 +261,7 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
     """Build a group of options, and the groups in it, from names and values; what is not given has its default.
 
     Raises:
-        UsageError: a name that is none of its options.
+        UsageError: a name that is none of its options, or none for an option without a default.
     """
     refuse_unknown(given, names_in(kind))
     return _built(kind, given)
@@ -296,4 +296,7 @@ def _built(kind: type[T], given: Mapping[str, Any]) -> T:
             values[name] = _built(hint, given)
         elif name in given:
             values[name] = given[name]
+    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in values]:
+        raise UsageError(f"{', '.join(missing)}: a value is needed")
     return kind(**values)

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 
-from harvester.budget import Budget, Limits
+from harvester.budget import Budget
 from harvester.errors import OutputError
 from harvester.forecast import Forecast, Start, beginning, forecast
+from harvester.quota import Limits
 from harvester.status import Status
 
 SECONDS = 60

@@ -12,6 +12,8 @@ from harvester.lines import CHUNK
 
 _GROUP_ROWS = 250
 """Rows in memory at a time; not more, because pyarrow holds each several times, however long it is."""
+_ENCODED_ROWS = 16 * _GROUP_ROWS
+"""So many of a dictionary column, whose rows are but numbers: pyarrow copies the dictionary for each batch."""
 _KEPT_BYTES = 2000
 
 
@@ -30,10 +32,13 @@ def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iter
             schema = opened.schema_arrow
             name = schema.names[choose(schema.names, wanted, file)]
             _check_text(arrow, schema.field(name), file)
+            rows = _ENCODED_ROWS if arrow.types.is_dictionary(schema.field(name).type) else _GROUP_ROWS
             number = 0
-            for batch in opened.iter_batches(_GROUP_ROWS, columns=[name], use_threads=False):
-                yield _taken(_octets(arrow, batch.column(name)), number)
-                number += batch.num_rows
+            for batch in opened.iter_batches(rows, columns=[name], use_threads=False):
+                for start in range(0, batch.num_rows, _GROUP_ROWS):
+                    values = _octets(arrow, batch.column(name).slice(start, _GROUP_ROWS))
+                    yield _taken(values, number)
+                    number += len(values)
         except (arrow.ArrowException, UnicodeDecodeError) as error:  # a column's name may be no UTF-8
             raise OSError(str(error)) from error
 

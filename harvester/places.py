@@ -3,13 +3,15 @@
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import platformdirs
 import psutil
 
+from harvester import scratch
 from harvester.errors import OutputError, UsageError
 from harvester.modes import like_folder
 
@@ -61,7 +63,14 @@ class Place:
     @property
     def name(self) -> str:
         """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
-        return os.fsencode(self.out).decode(errors="backslashreplace")
+        return _as_text(self.out)
+
+    @property
+    def work_dir(self) -> str | None:
+        """What the manifest says of --work-dir; None where the state lies inside or beside the output."""
+        return (
+            None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
+        )
 
     @property
     def begun(self) -> bool:
@@ -74,16 +83,31 @@ class Place:
         return os.path.join(self.private, "ledger.sqlite")
 
 
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def taken(out: str, work_dir: str | None = None) -> Iterator[Place]:
+    """Tell what --out and --work-dir mean; for standard output the state lies in a folder that goes with this context.
+
+    Raises:
+        UsageError: as `resolve` does. OutputError: there is no room for that folder.
+    """
+    if out != STDOUT:
+        yield resolve(out, work_dir)
+        return
+    with scratch.folder(work_dir) as private:
+        yield Place(Form.STDOUT, STDOUT, private, private)
+
+
 def resolve(out: str, work_dir: str | None = None) -> Place:
-    """Tell what --out and --work-dir mean; makes nothing but, for standard output, a temporary folder.
+    """Tell what --out, a folder or a growing file, and --work-dir mean; makes nothing.
 
     Raises:
         UsageError: nothing, an ending that harvester does not write, a path that is something else, a network
         file system.
     """
-    if out == STDOUT:
-        private = _temporary(work_dir)
-        return Place(Form.STDOUT, STDOUT, private, private)
     if not out:
         raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
     out = os.path.abspath(out)
@@ -96,13 +120,6 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
         place = Place(Form.FOLDER, out, out, private)
     _check_local(place.private)
     return place
-
-
-def _temporary(work_dir: str | None) -> str:
-    try:
-        return tempfile.mkdtemp(prefix="harvester-", dir=work_dir)
-    except OSError as error:
-        raise OutputError(f"{work_dir or tempfile.gettempdir()}: {error.strerror}; give a --work-dir") from error
 
 
 def check_state(place: Place) -> None:

@@ -1,24 +1,26 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
 import asyncio
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from harvester import client, store
-from harvester.bitly import PlanLimit, utc_text
-from harvester.budget import Budget, Limits, WindowState
+from harvester import client, scratch, store
+from harvester.bitly import utc_text
+from harvester.budget import Budget
 from harvester.clocks import next_month
 from harvester.errors import ConnectionsBusy, Stopping
 from harvester.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
 from harvester.gate import Gate
-from harvester.harvesting import window_report
 from harvester.job import Budgets, Job, budgeted, count
+from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
 from harvester.places import STDOUT, resolve
+from harvester.quota import Limits, WindowState
+from harvester.report import window_report
+from harvester.sending import Means
 from harvester.status import Watcher
 from harvester.stopping import Stopper
 from harvester.store import Glimpse
@@ -57,7 +59,7 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
     """
     stopper = Stopper()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harvester-"))
+        folder = stack.enter_context(scratch.folder(None))
         place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         seen = stack.enter_context(store.looked_at(place, job.query, pin_reference=job.pin_reference))
         found = await count(job, seen.ledger, seen.rows, folder, job.sources, stopper, watcher)
@@ -72,16 +74,14 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
 async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watcher: Watcher) -> list[PlanLimit]:
     """Ask Bitly for limits of endpoint and plan: three helper calls at most, counted like every other."""
     try:
-        budgets.slots.join()
+        await budgets.slots.join()
     except ConnectionsBusy as error:
         watcher.warn(f"{error}; Bitly was not asked for its limits")
         return []
     clock = budgets.clock.elapsed
     gate = Gate(job.gate_rules, clock)
-    opened = client.opened(
-        job.asking, seen.query, job.token, budgets.facet, gate, stopper, slots=budgets.slots, clock=clock
-    )
-    async with opened as asker:
+    means = Means(job.token, budgets.facet, gate, stopper, clock)
+    async with client.opened(budgets.slots, job.asking, seen.query, means) as asker:
         inquiry = Inquiry(asker, budgets.facet, budgets.helpers, seen.query.facet, stopper)
         try:
             told = await inquiry.learn()

@@ -1,4 +1,4 @@
-"""What a command prints on standard output: escaped, once, at each change, or again and again in place."""
+"""How a run stands, on standard output: once, at each change, or again and again in place."""
 
 import os
 import sys
@@ -7,28 +7,13 @@ from collections.abc import Callable, Iterator
 import orjson
 
 from harvester import tell
-from harvester.errors import OutputError
 from harvester.glance import Glance
-from harvester.terminal import escaped
-
-
-def put(text: str) -> None:
-    """Print lines that may hold what others wrote.
-
-    Raises:
-        BrokenPipeError: nobody reads any more. OutputError: they cannot be written.
-    """
-    try:
-        print("\n".join(map(escaped, text.split("\n"))), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"standard output: {error.strerror}") from error
+from harvester.terminal import escaped, print_out
 
 
 def put_glance(seen: Glance, *, json: bool) -> None:
     """Print how a run stands."""
-    put(_as_json(seen, orjson.OPT_INDENT_2) if json else tell.as_text(seen))
+    print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else tell.as_text(seen))
 
 
 def follow(looks: Iterator[Glance], *, json: bool) -> None:
@@ -47,7 +32,7 @@ def _put_changes(looks: Iterator[Glance], shown: Callable[[Glance], str]) -> Non
     last = None
     for seen in looks:
         if (seen.manifest, seen.state) != last:
-            put(shown(seen))
+            print_out(shown(seen))
         last = (seen.manifest, seen.state)
 
 

@@ -20,6 +20,7 @@ GROWTH = 1.25
 LONG_WAIT_SECONDS = 60.0
 _SHOWN_INVALID = 20
 _SHOWN_TEXT = 200
+_STILL_SECONDS = 3
 
 
 class Voice(Protocol):
@@ -62,6 +63,7 @@ class StderrWatcher:
         self._began = time.monotonic()
         self._interval = FIRST_SECONDS
         self._due = self._began + FIRST_SECONDS
+        self._asking_since = self._began
         self._told_until = 0.0
 
     def speak(self, voice: Voice) -> None:
@@ -102,11 +104,13 @@ class StderrWatcher:
         if self._quiet or self._voice.show(status):
             return
         now = time.monotonic()
+        if not status.attempts.total:
+            self._asking_since = now  # a long list takes minutes to count
         if now < self._due and not self._long_wait_begins(status.waiting):
             return
         self._interval = min(self._interval * GROWTH, LONGEST_SECONDS)
         self._due = now + self._interval
-        self.tell(Event.PROGRESS, status_line(status, now - self._began), **progress_fields(status))
+        self.tell(Event.PROGRESS, status_line(status, now - self._asking_since), **progress_fields(status))
 
     def _long_wait_begins(self, waiting: Waiting | None) -> bool:
         if waiting is None or waiting.until is None:
@@ -130,7 +134,7 @@ class StderrWatcher:
 
 
 def status_line(status: Status, seconds: float) -> str:
-    """Give one line that says how far a run is after so many seconds."""
+    """Give one line that says how far a run is after so many seconds of asking."""
     rate = status.attempts.total / seconds * 60 if seconds else 0.0
     line = (
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
@@ -138,7 +142,8 @@ def status_line(status: Status, seconds: float) -> str:
     )
     if status.left:
         line += f"; {status.left:,} left{_end(status)}"
-    return f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
+    line = f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
+    return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
 def _end(status: Status) -> str:
@@ -147,13 +152,26 @@ def _end(status: Status) -> str:
     return f", until about {status.ends.astimezone():%Y-%m-%d %H:%M}" if status.ends else ""
 
 
+def moves(status: Status) -> bool:
+    """Say whether calls were settled in the last seconds."""
+    return any(list(status.per_second)[-_STILL_SECONDS:])
+
+
+def trouble_of(status: Status) -> str:
+    """Say how attempts fail where nothing moves for that, and nobody waits for an outage's end yet; else nothing."""
+    waits = status.waiting is not None and status.waiting.window != "pace"
+    if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
+        return ""
+    return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): asking again"
+
+
 def explained(waiting: Waiting) -> str:
     """Say which window binds, what it holds, and until when, in local time."""
     text = WINDOWS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
     if waiting.why:
-        text += f" ({waiting.why})"
+        text += f" ({waiting.why[:_SHOWN_TEXT]})"
     return f"{text}, until {clock(waiting.until)}" if waiting.until else text
 
 
@@ -177,6 +195,7 @@ def progress_fields(status: Status) -> dict[str, Any]:
         "calls_last_minute": round(sum(status.per_second)),
         "ends": status.ends,
         "month_spent": status.spent,
+        "trouble": trouble_of(status) or None,
         "waiting": {"window": waiting.window, "limit": waiting.limit or None, "until": waiting.until}
         if waiting
         else None,

@@ -26,6 +26,10 @@ class Pulse:
         self._last: float | None = None
         self._samples = deque([(clock(), 0)])
 
+    def begin(self) -> None:
+        """Measure the rate from now on: what was before went into reading the list through."""
+        self._samples = deque([(self._clock(), self._calls)])
+
     def beat(self) -> None:
         """Take note that a call has its verdict."""
         self._calls += 1

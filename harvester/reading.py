@@ -31,6 +31,10 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
     Raises:
         UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
     """
+    if not isinstance(out, str | bytes | os.PathLike):
+        raise UsageError(f"out: a path was expected, not {type(out).__name__}")
+    if isinstance(columns, str):
+        raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     arrow, path = _arrow(), os.fsdecode(out)
     schema = arrow_schema(_shape_of(path))
     chosen = schema.names if columns is None else list(columns)
@@ -40,6 +44,8 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
     wanted = arrow.schema([schema.field(name) for name in chosen])
     try:
         tables = [table.select(chosen) for table in _tables(arrow, path, schema)]
+    except PermissionError as error:
+        raise OutputError(f"{error.filename or path}: {error.strerror}") from error
     except (arrow.ArrowInvalid, OSError) as error:
         raise OutputError(f"{path} has something in it that is no row: {error}") from error
     return arrow.concat_tables([wanted.empty_table(), *tables])
@@ -106,14 +112,16 @@ def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
 def _growing(arrow: Any, out: str) -> Any:
     """Open the growing file up to where the manifest says that it is certain."""
     folder = out + ".harvester"
+    path = os.path.join(folder, MANIFEST)
     try:
-        with open(os.path.join(folder, MANIFEST), "rb") as stream:
-            parts = orjson.loads(stream.read())["parts"]
+        with open(path, "rb") as stream:
+            certain = sum(part["bytes"] for part in orjson.loads(stream.read())["parts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: no manifest of harvester's; run the harvest again, which writes it anew") from error
     except FileNotFoundError as error:
         if os.path.isdir(folder):
             return arrow.BufferReader(b"")  # begun, and nothing is certain yet
         raise UsageError(f"{out}: not begun by harvester, or its folder {folder} is gone") from error
-    certain = sum(part["bytes"] for part in parts)
     if not certain:
         return arrow.BufferReader(b"")
     try:

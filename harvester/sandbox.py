@@ -17,15 +17,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from harvester.bitly import (
-    FACETS,
-    GROUPS,
-    MAX_CONNECTIONS,
-    PLATFORM_LIMITS,
-    Metric,
-    endpoint,
-    plan_limits_target,
-)
+from harvester.bitly import FACETS, MAX_CONNECTIONS, Metric, endpoint
+from harvester.limit_routes import GROUPS, PLATFORM_LIMITS, plan_limits_target
 from harvester.sandbox_oauth import Consent
 
 _VALUES: dict[str, tuple[str, ...]] = {

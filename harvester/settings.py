@@ -9,17 +9,14 @@ import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
 from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions, SayOptions
+from harvester.quota import Wanted
 from harvester.stopping import FailureLimit
 from harvester.vault import Store, Vault
-
-if TYPE_CHECKING:
-    from harvester.budget import Wanted
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -44,10 +41,8 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     return query, options.unit_reference is None
 
 
-def wanted_limits(options: LimitOptions) -> "Wanted":
+def wanted_limits(options: LimitOptions) -> Wanted:
     """Give the limits as they were asked for. Raises UsageError for negative ones, and for a reserve of everything."""
-    from harvester.budget import Wanted  # noqa: PLC0415 - --help must not wait for SQLite
-
     for name in ("per_minute", "per_hour", "per_month"):
         if (value := getattr(options, name)) is not None:
             _at_least("--" + name.replace("_", "-"), value, 0, "0 means no limit")
@@ -224,6 +219,7 @@ def _printed_by(words: list[str]) -> str:
             printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
         except BaseException:
             process.kill()
+            process.wait()  # leaving the block does not wait after Ctrl-C
             raise
         finally:
             atexit.unregister(process.kill)

@@ -17,8 +17,7 @@ from rich.text import Text
 from harvester.assembly import job_of
 from harvester.bitlinks import Bitlink, parse
 from harvester.bitly import utc_text
-from harvester.budget import ASK_ATTEMPTS
-from harvester.errors import InvalidBitlink, UsageError
+from harvester.errors import InvalidBitlink, OutputError, UsageError
 from harvester.events import Event, Field
 from harvester.flowing import Flowing, RowSink
 from harvester.intake import Given
@@ -26,11 +25,12 @@ from harvester.job import Job
 from harvester.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.places import STDOUT
 from harvester.progress import explained
+from harvester.said import ASK_ATTEMPTS
 from harvester.settings import seconds_of
 from harvester.sources import Invalid
 from harvester.status import Status, Waiting
 from harvester.stopping import Reason, Stop, Stopper, in_daemon
-from harvester.terminal import escaped, say
+from harvester.terminal import escaped, printing, say
 
 _LOOK_SECONDS = 0.1
 """So often it is looked at what is waited for."""
@@ -116,8 +116,14 @@ class _InOrder:
             self._put_one(self._expected.popleft())
 
     def _put_one(self, link: str) -> None:
-        if line := self._came.get(link):
+        if not (line := self._came.get(link)):
+            return
+        try:
             self._put(line)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror}; the answer was paid for, and is lost") from error
 
 
 class _Teller:
@@ -181,17 +187,19 @@ class _Teller:
 
 def _print_row(line: bytes) -> None:
     text = line.decode()
-    print(escaped(text.rstrip("\n")) if sys.stdout.isatty() else text.rstrip("\n"), flush=True)
+    with printing():
+        print(escaped(text.rstrip("\n")) if sys.stdout.isatty() else text.rstrip("\n"), flush=True)
 
 
 def _print_table(line: bytes) -> None:
     row = orjson.loads(line)
     # Not by the console itself, which would end the process when the reader leaves.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
+    with printing(), console.capture() as captured:
         console.print(_text(f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"), style="bold")
         console.print(_table(row, console.width), *map(_text, _remarks(row)), sep="\n")
-    print(captured.get(), flush=True)
+    with printing():
+        print(captured.get(), flush=True)
 
 
 def _table(row: dict[str, Any], width: int) -> Table:

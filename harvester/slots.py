@@ -5,9 +5,9 @@ is a lock that a process holds for its life; a slot is a lock that it holds for 
 process, however it ends.
 """
 
+import asyncio
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -35,7 +35,7 @@ class Slots:
         self._seat_lock = -1
         self._held: dict[int, int] = {}
 
-    def join(self) -> None:
+    async def join(self) -> None:
         """Take a seat.
 
         Raises:
@@ -45,11 +45,11 @@ class Slots:
             os.makedirs(self._folder, exist_ok=True)
         for attempt in range(_SEAT_TRIES):
             if attempt:
-                time.sleep(_SEAT_PAUSE_SECONDS)  # another process may just be looking who is there
+                await asyncio.sleep(_SEAT_PAUSE_SECONDS)  # another process may just be looking who is there
             if self._take_a_seat():
                 return
         raise ConnectionsBusy(
-            f"{SEATS} harvester processes already share this machine's {SEATS} connections to Bitly: run this one when "
+            f"{SEATS} harvests already share this machine's {SEATS} connections to Bitly: run this one when "
             f"one of them has ended (their locks are in {self._folder})"
         )
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from harvester.budget import WindowState
 from harvester.events import Event, Field
+from harvester.quota import WindowState
 from harvester.sources import Invalid
 from harvester.stopping import Stop
 

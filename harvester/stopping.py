@@ -46,6 +46,7 @@ class Reason(StrEnum):
     OUTPUT = "output"
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
+    NOT_BEGUN = "not_begun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ async def in_daemon(work: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def deliver(result: T | None, error: Exception | None) -> None:
+    def deliver(result: T | None, error: BaseException | None) -> None:
         if future.cancelled():
             return
         if error is None:
@@ -125,10 +126,11 @@ async def in_daemon(work: Callable[[], T]) -> T:
             future.set_exception(error)
 
     def do() -> None:
-        result, caught = None, None
+        result: T | None = None
+        caught: BaseException | None = None
         try:
             result = work()
-        except Exception as error:  # handed to whoever waits
+        except BaseException as error:  # handed to whoever waits, who would wait for ever without it
             caught = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, result, caught)

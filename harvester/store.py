@@ -10,16 +10,15 @@ import math
 import os
 import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
 
-from harvester import __version__, dataset
+from harvester import __version__, dataset, scratch
 from harvester.bitly import Query, utc_text
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
@@ -274,6 +273,7 @@ class Store:
             "schema_version": 1,
             "tool": f"harvester {__version__}",
             "run_id": self.run_id,
+            "work_dir": self.place.work_dir,
             "query": self.query.as_dict(),
             "format": self.making.format,
             "shape": self.making.shape,
@@ -294,6 +294,14 @@ class Store:
             with _explained(self.place.public):
                 dataset.write_manifest(self.place, manifest)
         return manifest
+
+    def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a manifest of this run's once more: nothing has changed but the moment."""
+        renewed = {**manifest, "updated": utc_text(datetime.now(UTC))}
+        if self.place.form is not Form.STDOUT:
+            with _explained(self.place.public):
+                dataset.write_manifest(self.place, renewed)
+        return renewed
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""
@@ -343,8 +351,6 @@ def opened(
     check_state(place)
     new = asked.for_new(folder=place.form is Form.FOLDER)
     with contextlib.ExitStack() as stack:
-        if place.form is Form.STDOUT:
-            stack.callback(shutil.rmtree, place.private, ignore_errors=True)
         with _explained(place.out):
             make_folder(place.public)
             make_folder(place.private)
@@ -393,7 +399,7 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
             if os.path.exists(place.ledger):
                 ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
         if place is None or ledger is None or ledger.fresh:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harvester-"))
+            folder = stack.enter_context(scratch.folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:

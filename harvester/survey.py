@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harvester.harvesting import wanted_again
 from harvester.ledger import Known, Ledger, State
+from harvester.policy import wanted_again
 from harvester.rows import RowMaker
 from harvester.sources import Invalid, Source, read
 

@@ -21,6 +21,7 @@ _STATES = {
 _PASSED_ON = (
     "tool",
     "run_id",
+    "work_dir",
     "query",
     "started",
     "complete",
@@ -65,7 +66,7 @@ def as_line(seen: Glance) -> str:
 
 
 def as_dict(seen: Glance) -> dict[str, Any]:
-    """Give the object for a program; README.md documents it. Moments are UTC as text, ages are seconds."""
+    """Give the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
     manifest, step = seen.manifest, seen.next
     files, rows, size = seen.parts
     return {

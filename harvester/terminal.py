@@ -2,7 +2,10 @@
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from harvester.errors import OutputError
 
 
 def escaped(text: str) -> str:
@@ -21,6 +24,31 @@ def put(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print to standard output within this, where a command's result goes.
+
+    Raises:
+        OutputError: it cannot be written. BrokenPipeError: nobody reads it any more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def print_out(text: str) -> None:
+    """Print lines that may hold what others wrote.
+
+    Raises:
+        BrokenPipeError: nobody reads any more. OutputError: they cannot be written.
+    """
+    with printing():
+        print("\n".join(map(escaped, text.split("\n"))), flush=True)
 
 
 def open_closed_streams() -> None:

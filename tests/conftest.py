@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,19 @@ def quick_path() -> Iterator[Path]:
     """A temporary folder for tests that sync files thousands of times."""
     with quick_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_signals() -> Iterator[None]:
+    """Hear signals in what these tests start, even if a background job or nohup has them ignored: that is inherited."""
+    ignored = [
+        each for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_IGN
+    ]
+    for each in ignored:
+        signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session", autouse=True)

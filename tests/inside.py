@@ -8,11 +8,11 @@ from typing import Any
 from harvester import job as jobs
 from harvester import sources
 from harvester.bitly import Query
-from harvester.budget import Wanted
 from harvester.client import Settings
 from harvester.events import Event, Field
 from harvester.gate import GateRules
 from harvester.harvesting import Options
+from harvester.quota import Wanted
 from harvester.sources import Invalid
 from harvester.status import Outcome, Status
 from harvester.stopping import Stopper

@@ -17,10 +17,10 @@ from typing import Any
 import orjson
 from yarl import URL
 
-from harvester.bitly import PLATFORM_LIMITS
 from harvester.clocks import month_of
 from harvester.connections import Pool, Slot
 from harvester.ledger import Entry, Known, State, Totals
+from harvester.limit_routes import PLATFORM_LIMITS
 from harvester.places import Form
 from harvester.slots import Slots
 from harvester.store import Batch

@@ -306,6 +306,61 @@ async def test_what_the_links_raise_is_raised_when_all_that_came_before_is_publi
     assert manifest(tmp_path / "out")["stopped"]["reason"] == "input"
 
 
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("iterable", SystemExit),
+        ("iterable", KeyboardInterrupt),
+        ("iterable", asyncio.CancelledError),
+        ("asynchronous", asyncio.CancelledError),
+    ],
+)
+async def test_whatever_the_links_raise_is_never_taken_for_their_end(
+    tmp_path: Path, serve: Callable[..., Served], kind: str, error: type[BaseException]
+) -> None:
+    def broken() -> Iterator[str]:
+        yield "bit.ly/a"
+        raise error
+
+    async def broken_later() -> AsyncIterator[str]:
+        for link in broken():
+            yield link
+
+    links = broken() if kind == "iterable" else broken_later()
+    with pytest.raises(error):
+        await harvester.harvest(links, out=tmp_path / "out", **options(serve().url))
+    assert manifest(tmp_path / "out")["stopped"]["reason"] == "input"
+
+
+async def test_a_run_that_stops_before_its_first_call_writes_down_why(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    async def silent() -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield "bit.ly/a"
+
+    out, given = tmp_path / "out", options(serve().url)
+    assert (await harvester.harvest(["bit.ly/a"], out=out, **given))["complete"]
+    found = await harvester.harvest(silent(), out=out, strict=True, max_time=0.1, **given)
+    assert found == manifest(out)
+    assert found["stopped"]["reason"] == "max_time"
+    assert found["ended"] is not None
+    assert found["dataset"]["rows"] == 1
+    assert not (out / "_SUCCESS").exists()
+
+
+async def test_the_manifest_is_found_though_the_working_directory_has_changed(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wandering() -> AsyncIterator[str]:
+        (tmp_path / "elsewhere").mkdir()
+        os.chdir(tmp_path / "elsewhere")
+        yield "bit.ly/a"
+
+    monkeypatch.chdir(tmp_path)
+    assert (await harvester.harvest(wandering(), out="out", **options(serve().url)))["complete"]
+
+
 # --- a stream -------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +411,71 @@ async def test_what_the_callback_raises_ends_the_stream(serve: Callable[..., Ser
         async for _ in harvester.stream(links, on_failure=refuse, **options(serve().url)):
             pass
     await nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("error", "raises"), [(asyncio.CancelledError, asyncio.CancelledError), (None, harvester.UsageError)]
+)
+async def test_a_callback_that_cancels_or_is_asynchronous_ends_the_stream(
+    serve: Callable[..., Served], error: type[BaseException] | None, raises: type[BaseException]
+) -> None:
+    async def later() -> None: ...
+
+    def answer(_: dict[str, Any]) -> object:
+        if error is not None:
+            raise error
+        return later()
+
+    async def read() -> None:
+        async for _ in harvester.stream(["bit.ly/missing", "bit.ly/a"], on_failure=answer, **options(serve().url)):
+            pass
+
+    with pytest.raises(raises):
+        await read()
+    await nothing_left()
+
+
+async def test_a_stream_whose_wait_was_cancelled_does_not_look_complete_to_who_reads_on(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    async def one_at_a_time() -> AsyncIterator[str]:
+        yield "bit.ly/a"
+        await asyncio.Event().wait()
+
+    found = harvester.stream(one_at_a_time(), **options(serve().url, work_dir=tmp_path))
+    assert (await anext(found))["bitlink"] == "bit.ly/a"
+    waiting = asyncio.ensure_future(anext(found))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await nothing_left(tmp_path)
+    for _ in range(2):
+        with pytest.raises(harvester.Stopped, match=r"asyncio\.timeout") as stopped:
+            await anext(found)
+        assert stopped.value.reason == "cancelled"
+    await found.aclose()
+
+
+def test_a_stream_that_ended_with_its_loop_does_not_look_complete_in_another(serve: Callable[..., Served]) -> None:
+    async def begin() -> Any:
+        found = harvester.stream(endless(), **options(serve().url))
+        await anext(found)
+        return found
+
+    found = asyncio.run(begin())
+    with pytest.raises(harvester.Stopped, match="event loop is over"):
+        asyncio.run(anext(found))
+
+
+async def test_a_stream_that_is_over_stays_over(serve: Callable[..., Served]) -> None:
+    whole, left = (harvester.stream(["bit.ly/a"], **options(serve().url)) for _ in range(2))
+    assert len([row async for row in whole]) == 1
+    await anext(left)
+    await left.aclose()
+    for found in (whole, left):
+        with pytest.raises(StopAsyncIteration):
+            await anext(found)
 
 
 async def test_a_slow_reader_slows_the_calls(serve: Callable[..., Served]) -> None:
@@ -566,6 +686,7 @@ async def later() -> str:
         (lambda: None, "gave no text"),
         (later, "a plain callable"),
         ({}.popitem, "raised KeyError"),
+        (sys.exit, "raised SystemExit"),
     ],
 )
 async def test_a_token_that_is_none_is_refused(token: Any, says: str) -> None:

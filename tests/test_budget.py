@@ -23,22 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.book import SPANS, Book
-from harvester.budget import (
-    ASK_AFTER_REFUSAL_SECONDS,
-    ASK_ATTEMPTS,
-    ASK_CLOSED_SECONDS,
-    ASK_SECONDS,
-    DEFAULTS,
-    Account,
-    Budget,
-    Limits,
-    MonthOver,
-    Wait,
-    Wanted,
-    WindowState,
-)
+from harvester.budget import Budget
 from harvester.clocks import moment, month_of
 from harvester.errors import OutputError
+from harvester.quota import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted, WindowState
+from harvester.said import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
 from tests.commands import ROOT, environment
 from tests.conftest import quick_folder
 from tests.virtual import VirtualClock
@@ -375,7 +364,7 @@ class World:
             self.machine.seconds += there
             date = self.machine.date
             self.machine.seconds += back
-            budget.see_date(date, sent_at=sent_at)
+            budget.month.see_date(date, sent_at=sent_at)
 
     def observe(self, process: int, limit: int, count: int) -> None:
         budget = self._processes.get(process)
@@ -386,7 +375,7 @@ class World:
         for name in SPANS:
             asked = budget.wanted.limits(said_per_hour=10**6).of(name)
             assert 0 < new.limits.of(name) <= asked or not asked
-        scope = self._windows.setdefault((budget.account.token, budget._endpoint), [])
+        scope = self._windows.setdefault((budget.account.token, budget._scope.endpoint), [])
         scope.append(new)
         for name, span in SPANS.items():
             near = [sent for sent in scope if abs(sent.arrived - new.arrived) < span]
@@ -639,7 +628,7 @@ def test_no_steps_of_the_wall_clock_give_a_months_calls_out_twice(steps: list[tu
 def test_when_bitly_says_that_the_month_is_spent_nobody_asks_again_for_a_day(start: Start, machine: Machine) -> None:
     budget, other = start(100, 0, 50), start(100, endpoint="referrers")
     assert take_all(budget, 3) == 3
-    budget.month_refused()
+    budget.month.refused()
     for each in (budget, other, start()):
         assert each.take() == MonthOver(DECEMBER, told=True)
     machine.seconds += 86400.0 - 1.0
@@ -648,19 +637,19 @@ def test_when_bitly_says_that_the_month_is_spent_nobody_asks_again_for_a_day(sta
 
 def test_after_a_day_one_attempt_asks_whether_the_month_is_still_spent(start: Start, machine: Machine) -> None:
     budget, other = start(), start()
-    budget.month_refused()
+    budget.month.refused()
     machine.seconds += 86400.0
     assert budget.take() is None
-    assert budget.told_before
+    assert budget.month.told_before
     assert other.take() == budget.take() == MonthOver(DECEMBER, told=True)
-    budget.month_goes_on()
+    budget.month.goes_on()
     assert take_all(other, 10) == take_all(budget, 10) == 10
-    assert not budget.told_before
+    assert not budget.month.told_before
 
 
 def test_the_next_month_is_not_spent_because_bitly_said_so_of_this(start: Start, machine: Machine) -> None:
     budget = start()
-    budget.month_refused()
+    budget.month.refused()
     machine.go(DECEMBER + MINUTE)
     assert budget.take() is None
 
@@ -668,12 +657,12 @@ def test_the_next_month_is_not_spent_because_bitly_said_so_of_this(start: Start,
 def test_a_refusal_just_behind_a_months_edge_is_the_old_months(start: Start, machine: Machine) -> None:
     machine.go(DECEMBER + 2 * SECOND)
     budget = start()
-    budget.month_refused()
+    budget.month.refused()
     assert budget.take() is None
 
 
 def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
-    start().month_refused()
+    start().month.refused()
     assert start(account=Account(ACCOUNT.server, "token 2", "another")).take() is None
     assert isinstance(start(account=ACCOUNT._replace(token="token 2")).take(), MonthOver)
 
@@ -681,7 +670,7 @@ def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
 def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
     budget = start(0, 0, 50)
     assert take_all(budget, 3) == 3
-    budget.month_refused()
+    budget.month.refused()
     month = window(budget, "month")
     assert (month.left, month.source, month.until) == (0, "bitly", DECEMBER)
 
@@ -710,7 +699,7 @@ def test_a_servers_date_sets_a_slow_calendar_right_for_all_processes(start: Star
     machine.go(DECEMBER + MINUTE)
     machine.wrong = 0.0
     assert other.take() == MonthOver(DECEMBER)
-    budget.see_date(machine.date)
+    budget.month.see_date(machine.date)
     assert other.take() is None
     assert other.take() == budget.take() == start(0, 0, 1).take() == MonthOver(JANUARY)
 
@@ -721,7 +710,7 @@ def test_a_servers_date_sets_a_fast_calendar_right(start: Start, machine: Machin
     budget = start(0, 0, 1)
     assert budget.take() is None  # the hole: a machine that booted with a wrong clock
     machine.wrong = 0.0
-    budget.see_date(machine.date)
+    budget.month.see_date(machine.date)
     assert budget.take() == MonthOver(DECEMBER)
 
 
@@ -732,7 +721,7 @@ def test_a_calendar_that_was_years_ahead_has_not_made_the_present_month_forgotte
     machine.reboot(wrong=3000 * 86400.0)
     budget = start(0, 0, 1)
     machine.wrong = 0.0
-    budget.see_date(machine.date)
+    budget.month.see_date(machine.date)
     assert budget.take() == MonthOver(DECEMBER)
 
 
@@ -741,10 +730,10 @@ def test_a_date_of_which_neither_calendar_nor_wall_clock_know_is_a_servers_mista
     start: Start, machine: Machine, days: float
 ) -> None:
     budget = start()
-    budget.see_date(NOON + days * DAY)
+    budget.month.see_date(NOON + days * DAY)
     assert budget.at(0.0) == NOON
     machine.wrong = days * 86400.0
-    budget.see_date(NOON + days * DAY)
+    budget.month.see_date(NOON + days * DAY)
     assert abs(budget.at(0.0) - NOON - days * DAY) <= SECOND
 
 
@@ -752,7 +741,7 @@ def test_a_date_of_which_neither_calendar_nor_wall_clock_know_is_a_servers_mista
 def test_a_second_or_two_are_no_reason_to_set_the_calendar(start: Start, machine: Machine, seconds: float) -> None:
     budget = start()
     before = budget.at(0.0)
-    budget.see_date(before + seconds * SECOND)
+    budget.month.see_date(before + seconds * SECOND)
     assert budget.at(0.0) == before
 
 
@@ -761,7 +750,7 @@ def test_the_date_of_a_slow_answer_does_not_set_the_calendar_back(start: Start, 
     budget = start(0, 0, 1)
     sent_at, date = machine.seconds, machine.date
     machine.seconds += 25.0
-    budget.see_date(date, sent_at=sent_at)
+    budget.month.see_date(date, sent_at=sent_at)
     assert budget.at(0.0) == moment(machine.true)
 
 
@@ -770,14 +759,14 @@ def test_a_slow_answers_date_corrects_by_what_is_certain(start: Start, machine: 
     sent_at = machine.seconds
     machine.seconds += 25.0
     now = moment(machine.true)
-    budget.see_date(now + 100 * SECOND, sent_at=sent_at)
+    budget.month.see_date(now + 100 * SECOND, sent_at=sent_at)
     assert budget.at(0.0) == now + 100 * SECOND
-    budget.see_date(now - 100 * SECOND, sent_at=sent_at)
+    budget.month.see_date(now - 100 * SECOND, sent_at=sent_at)
     assert budget.at(0.0) == now - 74 * SECOND
 
 
 def test_what_a_server_said_of_the_date_outlives_the_process(start: Start) -> None:
-    start().see_date(NOON + 60 * MINUTE)
+    start().month.see_date(NOON + 60 * MINUTE)
     assert start().at(0.0) == NOON + 60 * MINUTE
 
 
@@ -1235,15 +1224,48 @@ def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quic
     assert budget.limits == Limits(60, 1000, 0)
 
 
-def test_a_file_of_another_schema_is_refused_and_left_as_it_is(quick_path: Path) -> None:
+OLDER = """
+ALTER TABLE months DROP COLUMN told;
+INSERT INTO meta VALUES ('schema', 1);
+UPDATE scopes SET state = '{"throttle": {"opens_at": null, "since_then_renamed": 3}}';
+PRAGMA user_version = 0;
+"""
+"""Makes a budget's file one from before it had a version, and before Bitly's word on a spent month was kept."""
+
+
+def tables_in(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as file:
+        return [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(quick_path: Path) -> None:
     path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
-        file.executescript("CREATE TABLE meta (name TEXT PRIMARY KEY, value); INSERT INTO meta VALUES ('schema', 2);")
-    with pytest.raises(OutputError, match="schema 2, and this harvester writes 1") as error:
+        file.executescript("CREATE TABLE other (name TEXT); PRAGMA user_version = 2;")
+    with pytest.raises(OutputError, match="of version 2, and this harvester knows 1: update it") as error:
         use(path)
     assert explains(error, path)
+    assert tables_in(path) == ["other"]
+
+
+def test_an_older_file_is_taken_over_with_what_it_has_counted(quick_path: Path, start: Start) -> None:
+    assert [start(100, 1000, 5000).take() for _ in range(3)] == [None] * 3
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+        file.executescript(OLDER)
+    budget = start(100, 1000, 5000)
+    assert [window.used for window in budget.windows()] == [3, 3, 3]
+    assert budget.take() is None
+    assert [window.used for window in start(100, 1000, 5000).windows()] == [4, 4, 4]
+
+
+def test_a_file_that_cannot_be_taken_over_says_what_to_do_and_is_left_as_it_is(quick_path: Path) -> None:
+    path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
-        assert [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["meta"]
+        file.executescript("CREATE TABLE months (month TEXT, spent INTEGER)")
+    with pytest.raises(OutputError, match=r"months has no account, server: .*Move it away") as error:
+        use(path)
+    assert explains(error, path)
+    assert tables_in(path) == ["months"]
 
 
 @contextmanager
@@ -1324,7 +1346,8 @@ HAMMER = """
 import os, sys, time
 from contextlib import suppress
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted
+from harvester.budget import Budget
+from harvester.quota import Account, Wanted
 from harvester.errors import BudgetBusy
 
 folder, files, seconds, *limits = sys.argv[1:]

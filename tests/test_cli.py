@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.commands import NO_LIMITS, harvester
+import pytest
+
+from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import check_reconciled, failures, manifest, rows
 
@@ -34,6 +36,25 @@ def test_a_list_becomes_rows_refusals_and_a_success(tmp_path: Path, serve: Calla
     listed = manifest(out)["list"]
     assert listed == {"lines": 7, "blank": 1, "comments": 1, "headers": 0, "invalid": 1, "duplicates": 1, "links": 3}
     assert [line["kind"] for line in failures(out)] == ["refused", "invalid"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("command", ["plan", "show", "config", "login", "logout"])
+def test_a_result_that_nobody_can_write_is_said_and_is_no_bug(
+    tmp_path: Path, serve: Callable[..., Served], command: str
+) -> None:
+    words = {
+        "plan": (write_list(tmp_path, "bit.ly/a"), "--out", str(tmp_path / "out"), "--offline"),
+        "show": ("bit.ly/a", "--json"),
+        "login": ("--with-token",),
+    }
+    (tmp_path / "token").write_text("t0ken")
+    env = {"HARVESTER_BASE_URL": serve().url, "BITLY_TOKEN": "" if command == "login" else "t0ken"}
+    with open("/dev/full", "wb") as full, (tmp_path / "token").open("rb") as token:
+        process = start(command, *words.get(command, ()), env=env, stdin=token, stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 8
+    assert err.decode().endswith("harvester: standard output: No space left on device\n")
 
 
 def test_the_same_command_again_asks_nothing(tmp_path: Path, serve: Callable[..., Served]) -> None:

@@ -24,12 +24,14 @@ from yarl import URL
 from harvester import __version__
 from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.book import Book
-from harvester.budget import Account, Budget, MonthOver, Wait, Wanted
-from harvester.client import NOT_ASKED, Client, Settings, opened
+from harvester.budget import Budget
+from harvester.client import Client, Settings, opened
 from harvester.clocks import Clock
 from harvester.connections import Pool, Slot
 from harvester.errors import Stopping, UsageError
 from harvester.gate import Gate, GateRules
+from harvester.quota import Account, MonthOver, Wait, Wanted
+from harvester.sending import NOT_ASKED, Means
 from harvester.slots import Slots
 from harvester.status import Waiting
 from harvester.stopping import Reason, Stop, Stopper
@@ -212,7 +214,7 @@ async def rigged(
             aiohttp.ClientSession(auto_decompress=False) as session,
             pooled(folder, session, connections) as pool,
         ):
-            client = Client(pool, settings, QUERY, Token(read), budget, gate, stopper, clock.elapsed)
+            client = Client(pool, settings, QUERY, Means(Token(read), budget, gate, stopper, clock.elapsed))
             yield Rig(client, budget, gate, stopper, clock, book)
 
 
@@ -220,7 +222,7 @@ async def rigged(
 async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int) -> AsyncIterator[Pool]:
     """Open a pool whose slots share a session."""
     slots = Slots(str(folder / "connections"), connections)
-    slots.join()
+    await slots.join()
     pool = Pool(slots, lambda number: Slot(number, session))
     await pool.rebalance()
     yield pool
@@ -233,11 +235,10 @@ async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
     clock, settings = Clock(), Settings(base_url, 5, 5, 10.0)
     with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
         slots = Slots(str(folder / "connections"), 5)
-        slots.join()
+        await slots.join()
         budget, gate = Refusing(book, FREE, ()), Gate(GateRules(), clock.elapsed)
-        async with opened(
-            settings, QUERY, Token(lambda: token), budget, gate, Stopper(), slots=slots, clock=clock.elapsed
-        ) as client:
+        means = Means(Token(lambda: token), budget, gate, Stopper(), clock.elapsed)
+        async with opened(slots, settings, QUERY, means) as client:
             yield client
         slots.leave()
 
@@ -490,7 +491,7 @@ async def test_a_rotated_token_is_read_again_and_the_call_repeated_under_the_bud
         assert await rig.client.ask("bit.ly/y") == ROW
         assert bitly.tokens == ["old", "new", "new"]
         assert source.reads == 2
-        assert rig.spent == rig.client.counters.total == 3
+        assert rig.spent == rig.client.sender.counters.total == 3
 
 
 async def test_a_token_that_is_still_the_same_is_refused_after_one_request(bitly: Bitly) -> None:
@@ -587,7 +588,7 @@ async def test_a_call_is_repeated_and_charged(
         assert await rig.client.ask_again("bit.ly/x", first) == (expected, charged)
         throttled = sum(entry is THROTTLED_30 for entry in script)
         assert len(bitly.requests) == len(script) == charged - 1 + throttled
-        counters = rig.client.counters
+        counters = rig.client.sender.counters
         assert (counters.total, counters.retried, counters.throttled) == (len(script), charged - 1, throttled)
         assert rig.spent == len(script)
 
@@ -671,7 +672,7 @@ async def test_an_attempt_that_must_wait_is_neither_counted_nor_sent_until_then(
     async with rigged(refusals=[Wait(7.0, "minute"), Wait(3.0, "hour")]) as rig:
         assert await rig.client.ask("bit.ly/x") == ROW
         assert rig.stopper.taken == [7.0, 3.0]
-        assert rig.spent == rig.client.counters.total == len(bitly.requests) == 1
+        assert rig.spent == rig.client.sender.counters.total == len(bitly.requests) == 1
 
 
 async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
@@ -680,12 +681,12 @@ async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
         waiting = asyncio.create_task(rig.client.ask("bit.ly/waits"))
         await settle()
         assert rig.stopper.taken == [30.0]
-        assert rig.client.waiting == Waiting("minute", 0, datetime.fromtimestamp(NOON + 30, UTC))
+        assert rig.client.sender.waiting == Waiting("minute", 0, datetime.fromtimestamp(NOON + 30, UTC))
         assert await rig.client.ask("bit.ly/goes") == ROW
         assert not waiting.done()
         rig.stopper.end.set()
         assert await waiting == ROW
-        assert rig.client.waiting is None
+        assert rig.client.sender.waiting is None
     assert [url.parts[-2] for url, _ in bitly.requests] == ["goes", "waits"]
 
 
@@ -753,7 +754,7 @@ async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly
 async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) -> None:
     bitly.answers(*[OK] * 30)
     async with rigged(wanted=Wanted(30, 0, 0)) as rig:
-        rig.client.sprint = lambda: True
+        rig.client.sender.pace.sprint = lambda: True
         async with asyncio.timeout(2):
             for n in range(30):
                 assert await rig.client.ask(f"bit.ly/{n}") == ROW
@@ -769,7 +770,7 @@ async def test_a_throttled_answer_is_waited_out_and_never_the_calls_verdict(bitl
         assert await rig.client.ask("bit.ly/x") == ROW
         assert rig.stopper.taken[0] == 30.0
         assert sum(rig.stopper.taken) >= 60.0  # the second wait is to the minute's edge at least
-        counters = rig.client.counters
+        counters = rig.client.sender.counters
         assert (counters.total, counters.retried, counters.throttled) == (3, 0, 2)
 
 
@@ -782,13 +783,13 @@ async def test_two_hours_of_nothing_but_throttled_answers_end_the_run(bitly: Bit
         assert rig.stopper.stop is not None
         assert rig.stopper.stop.reason is Reason.THROTTLED
         assert 7200 <= rig.clock.seconds - 1000 <= 7200 + 60
-        assert rig.client.counters.throttled == len(bitly.requests) < 20
+        assert rig.client.sender.counters.throttled == len(bitly.requests) < 20
 
 
 @pytest.mark.parametrize("other", [OK, UNAVAILABLE, NOT_FOUND])
 async def test_any_other_answer_begins_the_two_hours_anew(bitly: Bitly, other: Entry) -> None:
     async with rigged() as rig:
-        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         for _ in range(3):
             bitly.answers((429, {"Retry-After": "3000"}, b""), other)
             await rig.client.ask("bit.ly/x")
@@ -800,7 +801,7 @@ async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitl
     """One attempt had passed in this minute: no more than one passes in any, at first."""
     bitly.answers(OK, THROTTLED_30, OK, OK)
     async with rigged() as rig:
-        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         for name in "ab":
             assert await rig.client.ask(f"bit.ly/{name}") == ROW
         assert rig.budget.limits.per_minute == 1
@@ -812,14 +813,14 @@ async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitl
 async def test_one_throttled_answer_holds_everyone_back(bitly: Bitly) -> None:
     bitly.answers(THROTTLED_30, *[OK] * 5)
     async with rigged(held=True) as rig:
-        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         first = asyncio.create_task(rig.client.ask("bit.ly/0"))
         await settle()
         others = [asyncio.create_task(rig.client.ask(f"bit.ly/{n}")) for n in range(1, 5)]
         await settle()
         assert len(bitly.requests) == 1
         assert rig.stopper.taken == [30.0] * 5
-        assert rig.client.waiting == Waiting("throttled", 0, datetime.fromtimestamp(NOON + 30, UTC))
+        assert rig.client.sender.waiting == Waiting("throttled", 0, datetime.fromtimestamp(NOON + 30, UTC))
         assert rig.spent == 1
         rig.stopper.end.set()
         assert await asyncio.gather(first, *others) == [ROW] * 5
@@ -835,7 +836,7 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
 
     bitly.answers(late, THROTTLED_30, OK, OK)
     async with rigged(held=True) as rig:
-        rig.client.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         slow = asyncio.create_task(rig.client.ask("bit.ly/slow"))
         await settle()
         rig.clock.seconds += 1.0
@@ -921,7 +922,7 @@ async def test_before_a_call_is_written_off_a_link_that_answered_says_whether_th
         assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
         assert asked(bitly) == "wxxxw"
         assert not rig.gate.outage
-        assert rig.spent == rig.client.counters.total == 5
+        assert rig.spent == rig.client.sender.counters.total == 5
 
 
 async def test_a_call_whose_witness_fails_too_is_asked_again_when_the_server_is_back(bitly: Bitly) -> None:
@@ -1002,14 +1003,14 @@ async def test_where_few_are_answered_it_takes_two_witnesses_to_write_a_call_off
 async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitly: Bitly) -> None:
     bitly.answers((404, {}, b"none"), TimeoutError())
     async with rigged() as rig:
-        found = await rig.client.look_up("/user/platform_limits?path=%2Fbitlinks", rig.budget)
+        found = await rig.client.sender.look_up("/user/platform_limits?path=%2Fbitlinks", rig.budget)
         assert found is not None
         assert (found.status, found.body) == (404, b"none")
         [(url, request)] = bitly.requests
         assert (url.path, dict(url.query)) == ("/v4/user/platform_limits", {"path": "/bitlinks"})
         assert request["headers"]["Authorization"] == "Bearer t0"
-        assert await rig.client.look_up("/groups", rig.budget) is None
-        assert (rig.client.counters.helper, rig.client.counters.total, rig.spent) == (2, 0, 2)
+        assert await rig.client.sender.look_up("/groups", rig.budget) is None
+        assert (rig.client.sender.counters.helper, rig.client.sender.counters.total, rig.spent) == (2, 0, 2)
 
 
 async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(bitly: Bitly) -> None:
@@ -1019,14 +1020,14 @@ async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(b
         helpers = Budget(rig.book, ACCOUNT, "helpers", FREE)
         assert await rig.client.ask("bit.ly/x") == ROW
         for _ in range(2):
-            await rig.client.look_up("/groups", helpers)
+            await rig.client.sender.look_up("/groups", helpers)
         assert helpers.account == rig.budget.account == ACCOUNT._replace(token=fingerprint("t1"))
         assert [window.used for window in helpers.windows()] == [2, 2, 4]
 
 
 async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:
     async with rigged(refusals=[Wait(3.0, "hour")]) as rig:
-        assert await rig.client.look_up("/groups", rig.budget) == (NOT_ASKED, {}, b"")
+        assert await rig.client.sender.look_up("/groups", rig.budget) == (NOT_ASKED, {}, b"")
         assert (bitly.requests, rig.stopper.taken) == ([], [])
 
 

@@ -1,6 +1,7 @@
 """Where an option's value comes from: flag, variable, file, default; and what a file may hold."""
 
 import json
+import os
 import re
 import shlex
 import tomllib
@@ -13,6 +14,7 @@ from harvester import configuration
 from harvester.cli import _DASH, app
 from harvester.configuration import File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
+from harvester.options import RunOptions, made_of
 from harvester.tokens import fingerprint
 from tests.commands import ROOT, harvester
 
@@ -94,6 +96,16 @@ def test_the_first_source_that_says_where_the_token_is_counts(tmp_path: Path, mo
     assert setting("run --token-file mine", "token_file", file=file) == ("mine", "command line")
 
 
+def test_of_two_ways_to_the_token_that_for_one_command_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, 'token_command = "pass"\n[run]\ntoken_file = "mine"')
+    assert setting("run", "token_command", file=file) == (None, "default")
+    assert setting("run", "token_file", file=file) == ("mine", f"{file} [run]")
+    monkeypatch.setenv("HARVESTER_RUN_TOKEN_COMMAND", "own")
+    monkeypatch.setenv("HARVESTER_TOKEN_FILE", "shared")
+    assert setting("run", "token_file", file=file) == (None, "default")
+    assert setting("run", "token_command", file=file) == ("own", "HARVESTER_RUN_TOKEN_COMMAND")
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +153,57 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_variable_of_another_type_is_refused_by_its_name() -> None:
     done = harvester("run", "links.txt", "--out", "out", env={"HARVESTER_PER_HOUR": "many"})
     assert done.returncode == 2
-    assert 'Invalid value for HARVESTER_PER_HOUR from a variable: unable to convert "many" into int' in done.stderr
+    assert done.stderr == "harvester: HARVESTER_PER_HOUR many: a whole number was expected\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('reserve = "x"', "reserve x: a share such as 10% was expected, below 100%"),
+        ('[run]\nmax_time = "x"', "[run] max_time x: a time such as 90s, 15m or 6h was expected"),
+        ("size = 0", "size 0: at least 1 was expected"),
+        ('token_file = "nowhere"', "token_file nowhere: No such file or directory"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    links = tmp_path / "links.txt"
+    links.write_text("bit.ly/a\n")
+    words = ("--config", path, "run", str(links), "--out", str(tmp_path / "out"))
+    done = harvester(*words, env={"BITLY_TOKEN": "" if "token" in text else "t0ken"})
+    assert (done.returncode, done.stderr) == (2, f"harvester: {path}: {message}\n")
+
+
+def test_a_value_that_means_nothing_is_refused_with_its_variable_or_its_flag() -> None:
+    words = ("run", "links.txt", "--out", "out")
+    env = {"HARVESTER_TIMEOUT": "x", "HARVESTER_RUN_SIZE": "0"}
+    assert harvester(*words, env=env).stderr.startswith("harvester: HARVESTER_RUN_SIZE 0: at least 1")
+    assert harvester(*words, "--size", "0", env=env).stderr.startswith("harvester: --size 0: at least 1")
+
+
+def test_a_configuration_that_is_not_there_is_refused_by_the_variable_that_names_it() -> None:
+    done = harvester("config", env={"HARVESTER_CONFIG": "/nowhere"})
+    assert (done.returncode, done.stderr) == (2, "harvester: HARVESTER_CONFIG /nowhere: No such file or directory\n")
+    assert harvester("config", env={"HARVESTER_CONFIG": ""}).returncode == 0
+    assert harvester("--config", "", "config").returncode == 2
+
+
+def test_an_error_stays_short_whatever_the_file_holds(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"zzz… is no option") as refused:
+        File(written(tmp_path, f"{'z' * 100_000} = 3"), app)
+    assert len(str(refused.value)) < 500
+    with pytest.raises(UsageError, match="nested too deeply"):
+        File(written(tmp_path, "a = " + "[" * 100_000), app)
+    done = harvester("--config", written(tmp_path, f'reserve = "{"x" * 100_000}"'), "run", "links.txt", "--out", "out")
+    assert done.returncode == 2
+    assert len(done.stderr) < 5000
+
+
+def test_an_option_of_config_that_is_wrong_is_one_line() -> None:
+    done = harvester("config", env={"HARVESTER_STRICT": "off"})
+    assert (done.returncode, done.stderr) == (2, "harvester: HARVESTER_STRICT off: true or false was expected\n")
+    done = harvester("config", "run", "--no-strict")
+    assert (done.returncode, done.stderr) == (2, "harvester: Unknown option: --no-strict. Did you mean --strict?\n")
 
 
 def test_a_misspelt_variable_is_warned_of() -> None:
@@ -241,6 +303,33 @@ def test_config_prints_a_file_that_has_the_same_effect(tmp_path: Path) -> None:
     before = json.loads(harvester("config", *words, "--json", env={"HARVESTER_SIZE": "9"}).stdout)
     assert shown == {name: each["value"] for name, each in before.items()}
     assert (shown["per_hour"], shown["size"], shown["strict"]) == (7, 9, True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_config_prints_of_a_command_is_taken_back(tmp_path: Path, command: str) -> None:
+    app.config = (configuration.from_variables,)
+    before = effective(app, [command])
+    table = "" if command == "run" else command
+    app.config = (File(written(tmp_path, configuration.as_toml(before, None, table)), app),)
+    assert [each[:2] for each in effective(app, [command])] == [each[:2] for each in before]
+
+
+def test_config_prints_the_options_of_other_commands_than_run_in_their_table() -> None:
+    assert harvester("config", "sandbox").stdout.startswith("[sandbox]\nport = 8080")
+
+
+def test_an_option_without_a_default_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="out: a value is needed"):
+        made_of(RunOptions, {})
+
+
+def test_a_path_that_is_no_utf8_is_shown_and_leaves_a_file_that_loads(tmp_path: Path) -> None:
+    path = os.fsdecode(b"o\xff")
+    shown = harvester("config", "run", "--out", path)
+    assert shown.returncode == 0, shown.stderr
+    assert "out" not in tomllib.loads(shown.stdout)
+    found = json.loads(harvester("config", "run", "--out", path, "--json").stdout)
+    assert found["out"] == {"value": "o\ufffd", "source": "command line"}
 
 
 def test_config_names_each_source(tmp_path: Path) -> None:

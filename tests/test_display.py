@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.budget import WindowState
 from harvester.display import frame
 from harvester.outlook import Minute
+from harvester.quota import WindowState
 from harvester.status import Counters, Status, Waiting
 from tests.commands import NO_LIMITS
 from tests.conftest import Served
@@ -285,6 +285,21 @@ def test_a_month_that_will_be_spent_before_the_end_is_said() -> None:
 
 def test_the_pace_is_no_reason_to_worry() -> None:
     assert "waiting" not in text_of(Status(rows=1, waiting=Waiting("pace", 100, None)))
+
+
+def test_what_a_server_says_of_its_outage_is_cut_and_does_not_steer_the_terminal() -> None:
+    odd = "\x1b]0;title\x07\x9b" + "x " * 2000
+    waits = Status(waiting=Waiting("outage", 0, None, odd))
+    for status in (waits, Status(trouble=odd, per_second=[0.0] * 9)):
+        shown = text_of(status)
+        assert "\\u001b]0;title" in shown
+        assert all(character.isprintable() for character in shown.replace("\n", ""))
+        assert shown.count("\n") < 12
+
+
+def test_how_attempts_fail_is_shown_while_nothing_moves() -> None:
+    still = Status(trouble="no answer: connection refused", per_second=[0.0] * 3)
+    assert "no good answer lately (no answer: connection refused)" in text_of(still)
 
 
 def test_a_minute_without_calls_is_an_empty_chart_and_the_latest_call_is_at_its_right() -> None:

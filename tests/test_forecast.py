@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester import intake
-from harvester.budget import Limits, Wanted
 from harvester.forecast import ANSWER_SECONDS, Start, forecast, shorter
+from harvester.quota import Limits, Wanted
 from tests.simulated import World
 from tests.virtual import at_once
 from tests.weeks import BEGIN, Weeks

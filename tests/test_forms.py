@@ -170,6 +170,39 @@ def test_csv_may_have_a_byte_order_mark_before_a_quoted_header(tmp_path: Path) -
     assert places(taken(write(tmp_path, b'\xef\xbb\xbf"link",n\nbit.ly/a,1\n', "l.csv"))) == [("bit.ly/a", 2)]
 
 
+@pytest.mark.parametrize(
+    ("content", "column"),
+    [
+        ("id;link;share\n1;bit.ly/a;3,5\n", None),
+        ("\ufeffid;link;share\r\n1;bit.ly/a;3,5\r\n", "link"),
+        ('Name, first;link\n"Doe; J";bit.ly/a\n', None),
+        ("id\tlink\n1\tbit.ly/a\n", "2"),
+        ("id|link\n1|bit.ly/a\n", None),
+        ('link,"a;b;c;d"\nbit.ly/a,1\n', "1"),
+        ('"a;link;b",link\n1,bit.ly/a\n', None),
+    ],
+)
+def test_the_first_line_of_csv_says_what_separates_cells(tmp_path: Path, content: str, column: str | None) -> None:
+    batch = taken(write(tmp_path, content.encode(), "links.csv"), column)
+    assert (batch.headers, places(batch)) == (1, [("bit.ly/a", 2)])
+
+
+@pytest.mark.parametrize("first", ["1;bit.ly/a;3,5", '1,bit.ly/a,"x;y;z;w"'])
+def test_a_link_says_what_separates_cells_where_there_is_no_header(tmp_path: Path, first: str) -> None:
+    batch = taken(write(tmp_path, first.encode() + b"\n", "links.csv"), "2")
+    assert (batch.headers, places(batch)) == (0, [("bit.ly/a", 1)])
+
+
+def test_a_spreadsheets_own_line_and_its_empty_rows_are_no_records(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b"sep=;\r\n;;\r\nA, B;link;x\r\n1;bit.ly/a;2\r\n", "links.csv"))
+    assert (batch.lines, batch.headers, batch.blank, places(batch)) == (4, 2, 1, [("bit.ly/a", 4)])
+
+
+def test_what_separates_cells_is_found_behind_a_thousand_empty_rows(tmp_path: Path) -> None:
+    batch = taken(write(tmp_path, b";\n" * 3000 + b"id;link\n1;bit.ly/a\n", "links.csv"))
+    assert (batch.blank, batch.headers, places(batch)) == (3000, 1, [("bit.ly/a", 3002)])
+
+
 def test_empty_lines_and_cells_of_csv_are_blank(tmp_path: Path) -> None:
     batch = taken(write(tmp_path, b"\nlink,n\nbit.ly/a,1\n\n,2\n  ,3\n  \n", "links.csv"))
     assert (batch.lines, batch.blank, batch.headers, places(batch)) == (7, 5, 1, [("bit.ly/a", 3)])
@@ -287,7 +320,24 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(
 
 CSV_PIECES = st.lists(
     st.sampled_from(
-        ['"', '""', ",", "\n", "\r\n", "\r", "x", "bit.ly/a", "link", " ", "é", '"a\nb"', "\0", "bit.ly/b\n"]
+        [
+            '"',
+            '""',
+            ",",
+            ";",
+            "sep=;\n",
+            "\n",
+            "\r\n",
+            "\r",
+            "x",
+            "bit.ly/a",
+            "link",
+            " ",
+            "é",
+            '"a\nb"',
+            "\0",
+            "bit.ly/b\n",
+        ]
     )
 )
 
@@ -314,10 +364,14 @@ def test_records_do_not_depend_on_how_lines_arrive(content: str, size: int, colu
 TITLES = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=9)  # the writer does not quote it
 
 
-@given(st.lists(st.tuples(TITLES, st.integers(0, 9**6)), max_size=30), st.sampled_from(["\n", "\r\n"]))
-def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, int]], end: str) -> None:
+@given(
+    st.lists(st.tuples(TITLES, st.integers(0, 9**6)), max_size=30),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(",;\t|"),
+)
+def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, int]], end: str, delimiter: str) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator=end)
+    writer = csv.writer(text, lineterminator=end, delimiter=delimiter)
     writer.writerow(["title", "link"])
     writer.writerows([title, f"bit.ly/{number}"] for title, number in rows)
     with tempfile.TemporaryDirectory() as folder:
@@ -400,6 +454,15 @@ def test_a_parquet_list_is_read_by_its_column_and_a_line_is_a_row(tmp_path: Path
 def test_any_kind_of_text_in_parquet_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     path = write_parquet(tmp_path, {"link": pa.array(["bit.ly/a", None, "bit.ly/é"]).cast(kind)})
     assert places(taken(path)) == [("bit.ly/a", 1), ("bit.ly/é", 3)]
+
+
+def test_rows_of_an_encoded_column_are_numbered_over_batches_and_groups(tmp_path: Path) -> None:
+    texts = [None if n % 7 == 0 else f"bit.ly/{n % 5000}" for n in range(12_345)]
+    path = str(tmp_path / "links.parquet")
+    parquet.write_table(pa.table({"link": pa.array(texts).dictionary_encode()}), path, row_group_size=5000)
+    batch = taken(path)
+    assert (batch.lines, batch.blank) == (12_345, 1764)
+    assert places(batch) == [(text, number) for number, text in enumerate(texts, 1) if text]
 
 
 def test_bytes_of_parquet_that_are_no_text_are_an_invalid_line(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from harvester import advice, dataset, glance, manifest, printing, tell
 from harvester.advice import State
 from harvester.errors import UsageError
 from harvester.glance import look
-from harvester.metrics import WINDOWS
+from harvester.metrics_file import WINDOWS
 from harvester.pulse import Pulse
 from harvester.stopping import Reason
 from tests.commands import NO_LIMITS, environment, harvester, start
@@ -36,6 +36,7 @@ WRITTEN: dict[str, Any] = {
     "schema_version": 1,
     "tool": "harvester 0.1.0",
     "run_id": "9a0822b22f12",
+    "work_dir": None,
     "query": {
         "facet": "referrers",
         "unit": "day",
@@ -171,6 +172,19 @@ def test_a_spent_month_says_from_when_on_and_the_command_it_gives_is_right(
     assert seen["next"]["command"] == f"harvester run '{links}' --out {out} --facet countries --size 7 --account team"
     again = harvester(*shlex.split(seen["next"]["command"])[1:], *limits, "--per-month", "0")
     assert again.returncode == 0, again.stderr
+    assert status(out)["settled"] == 60
+
+
+@pytest.mark.parametrize("name", ["out", "results.ndjson"])
+def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
+    tmp_path: Path, links: str, serve: Callable[..., Served], name: str
+) -> None:
+    out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
+    begun = harvester("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), "--max-calls", "3", *options)
+    assert begun.returncode == 5
+    command = status(out)["next"]["command"]
+    assert command == f"harvester run '{links}' --out {out} --work-dir {tmp_path / 'work'}"
+    assert harvester(*shlex.split(command)[1:], *options).returncode == 0
     assert status(out)["settled"] == 60
 
 

@@ -231,6 +231,7 @@ def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     messages = [event["message"] for event in events(done.stderr)]
     assert len(messages) == 4
+    assert messages[1] == "aiohttp: lost connection"
     for said, message in zip(
         ("an old", "lost connection", "ZeroDivisionError", "ZeroDivisionError"), messages, strict=True
     ):

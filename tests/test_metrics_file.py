@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester import metrics
+from harvester import metrics_file
 from harvester.errors import UsageError
-from harvester.metrics import MetricsFile
+from harvester.metrics_file import MetricsFile
 from tests.commands import NO_LIMITS, ROOT, harvester, start
 from tests.conftest import Served
 from tests.promql import Sample, firing
@@ -196,8 +196,8 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
         entered.append(path)
         release.wait()
 
-    monkeypatch.setattr(metrics, "write_to_textfile", hang)
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(metrics_file, "write_to_textfile", hang)
+    monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
     shown = MetricsFile(str(tmp_path / "a.prom"), "out", warnings.append)
     asyncio.run(shown.show(WRITTEN))

@@ -7,7 +7,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -15,11 +15,12 @@ import pytest
 import trustme
 from yarl import URL
 
-from tests.commands import NO_LIMITS, STATE_DIR, TOKEN, harvester
+from tests.commands import NO_LIMITS, STATE_DIR, TOKEN, harvester, start
 from tests.outputs import failures, manifest, public, rows
 from tests.proxies import proxying
 from tests.scripted import Scripted, scripted
 from tests.servers import in_thread
+from tests.test_operations import wait_until
 
 HOST = "api.example"
 """Resolved by the proxy alone: a name that no resolver knows."""
@@ -166,6 +167,33 @@ def test_a_proxy_that_is_out_is_an_outage_that_names_it(company: Company, bitly:
     assert len(rows(company.out)) == len(LINKS)
 
 
+@pytest.mark.slow
+def test_a_proxy_that_dies_in_the_middle_costs_what_was_in_flight(company: Company, bitly: Scripted) -> None:
+    links = "".join(f"bit.ly/later--{number}\n" for number in range(200)).encode()
+    common = ("run", "-", "--out", str(company.out), "--base-url", BASE, *NO_LIMITS)
+    env = {"SSL_CERT_FILE": str(company.pem), STATE_DIR: str(company.folder / "state")}
+    with ExitStack() as way:
+        proxy = way.enter_context(proxying(port_of(bitly)))
+        env["HTTPS_PROXY"] = proxy.url
+        with start(*common, "--outage-limit", "1s", env=env, stdin=subprocess.PIPE) as run:
+            assert run.stdin
+            assert run.stderr
+            run.stdin.write(links)
+            run.stdin.close()
+            wait_until(lambda: len(bitly.requests) >= 20, run)
+            way.close()
+            said = run.stderr.read().decode()
+            assert run.wait() == 5, said
+    assert f"the proxy {proxy.address} cannot be reached" in said.partition("stopped: ")[2]
+    had = len(rows(company.out))
+    assert 15 <= had < 200
+    with proxying(port_of(bitly)) as proxy:
+        done = harvester(*common, env={**env, "HTTPS_PROXY": proxy.url}, stdin=links)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(company.out)) == 200
+    assert len(bitly.requests) <= 200 + 5
+
+
 def test_a_handshake_that_breaks_off_now_and_then_ends_nothing(company: Company, bitly: Scripted) -> None:
     with proxying(port_of(bitly), alerts=2) as proxy:
         done = company.run(BASE, HTTPS_PROXY=proxy.url)
@@ -260,6 +288,20 @@ def test_a_certificate_of_another_name_ends_with_2_and_says_so(company: Company,
     assert "SSL_CERT_FILE" in done.stderr
     assert bitly.requests == []
     company.check_nobody_is_written_off()
+
+
+def test_a_certificate_that_expires_between_two_runs_ends_the_second_and_keeps_what_came(company: Company) -> None:
+    with scripted(company.certified("127.0.0.1")) as bitly:
+        assert company.run(bitly.url, "--max-calls", "2").returncode == 5
+    yesterday = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    with scripted(company.certified("127.0.0.1", not_after=yesterday)) as expired:
+        done = company.run(expired.url)
+        assert (done.returncode, expired.requests) == (2, [])
+    assert "has expired" in done.stderr
+    with scripted(company.certified("127.0.0.1")) as renewed:
+        assert company.run(renewed.url).returncode == 0
+        assert len(renewed.requests) == len(LINKS) - 2
+    assert len(rows(company.out)) == len(LINKS)
 
 
 def test_a_certificate_that_has_expired_ends_with_2_and_names_the_clock(company: Company) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from harvester import outlook
 from harvester.book import Book
-from harvester.budget import Account, Budget, Limits, Wanted
+from harvester.budget import Budget
 from harvester.errors import OutputError
 from harvester.forecast import ANSWER_SECONDS, Forecast, Start, forecast
 from harvester.outlook import Outlook
+from harvester.quota import Account, Limits, Wanted
 from harvester.status import Status, Waiting
 
 

@@ -44,6 +44,29 @@ def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_count
     assert "left" not in status_line(Status(rows=50), 10.0)
 
 
+def test_a_status_line_says_how_attempts_fail_while_nothing_comes_of_them() -> None:
+    still = Status(trouble="503 " + "x" * 500, per_second=[5.0, 0.0, 0.0, 0.0], waiting=Waiting("pace", 100, None))
+    line = status_line(still, 1.0)
+    assert "no good answer lately (503 xxx" in line
+    assert len(line) < 500
+    for moving in ([5.0, 0.0, 0.0, 1.0], [0.0]):
+        assert "no good answer" not in status_line(Status(trouble="503", per_second=moving), 1.0)
+    waits = Status(trouble="503", per_second=[0.0] * 9, waiting=Waiting("outage", 0, None, "503"))
+    assert "no good answer" not in status_line(waits, 1.0)
+
+
+def test_a_rate_does_not_count_the_time_that_counting_the_list_took(
+    time: Time, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watcher, status = StderrWatcher(), Status()
+    time.seconds = 600.0
+    watcher.progress(status)
+    status.attempts.total = 100
+    time.seconds = 660.0
+    watcher.progress(status)
+    assert "100 attempts (100/min)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("window", ["pace", "minute", "hour", "month", "throttled", "outage", "connections"])
 def test_every_window_has_words_of_its_own(window: str) -> None:
     assert f"waiting for {window}" not in status_line(Status(waiting=Waiting(window, 0, None)), 1.0)

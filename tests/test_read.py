@@ -151,6 +151,25 @@ def test_what_harvester_has_not_written_is_refused(tmp_path: Path) -> None:
             harvester.read(out)
 
 
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"parts": [{}]}', '{"parts": 5}'])
+def test_a_damaged_manifest_is_an_error_that_says_what_to_do(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "rows.ndjson.harvester").mkdir()
+    (tmp_path / "rows.ndjson.harvester/_manifest.json").write_text(manifest)
+    with pytest.raises(harvester.OutputError, match="run the harvest again"):
+        harvester.read(tmp_path / "rows.ndjson")
+
+
+@pytest.mark.parametrize("out", [None, 5])
+def test_what_is_no_path_is_refused(out: Any) -> None:
+    with pytest.raises(harvester.UsageError, match="a path was expected"):
+        harvester.read(out)
+
+
+def test_a_column_that_is_no_list_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(harvester.UsageError, match=r'give \["bitlink"\]'):
+        harvester.read(tmp_path, columns="bitlink")
+
+
 def test_a_damaged_part_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "part-0a-00000.ndjson").write_bytes(line() + b'{"bitlink": 5}\n')
     with pytest.raises(harvester.OutputError, match="no row"):

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.bitly import BASE_URL, FACETS, UNITS
-from harvester.budget import Wanted
 from harvester.errors import UsageError
 from harvester.options import (
     AccessOptions,
@@ -25,6 +24,7 @@ from harvester.options import (
     made_of,
     names_in,
 )
+from harvester.quota import Wanted
 from harvester.settings import (
     account_of,
     bytes_of,

@@ -112,6 +112,19 @@ def test_a_reader_that_leaves_ends_it_quietly(serve: Callable[..., Served]) -> N
     assert served.sandbox.requests.total() < 300
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "row"])
+def test_an_output_that_takes_nothing_ends_with_8(serve: Callable[..., Served], form: tuple[str, ...]) -> None:
+    with (
+        Path("/dev/full").open("wb") as full,
+        start("show", LINK, *form, "--base-url", serve().url, stdout=full) as process,
+    ):
+        assert process.stderr
+        said = process.stderr.read().decode()
+        assert process.wait(timeout=20) == 8
+    assert said.startswith("harvester: standard output: No space left")
+    assert said.count("\n") == 1
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +236,8 @@ def test_a_throttle_that_lasts_too_long_ends_with_5() -> None:
 def test_a_server_that_is_out_is_said_at_once_and_ends_with_5() -> None:
     done = show("http://127.0.0.1:9/v4", LINK, "--max-time", "1s")
     assert done.returncode == 5
-    assert "no good answer yet (no answer ClientConnectorError" in done.stderr
+    assert "no good answer yet (no answer" in done.stderr
+    assert "cannot be reached: Connection refused" in done.stderr
     assert "(--max-time)" in done.stderr
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -34,6 +34,14 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "_SEAT_PAUSE_SECONDS", 0.0)
 
 
+def sit(one: Slots) -> None:
+    """Join, in a loop or in none: with pauses of nothing there is nothing to wait for."""
+    joining = one.join()
+    with suppress(StopIteration):
+        while True:
+            joining.send(None)
+
+
 @contextmanager
 def joined(folder: Path, *most: int) -> Iterator[list[Slots]]:
     """Let as many processes join as numbers are given, each with the connections that it would use alone."""
@@ -41,7 +49,7 @@ def joined(folder: Path, *most: int) -> Iterator[list[Slots]]:
         found = []
         for number in most:
             found.append(Slots(str(folder), number))
-            found[-1].join()
+            sit(found[-1])
             stack.callback(found[-1].leave)
         yield found
 
@@ -72,11 +80,22 @@ def test_whoever_wants_fewer_than_its_share_leaves_the_rest_alone(quick_path: Pa
 def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -> None:
     with joined(quick_path, *[5] * SEATS) as found:
         sixth = Slots(str(quick_path), 5)
-        with pytest.raises(ConnectionsBusy, match="5 harvester processes already share") as refused:
-            sixth.join()
+        with pytest.raises(ConnectionsBusy, match="5 harvests already share") as refused:
+            sit(sixth)
         assert str(quick_path) in str(refused.value)
         found[2].leave()
-        sixth.join()
+        sit(sixth)
+        assert sixth.share == 1
+        sixth.leave()
+
+
+async def test_whoever_waits_for_a_seat_does_not_hold_up_the_loop(quick_path: Path) -> None:
+    with joined(quick_path, *[5] * SEATS) as found:
+        sixth = Slots(str(quick_path), 5)
+        waiting = asyncio.create_task(sixth.join())
+        await asyncio.sleep(0)  # it has found all seats taken
+        found[2].leave()
+        await waiting
         assert sixth.share == 1
         sixth.leave()
 
@@ -107,7 +126,7 @@ def test_servers_have_connections_of_their_own(quick_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(quick_path: Path) -> None:
     (quick_path / "file").write_text("")
     with pytest.raises(OutputError, match="--state-dir"):
-        Slots(str(quick_path / "file" / "connections"), 5).join()
+        sit(Slots(str(quick_path / "file" / "connections"), 5))
 
 
 def test_a_folder_that_is_taken_away_meanwhile_is_an_error_that_says_what_to_do(quick_path: Path) -> None:
@@ -278,7 +297,7 @@ def test_a_sixth_process_ends_at_once_with_5_and_says_why(bitly: Scripted, machi
     before = [machine.asked(f"p{number}") for number in range(SEATS)]
     sixth = harvester(*machine.arguments("sixth", 10))
     assert sixth.returncode == 5, sixth.stderr
-    assert "5 harvester processes already share this machine's 5 connections" in sixth.stderr
+    assert "5 harvests already share this machine's 5 connections" in sixth.stderr
     assert machine.asked("sixth") == 0
     machine.wait_until(lambda: all(machine.asked(f"p{n}") > asked + 10 for n, asked in enumerate(before)))
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harvester.budget import WindowState
+from harvester.quota import WindowState
 from harvester.status import Counters, Listed, Outcome, Status
 from harvester.stopping import Reason, Stop
 from harvester.summary import duration, summary

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from harvester import throttle
 from harvester.book import SPANS, Book
-from harvester.budget import THROTTLED, Account, Budget, Limits, Wait, Wanted
+from harvester.budget import Budget
+from harvester.quota import THROTTLED, Account, Limits, Wait, Wanted
 from harvester.throttle import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window

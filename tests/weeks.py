@@ -10,13 +10,15 @@ from typing import Any
 from harvester import sources
 from harvester.bitly import FACETS, Query, endpoint
 from harvester.book import Book
-from harvester.budget import Account, Budget, Wanted
+from harvester.budget import Budget
 from harvester.client import Client, Settings
 from harvester.clocks import next_month
 from harvester.gate import Gate, GateRules
 from harvester.harvesting import Harvest, Options
 from harvester.limits import HELPERS, Inquiry
 from harvester.progress import StderrWatcher
+from harvester.quota import Account, Wanted
+from harvester.sending import Means
 from harvester.status import Outcome
 from harvester.stopping import Reason, Rules, Stopper
 from harvester.tokens import Token
@@ -87,11 +89,7 @@ class Weeks:
                 await pool_of(self.bitly, self.connections),
                 Settings("https://bitly/v4", self.connections, 5, 30.0),
                 QUERY,
-                Token(lambda: "token"),
-                budget,
-                gate,
-                stopper,
-                self.clock.elapsed,
+                Means(Token(lambda: "token"), budget, gate, stopper, self.clock.elapsed),
             )
             inquiry = Inquiry(client, budget, helpers, "referrers", stopper)
             rules = Rules(None, first_rows=self.store.invocation == 1)
