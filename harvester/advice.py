@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from harvester.layout import escaped
 from harvester.options import QueryOptions
 from harvester.stopping import Reason
 
@@ -62,7 +63,7 @@ def command_for(out: str, lists: Sequence[str], query: Mapping[str, Any], accoun
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
     as --account named it, or None.
     """
-    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", out]
+    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escaped(out)]
     for option in fields(QueryOptions):
         value = query.get(option.name, option.default)
         # The moment is kept with the output; whoever does not name it gets the one that is kept.

@@ -18,7 +18,7 @@ from harvester import __version__, configuration
 from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
 from harvester.errors import UsageError
 from harvester.events import Event
-from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
+from harvester.options import FacetName, KeptOptions, LoginOptions, RunOptions, ShowOptions
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
 from harvester.terminal import open_closed_streams, say
@@ -102,7 +102,8 @@ def _configure(path: Path | None) -> None:
         "harvester run links.txt --out results.ndjson       a file: tail -f follows",
         "zcat links.gz | harvester run - --out - | jq .     a filter",
         "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
-        "harvester run links.txt --out day --units 1 --unit-reference 2026-11-23",
+        "harvester run links.txt --out 'lake/{facet}/dt={dt}' --units 1 \\",
+        "    --unit-reference 2026-11-23",
         "",
         "Every option may also stand in a file, --config, or in a variable:",
         "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
@@ -122,8 +123,10 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
 
 
 def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
+    from harvester import settings
     from harvester.assembly import job_of
 
+    options = settings.laid_out(options)
     facet, out = options.query.facet, options.output.out
     watcher.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
     outcome = _run_job(job_of(links, options, watcher.warn), watcher)
@@ -164,6 +167,7 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
     from harvester import settings
     from harvester.assembly import job_of
 
+    options = settings.laid_out(options)
     known = settings.has_token(options.access)
     if not known:
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
@@ -212,9 +216,19 @@ def show(
         "harvester status lake                   how it stands, and what to run next",
         "harvester status lake --watch           until it has ended",
         "harvester status results.ndjson --json  for a program",
+        "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
     ),
 )
-def status(out: str, /, *, json: bool = False, watch: bool = False, every: str = "5s") -> int:
+def status(
+    out: str,
+    /,
+    *,
+    json: bool = False,
+    watch: bool = False,
+    every: str = "5s",
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
     """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
 
     Parameters
@@ -227,16 +241,20 @@ def status(out: str, /, *, json: bool = False, watch: bool = False, every: str =
         Look again until the run has ended: on a terminal in place, else a line at each change.
     every:
         How often --watch looks.
+    facet:
+        What {facet} in OUT stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT stands for.
     """
     from harvester import glance, printing
+    from harvester.settings import path_of, seconds_of
 
+    path = path_of("OUT", _dashed(out), facet, unit_reference)
     if not watch:
-        printing.put_glance(glance.look(_dashed(out)), json=json)
+        printing.put_glance(glance.look(path), json=json)
         return OK
-    from harvester.settings import seconds_of
-
     with suppress(KeyboardInterrupt):
-        printing.follow(glance.changes(_dashed(out), seconds_of("--every", every)), json=json)
+        printing.follow(glance.changes(path, seconds_of("--every", every)), json=json)
     return OK
 
 
