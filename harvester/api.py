@@ -55,8 +55,8 @@ async def harvest(
     """Harvest links into a folder or a growing file; the same call again resumes. Gives `_manifest.json` as a dict.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, gives links. out: as in `run`, {facet} and {dt} too. token: a text, or a callable that gives one, which is
-    called again when Bitly refuses it; by default as the command does. options: those of `run`.
+    also an asynchronous one, gives links. out: as in `run`, {facet} and {dt} too. token: a text, or a callable that
+    gives one, which is called again when Bitly refuses it; by default as the command does. options: those of `run`.
 
     A run that was stopped gives its manifest too, whose `stopped` says why.
 

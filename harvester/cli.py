@@ -18,7 +18,16 @@ from harvester import __version__, configuration
 from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
 from harvester.errors import UsageError
 from harvester.events import Event
-from harvester.options import FacetName, KeptOptions, LoginOptions, RunOptions, ShowOptions
+from harvester.options import (
+    FacetName,
+    FormatName,
+    KeptOptions,
+    LoginOptions,
+    RunOptions,
+    ShapeName,
+    ShowOptions,
+    TargetName,
+)
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
 from harvester.terminal import open_closed_streams, say
@@ -334,7 +343,40 @@ def logout(*, options: KeptOptions | None = None) -> int:
 
 
 @app.command(
-    sort_key=9,
+    sort_key=8,
+    help_epilogue=_examples(
+        "harvester schema --for json-schema > row.json",
+        "harvester schema --for duckdb --shape flat --format parquet",
+        "harvester schema --for athena > table.sql",
+    ),
+)
+def schema(
+    *,
+    target: Annotated[TargetName, Parameter(name="--for")],
+    shape: ShapeName = "nested",
+    format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
+) -> int:
+    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
+
+    Parameters
+    ----------
+    target:
+        Who is to understand it.
+    shape:
+        The rows' --shape, as run was told.
+    format:
+        The parts' --format, as run was told: it changes how they are read, not the columns.
+    """
+    from harvester.dialects import Target, schema_for
+    from harvester.parts import Format
+    from harvester.schema import Shape
+
+    print(schema_for(Target(target), Shape(shape), Format(format)))
+    return OK
+
+
+@app.command(
+    sort_key=10,
     help_epilogue=_examples(
         "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
         "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
@@ -389,7 +431,7 @@ def sandbox(
     return OK
 
 
-@app.command(sort_key=8, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
+@app.command(sort_key=9, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
 def demo(*, out: str | None = None) -> int:
     """Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.
 

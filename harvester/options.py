@@ -18,6 +18,7 @@ StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
+TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
 
 _ASKED = Group("What is asked", sort_key=1)
 _WRITTEN = Group("What is written", sort_key=2)

@@ -140,10 +140,8 @@ def test_a_run_its_plan_and_its_status_mean_the_same_folder(tmp_path: Path, serv
     made = command("plan", "links.txt", "--out", LAYOUT, *flags(served, *query, "--json"), cwd=tmp_path)
     assert json.loads(made.stdout)["calls"] == 0
     seen = command("status", LAYOUT, "--unit-reference", DAY, *query, "--json", cwd=tmp_path)
-    assert (json.loads(seen.stdout)["state"], json.loads(seen.stdout)["out"]) == (
-        "complete",
-        "lake/countries/dt=2026-11-23",
-    )
+    shown = json.loads(seen.stdout)
+    assert (shown["state"], shown["out"]) == ("complete", str(out))
 
 
 def test_the_same_command_resumes_and_another_day_is_another_output(
@@ -174,7 +172,7 @@ def test_the_layout_may_stand_in_the_configuration(tmp_path: Path, serve: Callab
     done = command("--config", "my.toml", "run", "-", stdin=b"bit.ly/a\n", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     seen = command("--config", "my.toml", "status", LAYOUT, "--json", cwd=tmp_path)
-    assert json.loads(seen.stdout)["out"] == "lake/referrers/dt=2026-11-23"
+    assert json.loads(seen.stdout)["out"] == str(tmp_path / "lake/referrers/dt=2026-11-23")
 
 
 def test_status_of_a_layout_without_a_day_says_what_to_give(tmp_path: Path) -> None:
@@ -191,8 +189,8 @@ def test_what_to_run_next_keeps_braces_that_stand_for_themselves(tmp_path: Path,
     assert done.returncode == 5, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a{b}"]
     seen = json.loads(command("status", "a{{b}}", "--json", cwd=tmp_path).stdout)
-    assert seen["out"] == "a{b}"
-    assert "--out 'a{{b}}'" in seen["next"]["command"]
+    assert seen["out"] == str(tmp_path / "a{b}")
+    assert f"--out '{tmp_path}/a{{{{b}}}}'" in seen["next"]["command"]
 
 
 # --- from Python ----------------------------------------------------------------------------------------------------
@@ -205,12 +203,11 @@ async def test_harvest_and_read_fill_in_too(
     moment = datetime(2026, 11, 23, 5, tzinfo=UTC)
     given_: Any = {"token": TOKEN, "base_url": serve().url, "unit_reference": moment, "facet": "countries"}
     made = await harvester.harvest(["bit.ly/a", "bit.ly/b"], out=LAYOUT, **given_)
-    assert [part["path"] for part in made["parts"]] == [
-        path.name for path in Path("lake/countries/dt=2026-11-23").glob("part-*")
-    ]
+    folder = Path("lake/countries/dt=2026-11-23")
+    assert [part["path"] for part in made["parts"]] == [path.name for path in folder.glob("part-*")]
     table = harvester.read(LAYOUT, facet="countries", unit_reference=moment)
     assert table["bitlink"].to_pylist() == ["bit.ly/a", "bit.ly/b"]
-    assert harvester.read(Path("lake/countries/dt=2026-11-23")) == table
+    assert harvester.read(folder) == table
     with pytest.raises(harvester.UsageError, match="--unit-reference"):
         harvester.read(LAYOUT)
     with pytest.raises(harvester.UsageError, match="--unit-reference"):
