@@ -121,7 +121,7 @@ def _spark_field(column: Column) -> dict[str, Any]:
 
 
 class _Sql(NamedTuple):
-    """A database's words. types: {} in that of METRICS stands for members. comment: before the comma, or remark behind."""
+    """A database's words. types: {} in that of METRICS stands for members. remark: behind the comma."""
 
     types: Mapping[Kind, str]
     member: str = "{} {}"
@@ -171,7 +171,7 @@ def _duckdb(shape: Shape, form: Format) -> str:
     else:
         types = ",\n".join(f"    {column.name}: '{_DUCKDB.type_of(column)}'" for column in columns)
         source = f"read_json(files, format = 'newline_delimited', columns = {{\n{types}\n}})"
-    names = ", ".join(column.name for column in columns)
+    names = ",\n    ".join(column.name for column in columns)  # a folder such as dt=2026-11-23 would add one
     return f"""{_title(shape, form, "DuckDB, from 1.4 on")}
 CREATE TABLE IF NOT EXISTS {_TABLE} (
 {_DUCKDB.columns(shape)}
@@ -179,7 +179,8 @@ CREATE TABLE IF NOT EXISTS {_TABLE} (
 
 -- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{form}')
 CREATE OR REPLACE MACRO {_FILES}(files) AS TABLE
-SELECT {names}
+SELECT
+    {names}
 FROM {source};"""  # noqa: S608 - printed, and made of nothing that anybody gives
 
 
