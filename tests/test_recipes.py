@@ -227,11 +227,11 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         return decorate
 
-    sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.exceptions")
+    sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.sdk.exceptions")
     context = {"ti": found}
     vars(sdk).update(dag=lambda **_: lambda make: make, task=task, get_current_context=lambda: context)
     vars(exceptions).update(AirflowException=Repeated, AirflowFailException=Failed)
-    for name, module in (("airflow", ModuleType("airflow")), ("airflow.sdk", sdk), ("airflow.exceptions", exceptions)):
+    for name, module in (("airflow", ModuleType("airflow")), ("airflow.sdk", sdk), ("airflow.sdk.exceptions", exceptions)):
         monkeypatch.setitem(sys.modules, name, module)
     (code,) = blocks(section(ORCHESTRATION, "Airflow"), "python")
     exec(compile(code, "dag.py", "exec"), {"__name__": "dag"})
