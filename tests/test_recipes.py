@@ -231,8 +231,8 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     context = {"ti": found}
     vars(sdk).update(dag=lambda **_: lambda make: make, task=task, get_current_context=lambda: context)
     vars(exceptions).update(AirflowException=Repeated, AirflowFailException=Failed)
-    for name, module in (("airflow", ModuleType("airflow")), ("airflow.sdk", sdk), ("airflow.sdk.exceptions", exceptions)):
-        monkeypatch.setitem(sys.modules, name, module)
+    for module in (ModuleType("airflow"), sdk, exceptions):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     (code,) = blocks(section(ORCHESTRATION, "Airflow"), "python")
     exec(compile(code, "dag.py", "exec"), {"__name__": "dag"})
     return found
