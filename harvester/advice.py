@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from harvester.layout import escaped
 from harvester.options import QueryOptions
 from harvester.stopping import Reason
 
@@ -65,7 +66,7 @@ def command_for(
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
     as --account named it, or None. work_dir: so too.
     """
-    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", out]
+    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escaped(out)]
     for option in fields(QueryOptions):
         value = query.get(option.name, option.default)
         # The moment is kept with the output; whoever does not name it gets the one that is kept.

@@ -38,6 +38,7 @@ from harvester.keywords import (
 from harvester.logs import LogWatcher
 from harvester.options import RunOptions
 from harvester.places import STDOUT, resolve
+from harvester.settings import laid_out
 from harvester.status import Outcome
 from harvester.stopping import Reason, Stopper, in_daemon
 
@@ -61,8 +62,8 @@ async def harvest(
     """Harvest links into a folder or a growing file; the same call again resumes. Gives `_manifest.json` as a dict.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, gives links. out: as in `run`. token: a text, or a callable that gives one, which is
-    called again when Bitly refuses it; by default as the command does. options: those of `run`.
+    also an asynchronous one, gives links. out: as in `run`, {facet} and {dt} too. token: a text, or a callable that
+    gives one, which is called again when Bitly refuses it; by default as the command does. options: those of `run`.
 
     A run that was stopped gives its manifest too, whose `stopped` says why.
 
@@ -73,7 +74,7 @@ async def harvest(
     target = path_of("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = run_options(options, HarvestOptions, target)
+    chosen = laid_out(run_options(options, HarvestOptions, target))
     lists, watcher = lists_of(links), LogWatcher()
     read_token = token_reader(token, chosen)
     job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token))

@@ -18,7 +18,16 @@ from harvester import __version__, configuration
 from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
 from harvester.errors import UsageError
 from harvester.events import Event
-from harvester.options import KeptOptions, LoginOptions, RunOptions, ShowOptions
+from harvester.options import (
+    FacetName,
+    FormatName,
+    KeptOptions,
+    LoginOptions,
+    RunOptions,
+    ShapeName,
+    ShowOptions,
+    TargetName,
+)
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
 from harvester.terminal import open_closed_streams, print_out, say
@@ -104,7 +113,7 @@ def _configure(path: Path | None) -> None:
         "harvester run links.txt --out results.ndjson       a file: tail -f follows",
         "zcat links.gz | harvester run - --out - | jq .     a filter",
         "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
-        "harvester run links.txt --out day --units 1 --unit-reference 2026-11-23",
+        "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
         "",
         "Every option may also stand in a file, --config, or in a variable:",
         "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
@@ -124,8 +133,10 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
 
 
 def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
+    from harvester import settings
     from harvester.assembly import job_of
 
+    options = settings.laid_out(options)
     facet, out = options.query.facet, options.output.out
     watcher.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
     outcome = _run_job(job_of(links, options, watcher.warn), watcher)
@@ -166,6 +177,7 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
     from harvester import settings
     from harvester.assembly import job_of
 
+    options = settings.laid_out(options)
     known = settings.has_token(options.access)
     if not known:
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
@@ -215,9 +227,19 @@ def show(
         "harvester status lake                   how it stands, and what to run next",
         "harvester status lake --watch           until it has ended",
         "harvester status results.ndjson --json  for a program",
+        "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
     ),
 )
-def status(out: str, /, *, json: bool = False, watch: bool = False, every: str = "5s") -> int:
+def status(
+    out: str,
+    /,
+    *,
+    json: bool = False,
+    watch: bool = False,
+    every: str = "5s",
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
     """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
 
     Parameters
@@ -230,16 +252,20 @@ def status(out: str, /, *, json: bool = False, watch: bool = False, every: str =
         Look again until the run has ended: on a terminal in place, else a line at each change.
     every:
         How often --watch looks.
+    facet:
+        What {facet} in OUT stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT stands for.
     """
     from harvester import glance, printing
+    from harvester.settings import path_of, seconds_of
 
+    path = path_of("OUT", _dashed(out), facet, unit_reference)
     if not watch:
-        printing.put_glance(glance.look(_dashed(out)), json=json)
+        printing.put_glance(glance.look(path), json=json)
         return OK
-    from harvester.settings import seconds_of
-
     with suppress(KeyboardInterrupt):
-        printing.follow(glance.changes(_dashed(out), seconds_of("--every", every)), json=json)
+        printing.follow(glance.changes(path, seconds_of("--every", every)), json=json)
     return OK
 
 
@@ -320,7 +346,40 @@ def logout(*, options: KeptOptions | None = None) -> int:
 
 
 @app.command(
-    sort_key=9,
+    sort_key=8,
+    help_epilogue=_examples(
+        "harvester schema --for json-schema > row.json",
+        "harvester schema --for duckdb --shape flat --format parquet",
+        "harvester schema --for athena > table.sql",
+    ),
+)
+def schema(
+    *,
+    target: Annotated[TargetName, Parameter(name="--for")],
+    shape: ShapeName = "nested",
+    format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
+) -> int:
+    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
+
+    Parameters
+    ----------
+    target:
+        Who is to understand it.
+    shape:
+        The rows' --shape, as run was told.
+    format:
+        The parts' --format, as run was told: it changes how they are read, not the columns.
+    """
+    from harvester.dialects import Target, schema_for
+    from harvester.parts import Format
+    from harvester.schema import Shape
+
+    print(schema_for(Target(target), Shape(shape), Format(format)))
+    return OK
+
+
+@app.command(
+    sort_key=10,
     help_epilogue=_examples(
         "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
         "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
@@ -375,7 +434,7 @@ def sandbox(
     return OK
 
 
-@app.command(sort_key=8, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
+@app.command(sort_key=9, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
 def demo(*, out: str | None = None) -> int:
     """Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.
 

@@ -18,6 +18,7 @@ StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
+TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
 
 _ASKED = Group("What is asked", sort_key=1)
 _WRITTEN = Group("What is written", sort_key=2)
@@ -54,10 +55,11 @@ class OutputOptions:
     """What is written, and where."""
 
     out: Annotated[str, Parameter(group=_WRITTEN)]
-    "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output."
+    """A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and {dt},
+    the UTC day of --unit-reference, are filled in."""
 
     work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
-    "Where the run's private state lies, on a local disk; by default inside or beside --out."
+    "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
 
     part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
     "A part is published when it has this many rows."

@@ -12,7 +12,7 @@ import orjson
 
 from harvester.errors import UsageError
 from harvester.rows import one_line
-from harvester.schema import COLUMNS, Kind, Shape
+from harvester.schema import COLUMNS, METRIC, Column, Kind, Shape
 
 _GZIP_LEVEL = 6
 _BLOCK_BYTES = 1024 * 1024
@@ -244,16 +244,19 @@ def arrow_schema(shape: Shape) -> Any:
     """Give the columns as an Arrow schema; needs pyarrow."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
-    metric = pa.struct([pa.field("value", pa.string(), nullable=False), pa.field("clicks", pa.int64(), nullable=False)])
     types = {
         Kind.TEXT: pa.string(),
         Kind.INTEGER: pa.int64(),
         Kind.BOOLEAN: pa.bool_(),
         Kind.MOMENT: pa.timestamp("ms", "UTC"),
-        Kind.METRICS: pa.list_(pa.field("element", metric, nullable=False)),
     }
-    fields = [pa.field(column.name, types[column.kind], nullable=column.nullable) for column in COLUMNS[shape]]
-    return pa.schema(fields)
+
+    def field(column: Column) -> Any:
+        return pa.field(column.name, types[column.kind], nullable=column.nullable)
+
+    metric = pa.struct([field(column) for column in METRIC])
+    types[Kind.METRICS] = pa.list_(pa.field("element", metric, nullable=False))
+    return pa.schema([field(column) for column in COLUMNS[shape]])
 
 
 _WRITERS: dict[Format, Callable[[Measured, Shape], _Writer]] = {

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,6 +13,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.parts import Format, arrow_schema
 from harvester.places import GROWING_ENDINGS
 from harvester.schema import Shape
+from harvester.settings import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,11 +24,17 @@ _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into a block; an answer has 4 MiB at most, and JSON may write it longer."""
 
 
-def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> "pa.Table":
+def read(
+    out: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    facet: str = "referrers",
+    unit_reference: str | datetime | None = None,
+) -> "pa.Table":
     """Give the rows of an output as a pyarrow.Table, while a run goes on too; `.to_pandas()` makes a data frame of it.
 
     columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks,
-    unit_reference and fetched_at are timestamps in UTC.
+    unit_reference and fetched_at are timestamps in UTC. facet, unit_reference: what {facet} and {dt} in out stand for.
 
     Raises:
         UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
@@ -35,7 +43,8 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
         raise UsageError(f"out: a path was expected, not {type(out).__name__}")
     if isinstance(columns, str):
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
-    arrow, path = _arrow(), os.fsdecode(out)
+    moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
+    arrow, path = _arrow(), path_of("out", os.fsdecode(out), facet, moment)
     schema = arrow_schema(_shape_of(path))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:

@@ -51,14 +51,21 @@ _CALL = (
     Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
 )
 _METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
-_METRIC = (
-    Column("value", Kind.TEXT, "what the clicks came from; null for a link without any", nullable=True),
-    Column("clicks", Kind.INTEGER, "clicks from there; null for a link without any", nullable=True),
+METRIC = (
+    Column("value", Kind.TEXT, "what the clicks came from"),
+    Column("clicks", Kind.INTEGER, "clicks from there"),
 )
+"""One of a call's metrics: an item of the nested row's list."""
 _VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
+
+
+def _or_none(column: Column) -> Column:
+    """Give a metric's column as the flat row of a link without metrics has it, too."""
+    return column._replace(means=f"{column.means}; null for a link without any", nullable=True)
+
 
 COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.NESTED: (*_CALL, _METRICS, _VERSION),
-    Shape.FLAT: (*_CALL, *_METRIC, _VERSION),
+    Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
 }
 """The columns of each shape, in their order."""

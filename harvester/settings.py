@@ -7,10 +7,12 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from harvester import layout
 from harvester.bitly import BASE_URL, FACETS, UNITS, Query, utc_text
 from harvester.errors import UsageError
 from harvester.options import AccessOptions, LimitOptions, QueryOptions, RunOptions, SayOptions
@@ -23,6 +25,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _TOKEN_COMMAND_SECONDS = 60
 _LONGEST_SECONDS = 366 * 86400
 _MOST = 2**31 - 1
+_BUYS_AGAIN = ": by default it is the moment of the first run, and tomorrow's same command would buy the list again"
 
 
 def query_of(options: QueryOptions) -> tuple[Query, bool]:
@@ -39,6 +42,29 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
     query = Query(options.facet, options.unit, options.units, utc_text(reference), options.size)
     return query, options.unit_reference is None
+
+
+def laid_out(options: RunOptions) -> RunOptions:
+    """Give the options with the placeholders in --out and --work-dir filled in: `lake/{facet}/dt={dt}`.
+
+    Once only: what it gives may have braces that stand for themselves.
+
+    Raises:
+        UsageError: a placeholder that is none, or {dt} without --unit-reference.
+    """
+    output, query = options.output, options.query
+    out = path_of("--out", output.out, query.facet, query.unit_reference, because=_BUYS_AGAIN)
+    work_dir = output.work_dir
+    if work_dir is not None:
+        work_dir = path_of("--work-dir", work_dir, query.facet, query.unit_reference, because=_BUYS_AGAIN)
+    return replace(options, output=replace(output, out=out, work_dir=work_dir))
+
+
+def path_of(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
+    """Give the path that one with placeholders means, as `layout.filled` does. Raises UsageError."""
+    _one_of("--facet", facet, tuple(FACETS))
+    day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
+    return layout.filled(path, {"dt": day, "facet": facet}, name=name, because=because)
 
 
 def wanted_limits(options: LimitOptions) -> Wanted:
