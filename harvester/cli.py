@@ -243,8 +243,8 @@ def status(out: str, /, *, json: bool = False, watch: bool = False, every: str =
 @app.command(
     sort_key=4.5,
     help_epilogue=_examples(
-        "harvester verify lake/dt=2026-11-23 && load lake/dt=2026-11-23",
-        "harvester verify results.ndjson",
+        "harvester verify lake/dt=2026-11-23   before it is loaded",
+        "harvester verify results.ndjson       while it grows, too",
         "harvester verify lake --work-dir /var/lib/harvester/lake --json",
     ),
 )
