@@ -94,7 +94,7 @@ def main() -> int:
     """Measure every form; 1 when a promise does not hold."""
     parser = argparse.ArgumentParser(description="What `harvester verify` takes.")
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="ROWS")
-    parser.add_argument("--folder", help="where the outputs lie meanwhile; about 1.5 GB for a million rows")
+    parser.add_argument("--folder", help="where the outputs lie meanwhile; about 700 MB for a million rows")
     parser.add_argument("--make", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
