@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from harvester.errors import OutputError, UsageError
 
 PATIENCE_SECONDS = 120.0
 """A store that fails is asked again for so long; then the run ends and the same command goes on."""
+_HURRIED_SECONDS = 5.0
+"""So long once the run is to end."""
 _LONGEST_PAUSE_SECONDS = 15.0
 _REQUEST_SECONDS = 600
 _CONNECT_SECONDS = 10
@@ -120,7 +123,7 @@ class Objects:
         self._hurried = threading.Event()
 
     def hurry(self) -> None:
-        """Have no more patience: the run is to end."""
+        """Have little patience: the run is to end."""
         self._hurried.set()
 
     def listing(self) -> Iterator[Object]:
@@ -182,9 +185,11 @@ class Objects:
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE_SECONDS),
             stop=tenacity.stop_any(
                 tenacity.stop_after_delay(PATIENCE_SECONDS if patient else 0.0),
-                tenacity.stop_when_event_set(self._hurried),
+                tenacity.stop_all(
+                    tenacity.stop_when_event_set(self._hurried), tenacity.stop_after_delay(_HURRIED_SECONDS)
+                ),
             ),
-            sleep=tenacity.sleep_using_event(self._hurried),
+            sleep=self._sleep,
             reraise=True,
         )
         try:
@@ -195,6 +200,12 @@ class Objects:
             raise self._explained(name, error) from error
         except (self._library.exceptions.BaseError, OSError, ValueError) as error:
             raise self._explained(name, error) from error
+
+    def _sleep(self, seconds: float) -> None:
+        if self._hurried.is_set():
+            time.sleep(min(seconds, 1.0))
+        else:
+            self._hurried.wait(seconds)
 
     def _passing(self, error: BaseException) -> bool:
         """True for what another try may mend. A client's error may be one too: a clock, a conflict, a throttle."""
