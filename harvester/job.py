@@ -83,7 +83,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         ConnectionsBusy: other processes use all of this machine's connections.
     """
     place = resolve(job.out, job.work_dir)
-    policy = job.parts if place.form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
+    policy = job.parts if place.in_parts else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
     with (
         store.opened(
             place,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from harvester.errors import UsageError
+from harvester.errors import OutputError, UsageError
+from harvester.stores import is_url, normal, open_store
 
 NAME = "_manifest.json"
 NEWEST = 1
@@ -74,8 +75,13 @@ def read(out: str) -> Found:
     Raises:
         UsageError: there is none, it cannot be read, or it is none that is understood here.
     """
-    path, out = locate(out)
-    return Found(out, path, parsed(_text_of(path, out), path))
+    if is_url(out):
+        out = normal(out.removesuffix("/" + NAME))
+        path, text = f"{out}/{NAME}", _text_in_store(out)
+    else:
+        path, out = locate(out)
+        text = _text_of(path, out)
+    return Found(out, path, parsed(text, path))
 
 
 def parsed(text: bytes, path: str) -> Mapping[str, Any]:
@@ -149,6 +155,16 @@ def locate(out: str) -> tuple[str, str]:
     folder = os.path.dirname(path)
     growing = folder.removesuffix(_BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(_GROWING_ENDINGS) else folder
+
+
+def _text_in_store(url: str) -> bytes:
+    try:
+        text = open_store(url).get(NAME)
+    except OutputError as error:
+        raise UsageError(str(error)) from error
+    if text is None:
+        raise UsageError(f"nothing was begun at {url}: there is no {url}/{NAME}")
+    return text
 
 
 def _text_of(path: str, out: str) -> bytes:

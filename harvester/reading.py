@@ -12,6 +12,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.parts import Format, arrow_schema
 from harvester.places import GROWING_ENDINGS
 from harvester.schema import Shape
+from harvester.stores import is_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +33,8 @@ def read(out: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -
         UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
     """
     arrow, path = _arrow(), os.fsdecode(out)
+    if is_url(path):
+        raise UsageError(f"{path}: harvester.read reads folders and files; read an object store with pyarrow.dataset")
     schema = arrow_schema(_shape_of(path))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:

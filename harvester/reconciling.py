@@ -45,7 +45,7 @@ class Reconciler:
             found.problem(name, None, f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}")
             return
         self._reconcile_rows()
-        if self._place.form is Form.FOLDER:
+        if self._place.in_parts:
             self._reconcile_parts(manifest, name)
         if found.ended:
             self._reconcile_counts(manifest["dataset"], name)
@@ -66,8 +66,8 @@ class Reconciler:
             text = "a journal that the ledger counts on is gone or damaged inside what was committed"
             self._found.problem(self._place.private, None, text)
             return
-        folder = self._place.form is Form.FOLDER
-        published = sum(part.calls for part in self._snapshot.parts) if folder else self._snapshot.mark.rows
+        in_parts = self._place.in_parts
+        published = sum(part.calls for part in self._snapshot.parts) if in_parts else self._snapshot.mark.rows
         if published + journals != totals.rows:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._place.ledger, None, text)
@@ -127,13 +127,16 @@ def _rows_in(folder: str, generation: int, start: int, end: int) -> int | None:
     return rows if at >= end else None
 
 
-def reconciler(place: Place | None, found: Findings) -> Reconciler | None:
-    """Open an output's ledger to be read; None, with a word why, where it cannot be.
+def reconciler(place: Place | None, why: str, found: Findings) -> Reconciler | None:
+    """Open an output's ledger to be read; None, and the reason in found, where it cannot be.
+
+    why: the reason where there is no place.
 
     Raises:
         OutputError: it is damaged.
     """
-    why = _unreadable(place)
+    if place is not None:
+        why = _unreadable(place)
     if why or place is None:
         found.unchecked.append(f"the ledger: {why}")
         return None
@@ -150,9 +153,8 @@ def reconciler(place: Place | None, found: Findings) -> Reconciler | None:
         raise
 
 
-def _unreadable(place: Place | None) -> str | None:
-    if place is None:
-        return "it is not beside the rows; name its folder, --work-dir, where it can be read"
+def _unreadable(place: Place) -> str:
+    """Say why a ledger cannot be read; nothing if it can."""
     path = place.ledger
     try:
         with open(path, "rb"):
@@ -165,4 +167,4 @@ def _unreadable(place: Place | None) -> str | None:
     # Without its log SQLite would show an older state than the one that was left.
     if os.path.exists(log) and os.path.getsize(log) and not os.access(log, os.R_OK | os.W_OK):
         return f"{log} cannot be written, which reading it takes; only its owner's verify reads it"
-    return None
+    return ""

@@ -20,7 +20,8 @@ from harvester.parts import Format
 from harvester.places import GROWING_ENDINGS, Place, resolve
 from harvester.reconciling import Reconciler, reconciler
 from harvester.schema import Shape
-from harvester.shelf import FolderShelf, Shelf
+from harvester.shelf import FolderShelf, Shelf, StoreShelf
+from harvester.stores import is_url, normal, open_store
 
 _LOOKS = 5
 _LOCATED = 1000
@@ -29,13 +30,17 @@ _NAME = re.compile(rf"part-([0-9a-f]+)-(\d{{5,}})\.({'|'.join(map(re.escape, For
 
 
 class Output(NamedTuple):
-    """Where an output is read. beside: its `_` files; rows: its parts or growing file; place: its private state."""
+    """Where an output is read. beside: its `_` files; rows: its parts or growing file.
+
+    place: where its private state lies; None where that cannot be known, and then why says so.
+    """
 
     name: str
     beside: Shelf
     rows: Shelf
     growing: bool
     place: Place | None
+    why: str = ""
 
 
 class _File(NamedTuple):
@@ -58,29 +63,44 @@ class _Repeated(NamedTuple):
 
 
 def output_at(out: str, work_dir: str | None = None) -> Output:
-    """Say where an output on this machine is read. out: its folder, its growing file, or its manifest.
+    """Say where an output is read. out: its folder, its growing file, its store's URL, or its manifest.
 
     Raises:
-        UsageError: rows on standard output cannot be verified.
+        UsageError: rows on standard output cannot be verified; no such store, or its library is missing.
     """
+    if is_url(out):
+        out = normal(out.removesuffix("/" + MANIFEST))
+        shelf = StoreShelf(open_store(out))
+        return Output(out, shelf, shelf, False, *_place_of(out, work_dir))
     path, out = manifests.locate(out)
     growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
     beside = FolderShelf(os.path.dirname(path))
     rows = FolderShelf(os.path.dirname(out)) if growing else beside
+    return Output(out, beside, rows, growing, *_place_of(out, work_dir))
+
+
+def _place_of(out: str, work_dir: str | None) -> tuple[Place | None, str]:
     try:
-        place = resolve(out, work_dir)
-    except UsageError:  # a network file system, where no run can have its state
-        place = None
-    return Output(out, beside, rows, growing, place)
+        return resolve(out, work_dir), ""
+    except UsageError as error:  # a store without its work dir, or a file system where no run can have its state
+        return None, str(error)
 
 
 def verify(output: Output) -> Findings:
     """Check all of an output that can be read.
 
     Raises:
-        UsageError: there is nothing to verify, or a library is missing. OSError: it cannot be read at all.
+        UsageError: there is nothing to verify, or a library is missing. OutputError: it cannot be read at all.
     """
     found = Findings(output.name)
+    try:
+        _verify(output, found)
+    except OSError as error:
+        raise OutputError(f"{error.filename or output.name}: {error.strerror or error}") from error
+    return found
+
+
+def _verify(output: Output, found: Findings) -> None:
     with ExitStack() as stack:
         names, text = _look(output)
         path = output.beside.path(MANIFEST)
@@ -90,7 +110,7 @@ def verify(output: Output) -> Findings:
             raise
         except UsageError as error:
             found.problem(path, None, f"{str(error).removeprefix(f'{path}: ')}; nothing else was checked")
-            return found
+            return
         found.run_id, found.complete = manifest["run_id"], manifest["complete"]
         ledger = _ledger_of(output, found, stack)
         found.ended = has_ended(manifest) and not (ledger and ledger.begun_since(manifest))
@@ -101,7 +121,6 @@ def verify(output: Output) -> Findings:
             check_failures(output.beside, manifest, names, ledger, found)
         if ledger:
             ledger.reconcile(manifest, path)
-    return found
 
 
 def _look(output: Output) -> tuple[list[str], bytes]:
@@ -126,7 +145,7 @@ def _text_of(shelf: Shelf) -> bytes:
 
 def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> Reconciler | None:
     try:
-        ledger = reconciler(output.place, found)
+        ledger = reconciler(output.place, output.why, found)
     except OutputError as error:
         found.problem(output.place.ledger if output.place else output.name, None, str(error))
         return None

@@ -50,7 +50,8 @@ def test_the_table_goes_downwards() -> None:
     [
         ("aiohttp", {"connections", "client", "loopback", "sandbox", "sandbox_oauth"}),
         ("aiolimiter", {"client"}),
-        ("tenacity", {"client"}),
+        ("tenacity", {"client", "stores"}),
+        ("obstore", {"stores"}),
         ("sqlite3", {"ledger", "book"}),
         ("cyclopts", {"cli", "options", "configuration"}),
         ("psutil", {"places"}),

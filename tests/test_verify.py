@@ -253,7 +253,9 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
             return f"s3://bucket/{name}"
 
     shelf = Store()
-    found = verifying.verify(verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None))
+    found = verifying.verify(
+        verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None, why="no --work-dir")
+    )
     assert found.holds
     assert found.calls == 45
     assert "--work-dir" in found.unchecked[0]
