@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import orjson
 import pyarrow as pa
 import pytest
@@ -34,6 +35,7 @@ from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import content, public
 from tests.servers import in_thread
+from tests.test_object_stores import Case, case, s3_server  # noqa: F401 - fixtures
 from tests.test_recovery import settle
 
 NAMES = [f"bit.ly/{number}" for number in range(45)] + ["bit.ly/missing-1", "nonsense"]
@@ -259,6 +261,43 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
     assert found.holds
     assert found.calls == 45
     assert "--work-dir" in found.unchecked[0]
+
+
+def test_what_was_published_into_an_object_store_is_verified_there(case: Case) -> None:  # noqa: F811
+    assert case.run().returncode == 0
+    whole = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "7 rows of 7 calls; 0 failures; reconciled with the ledger" in whole.stdout
+    alone = harvester("verify", f"{case.out}/_manifest.json", env=case.s3.env)
+    assert alone.returncode == 0
+    assert "not checked: the ledger: " in alone.stdout
+    name = min(each for each in case.held() if each.startswith("part-"))
+    obstore.put(case.store, name, b"spoiled")
+    spoiled = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert spoiled.returncode == 8
+    assert f"{case.out}/{name}:1: cannot be read further" in spoiled.stdout
+    obstore.delete(case.store, name)
+    moved = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert moved.returncode == 0
+    assert f"moved away, not looked into: {case.out}/{name}" in moved.stdout
+
+
+def test_an_object_store_where_nothing_was_begun_has_nothing_to_verify(case: Case) -> None:  # noqa: F811
+    done = harvester("verify", case.out, env=case.s3.env)
+    assert done.returncode == 2
+    assert f"nothing to verify at {case.out}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "_failures.ndjson", "part"])
+def test_a_folder_or_a_pipe_in_the_place_of_a_file_holds_nothing_up(made: Made, name: str) -> None:
+    out = made()
+    path = part_of(out) if name == "part" else out / name
+    for make in (Path.mkdir, os.mkfifo):
+        path.unlink() if path.is_file() else path.rmdir()
+        make(path)
+        done = harvester("verify", str(out))
+        assert done.returncode == 8, done.stdout
+        assert "Traceback" not in done.stderr
 
 
 # --- what does not -------------------------------------------------------------------------------------------------
