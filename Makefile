@@ -24,6 +24,7 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.quota
+	$(BIN)/python -m benchmarks.verify
 
 # Debian and Ubuntu keep venv in a package of its own.
 .venv/pyvenv.cfg:

@@ -15,7 +15,7 @@ import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester import __version__, configuration
-from harvester.endings import BY_REASON, OK, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
+from harvester.endings import BY_REASON, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.options import (
@@ -267,6 +267,33 @@ def status(
     with suppress(KeyboardInterrupt):
         printing.follow(glance.changes(path, seconds_of("--every", every)), json=json)
     return OK
+
+
+@app.command(
+    sort_key=4.5,
+    help_epilogue=_examples(
+        "harvester verify lake/dt=2026-11-23   before it is loaded",
+        "harvester verify results.ndjson       while it grows, too",
+        "harvester verify lake --work-dir /var/lib/harvester/lake --json",
+    ),
+)
+def verify(out: str, /, *, work_dir: str | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder or a growing file; a run may go on meanwhile.
+    work_dir:
+        What --work-dir was; by default the private state is looked for inside or beside OUT.
+    json:
+        Print a JSON object, for a program.
+    """
+    from harvester import findings, printing, verifying
+
+    found = verifying.verify(verifying.output_at(_dashed(out), work_dir))
+    printing.put(verifying.as_json(found) if json else findings.as_text(found))
+    return OK if found.holds else OUTPUT
 
 
 @app.command(

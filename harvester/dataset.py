@@ -65,18 +65,38 @@ def damaged(path: str, at: int) -> OutputError:
     )
 
 
-# --- a folder of parts --------------------------------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------------------------------------------
 
 
-class Folder:
+class Shelf(Protocol):
+    """Where parts get their names. folder: where they are made, on a local disk.
+
+    moved_when_gone: True when publishing takes the hidden file away, so that without either a loader has the part.
+    """
+
+    folder: str
+    moved_when_gone: bool
+
+    def holds(self, part: Part) -> bool:
+        """True when the part is there. Raises OutputError where something else bears its name."""
+
+    def put(self, hidden: str, part: Part) -> None:
+        """Publish a file without replacing anything. Raises OutputError where that cannot be."""
+
+    def check_known(self, known: set[str]) -> None:
+        """Raise OutputError for a part that the ledger does not know."""
+
+
+class Parts:
     """Makes an immutable part of each ended journal.
 
     Write it under a hidden name and sync it; write the intent into the ledger; give it its name; write the seal into
     the ledger; delete the journal. A part that has its intent is never written again.
     """
 
-    def __init__(self, place: Place, ledger: Ledger, run_id: str, making: Making) -> None:
+    def __init__(self, place: Place, ledger: Ledger, run_id: str, making: Making, shelf: Shelf) -> None:
         self._place = place
+        self._shelf = shelf
         self._ledger = ledger
         self._run_id = run_id
         self._making = making
@@ -106,8 +126,9 @@ class Folder:
                 self._ledger.end_generation(generation)
             else:
                 self._ledger.intend(part)
-                self._give_name(part)
+                self._shelf.put(self._hidden(part.number), part)
                 self._ledger.seal(part)
+                self._drop(part)
             remove(self._place.private, generation)
         self._in_doubt = False
 
@@ -118,35 +139,36 @@ class Folder:
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
         """Adopt the parts that were published, publish those that were whole, and drop what was half written."""
         self._resolve_all(warn)
-        for name in os.listdir(self._place.out):
+        for name in os.listdir(self._shelf.folder):
             if name.startswith(".part-") and name.endswith(".tmp"):
-                os.unlink(os.path.join(self._place.out, name))
-        known = {part.name for part in self._ledger.parts()}
-        # Not what somebody has made of one, or put beside it.
-        ours = re.compile(rf"part-{self._run_id}-\d{{5,}}\.(?:{'|'.join(map(re.escape, Format))})")
-        for name in sorted(os.listdir(self._place.out)):
-            if ours.fullmatch(name) and name not in known:
-                raise OutputError(
-                    f"{os.path.join(self._place.out, name)} is unknown to the ledger, which is older than this output. "
-                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
-                )
+                os.unlink(os.path.join(self._shelf.folder, name))
+        self._shelf.check_known({part.name for part in self._ledger.parts()})
 
     def _resolve(self, part: Part, warn: Callable[[str], None]) -> None:
         """Bring a part with an intent to its end."""
-        final, hidden = self._final(part), self._hidden(part.number)
-        if os.path.lexists(final):
-            if not os.path.isfile(final) or _digest(final) != (part.bytes, part.sha256):
-                raise OutputError(f"{final} is in the way of a part: move it away")
+        hidden = self._hidden(part.number)
+        if self._shelf.holds(part):
+            pass
         elif os.path.exists(hidden):
             if _digest(hidden) != (part.bytes, part.sha256):
                 self._ledger.withdraw(part)
                 return
-            self._give_name(part)
+            self._shelf.put(hidden, part)
+        elif not self._shelf.moved_when_gone:
+            self._ledger.withdraw(part)  # the same bytes are made again
+            return
         else:
             # The hidden name was durable before the intent, and only publishing takes it away.
             warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
         self._ledger.seal(part)
+        self._drop(part)
         remove(self._place.private, part.generation)
+
+    def _drop(self, part: Part) -> None:
+        """Delete the file that a part was published from, where publishing has left it."""
+        if not self._shelf.moved_when_gone:
+            with suppress(FileNotFoundError):
+                os.unlink(self._hidden(part.number))
 
     def _write(self, generation: int, end: int) -> Part | None:
         """Write a generation's rows under a hidden name, durably; None if it has no rows."""
@@ -160,27 +182,53 @@ class Folder:
         if not poured.rows:
             os.unlink(hidden)
             return None
-        sync_folder(self._place.out)
+        sync_folder(self._shelf.folder)
         name = f"part-{self._run_id}-{number:05d}.{self._making.format}"
         return Part(number, generation, name, poured.rows, target.size, target.sha256, poured.calls, sealed=False)
 
-    def _give_name(self, part: Part) -> None:
+    def _hidden(self, number: int) -> str:
+        # No *.ndjson* pattern may match it, not even one that sees hidden names.
+        return os.path.join(self._shelf.folder, f".part-{self._run_id}-{number:05d}.tmp")
+
+
+class Folder:
+    """A shelf that is a folder."""
+
+    moved_when_gone = True
+
+    def __init__(self, folder: str, run_id: str) -> None:
+        self.folder = folder
+        # Not what somebody has made of one, or put beside it.
+        self._ours = re.compile(rf"part-{run_id}-\d{{5,}}\.(?:{'|'.join(map(re.escape, Format))})")
+
+    def holds(self, part: Part) -> bool:
+        """True when the file is there, byte for byte."""
+        final = os.path.join(self.folder, part.name)
+        if not os.path.lexists(final):
+            return False
+        if not os.path.isfile(final) or _digest(final) != (part.bytes, part.sha256):
+            raise OutputError(f"{final} is in the way of a part: move it away")
+        return True
+
+    def put(self, hidden: str, part: Part) -> None:
         """Publish without replacing: the name holds the run's random id, and the dataset's lock is ours.
 
         Not link and unlink: between those two a crash would leave open whether a loader has taken the part already.
         """
-        final = self._final(part)
+        final = os.path.join(self.folder, part.name)
         if os.path.lexists(final):
             raise OutputError(f"{final} is in the way of a part: move it away")
-        os.rename(self._hidden(part.number), final)
-        sync_folder(self._place.out)
+        os.rename(hidden, final)
+        sync_folder(self.folder)
 
-    def _final(self, part: Part) -> str:
-        return os.path.join(self._place.out, part.name)
-
-    def _hidden(self, number: int) -> str:
-        # No *.ndjson* pattern may match it, not even one that sees hidden names.
-        return os.path.join(self._place.out, f".part-{self._run_id}-{number:05d}.tmp")
+    def check_known(self, known: set[str]) -> None:
+        """Refuse a part of this run's that the ledger does not know."""
+        for name in sorted(os.listdir(self.folder)):
+            if self._ours.fullmatch(name) and name not in known:
+                raise OutputError(
+                    f"{os.path.join(self.folder, name)} is unknown to the ledger, which is older than this output. "
+                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
+                )
 
 
 @contextmanager

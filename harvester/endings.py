@@ -27,7 +27,7 @@ EXIT_CODES: dict[int, str] = {
     "connections in use): repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written",
+    OUTPUT: "the output could not be written, or (verify) does not hold",
 }
 
 BY_REASON: dict[Reason, int] = {

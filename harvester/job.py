@@ -119,7 +119,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
 
 
 def _policy(job: Job, form: Form) -> PartPolicy:
-    return job.parts if form is Form.FOLDER else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
+    return job.parts if form in {Form.FOLDER, Form.STORE} else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ class Keeper:
             self._stopper.request(
                 Stop(
                     Reason.OUTPUT,
-                    f"{free // 2**20} MiB are free at {self._store.place.out}, and {self._least_free // 2**20} are "
+                    f"{free // 2**20} MiB are free at {self._store.place.disk}, and {self._least_free // 2**20} are "
                     "needed: make room, then run the same command again",
                 )
             )

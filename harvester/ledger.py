@@ -92,6 +92,16 @@ class Totals:
     failed: int
 
 
+class Snapshot(NamedTuple):
+    """What a ledger says at one moment, even while a run writes it; the names are those of Ledger's methods."""
+
+    meta: dict[str, str | int]
+    totals: Totals
+    parts: list[Part]
+    journals: dict[int, int]
+    mark: Mark
+
+
 class Ledger:
     """An open ledger file, made if it was not there; ended by close. read_only: a run may have it open meanwhile.
 
@@ -164,6 +174,15 @@ class Ledger:
         with self._explained():
             counts = dict(self._db.execute("SELECT state, count(*) FROM calls GROUP BY state"))
         return Totals(*(counts.get(state, 0) for state in (State.ROW, State.REFUSED, State.FAILED)))
+
+    def snapshot(self) -> Snapshot:
+        """Give what the ledger says at this moment: reads the whole table of calls."""
+        with self._explained():
+            self._db.execute("BEGIN")
+            try:
+                return Snapshot(self.meta(), self.totals(), self.parts(), self.journals(), self.mark())
+            finally:
+                self._db.execute("ROLLBACK")
 
     # --- calls -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from harvester.errors import UsageError
+from harvester.errors import OutputError, UsageError
+from harvester.stores import is_url, normal, open_store
 
 NAME = "_manifest.json"
 NEWEST = 1
@@ -57,6 +58,10 @@ FORM: dict[str, Any] = {
 """What a reader relies upon; more may stand in it. A key with ? may be missing: older versions did not write it."""
 
 
+class NewerForm(UsageError):
+    """A manifest of a harvester that is newer than this one."""
+
+
 class Found(NamedTuple):
     """A manifest that was read. out: the output that it belongs to. path: its own."""
 
@@ -71,19 +76,33 @@ def read(out: str) -> Found:
     Raises:
         UsageError: there is none, it cannot be read, or it is none that is understood here.
     """
-    path, out = _locate(out)
-    text = _text_of(path, out)
+    if is_url(out):
+        out = normal(out.removesuffix("/" + NAME))
+        path, text = f"{out}/{NAME}", _text_in_store(out)
+    else:
+        path, out = locate(out)
+        text = _text_of(path, out)
+    return Found(out, path, parsed(text, path))
+
+
+def parsed(text: bytes, path: str) -> Mapping[str, Any]:
+    """Give what a manifest's text holds. path: what to call it.
+
+    Raises:
+        NewerForm: it is of a newer harvester. UsageError: it is none.
+    """
     try:
-        content = orjson.loads(text)
+        content: Any = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{path}: not JSON ({error}); it is torn, or no manifest of harvester's") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > NEWEST:
         tool = content.get("tool")
-        raise UsageError(f"{path}: written by {tool}, in a form newer than this harvester knows: update it")
+        raise NewerForm(f"{path}: written by {tool}, in a form newer than this harvester knows: update it")
     if problem := misfit(content, FORM):
         raise UsageError(f"{path}: not a manifest of harvester's ({problem})")
-    return Found(out, path, content)
+    assert isinstance(content, dict)
+    return content
 
 
 def misfit(value: Any, form: Any, name: str = "") -> str | None:
@@ -119,8 +138,12 @@ def _misfit_in(value: Any, form: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _locate(out: str) -> tuple[str, str]:
-    """Give the manifest's path, and the output's."""
+def locate(out: str) -> tuple[str, str]:
+    """Give the manifest's path, and the output's.
+
+    Raises:
+        UsageError: standard output has none.
+    """
     if out == "-":
         raise UsageError("rows on standard output leave no manifest behind: name a folder or a file")
     out = os.path.abspath(out)
@@ -133,6 +156,16 @@ def _locate(out: str) -> tuple[str, str]:
     folder = os.path.dirname(path)
     growing = folder.removesuffix(_BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(_GROWING_ENDINGS) else folder
+
+
+def _text_in_store(url: str) -> bytes:
+    try:
+        text = open_store(url).get(NAME)
+    except OutputError as error:
+        raise UsageError(str(error)) from error
+    if text is None:
+        raise UsageError(f"nothing was begun at {url}: there is no {url}/{NAME}")
+    return text
 
 
 def _text_of(path: str, out: str) -> bytes:

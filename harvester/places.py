@@ -14,6 +14,7 @@ import psutil
 from harvester import scratch
 from harvester.errors import OutputError, UsageError
 from harvester.modes import like_folder
+from harvester.stores import is_url, normal
 
 STDOUT = "-"
 BUDGET_FILE = "budget.sqlite"
@@ -44,16 +45,20 @@ _NETWORK = frozenset({
 
 
 class Form(StrEnum):
-    """What the consumer gets: a folder of parts, one growing file, or rows on standard output."""
+    """What the consumer gets: parts in a folder or an object store, one growing file, or rows on standard output."""
 
     FOLDER = "folder"
+    STORE = "store"
     FILE = "file"
     STDOUT = "stdout"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The resolved --out. out: the folder or file. public: the folder of the `_` files. private: of the state."""
+    """The resolved --out. out: the folder, file or URL. public: the folder of the `_` files. private: of the state.
+
+    What goes to an object store is made in public first, which then lies within private.
+    """
 
     form: Form
     out: str
@@ -71,6 +76,16 @@ class Place:
         return (
             None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
         )
+
+    @property
+    def in_parts(self) -> bool:
+        """True when rows are published in immutable parts."""
+        return self.form in {Form.FOLDER, Form.STORE}
+
+    @property
+    def disk(self) -> str:
+        """The local path that stands for the output where its disk is meant."""
+        return self.private if self.form is Form.STORE else self.out
 
     @property
     def begun(self) -> bool:
@@ -110,6 +125,8 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
     """
     if not out:
         raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
+    if is_url(out):
+        return _in_store(normal(out), work_dir)
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         public = out + ".harvester"
@@ -120,6 +137,17 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
         place = Place(Form.FOLDER, out, out, private)
     _check_local(place.private)
     return place
+
+
+def _in_store(url: str, work_dir: str | None) -> Place:
+    if not work_dir:
+        raise UsageError(
+            f"--out {url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
+            "paid for and published, such as --work-dir /var/lib/harvester/bitly"
+        )
+    private = os.path.abspath(work_dir)
+    _check_local(private)
+    return Place(Form.STORE, url, os.path.join(private, "public"), private)
 
 
 def check_state(place: Place) -> None:

@@ -14,6 +14,7 @@ from harvester.parts import Format, arrow_schema
 from harvester.places import GROWING_ENDINGS
 from harvester.schema import Shape
 from harvester.settings import path_of
+from harvester.stores import is_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +46,8 @@ def read(
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow, path = _arrow(), path_of("out", os.fsdecode(out), facet, moment)
+    if is_url(path):
+        raise UsageError(f"{path}: harvester.read reads folders and files; read an object store with pyarrow.dataset")
     schema = arrow_schema(_shape_of(path))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:

@@ -69,3 +69,17 @@ COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
 }
 """The columns of each shape, in their order."""
+
+FAILURE: tuple[Column, ...] = (
+    Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),
+    Column("text", Kind.TEXT, "the line that is no bitlink; null for a bitlink", nullable=True),
+    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("kind", Kind.TEXT, "refused, failed or invalid"),
+    Column("status", Kind.INTEGER, "HTTP's; null where no answer came", nullable=True),
+    Column("message", Kind.TEXT, "Bitly's, or the reason"),
+    Column("attempts", Kind.INTEGER, "HTTP tries that were made"),
+    Column("file", Kind.TEXT, "the list in which it stood first"),
+    Column("line", Kind.INTEGER, "the line there"),
+    Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
+)
+"""The keys of a line in `_failures.ndjson`, in their order."""

@@ -20,6 +20,7 @@ import orjson
 
 from harvester import __version__, dataset, scratch
 from harvester.bitly import Query, utc_text
+from harvester.bucket import Bucket
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
@@ -28,6 +29,7 @@ from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
 from harvester.stdout import Flow, Sink, Stdout
+from harvester.stores import open_store
 
 Warn = Callable[[str], None]
 
@@ -90,6 +92,7 @@ class Store:
         making: Making,
         warn: Warn,
         sink: Sink | None = None,
+        bucket: Bucket | None = None,
     ) -> None:
         meta = ledger.meta()
         self.place = place
@@ -101,7 +104,8 @@ class Store:
         self._started = str(meta["started"])
         self._policy = policy
         self.making = making
-        self._publisher = _publisher_for(place, ledger, self.run_id, making, sink)
+        self._publisher = _publisher_for(place, ledger, self.run_id, making, sink, bucket)
+        self._bucket = bucket
         self._most_waiting = sink.most_waiting if sink else UNCOMMITTED_LIMIT
         self._batch = Batch()
         self._to_end: list[int] = []
@@ -252,14 +256,22 @@ class Store:
             return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
 
     def abandon(self) -> None:
-        """Do not wait much longer for a reader that does not take what is written to it: the run is to end."""
+        """Do not wait much longer for a reader that does not take what is written to it, or for an object store that
+        is out: the run is to end.
+        """
+        self._hurry_bucket()
         if isinstance(self._publisher, Flow):
             self._publisher.sink.hurry()
 
     def leave(self) -> None:
         """Wait for no reader at all: the run is given up."""
+        self._hurry_bucket()
         if isinstance(self._publisher, Flow):
             self._publisher.sink.leave()
+
+    def _hurry_bucket(self) -> None:
+        if self._bucket:
+            self._bucket.hurry()
 
     def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
         """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
@@ -293,6 +305,8 @@ class Store:
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
                 dataset.write_manifest(self.place, manifest)
+                if self._bucket:
+                    self._bucket.show_manifest(last=manifest["ended"] is not None)
         return manifest
 
     def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,17 +322,23 @@ class Store:
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
                 dataset.write_failures(self.place, self.ledger.failure_lines())
+                if self._bucket:
+                    self._bucket.show_failures()
 
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
                 dataset.write_success(self.place)
+                if self._bucket:
+                    self._bucket.declare_success()
 
     def take_success_back(self) -> None:
         """Remove `_SUCCESS`: a new call is about to be made, or the list is no longer all settled."""
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
+                if self._bucket:
+                    self._bucket.take_success_back()
                 dataset.remove_success(self.place)
 
     def close(self) -> None:
@@ -349,7 +369,8 @@ def opened(
         UsageError: it was begun with another query or another form of parts, or the form needs a missing library.
     """
     check_state(place)
-    new = asked.for_new(folder=place.form is Form.FOLDER)
+    bucket = Bucket(place, open_store(place.out), warn) if place.form is Form.STORE else None
+    new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:
         with _explained(place.out):
             make_folder(place.public)
@@ -368,7 +389,9 @@ def opened(
         _check_same(place, ledger, begun, wanted)
         making = asked.for_begun(ledger.meta(), place.out)
         with _explained(place.private):
-            store = Store(place, ledger, begun, policy, making, warn, sink)
+            if bucket:
+                bucket.claim(ledger)
+            store = Store(place, ledger, begun, policy, making, warn, sink, bucket)
         stack.callback(store.close)
         yield store
 
@@ -414,10 +437,15 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
         yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
-def _publisher_for(place: Place, ledger: Ledger, run_id: str, making: Making, sink: Sink | None) -> dataset.Publisher:
+def _publisher_for(
+    place: Place, ledger: Ledger, run_id: str, making: Making, sink: Sink | None, bucket: Bucket | None
+) -> dataset.Publisher:
     match place.form:
         case Form.FOLDER:
-            return dataset.Folder(place, ledger, run_id, making)
+            return dataset.Parts(place, ledger, run_id, making, dataset.Folder(place.out, run_id))
+        case Form.STORE:
+            assert bucket
+            return dataset.Parts(place, ledger, run_id, making, bucket)
         case Form.FILE:
             return dataset.Growing(place, ledger)
         case Form.STDOUT:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
-from harvester import cli, dataset, harvest, job, journal, ledger  # noqa: F401
+from harvester import cli, dataset, harvesting, job, journal, ledger  # noqa: F401
 
 T = TypeVar("T")
 ANY = "any"
@@ -132,7 +132,7 @@ def put_in_place(killer: Killer) -> None:
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(ledger)["sqlite3"] = KillingSqlite()
-    vars(harvest)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
+    vars(harvesting)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
 
 
 def run_in_fork(order: dict[str, Any], report: str) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""What does `harvester verify` take for a million rows? CPU and peak RSS, on outputs made by the real store.
+
+usage: python -m benchmarks.verify [--rows 1000000] [--folder /tmp]
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import run
+from harvester.bitly import Answer, Query
+from harvester.dataset import write_failures, write_manifest, write_success
+from harvester.ledger import State
+from harvester.parts import Asked, Format
+from harvester.places import resolve
+from harvester.schema import Shape
+from harvester.store import PartPolicy, Store, opened
+
+MOST_CPU_SECONDS = 15.0
+MOST_BYTES = 300 * 10**6
+"""Both for a million rows."""
+OUTPUTS = (
+    (Format.GZIP, Shape.NESTED),
+    (Format.NDJSON, Shape.NESTED),
+    (Format.ZSTD, Shape.NESTED),
+    (Format.PARQUET, Shape.NESTED),
+    (Format.GZIP, Shape.FLAT),
+    (Format.PARQUET, Shape.FLAT),
+)
+QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+# As the server of the other benchmarks answers.
+_CLICKS = {
+    "direct": 4711,
+    "https://t.co/": 1204,
+    "https://www.google.com/": 311,
+    "https://www.linkedin.com/": 27,
+    "X (Formerly Twitter)": 3,
+}
+ANSWER = Answer(
+    [{"value": value, "clicks": clicks} for value, clicks in _CLICKS.items()],
+    sum(_CLICKS.values()),
+    30,
+    "2026-11-23T06:00:00Z",
+)
+
+
+def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
+    """Make an output as a run leaves it."""
+    policy = PartPolicy(1_000_000, 128 * 2**20)
+    with opened(resolve(str(out)), QUERY, policy, print, asked=Asked(*made)) as store:
+        moment = str(store.ledger.meta()["started"])
+        for number in range(calls):
+            link = f"bit.ly/3{number:07x}"
+            key = store.rows.key(link)
+            store.record(key, State.ROW, store.rows.row(link, key, ANSWER, moment), None)
+            if number % 5000 == 0:
+                store.commit(store.take_batch())
+        store.end_part()
+        store.commit(store.take_batch())
+        finish(store, calls)
+
+
+def finish(store: Store, calls: int) -> None:
+    """Write what stands beside the rows."""
+    listed = dict.fromkeys(("blank", "comments", "headers", "invalid", "duplicates"), 0)
+    budget: dict[str, Any] = {"account": "", "token": "", "binds": None, "windows": []}
+    ended = {"complete": True, "stopped": None, "input_read_to_end": True, "budget": budget, "pending": 0}
+    invocation = {"number": store.invocation, "started": str(store.ledger.meta()["started"]), "lists": [], "calls": 0}
+    invocation |= {"last_verdict": None, "rate": {"calls": 0, "seconds": 0}}
+    written = store.write_manifest(
+        ended | {"list": {**listed, "lines": calls, "links": calls}, "ended": None, "invocation": invocation}
+    )
+    write_manifest(store.place, written | {"ended": written["updated"]})
+    write_failures(store.place, [])
+    write_success(store.place)
+
+
+def measure(out: Path, rows: int, made: tuple[Format, Shape]) -> bool:
+    """Verify an output, print what that took, and say whether the promise holds."""
+    used = run("-m", "harvester", "verify", str(out))
+    share = max(rows / 1_000_000, 0.1)  # starting takes its part, too
+    holds = used.cpu_seconds < MOST_CPU_SECONDS * share and used.peak_bytes < MOST_BYTES
+    print(
+        f"{' '.join(made):<20} {rows:>9,} rows: CPU {used.cpu_seconds:5.1f} s, peak {used.peak_bytes / 1e6:5.1f} MB: "
+        f"{'holds' if holds else 'DOES NOT HOLD'}",
+        flush=True,
+    )
+    return holds
+
+
+def main() -> int:
+    """Measure every form; 1 when a promise does not hold."""
+    parser = argparse.ArgumentParser(description="What `harvester verify` takes.")
+    parser.add_argument("--rows", type=int, default=1_000_000, metavar="ROWS")
+    parser.add_argument("--folder", help="where the outputs lie meanwhile; about 700 MB for a million rows")
+    parser.add_argument("--make", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        out, made_of, form, shape = options.make
+        make(Path(out), int(made_of), (Format(form), Shape(shape)))
+        return 0
+    held = []
+    for made in OUTPUTS:
+        calls = options.rows if made[1] is Shape.NESTED else options.rows // len(_CLICKS)
+        with tempfile.TemporaryDirectory(prefix="harvester-verify-", dir=options.folder) as folder:
+            out = Path(folder) / "out"
+            # In a process of its own: a child's peak begins with the one of the process that it came from.
+            run("-m", "benchmarks.verify", "--make", str(out), str(calls), *made)
+            held.append(measure(out, options.rows, made))
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,373 @@
+"""Published into an object store: as safe as into a folder, for the real command against S3's protocol."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import obstore
+import pytest
+
+from harvester import stores
+from harvester.errors import UsageError
+from harvester.places import resolve
+from harvester.reading import read
+from tests.buckets import BUCKET, LOST, S3, SECRET, check_whole, objects, rows_in, serving_s3
+from tests.commands import NO_LIMITS, ROOT, environment, harvester
+from tests.conftest import Served
+
+LINKS = [f"bit.ly/{i}" for i in range(7)]
+_NUMBERS = count()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    with serving_s3() as s3:
+        yield s3
+
+
+class Case:
+    """A list, a prefix of its own, a work dir, and the command for them."""
+
+    def __init__(self, s3: S3, folder: Path, served: Served) -> None:
+        self.s3, self.folder, self.served = s3, folder, served
+        self.prefix = f"bitly/dt=2026-11-{next(_NUMBERS):02d}"
+        self.out = f"s3://{BUCKET}/{self.prefix}"
+        self.work = folder / "work"
+        self.links = folder / "links.txt"
+        self.links.write_text("\n".join(LINKS) + "\n")
+        self.store = s3.store(self.prefix)
+
+    def arguments(self, *more: str, work: Path | None = None) -> list[str]:
+        where = ["--out", self.out, "--work-dir", str(work or self.work), "--base-url", self.served.url]
+        return ["run", str(self.links), *where, *NO_LIMITS, "--part-rows", "3", "--connections", "1", *more]
+
+    def run(self, *more: str, work: Path | None = None, patience: float | None = None) -> CompletedProcess[str]:
+        # The same command in a process of its own; only its patience is shorter.
+        code = f"from harvester import cli, stores; stores.PATIENCE_SECONDS = {patience}; cli.main()"
+        wrapper = () if patience is None else (sys.executable, "-c", code)
+        return _run(self.arguments(*more, work=work), self.s3.env, wrapper)
+
+    def held(self) -> dict[str, bytes]:
+        return objects(self.store)
+
+
+def _run(arguments: list[str], env: dict[str, str], wrapper: tuple[str, ...]) -> CompletedProcess[str]:
+    if not wrapper:
+        return harvester(*arguments, env=env)
+    return subprocess.run(
+        [*wrapper, *arguments], env=environment(env), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def case(s3_server: S3, quick_path: Path, serve: Callable[..., Served]) -> Iterator[Case]:
+    s3_server.calm()
+    yield Case(s3_server, quick_path, serve())
+    s3_server.calm()
+
+
+def calls(case: Case) -> int:
+    return sum(case.served.sandbox.answered.values())
+
+
+def test_a_list_is_published_under_a_prefix(case: Case) -> None:
+    result = case.run()
+    assert result.returncode == 0, result.stderr
+    check_whole(case.held(), set(LINKS))
+    assert set(case.held()) - {"_claim.json", "_manifest.json", "_failures.ndjson", "_SUCCESS"} == {
+        part["path"] for part in json.loads(case.held()["_manifest.json"])["parts"]
+    }
+    assert not list(case.work.glob("public/.part-*"))
+
+
+def test_the_same_command_again_asks_and_uploads_nothing_twice(case: Case) -> None:
+    assert case.run().returncode == 0
+    before, made = case.held(), calls(case)
+    case.s3.requests.clear()
+    assert case.run().returncode == 0
+    assert calls(case) == made
+    assert {name for method, name in case.s3.requests if method == "PUT" and name.startswith("part-")} == set()
+    check_whole(case.held(), set(LINKS))
+    assert {name: data for name, data in case.held().items() if "part-" in name} == {
+        name: data for name, data in before.items() if "part-" in name
+    }
+
+
+def test_success_is_taken_back_before_a_new_call(case: Case) -> None:
+    assert case.run().returncode == 0
+    case.links.write_text("bit.ly/new\n")
+    case.s3.requests.clear()
+    seen: list[bool] = []
+    case.served.sandbox.answered.clear()
+    case.s3.after = lambda method, name: seen.append(calls(case) == 0) if method == "POST" else None
+    assert case.run().returncode == 0
+    assert seen == [True], "a deletion is a POST to the bucket"
+
+
+def test_a_work_dir_is_asked_for(case: Case) -> None:
+    result = harvester("run", str(case.links), "--out", case.out, env=case.s3.env)
+    assert result.returncode == 2
+    assert "--work-dir /var/lib/harvester/bitly" in result.stderr
+
+
+def test_a_lost_work_dir_buys_and_publishes_nothing(case: Case) -> None:
+    assert case.run().returncode == 0
+    before, made = case.held(), calls(case)
+    result = case.run(work=case.folder / "another")
+    assert result.returncode == 8
+    assert "belongs to another work dir" in result.stderr
+    assert str(case.work) in result.stderr
+    assert (case.held(), calls(case)) == (before, made)
+
+
+def test_a_prefix_whose_claim_was_deleted_is_refused_too(case: Case) -> None:
+    assert case.run().returncode == 0
+    obstore.delete(case.store, "_claim.json")
+    result = case.run(work=case.folder / "another")
+    assert result.returncode == 8
+    assert "was begun before" in result.stderr
+    assert "_claim.json" not in case.held()
+
+
+def test_a_work_dir_that_was_carried_elsewhere_goes_on(case: Case) -> None:
+    assert case.run("--max-calls", "4").returncode == 5
+    case.work.rename(case.folder / "carried")
+    assert case.run(work=case.folder / "carried").returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_an_older_work_dir_is_refused(case: Case) -> None:
+    assert case.run("--max-calls", "2").returncode == 5
+    shutil.copytree(case.work, case.folder / "backup")
+    assert case.run().returncode == 0
+    made = calls(case)
+    result = case.run(work=case.folder / "backup")
+    assert result.returncode == 8
+    assert "older than this output" in result.stderr
+    assert calls(case) == made
+
+
+def test_a_part_of_somebody_elses_is_refused_by_name(case: Case) -> None:
+    obstore.put(case.store, "part-0000.parquet", b"PAR1")
+    result = case.run()
+    assert result.returncode == 8
+    assert "part-0000.parquet is unknown to the ledger" in result.stderr
+    assert calls(case) == 0
+
+
+def test_a_work_dir_belongs_to_one_output(case: Case) -> None:
+    assert case.run().returncode == 0
+    case.out += "-other"
+    result = case.run()
+    assert result.returncode == 2
+    assert "belongs to --out" in result.stderr
+
+
+def test_a_part_that_a_loader_has_moved_away_stays_settled(case: Case) -> None:
+    assert case.run().returncode == 0
+    parts = [name for name in case.held() if name.startswith("part-")]
+    obstore.delete(case.store, parts)
+    case.links.write_text("\n".join([*LINKS, "bit.ly/new"]) + "\n")
+    assert case.run().returncode == 0
+    assert [row["bitlink"] for row in rows_in(case.held())] == ["bit.ly/new"]
+    assert len(json.loads(case.held()["_manifest.json"])["parts"]) == len(parts) + 1
+
+
+def test_a_part_that_is_taken_before_it_was_read_back_is_published(case: Case) -> None:
+    taken: dict[str, bytes] = {}
+
+    def take(method: str, name: str) -> None:
+        if method == "PUT" and name.startswith("part-"):
+            taken.update({key: data for key, data in case.held().items() if key == name})
+            obstore.delete(case.store, name)
+
+    case.s3.after = take
+    assert case.run().returncode == 0
+    case.s3.calm()
+    assert sorted(row["bitlink"] for row in rows_in(taken)) == LINKS
+    assert len(taken) == 3
+
+
+def once(method: str, start: str, code: str, times: int = 1) -> Callable[[str, str], str | None]:
+    left = [times]
+
+    def fault(has: str, name: str) -> str | None:
+        if has == method and name.startswith(start) and left[0]:
+            left[0] -= 1
+            return code
+        return None
+
+    return fault
+
+
+@pytest.mark.parametrize("start", ["_claim", "part-", "_manifest", "_SUCCESS"])
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError", LOST])
+def test_what_passes_is_waited_for(case: Case, start: str, code: str) -> None:
+    case.s3.fault = once("PUT", start, code, 1 if code == LOST else 2)
+    result = case.run()
+    assert result.returncode == 0, result.stderr
+    case.s3.calm()
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_a_refusal_ends_the_run_at_once_and_says_what_to_do(case: Case) -> None:
+    case.s3.fault = once("PUT", "part-", "AccessDenied", 10**6)
+    result = case.run()
+    assert result.returncode == 8
+    assert "403 Forbidden (AccessDenied)" in result.stderr
+    assert "must be able to list, read, write and delete" in result.stderr
+    assert SECRET not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_store_that_stays_out_ends_the_run_and_the_same_command_uploads_the_rest(case: Case) -> None:
+    case.s3.fault = once("PUT", "part-", "SlowDown", 10**6)
+    result = case.run(patience=0.3)
+    assert result.returncode == 8, result.stderr
+    assert "503" in result.stderr
+    assert rows_in(case.held()) == []
+    assert "_SUCCESS" not in case.held()
+    case.s3.calm()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_a_manifest_that_cannot_be_uploaded_at_the_end_is_no_success(case: Case) -> None:
+    case.s3.fault = once("PUT", "_manifest", "SlowDown", 10**6)
+    result = case.run(patience=0.3)
+    assert result.returncode == 8
+    assert "_SUCCESS" not in case.held()
+    case.s3.calm()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_an_endpoint_that_is_down_costs_no_call(case: Case) -> None:
+    case.s3 = S3(url="http://127.0.0.1:9")
+    result = case.run(patience=0.3)
+    assert result.returncode == 8
+    assert "Connection refused" in result.stderr
+    assert calls(case) == 0
+
+
+def test_a_bucket_that_is_not_there_is_said(case: Case) -> None:
+    case.out = case.out.replace(BUCKET, "no-such-lake")
+    result = case.run()
+    assert result.returncode == 8
+    assert "Is there such a bucket?" in result.stderr
+
+
+def test_an_object_that_differs_is_never_replaced(case: Case) -> None:
+    begun: list[str] = []
+
+    def stand_in_the_way(method: str, name: str) -> str | None:
+        if method == "PUT" and name.startswith("part-") and not begun:
+            begun.append(name)
+            obstore.put(case.store, name, b"other")
+        return None
+
+    case.s3.fault = stand_in_the_way
+    result = case.run()
+    assert result.returncode == 8
+    assert "is in the way of a part" in result.stderr
+    case.s3.calm()
+    assert [data for name, data in case.held().items() if name.startswith("part-")] == [b"other"]
+
+
+def test_status_reads_the_manifest_in_the_store(case: Case) -> None:
+    assert case.run().returncode == 0
+    result = harvester("status", case.out, env=case.s3.env)
+    assert result.returncode == 0, result.stderr
+    assert "7" in result.stdout
+    nothing = harvester("status", case.out + "/deeper", env=case.s3.env)
+    assert nothing.returncode == 2
+    assert "nothing was begun at" in nothing.stderr
+
+
+def test_a_plan_counts_what_the_work_dir_knows(case: Case) -> None:
+    assert case.run("--max-calls", "3").returncode == 5
+    arguments = ["plan", *case.arguments()[1:]]
+    result = harvester(*[a for a in arguments if a not in {"--part-rows", "3"}], "--json", env=case.s3.env)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["list"]["calls"] == 4
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("s3://lake", "a bucket and a prefix"),
+        ("s3://lake/", "a bucket and a prefix"),
+        ("s3:///prefix", "a bucket and a prefix"),
+        ("s3://key:secret@lake/prefix", "credentials stand in the environment"),
+        ("s3://lake/a//b", "single slashes"),
+        ("s3://lake/../b", "single slashes"),
+        ("s3://lake/a?versionId=1", "is made of letters"),
+        ("s3://lake/ä", "is made of letters"),
+        ("s3a://lake/a", "s3://, gs:// and az://"),
+        ("https://lake.example/a", "s3://, gs:// and az://"),
+    ],
+)
+def test_an_address_that_means_nothing_is_refused(out: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        resolve(out, str(tmp_path))
+    assert said in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_slashes_at_the_end_are_dropped(tmp_path: Path) -> None:
+    assert resolve("s3://lake/a/", str(tmp_path)).out == "s3://lake/a"
+
+
+def test_a_missing_library_names_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(UsageError, match=r"pip install 'harvester\[cloud\]'"):
+        stores.open_store("s3://lake/a")
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_the_other_stores_are_opened_in_the_same_way(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    assert stores.open_store(f"{scheme}://lake/a").url == f"{scheme}://lake/a"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_a_store_reads_creates_replaces_and_deletes(scheme: str, case: Case, monkeypatch: Any) -> None:
+    for name, value in case.s3.env.items():
+        monkeypatch.setenv(name, value)
+    url = case.out if scheme == "s3" else f"file://{case.folder}/store"
+    store = stores.open_store(url)
+    assert store.get("a") is None
+    assert store.chunks("a") is None
+    assert store.create("a", b"1")
+    assert not store.create("a", b"2")
+    assert store.get("a") == b"1"
+    store.replace("a", b"33")
+    assert b"".join(store.chunks("a") or ()) == b"33"
+    assert list(store.listing()) == [stores.Object("a", 2)]
+    store.delete("a")
+    store.delete("a")
+    assert list(store.listing()) == []
+
+
+def test_the_local_store_takes_a_whole_run(case: Case) -> None:
+    case.out = f"file://{case.folder}/store"
+    assert case.run("--max-calls", "4").returncode == 5
+    assert case.run().returncode == 0
+    held = {path.name: path.read_bytes() for path in (case.folder / "store").iterdir()}
+    check_whole(held, set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_harvester_read_says_how_to_read_a_store() -> None:
+    with pytest.raises(UsageError, match=r"pyarrow\.dataset"):
+        read("s3://lake/a")

@@ -1,0 +1,349 @@
+"""A part's bytes: every form gives the rows back, the same rows give the same bytes; and when a part ends."""
+
+import hashlib
+import io
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from harvester import store as stores
+from harvester.bitly import Answer, Query
+from harvester.contents import Hashed, rows_of
+from harvester.errors import UsageError
+from harvester.journal import Journal, path_of
+from harvester.ledger import State
+from harvester.parts import Asked, Format, Making, Measured, flattened, pour
+from harvester.places import resolve
+from harvester.rows import RowMaker
+from harvester.schema import COLUMNS, Shape
+from harvester.store import PartPolicy, Store, opened
+from tests.commands import ROOT, environment
+from tests.test_crash_points import published
+
+QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+MAKER = RowMaker(QUERY, "9a0822b22f12")
+MAKINGS = [Making(form, shape) for form in Format for shape in Shape]
+FETCHED_AT = "2026-11-23T07:08:09Z"
+
+# No U+001F, which joins what a flat record_id is made of.
+VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x1f"), max_size=20)
+METRICS = st.lists(st.fixed_dictionaries({"value": VALUES, "clicks": st.integers(0, 2**58)}), max_size=5)
+
+
+def line(name: str, metrics: list[dict[str, Any]], units: int | None = 30, reference: str | None = None) -> bytes:
+    bitlink = f"bit.ly/{name}"
+    answer = Answer(metrics, sum(metric["clicks"] for metric in metrics), units, reference)
+    return MAKER.row(bitlink, MAKER.key(bitlink), answer, FETCHED_AT) + b"\n"
+
+
+NAMES = st.text("abc", min_size=1, max_size=3)
+LINES = st.lists(
+    st.builds(line, NAMES, METRICS, st.none() | st.integers(1, 9), st.none() | VALUES), min_size=1, max_size=6
+)
+
+
+def poured(rows: list[bytes], making: Making) -> bytes:
+    target = io.BytesIO()
+    measured = Measured(target)
+    counts = pour(rows, measured, making)
+    data = target.getvalue()
+    assert (measured.size, measured.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert counts.calls == len(rows)
+    assert counts.rows == len(read_back(data, making))
+    return data
+
+
+def read_back(data: bytes, making: Making) -> list[Any]:
+    return [row for _, row in rows_of(Hashed(io.BytesIO(data)), *making)]
+
+
+def expected(rows: list[bytes], shape: Shape) -> list[Any]:
+    lines = rows if shape is Shape.NESTED else [flat for row in rows for flat in flattened(row)]
+    return [orjson.loads(each) for each in lines]
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+@given(rows=LINES)
+@settings(max_examples=40, deadline=None)
+def test_every_format_and_shape_gives_the_rows_back_and_the_same_bytes_each_time(
+    rows: list[bytes], making: Making
+) -> None:
+    data = poured(rows, making)
+    assert read_back(data, making) == expected(rows, making.shape)
+    assert poured(rows, making) == data
+
+
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+def test_rows_of_megabytes_are_given_back(making: Making) -> None:
+    long = [{"value": f"https://{number}.example/" + "ü" * 200, "clicks": number} for number in range(10_000)]
+    rows = [line("a", []), line("b", long), line("c", [{"value": "x" * 4_000_000, "clicks": 1}]), line("d", [])]
+    assert read_back(poured(rows, making), making) == expected(rows, making.shape)
+
+
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+def test_a_link_without_referrers_has_a_row(making: Making) -> None:
+    (row,) = read_back(poured([line("none", [])], making), making)
+    if making.shape is Shape.NESTED:
+        assert row["metrics"] == []
+    else:
+        assert (row["value"], row["clicks"]) == (None, None)
+    assert (row["bitlink"], row["clicks_listed"], row["truncated"]) == ("bit.ly/none", 0, False)
+    assert list(row) == [column.name for column in COLUMNS[making.shape]]
+
+
+def test_parquet_is_written_in_row_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvester.parts._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("harvester.parts._GROUP_BYTES", 10_000)
+    making, rows = Making(Format.PARQUET, Shape.NESTED), [line(str(number), []) for number in range(200)]
+    data = poured(rows, making)
+    assert parquet.ParquetFile(io.BytesIO(data)).num_row_groups > 3
+    assert read_back(data, making) == expected(rows, Shape.NESTED)
+
+
+# --- flat record_ids -----------------------------------------------------------------------------------------------
+
+
+def digest(*fields: object) -> str:
+    return hashlib.sha256("\x1f".join(map(str, fields)).encode()).hexdigest()[:32]
+
+
+def test_a_flat_record_id_is_the_calls_with_the_value_and_the_number_of_a_repeated_one() -> None:
+    call = ("bit.ly/x", "referrers", "day", -1, "2026-11-23T06:00:00Z")
+    metrics = [{"value": value, "clicks": 1} for value in ("direct", "t.co", "direct", "direct")]
+    found = [orjson.loads(flat) for flat in flattened(line("x", metrics))]
+    assert [row["record_id"] for row in found] == [
+        digest(*call, "direct"),
+        digest(*call, "t.co"),
+        digest(*call, "direct", 2),
+        digest(*call, "direct", 3),
+    ]
+    (empty,) = flattened(line("x", []))
+    assert orjson.loads(empty)["record_id"] == digest(*call, "")
+
+
+@given(METRICS)
+@settings(max_examples=100, deadline=None)
+def test_flat_record_ids_are_unique_and_differ_from_the_calls(metrics: list[dict[str, Any]]) -> None:
+    row = line("x", metrics)
+    found = [orjson.loads(flat) for flat in flattened(row)]
+    assert len({flat["record_id"] for flat in found} | {orjson.loads(row)["record_id"]}) == len(found) + 1
+    listed = [{"value": flat["value"], "clicks": flat["clicks"]} for flat in found]
+    assert listed == (metrics or [{"value": None, "clicks": None}])
+
+
+# --- what a dataset is begun with ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "extra"), [("ndjson.zst", "backports", "zstd"), ("parquet", "pyarrow", "parquet")]
+)
+def test_a_missing_library_is_named_before_anything_is_created(
+    tmp_path: Path, form: str, module: str, extra: str
+) -> None:
+    (tmp_path / "links.txt").write_text("bit.ly/a\n")
+    hidden = f"sys.modules[{module!r}] = sys.modules['compression.zstd'] = None"
+    command = f"import sys; {hidden}; from harvester.cli import main; main(sys.argv[1:])"
+    arguments = ("run", "links.txt", "--out", "lake/out", "--format", form, "--base-url", "http://127.0.0.1:9/v4")
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"--format {form} needs a library: pip install 'harvester[{extra}]'" in done.stderr
+    assert not list(tmp_path.glob("lake/**/part-*"))
+    assert not (tmp_path / "lake" / "out").exists()
+
+
+@pytest.mark.parametrize("asked", [Asked(Format.GZIP), Asked(shape=Shape.FLAT)])
+def test_only_a_folder_has_parts_of_another_form(asked: Asked) -> None:
+    with pytest.raises(UsageError, match="only a folder has parts"):
+        asked.for_new(folder=False)
+
+
+def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
+    facts = {"format": "parquet", "shape": "flat"}
+    assert Asked().for_begun(facts, "out") == Making(Format.PARQUET, Shape.FLAT)
+    assert Asked(Format.PARQUET, Shape.FLAT).for_begun(facts, "out") == Making(Format.PARQUET, Shape.FLAT)
+    assert Asked().for_begun({}, "out") == Making(Format.NDJSON, Shape.NESTED)
+    with pytest.raises(UsageError, match="begun with --format parquet --shape flat"):
+        Asked(Format.GZIP).for_begun(facts, "out")
+
+
+# --- the same folder published again -------------------------------------------------------------------------------
+
+
+def settle(store: Store, *names: str) -> None:
+    for name in names:
+        row = line(name, [{"value": "direct", "clicks": 1}], 30)
+        key = MAKER.key(f"bit.ly/{name}")
+        store.record(key, State.ROW, row[:-1].replace(b"9a0822b22f12", store.run_id.encode()), None)
+
+
+def dataset(out: Path, making: Making, policy: PartPolicy | None = None) -> Any:
+    chosen = policy or PartPolicy(1000, 1_000_000)
+    return opened(resolve(str(out)), QUERY, chosen, list[str]().append, asked=Asked(*making))
+
+
+def publish(out: Path, making: Making) -> dict[str, bytes]:
+    with dataset(out, making) as store:
+        store.end_part()
+        store.commit(store.take_batch())
+    return published(out)
+
+
+def committed(out: Path, making: Making) -> None:
+    """Leave a dataset with a committed journal, and nothing published."""
+    with dataset(out, making) as store:
+        settle(store, *(f"link-{number}" for number in range(100)))
+        store.commit(store.take_batch())
+
+
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, making: Making) -> None:
+    committed(tmp_path / "one", making)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    first = publish(tmp_path / "one", making)
+    assert publish(tmp_path / "two", making) == first
+    assert len(first) == 1
+
+
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+@pytest.mark.parametrize("killed_at", ["intend", "_give_name", "seal"])
+def test_a_part_that_a_crash_interrupted_is_published_with_the_same_name_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: Making, killed_at: str
+) -> None:
+    committed(tmp_path / "whole", making)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    whole = publish(tmp_path / "whole", making)
+    owner = "dataset.Folder" if killed_at == "_give_name" else "ledger.Ledger"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"harvester.{owner}.{killed_at}", die)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path / "killed", making)
+    seen = published(tmp_path / "killed")
+    assert seen == (whole if killed_at == "seal" else {})
+    assert publish(tmp_path / "killed", making) == whole
+    assert not list((tmp_path / "killed").glob(".part-*"))
+
+
+# --- when a part ends ----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands before the time module, with a wall clock that goes where it is told."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+
+BEGAN = 1_795_417_200.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(BEGAN)
+    monkeypatch.setattr(stores, "time", clock)
+    monkeypatch.setattr("harvester.journal.time", clock)
+    return clock
+
+
+def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> None:
+    making = Making(Format.GZIP, Shape.NESTED)
+    with dataset(tmp_path / "out", making, PartPolicy(1000, 1_000_000, 3600.0)) as store:
+        clock.now += 10_000  # without a row nothing grows old
+        store.commit(store.take_batch())
+        settle(store, "a")
+        clock.now += 3599
+        settle(store, "b")
+        store.commit(store.take_batch())
+        assert published(tmp_path / "out") == {}
+        clock.now += 1
+        store.commit(store.take_batch())
+        (part,) = published(tmp_path / "out").values()
+        assert [row["bitlink"] for row in read_back(part, making)] == ["bit.ly/a", "bit.ly/b"]
+        clock.now += 10_000
+        store.commit(store.take_batch())
+        assert len(published(tmp_path / "out")) == 1
+
+
+def test_failures_alone_do_not_grow_old(tmp_path: Path, clock: Clock) -> None:
+    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(1000, 1_000_000, 3600.0)) as store:
+        failure = store.rows.failure("refused", bitlink="bit.ly/no", file="f", line=1, status=404)
+        store.record(MAKER.key("bit.ly/no"), State.REFUSED, failure, None)
+        clock.now += 10_000
+        store.commit(store.take_batch())
+        settle(store, "a")
+        clock.now += 3599
+        store.commit(store.take_batch())
+        assert published(tmp_path / "out") == {}
+
+
+def test_a_resumed_part_is_as_old_as_its_first_row(tmp_path: Path, clock: Clock) -> None:
+    """Its moment is the one in the row, which is when it was fetched."""
+    fetched = 1_795_417_689.0  # FETCHED_AT
+    clock.now = fetched
+    with dataset(tmp_path / "out", MAKINGS[0]) as store:
+        settle(store, "a", "b")
+        store.commit(store.take_batch())
+    policy = PartPolicy(1000, 1_000_000, 3600.0)
+    clock.now = fetched + 3599
+    with dataset(tmp_path / "out", MAKINGS[0], policy) as store:
+        store.commit(store.take_batch())
+        assert published(tmp_path / "out") == {}
+        clock.now = fetched + 3600
+        store.commit(store.take_batch())
+        assert len(published(tmp_path / "out")) == 1
+
+
+def journal(folder: Path, first_row_at: float | None, rows: int = 0, size: int = 0) -> Journal:
+    made = Journal(str(folder), 0, rows=rows, row_bytes=size, first_row_at=first_row_at)
+    made.close()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("age", "old"), [(0.0, False), (59.9, False), (60.0, True), (1e9, True), (-0.1, True), (-1e6, True)]
+)
+def test_a_part_is_old_by_its_age_or_when_the_clock_was_set_back(tmp_path: Path, age: float, old: bool) -> None:
+    assert PartPolicy(10, 100, 60.0).old(journal(tmp_path, BEGAN), BEGAN + age) is old
+
+
+def test_a_part_without_rows_or_without_a_limit_is_never_old(tmp_path: Path) -> None:
+    assert not PartPolicy(10, 100, 60.0).old(journal(tmp_path, None), BEGAN)
+    assert not PartPolicy(10, 100, math.inf).old(journal(tmp_path, BEGAN), BEGAN + 1e12)
+
+
+@pytest.mark.parametrize(("rows", "size", "full"), [(9, 99, False), (10, 0, True), (1, 100, True), (11, 101, True)])
+def test_a_part_is_full_by_rows_or_bytes(tmp_path: Path, rows: int, size: int, full: bool) -> None:
+    assert PartPolicy(10, 100).full(journal(tmp_path, BEGAN, rows, size)) is full
+
+
+def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> None:
+    Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 400)
+    assert PartPolicy(10, 100).full(journal(tmp_path, None))
+    Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 399)
+    assert not PartPolicy(10, 100).full(journal(tmp_path, None))

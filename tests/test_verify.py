@@ -1,0 +1,619 @@
+"""`harvester verify`: 0 only if parts, rows, counts and failures hold; else 8, with the file and the line."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import orjson
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from harvester import verifying
+from harvester.bitly import Query
+from harvester.checking import Nested
+from harvester.distinct import Distinct
+from harvester.errors import UsageError
+from harvester.findings import MOST_PROBLEMS, Findings, as_text
+from harvester.parts import Format
+from harvester.places import resolve
+from harvester.sandbox import Sandbox, SandboxOptions, serving
+from harvester.schema import Shape
+from harvester.store import PartPolicy, opened
+from tests.commands import NO_LIMITS, harvester, start
+from tests.conftest import Served
+from tests.outputs import content, public
+from tests.servers import in_thread
+from tests.test_object_stores import Case, case, s3_server  # noqa: F401 - fixtures
+from tests.test_recovery import settle
+
+NAMES = [f"bit.ly/{number}" for number in range(45)] + ["bit.ly/missing-1", "nonsense"]
+FORMS = [(form, shape) for form in Format for shape in Shape]
+GROWING = "results.ndjson"
+NOBODY = 65534
+Made = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str, str], Path]]:
+    """Harvest an output of a form with the real command, once."""
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "links.txt").write_text("\n".join(NAMES))
+    calm = SandboxOptions(per_minute=0, per_hour=0, per_month=0, latency_ms=0, errors=0.0)
+    with in_thread(serving(Sandbox(calm))) as url:
+
+        def make(name: str, form: str, shape: str) -> Path:
+            out = folder / f"{form}-{shape}" / name
+            if not public(out).exists() and not out.exists():
+                given = () if name == GROWING else ("--format", form, "--shape", shape, "--part-rows", "20")
+                state = ("--state-dir", str(folder / "state"))
+                where = ("--out", str(out), "--base-url", url, *state, *NO_LIMITS)
+                done = harvester("run", str(folder / "links.txt"), *where, *given)
+                assert done.returncode == 0, done.stderr
+            return out
+
+        yield make
+
+
+@pytest.fixture
+def made(tmp_path: Path, kept: Callable[[str, str, str], Path]) -> Made:
+    """Copy a harvested output, to be spoiled."""
+
+    def make(name: str = "out", form: str = "ndjson", shape: str = "nested") -> Path:
+        shutil.copytree(kept(name, form, shape).parent, tmp_path / "copy")
+        return tmp_path / "copy" / name
+
+    return make
+
+
+def verify(out: Path, work_dir: Path | None = None) -> Findings:
+    return verifying.verify(verifying.output_at(str(out), str(work_dir) if work_dir else None))
+
+
+def problems(out: Path) -> list[str]:
+    """What does not hold, with bare file names."""
+    return [f"{os.path.basename(p.file)}{f':{p.line}' if p.line else ''}: {p.text}" for p in verify(out).problems]
+
+
+def part_of(out: Path, number: int = 0) -> Path:
+    return sorted(out.glob("part-*"))[number]
+
+
+def rewrite(out: Path, change: Callable[[list[bytes]], list[bytes]], number: int = 0) -> None:
+    """Change a part's lines, and let manifest and ledger know the new bytes, so that only the rows tell."""
+    part = part_of(out, number)
+    lines = change(content(part).splitlines(keepends=True))
+    data = b"".join(lines)
+    data = gzip.compress(data) if part.suffix == ".gz" else data
+    part.write_bytes(data)
+    entry = {"rows": len(lines), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(out, lambda manifest: next(p for p in manifest["parts"] if p["path"] == part.name).update(entry))
+    shutil.rmtree(out / "_harvester")
+
+
+def edit_manifest(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = public(out) / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def edited(**changes: Any) -> Callable[[list[bytes]], list[bytes]]:
+    """Change the third row."""
+
+    def change(lines: list[bytes]) -> list[bytes]:
+        lines[2] = orjson.dumps({**orjson.loads(lines[2]), **changes}) + b"\n"
+        return lines
+
+    return change
+
+
+# --- what holds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "shape"), FORMS)
+def test_what_a_run_has_published_holds(made: Made, form: str, shape: str) -> None:
+    out = made("out", form, shape)
+    found = verify(out)
+    assert as_text(found).splitlines()[-1] == f"{out} holds: complete"
+    assert (found.calls, found.failures, found.ledger, found.ended) == (45, 2, True, True)
+    assert found.parts == len(list(out.glob("part-*"))) == 3
+    assert found.rows == sum(part["rows"] for part in orjson.loads((out / "_manifest.json").read_bytes())["parts"])
+    assert (found.remarks, found.unchecked, found.moved_away) == ([], [], [])
+
+
+def test_the_command_says_what_it_has_read_and_exits_with_0(made: Made) -> None:
+    out = made("out", "ndjson.gz", "nested")
+    done = harvester("verify", str(out))
+    assert done.returncode == 0, done.stderr
+    size = sum(part.stat().st_size for part in out.glob("part-*"))
+    assert done.stdout == (
+        f"read: 3 files, {size:,} bytes, 45 rows of 45 calls; 2 failures; reconciled with the ledger\n"
+        f"{out} holds: complete\n"
+    )
+
+
+def test_the_command_says_what_does_not_hold_and_exits_with_8(made: Made) -> None:
+    out = made()
+    part = part_of(out)
+    part.write_bytes(part.read_bytes().replace(b'"clicks_listed":', b'"clicks_listed":1', 1))
+    done = harvester("verify", str(out))
+    assert done.returncode == 8
+    assert done.stdout.startswith(f"{part}:1: clicks_listed is 1")
+    told = json.loads(harvester("verify", str(out), "--json").stdout)
+    assert told["holds"] is False
+    assert told["problem_count"] == len(told["problems"]) == 2
+    assert told["problems"][0]["file"] == str(part)
+    assert told["problems"][0]["line"] == 1
+    assert told["problems"][1]["line"] is None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.ndjson", "."])
+def test_where_nothing_was_begun_there_is_nothing_to_verify(tmp_path: Path, name: str) -> None:
+    done = harvester("verify", str(tmp_path / name))
+    assert done.returncode == 2
+    assert "nothing to verify" in done.stderr
+
+
+def test_rows_on_standard_output_cannot_be_verified() -> None:
+    assert harvester("verify", "-").returncode == 2
+
+
+def test_a_part_that_a_loader_has_moved_away_is_named_and_no_fault(made: Made) -> None:
+    out = made()
+    part = part_of(out, 1)
+    part.unlink()
+    found = verify(out)
+    assert found.holds
+    assert found.moved_away == [str(part)]
+    assert f"moved away, not looked into: {part}" in as_text(found)
+
+
+def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
+    out = made(GROWING)
+    assert verify(out).rows == 45
+    size = out.stat().st_size
+    with out.open("ab") as stream:
+        stream.write(b'{"torn')
+    found = verify(out)
+    assert found.holds
+    assert found.remarks == [f"{out} goes on behind byte {size}: what is there is not yet certain"]
+    os.truncate(out, size - 10)
+    assert problems(out) == [
+        "results.ndjson:45: torn: it has no line feed at its end",
+        f"results.ndjson: {size - 10} bytes, and {size} in the manifest",
+    ]
+    out.unlink()
+    assert problems(out) == ["results.ndjson: it is gone; its rows are settled, so put it back"]
+
+
+def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path) -> None:
+    out = made()
+    (out / "_harvester").rename(tmp_path / "elsewhere")
+    found = verify(out)
+    assert (found.holds, found.ledger) == (True, False)
+    assert "--work-dir" in found.unchecked[0]
+    assert verify(out, tmp_path / "elsewhere").ledger
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_verifies_all_but_the_ledger(made: Made, tmp_path: Path) -> None:
+    out = made()
+    (out / "_harvester").chmod(0o700)
+    for folder in (out, *out.parents):
+        if folder.is_relative_to(tmp_path.parent.parent):
+            folder.chmod(0o755)
+    code = (
+        "import sys, orjson, harvester.findings, harvester.contents, zlib, gzip\n"
+        "from harvester.cli import main\nimport os\n"
+        f"import harvester.verifying, harvester.printing\nos.setuid({NOBODY})\nmain(['verify', sys.argv[1]])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not checked: the ledger" in done.stdout
+    assert "not held against a ledger" in done.stdout
+
+
+def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made) -> None:
+    out = made("out", "parquet", "flat")
+
+    class Body(io.RawIOBase):
+        """What comes over a connection."""
+
+        def __init__(self, data: bytes) -> None:
+            self._data = io.BytesIO(data)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            return self._data.readinto(memoryview(buffer)[:1000])
+
+    class Store:
+        """Has neither folders nor paths, and streams that cannot seek."""
+
+        def names(self) -> list[str]:
+            return [path.name for path in out.iterdir() if path.is_file()]
+
+        def open(self, name: str) -> Any:
+            return Body((out / name).read_bytes())
+
+        def path(self, name: str) -> str:
+            return f"s3://bucket/{name}"
+
+    shelf = Store()
+    found = verifying.verify(
+        verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None, why="no --work-dir")
+    )
+    assert found.holds
+    assert found.calls == 45
+    assert "--work-dir" in found.unchecked[0]
+
+
+def test_what_was_published_into_an_object_store_is_verified_there(case: Case) -> None:  # noqa: F811
+    assert case.run().returncode == 0
+    whole = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "7 rows of 7 calls; 0 failures; reconciled with the ledger" in whole.stdout
+    alone = harvester("verify", f"{case.out}/_manifest.json", env=case.s3.env)
+    assert alone.returncode == 0
+    assert "not checked: the ledger: " in alone.stdout
+    name = min(each for each in case.held() if each.startswith("part-"))
+    obstore.put(case.store, name, b"spoiled")
+    spoiled = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert spoiled.returncode == 8
+    assert f"{case.out}/{name}:1: cannot be read further" in spoiled.stdout
+    obstore.delete(case.store, name)
+    moved = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
+    assert moved.returncode == 0
+    assert f"moved away, not looked into: {case.out}/{name}" in moved.stdout
+
+
+def test_an_object_store_where_nothing_was_begun_has_nothing_to_verify(case: Case) -> None:  # noqa: F811
+    done = harvester("verify", case.out, env=case.s3.env)
+    assert done.returncode == 2
+    assert f"nothing to verify at {case.out}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["_manifest.json", "_failures.ndjson", "part"])
+def test_a_folder_or_a_pipe_in_the_place_of_a_file_holds_nothing_up(made: Made, name: str) -> None:
+    out = made()
+    path = part_of(out) if name == "part" else out / name
+    for make in (Path.mkdir, os.mkfifo):
+        path.unlink() if path.is_file() else path.rmdir()
+        make(path)
+        done = harvester("verify", str(out))
+        assert done.returncode == 8, done.stdout
+        assert "Traceback" not in done.stderr
+
+
+# --- what does not -------------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> Callable[[list[bytes]], list[bytes]]:
+    def change(lines: list[bytes]) -> list[bytes]:
+        row = orjson.loads(lines[2])
+        del row[name]
+        return [*lines[:2], orjson.dumps(row) + b"\n", *lines[3:]]
+
+    return change
+
+
+SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
+    "not JSON": (lambda lines: [*lines[:2], b"{nonsense\n", *lines[3:]], "not JSON"),
+    "blank": (lambda lines: [*lines[:2], b"\n", *lines[3:]], "not JSON"),
+    "not UTF-8": (lambda lines: [*lines[:2], lines[2].replace(b"bit.ly", b"bit\xff"), *lines[3:]], "not JSON"),
+    "a list": (lambda lines: [*lines[:2], b"[]\n", *lines[3:]], "not a JSON object"),
+    "a key less": (without("facet"), "facet is missing"),
+    "a key more": (edited(more=1), "more is no key of a row"),
+    "disorder": (
+        lambda lines: [*lines[:2], orjson.dumps(dict(reversed(orjson.loads(lines[2]).items()))) + b"\n", *lines[3:]],
+        "its keys are not in their order",
+    ),
+    "wrong type": (edited(size="50"), "size is not integer"),
+    "a truth for a number": (edited(units_returned=True), "units_returned is not integer, or null"),
+    "null": (edited(truncated=None), "truncated is not boolean"),
+    "another run": (edited(run_id="0"), "run_id is '0', and"),
+    "another query": (edited(facet="countries"), "facet is 'countries', and 'referrers' in the manifest"),
+    "another version": (edited(schema_version=2), "schema_version is 2, and 1"),
+    "local time": (edited(fetched_at="2026-11-23T06:00:00+01:00"), "fetched_at is no moment in UTC"),
+    "no such day": (edited(fetched_at="2026-02-30T06:00:00Z"), "fetched_at is no moment in UTC"),
+    "another link": (edited(bitlink="bit.ly/other"), "record_id is not the one of its call"),
+    "another id": (edited(record_id="0" * 32), "record_id is not the one of its call"),
+    "clicks": (edited(clicks_listed=10**6), "clicks_listed is 1000000, and its metrics add up to "),
+    "too many clicks": (edited(clicks_listed=2**63), "clicks_listed is no count"),
+    "not truncated": (edited(truncated=True), "truncated is true, and "),
+    "a metric's key": (edited(metrics=[{"value": "x"}]), "an entry of metrics is not value and clicks"),
+    "a metric's clicks": (edited(metrics=[{"value": "x", "clicks": -1}]), "clicks in metrics is no count"),
+    "a metric's value": (edited(metrics=[{"value": 1, "clicks": 1}]), "a value in metrics is no text"),
+    "a metric": (edited(metrics=["x"]), "an entry of metrics is not value and clicks"),
+    "many units": (edited(units_returned=2**63), "units_returned has more than 64 bits"),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_a_row_that_is_not_what_the_schema_says_is_named_with_its_line(made: Made, spoiled: str) -> None:
+    out = made("out", "ndjson.gz", "nested")
+    change, text = SPOILED[spoiled]
+    rewrite(out, change)
+    (only,) = problems(out)
+    assert only.startswith(f"{part_of(out).name}:3: {text}")
+
+
+def cut_call(lines: list[bytes]) -> list[bytes]:
+    """Take away a line of the first call that has several."""
+    links = [orjson.loads(line)["bitlink"] for line in lines]
+    index = next(i for i in range(1, len(links)) if links[i] == links[i - 1])
+    return lines[: index - 1] + lines[index:]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (edited(clicks=-5), ":3: clicks is no count"),
+        (edited(value=None), ":3: value and clicks are null only together"),
+        (edited(value="another"), ":3: record_id is not the one of its call and value"),
+        (cut_call, "clicks_listed is "),
+    ],
+)
+def test_a_flat_row_and_a_call_of_flat_rows_must_add_up(
+    made: Made, change: Callable[[list[bytes]], list[bytes]], text: str
+) -> None:
+    out = made("out", "ndjson", "flat")
+    rewrite(out, change)
+    assert any(text in problem for problem in problems(out))
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_a_row_that_stands_in_two_parts_is_named_with_both(made: Made, shape: str) -> None:
+    out = made("out", "ndjson", shape)
+    first = content(part_of(out)).splitlines(keepends=True)[:1]
+    link = orjson.loads(first[0])["bitlink"]
+    whole = [line for line in content(part_of(out)).splitlines(keepends=True) if orjson.loads(line)["bitlink"] == link]
+    rewrite(out, lambda lines: lines + whole, 1)
+    told = [problem for problem in problems(out) if "already" in problem]
+    assert told[0].startswith(f"{part_of(out, 1).name}:")
+    assert told[0].endswith(f"its record_id stands in {part_of(out)}:1 already")
+    assert len(told) == (len(whole) if shape == "nested" else len(whole) + 1)
+
+
+def test_a_part_whose_bytes_have_changed_is_named(made: Made) -> None:
+    out = made()
+    part = part_of(out)
+    data = part.read_bytes()
+    part.write_bytes(data.replace(b": ", b":  ").replace(b'","', b'", "', 1))
+    assert [text.partition(",")[0] for text in problems(out)] == [f"{part.name}: {len(data) + 1} bytes"]
+    part.write_bytes(data.replace(b"https:", b"HTTPS:", 1))
+    assert [text.partition(" is ")[0] for text in problems(out)] == [f"{part.name}: its sha256"]
+
+
+@pytest.mark.parametrize("form", [Format.GZIP, Format.ZSTD, Format.PARQUET])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
+def test_a_damaged_part_is_named_and_the_others_are_read(made: Made, form: Format, damage: str) -> None:
+    out = made("out", form, "nested")
+    part = part_of(out)
+    data = part.read_bytes()
+    middle = len(data) // 2
+    part.write_bytes(
+        {"torn": data[:middle], "empty": b"", "flipped": data[:middle] + b"\xaa\x55" * 40 + data[middle + 80 :]}[damage]
+    )
+    found = verify(out)
+    assert not found.holds
+    assert {os.path.basename(problem.file) for problem in found.problems} == {part.name}
+    assert found.rows >= 25
+
+
+def test_parquet_of_other_columns_is_named(made: Made) -> None:
+    out = made("out", "parquet", "nested")
+    part = part_of(out)
+    table = parquet.read_table(part)
+    parquet.write_table(table.drop_columns(["size"]), part)
+    assert "its columns are record_id, run_id" in problems(out)[0]
+    parquet.write_table(table.set_column(7, "size", table["size"].cast(pa.int32())), part)
+    assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
+
+
+def test_a_part_that_nothing_tells_of_is_named(made: Made) -> None:
+    out = made()
+    shutil.copy(part_of(out), out / "part-0a-00000.ndjson")
+    (out / "part-old").write_bytes(b"")
+    found = verify(out)
+    assert [os.path.basename(problem.file) for problem in found.problems] == ["part-0a-00000.ndjson"]
+    assert found.remarks == [f"{out / 'part-old'} is none of harvester's; a loader must not take it for a part"]
+
+
+def test_what_a_killed_run_has_left_over_is_named_and_no_fault(made: Made) -> None:
+    out = made()
+    (out / ".part-0a-00007.tmp").write_bytes(b"half")
+    found = verify(out)
+    assert found.holds
+    assert ".part-0a-00007.tmp was left over" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda m: m["dataset"].update(rows=44), "dataset.calls is not rows + refused"),
+        (lambda m: m["dataset"].update(rows=44, calls=45), "its parts tell of 45 calls, and dataset.rows is 44"),
+        (lambda m: m["list"].update(lines=99), "list.lines is not blank + comments"),
+        (lambda m: m.update(updated="yesterday"), "started or updated is no moment"),
+        (lambda m: m.update(input_read_to_end=False), "complete, and yet stopped"),
+        (lambda m: m["parts"].append(m["parts"][0]), "it lists part-"),
+        (lambda m: m["parts"][0].update(path="../other"), "which is no name of a part of this run"),
+        (lambda m: m["query"].update(units=0), "query.units is neither -1"),
+        (lambda m: m["query"].update(facet=5), "query.facet is not as expected"),
+        (lambda m: m.update(shape="round"), "shape is neither nested nor flat"),
+        (lambda m: m.update(run_id="0a"), "run_id is 0a, and the ledger's is "),
+        (lambda m: m["dataset"].update(failed=1, calls=47), "dataset.failed is 1, and 0 in the ledger"),
+        (lambda m: m["parts"].pop(), "it does not list part-"),
+        (lambda m: m["parts"][0].update(calls=3), "calls of part-"),
+        (lambda m: m.clear(), "schema_version is missing); nothing else was checked"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up_is_named(
+    made: Made, change: Callable[[dict[str, Any]], object], text: str
+) -> None:
+    out = made()
+    edit_manifest(out, change)
+    assert any(problem.startswith("_manifest.json: ") and text in problem for problem in problems(out))
+
+
+def test_a_torn_manifest_is_named_and_a_newer_one_is_a_matter_of_usage(made: Made) -> None:
+    out = made()
+    edit_manifest(out, lambda manifest: manifest.update(schema_version=2))
+    with pytest.raises(UsageError, match="update it"):
+        verify(out)
+    (out / "_manifest.json").write_bytes(b"{")
+    assert "not JSON" in problems(out)[0]
+
+
+def test_success_must_be_there_exactly_when_all_is_complete(made: Made) -> None:
+    out = made()
+    (out / "_SUCCESS").unlink()
+    assert problems(out) == ["_SUCCESS: it is not there, and the manifest says complete: run the same command again"]
+    (out / "_SUCCESS").touch()
+    edit_manifest(out, lambda manifest: manifest.update(complete=False))
+    assert problems(out) == ["_SUCCESS: it is there, and the manifest does not say complete"]
+
+
+def test_failures_that_are_not_well_formed_are_named_with_their_line(made: Made) -> None:
+    out = made()
+    path = out / "_failures.ndjson"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    for changed, text in (
+        (first + second.replace(b'"invalid"', b'"unknown"'), ":2: kind is 'unknown'"),
+        (first.replace(b'"status":404', b'"status":"404"') + second, ":1: status is not integer, or null"),
+        (first.replace(b'"referrers"', b'"countries"') + second, ":1: facet is 'countries'"),
+        (first + second.replace(b'"bitlink":null', b'"bitlink":"x"'), ":2: a bitlink belongs in every line"),
+        (first + b"{}\n" + second, ":2: bitlink is missing"),
+        (first + second[:-1], ":2: torn"),
+        (first, ": 0 lines are invalid, and 1 in the manifest"),
+        (first.replace(b"NOT_FOUND", b"not_found") + second, ":1: not the line that the ledger has"),
+    ):
+        path.write_bytes(changed)
+        assert any(problem.startswith(f"_failures.ndjson{text}") for problem in problems(out)), text
+    path.unlink()
+    assert problems(out)[0].startswith("_failures.ndjson: it is not there")
+
+
+def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -> None:
+    out = made()
+    (out / "_harvester" / "ledger.sqlite").write_bytes(b"no database" * 500)
+    found = verify(out)
+    assert "the ledger is damaged" in found.problems[0].text
+    assert found.rows == 45
+
+
+def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
+    out = made()
+    query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
+    with opened(resolve(str(out)), query, PartPolicy(1000, 1_000_000), list[str]().append) as store:
+        settle(store, "one-more")
+        store.commit(store.take_batch())
+    found = verify(out)
+    assert (found.holds, found.ended, found.ledger) == (True, False, True)
+    for journal in (out / "_harvester").glob("journal-*"):
+        journal.unlink()
+    assert "a journal that the ledger counts on is gone" in as_text(verify(out))
+
+
+def test_the_first_twenty_problems_are_told_and_the_others_counted(made: Made) -> None:
+    out = made("out", "ndjson", "flat")
+    rewrite(out, lambda lines: [b"{}\n"] * 100)
+    lines = as_text(verify(out)).splitlines()
+    assert lines[MOST_PROBLEMS - 1].startswith(f"{part_of(out)}:{MOST_PROBLEMS}: ")
+    assert lines[MOST_PROBLEMS].startswith("and ")
+    assert lines[MOST_PROBLEMS].endswith(" more problems")
+
+
+# --- while a run goes on -------------------------------------------------------------------------------------------
+
+
+def run_and_kill(folder: Path, out: Path, served: Served, answers: int) -> None:
+    """Begin to harvest, and kill that when so many answers were given and something is published."""
+    (folder / "links.txt").write_text("".join(f"bit.ly/{number}\n" for number in range(5000)))
+    where = ("--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    process = start("run", str(folder / "links.txt"), *where, *(() if out.suffix else ("--part-rows", "25")))
+    try:
+        while served.sandbox.answered.total() < answers or not (public(out) / "_manifest.json").exists():
+            threading.Event().wait(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", ["out", GROWING])
+def test_what_a_killed_run_leaves_holds(tmp_path: Path, serve: Callable[..., Served], name: str) -> None:
+    out = tmp_path / name
+    run_and_kill(tmp_path, out, serve(latency_ms=5), 300)
+    found = verify(out)
+    assert as_text(found).splitlines()[-1] == f"{out} holds: as far as its run has come"
+    assert found.ledger
+    assert not found.ended
+
+
+@pytest.mark.parametrize("name", ["out", GROWING])
+def test_a_run_that_goes_on_is_verified_and_not_disturbed(
+    tmp_path: Path, serve: Callable[..., Served], name: str
+) -> None:
+    out, served = tmp_path / name, serve(latency_ms=2)
+    (tmp_path / "links.txt").write_text("".join(f"bit.ly/{number}\n" for number in range(1500)))
+    where = ("--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    process = start("run", str(tmp_path / "links.txt"), *where, *(() if out.suffix else ("--part-rows", "25")))
+    looks = 0
+    while process.poll() is None:
+        if (public(out) / "_manifest.json").exists():
+            found = verify(out)
+            assert found.holds, as_text(found)
+            looks += 1
+    _, err = process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert looks > 1
+    found = verify(out)
+    assert (found.holds, found.calls, found.ended) == (True, 1500, True)
+
+
+# --- the checks themselves -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [7, 10_000])
+def test_keys_that_came_twice_are_found_in_memory_and_on_disk(in_memory: int) -> None:
+    keys = [hashlib.sha256(str(number).encode()).digest()[:16] for number in range(1000)]
+    distinct = Distinct(in_memory)
+    for key in [*keys, *keys[10:14], keys[12]]:
+        distinct.add(key)
+    some, count = distinct.repeated(100)
+    assert (sorted(some), count) == (sorted(keys[10:14]), 4)
+    assert distinct.repeated(2)[1] == 4
+    assert len(distinct.repeated(2)[0]) == 2
+    distinct.close()
+
+
+def test_a_clock_that_was_set_is_told_and_no_fault(made: Made) -> None:
+    out = made()
+    edit_manifest(out, lambda manifest: manifest.update(updated=manifest["started"], started="2026-01-01T00:00:00Z"))
+    rewrite(out, edited(fetched_at="2025-01-01T00:00:00Z"))
+    found = verify(out)
+    assert found.holds
+    assert "a clock was set" in found.remarks[0]
+
+
+def test_a_check_needs_no_more_than_a_query() -> None:
+    told: list[tuple[int, str]] = []
+    query = {"facet": "referrers", "unit": "day", "units": -1, "unit_reference": "2026-11-23T06:00:00Z", "size": 50}
+    check = Nested(query, "0a", lambda number, text: told.append((number, text)))
+    assert check.look(7, {}) is None
+    assert told == [(7, "record_id is missing")]
