@@ -2,12 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import obstore
@@ -17,59 +14,8 @@ from harvester import stores
 from harvester.errors import UsageError
 from harvester.places import resolve
 from harvester.reading import read
-from tests.buckets import BUCKET, LOST, S3, SECRET, check_whole, objects, rows_in, serving_s3
-from tests.commands import NO_LIMITS, ROOT, environment, harvester
-from tests.conftest import Served
-
-LINKS = [f"bit.ly/{i}" for i in range(7)]
-_NUMBERS = count()
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3]:
-    with serving_s3() as s3:
-        yield s3
-
-
-class Case:
-    """A list, a prefix of its own, a work dir, and the command for them."""
-
-    def __init__(self, s3: S3, folder: Path, served: Served) -> None:
-        self.s3, self.folder, self.served = s3, folder, served
-        self.prefix = f"bitly/dt=2026-11-{next(_NUMBERS):02d}"
-        self.out = f"s3://{BUCKET}/{self.prefix}"
-        self.work = folder / "work"
-        self.links = folder / "links.txt"
-        self.links.write_text("\n".join(LINKS) + "\n")
-        self.store = s3.store(self.prefix)
-
-    def arguments(self, *more: str, work: Path | None = None) -> list[str]:
-        where = ["--out", self.out, "--work-dir", str(work or self.work), "--base-url", self.served.url]
-        return ["run", str(self.links), *where, *NO_LIMITS, "--part-rows", "3", "--connections", "1", *more]
-
-    def run(self, *more: str, work: Path | None = None, patience: float | None = None) -> CompletedProcess[str]:
-        # The same command in a process of its own; only its patience is shorter.
-        code = f"from harvester import cli, stores; stores.PATIENCE_SECONDS = {patience}; cli.main()"
-        wrapper = () if patience is None else (sys.executable, "-c", code)
-        return _run(self.arguments(*more, work=work), self.s3.env, wrapper)
-
-    def held(self) -> dict[str, bytes]:
-        return objects(self.store)
-
-
-def _run(arguments: list[str], env: dict[str, str], wrapper: tuple[str, ...]) -> CompletedProcess[str]:
-    if not wrapper:
-        return harvester(*arguments, env=env)
-    return subprocess.run(
-        [*wrapper, *arguments], env=environment(env), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-@pytest.fixture
-def case(s3_server: S3, quick_path: Path, serve: Callable[..., Served]) -> Iterator[Case]:
-    s3_server.calm()
-    yield Case(s3_server, quick_path, serve())
-    s3_server.calm()
+from tests.buckets import BUCKET, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
+from tests.commands import harvester
 
 
 def calls(case: Case) -> int:
@@ -299,7 +245,7 @@ def test_a_plan_counts_what_the_work_dir_knows(case: Case) -> None:
     arguments = ["plan", *case.arguments()[1:]]
     result = harvester(*[a for a in arguments if a not in {"--part-rows", "3"}], "--json", env=case.s3.env)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["list"]["calls"] == 4
+    assert json.loads(result.stdout)["calls"] == 4
 
 
 @pytest.mark.parametrize(
