@@ -52,6 +52,8 @@ class S3:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     fault: Fault = lambda _method, _name: None
     after: Callable[[str, str], object] = lambda _method, _name: None
+    deaf: bool = False
+    """Pass over If-None-Match, as old stores do."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -76,6 +78,7 @@ class S3:
     def calm(self) -> None:
         self.fault = lambda _method, _name: None
         self.after = lambda _method, _name: None
+        self.deaf = False
         self.requests.clear()
 
 
@@ -85,6 +88,8 @@ def _application(s3: S3) -> Callable[..., Iterable[bytes]]:
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, name = environ["REQUEST_METHOD"], environ["PATH_INFO"].rpartition("/")[2]
         s3.requests[method, name] += 1
+        if s3.deaf:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         code = s3.fault(method, name)
         if code in _STATUS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

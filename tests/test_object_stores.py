@@ -1,7 +1,9 @@
 """Published into an object store: as safe as into a folder, for the real command against S3's protocol."""
 
+import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Any
 import obstore
 import pytest
 
+import harvester as harvester_package
 from harvester import stores
 from harvester.errors import UsageError
 from harvester.places import resolve
 from harvester.reading import read
 from tests.buckets import BUCKET, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
-from tests.commands import harvester
+from tests.commands import TOKEN, harvester, start
 
 
 def calls(case: Case) -> int:
@@ -196,6 +199,63 @@ def test_a_manifest_that_cannot_be_uploaded_at_the_end_is_no_success(case: Case)
     assert case.run().returncode == 0
     check_whole(case.held(), set(LINKS))
     assert calls(case) == len(LINKS)
+
+
+def test_a_part_whose_file_was_lost_too_is_made_again(case: Case) -> None:
+    case.s3.fault = once("PUT", "part-", "SlowDown", 10**6)
+    assert case.run(patience=0.1).returncode == 8
+    case.s3.calm()
+    (made,) = case.work.glob("public/.part-*")
+    made.unlink()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_a_manifest_that_cannot_be_uploaded_meanwhile_is_a_warning(case: Case) -> None:
+    case.s3.fault = once("PUT", "_manifest", "SlowDown")
+    result = case.run()
+    assert result.returncode == 0
+    assert "it is tried again later, and the run goes on" in result.stderr
+    check_whole(case.held(), set(LINKS))
+
+
+def test_a_store_that_replaces_where_it_should_create_is_refused(case: Case) -> None:
+    case.s3.deaf = True
+    result = case.run()
+    assert result.returncode == 8
+    assert "cannot publish safely there" in result.stderr
+    assert calls(case) == 0
+
+
+def test_a_stop_does_not_wait_for_a_store_that_is_out(case: Case) -> None:
+    process: list[subprocess.Popen[bytes]] = []
+
+    def fault(method: str, name: str) -> str | None:
+        if method != "PUT" or not name.startswith("part-"):
+            return None
+        process[0].terminate()
+        return "SlowDown"
+
+    case.s3.fault = fault
+    process.append(start(*case.arguments(), env=case.s3.env))
+    _, said = process[0].communicate(timeout=60)
+    assert process[0].returncode in {8, 143}, said
+    case.s3.calm()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_harvester_from_python_publishes_there_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in case.s3.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    limits: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0}
+    harvesting = harvester_package.harvest(LINKS, out=case.out, work_dir=case.work, base_url=case.served.url, **limits)
+    result = asyncio.run(harvesting)
+    assert result["complete"]
+    check_whole(case.held(), set(LINKS))
 
 
 def test_an_endpoint_that_is_down_costs_no_call(case: Case) -> None:
