@@ -56,6 +56,7 @@ class Bucket:
             self._check_unused(ledger)
             text = orjson.dumps(self._claim_of(ledger, str(ours)), option=orjson.OPT_INDENT_2)
             found = text if self._objects.create(CLAIM, text) else self._objects.get(CLAIM)
+            self._check_creates_only(text)
         claimed = _object_in(found or b"")
         if claimed.get("claim") != ours:
             raise self._taken(claimed)
@@ -77,6 +78,14 @@ class Bucket:
                 f"{self._place.out} was begun before, and not with --work-dir {self._place.private}. Without the work "
                 "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
                 "--out with the links that this one lacks"
+            )
+
+    def _check_creates_only(self, text: bytes) -> None:
+        """Some stores that speak S3 pass over If-None-Match, and would let one run replace what another published."""
+        if self._objects.create(CLAIM, text):
+            raise OutputError(
+                f"{self._place.out}: this store replaces what is there when it is asked to create only: harvester "
+                "cannot publish safely there. Update the store, or name another --out"
             )
 
     def _taken(self, claimed: Mapping[str, Any]) -> OutputError:

@@ -5,11 +5,16 @@ import hashlib
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import obstore
@@ -18,8 +23,12 @@ from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from harvester.sandbox import metrics_for
+from tests.commands import NO_LIMITS, ROOT, environment, harvester
+from tests.conftest import Served
 
 BUCKET = "lake"
+LINKS = [f"bit.ly/{i}" for i in range(7)]
+_NUMBERS = count()
 SECRET = "wJalrXUtnFEMI-not-a-real-one"
 _BODY = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>no</Message></Error>'
 _STATUS = {"SlowDown": "503 Slow Down", "AccessDenied": "403 Forbidden", "InternalError": "500 Internal Server Error"}
@@ -43,6 +52,8 @@ class S3:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     fault: Fault = lambda _method, _name: None
     after: Callable[[str, str], object] = lambda _method, _name: None
+    deaf: bool = False
+    """Pass over If-None-Match, as old stores do."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -67,6 +78,7 @@ class S3:
     def calm(self) -> None:
         self.fault = lambda _method, _name: None
         self.after = lambda _method, _name: None
+        self.deaf = False
         self.requests.clear()
 
 
@@ -76,6 +88,8 @@ def _application(s3: S3) -> Callable[..., Iterable[bytes]]:
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, name = environ["REQUEST_METHOD"], environ["PATH_INFO"].rpartition("/")[2]
         s3.requests[method, name] += 1
+        if s3.deaf:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         code = s3.fault(method, name)
         if code in _STATUS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -132,3 +146,47 @@ def check_whole(held: dict[str, bytes], links: set[str]) -> None:
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["dataset"]["rows"] == len(rows)
     assert manifest["complete"]
     assert held["_SUCCESS"] == b""
+
+
+class Case:
+    """A list, a prefix of its own, a work dir, and the command for them."""
+
+    def __init__(self, s3: S3, folder: Path, served: Served) -> None:
+        self.s3, self.folder, self.served = s3, folder, served
+        self.prefix = f"bitly/dt=2026-11-{next(_NUMBERS):02d}"
+        self.out = f"s3://{BUCKET}/{self.prefix}"
+        self.work = folder / "work"
+        self.links = folder / "links.txt"
+        self.links.write_text("\n".join(LINKS) + "\n")
+        self.store = s3.store(self.prefix)
+
+    def begin_again(self) -> None:
+        """Take another prefix and another work dir."""
+        number = next(_NUMBERS)
+        self.prefix = f"bitly/again-{number}"
+        self.out = f"s3://{BUCKET}/{self.prefix}"
+        self.work = self.folder / f"work-{number}"
+        self.store = self.s3.store(self.prefix)
+        self.served.sandbox.answered.clear()
+        self.s3.calm()
+
+    def arguments(self, *more: str, work: Path | None = None) -> list[str]:
+        where = ["--out", self.out, "--work-dir", str(work or self.work), "--base-url", self.served.url]
+        return ["run", str(self.links), *where, *NO_LIMITS, "--part-rows", "3", "--connections", "1", *more]
+
+    def run(self, *more: str, work: Path | None = None, patience: float | None = None) -> CompletedProcess[str]:
+        # The same command in a process of its own; only its patience is shorter.
+        code = f"from harvester import cli, stores; stores.PATIENCE_SECONDS = {patience}; cli.main()"
+        wrapper = () if patience is None else (sys.executable, "-c", code)
+        return _run(self.arguments(*more, work=work), self.s3.env, wrapper)
+
+    def held(self) -> dict[str, bytes]:
+        return objects(self.store)
+
+
+def _run(arguments: list[str], env: dict[str, str], wrapper: tuple[str, ...]) -> CompletedProcess[str]:
+    if not wrapper:
+        return harvester(*arguments, env=env)
+    return subprocess.run(
+        [*wrapper, *arguments], env=environment(env), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )

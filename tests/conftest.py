@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.commands import STATE_DIR, TOKEN_STORE
 from tests.servers import in_thread
+
+if TYPE_CHECKING:
+    from tests.buckets import S3, Case
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()
@@ -100,3 +103,22 @@ def serve() -> Iterator[Callable[..., Served]]:
             return Served(stack.enter_context(in_thread(serving(sandbox))), sandbox)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> "Iterator[S3]":
+    """Serve an S3 once for all tests."""
+    from tests.buckets import serving_s3  # noqa: PLC0415 - a second that most files need not wait for
+
+    with serving_s3() as s3:
+        yield s3
+
+
+@pytest.fixture
+def case(s3_server: "S3", quick_path: Path, serve: Callable[..., Served]) -> "Iterator[Case]":
+    """A prefix of its own, in an S3 without faults."""
+    from tests.buckets import Case  # noqa: PLC0415
+
+    s3_server.calm()
+    yield Case(s3_server, quick_path, serve())
+    s3_server.calm()

@@ -3,8 +3,8 @@
 Reads an order a line from standard input,
 `{"arguments": [...], "operation": "rename part", "nth": 2, "when": "before"}`, and answers with a line
 `{"killed": true, "code": null, "counts": null}`, or with the exit code and the number of times that each operation took
-place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset;
-`any` counts them all.
+place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset, and
+the requests to an object store; `any` counts them all.
 """
 
 import io
@@ -20,12 +20,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
-from harvester import cli, dataset, harvesting, job, journal, ledger  # noqa: F401
+from harvester import bucket, cli, dataset, harvesting, job, journal, ledger, stores  # noqa: F401
 
 T = TypeVar("T")
 ANY = "any"
 _KINDS = (("part", r"part-"), ("journal", r"journal-"), ("manifest", r"_manifest"), ("failures", r"_failures"),
-          ("success", r"_SUCCESS"), ("growing", r"\.ndjson$"))  # fmt: skip
+          ("success", r"_SUCCESS"), ("claim", r"_claim"), ("growing", r"\.ndjson$"))  # fmt: skip
 
 
 def kind_of(path: str) -> str:
@@ -51,10 +51,11 @@ class Killer:
             mine = mine and self.counts[self._chosen] == self._nth
         if mine and self._when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = operation()
-        if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return operation()
+        finally:  # also after one that has failed, as a request for what is not there
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class KillingOs:
@@ -119,6 +120,23 @@ class KillingSqlite:
         return sqlite3.connect(path, factory=KillingConnection, **options)
 
 
+class KillingLibrary:
+    """Stands before obstore: a request is killed before it is sent, or after it was answered."""
+
+    def __init__(self, killer: Killer, library: Any) -> None:
+        self._killer = killer
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._library, name)
+        if name not in {"put", "get", "delete", "list_with_delimiter"}:
+            return found
+        return lambda store, path="", *rest, **options: self._killer.around(
+            f"{name} {kind_of(path)}",
+            lambda: found(store, *([path] if path else []), *rest, **options),
+        )
+
+
 def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
     if mode in {"wb", "ab", "r+b"}:
         return io.BufferedRandom(KillingFile(path, mode)) if "+" in mode else io.BufferedWriter(KillingFile(path, mode))
@@ -132,6 +150,8 @@ def put_in_place(killer: Killer) -> None:
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(ledger)["sqlite3"] = KillingSqlite()
+    library = stores._library
+    vars(stores)["_library"] = lambda: KillingLibrary(killer, library())
     vars(harvesting)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
 
 

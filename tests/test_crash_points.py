@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,10 @@ class Crasher:
 
 
 @contextmanager
-def crashing(folder: Path) -> Iterator[Crasher]:
+def crashing(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Crasher]:
     command = [sys.executable, "-m", "tests.crashing", str(folder / "report")]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment()) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment(env)) as process:
         yield Crasher(process)
         assert process.stdin
         process.stdin.close()

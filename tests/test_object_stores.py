@@ -1,75 +1,24 @@
 """Published into an object store: as safe as into a folder, for the real command against S3's protocol."""
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import obstore
 import pytest
 
+import harvester as harvester_package
 from harvester import stores
 from harvester.errors import UsageError
 from harvester.places import resolve
 from harvester.reading import read
-from tests.buckets import BUCKET, LOST, S3, SECRET, check_whole, objects, rows_in, serving_s3
-from tests.commands import NO_LIMITS, ROOT, environment, harvester
-from tests.conftest import Served
-
-LINKS = [f"bit.ly/{i}" for i in range(7)]
-_NUMBERS = count()
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3]:
-    with serving_s3() as s3:
-        yield s3
-
-
-class Case:
-    """A list, a prefix of its own, a work dir, and the command for them."""
-
-    def __init__(self, s3: S3, folder: Path, served: Served) -> None:
-        self.s3, self.folder, self.served = s3, folder, served
-        self.prefix = f"bitly/dt=2026-11-{next(_NUMBERS):02d}"
-        self.out = f"s3://{BUCKET}/{self.prefix}"
-        self.work = folder / "work"
-        self.links = folder / "links.txt"
-        self.links.write_text("\n".join(LINKS) + "\n")
-        self.store = s3.store(self.prefix)
-
-    def arguments(self, *more: str, work: Path | None = None) -> list[str]:
-        where = ["--out", self.out, "--work-dir", str(work or self.work), "--base-url", self.served.url]
-        return ["run", str(self.links), *where, *NO_LIMITS, "--part-rows", "3", "--connections", "1", *more]
-
-    def run(self, *more: str, work: Path | None = None, patience: float | None = None) -> CompletedProcess[str]:
-        # The same command in a process of its own; only its patience is shorter.
-        code = f"from harvester import cli, stores; stores.PATIENCE_SECONDS = {patience}; cli.main()"
-        wrapper = () if patience is None else (sys.executable, "-c", code)
-        return _run(self.arguments(*more, work=work), self.s3.env, wrapper)
-
-    def held(self) -> dict[str, bytes]:
-        return objects(self.store)
-
-
-def _run(arguments: list[str], env: dict[str, str], wrapper: tuple[str, ...]) -> CompletedProcess[str]:
-    if not wrapper:
-        return harvester(*arguments, env=env)
-    return subprocess.run(
-        [*wrapper, *arguments], env=environment(env), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-@pytest.fixture
-def case(s3_server: S3, quick_path: Path, serve: Callable[..., Served]) -> Iterator[Case]:
-    s3_server.calm()
-    yield Case(s3_server, quick_path, serve())
-    s3_server.calm()
+from tests.buckets import BUCKET, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
+from tests.commands import TOKEN, harvester, start
 
 
 def calls(case: Case) -> int:
@@ -252,6 +201,63 @@ def test_a_manifest_that_cannot_be_uploaded_at_the_end_is_no_success(case: Case)
     assert calls(case) == len(LINKS)
 
 
+def test_a_part_whose_file_was_lost_too_is_made_again(case: Case) -> None:
+    case.s3.fault = once("PUT", "part-", "SlowDown", 10**6)
+    assert case.run(patience=0.1).returncode == 8
+    case.s3.calm()
+    (made,) = case.work.glob("public/.part-*")
+    made.unlink()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_a_manifest_that_cannot_be_uploaded_meanwhile_is_a_warning(case: Case) -> None:
+    case.s3.fault = once("PUT", "_manifest", "SlowDown")
+    result = case.run()
+    assert result.returncode == 0
+    assert "it is tried again later, and the run goes on" in result.stderr
+    check_whole(case.held(), set(LINKS))
+
+
+def test_a_store_that_replaces_where_it_should_create_is_refused(case: Case) -> None:
+    case.s3.deaf = True
+    result = case.run()
+    assert result.returncode == 8
+    assert "cannot publish safely there" in result.stderr
+    assert calls(case) == 0
+
+
+def test_a_stop_does_not_wait_for_a_store_that_is_out(case: Case) -> None:
+    process: list[subprocess.Popen[bytes]] = []
+
+    def fault(method: str, name: str) -> str | None:
+        if method != "PUT" or not name.startswith("part-"):
+            return None
+        process[0].terminate()
+        return "SlowDown"
+
+    case.s3.fault = fault
+    process.append(start(*case.arguments(), env=case.s3.env))
+    _, said = process[0].communicate(timeout=60)
+    assert process[0].returncode in {8, 143}, said
+    case.s3.calm()
+    assert case.run().returncode == 0
+    check_whole(case.held(), set(LINKS))
+    assert calls(case) == len(LINKS)
+
+
+def test_harvester_from_python_publishes_there_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in case.s3.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    limits: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0}
+    harvesting = harvester_package.harvest(LINKS, out=case.out, work_dir=case.work, base_url=case.served.url, **limits)
+    result = asyncio.run(harvesting)
+    assert result["complete"]
+    check_whole(case.held(), set(LINKS))
+
+
 def test_an_endpoint_that_is_down_costs_no_call(case: Case) -> None:
     case.s3 = S3(url="http://127.0.0.1:9")
     result = case.run(patience=0.3)
@@ -299,7 +305,7 @@ def test_a_plan_counts_what_the_work_dir_knows(case: Case) -> None:
     arguments = ["plan", *case.arguments()[1:]]
     result = harvester(*[a for a in arguments if a not in {"--part-rows", "3"}], "--json", env=case.s3.env)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["list"]["calls"] == 4
+    assert json.loads(result.stdout)["calls"] == 4
 
 
 @pytest.mark.parametrize(
