@@ -289,10 +289,10 @@ def verify(out: str, /, *, work_dir: str | None = None, json: Annotated[bool, Pa
     json:
         Print a JSON object, for a program.
     """
-    from harvester import findings, printing, verifying
+    from harvester import findings, verifying
 
     found = verifying.verify(verifying.output_at(_dashed(out), work_dir))
-    printing.put(verifying.as_json(found) if json else findings.as_text(found))
+    print_out(verifying.as_json(found) if json else findings.as_text(found))
     return OK if found.holds else OUTPUT
 
 

@@ -31,11 +31,11 @@ from harvester.places import resolve
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.schema import Shape
 from harvester.store import PartPolicy, opened
+from tests.buckets import Case
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import content, public
 from tests.servers import in_thread
-from tests.test_object_stores import Case, case, s3_server  # noqa: F401 - fixtures
 from tests.test_recovery import settle
 
 NAMES = [f"bit.ly/{number}" for number in range(45)] + ["bit.ly/missing-1", "nonsense"]
@@ -263,7 +263,7 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
     assert "--work-dir" in found.unchecked[0]
 
 
-def test_what_was_published_into_an_object_store_is_verified_there(case: Case) -> None:  # noqa: F811
+def test_what_was_published_into_an_object_store_is_verified_there(case: Case) -> None:
     assert case.run().returncode == 0
     whole = harvester("verify", case.out, "--work-dir", str(case.work), env=case.s3.env)
     assert whole.returncode == 0, whole.stdout + whole.stderr
@@ -282,7 +282,7 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case) -
     assert f"moved away, not looked into: {case.out}/{name}" in moved.stdout
 
 
-def test_an_object_store_where_nothing_was_begun_has_nothing_to_verify(case: Case) -> None:  # noqa: F811
+def test_an_object_store_where_nothing_was_begun_has_nothing_to_verify(case: Case) -> None:
     done = harvester("verify", case.out, env=case.s3.env)
     assert done.returncode == 2
     assert f"nothing to verify at {case.out}" in done.stderr
