@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from harvester import manifest as manifests
 from harvester.beside import check_failures, check_manifest, check_names, has_ended
 from harvester.checking import Check, call_key, check_for
 from harvester.contents import Bad, Broken, Hashed, rows_of
-from harvester.dataset import MANIFEST
+from harvester.dataset import MANIFEST, SUCCESS
 from harvester.distinct import Distinct
 from harvester.errors import OutputError, UsageError
 from harvester.findings import Findings, as_dict
@@ -23,7 +24,8 @@ from harvester.schema import Shape
 from harvester.shelf import FolderShelf, Shelf, StoreShelf
 from harvester.stores import is_url, normal, open_store
 
-_LOOKS = 5
+_LOOKS, _LOOK_SECONDS = 20, 0.1
+_COMPLETE = re.compile(rb'"complete":\s*true')
 _LOCATED = 1000
 """So many repeated record_ids are looked for in the files; what is beyond is counted."""
 _NAME = re.compile(rf"part-([0-9a-f]+)-(\d{{5,}})\.({'|'.join(map(re.escape, Format))})")
@@ -131,8 +133,10 @@ def _look(output: Output) -> tuple[list[str], bytes]:
         for _ in range(_LOOKS):
             names = output.beside.names()
             before, text = text, _text_of(output.beside)
-            if text == before:
+            # At a run's end _SUCCESS comes a moment after the manifest.
+            if text == before and (SUCCESS in names or not _COMPLETE.search(text)):
                 break
+            time.sleep(_LOOK_SECONDS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"nothing to verify at {output.name}: there is no {path}") from error
     return names, text
