@@ -28,6 +28,8 @@ FORM: dict[str, Any] = {
     "run_id": str,
     "work_dir?": str | None,
     "query": dict,
+    "format?": str,
+    "shape?": str,
     "started": str,
     "updated": str,
     "complete": bool,

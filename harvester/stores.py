@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-import tenacity
-
 from harvester.errors import OutputError, UsageError
 
 PATIENCE_SECONDS = 120.0
@@ -180,6 +178,8 @@ class Objects:
         missing: Any = ...,
     ) -> T:
         """Do a request again until it is done, refused, or no patience is left. missing: what a 404 gives."""
+        import tenacity  # noqa: PLC0415 - a look at a folder's manifest needs none of it
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._passing),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE_SECONDS),

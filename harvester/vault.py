@@ -15,8 +15,6 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-import platformdirs
-
 from harvester.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +48,8 @@ class Vault:
 
     def __init__(self, base_url: str, folder: str | None = None) -> None:
         self.server = server_of(base_url)
+        import platformdirs  # noqa: PLC0415 - a look at a manifest needs none of it
+
         own = os.path.join(platformdirs.user_data_dir("harvester", appauthor=False), "tokens")
         self._file = _TokenFile(os.path.abspath(folder) if folder else own, self.server, asked=folder is not None)
 

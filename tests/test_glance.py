@@ -44,6 +44,8 @@ WRITTEN: dict[str, Any] = {
         "unit_reference": "2026-11-23T06:00:00Z",
         "size": 50,
     },
+    "format": "ndjson.gz",
+    "shape": "nested",
     "started": "2026-11-23T06:00:00Z",
     "updated": "2026-11-23T14:04:30Z",
     "complete": False,

@@ -225,14 +225,14 @@ def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, mak
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-@pytest.mark.parametrize("killed_at", ["intend", "_give_name", "seal"])
+@pytest.mark.parametrize("killed_at", ["intend", "put", "seal"])
 def test_a_part_that_a_crash_interrupted_is_published_with_the_same_name_and_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: Making, killed_at: str
 ) -> None:
     committed(tmp_path / "whole", making)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     whole = publish(tmp_path / "whole", making)
-    owner = "dataset.Folder" if killed_at == "_give_name" else "ledger.Ledger"
+    owner = "dataset.Folder" if killed_at == "put" else "ledger.Ledger"
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
