@@ -43,6 +43,11 @@ class Pace:
             self._pacing.add(waiting)
             try:
                 await self._stopper.guard(waiting)
+            except asyncio.CancelledError:
+                # A wait that `hurry` ended before it had begun; whoever is cancelled itself stays so.
+                task = asyncio.current_task()
+                if not waiting.cancelled() or (task is not None and task.cancelling()):
+                    raise
             finally:
                 self._pacing.discard(waiting)
 
