@@ -53,6 +53,10 @@ def _dashed(text: str) -> str:
     return "-" if text == _DASH else text
 
 
+def _with_dash(options: RunOptions) -> RunOptions:
+    return replace(options, output=replace(options.output, out=_dashed(options.output.out)))
+
+
 def _plain_error(error: CycloptsError) -> str:
     return f"harvester: {configuration.explained(error).replace(_DASH, '-')}"
 
@@ -127,8 +131,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     links:
         Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    lists = [_dashed(link) for link in links]
+    lists, options = [_dashed(link) for link in links], _with_dash(options)
     return _told(lists, options, lambda watcher: _run(lists, options, watcher), live=True)
 
 
@@ -167,8 +170,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits either; that takes up to three calls.
     """
-    options = replace(options, output=replace(options.output, out=_dashed(options.output.out)))
-    lists = [_dashed(link) for link in links]
+    lists, options = [_dashed(link) for link in links], _with_dash(options)
     return _told(lists, options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
 
 

@@ -1,9 +1,8 @@
 """One call to one verdict: attempts, retries, and whose fault it is when they fail.
 
-A throttled answer, and
-any transient one during an outage, is the server's affair: the attempt is made again and the call is charged nothing.
-Before a call is written off, most others must have been answered since it first failed; unless they were, a link that
-answered before is asked, the witness.
+A throttled answer, and any transient one during an outage, is the server's affair: the attempt is made again and the
+call is charged nothing. Before a call is written off, most others must have been answered since it first failed, and
+one of late; unless they were, a link that answered before is asked, the witness.
 """
 
 from collections import deque
@@ -14,13 +13,15 @@ from functools import partial
 
 from harvester.bitly import Answer, Query, Throttled, TokenRefused, Transient, Verdict
 from harvester.connections import Pool, pooled
-from harvester.counting import BUSY_SECONDS, Counting
+from harvester.counting import BUSY_SECONDS
 from harvester.errors import BudgetBusy
 from harvester.retries import repeated
 from harvester.sending import Means, Sender
 from harvester.slots import Slots
 
 WITNESSES = 8
+_SOON_SECONDS = 10.0
+"""A witness that is answered later than so after a call has failed says nothing of that failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,6 @@ class Settings:
     attempts: int
     timeout_seconds: float
     backoff_seconds: float = 1.0
-
-
-_SOON_SECONDS = 10.0
-"""A witness that is answered later than so after a call has failed says nothing of that failure."""
 
 
 class Client:
@@ -52,7 +49,6 @@ class Client:
         self._settings = settings
         self._token = means.token
         self._budget = means.budget
-        self._counting = Counting(means.budget, means.stopper)
         self._gate = means.gate
         self._stopper = means.stopper
         self._clock = means.clock
@@ -125,7 +121,7 @@ class Client:
         counted = not renewed
         while not counted:
             try:
-                self._counting.must(partial(self._budget.use_token, self._token.fingerprint))
+                self.sender.counting.must(partial(self._budget.use_token, self._token.fingerprint))
                 counted = True
             except BudgetBusy:
                 await self._stopper.pause(BUSY_SECONDS)

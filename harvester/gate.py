@@ -34,6 +34,7 @@ class GateRules:
 _ENOUGH = 5
 """So many first attempts say how the server is; fewer do not."""
 _LATELY_SECONDS = 60.0
+"""An answer to others that is older says nothing of a call that has failed just now."""
 _CALM_SECONDS = 300.0
 """An outage that begins later than so long after the last one's end is another."""
 
@@ -60,8 +61,8 @@ class Gate:
         self._opened_at = float("-inf")
         self._trusted_until = float("-inf")
         self._answered_at = float("-inf")
-        self.probes_failed = 0
         self._failed_at = float("-inf")
+        self.probes_failed = 0
 
     @property
     def outage(self) -> bool:

@@ -166,6 +166,8 @@ class Harvest:
         self._outlook.look_back(status)
         outcome = Outcome(settled and stop is None, stop, status)
         await self._keeper.finish(outcome)
+        # A task that is cancelled ends its group in silence: without a reason to stop no call may be left.
+        assert stop is not None or not status.pending, f"{status.pending} calls were dropped"
         return outcome
 
     # --- the list --------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Sender:
     """Makes attempts, one at a time for each who asks.
 
     timeout_seconds: for an attempt in all. trouble: how the last attempt failed, if it did so in passing. waiting: why
-    nothing is sent at present.
+    nothing is sent at present. counting: the budget as it is asked here.
     """
 
     def __init__(self, pool: Pool, query: Query, means: Means, *, base_url: str, timeout_seconds: float) -> None:
@@ -71,8 +71,8 @@ class Sender:
         self._timeout_seconds = timeout_seconds
         self._token = means.token
         self._budget = means.budget
-        self._counting = Counting(means.budget, means.stopper)
-        self.pace = Pace(self._counting, means.stopper)
+        self.counting = Counting(means.budget, means.stopper)
+        self.pace = Pace(self.counting, means.stopper)
         self._gate = means.gate
         self._stopper = means.stopper
         self._clock = means.clock
@@ -119,7 +119,7 @@ class Sender:
         slot = await self._pool.get(self._stopper)
         try:
             self._keep_token(budget)
-            if self._counting.must(budget.take) is not None:
+            if self.counting.must(budget.take) is not None:
                 return Looked(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
@@ -138,14 +138,14 @@ class Sender:
         """Count helper routes, too, for the token that is in use now: it may have been rotated since."""
         token = self._budget.account.token
         if budget.account.token != token:
-            self._counting.must(partial(budget.use_token, token))
+            self.counting.must(partial(budget.use_token, token))
 
     def _note(self, found: Verdict, sent_at: float, *, evidence: bool, witness: bool) -> None:
         """Tell gate and budget what an answer says of the server and its limits."""
         if isinstance(found, Throttled):
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
-            self._counting.ask(partial(self._budget.throttled, found.hint, sent_at=sent_at))
+            self.counting.ask(partial(self._budget.throttled, found.hint, sent_at=sent_at))
             self._gate.throttled()
             return
         self.trouble = None
@@ -157,11 +157,11 @@ class Sender:
         if not isinstance(found, Transient) or found.status is not None:
             self._throttled_since = None
             if isinstance(found, MonthSpent):
-                self._counting.ask(self._budget.month.refused)
+                self.counting.ask(self._budget.month.refused)
             elif self._budget.month.told_before and isinstance(found, Answer):
-                self._counting.ask(self._budget.month.goes_on)
+                self.counting.ask(self._budget.month.goes_on)
             if self._budget.closed:
-                self._counting.ask(partial(self._budget.answered, sent_at=sent_at))
+                self.counting.ask(partial(self._budget.answered, sent_at=sent_at))
 
     async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
         """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.
@@ -212,11 +212,11 @@ class Sender:
 
     def _take(self, now: float) -> Wait | None:
         """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
-        refused = self._counting.take()
+        refused = self.counting.take()
         if refused is not None:
             self._gate.leave(sent_at=now)
         if isinstance(refused, MonthOver):
-            self._counting.end(refused)
+            self.counting.end(refused)
             raise Stopping
         return refused
 
@@ -253,7 +253,7 @@ class Sender:
         with suppress(ValueError, OverflowError):
             date = parsedate_to_datetime(text)
             if date.tzinfo is not None:
-                self._counting.ask(partial(self._budget.month.see_date, date, sent_at=sent_at))
+                self.counting.ask(partial(self._budget.month.see_date, date, sent_at=sent_at))
 
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""

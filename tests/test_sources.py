@@ -322,7 +322,8 @@ PIECES = st.one_of(
 @example(b"x" * CHUNK + b"\n", False)
 @example(b"x" * (CHUNK - 1) + b"\n" + b"y" * CHUNK + b"\n\n", True)
 def test_lines_and_counts_reconcile_for_any_bytes(content: bytes, packed: bool) -> None:
-    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")))
+    assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # UTF-16, gzip, zstd
+    assume(content[1:4] != b"\x2a\x4d\x18")  # a frame of zstd that holds no data
     with tempfile.TemporaryDirectory() as folder:
         batches = list(read(find([write(Path(folder), gzip.compress(content) if packed else content)])))
     for batch in batches:
