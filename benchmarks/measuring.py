@@ -58,10 +58,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def harvest(links: Path, url: str, out: Path) -> Used:
+def harvest(links: Path, url: str, out: Path, *options: str) -> Used:
     """Run `harvester run` over a list, without limits."""
     where = ("--out", str(out), "--state-dir", str(out.parent / "state"), "--base-url", url)
-    return run("-m", "harvester", "run", str(links), *where, "--quiet", *NO_LIMITS)
+    return run("-m", "harvester", "run", str(links), *where, "--quiet", *NO_LIMITS, *options)
 
 
 def run(*arguments: str) -> Used:

@@ -59,6 +59,7 @@ def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
                 store.commit(store.take_batch())
         store.end_part()
         store.commit(store.take_batch())
+        store.publish()
         finish(store, calls)
 
 

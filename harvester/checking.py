@@ -214,7 +214,7 @@ class Flat(_Common):
         self._last = number
         misfit = self._misfit_of_metric(row["value"], row["clicks"])
         if not misfit:
-            key = self._key(row["value"] or "")
+            key = self._key(row["value"])
             if key.hex() == row["record_id"]:
                 return key
             misfit = "record_id is not the one of its call and value"
@@ -240,10 +240,12 @@ class Flat(_Common):
         self._clicks += clicks
         return None if 0 <= clicks <= INT64_MAX else "clicks is no count"
 
-    def _key(self, value: str) -> bytes:
-        times = self._seen[value] = self._seen.get(value, 0) + 1
+    def _key(self, value: str | None) -> bytes:
+        times = 0
+        if value is not None:
+            times = self._seen[value] = self._seen.get(value, 0) + 1
         digest = self._begun.copy()
-        digest.update((f"{value}{_SEPARATOR}{times}" if times > 1 else value).encode())
+        digest.update(f"{times}{_SEPARATOR}{value or ''}".encode())
         return digest.digest()[:16]
 
     def end(self) -> None:

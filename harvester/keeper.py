@@ -1,4 +1,4 @@
-"""What a harvest does beside the event loop: reading a list that may block, committing to a disk that may be slow."""
+"""What a harvest does beside the event loop: committing to a disk that may be slow, and making parts meanwhile."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ Metrics = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class Keeper:
-    """Commits what the workers record, in one thread, and keeps the manifest fresh; an async context manager.
+    """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
 
     in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
     knows; None stands for a run that goes on. counters: the run's attempts, which the ledger adds up over all runs.
@@ -56,6 +56,8 @@ class Keeper:
         self._least_free = least_free_bytes
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "harvester-disk")
+        self._press = ThreadPoolExecutor(1, "harvester-parts")
+        self._making: asyncio.Future[None] | None = None
         self._due = asyncio.Event()
         self._done = asyncio.Event()
         self._over = False
@@ -72,10 +74,13 @@ class Keeper:
         try:
             await self._end()
         finally:
-            await in_daemon(self._thread.shutdown)
+            if self._making:  # only when the run is given up for another reason, which is what is to be seen
+                await asyncio.gather(self._making, return_exceptions=True)
+            for thread in (self._thread, self._press):
+                await in_daemon(thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work on the store, in the thread that alone may do it."""
+        """Do blocking work on the store, in the thread that alone may do it, but for the making of parts."""
         assert not kwargs
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
@@ -101,6 +106,7 @@ class Keeper:
         self._store.end_part()
         batch = self._take_batch()
         await self.in_thread(self._store.commit, batch)
+        await self._make_all_parts()
         await self.in_thread(self._store.write_failures)
         await self._write_manifest(outcome)
         if outcome.complete:
@@ -128,8 +134,8 @@ class Keeper:
     async def _commit(self) -> None:
         batch = self._take_batch()
         try:
-            part_ended = await self.in_thread(self._store.commit, batch)
-            await self._tell(part_ended=part_ended)
+            await self.in_thread(self._store.commit, batch)
+            await self._tell(part_made=await self._make_parts())
         except ConsumerGone as error:
             self._stopper.request(Stop(Reason.CONSUMER_GONE, str(error)))
         except OutputError as error:
@@ -140,6 +146,25 @@ class Keeper:
             self._store.give_back(batch)
         self._done.set()
 
+    async def _make_parts(self) -> bool:
+        """Begin to make the parts that are due; True when some were made that were begun before."""
+        made = False
+        if self._making and (self._making.done() or self._store.behind):
+            making, self._making = self._making, None
+            await making
+            made = True
+        if self._making is None and self._store.due:
+            self._making = asyncio.get_running_loop().run_in_executor(self._press, self._store.publish)
+            self._making.add_done_callback(lambda _: self._due.set())
+        return made
+
+    async def _make_all_parts(self) -> None:
+        making, self._making = self._making, None
+        if making:
+            with contextlib.suppress(OutputError):  # it is tried once more
+                await making
+        await asyncio.get_running_loop().run_in_executor(self._press, self._store.publish)
+
     def _take_batch(self) -> Batch:
         now = replace(self._counters)
         for counter in fields(Counters):
@@ -148,10 +173,10 @@ class Keeper:
         self._counted = now
         return self._store.take_batch()
 
-    async def _tell(self, *, part_ended: bool) -> None:
+    async def _tell(self, *, part_made: bool) -> None:
         """Replace the manifest at each part and each minute, and the failures as often as they are cheap."""
         now = time.monotonic()
-        if not part_ended and now < self._manifest_due:
+        if not part_made and now < self._manifest_due:
             return
         self._manifest_due = now + MANIFEST_SECONDS
         await self._write_manifest(None)

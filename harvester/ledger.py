@@ -1,11 +1,12 @@
 """The ledger: SQLite's memory of a dataset. Which query it is, which calls are known, which parts exist.
 
 Durable before anything depends on it: WAL with synchronous=FULL, because NORMAL does not sync a commit
-(https://www.sqlite.org/pragma.html#pragma_synchronous). One connection, used by one thread at a time.
+(https://www.sqlite.org/pragma.html#pragma_synchronous). One connection, which threads use in turn.
 """
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name 
                     sha256 TEXT, calls INTEGER, sealed INTEGER);
 """
 _VERSION = 2
+_PARTS = "SELECT number, generation, name, rows, bytes, sha256, calls, sealed FROM parts"
 _VARIABLES = 1000
 
 
@@ -105,14 +107,19 @@ class Snapshot(NamedTuple):
 class Ledger:
     """An open ledger file, made if it was not there; ended by close. read_only: a run may have it open meanwhile.
 
+    For any thread: one waits while another is at work.
+
     Every method may raise OutputError: the file is damaged, or its disk full.
     """
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self._path = path
+        self._turn = threading.RLock()
         with self._explained():
             if read_only:
                 self._db = _opened_to_read(path)
+                if not self.fresh and self.meta().get("schema") == 1:
+                    self._db.execute("CREATE TEMP VIEW parts AS SELECT *, rows AS calls FROM main.parts")
                 return
             with suppress(OSError):  # SQLite says why; by itself it would give the file no more than rw-r--r--
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
@@ -333,7 +340,7 @@ class Ledger:
     def parts(self) -> list[Part]:
         """Give the parts, in the order of their numbers."""
         with self._explained():
-            rows = self._db.execute("SELECT * FROM parts ORDER BY number")
+            rows = self._db.execute(f"{_PARTS} ORDER BY number")
             return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
 
     def next_part(self) -> int:
@@ -344,14 +351,13 @@ class Ledger:
     def unsealed(self) -> list[Part]:
         """Give the parts that have an intent, and no seal yet."""
         with self._explained():
-            return [
-                Part(*row)._replace(sealed=False) for row in self._db.execute("SELECT * FROM parts WHERE sealed = 0")
-            ]
+            return [Part(*row)._replace(sealed=False) for row in self._db.execute(f"{_PARTS} WHERE sealed = 0")]
 
     def intend(self, part: Part) -> None:
         """Write down the part that is about to be published, with what its file holds."""
         with self._transaction():
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
+            columns = "number, generation, name, rows, bytes, sha256, calls"
+            self._db.execute(f"INSERT INTO parts ({columns}, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])  # noqa: S608
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
@@ -377,10 +383,19 @@ class Ledger:
         if found != "ok":
             raise OutputError(self._damage(found))
         version = self.meta().get("schema")
-        if version != _VERSION:
+        if version == 1:
+            self._take_over()
+        elif version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
             )
+
+    def _take_over(self) -> None:
+        """Bring a ledger of version 1 up: its parts had a row for each call."""
+        with self._transaction():
+            self._db.execute("ALTER TABLE parts ADD COLUMN calls INTEGER")
+            self._db.execute("UPDATE parts SET calls = rows")
+            self._set_meta({"schema": _VERSION})
 
     def _end(self, generation: int) -> None:
         self._db.execute("DELETE FROM journals WHERE generation = ?", (generation,))
@@ -409,9 +424,10 @@ class Ledger:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours: this is the only place where they are seen."""
+        """Turn SQLite's errors into ours, while no other thread is at work: this is the only place to see them."""
         try:
-            yield
+            with self._turn:
+                yield
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):

@@ -154,19 +154,22 @@ def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
 def flattened(row: bytes) -> Iterator[bytes]:
     """Yield the flat lines of a nested row: one for each metric, or one with nulls where there is none.
 
-    A flat record_id is made like the nested one, with the value joined behind; where Bitly lists a value twice, the
-    second one's number, too.
+    A flat record_id is made like the nested one, with two fields joined behind: how many times the value has come in
+    the call, from 1, and the value; 0 and nothing where there is none. The number is first: a value may hold U+001F.
     """
     call = orjson.loads(row)
     metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
     version = call.pop("schema_version")
     key = _SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
-    seen: dict[str | None, int] = {}
+    seen: dict[str, int] = {}
     for metric in metrics:
         value = metric["value"]
-        number = seen[value] = seen.get(value, 0) + 1
-        parts = (key, value or "", *((str(number),) if number > 1 else ()))
-        call["record_id"] = hashlib.sha256(_SEPARATOR.join(parts).encode()).hexdigest()[:32]
+        if value is None:
+            behind = f"0{_SEPARATOR}"
+        else:
+            seen[value] = seen.get(value, 0) + 1
+            behind = f"{seen[value]}{_SEPARATOR}{value}"
+        call["record_id"] = hashlib.sha256(f"{key}{_SEPARATOR}{behind}".encode()).hexdigest()[:32]
         yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
 
 

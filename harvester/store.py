@@ -1,7 +1,7 @@
 """The dataset as a harvest uses it: opened and recovered under a lock, verdicts recorded at once, committed in batches.
 
-`record` and `take_batch` belong to the event loop's thread; `known`, `commit` and `finish` block and belong to one
-other thread.
+`record` and `take_batch` belong to the event loop's thread. What blocks belongs to one other thread, and `publish` to
+a third one: a part of a hundred MB takes seconds to make, and minutes to upload.
 """
 
 import contextlib
@@ -127,6 +127,16 @@ class Store:
         return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT
 
     @property
+    def due(self) -> bool:
+        """True when there is a part to be made."""
+        return bool(self._to_end)
+
+    @property
+    def behind(self) -> bool:
+        """True when so many parts are to be made that the commits should wait for them."""
+        return len(self._to_end) >= _ENDED_LIMIT
+
+    @property
     def waiting(self) -> int:
         """How many verdicts, known calls and invalid lines wait for the next commit."""
         return self._waiting
@@ -207,23 +217,31 @@ class Store:
         """Give what the ledger has on these calls."""
         return self.ledger.known(keys)
 
-    def commit(self, batch: Batch) -> bool:
-        """Make a batch durable, then publish what is due; batch.durable says how far an error let it come.
-
-        Gives True when a part ended with it.
+    def commit(self, batch: Batch) -> None:
+        """Make a batch durable, and publish rows that flow; batch.durable says how far an error let it come.
 
         Raises:
             OutputError: the disk is full, or a file is not what was left there.
         """
-        with _explained(self.place.out):
-            if not batch.durable:
+        if not batch.durable:
+            with _explained(self.place.out):
                 self._commit(batch)
-                batch.durable = True
-            self._publisher.publish(self._committed, self._to_end)
-        ended = set(self._to_end)
-        self._committed = {g: size for g, size in self._committed.items() if g not in ended}
-        self._to_end.clear()
-        return bool(ended)
+            batch.durable = True
+        if not self.place.in_parts:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish what is due of the committed lines; parts may be made while more is committed.
+
+        Raises:
+            OutputError: as for `commit`; the next one finishes what this one left half done.
+        """
+        ended = list(self._to_end)  # first: what ended was committed before
+        with _explained(self.place.out):
+            self._publisher.publish(dict(self._committed), ended)
+        for generation in ended:
+            del self._committed[generation]
+        del self._to_end[: len(ended)]
 
     def _commit(self, batch: Batch) -> None:
         assert batch.current is not None

@@ -307,6 +307,8 @@ class MemoryStore:
     rows: Any = field(default_factory=_Rows)
     place: Any = field(default_factory=lambda: SimpleNamespace(form=Form.FOLDER, out="memory"))
     crowded: bool = False
+    due: bool = False
+    behind: bool = False
     waiting: int = 0
     rows_recorded: int = 0
     _batch: Batch = field(default_factory=Batch)
@@ -332,9 +334,10 @@ class MemoryStore:
         batch, self._batch = self._batch, Batch()
         return batch
 
-    def commit(self, batch: Batch) -> bool:
+    def commit(self, batch: Batch) -> None:
         batch.durable = True
-        return False
+
+    def publish(self) -> None: ...
 
     def free_bytes(self) -> int:
         return 2**40

@@ -3,8 +3,9 @@
 import errno
 import io
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import pytest
 import harvester.dataset
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.ledger import State
+from harvester.ledger import Ledger, State
+from harvester.parts import Asked, Format
 from harvester.places import resolve
+from harvester.schema import Shape
 from harvester.store import PartPolicy, Store, opened
+from tests.keeping import keep
 from tests.outputs import rows
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
@@ -70,7 +74,7 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
     """Publish all that the dataset has, and give the bitlinks of its rows."""
     with dataset(out, warnings) as store:
         store.end_part()
-        store.commit(store.take_batch())
+        keep(store)
     return [row["bitlink"].removeprefix("bit.ly/") for row in rows(out)]
 
 
@@ -127,7 +131,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
     for name, state in history:  # each in a run of its own, and published as far as that goes
         with dataset(source / form) as store:
             settle_as(store, name, state)
-            store.commit(store.take_batch())
+            keep(store)
     whole = journal(source / form).stat().st_size
     for _, out in each_cut(source, form, whole):
         with dataset(out) as store:
@@ -135,7 +139,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
             for name, found in known.items():
                 if not found or next(iter(found.values())).state is not State.ROW:
                     settle_as(store, name, State.ROW)
-            store.commit(store.take_batch())
+            keep(store)
         assert sorted(finish(out)) == ["a", "b", "c", "d"]
 
 
@@ -153,7 +157,7 @@ def settle_as(store: Store, name: str, state: State) -> None:
 def test_a_journal_that_is_gone_costs_only_what_was_not_published(quick_path: Path, form: str) -> None:
     with dataset(quick_path / form) as store:
         settle(store, "a", "b")
-        store.commit(store.take_batch())
+        keep(store)
     journal(quick_path / form).unlink()
     with dataset(quick_path / form) as store:
         left = known(store, "a", "b")
@@ -166,7 +170,7 @@ def test_a_journal_that_is_gone_costs_only_what_was_not_published(quick_path: Pa
 def test_damage_inside_what_is_committed_is_an_error_that_says_what_to_do(quick_path: Path, form: str) -> None:
     with dataset(quick_path / form) as store:
         settle(store, "a", "b", "c")
-        store.commit(store.take_batch())
+        keep(store)
     damaged = bytearray(journal(quick_path / form).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     journal(quick_path / form).write_bytes(damaged)
@@ -192,7 +196,7 @@ def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: P
     with dataset(out) as store:
         for name in ("a", "b", "c"):
             settle(store, name)
-            store.commit(store.take_batch())
+            keep(store)
         mark = store.ledger.mark().bytes
     whole = out.read_bytes()
     assert 0 < mark < len(whole), "some rows were appended behind the mark"
@@ -226,10 +230,10 @@ def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
                 harvester.dataset, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False
             )
             with pytest.raises(OutputError, match="No space left"):
-                store.commit(store.take_batch())
+                keep(store)
         begun = out.read_bytes()
         settle(store, "c")
-        store.commit(store.take_batch())
+        keep(store)
         assert out.read_bytes().startswith(begun)
     assert finish(out) == ["a", "b", "c"]
 
@@ -238,7 +242,7 @@ def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Pa
     out = quick_path / "results.ndjson"
     with dataset(out) as store:
         settle(store, "a")
-        store.commit(store.take_batch())
+        keep(store)
     with out.open("ab") as stream:
         stream.write(b'{"not":"ours"}\n')
     with pytest.raises(OutputError, match="another program"), dataset(out):
@@ -249,7 +253,7 @@ def test_zeros_that_a_power_failure_left_are_cut(quick_path: Path) -> None:
     out = quick_path / "results.ndjson"
     with dataset(out) as store:
         settle(store, "a")
-        store.commit(store.take_batch())
+        keep(store)
     with out.open("ab") as stream:
         stream.write(b"\0" * 5000)
     assert finish(out) == ["a"]
@@ -260,7 +264,7 @@ def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
     out = quick_path / "results.ndjson"
     with dataset(out) as store:
         settle(store, "a", "b")
-        store.commit(store.take_batch())
+        keep(store)
     finish(out)
     with out.open("r+b") as stream:
         stream.truncate(10)
@@ -272,7 +276,7 @@ def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
 def test_a_lost_ledger_is_refused(quick_path: Path, form: str) -> None:
     with dataset(quick_path / form) as store:
         settle(store, "a")
-        store.commit(store.take_batch())
+        keep(store)
     journal(quick_path / form).with_name("ledger.sqlite").unlink()
     with pytest.raises(OutputError, match="is gone"), dataset(quick_path / form):
         pass
@@ -283,7 +287,7 @@ def test_a_lost_ledger_is_refused(quick_path: Path, form: str) -> None:
 def test_a_damaged_ledger_is_refused(quick_path: Path, form: str, where: int) -> None:
     with dataset(quick_path / form) as store:
         settle(store, *(f"link-{i}" for i in range(2000)))
-        store.commit(store.take_batch())
+        keep(store)
     ledger = journal(quick_path / form).with_name("ledger.sqlite")
     with ledger.open("r+b") as stream:
         stream.seek(where)
@@ -296,7 +300,7 @@ def test_a_ledger_older_than_its_output_is_refused(quick_path: Path) -> None:
     out, backup = quick_path / "out", quick_path / "backup"
     with dataset(out) as store:
         settle(store, "a")
-        store.commit(store.take_batch())
+        keep(store)
     shutil.copytree(out / "_harvester", backup)
     finish(out)
     shutil.rmtree(out / "_harvester")
@@ -363,7 +367,7 @@ def test_something_in_the_way_of_a_part_is_named_each_time(quick_path: Path) -> 
         store.end_part()
         for _ in range(2):
             with pytest.raises(OutputError, match="move it away"):
-                store.commit(store.take_batch())
+                keep(store)
     next(out.glob("part-*")).rmdir()
     assert finish(out) == ["a"]
 
@@ -381,7 +385,33 @@ def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
     with dataset(quick_path / "out", work_dir=work) as store:
         settle(store, "a")
         store.end_part()
-        store.commit(store.take_batch())
+        keep(store)
     shutil.rmtree(work)
     with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
         pass
+
+
+def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) -> None:
+    out = quick_path / "out"
+    plain = Asked(Format.NDJSON, Shape.NESTED)
+    policy = PartPolicy(1000, 1_000_000)
+    with opened(resolve(str(out)), QUERY, policy, print, asked=plain) as store:
+        settle(store, "a", "b", "no-c")
+        store.end_part()
+        keep(store)
+        settle(store, "d")
+        keep(store)
+    make_first_version(out / "_harvester" / "ledger.sqlite")
+    with closing(Ledger(str(out / "_harvester" / "ledger.sqlite"), read_only=True)) as ledger:
+        assert [(part.rows, part.calls, part.sealed) for part in ledger.parts()] == [(2, 2, True)]
+    assert finish(out) == ["a", "b", "d"]
+    with dataset(out) as store:
+        assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
+        assert store.making == plain
+
+
+def make_first_version(ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as db:
+        db.execute("ALTER TABLE parts DROP COLUMN calls")
+        db.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
+        db.execute("DELETE FROM meta WHERE name IN ('format', 'shape')")

@@ -35,6 +35,7 @@ from harvester.store import PartPolicy, opened
 from tests.buckets import Case
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
+from tests.keeping import keep
 from tests.outputs import content, public
 from tests.servers import in_thread
 from tests.test_recovery import settle
@@ -521,7 +522,7 @@ def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
     query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
     with opened(resolve(str(out)), query, PartPolicy(1000, 1_000_000), list[str]().append) as store:
         settle(store, "one-more")
-        store.commit(store.take_batch())
+        keep(store)
     found = verify(out)
     assert (found.holds, found.ended, found.ledger) == (True, False, True)
     for journal in (out / "_harvester").glob("journal-*"):
