@@ -16,7 +16,7 @@ import harvester.dataset
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import Ledger, State
-from harvester.parts import Asked, Format
+from harvester.parts import Asked, Format, Making
 from harvester.places import resolve
 from harvester.schema import Shape
 from harvester.store import PartPolicy, Store, opened
@@ -414,7 +414,7 @@ def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) 
     assert finish(out) == ["a", "b", "d"]
     with dataset(out) as store:
         assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
-        assert store.making == plain
+        assert store.making == Making(Format.NDJSON, Shape.NESTED)
 
 
 def make_first_version(ledger: Path) -> None:
