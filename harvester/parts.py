@@ -237,7 +237,9 @@ def _zstd(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
             from backports import zstd  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UsageError("--format ndjson.zst needs a library: pip install 'harvester[zstd]'") from error
-    return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb"))
+    # As gzip has one, and the zstd command writes one: a reader sees a flipped bit.
+    checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
+    return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
 
 
 class _Parquet:

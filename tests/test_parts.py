@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from harvester import store as stores
 from harvester.bitly import Answer, Query
-from harvester.contents import Hashed, rows_of
+from harvester.contents import Broken, Hashed, rows_of
 from harvester.errors import OutputError, UsageError
 from harvester.journal import Journal, path_of
 from harvester.ledger import State
@@ -135,6 +135,13 @@ def test_nothing_is_written_any_more_once_writing_has_failed(making: Making) -> 
         pour([line("a", [])], Measured(disk), making)
     gc.collect()
     assert disk.writes == 1
+
+
+def test_a_flipped_bit_in_a_zstandard_part_is_seen() -> None:
+    data = bytearray(poured([line("a", [])], Making(Format.ZSTD, Shape.NESTED)))
+    data[-1] ^= 1  # of the checksum
+    with pytest.raises(Broken, match="checksum"):
+        read_back(bytes(data), Making(Format.ZSTD, Shape.NESTED))
 
 
 # --- flat record_ids -----------------------------------------------------------------------------------------------

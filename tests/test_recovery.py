@@ -19,7 +19,7 @@ from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import Ledger, State
 from harvester.parts import Asked, Format, Making
-from harvester.places import resolve
+from harvester.places import resolve, taken
 from harvester.schema import Shape
 from harvester.store import PartPolicy, Store, opened
 from tests.keeping import keep
@@ -269,6 +269,37 @@ def test_the_failures_are_given_in_their_order_page_by_page(quick_path: Path, mo
         keep(store)
         found = [orjson.loads(each) for each in store.ledger.failure_lines()]
     assert [each["bitlink"] or each["text"] for each in found] == [*(f"bit.ly/{name}" for name in names), *"xyz"]
+
+
+class Stalling:
+    """A reader that takes a row, is slow until it is given up, and then goes on."""
+
+    most_waiting = 100
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.asked = 0
+
+    def write(self, line: bytes) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            raise OutputError("takes no more rows")
+        self.taken.append(orjson.loads(line)["bitlink"])
+
+    def check(self) -> None:
+        """It is still there."""
+
+    hurry = leave = check
+
+
+def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
+    reader = Stalling()
+    with taken("-", None) as place, opened(place, QUERY, PartPolicy(1000, 1_000_000), print, sink=reader) as store:
+        settle(store, "a", "b", "c")
+        for _ in range(2):
+            with pytest.raises(OutputError, match="takes no more rows"):
+                store.commit(store.take_batch())
+    assert reader.taken == ["bit.ly/a"]
 
 
 def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Path) -> None:
