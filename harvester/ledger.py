@@ -34,6 +34,7 @@ CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name 
 _VERSION = 2
 _PARTS = "SELECT number, generation, name, rows, bytes, sha256, calls, sealed FROM parts"
 _VARIABLES = 1000
+_PAGE_LINES = 1000
 
 
 class State(IntEnum):
@@ -305,12 +306,20 @@ class Ledger:
             self._db.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines."""
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines.
+
+        Between them other threads have their turn: who asks may stop half-way, and another thread drop what is left.
+        """
+        for table in ("failures", "invalid"):
+            select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
+            last = 0
+            while page := self._page(select, last):
+                last = page[-1][0]
+                yield from (line for _, line in page)
+
+    def _page(self, select: str, after: int) -> list[tuple[int, bytes]]:
         with self._explained():
-            for (line,) in self._db.execute("SELECT line FROM failures ORDER BY id"):
-                yield line
-            for (line,) in self._db.execute("SELECT line FROM invalid ORDER BY id"):
-                yield line
+            return self._db.execute(select, (after,)).fetchall()
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
