@@ -277,9 +277,18 @@ def status(
         "harvester verify lake/dt=2026-11-23   before it is loaded",
         "harvester verify results.ndjson       while it grows, too",
         "harvester verify lake --work-dir /var/lib/harvester/lake --json",
+        "harvester verify 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
     ),
 )
-def verify(out: str, /, *, work_dir: str | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def verify(
+    out: str,
+    /,
+    *,
+    work_dir: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
     """Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.
 
     Parameters
@@ -290,11 +299,21 @@ def verify(out: str, /, *, work_dir: str | None = None, json: Annotated[bool, Pa
         What --work-dir was; by default the private state is looked for inside or beside OUT.
     json:
         Print a JSON object, for a program.
+    facet:
+        What {facet} in OUT and --work-dir stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT and --work-dir stands for.
     """
     from harvester import findings, verifying
+    from harvester.settings import path_of
 
-    found = verifying.verify(verifying.output_at(_dashed(out), work_dir))
-    print_out(verifying.as_json(found) if json else findings.as_text(found))
+    path = path_of("OUT", _dashed(out), facet, unit_reference)
+    state = work_dir and path_of("--work-dir", work_dir, facet, unit_reference)
+    found = verifying.verify(verifying.output_at(path, state))
+    try:
+        print_out(verifying.as_json(found) if json else findings.as_text(found))
+    except BrokenPipeError:  # who reads no more relies on the exit code all the same
+        _hush()
     return OK if found.holds else OUTPUT
 
 
@@ -403,7 +422,7 @@ def schema(
     from harvester.parts import Format
     from harvester.schema import Shape
 
-    print(schema_for(Target(target), Shape(shape), Format(format)))
+    print_out(schema_for(Target(target), Shape(shape), Format(format)))
     return OK
 
 
@@ -498,8 +517,7 @@ def _guarded(words: list[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
+        _hush()
         return OK
     except Exception as error:
         watcher = _watcher("json" if _asks_for_json(words) else "text")
@@ -507,6 +525,12 @@ def _guarded(words: list[str]) -> int:
             return tell_error(error, watcher)
         watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
         return USAGE
+
+
+def _hush() -> None:
+    """Let nothing more go to a standard output that nobody reads, so that the interpreter's last flush is quiet."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _asks_for_json(words: list[str]) -> bool:
