@@ -30,7 +30,7 @@ from harvester.options import (
 )
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
-from harvester.terminal import open_closed_streams, print_out, say
+from harvester.terminal import as_json, open_closed_streams, print_out, say
 
 if TYPE_CHECKING:
     from harvester.job import Job
@@ -185,8 +185,7 @@ def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, js
         watcher.warn("no token: what is spent is not known, and Bitly is not asked")
     job = job_of(links, options, watcher.warn, None if known else _no_token)
     made = plans.play(job, watcher, token_known=known, offline=offline)
-    as_json = orjson.dumps(plans.as_dict(made), option=orjson.OPT_INDENT_2).decode() if json else None
-    print_out(as_json or plans.as_text(made))
+    print_out(as_json(plans.as_dict(made), orjson.OPT_INDENT_2) if json else plans.as_text(made))
     return OK
 
 
@@ -311,7 +310,7 @@ def verify(
     state = work_dir and path_of("--work-dir", work_dir, facet, unit_reference)
     found = verifying.verify(verifying.output_at(path, state))
     try:
-        print_out(verifying.as_json(found) if json else findings.as_text(found))
+        print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
     except BrokenPipeError:  # who reads no more relies on the exit code all the same
         _hush()
     return OK if found.holds else OUTPUT

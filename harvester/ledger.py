@@ -448,7 +448,9 @@ class Ledger:
 def _opened_to_read(path: str) -> sqlite3.Connection:
     """Open a file that a run may be writing; where its folder cannot be written, as it was when that run ended."""
     for mode in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"file:{quote(path)}?{mode}", isolation_level=None, check_same_thread=False, uri=True)
+        db = sqlite3.connect(
+            f"file:{quote(os.fsencode(path))}?{mode}", isolation_level=None, check_same_thread=False, uri=True
+        )
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return db

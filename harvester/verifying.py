@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
-import orjson
-
 from harvester import manifest as manifests
 from harvester.beside import check_failures, check_manifest, check_names, has_ended
 from harvester.checking import Check, call_key, check_for
@@ -16,7 +14,7 @@ from harvester.contents import Bad, Broken, Hashed, rows_of
 from harvester.dataset import MANIFEST, SUCCESS
 from harvester.distinct import Distinct
 from harvester.errors import OutputError, UsageError
-from harvester.findings import Findings, as_dict
+from harvester.findings import Findings
 from harvester.parts import Format
 from harvester.places import GROWING_ENDINGS, Place, resolve
 from harvester.reconciling import Reconciler, reconciler
@@ -342,8 +340,3 @@ def _record_id(row: Any) -> bytes:
         return bytes.fromhex(row["record_id"])
     except (TypeError, KeyError, ValueError):
         return b""
-
-
-def as_json(found: Findings) -> str:
-    """Give findings as JSON, for programs."""
-    return orjson.dumps(as_dict(found), option=orjson.OPT_INDENT_2).decode()

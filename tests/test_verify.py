@@ -176,6 +176,17 @@ def test_who_reads_no_more_has_the_exit_code_all_the_same(made: Made) -> None:
     assert process.returncode == 8
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system has no such names")
+def test_a_folder_whose_name_is_no_text_is_verified_and_asked_for_like_any_other(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made()
+    odd = str(out.rename(out.with_name(os.fsdecode(b"o\xfft"))))
+    told = json.loads(command(capsys, "verify", odd, "--json").out)
+    assert (told["holds"], told["ledger_checked"], told["out"]) == (True, True, str(out.with_name("o\\udcfft")))
+    assert json.loads(command(capsys, "status", odd, "--json").out)["state"] == "complete"
+
+
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.ndjson", "."])
 def test_where_nothing_was_begun_there_is_nothing_to_verify(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"^nothing to verify at "):
