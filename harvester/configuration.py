@@ -92,12 +92,15 @@ def _variables(command: str, option: str) -> tuple[str, ...]:
 
 def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the variables whose names are nearly, but not quite, those of an option; with the nearest."""
-    names = [name for name in environment if name.startswith(PREFIX)]
-    if not names:
-        return
-    commands = {name: options_of(command) for name, command in commands_of(app).items()}
-    known = {each for name, options in commands.items() for option in options for each in _variables(name, option)}
-    for name in sorted(set(names) - known):
+    unknown = {name for name in environment if name.startswith(PREFIX)}
+    known: set[str] = set()
+    for command, made in commands_of(app).items():
+        if not unknown:  # mostly after the first one; a command's options take milliseconds to find
+            return
+        own = {each for option in options_of(made) for each in _variables(command, option)}
+        known |= own
+        unknown -= own
+    for name in sorted(unknown):
         if nearest := get_close_matches(name, known, 1, 0.9):
             yield name, nearest[0]
 

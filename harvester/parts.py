@@ -211,19 +211,27 @@ class _Parquet:
 
     def __init__(self, target: Measured, shape: Shape) -> None:
         try:
-            import pyarrow  # noqa: F401, ICN001, PLC0415 - an extra
+            import pyarrow  # noqa: ICN001, PLC0415 - an extra
             from pyarrow import json, parquet  # noqa: PLC0415
         except ImportError as error:
             raise UsageError("--format parquet needs a library: pip install 'harvester[parquet]'") from error
-        self._json = json
+        self._arrow, self._json = pyarrow, json
         self._schema = arrow_schema(shape)
         self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
-        self._group = bytearray()
+        self._group: list[Any] = []
+        self._size = 0
 
     def write(self, block: bytes) -> None:
         """Take lines; a row group is written when enough have come."""
-        self._group += block
-        if len(self._group) >= _GROUP_BYTES:
+        table = self._json.read_json(
+            self._arrow.BufferReader(block),  # unlike a file of Python's it is read without Python's lock
+            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
+            read_options=self._json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
+        )
+        self._group.append(table.cast(self._schema))
+        self._size += len(block)
+        if self._size >= _GROUP_BYTES:
             self._write_group()
 
     def close(self) -> None:
@@ -233,14 +241,9 @@ class _Parquet:
         self._writer.close()
 
     def _write_group(self) -> None:
-        table = self._json.read_json(
-            io.BytesIO(self._group),
-            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
-            read_options=self._json.ReadOptions(use_threads=False, block_size=len(self._group) + 1),
-            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
-        )
-        self._group = bytearray()
-        self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+        table = self._arrow.concat_tables(self._group)
+        self._group, self._size = [], 0
+        self._writer.write_table(table, row_group_size=table.num_rows)
 
 
 def arrow_schema(shape: Shape) -> Any:

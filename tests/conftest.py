@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import trustme
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.commands import STATE_DIR, TOKEN_STORE
@@ -75,6 +76,16 @@ def own_state() -> Iterator[Path]:
         yield folder
         for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
             del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_authorities(own_state: Path) -> Iterator[None]:
+    """Let commands read one certificate at their start, not all of the machine's: that is a twelfth of their start."""
+    with pytest.MonkeyPatch.context() as patch:
+        trustme.CA().cert_pem.write_to_path(str(own_state / "authority.pem"))
+        patch.setenv("SSL_CERT_FILE", str(own_state / "authority.pem"))
+        patch.setenv("SSL_CERT_DIR", str(own_state / "no-authorities"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import errno
 import io
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import harvester.dataset
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import Ledger, State
-from harvester.parts import Asked, Format
+from harvester.parts import Asked, Format, Making
 from harvester.places import resolve
 from harvester.schema import Shape
 from harvester.store import PartPolicy, Store, opened
@@ -59,15 +59,22 @@ def journal(out: Path) -> Path:
     return found
 
 
-def each_cut(source: Path, form: str, sizes: int) -> Iterator[tuple[int, Path]]:
+def each_cut(source: Path, form: str, sizes: Iterable[int]) -> Iterator[tuple[int, Path]]:
     """Copy a dataset's folder once for each size, cut its journal to that, and give the size and the output."""
-    for cut in range(sizes):
+    for cut in sizes:
         copy = source.with_name("copy")
         shutil.copytree(source, copy)
         with journal(copy / form).open("r+b") as stream:
             stream.truncate(cut)
         yield cut, copy / form
         shutil.rmtree(copy)
+
+
+def telling_cuts(whole: bytes) -> list[int]:
+    """Give the sizes about each line's end and about what stands before its JSON, and every eleventh."""
+    ends = [0, *(place for place, byte in enumerate(whole, 1) if byte == ord("\n"))]
+    near = {end + step for end in ends for step in (-2, -1, 0, 1, 7, 8, 9, 10, 41, 42, 43, 44, 45)}
+    return sorted(size for size in near | set(range(0, len(whole), 11)) if 0 <= size < len(whole))
 
 
 def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
@@ -88,7 +95,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
         settle(store, *names)
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, len(whole) + 1):
+    for cut, out in each_cut(source, form, range(len(whole) + 1)):
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out) as store:
             assert sorted(known(store, *names)) == sorted(there)
@@ -110,7 +117,7 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
         )
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, len(whole)):
+    for cut, out in each_cut(source, form, telling_cuts(whole)):
         warnings: list[str] = []
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out, warnings) as store:
@@ -132,8 +139,8 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
         with dataset(source / form) as store:
             settle_as(store, name, state)
             keep(store)
-    whole = journal(source / form).stat().st_size
-    for _, out in each_cut(source, form, whole):
+    whole = journal(source / form).read_bytes()
+    for _, out in each_cut(source, form, telling_cuts(whole)):
         with dataset(out) as store:
             known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
@@ -407,7 +414,7 @@ def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) 
     assert finish(out) == ["a", "b", "d"]
     with dataset(out) as store:
         assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
-        assert store.making == plain
+        assert store.making == Making(Format.NDJSON, Shape.NESTED)
 
 
 def make_first_version(ledger: Path) -> None:

@@ -50,8 +50,7 @@ def test_a_list_that_ends_within_the_room_left_is_not_paced(quick_path: Path, li
     assert weeks.bitly.seconds < 10
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("per_minute", "per_hour"), [(10, 0), (50, 0), (0, 600)])
+@pytest.mark.parametrize(("per_minute", "per_hour", "seed"), [(10, 0, 1), (50, 0, 2), (0, 600, 3)])
 def test_limits_that_nobody_knows_are_found_at_the_price_of_one_call_in_a_hundred(
     quick_path: Path, per_minute: int, per_hour: int, seed: int
 ) -> None:
@@ -198,8 +197,7 @@ def shared_world() -> World:
     return World(others_per_hour=150, others_busy=busy_hours, outages=[*outages, (200_000.0, 204_000.0)])
 
 
-@pytest.mark.parametrize("counts_throttled", [False, True])
-@pytest.mark.parametrize("seed", [2, 4])
+@pytest.mark.parametrize(("seed", "counts_throttled"), [(2, False), (4, True)])
 def test_others_who_throttle_us_again_and_again_do_not_teach_us_to_ask_for_less(
     quick_path: Path, seed: int, counts_throttled: bool
 ) -> None:
