@@ -115,6 +115,7 @@ class Ledger:
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         self._turn = threading.RLock()
         with self._explained():
             if read_only:
@@ -393,7 +394,8 @@ class Ledger:
             raise OutputError(self._damage(found))
         version = self.meta().get("schema")
         if version == 1:
-            self._take_over()
+            if not self._read_only:
+                self._take_over()
         elif version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
@@ -442,6 +444,8 @@ class Ledger:
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):
                 raise OutputError(self._damage(str(error))) from error
             raise OutputError(f"{self._path}: {error} ({code})") from error
+        except UnicodeDecodeError as error:  # SQLite quotes in its messages what it could not read
+            raise OutputError(self._damage(str(error))) from error
 
     def _damage(self, what: str) -> str:
         return (
@@ -453,7 +457,9 @@ class Ledger:
 def _opened_to_read(path: str) -> sqlite3.Connection:
     """Open a file that a run may be writing; where its folder cannot be written, as it was when that run ended."""
     for mode in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"file:{quote(path)}?{mode}", isolation_level=None, check_same_thread=False, uri=True)
+        db = sqlite3.connect(
+            f"file:{quote(os.fsencode(path))}?{mode}", isolation_level=None, check_same_thread=False, uri=True
+        )
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return db
