@@ -28,7 +28,7 @@ from harvester.parts import Format
 from harvester.schema import Shape
 
 MOST_SLOWER = 0.05
-"""Calls may be so much slower while a part is made."""
+"""Calls may be so much slower while a part is made; one run differs from the next by a few per cent."""
 QUIET_SECONDS = 2.0
 FORMS = tuple(product(Format, Shape))
 
