@@ -101,11 +101,11 @@ class Keeper:
             OutputError: that was not possible. ConsumerGone: nobody reads any more.
         """
         await self._end()
-        if not outcome.complete:
-            await self.in_thread(self._store.take_success_back)
         self._store.end_part()
         batch = self._take_batch()
-        await self.in_thread(self._store.commit, batch)
+        await self.in_thread(self._store.commit, batch)  # first: an object store may be out
+        if not outcome.complete:
+            await self.in_thread(self._store.take_success_back)
         await self._make_all_parts()
         await self.in_thread(self._store.write_failures)
         await self._write_manifest(outcome)
