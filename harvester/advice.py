@@ -73,7 +73,7 @@ def command_for(
         if option.name != "unit_reference" and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
     words += ["--account", account] if account else []
-    return shlex.join(words + (["--work-dir", work_dir] if work_dir else []))
+    return shlex.join(words + (["--work-dir", escaped(work_dir)] if work_dir else []))
 
 
 def _as_argument(name: str) -> str:

@@ -54,6 +54,7 @@ async def announced(
         over.set()
         await renewing
         if stop is not None:
+            store.abandon()
             with suppress(OutputError):  # what ended the run is to be told, and not this
                 await in_daemon(store.take_success_back)
                 await write(Outcome(complete=False, stop=stop, status=Status()))

@@ -3,7 +3,6 @@
 The private state, and every file before it is uploaded, lies in the work dir. The claim ties the two together.
 """
 
-import hashlib
 import os
 import secrets
 import socket
@@ -15,7 +14,7 @@ import orjson
 
 from harvester import __version__
 from harvester.dataset import FAILURES, MANIFEST, SUCCESS
-from harvester.errors import OutputError
+from harvester.errors import OutputError, StoreRefused
 from harvester.ledger import Ledger, Part
 from harvester.places import Place
 from harvester.stores import Objects
@@ -107,14 +106,10 @@ class Bucket:
         Raises:
             OutputError: something else bears its name.
         """
-        chunks = self._objects.chunks(part.name)
-        if chunks is None:
+        found = self._objects.digest(part.name)
+        if found is None:
             return False
-        digest, size = hashlib.sha256(), 0
-        for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-        if (size, digest.hexdigest()) != (part.bytes, part.sha256):
+        if found != (part.bytes, part.sha256):
             raise OutputError(f"{self._place.out}/{part.name} is in the way of a part: move it away")
         return True
 
@@ -132,23 +127,31 @@ class Bucket:
         raise OutputError(f"{self._place.out}/{part.name} comes and goes: let nobody take parts, then run again")
 
     def check_known(self, known: set[str]) -> None:
-        """Make sure that the ledger knows every part under the prefix.
+        """Make sure that the ledger knows every part under the prefix, and every one that the manifest lists: a loader
+        may have moved that away.
 
         Raises:
             OutputError: it does not.
         """
-        for thing in sorted(self._objects.listing()):
-            if thing.name.startswith("part-") and thing.name not in known:
+        there = {thing.name for thing in self._objects.listing() if thing.name.startswith("part-")}
+        for name in sorted(there | self._listed()):
+            if name not in known:
                 raise OutputError(
-                    f"{self._place.out}/{thing.name} is unknown to the ledger in {self._place.private}: the ledger is "
+                    f"{self._place.out}/{name} is unknown to the ledger in {self._place.private}: the ledger is "
                     "older than this output, or the part is another program's. Put the newer work dir back, or move "
                     "the part away, or begin a new --out"
                 )
 
+    def _listed(self) -> set[str]:
+        """Give the parts that the manifest says were published, which is never ahead of the ledger that wrote it."""
+        parts = _object_in(self._objects.get(MANIFEST) or b"").get("parts")
+        entries = parts if isinstance(parts, list) else []
+        return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
+
     # --- the files beside them -------------------------------------------------------------------------------------
 
     def show(self, name: str, *, last: bool) -> None:
-        """Upload a `_` file as it lies in the work dir. While the run goes on a failure is told, and mended later.
+        """Upload a `_` file as it lies in the work dir. While the run goes on an outage is told, and mended later.
 
         last: True at the run's end, when everything that is still to be uploaded must be.
         """
@@ -159,7 +162,7 @@ class Bucket:
                     self._objects.replace(waiting, stream.read(), patient=last)
                 self._unsent.discard(waiting)
         except OutputError as error:
-            if last:
+            if last or isinstance(error, StoreRefused):
                 raise
             if not self._told:
                 self._warn(f"{error}; it is tried again later, and the run goes on")

@@ -12,6 +12,7 @@ HarvesterError
 │   ├── LinkRefused     Bitly has said no: asking again is useless
 │   └── LinkFailed      no answer was good: the link may be asked for again later
 └── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
+    ├── StoreRefused    an object store refuses us, and will again: mend what the text names, then run again
     ├── BudgetBusy      another process holds the budget's file: ask again in a moment
     └── ConsumerGone    nobody reads standard output any more: end quietly
 """
@@ -85,6 +86,10 @@ class LinkFailed(NoRow):
 
 class OutputError(HarvesterError):
     """The output, the journal or the ledger cannot be written, or is not what was left there."""
+
+
+class StoreRefused(OutputError):
+    """An object store refuses the credentials, the clock or the region: asking again changes nothing."""
 
 
 class ConsumerGone(OutputError):

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
@@ -89,7 +90,11 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
     """
     with (
         taken(job.out, job.work_dir) as place,
-        store.opened(
+        ExitStack() as stack,
+        _time_limited(job.max_time_seconds, stopper),
+    ):
+        hurried = threading.Event()
+        opening = store.opened(
             place,
             job.query,
             _policy(job, place.form),
@@ -97,9 +102,9 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             pin_reference=job.pin_reference,
             asked=job.making,
             sink=job.sink,
-        ) as opened,
-        _time_limited(job.max_time_seconds, stopper),
-    ):
+            hurried=hurried,
+        )
+        opened = await _entered(stack, opening, stopper, hurried)
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
@@ -116,6 +121,24 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             for path in spooled:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
+
+
+async def _entered(
+    stack: ExitStack, opening: AbstractContextManager[Store], stopper: Stopper, hurried: threading.Event
+) -> Store:
+    """Open the dataset in a thread: an object store may be out, and signals are to be heard meanwhile."""
+
+    async def hurry() -> None:
+        await stopper.wait()
+        hurried.set()
+
+    hurrying = asyncio.create_task(hurry())
+    entering = asyncio.ensure_future(in_daemon(partial(stack.enter_context, opening)))
+    try:
+        return await asyncio.shield(entering)
+    finally:
+        await asyncio.wait([entering])  # whoever is cancelled leaves nothing open behind
+        hurrying.cancel()
 
 
 def _policy(job: Job, form: Form) -> PartPolicy:

@@ -115,11 +115,11 @@ class Keeper:
             await self.in_thread(self._store.declare_success)
 
     async def _publish_all(self, outcome: Outcome) -> None:
-        if not outcome.complete:
-            await self.in_thread(self._store.take_success_back)
         self._store.end_part()
         batch = self._take_batch()
-        await self.in_thread(self._store.commit, batch)
+        await self.in_thread(self._store.commit, batch)  # first: an object store may be out
+        if not outcome.complete:
+            await self.in_thread(self._store.take_success_back)
         await self._make_all_parts()
         await self.in_thread(self._store.write_failures)
 

@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -340,6 +341,8 @@ class Store:
         if self.place.form is not Form.STDOUT:
             with _explained(self.place.public):
                 dataset.write_manifest(self.place, renewed)
+                if self._bucket:
+                    self._bucket.show_manifest(last=False)
         return renewed
 
     def write_failures(self) -> None:
@@ -382,19 +385,21 @@ def opened(
     pin_reference: bool = True,
     asked: Asked = _NOTHING_ASKED,
     sink: Sink | None = None,
+    hurried: threading.Event | None = None,
 ) -> Iterator[Store]:
     """Open a dataset, beginning it if it is new; only one process may have it open.
 
     query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
     that a dataset begun before keeps its own. warn: called with what a person should know. asked: how parts are to be
     made, as far as that was said. sink: who reads rows that are not kept, by default standard output.
+    hurried: set when the run is to end, and an object store is to be waited for no longer.
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
         UsageError: it was begun with another query or another form of parts, or the form needs a missing library.
     """
     check_state(place)
-    bucket = Bucket(place, open_store(place.out), warn) if place.form is Form.STORE else None
+    bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is Form.STORE else None
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:
         with _explained(place.out):
@@ -499,15 +504,15 @@ def _begun_query(ledger: Ledger) -> Query:
 
 
 def _check_same(place: Place, ledger: Ledger, begun: Query, wanted: Query) -> None:
+    out = ledger.meta()["out"]
+    inside = os.path.commonpath([place.private, place.public]) == place.public
+    if out != place.name and not inside:  # first: another output may well have another query
+        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
     if begun != wanted:
         raise UsageError(
             f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(wanted)}\n"
             "Name another --out for the new query, or give the options it has"
         )
-    out = ledger.meta()["out"]
-    inside = os.path.commonpath([place.private, place.public]) == place.public
-    if out != place.name and not inside:
-        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
 
 
 def _shown(query: Query) -> str:

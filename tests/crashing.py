@@ -3,10 +3,11 @@
 Reads an order a line from standard input,
 `{"arguments": [...], "operation": "rename part", "nth": 2, "when": "before"}`, and answers with a line
 `{"killed": true, "code": null, "counts": null}`, or with the exit code and the number of times that each operation took
-place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset, and
-the requests to an object store; `any` counts them all.
+place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset;
+`any` counts them all. A fork's id stands in REPORT.pid while it runs: a server may kill it too.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -51,11 +52,10 @@ class Killer:
             mine = mine and self.counts[self._chosen] == self._nth
         if mine and self._when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            return operation()
-        finally:  # also after one that has failed, as a request for what is not there
-            if mine:
-                os.kill(os.getpid(), signal.SIGKILL)
+        result = operation()
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
 
 class KillingOs:
@@ -120,23 +120,6 @@ class KillingSqlite:
         return sqlite3.connect(path, factory=KillingConnection, **options)
 
 
-class KillingLibrary:
-    """Stands before obstore: a request is killed before it is sent, or after it was answered."""
-
-    def __init__(self, killer: Killer, library: Any) -> None:
-        self._killer = killer
-        self._library = library
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._library, name)
-        if name not in {"put", "get", "delete", "list_with_delimiter"}:
-            return found
-        return lambda store, path="", *rest, **options: self._killer.around(
-            f"{name} {kind_of(path)}",
-            lambda: found(store, *([path] if path else []), *rest, **options),
-        )
-
-
 def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
     if mode in {"wb", "ab", "r+b"}:
         return io.BufferedRandom(KillingFile(path, mode)) if "+" in mode else io.BufferedWriter(KillingFile(path, mode))
@@ -150,8 +133,6 @@ def put_in_place(killer: Killer) -> None:
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(ledger)["sqlite3"] = KillingSqlite()
-    library = stores._library
-    vars(stores)["_library"] = lambda: KillingLibrary(killer, library())
     vars(harvesting)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
 
 
@@ -171,6 +152,8 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
     log = os.open(report + ".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    with open(report + ".pid", "w") as stream:
+        stream.write(str(os.getpid()))
     killer = Killer(order["operation"], order["nth"], order["when"])
     put_in_place(killer)
     code = 99
@@ -185,8 +168,17 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
         os._exit(code)
 
 
+def warm_up() -> None:
+    """Import what a run needs, and let the parser of options learn them: each fork then has it for nothing."""
+    stores._library()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        cli._guarded(["run", "/no/such/list", "--out", "out"])
+    assert threading.active_count() == 1, "a fork has one thread"
+
+
 def main() -> None:
     report = sys.argv[1]
+    warm_up()
     for line in sys.stdin:
         print(json.dumps(run_in_fork(json.loads(line), report)), flush=True)
 

@@ -35,8 +35,14 @@ OF_FORM = {
 class Crasher:
     """Gives orders to tests/crashing.py."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", report: Path) -> None:
         self._process = process
+        self._pid = report.with_name(report.name + ".pid")
+
+    @property
+    def pid(self) -> int:
+        """The run that goes on."""
+        return int(self._pid.read_text())
 
     def run(self, arguments: list[str], operation: str = "", nth: int = 0, when: str = "") -> dict[str, Any]:
         order = {"arguments": arguments, "operation": operation, "nth": nth, "when": when}
@@ -50,10 +56,11 @@ class Crasher:
 
 @contextmanager
 def crashing(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Crasher]:
-    command = [sys.executable, "-m", "tests.crashing", str(folder / "report")]
+    report = folder / "report"
+    command = [sys.executable, "-m", "tests.crashing", str(report)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment(env)) as process:
-        yield Crasher(process)
+        yield Crasher(process, report)
         assert process.stdin
         process.stdin.close()
 
