@@ -21,7 +21,7 @@ import orjson
 
 from harvester import __version__, dataset, scratch
 from harvester.bitly import Query, utc_text
-from harvester.bucket import Bucket
+from harvester.bucket import MOST_PART_BYTES, Bucket
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
@@ -389,9 +389,12 @@ def opened(
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query or another form of parts, or the form needs a missing library.
+        UsageError: it was begun with another query or another form of parts, the form needs a missing library, or an
+        object store cannot take such parts.
     """
     check_state(place)
+    if place.form is Form.STORE and policy.bytes > MOST_PART_BYTES:
+        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
     bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is Form.STORE else None
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:

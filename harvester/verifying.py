@@ -114,7 +114,7 @@ def _verify(output: Output, found: Findings) -> None:
             found.problem(path, None, f"{str(error).removeprefix(f'{path}: ')}; nothing else was checked")
             return
         found.run_id, found.complete = manifest["run_id"], manifest["complete"]
-        ledger = _ledger_of(output, found, stack)
+        ledger = _ledger_of(output, manifest, found, stack)
         found.ended = has_ended(manifest) and not (ledger and ledger.begun_since(manifest))
         check_names(manifest, names, output.beside, found)
         if check_manifest(manifest, path, found):
@@ -147,9 +147,12 @@ def _text_of(shelf: Shelf) -> bytes:
         return stream.read()
 
 
-def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> Reconciler | None:
+def _ledger_of(output: Output, manifest: Mapping[str, Any], found: Findings, stack: ExitStack) -> Reconciler | None:
+    why = output.why
+    if output.place is None and (work_dir := manifest.get("work_dir")):
+        why = f"it lies in the run's work dir, which was {work_dir}; name it, --work-dir, where it is"
     try:
-        ledger = reconciler(output.place, output.why, found)
+        ledger = reconciler(output.place, why, found)
     except OutputError as error:
         found.problem(output.place.ledger if output.place else output.name, None, str(error))
         return None
