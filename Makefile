@@ -25,6 +25,8 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.quota
 	$(BIN)/python -m benchmarks.verify
+	$(BIN)/python -m benchmarks.forms
+	$(BIN)/python -m benchmarks.parquet
 
 # Debian and Ubuntu keep venv in a package of its own.
 .venv/pyvenv.cfg:

@@ -1,105 +1,128 @@
-"""Does making parts slow the calls? Wall time and CPU per call of `harvester run`, by format and shape.
+"""Does making a part slow the calls? How many calls a second are answered while one is made, against before and after.
 
-The server answers at once and nothing limits the calls, so rows come some hundred times as fast as Bitly's limits let
-them, and parts are made without a pause. usage: python -m benchmarks.forms [--rounds 5] [--links 40000]
+A part of ROWS rows is made as a run makes it, in a thread of its own, while five workers ask a server that takes so
+long for an answer. usage: python -m benchmarks.forms [--rounds 3] [--rows 100000] [--latency-ms 50]
 """
 
 import argparse
-import shutil
+import asyncio
+import io
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from benchmarks.measuring import harvest, serving, write_list
+import aiohttp
+
+from benchmarks.bare_pool import WORKERS, work
+from benchmarks.measuring import output_of, serving
+from benchmarks.verify import fill
+from harvester.cli import HANDOVER_SECONDS
 from harvester.parts import Format
 from harvester.schema import Shape
 
-MOST = 1.05
-"""Making a part in another form than plain lines may make the calls so many times as long."""
-PARTS = 4
+MOST_SLOWER = 0.05
+"""Calls may be so much slower while a part is made; one run differs from the next by a few per cent."""
+QUIET_SECONDS = 2.0
+FORMS = tuple(product(Format, Shape))
 
 
-class Form(NamedTuple):
-    """What parts are made in."""
+class Pace(NamedTuple):
+    """seconds: what a part took. quiet, making: calls answered a second without and with a part being made."""
 
-    format: Format
-    shape: Shape
+    seconds: float
+    quiet: float
+    making: float
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The command's options that ask for it."""
-        return ("--format", self.format, "--shape", self.shape)
+    def slower(self) -> float:
+        """How much slower calls were meanwhile, as a share."""
+        return 1 - self.making / self.quiet
 
 
-PLAIN = Form(Format.NDJSON, Shape.NESTED)
-FORMS = (
-    PLAIN,
-    Form(Format.GZIP, Shape.NESTED),
-    Form(Format.ZSTD, Shape.NESTED),
-    Form(Format.PARQUET, Shape.NESTED),
-    Form(Format.GZIP, Shape.FLAT),
-    Form(Format.PARQUET, Shape.FLAT),
-)
+class Counted(io.RawIOBase):
+    """Takes answers, and counts them."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    def write(self, row: Any) -> int:
+        """Take one."""
+        self.answers += 1
+        return len(row)
 
 
-class Cost(NamedTuple):
-    """What a call took: µs of wall time, and of CPU on all threads."""
+async def pace(url: str, publish: Callable[[], None]) -> Pace:
+    """Ask without end; publish in between."""
+    counted, loop = Counted(), asyncio.get_running_loop()
+    async with aiohttp.ClientSession() as session:
+        endless = iter(lambda: "bit.ly/3lU6hRt", None)
+        workers = [asyncio.create_task(work(endless, url, session, cast("BinaryIO", counted))) for _ in range(WORKERS)]
+        await asyncio.sleep(QUIET_SECONDS / 2)
 
-    wall: float
-    cpu: float
+        async def rate_of(meanwhile: "asyncio.Future[None]") -> tuple[float, float]:
+            begun, before = time.monotonic(), counted.answers
+            await meanwhile
+            seconds = time.monotonic() - begun
+            return seconds, (counted.answers - before) / seconds
 
+        def quiet() -> "asyncio.Future[None]":
+            return asyncio.ensure_future(asyncio.sleep(QUIET_SECONDS))
 
-def cost(folder: Path, url: str, listed: Path, links: int, form: Form) -> Cost:
-    """Harvest a list once."""
-    place = folder / "run"
-    place.mkdir()
-    begun = time.monotonic()
-    used = harvest(listed, url, place / "out", *form.options, "--part-rows", str(links // PARTS))
-    wall = time.monotonic() - begun
-    assert (place / "out" / "_SUCCESS").exists()
-    shutil.rmtree(place)
-    return Cost(wall / links * 1e6, used.cpu_seconds / links * 1e6)
-
-
-def measure(folder: Path, url: str, rounds: int, links: int) -> dict[Form, list[Cost]]:
-    """Harvest in every form in turn, so many times; print each round."""
-    listed = write_list(folder / "list.txt", links)
-    costs: dict[Form, list[Cost]] = {form: [] for form in FORMS}
-    for number in range(1, rounds + 1):
-        for form in FORMS:
-            costs[form].append(cost(folder, url, listed, links, form))
-        walls = " ".join(f"{form.format}/{form.shape} {costs[form][-1].wall:.0f}" for form in FORMS)
-        print(f"round {number}, µs of wall time a call: {walls}", flush=True)
-    return costs
+        _, before = await rate_of(quiet())
+        seconds, making = await rate_of(loop.run_in_executor(ThreadPoolExecutor(1), publish))
+        _, after = await rate_of(quiet())
+        for worker in workers:
+            worker.cancel()
+    return Pace(seconds, (before + after) / 2, making)
 
 
-def report(costs: dict[Form, list[Cost]]) -> bool:
-    """Print medians and ratios; True when every form keeps the promise."""
-    held = True
-    for form in FORMS:
-        # Round by round, since the machine's speed changes between them.
-        ratio = median(mine.wall / plain.wall for mine, plain in zip(costs[form], costs[PLAIN], strict=True))
-        cpu = median(mine.cpu for mine in costs[form])
-        held &= ratio <= MOST
-        print(
-            f"{form.format:<11} {form.shape:<7} {median(mine.wall for mine in costs[form]):6.0f} µs of wall time a "
-            f"call, {ratio:.3f} x plain lines; {cpu:6.0f} µs of CPU: {'holds' if ratio <= MOST else 'DOES NOT HOLD'}"
-        )
-    return held
+def measure_one(url: str, rows: int, form: tuple[Format, Shape]) -> Pace:
+    """Commit rows, then make the part of them."""
+    sys.setswitchinterval(HANDOVER_SECONDS)
+    with tempfile.TemporaryDirectory() as folder, fill(Path(folder) / "out", rows, form) as store:
+        return asyncio.run(pace(url, store.publish))
+
+
+def report(form: tuple[Format, Shape], paces: list[Pace]) -> bool:
+    """Print a form's medians; True when it keeps the promise."""
+    slower = median(each.slower for each in paces)
+    holds = slower <= MOST_SLOWER
+    print(
+        f"{' '.join(form):<18} a part took {median(each.seconds for each in paces):5.2f} s; calls a second: "
+        f"{median(each.quiet for each in paces):7.1f}, meanwhile {median(each.making for each in paces):7.1f}: "
+        f"{slower:6.1%} slower: {'holds' if holds else 'DOES NOT HOLD'}",
+        flush=True,
+    )
+    return holds
 
 
 def main() -> int:
-    """Measure; 1 when the promise does not hold."""
-    parser = argparse.ArgumentParser(description="What making parts costs the calls.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--links", type=int, default=40_000)
-    parser.add_argument("--folder", help="where lists and output lie meanwhile")
+    """Measure every form in turn; 1 when the promise does not hold."""
+    parser = argparse.ArgumentParser(description="What making a part costs the calls.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--latency-ms", type=float, default=50.0)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="harvester-forms-", dir=options.folder) as folder, serving() as url:
-        return 0 if report(measure(Path(folder), url, options.rounds, options.links)) else 1
+    if options.one:
+        url, form, shape = options.one
+        print(json.dumps(measure_one(url, options.rows, (Format(form), Shape(shape)))))
+        return 0
+    paces: dict[tuple[Format, Shape], list[Pace]] = {form: [] for form in FORMS}
+    with serving("--latency-ms", str(options.latency_ms)) as url:
+        for _, form in product(range(options.rounds), FORMS):
+            # In a process of its own, as a run is: what one form has loaded stays.
+            found = output_of("-m", "benchmarks.forms", "--rows", str(options.rows), "--one", url, *form)
+            paces[form].append(Pace(*json.loads(found)))
+    held = [report(form, found) for form, found in paces.items()]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":

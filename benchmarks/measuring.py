@@ -35,9 +35,9 @@ def write_list(path: Path, links: int) -> Path:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(*options: str) -> Iterator[str]:
     """Serve benchmarks/server.py in a process of its own, and give its base URL."""
-    command = [sys.executable, "-m", "benchmarks.server"]
+    command = [sys.executable, "-m", "benchmarks.server", *options]
     process = subprocess.Popen(command, cwd=ROOT, env=_ENVIRONMENT, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -58,10 +58,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def harvest(links: Path, url: str, out: Path, *options: str) -> Used:
+def harvest(links: Path, url: str, out: Path) -> Used:
     """Run `harvester run` over a list, without limits."""
     where = ("--out", str(out), "--state-dir", str(out.parent / "state"), "--base-url", url)
-    return run("-m", "harvester", "run", str(links), *where, "--quiet", *NO_LIMITS, *options)
+    return run("-m", "harvester", "run", str(links), *where, "--quiet", *NO_LIMITS)
+
+
+def output_of(*arguments: str) -> str:
+    """Run Python with arguments to its end, and give what it printed."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=_ENVIRONMENT, capture_output=True, timeout=LONGEST_SECONDS, check=False
+    )
+    _check(done.returncode, arguments)
+    return done.stdout.decode()
 
 
 def run(*arguments: str) -> Used:

@@ -1,8 +1,10 @@
 """A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
 
 Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
+usage: python -m benchmarks.server [--latency-ms 50]
 """
 
+import argparse
 import asyncio
 import json
 import signal
@@ -33,8 +35,9 @@ _END_OF_REQUEST = b"\r\n\r\n"
 class Connection(asyncio.Protocol):
     """Answers every GET of a connection that is kept alive; what is asked for it does not read."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency_seconds: float) -> None:
         self._rest = b""
+        self._latency = latency_seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -42,19 +45,24 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *requests, self._rest = (self._rest + data).split(_END_OF_REQUEST)
-        self._transport.write(_ANSWER * len(requests))
+        if self._latency:
+            asyncio.get_running_loop().call_later(self._latency, self._transport.write, _ANSWER * len(requests))
+        else:
+            self._transport.write(_ANSWER * len(requests))
 
 
-async def serve() -> None:
+async def serve(latency_seconds: float) -> None:
     """Serve on a free port of 127.0.0.1."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.call_later(LONGEST_SECONDS, over.set)
-    server = await loop.create_server(Connection, "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Connection(latency_seconds), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
     await over.wait()
     server.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    parser = argparse.ArgumentParser(description="A Bitly that costs next to nothing.")
+    parser.add_argument("--latency-ms", type=float, default=0.0)
+    asyncio.run(serve(parser.parse_args().latency_ms / 1000))

@@ -6,6 +6,8 @@ usage: python -m benchmarks.verify [--rows 1000000] [--folder /tmp]
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,10 @@ ANSWER = Answer(
 )
 
 
-def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
-    """Make an output as a run leaves it."""
-    policy = PartPolicy(1_000_000, 128 * 2**20)
+@contextmanager
+def fill(out: Path, calls: int, made: tuple[Format, Shape]) -> Iterator[Store]:
+    """Begin an output, commit rows as a run does, and end their part; publishing is left to be done."""
+    policy = PartPolicy(1_000_000, 2**40)
     with opened(resolve(str(out)), QUERY, policy, print, asked=Asked(*made)) as store:
         moment = str(store.ledger.meta()["started"])
         for number in range(calls):
@@ -59,6 +62,12 @@ def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
                 store.commit(store.take_batch())
         store.end_part()
         store.commit(store.take_batch())
+        yield store
+
+
+def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
+    """Make an output as a run leaves it."""
+    with fill(out, calls, made) as store:
         store.publish()
         finish(store, calls)
 

@@ -36,6 +36,9 @@ def check_manifest(manifest: Mapping[str, Any], path: str, found: Findings) -> b
     query = _query_misfit(manifest)
     for text in [*problems, *([query] if query else [])]:
         found.problem(path, None, text)
+    rows, told = manifest["dataset"]["rows"], _calls_told(manifest)
+    if has_ended(manifest) and not manifest["complete"] and told < rows:
+        found.remarks.append(f"{path}: {rows - told} of its {rows} calls with a row are not published yet")
     return query is None
 
 
@@ -66,12 +69,17 @@ def _inconsistencies(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "started or updated is no moment in UTC, such as 2026-11-23T06:00:00Z"
     if manifest["complete"] and (manifest["stopped"] or not manifest["input_read_to_end"] or counts["pending"]):
         yield "complete, and yet stopped, with calls pending, or with a list that was not read to its end"
-    calls = sum(part.get("calls", part["rows"]) for part in manifest["parts"])
+    calls = _calls_told(manifest)
     if calls > counts["rows"] or (manifest["complete"] and calls != counts["rows"]):
         yield f"its parts tell of {calls} calls, and dataset.rows is {counts['rows']}"
     for name, times in Counter(part["path"] for part in manifest["parts"]).items():
         if times > 1:
             yield f"it lists {name} {times} times"
+
+
+def _calls_told(manifest: Mapping[str, Any]) -> int:
+    """Count the calls that the parts tell of."""
+    return sum(part.get("calls", part["rows"]) for part in manifest["parts"])
 
 
 def check_names(manifest: Mapping[str, Any], names: list[str], shelf: Shelf, found: Findings) -> None:

@@ -27,6 +27,8 @@ _TYPES: dict[Kind, type] = {
 }
 _QUERY = ("facet", "unit", "units", "unit_reference", "size")
 _METRIC = {("value", "clicks")}
+_OWN = {"record_id", "value", "clicks"}
+"""What each flat row of a call has for itself."""
 
 
 class Check(Protocol):
@@ -192,9 +194,9 @@ class Flat(_Common):
 
     def __init__(self, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
         super().__init__(Shape.FLAT, query, run_id, found)
-        own = {"record_id", "value", "clicks"}
-        self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in own))
+        self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in _OWN))
         self._call = call
+        self._no_metrics = False
         self._now: tuple[Any, ...] | None = None
         self._first: dict[str, Any] = {}
         self._last = 0
@@ -208,11 +210,14 @@ class Flat(_Common):
         if misfit:
             self._found(number, misfit)
             return None
+        misfit = None
         if (call := self._call_of(row)) != self._now:
-            self.end()
-            self._begin(call, row)
+            misfit = self._misfit_of_call(row)
+            if not misfit:
+                self.end()
+                self._begin(call, row)
         self._last = number
-        misfit = self._misfit_of_metric(row["value"], row["clicks"])
+        misfit = self._misfit_of_metric(row["value"], row["clicks"]) or misfit
         if not misfit:
             key = self._key(row["value"])
             if key.hex() == row["record_id"]:
@@ -221,19 +226,27 @@ class Flat(_Common):
         self._found(number, misfit)
         return None
 
+    def _misfit_of_call(self, row: dict[str, Any]) -> str | None:
+        """Say what a row has that the first one of its call has not, if the row before it is of the same call."""
+        if self._now is None or row["bitlink"] != self._first["bitlink"]:
+            return None
+        other = next(name for name in self._first if name not in _OWN and row[name] != self._first[name])
+        return f"{other} is not that of its call's first row"
+
     def _begin(self, call: tuple[Any, ...], row: dict[str, Any]) -> None:
         self.calls += 1
         self._now, self._first = call, row
         self._metrics = self._clicks = 0
+        self._no_metrics = False
         self._seen = {}
         whole = row["bitlink"] + self._window
         self._begun = hashlib.sha256((whole + _SEPARATOR).encode())
         self._call(hashlib.sha256(whole.encode()).digest()[:16])
 
     def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
-        if value is None or clicks is None:
-            if value is None and clicks is None and not self._seen:
-                self._seen[""] = 0
+        if self._no_metrics or value is None or clicks is None:
+            if value is None and clicks is None and not self._no_metrics and not self._metrics:
+                self._no_metrics = True
                 return None
             return "value and clicks are null only together, in the one row of a call without metrics"
         self._metrics += 1

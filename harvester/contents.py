@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -86,10 +87,41 @@ def rows_of(stream: Hashed, form: Format, shape: Shape) -> Iterator[tuple[int, A
 
 def _parsed(lines: Iterator[bytes | Bad]) -> Iterator[Any]:
     for line in lines:
+        if isinstance(line, Bad):
+            yield line
+            continue
         try:
-            yield orjson.loads(line)
+            row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            yield line if isinstance(line, Bad) else Bad(f"not JSON: {error}")
+            yield Bad(f"not JSON: {error}")
+        else:
+            yield _flaw_of(line, row) or row
+
+
+def _flaw_of(line: bytes, row: Any) -> Bad | None:
+    """Say what loaders do not agree upon in a line that is JSON, if it has that: an object's key twice."""
+    try:
+        # Lines are written so, and only one that was not is worth a slower look.
+        if orjson.dumps(row) == line:
+            return None
+        json.loads(line, object_pairs_hook=_once, parse_int=str)
+    except _Twice as error:
+        return Bad(f"{error} is there twice")
+    except (orjson.JSONEncodeError, RecursionError):
+        return Bad("lists or objects lie too deep in it")
+    return None
+
+
+class _Twice(Exception):
+    """An object's key is there twice; the text is the key."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = set[str]()
+    for name, _ in pairs:
+        if name in names:
+            raise _Twice(name[:60])
+        names.add(name)
 
 
 def _lines(stream: Hashed, form: Format) -> Iterator[bytes | Bad]:

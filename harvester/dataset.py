@@ -236,7 +236,8 @@ def _dropped_on_error(path: str) -> Iterator[None]:
     """Give back the room that a file took which could not be finished."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or path  # a write does not say where
         with suppress(OSError):
             os.unlink(path)
         raise

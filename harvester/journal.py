@@ -118,7 +118,8 @@ def make_folder(path: str) -> None:
 
 
 class Journal:
-    """A journal file open for appending; rows counts the rows in it, row_bytes theirs, size all its bytes.
+    """A journal file open for appending; rows counts the rows that a part of it has, row_bytes theirs as NDJSON, size
+    all its own bytes.
 
     first_row_at: when the first of its rows was appended, seconds since 1970; None without rows. append is for the
     event loop's thread, sync and close for any.
@@ -145,8 +146,8 @@ class Journal:
         self._synced = self.size
         self._named = self.size > 0
 
-    def append(self, key: bytes, state: int, payload: bytes, *, is_row: bool) -> None:
-        """Write a verdict's line with one unbuffered write.
+    def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
+        """Write a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
 
         Raises:
             OutputError: it could not be written whole; what was written of it is taken back.
@@ -160,11 +161,11 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
-        if is_row:
+        if rows:
             if self.first_row_at is None:
                 self.first_row_at = time.time()
-            self.rows += 1
-            self.row_bytes += len(payload) + 1
+            self.rows += rows
+            self.row_bytes += row_bytes
 
     def sync(self, size: int) -> None:
         """Make the first size bytes durable, and the file's name with them."""

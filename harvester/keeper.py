@@ -101,6 +101,20 @@ class Keeper:
             OutputError: that was not possible. ConsumerGone: nobody reads any more.
         """
         await self._end()
+        try:
+            await self._publish_all(outcome)
+        except ConsumerGone:
+            raise
+        except OutputError as error:
+            spoiled = replace(outcome, complete=False, stop=Stop(Reason.OUTPUT, str(error)))
+            with contextlib.suppress(OutputError):  # or it would say for ever that the run goes on
+                await self._write_manifest(spoiled)
+            raise
+        await self._write_manifest(outcome)
+        if outcome.complete:
+            await self.in_thread(self._store.declare_success)
+
+    async def _publish_all(self, outcome: Outcome) -> None:
         self._store.end_part()
         batch = self._take_batch()
         await self.in_thread(self._store.commit, batch)  # first: an object store may be out
@@ -108,9 +122,6 @@ class Keeper:
             await self.in_thread(self._store.take_success_back)
         await self._make_all_parts()
         await self.in_thread(self._store.write_failures)
-        await self._write_manifest(outcome)
-        if outcome.complete:
-            await self.in_thread(self._store.declare_success)
 
     async def _end(self) -> None:
         self._over = True
@@ -132,7 +143,12 @@ class Keeper:
             raise
 
     async def _commit(self) -> None:
-        batch = self._take_batch()
+        try:
+            batch = self._take_batch()
+        except OutputError as error:  # no new journal can be begun
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            self._done.set()
+            return
         try:
             await self.in_thread(self._store.commit, batch)
             await self._tell(part_made=await self._make_parts())

@@ -34,6 +34,7 @@ CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name 
 _VERSION = 2
 _PARTS = "SELECT number, generation, name, rows, bytes, sha256, calls, sealed FROM parts"
 _VARIABLES = 1000
+_PAGE_LINES = 1000
 
 
 class State(IntEnum):
@@ -114,6 +115,7 @@ class Ledger:
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         self._turn = threading.RLock()
         with self._explained():
             if read_only:
@@ -305,12 +307,20 @@ class Ledger:
             self._db.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines."""
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines.
+
+        Between them other threads have their turn: who asks may stop half-way, and another thread drop what is left.
+        """
+        for table in ("failures", "invalid"):
+            select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
+            last = 0
+            while page := self._page(select, last):
+                last = page[-1][0]
+                yield from (line for _, line in page)
+
+    def _page(self, select: str, after: int) -> list[tuple[int, bytes]]:
         with self._explained():
-            for (line,) in self._db.execute("SELECT line FROM failures ORDER BY id"):
-                yield line
-            for (line,) in self._db.execute("SELECT line FROM invalid ORDER BY id"):
-                yield line
+            return self._db.execute(select, (after,)).fetchall()
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
@@ -384,7 +394,8 @@ class Ledger:
             raise OutputError(self._damage(found))
         version = self.meta().get("schema")
         if version == 1:
-            self._take_over()
+            if not self._read_only:
+                self._take_over()
         elif version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
@@ -433,6 +444,8 @@ class Ledger:
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):
                 raise OutputError(self._damage(str(error))) from error
             raise OutputError(f"{self._path}: {error} ({code})") from error
+        except UnicodeDecodeError as error:  # SQLite quotes in its messages what it could not read
+            raise OutputError(self._damage(str(error))) from error
 
     def _damage(self, what: str) -> str:
         return (
@@ -444,7 +457,9 @@ class Ledger:
 def _opened_to_read(path: str) -> sqlite3.Connection:
     """Open a file that a run may be writing; where its folder cannot be written, as it was when that run ended."""
     for mode in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"file:{quote(path)}?{mode}", isolation_level=None, check_same_thread=False, uri=True)
+        db = sqlite3.connect(
+            f"file:{quote(os.fsencode(path))}?{mode}", isolation_level=None, check_same_thread=False, uri=True
+        )
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return db

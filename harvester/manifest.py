@@ -21,7 +21,8 @@ _MOST_BYTES = 256 * 1024 * 1024
 
 _COUNT = int
 _WINDOW = {"window": str, "limit": int | None, "used": _COUNT, "left": int | None, "until": str | None, "source": str}
-_PART = {"path": str, "rows": _COUNT, "bytes": _COUNT}
+_PART = {"path": str, "rows": _COUNT, "calls?": _COUNT, "bytes": _COUNT, "sha256?": str | None}
+_LIST = dict.fromkeys(("links", "lines?", "blank?", "comments?", "headers?", "invalid?", "duplicates?"), _COUNT)
 FORM: dict[str, Any] = {
     "schema_version": int,
     "tool": str,
@@ -35,7 +36,7 @@ FORM: dict[str, Any] = {
     "complete": bool,
     "stopped": (None, {"reason": str, "message": str, "until": str | None}),
     "input_read_to_end": bool,
-    "list": (None, {"links": _COUNT}),
+    "list": (None, _LIST),
     "ended?": str | None,
     "invocation?": {
         "number": _COUNT,

@@ -55,8 +55,10 @@ class OutputOptions:
     """What is written, and where."""
 
     out: Annotated[str, Parameter(group=_WRITTEN)]
-    """A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and {dt},
-    the UTC day of --unit-reference, are filled in."""
+    (
+        "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
+        "{dt}, the UTC day of --unit-reference, are filled in."
+    )
 
     work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
     "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."

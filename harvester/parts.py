@@ -20,6 +20,7 @@ _BLOCK_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 """NDJSON bytes of a Parquet row group, which lies in memory as text and as a table."""
 _SEPARATOR = "\x1f"
+_FLAT_END = len(',"schema_version":1}\n')
 
 
 class Format(StrEnum):
@@ -97,6 +98,7 @@ class Measured(io.RawIOBase):
         self.size = 0
         self._digest = hashlib.sha256()
         self._stream = stream
+        self._given_up = False
 
     @property
     def sha256(self) -> str:
@@ -111,9 +113,15 @@ class Measured(io.RawIOBase):
         """Give how much was written."""
         return self.size
 
+    def give_up(self) -> None:
+        """Drop what else comes: a compressor that is not closed writes its end when it is collected."""
+        self._given_up = True
+
     def write(self, data: Any) -> int:
         """Pass bytes on."""
         view = memoryview(data).cast("B")
+        if self._given_up:
+            return view.nbytes
         self._stream.write(view)
         self._digest.update(view)
         self.size += view.nbytes
@@ -132,13 +140,23 @@ def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
 
     Deterministic for the same versions of the libraries: no moment and no name of a file goes into it.
     """
+    try:
+        writer = _WRITERS[making.format](target, making.shape)
+        poured = _pour(rows, writer, making.shape)
+        writer.close()
+    except BaseException:
+        target.give_up()
+        raise
+    return poured
+
+
+def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> Poured:
     poured, calls = 0, 0
-    writer = _WRITERS[making.format](target, making.shape)
     block: list[bytes] = []
     size = 0
     for row in rows:
         calls += 1
-        for line in flattened(row) if making.shape is Shape.FLAT else (row,):
+        for line in flattened(row) if shape is Shape.FLAT else (row,):
             poured += 1
             block.append(line)
             size += len(line)
@@ -147,7 +165,6 @@ def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
             block, size = [], 0
     if block:
         writer.write(b"".join(block))
-    writer.close()
     return Poured(poured, calls)
 
 
@@ -171,6 +188,23 @@ def flattened(row: bytes) -> Iterator[bytes]:
             behind = f"{seen[value]}{_SEPARATOR}{value}"
         call["record_id"] = hashlib.sha256(f"{key}{_SEPARATOR}{behind}".encode()).hexdigest()[:32]
         yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
+
+
+class Extent(NamedTuple):
+    """Rows of a part, and their bytes as NDJSON."""
+
+    rows: int
+    bytes: int
+
+
+def extent(row: bytes, shape: Shape) -> Extent:
+    """Say how much a nested row, without its line feed, adds to a part of a shape; flat bytes to within a few a row."""
+    if shape is Shape.NESTED:
+        return Extent(1, len(row) + 1)
+    # Neither can stand in a value: a quotation mark is escaped there.
+    before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
+    rows = max(metrics, 1)
+    return Extent(rows, rows * (before + _FLAT_END) + len(row) - before)
 
 
 def check_available(making: Making) -> None:
@@ -203,7 +237,9 @@ def _zstd(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
             from backports import zstd  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UsageError("--format ndjson.zst needs a library: pip install 'harvester[zstd]'") from error
-    return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb"))
+    # As gzip has one, and the zstd command writes one: a reader sees a flipped bit.
+    checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
+    return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
 
 
 class _Parquet:
@@ -211,19 +247,27 @@ class _Parquet:
 
     def __init__(self, target: Measured, shape: Shape) -> None:
         try:
-            import pyarrow  # noqa: F401, ICN001, PLC0415 - an extra
+            import pyarrow  # noqa: ICN001, PLC0415 - an extra
             from pyarrow import json, parquet  # noqa: PLC0415
         except ImportError as error:
             raise UsageError("--format parquet needs a library: pip install 'harvester[parquet]'") from error
-        self._json = json
+        self._arrow, self._json = pyarrow, json
         self._schema = arrow_schema(shape)
         self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
-        self._group = bytearray()
+        self._group: list[Any] = []
+        self._size = 0
 
     def write(self, block: bytes) -> None:
         """Take lines; a row group is written when enough have come."""
-        self._group += block
-        if len(self._group) >= _GROUP_BYTES:
+        table = self._json.read_json(
+            self._arrow.BufferReader(block),  # unlike a file of Python's it is read without Python's lock
+            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
+            read_options=self._json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
+        )
+        self._group.append(table.cast(self._schema))
+        self._size += len(block)
+        if self._size >= _GROUP_BYTES:
             self._write_group()
 
     def close(self) -> None:
@@ -233,14 +277,9 @@ class _Parquet:
         self._writer.close()
 
     def _write_group(self) -> None:
-        table = self._json.read_json(
-            io.BytesIO(self._group),
-            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
-            read_options=self._json.ReadOptions(use_threads=False, block_size=len(self._group) + 1),
-            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
-        )
-        self._group = bytearray()
-        self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+        table = self._arrow.concat_tables(self._group)
+        self._group, self._size = [], 0
+        self._writer.write_table(table, row_group_size=table.num_rows)
 
 
 def arrow_schema(shape: Shape) -> Any:

@@ -8,7 +8,7 @@ import orjson
 
 from harvester import tell
 from harvester.glance import Glance
-from harvester.terminal import escaped, print_out
+from harvester.terminal import as_json, escaped, print_out
 
 
 def put_glance(seen: Glance, *, json: bool) -> None:
@@ -25,7 +25,7 @@ def follow(looks: Iterator[Glance], *, json: bool) -> None:
 
 
 def _as_json(seen: Glance, option: int = 0) -> str:
-    return orjson.dumps(tell.as_dict(seen), option=option).decode()
+    return as_json(tell.as_dict(seen), option)
 
 
 def _put_changes(looks: Iterator[Glance], shown: Callable[[Glance], str]) -> None:

@@ -1,15 +1,18 @@
 """Do an output's manifest and ledger tell of the same calls and parts? Read-only, even while a run goes on."""
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, BinaryIO
 
+from harvester.errors import OutputError
 from harvester.findings import Findings
 from harvester.journal import path_of, read
 from harvester.ledger import Ledger, Mark, Part, Snapshot, State
 from harvester.places import Form, Place
 
+_PART = tuple(Part.__annotations__.values())
 _LOOKS = 5
 """A run may publish a journal between a look at the ledger and one at the journal: then look again."""
 
@@ -21,7 +24,7 @@ class Reconciler:
         self._place = place
         self._ledger = ledger
         self._found = found
-        self._snapshot = ledger.snapshot()
+        self._snapshot = self._look()
         self._in_journals = self._count()
 
     def close(self) -> None:
@@ -42,7 +45,11 @@ class Reconciler:
         """Hold manifest and ledger against each other. name: what to call the manifest."""
         meta, found = self._snapshot.meta, self._found
         if meta.get("run_id") != manifest["run_id"]:
-            found.problem(name, None, f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}")
+            text = f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}"
+            if any(manifest["dataset"][key] for key in ("rows", "refused", "failed")):
+                found.problem(name, None, text)
+            else:  # a dataset that has no call yet is begun anew by the next run, and its manifest follows
+                found.remarks.append(f"{name} is older than the ledger: {text}")
             return
         self._reconcile_rows()
         if self._place.in_parts:
@@ -53,11 +60,14 @@ class Reconciler:
 
     def reconcile_failures(self, stream: BinaryIO, name: str) -> None:
         """Hold `_failures.ndjson`, as it is when no run goes on, against the ledger."""
-        lines = (line + b"\n" for line in self._ledger.failure_lines())
-        for number, (has, wanted) in enumerate(zip_longest(stream, lines), 1):
-            if has != wanted:
-                self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
-                return
+        lines = (line + b"\n" if type(line) is bytes else b"" for line in self._ledger.failure_lines())
+        try:
+            for number, (has, wanted) in enumerate(zip_longest(stream, lines), 1):
+                if has != wanted:
+                    self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
+                    return
+        except OutputError as error:
+            self._found.problem(self._place.ledger, None, str(error).removeprefix(f"{self._place.ledger}: "))
 
     def _reconcile_rows(self) -> None:
         """Is every call that has a row in a part, in the growing file, or still in a journal, once?"""
@@ -105,8 +115,17 @@ class Reconciler:
             counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot, self._place.form)]
             if None not in counts:
                 return sum(count for count in counts if count is not None)
-            self._snapshot = self._ledger.snapshot()
+            self._snapshot = self._look()
         return None
+
+    def _look(self) -> Snapshot:
+        """Look at the ledger; SQLite itself holds no column to its type."""
+        found = self._ledger.snapshot()
+        numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
+        sound = all(type(number) is int and number >= 0 for number in numbers)
+        if not sound or any(tuple(map(type, part)) != _PART for part in found.parts):
+            raise OutputError(f"{self._place.ledger}: the ledger is damaged (a value that cannot be there)")
+        return found
 
 
 def _extents(snapshot: Snapshot, form: Form) -> Iterator[tuple[int, int, int]]:
@@ -154,15 +173,20 @@ def reconciler(place: Place | None, why: str, found: Findings) -> Reconciler | N
 
 
 def _unreadable(place: Place) -> str:
-    """Say why a ledger cannot be read; nothing if it can."""
+    """Say why a ledger cannot be read; nothing if it can. Raises OutputError for what is none."""
     path = place.ledger
     try:
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return f"there is none at {path}; name its folder, --work-dir, if it lies elsewhere"
-    except OSError as error:
+    except PermissionError as error:
         return f"{path}: {error.strerror}; only its owner's verify reads it"
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    if not regular:
+        raise OutputError(f"{path}: not a file")
     log = path + "-wal"
     # Without its log SQLite would show an older state than the one that was left.
     if os.path.exists(log) and os.path.getsize(log) and not os.access(log, os.R_OK | os.W_OK):

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from harvester.dataset import Growing, Publisher, damaged
 from harvester.journal import Journal, generations, path_of, read, remove, truncate
 from harvester.ledger import Entry, Ledger, State
+from harvester.parts import extent
 from harvester.places import Place
 from harvester.rows import moment_fetched
+from harvester.schema import Shape
 
 _BATCH_RECORDS = 1000
 
@@ -33,11 +35,11 @@ class _Scan:
 
 
 def recover(
-    place: Place, ledger: Ledger, publisher: Publisher, warn: Callable[[str], None], invocation: int
+    place: Place, ledger: Ledger, publisher: Publisher, warn: Callable[[str], None], invocation: int, shape: Shape
 ) -> tuple[Journal, dict[int, int]]:
     """Recover a dataset; give the journal to go on with, and the bytes committed of it by its generation.
 
-    invocation: the last one, to which recovered verdicts belong.
+    invocation: the last one, to which recovered verdicts belong. shape: that of the parts.
 
     Raises:
         OutputError: something is damaged, or is not what was left there.
@@ -54,7 +56,7 @@ def recover(
     for scan in scans:
         if scan.generation > ended:
             _settle(place, ledger, publisher, scan, invocation, warn)
-    return _go_on(place, ledger, publisher)
+    return _go_on(place, ledger, publisher, shape)
 
 
 def _scan(place: Place, generation: int, committed: int) -> _Scan:
@@ -85,7 +87,7 @@ def _settle(
     warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
 
 
-def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal, dict[int, int]]:
+def _go_on(place: Place, ledger: Ledger, publisher: Publisher, shape: Shape) -> tuple[Journal, dict[int, int]]:
     """Publish what the full journals have, and open the last one."""
     committed = ledger.journals()  # without those whose part was adopted just now
     *full, last = committed or [ledger.ended() + 1]
@@ -93,7 +95,8 @@ def _go_on(place: Place, ledger: Ledger, publisher: Publisher) -> tuple[Journal,
     rows, row_bytes, first_row_at = 0, 0, None
     for record in read(path_of(place.private, last), 0):
         if record.state == State.ROW:
-            rows, row_bytes = rows + 1, row_bytes + len(record.payload) + 1
+            more = extent(record.payload, shape)
+            rows, row_bytes = rows + more.rows, row_bytes + more.bytes
             first_row_at = first_row_at or moment_fetched(record.payload)
     journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
     return journal, {g: size for g, size in committed.items() if g == last}

@@ -52,6 +52,7 @@ class Flow:
         self._place = place
         self._ledger = ledger
         self._written: dict[int, int] = {}
+        self._lost: OutputError | None = None
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """A filter begins anew each time."""
@@ -65,15 +66,28 @@ class Flow:
         return []
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Write the rows that were committed."""
-        for generation, end in sorted(committed.items()):
-            for line in rows_in(self._place, generation, self._written.get(generation, 0), end):
-                self.sink.write(line)
-            self._written[generation] = end
+        """Write the rows that were committed; none any more once the reader has not taken one: it may have half of it.
+
+        Raises:
+            OutputError: it has not.
+        """
+        if self._lost:
+            raise self._lost
+        try:
+            self._write(committed)
+        except OutputError as error:
+            self._lost = error
+            raise
         for generation in ended:
             self._ledger.end_generation(generation)
             remove(self._place.private, generation)
             self._written.pop(generation, None)
+
+    def _write(self, committed: Mapping[int, int]) -> None:
+        for generation, end in sorted(committed.items()):
+            for line in rows_in(self._place, generation, self._written.get(generation, 0), end):
+                self.sink.write(line)
+            self._written[generation] = end
 
 
 class Stdout:

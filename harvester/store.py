@@ -25,7 +25,7 @@ from harvester.bucket import MOST_PART_BYTES, Bucket
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
-from harvester.parts import Asked, Making
+from harvester.parts import Asked, Making, extent
 from harvester.places import Form, Place, check_state, check_unused
 from harvester.recovery import recover
 from harvester.rows import RowMaker
@@ -111,7 +111,9 @@ class Store:
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._journal, self._committed = recover(place, ledger, self._publisher, warn, self.invocation - 1)
+        self._journal, self._committed = recover(
+            place, ledger, self._publisher, warn, self.invocation - 1, making.shape
+        )
         totals = ledger.totals()
         self._counts = [totals.rows, totals.refused, totals.failed]  # in the order of State
 
@@ -151,7 +153,7 @@ class Store:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        journal.append(key, state, line, is_row=state is State.ROW)
+        journal.append(key, state, line, *(extent(line, self.making.shape) if state is State.ROW else ()))
         entry = Entry(key, state, None if state is State.ROW else line)
         self._batch.entries.setdefault(journal.generation, []).append(entry)
         self._waiting += 1
@@ -174,8 +176,13 @@ class Store:
         self._batch.counters[name] = self._batch.counters.get(name, 0) + more
 
     def take_batch(self) -> Batch:
-        """Give what has come since the last batch, to be committed; a part that is old ends with it."""
-        if self._policy.old(self._journal, time.time()):
+        """Give what has come since the last batch, to be committed; a part that is due ends with it.
+
+        Raises:
+            OutputError: no new journal could be begun; the batch is kept.
+        """
+        # Full too: a run may be resumed with less than the part has already.
+        if self._policy.full(self._journal) or self._policy.old(self._journal, time.time()):
             self._end_journal()
         batch, self._batch = self._batch, Batch()
         batch.current, batch.size = self._journal, self._journal.size

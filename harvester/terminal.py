@@ -4,6 +4,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
+
+import orjson
 
 from harvester.errors import OutputError
 
@@ -11,6 +14,22 @@ from harvester.errors import OutputError
 def escaped(text: str) -> str:
     """Give a text from outside without anything that a terminal would act upon; JSON stays the same JSON."""
     return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
+
+
+def as_json(value: Any, option: int = 0) -> str:
+    """Give a value as JSON; names of files that are no UTF-8 are written with backslashes. option: orjson's."""
+    try:
+        return orjson.dumps(value, option=option).decode()
+    except TypeError:
+        return orjson.dumps(_utf8(value), option=option).decode()
+
+
+def _utf8(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {name: _utf8(each) for name, each in value.items()}
+    return [_utf8(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def say(text: str) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
-import orjson
-
 from harvester import manifest as manifests
 from harvester.beside import check_failures, check_manifest, check_names, has_ended
 from harvester.checking import Check, call_key, check_for
@@ -16,7 +14,7 @@ from harvester.contents import Bad, Broken, Hashed, rows_of
 from harvester.dataset import MANIFEST, SUCCESS
 from harvester.distinct import Distinct
 from harvester.errors import OutputError, UsageError
-from harvester.findings import Findings, as_dict
+from harvester.findings import Findings
 from harvester.parts import Format
 from harvester.places import GROWING_ENDINGS, Place, resolve
 from harvester.reconciling import Reconciler, reconciler
@@ -114,7 +112,9 @@ def _verify(output: Output, found: Findings) -> None:
             found.problem(path, None, f"{str(error).removeprefix(f'{path}: ')}; nothing else was checked")
             return
         found.run_id, found.complete = manifest["run_id"], manifest["complete"]
-        ledger = _ledger_of(output, manifest, found, stack)
+        ledger = _ledger_of(output, found, stack)
+        if ledger is None and found.unchecked and (work_dir := manifest.get("work_dir")):
+            found.unchecked[-1] += f" (the manifest's run had --work-dir {work_dir})"
         found.ended = has_ended(manifest) and not (ledger and ledger.begun_since(manifest))
         check_names(manifest, names, output.beside, found)
         if check_manifest(manifest, path, found):
@@ -147,14 +147,12 @@ def _text_of(shelf: Shelf) -> bytes:
         return stream.read()
 
 
-def _ledger_of(output: Output, manifest: Mapping[str, Any], found: Findings, stack: ExitStack) -> Reconciler | None:
-    why = output.why
-    if output.place is None and (work_dir := manifest.get("work_dir")):
-        why = f"it lies in the run's work dir, which was {work_dir}; name it, --work-dir, where it is"
+def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> Reconciler | None:
     try:
-        ledger = reconciler(output.place, why, found)
+        ledger = reconciler(output.place, output.why, found)
     except OutputError as error:
-        found.problem(output.place.ledger if output.place else output.name, None, str(error))
+        path = output.place.ledger if output.place else output.name
+        found.problem(path, None, str(error).removeprefix(f"{path}: "))
         return None
     if ledger:
         stack.callback(ledger.close)
@@ -171,9 +169,11 @@ def _files(
     path, listed = output.beside.path(MANIFEST), {part["path"]: part for part in manifest["parts"]}
     for name, part in listed.items():
         match = _NAME.fullmatch(name)
-        if not output.growing and (not match or match[1] != manifest["run_id"]):
+        if name != os.path.basename(output.name) if output.growing else not match or match[1] != manifest["run_id"]:
             found.problem(path, None, f"it lists {name!r:.80}, which is no name of a part of this run")
             continue
+        if not output.growing and part.get("sha256") is None:
+            found.problem(path, None, f"it has no sha256 of {name}")
         form = Format(match[3]) if match and not output.growing else Format.NDJSON
         if form != manifest.get("format", form):
             found.problem(path, None, f"it lists {name}, and its format is {manifest['format']}")
@@ -182,21 +182,22 @@ def _files(
         return
     newer = ledger.parts if ledger else {}
     for name in names:
-        if name.startswith("part-") and name not in listed:
+        if name not in listed and not name.startswith(("_", ".")):
             match = _NAME.fullmatch(name)
             if match and name in newer:
                 more = newer[name]
                 yield _File(name, Format(match[3]), more.rows, more.calls, more.bytes, more.sha256)
             else:
-                _tell_unknown(output.rows.path(name), found, ours=bool(match), known=ledger is not None)
+                _tell_unknown(name, output.rows.path(name), found, known=ledger is not None)
 
 
-def _tell_unknown(path: str, found: Findings, *, ours: bool, known: bool) -> None:
-    """Say that a file is there which nothing tells of; whoever loads all parts would load it."""
-    if not ours:
+def _tell_unknown(name: str, path: str, found: Findings, *, known: bool) -> None:
+    """Say that a file is there which nothing tells of; whoever loads `part-*`, or the whole folder, would load it."""
+    if not name.startswith("part-") or not name.endswith(tuple(Format)):
         found.remarks.append(f"{path} is none of harvester's; a loader must not take it for a part")
     elif found.ended or known:
-        found.problem(path, None, "neither manifest nor ledger know it: a part of another output, or a lost ledger's")
+        text = "neither manifest nor ledger know it: a copy, a part of another output, or a lost ledger's"
+        found.problem(path, None, text)
     else:
         found.remarks.append(f"{path} is newer than the manifest, and was not read: verify again in a minute")
 
@@ -223,7 +224,9 @@ class _Rows:
             ):
                 self._tell_repeated(files, repeated)
         started, updated = self._manifest["started"], self._manifest["updated"]
-        if self._fetched and not (started <= min(self._fetched) and max(self._fetched) <= updated):
+        # While a run goes on, parts may be newer than the manifest.
+        latest = max(self._fetched, default="") if self._found.ended else ""
+        if self._fetched and not (started <= min(self._fetched) and latest <= updated):
             text = f"rows were fetched from {min(self._fetched)} to {max(self._fetched)}, not all of them between the "
             self._found.remarks.append(f"{text}manifest's started and updated: a clock was set")
 
@@ -302,18 +305,20 @@ class _Rows:
         some, count = repeated.keys.repeated(_LOCATED)
         if not some:
             return
-        wanted, first = set(some), dict[bytes, str]()
+        wanted, first, told = set(some), dict[bytes, str](), set[bytes]()
         for file in files:
             path, last = self._shelf.path(file.name), b""
             for number, row in self._again(file):
                 key = repeated.of(row)
                 if key in wanted and key != (last if repeated.of != _record_id else None):
                     if key in first:
+                        told.add(key)
                         self._found.problem(path, number, repeated.text.format(first=first[key]))
                     first.setdefault(key, f"{path}:{number}")
                 last = key
-        if count > len(some):
-            self._found.problem(self._shelf.path(""), None, f"{count - len(some)} more keys are there twice")
+        if count > len(told):  # very many; or a file has changed since it was read
+            text = f"{count - len(told):,} more of the rows' keys are there twice"
+            self._found.problem(self._shelf.path(""), None, text)
 
     def _again(self, file: _File) -> Iterator[tuple[int, Any]]:
         try:
@@ -335,8 +340,3 @@ def _record_id(row: Any) -> bytes:
         return bytes.fromhex(row["record_id"])
     except (TypeError, KeyError, ValueError):
         return b""
-
-
-def as_json(found: Findings) -> str:
-    """Give findings as JSON, for programs."""
-    return orjson.dumps(as_dict(found), option=orjson.OPT_INDENT_2).decode()

@@ -1,12 +1,15 @@
-"""Runs a job in the test's own process, with a server's outages over in a moment."""
+"""Runs a job, or the command, in the test's own process; a job with a server's outages over in a moment."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
+
+from harvester import cli, sources
 from harvester import job as jobs
-from harvester import sources
 from harvester.bitly import Query
 from harvester.client import Settings
 from harvester.events import Event, Field
@@ -64,3 +67,23 @@ async def harvest(url: str, folder: Path, names: Sequence[str], **changes: Any) 
         "state_dir": str(folder / "state"),
     }
     return await jobs.run(jobs.Job(**{**settings, **changes}), Stopper(), Listener())
+
+
+class Said(NamedTuple):
+    """A command's exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> Said:
+    """Run `harvester WORDS` without the second that a process takes to begin."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert isinstance(left.value.code, int)
+    return Said(left.value.code, *capsys.readouterr())

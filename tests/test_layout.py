@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,26 @@ from harvester.layout import escaped, filled
 from harvester.options import OutputOptions, QueryOptions, RunOptions
 from harvester.settings import laid_out
 from tests.commands import NO_LIMITS, TOKEN
-from tests.commands import harvester as command
+from tests.commands import harvester as real_command
 from tests.conftest import Served
+from tests.inside import Said
+from tests.inside import command as command_inside
 from tests.outputs import manifest, rows
 
 VALUES = {"dt": "2026-11-23", "facet": "countries"}
 LAYOUT = "lake/{facet}/dt={dt}"
 DAY = "2026-11-23"
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run the command in this process and in an empty folder, with a token and two lists."""
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    (tmp_path / "one.txt").write_text("bit.ly/a\n")
+    (tmp_path / "two.txt").write_text("bit.ly/a\nbit.ly/b\n")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return partial(command_inside, capsys)
 
 
 def meant(out: str, work_dir: str | None = None, **query: Any) -> OutputOptions:
@@ -50,7 +64,7 @@ def test_placeholders_are_filled_in_and_doubled_braces_are_braces(path: str, exp
     assert filled(path, VALUES, name="--out") == expected
 
 
-@given(st.text())
+@given(st.text("{}dt/é", max_size=20))
 def test_an_escaped_path_means_itself(path: str) -> None:
     assert filled(escaped(path), VALUES, name="--out") == path
 
@@ -100,18 +114,18 @@ def test_what_is_no_placeholder_is_refused_with_the_nearest(path: str, message: 
         meant(path, unit_reference=DAY)
 
 
-def test_dt_without_a_reference_is_refused_with_the_reason_and_todays_option(tmp_path: Path) -> None:
+def test_dt_without_a_reference_is_refused_with_the_reason_and_todays_option(command: Callable[..., Said]) -> None:
     before = datetime.now(UTC).date()
-    done = command("run", "-", "--out", "lake/dt={dt}", stdin=b"bit.ly/a\n", cwd=tmp_path)
+    done = command("run", "../one.txt", "--out", "lake/dt={dt}")
     after = datetime.now(UTC).date()
-    assert done.returncode == 2
-    assert done.stderr in {
+    assert done.code == 2
+    assert done.err in {
         "harvester: --out lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not given: by default it is "
         "the moment of the first run, and tomorrow's same command would buy the list again. "
         f"Today's would be --unit-reference {day}\n"
         for day in (before, after)
     }
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []
 
 
 def test_a_facet_that_is_none_makes_no_folder() -> None:
@@ -126,71 +140,78 @@ def flags(served: Served, *more: str) -> tuple[str, ...]:
     return ("--unit-reference", DAY, "--base-url", served.url, *NO_LIMITS, *more)
 
 
-def test_a_run_its_plan_and_its_status_mean_the_same_folder(tmp_path: Path, serve: Callable[..., Served]) -> None:
-    served = serve()
-    (tmp_path / "links.txt").write_text("".join(f"bit.ly/{i}\n" for i in range(7)))
-    query = ("--facet", "countries")
-    run = command("run", "links.txt", "--out", LAYOUT, *flags(served, *query), cwd=tmp_path)
+def test_a_run_and_all_that_is_asked_of_it_mean_the_same_folder(
+    tmp_path: Path, serve: Callable[..., Served], command: Callable[..., Said]
+) -> None:
+    served, here = serve(), Path.cwd()
+    query, state = ("--facet", "countries"), ("--work-dir", str(tmp_path / "{facet}/{dt}"))
+    run = real_command("run", "../two.txt", "--out", LAYOUT, *state, *flags(served, *query), cwd=here)
     assert run.returncode == 0, run.stderr
     assert "lake/countries/dt=2026-11-23" in run.stderr
     assert "{" not in run.stderr
-    out = tmp_path / "lake/countries/dt=2026-11-23"
-    assert len(rows(out)) == 7
+    out = here / "lake/countries/dt=2026-11-23"
+    assert len(rows(out)) == 2
     assert manifest(out)["query"]["unit_reference"] == "2026-11-23T00:00:00Z"
-    made = command("plan", "links.txt", "--out", LAYOUT, *flags(served, *query, "--json"), cwd=tmp_path)
-    assert json.loads(made.stdout)["calls"] == 0
-    seen = command("status", LAYOUT, "--unit-reference", DAY, *query, "--json", cwd=tmp_path)
-    shown = json.loads(seen.stdout)
-    assert (shown["state"], shown["out"]) == ("complete", str(out))
+    made = command("plan", "../two.txt", "--out", LAYOUT, *state, *flags(served, *query, "--json"))
+    assert json.loads(made.out)["calls"] == 0
+    seen = json.loads(command("status", LAYOUT, "--unit-reference", DAY, *query, "--json").out)
+    assert (seen["state"], seen["out"]) == ("complete", str(out))
+    told = json.loads(command("verify", LAYOUT, *state, "--unit-reference", DAY, *query, "--json").out)
+    assert (told["holds"], told["out"], told["ledger_checked"]) == (True, str(out), True)
 
 
 def test_the_same_command_resumes_and_another_day_is_another_output(
-    tmp_path: Path, serve: Callable[..., Served]
+    serve: Callable[..., Served], command: Callable[..., Said]
 ) -> None:
     served = serve()
     for day in (DAY, DAY, "2026-11-24"):
-        words = ("run", "-", "--out", "lake/dt={dt}", "--base-url", served.url, "--unit-reference", day)
-        done = command(*words, stdin=b"bit.ly/a\n", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == ["dt=2026-11-23", "dt=2026-11-24"]
+        done = command("run", "../one.txt", "--out", "lake/dt={dt}", "--base-url", served.url, "--unit-reference", day)
+        assert done.code == 0, done.err
+    assert sorted(path.name for path in Path("lake").iterdir()) == ["dt=2026-11-23", "dt=2026-11-24"]
     assert served.sandbox.requests["bit.ly/a"] == 2
 
 
-def test_a_growing_file_may_have_placeholders_in_its_name(tmp_path: Path, serve: Callable[..., Served]) -> None:
-    words = ("run", "-", "--out", "{facet}-{dt}.ndjson", *flags(serve()))
-    done = command(*words, stdin=b"bit.ly/a\n", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {
+def test_a_growing_file_may_have_placeholders_in_its_name(
+    serve: Callable[..., Served], command: Callable[..., Said]
+) -> None:
+    done = command("run", "../one.txt", "--out", "{facet}-{dt}.ndjson", *flags(serve()))
+    assert done.code == 0, done.err
+    assert {path.name for path in Path().iterdir()} == {
         "referrers-2026-11-23.ndjson",
         "referrers-2026-11-23.ndjson.harvester",
     }
-    assert len(rows(tmp_path / "referrers-2026-11-23.ndjson")) == 1
+    assert len(rows(Path("referrers-2026-11-23.ndjson"))) == 1
 
 
-def test_the_layout_may_stand_in_the_configuration(tmp_path: Path, serve: Callable[..., Served]) -> None:
-    (tmp_path / "my.toml").write_text(f'out = "{LAYOUT}"\nunit_reference = "{DAY}"\nbase_url = "{serve().url}"\n')
-    done = command("--config", "my.toml", "run", "-", stdin=b"bit.ly/a\n", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    seen = command("--config", "my.toml", "status", LAYOUT, "--json", cwd=tmp_path)
-    assert json.loads(seen.stdout)["out"] == str(tmp_path / "lake/referrers/dt=2026-11-23")
+def test_the_layout_may_stand_in_the_configuration(serve: Callable[..., Served], command: Callable[..., Said]) -> None:
+    text = f'out = "{LAYOUT}"\nwork_dir = "state/{{dt}}"\nunit_reference = "{DAY}"\nbase_url = "{serve().url}"\n'
+    Path("my.toml").write_text(text)
+    done = command("--config", "my.toml", "run", "../one.txt")
+    assert done.code == 0, done.err
+    for name in ("status", "verify"):
+        seen = json.loads(command("--config", "my.toml", name, LAYOUT, "--json").out)
+        assert seen["out"] == str(Path.cwd() / "lake/referrers/dt=2026-11-23")
+    assert seen["ledger_checked"]
 
 
-def test_status_of_a_layout_without_a_day_says_what_to_give(tmp_path: Path) -> None:
-    done = command("status", "lake/dt={dt}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(
+@pytest.mark.parametrize("name", ["status", "verify"])
+def test_a_layout_without_a_day_says_what_to_give(command: Callable[..., Said], name: str) -> None:
+    done = command(name, "lake/dt={dt}")
+    assert done.code == 2
+    assert done.err.startswith(
         "harvester: OUT lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not given. Today's would be"
     )
 
 
-def test_what_to_run_next_keeps_braces_that_stand_for_themselves(tmp_path: Path, serve: Callable[..., Served]) -> None:
-    words = ("run", "-", "--out", "a{{b}}", "--max-calls", "1", *flags(serve()))
-    done = command(*words, stdin=b"bit.ly/a\nbit.ly/b\n", cwd=tmp_path)
-    assert done.returncode == 5, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["a{b}"]
-    seen = json.loads(command("status", "a{{b}}", "--json", cwd=tmp_path).stdout)
-    assert seen["out"] == str(tmp_path / "a{b}")
-    assert f"--out '{tmp_path}/a{{{{b}}}}'" in seen["next"]["command"]
+def test_what_to_run_next_keeps_braces_that_stand_for_themselves(
+    serve: Callable[..., Served], command: Callable[..., Said]
+) -> None:
+    done = command("run", "../two.txt", "--out", "a{{b}}", "--max-calls", "1", *flags(serve()))
+    assert done.code == 5, done.err
+    assert [path.name for path in Path().iterdir()] == ["a{b}"]
+    seen = json.loads(command("status", "a{{b}}", "--json").out)
+    assert seen["out"] == str(Path("a{b}").absolute())
+    assert f"--out '{Path.cwd()}/a{{{{b}}}}'" in seen["next"]["command"]
 
 
 # --- from Python ----------------------------------------------------------------------------------------------------

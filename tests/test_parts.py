@@ -1,11 +1,14 @@
 """A part's bytes: every form gives the rows back, the same rows give the same bytes; and when a part ends."""
 
+import errno
+import gc
 import hashlib
 import io
 import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,20 @@ from pyarrow import parquet
 
 from harvester import store as stores
 from harvester.bitly import Answer, Query
-from harvester.contents import Hashed, rows_of
-from harvester.errors import UsageError
+from harvester.contents import Broken, Hashed, rows_of
+from harvester.errors import OutputError, UsageError
 from harvester.journal import Journal, path_of
 from harvester.ledger import State
-from harvester.parts import Asked, Format, Making, Measured, flattened, pour
+from harvester.parts import Asked, Format, Making, Measured, extent, flattened, pour
 from harvester.places import resolve
 from harvester.rows import RowMaker
 from harvester.schema import COLUMNS, Shape
 from harvester.store import PartPolicy, Store, opened
 from tests.commands import ROOT, environment
+from tests.conftest import Served
+from tests.inside import harvest
 from tests.keeping import keep
+from tests.outputs import check_reconciled, manifest
 from tests.test_crash_points import published
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
@@ -113,6 +119,31 @@ def test_parquet_is_written_in_row_groups_of_bounded_size(monkeypatch: pytest.Mo
     assert read_back(data, making) == expected(rows, Shape.NESTED)
 
 
+@pytest.mark.parametrize("making", MAKINGS, ids="-".join)
+def test_nothing_is_written_any_more_once_writing_has_failed(making: Making) -> None:
+    """A compressor that nobody closed writes its end when it is collected: Python 3.13 prints how that fails."""
+
+    class Full(io.BytesIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk = Full()
+    with pytest.raises(OSError, match="No space left"):
+        pour([line("a", [])], Measured(disk), making)
+    gc.collect()
+    assert disk.writes == 1
+
+
+def test_a_flipped_bit_in_a_zstandard_part_is_seen() -> None:
+    data = bytearray(poured([line("a", [])], Making(Format.ZSTD, Shape.NESTED)))
+    data[-1] ^= 1  # of the checksum
+    with pytest.raises(Broken, match="checksum"):
+        read_back(bytes(data), Making(Format.ZSTD, Shape.NESTED))
+
+
 # --- flat record_ids -----------------------------------------------------------------------------------------------
 
 
@@ -190,9 +221,9 @@ def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
 # --- the same folder published again -------------------------------------------------------------------------------
 
 
-def settle(store: Store, *names: str) -> None:
+def settle(store: Store, *names: str, metrics: int = 1) -> None:
     for name in names:
-        row = line(name, [{"value": "direct", "clicks": 1}], 30)
+        row = line(name, [{"value": "direct", "clicks": 1}] * metrics, 30)
         key = MAKER.key(f"bit.ly/{name}")
         store.record(key, State.ROW, row[:-1].replace(b"9a0822b22f12", store.run_id.encode()), None)
 
@@ -320,6 +351,45 @@ def test_a_resumed_part_is_as_old_as_its_first_row(tmp_path: Path, clock: Clock)
         assert len(published(tmp_path / "out")) == 1
 
 
+@given(NAMES, METRICS, VALUES)
+@settings(max_examples=100, deadline=None)
+def test_what_a_row_adds_to_a_part_is_known_before_the_part_is_made(
+    name: str, metrics: list[dict[str, Any]], reference: str
+) -> None:
+    row = line(name, [*metrics, {"value": '"clicks":"metrics":[', "clicks": 1}], 30, reference)
+    assert extent(row[:-1], Shape.NESTED) == (1, len(row))
+    flat = list(flattened(row))
+    rows, size = extent(row[:-1], Shape.FLAT)
+    assert rows == len(flat)
+    assert abs(size - sum(map(len, flat))) < 40 + 4 * rows
+
+
+def test_a_flat_part_ends_by_its_own_rows(tmp_path: Path) -> None:
+    making, policy = Making(Format.NDJSON, Shape.FLAT), PartPolicy(20, 1_000_000)
+    with dataset(tmp_path / "out", making, policy) as store:
+        settle(store, "a", metrics=8)
+        settle(store, "b", metrics=0)
+        keep(store)
+    with dataset(tmp_path / "out", making, policy) as store:  # what it has is counted again
+        settle(store, "c", metrics=10)
+        keep(store)
+        assert published(tmp_path / "out") == {}
+        settle(store, "d", metrics=1)
+        settle(store, "e", metrics=1)
+        keep(store)
+        (part,) = published(tmp_path / "out").values()
+    assert part.count(b"\n") == 20
+
+
+def test_a_part_that_is_full_by_a_resumed_runs_measure_waits_for_no_further_row(tmp_path: Path) -> None:
+    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(1000, 1_000_000)) as store:
+        settle(store, "a", "b", "c")
+        keep(store)
+    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(3, 1_000_000)) as store:
+        keep(store)
+        assert len(published(tmp_path / "out")) == 1
+
+
 def journal(folder: Path, first_row_at: float | None, rows: int = 0, size: int = 0) -> Journal:
     made = Journal(str(folder), 0, rows=rows, row_bytes=size, first_row_at=first_row_at)
     made.close()
@@ -348,3 +418,29 @@ def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> Non
     assert PartPolicy(10, 100).full(journal(tmp_path, None))
     Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 399)
     assert not PartPolicy(10, 100).full(journal(tmp_path, None))
+
+
+# --- a disk that is full -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["dataset.pour", "store.Journal"])
+async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Without room for a part, or for the journal that follows it."""
+    served, names = serve(), [str(number) for number in range(30)]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(f"harvester.{broken}", full)
+        with pytest.raises(OutputError, match="No space left"):
+            await harvest(served.url, tmp_path, names, parts=PartPolicy(10, 1_000_000))
+    told = manifest(tmp_path / "out")
+    assert told["stopped"]["reason"] == "output"
+    assert "No space left" in told["stopped"]["message"]
+    assert told["ended"]
+    assert (await harvest(served.url, tmp_path, names, parts=PartPolicy(10, 1_000_000))).complete
+    check_reconciled(tmp_path / "out", {f"bit.ly/{name}" for name in names})
+    assert served.sandbox.answered.total() == len(names)

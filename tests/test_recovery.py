@@ -5,19 +5,21 @@ import io
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 import harvester.dataset
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import Ledger, State
-from harvester.parts import Asked, Format
-from harvester.places import resolve
+from harvester.parts import Asked, Format, Making
+from harvester.places import resolve, taken
 from harvester.schema import Shape
 from harvester.store import PartPolicy, Store, opened
 from tests.keeping import keep
@@ -245,6 +247,61 @@ def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
     assert finish(out) == ["a", "b", "c"]
 
 
+def test_failures_that_could_not_be_written_hold_up_no_other_thread(quick_path: Path) -> None:
+    with dataset(quick_path / "out") as store, ThreadPoolExecutor(1) as other:
+        settle(store, "no-a", "no-b")
+        keep(store)
+        lines = store.ledger.failure_lines()
+        next(lines)  # and then the disk was full
+        try:
+            assert other.submit(store.ledger.journals).result(timeout=10)
+        finally:
+            del lines
+
+
+def test_the_failures_are_given_in_their_order_page_by_page(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvester.ledger._PAGE_LINES", 2)
+    names = ["no-a", "no-b", "no-c", "no-d", "no-e"]
+    with dataset(quick_path / "out") as store:
+        settle(store, *names)
+        for bad in ("x", "y", "z"):
+            store.note_invalid(store.rows.failure("invalid", file="f", line=1, text=bad))
+        keep(store)
+        found = [orjson.loads(each) for each in store.ledger.failure_lines()]
+    assert [each["bitlink"] or each["text"] for each in found] == [*(f"bit.ly/{name}" for name in names), *"xyz"]
+
+
+class Stalling:
+    """A reader that takes a row, is slow until it is given up, and then goes on."""
+
+    most_waiting = 100
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.asked = 0
+
+    def write(self, line: bytes) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            raise OutputError("takes no more rows")
+        self.taken.append(orjson.loads(line)["bitlink"])
+
+    def check(self) -> None:
+        """It is still there."""
+
+    hurry = leave = check
+
+
+def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
+    reader = Stalling()
+    with taken("-", None) as place, opened(place, QUERY, PartPolicy(1000, 1_000_000), print, sink=reader) as store:
+        settle(store, "a", "b", "c")
+        for _ in range(2):
+            with pytest.raises(OutputError, match="takes no more rows"):
+                store.commit(store.take_batch())
+    assert reader.taken == ["bit.ly/a"]
+
+
 def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Path) -> None:
     out = quick_path / "results.ndjson"
     with dataset(out) as store:
@@ -414,7 +471,7 @@ def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) 
     assert finish(out) == ["a", "b", "d"]
     with dataset(out) as store:
         assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
-        assert store.making == plain
+        assert store.making == Making(Format.NDJSON, Shape.NESTED)
 
 
 def make_first_version(ledger: Path) -> None:
