@@ -127,7 +127,8 @@ class Store:
     @property
     def crowded(self) -> bool:
         """True while so much waits for the disk that no further call should be made."""
-        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT
+        # Behind too: the commits then wait for an upload, and a power cut must not cost more than a batch.
+        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
 
     @property
     def due(self) -> bool:
