@@ -3,6 +3,7 @@
 The private state, and every file before it is uploaded, lies in the work dir. The claim ties the two together.
 """
 
+import mmap
 import os
 import secrets
 import socket
@@ -20,6 +21,8 @@ from harvester.places import Place
 from harvester.stores import Objects
 
 CLAIM = "_claim.json"
+MOST_PART_BYTES = 512 * 1024 * 1024
+"""--part-bytes at most: a part goes in one request, which may have 5 GiB, and flat rows are several times as long."""
 _TRIES = 3
 
 
@@ -119,7 +122,8 @@ class Bucket:
         One that is gone between the two was taken by a loader.
         """
         with open(hidden, "rb") as stream:
-            data = stream.read()
+            # Never closed by hand: a request that failed may hold it for a moment longer.
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         for _ in range(_TRIES):
             created = self._objects.create(part.name, data)
             if self.holds(part) or created:

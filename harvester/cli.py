@@ -250,7 +250,7 @@ def status(
     Parameters
     ----------
     out:
-        What --out was: a folder or a growing file; or the manifest itself.
+        What --out was: a folder, a growing file or a store's URL; or the manifest itself.
     json:
         Print a JSON object, for a program; with --watch one a line.
     watch:
@@ -297,7 +297,7 @@ def verify(
     Parameters
     ----------
     out:
-        What --out was: a folder or a growing file; a run may go on meanwhile.
+        What --out was: a folder, a growing file or a store's URL; a run may go on meanwhile.
     work_dir:
         What --work-dir was; by default the private state is looked for inside or beside OUT.
     json:

@@ -14,7 +14,7 @@ from harvester.parts import Format, arrow_schema
 from harvester.places import GROWING_ENDINGS
 from harvester.schema import Shape
 from harvester.settings import path_of
-from harvester.stores import is_url
+from harvester.stores import Objects, is_url, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,16 +46,15 @@ def read(
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow, path = _arrow(), path_of("out", os.fsdecode(out), facet, moment)
-    if is_url(path):
-        raise UsageError(f"{path}: harvester.read reads folders and files; read an object store with pyarrow.dataset")
-    schema = arrow_schema(_shape_of(path))
+    objects = open_store(path) if is_url(path) else None
+    schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:
         if name not in schema.names:
             raise UsageError(f"columns: {name} is none of {', '.join(schema.names)}")
     wanted = arrow.schema([schema.field(name) for name in chosen])
     try:
-        tables = [table.select(chosen) for table in _tables(arrow, path, schema)]
+        tables = [table.select(chosen) for table in _tables(arrow, path, schema, objects)]
     except PermissionError as error:
         raise OutputError(f"{error.filename or path}: {error.strerror}") from error
     except (arrow.ArrowInvalid, OSError) as error:
@@ -86,8 +85,10 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
     return table.cast(schema)  # which says what is never null
 
 
-def _shape_of(out: str) -> Shape:
+def _shape_of(out: str, objects: Objects | None) -> Shape:
     """Give the shape that the rows have, as the manifest says."""
+    if objects:
+        return Shape(orjson.loads(objects.get(MANIFEST) or b"{}").get("shape", Shape.NESTED))
     try:
         with open(os.path.join(out, MANIFEST), "rb") as stream:
             return Shape(orjson.loads(stream.read()).get("shape", Shape.NESTED))
@@ -95,9 +96,11 @@ def _shape_of(out: str) -> Shape:
         return Shape.NESTED
 
 
-def _tables(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
+def _tables(arrow: Any, out: str, schema: "pa.Schema", objects: Objects | None) -> Iterator["pa.Table"]:
     """Yield what was published, a table for each file."""
-    if os.path.isdir(out):
+    if objects:
+        yield from _parts_in_store(arrow, objects, schema)
+    elif os.path.isdir(out):
         yield from _parts(arrow, out, schema)
     elif out.lower().endswith(GROWING_ENDINGS):
         yield _parsed(arrow, _growing(arrow, out), schema)
@@ -106,19 +109,32 @@ def _tables(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
 
 
 def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
-    names = sorted(os.listdir(out))
-    parts = [(name, match[1]) for name in names if (match := _PART.fullmatch(name))]
-    if not parts and MANIFEST not in names and "_harvester" not in names:
-        raise UsageError(f"{out}: nothing in it was written by harvester")
-    for name, ending in parts:
-        path = os.path.join(out, name)
+    for name, form in _parts_among(os.listdir(out), out):
         try:
-            if ending == Format.PARQUET:
-                yield arrow.parquet.read_table(path, schema=schema)
-            else:
-                yield _parsed(arrow, arrow.input_stream(path, compression=_COMPRESSION[Format(ending)]), schema)
+            yield _part(arrow, os.path.join(out, name), form, schema)
         except FileNotFoundError:
             continue  # a loader has taken it just now
+
+
+def _parts_in_store(arrow: Any, objects: Objects, schema: "pa.Schema") -> Iterator["pa.Table"]:
+    for name, form in _parts_among([thing.name for thing in objects.listing()], objects.url):
+        chunks = objects.chunks(name)
+        if chunks is not None:
+            yield _part(arrow, arrow.BufferReader(b"".join(chunks)), form, schema)
+
+
+def _parts_among(names: list[str], out: str) -> list[tuple[str, Format]]:
+    parts = [(name, Format(match[1])) for name in sorted(names) if (match := _PART.fullmatch(name))]
+    if not parts and MANIFEST not in names and "_harvester" not in names:
+        raise UsageError(f"{out}: nothing in it was written by harvester")
+    return parts
+
+
+def _part(arrow: Any, source: Any, form: Format, schema: "pa.Schema") -> "pa.Table":
+    """Read a part. source: its path, or a stream of it."""
+    if form is Format.PARQUET:
+        return arrow.parquet.read_table(source, schema=schema)
+    return _parsed(arrow, arrow.input_stream(source, compression=_COMPRESSION[form]), schema)
 
 
 def _growing(arrow: Any, out: str) -> Any:

@@ -21,7 +21,7 @@ import orjson
 
 from harvester import __version__, dataset, scratch
 from harvester.bitly import Query, utc_text
-from harvester.bucket import Bucket
+from harvester.bucket import MOST_PART_BYTES, Bucket
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.journal import Journal, generations, make_folder, path_of
 from harvester.ledger import Entry, Known, Ledger, State, Totals
@@ -127,7 +127,8 @@ class Store:
     @property
     def crowded(self) -> bool:
         """True while so much waits for the disk that no further call should be made."""
-        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT
+        # Behind too: the commits then wait for an upload, and a power cut must not cost more than a batch.
+        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
 
     @property
     def due(self) -> bool:
@@ -396,9 +397,12 @@ def opened(
 
     Raises:
         DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query or another form of parts, or the form needs a missing library.
+        UsageError: it was begun with another query or another form of parts, the form needs a missing library, or an
+        object store cannot take such parts.
     """
     check_state(place)
+    if place.form is Form.STORE and policy.bytes > MOST_PART_BYTES:
+        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
     bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is Form.STORE else None
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:

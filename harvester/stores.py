@@ -1,6 +1,7 @@
 """Object stores: `s3://`, `gs://` and `az://` as named objects under a prefix, read, created and replaced."""
 
 import hashlib
+import mmap
 import os
 import re
 import threading
@@ -210,7 +211,7 @@ class Objects:
         """Give all of an object's bytes; None if it is not there."""
         return self._patiently(name, lambda: bytes(self._library.get(self._store, name).bytes()), missing=None)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes | mmap.mmap) -> bool:
         """Make an object that is not there, all or nothing; False if there is one.
 
         It may be ours: the answer to an earlier try may have been lost.
@@ -236,7 +237,7 @@ class Objects:
         """Take an object away; fine if it is not there."""
         self._patiently(name, lambda: self._library.delete(self._store, name), missing=None)
 
-    def _store_for(self, data: bytes) -> Any:
+    def _store_for(self, data: bytes | mmap.mmap) -> Any:
         return self._store if len(data) <= _SMALL_BYTES else self._patient_store
 
     def _patiently(

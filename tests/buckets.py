@@ -31,12 +31,21 @@ LINKS = [f"bit.ly/{i}" for i in range(7)]
 _NUMBERS = count()
 SECRET = "wJalrXUtnFEMI-not-a-real-one"
 _BODY = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>no</Message></Error>'
-_STATUS = {"SlowDown": "503 Slow Down", "AccessDenied": "403 Forbidden", "InternalError": "500 Internal Server Error"}
+_STATUS = {
+    "SlowDown": "503 Slow Down",
+    "AccessDenied": "403 Forbidden",
+    "InternalError": "500 Internal Server Error",
+    "ConditionalRequestConflict": "409 Conflict",
+    "ExpiredToken": "400 Bad Request",
+    "PermanentRedirect": "301 Moved Permanently",
+}
 LOST = "lost"
 """Do what was asked for, and close the connection without an answer."""
+HALF = "half"
+"""Do so in the middle of the answer."""
 
 Fault = Callable[[str, str], str | None]
-"""Method and object's name → an error's code, LOST or None."""
+"""Method and object's name → an error's code, LOST, HALF or None."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -99,6 +108,9 @@ def _application(s3: S3) -> Callable[..., Iterable[bytes]]:
         s3.after(method, name)
         if code == LOST:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        if code == HALF:
+            body = b"".join(result)
+            return [body[: len(body) // 2]]
         return result
 
     return answer

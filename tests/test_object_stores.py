@@ -1,11 +1,15 @@
 """Published into an object store: as safe as into a folder, for the real command against S3's protocol."""
 
 import asyncio
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,17 @@ import pytest
 
 import harvester as harvester_package
 from harvester import stores
-from harvester.errors import UsageError
+from harvester.bitly import Query
+from harvester.errors import OutputError, UsageError
+from harvester.job import _entered
 from harvester.places import resolve
 from harvester.reading import read
-from tests.buckets import BUCKET, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
+from harvester.stopping import Reason, Stop, Stopper
+from harvester.store import PartPolicy, opened
+from tests.buckets import BUCKET, HALF, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
 from tests.commands import TOKEN, harvester, start
+
+QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
 
 
 def calls(case: Case) -> int:
@@ -96,6 +106,7 @@ def test_an_older_work_dir_is_refused(case: Case) -> None:
     assert case.run("--max-calls", "2").returncode == 5
     shutil.copytree(case.work, case.folder / "backup")
     assert case.run().returncode == 0
+    obstore.delete(case.store, [name for name in case.held() if name.startswith("part-")])  # a loader has them
     made = calls(case)
     result = case.run(work=case.folder / "backup")
     assert result.returncode == 8
@@ -114,7 +125,7 @@ def test_a_part_of_somebody_elses_is_refused_by_name(case: Case) -> None:
 def test_a_work_dir_belongs_to_one_output(case: Case) -> None:
     assert case.run().returncode == 0
     case.out += "-other"
-    result = case.run()
+    result = case.run("--unit-reference", "2026-11-24")
     assert result.returncode == 2
     assert "belongs to --out" in result.stderr
 
@@ -157,7 +168,7 @@ def once(method: str, start: str, code: str, times: int = 1) -> Callable[[str, s
 
 
 @pytest.mark.parametrize("start", ["_claim", "part-", "_manifest", "_SUCCESS"])
-@pytest.mark.parametrize("code", ["SlowDown", "InternalError", LOST])
+@pytest.mark.parametrize("code", ["SlowDown", LOST])
 def test_what_passes_is_waited_for(case: Case, start: str, code: str) -> None:
     case.s3.fault = once("PUT", start, code, 1 if code == LOST else 2)
     result = case.run()
@@ -167,10 +178,11 @@ def test_what_passes_is_waited_for(case: Case, start: str, code: str) -> None:
     assert calls(case) == len(LINKS)
 
 
-def test_a_refusal_ends_the_run_at_once_and_says_what_to_do(case: Case) -> None:
-    case.s3.fault = once("PUT", "part-", "AccessDenied", 10**6)
+@pytest.mark.parametrize(("start", "made"), [("part-", 7), ("_manifest", 0)])
+def test_a_refusal_ends_the_run_at_once_and_says_what_to_do(case: Case, start: str, made: int) -> None:
+    case.s3.fault = once("PUT", start, "AccessDenied", 10**6)
     result = case.run()
-    assert result.returncode == 8
+    assert (result.returncode, calls(case)) == (8, made)
     assert "403 Forbidden (AccessDenied)" in result.stderr
     assert "must be able to list, read, write and delete" in result.stderr
     assert SECRET not in result.stderr
@@ -256,6 +268,10 @@ def test_harvester_from_python_publishes_there_too(case: Case, monkeypatch: pyte
     result = asyncio.run(harvesting)
     assert result["complete"]
     check_whole(case.held(), set(LINKS))
+    table = read(case.out + "/", columns=["bitlink", "metrics"])
+    assert table.to_pylist() == [{"bitlink": row["bitlink"], "metrics": row["metrics"]} for row in rows_in(case.held())]
+    with pytest.raises(UsageError, match="nothing in it was written by harvester"):
+        read(f"{case.out}/deeper")
 
 
 def test_an_endpoint_that_is_down_costs_no_call(case: Case) -> None:
@@ -374,6 +390,79 @@ def test_the_local_store_takes_a_whole_run(case: Case) -> None:
     assert calls(case) == len(LINKS)
 
 
-def test_harvester_read_says_how_to_read_a_store() -> None:
-    with pytest.raises(UsageError, match=r"pyarrow\.dataset"):
-        read("s3://lake/a")
+@pytest.fixture
+def store(case: Case, monkeypatch: pytest.MonkeyPatch) -> stores.Objects:
+    """What is under the prefix, in this process."""
+    for name, value in case.s3.env.items():
+        monkeypatch.setenv(name, value)
+    return stores.open_store(case.out)
+
+
+def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: stores.Objects) -> None:
+    case.s3.fault = once("PUT", "a", "ConditionalRequestConflict")
+    assert store.create("a", b"1")
+    assert store.get("a") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [("ExpiredToken", "have expired"), ("PermanentRedirect", "Is AWS_REGION"), ("AccessDenied", "must be able to")],
+)
+def test_what_another_try_cannot_mend_is_not_waited_for(
+    case: Case, store: stores.Objects, code: str, hint: str
+) -> None:
+    case.s3.fault = once("GET", BUCKET, code, 10**6)
+    with pytest.raises(OutputError, match=hint):
+        list(store.listing())
+    assert case.s3.requests.total() == 1
+
+
+def test_an_object_whose_connection_is_lost_is_read_on(case: Case, store: stores.Objects) -> None:
+    data = os.urandom(2_000_000)
+    store.replace("a", data)
+    case.s3.fault = once("GET", "a", HALF, 2)
+    assert b"".join(store.chunks("a") or ()) == data
+    case.s3.fault = once("GET", "a", HALF, 2)
+    assert store.digest("a") == (len(data), hashlib.sha256(data).hexdigest())
+    assert store.digest("b") is None
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["nonsense", "http://", "ftp://127.0.0.1", "https://[::1", "http://s3.example.com"]
+)
+def test_an_endpoint_that_cannot_be_asked_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL"):
+        stores.open_store("s3://lake/a")
+
+
+def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
+    place = resolve("s3://lake/a", str(tmp_path))
+    with pytest.raises(UsageError, match="512MiB"), opened(place, QUERY, PartPolicy(10, 2**30), print):
+        pass
+
+
+def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
+    place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
+    with opened(place, QUERY, PartPolicy(10, 2**20), print) as dataset:
+        written = dataset.write_manifest({"pending": 0, "ended": None})
+        shown = tmp_path / "store/_manifest.json"
+        shown.unlink()
+        dataset.renew_manifest(written)
+        assert json.loads(shown.read_text())["run_id"] == dataset.run_id
+
+
+def test_a_signal_is_heard_while_a_store_that_is_out_is_opened() -> None:
+    hurried = threading.Event()
+
+    @contextmanager
+    def opening() -> Iterator[Any]:
+        yield hurried.wait(30)
+
+    async def enter() -> object:
+        stopper = Stopper()
+        asyncio.get_running_loop().call_soon(stopper.request, Stop(Reason.SIGNAL, "SIGTERM was received"))
+        with ExitStack() as stack:
+            return await _entered(stack, opening(), stopper, hurried)
+
+    assert asyncio.run(enter()) is True

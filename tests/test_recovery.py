@@ -50,6 +50,19 @@ def settle(store: Store, *names: str) -> None:
             store.record(key, State.ROW, store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z"), None)
 
 
+def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
+    """The commits wait for them too: a power cut must not cost what would be answered meanwhile."""
+    query = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+    with opened(resolve(str(tmp_path / "out")), query, PartPolicy(1, 2**20), print) as store:
+        for number in range(8):
+            assert not store.crowded
+            settle(store, f"n{number}")
+            store.commit(store.take_batch())
+        assert store.crowded
+        store.publish()
+        assert not store.crowded
+
+
 def known(store: Store, *names: str) -> list[str]:
     keys = {store.rows.key(f"bit.ly/{name}"): name for name in names}
     return [keys[key] for key in store.known(list(keys))]
