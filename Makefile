@@ -4,15 +4,20 @@ BIN := .venv/bin
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+# Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
+COMPILE := $(BIN)/python -m compileall -q harvester
+
 .PHONY: demo test fast lint bench clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
 
 test: .venv/dev
+	$(COMPILE)
 	$(BIN)/python -m pytest -n 4
 
 fast: .venv/dev
+	$(COMPILE)
 	$(BIN)/python -m pytest -n 4 -m "not slow"
 
 lint: .venv/dev

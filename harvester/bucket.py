@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from harvester import __version__
-from harvester.dataset import FAILURES, MANIFEST, SUCCESS
+from harvester.dataset import FAILURES, MANIFEST, SUCCESS, listed_parts, object_in
 from harvester.errors import OutputError, StoreRefused
 from harvester.ledger import Ledger, Part
 from harvester.places import Place
@@ -59,7 +59,7 @@ class Bucket:
             text = orjson.dumps(self._claim_of(ledger, str(ours)), option=orjson.OPT_INDENT_2)
             found = text if self._objects.create(CLAIM, text) else self._objects.get(CLAIM)
             self._check_creates_only(text)
-        claimed = _object_in(found or b"")
+        claimed = object_in(found)
         if claimed.get("claim") != ours:
             raise self._taken(claimed)
 
@@ -138,19 +138,13 @@ class Bucket:
             OutputError: it does not.
         """
         there = {thing.name for thing in self._objects.listing() if thing.name.startswith("part-")}
-        for name in sorted(there | self._listed()):
+        for name in sorted(there | listed_parts(self._objects.get(MANIFEST))):
             if name not in known:
                 raise OutputError(
                     f"{self._place.out}/{name} is unknown to the ledger in {self._place.private}: the ledger is "
                     "older than this output, or the part is another program's. Put the newer work dir back, or move "
                     "the part away, or begin a new --out"
                 )
-
-    def _listed(self) -> set[str]:
-        """Give the parts that the manifest says were published, which is never ahead of the ledger that wrote it."""
-        parts = _object_in(self._objects.get(MANIFEST) or b"").get("parts")
-        entries = parts if isinstance(parts, list) else []
-        return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
 
     # --- the files beside them -------------------------------------------------------------------------------------
 
@@ -193,11 +187,3 @@ class Bucket:
     def hurry(self) -> None:
         """Have little patience from now on: the run is to end."""
         self._objects.hurry()
-
-
-def _object_in(text: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -30,7 +30,7 @@ from harvester.options import (
 )
 from harvester.signals import die_of_signals, stop_on_signals
 from harvester.stopping import Stopper
-from harvester.terminal import as_json, open_closed_streams, print_out, say
+from harvester.terminal import as_json, can_be_drawn_upon, open_closed_streams, print_out, say
 
 if TYPE_CHECKING:
     from harvester.job import Job
@@ -547,11 +547,10 @@ def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"
 
     log_format, quiet, out = settings.log_format_of(options.say), options.say.quiet, options.output.out
     watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-")
-    if live and not quiet and log_format == "text":
-        from harvester import display
+    if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):
+        from harvester import display  # with rich, which a batch job need not wait for
 
-        if display.suits(lists, out):
-            watcher.speak(display.Display())
+        watcher.speak(display.Display())
     try:
         return work(watcher)
     except BrokenPipeError:

@@ -222,13 +222,20 @@ class Folder:
         sync_folder(self.folder)
 
     def check_known(self, known: set[str]) -> None:
-        """Refuse a part of this run's that the ledger does not know."""
-        for name in sorted(os.listdir(self.folder)):
+        """Refuse a part of this run's that the ledger does not know, also one that a loader has moved away since."""
+        for name in sorted({*os.listdir(self.folder), *listed_parts(self._manifest())}):
             if self._ours.fullmatch(name) and name not in known:
                 raise OutputError(
                     f"{os.path.join(self.folder, name)} is unknown to the ledger, which is older than this output. "
                     "Put the newer ledger back, or keep this output as it is and begin a new --out"
                 )
+
+    def _manifest(self) -> bytes | None:
+        try:
+            with open(os.path.join(self.folder, MANIFEST), "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
 
 
 @contextmanager
@@ -247,6 +254,22 @@ def _digest(path: str) -> tuple[int, str]:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
         return stream.tell(), digest.hexdigest()
+
+
+def listed_parts(manifest: bytes | None) -> set[str]:
+    """Give the parts that a manifest says were published; it is never ahead of the ledger that wrote it."""
+    parts = object_in(manifest).get("parts")
+    entries = parts if isinstance(parts, list) else []
+    return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
+
+
+def object_in(text: bytes | None) -> dict[str, Any]:
+    """Read a JSON object that somebody may have spoilt; nothing in it then."""
+    try:
+        found = orjson.loads(text or b"")
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- one growing file ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from harvester.status import Outcome
 from harvester.stopping import Stopper
 from harvester.store import PartPolicy
 from harvester.summary import summary
-from harvester.terminal import escaped
+from harvester.terminal import can_be_drawn_upon, escaped
 from harvester.tokens import Token
 
 _LIST = "demo-links.txt"
@@ -64,7 +64,7 @@ async def _harvest(links: str, folder: str) -> Outcome:
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
         with closing(StderrWatcher()) as watcher:
-            if display.suits([links], folder):
+            if can_be_drawn_upon([links], folder):
                 watcher.speak(display.Display())
             return await jobs.run(job, Stopper(), watcher)
 

@@ -8,11 +8,10 @@ import io
 import os
 import select
 import signal
-import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -34,17 +33,6 @@ _CHART = 30
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SOON_SECONDS = 60.0
 _SMALL = (80, 24)
-
-
-def suits(lists: Sequence[str], out: str) -> bool:
-    """Say whether standard error is a terminal that can be drawn upon, and neither rows nor lists come over it."""
-    typed = "-" in lists and sys.stdin.isatty()
-    return out != "-" and not typed and sys.stderr.isatty() and _can_draw(os.environ)
-
-
-def _can_draw(env: Mapping[str, str]) -> bool:
-    """Not where the terminal cannot move its cursor, nor where it is but the log of a build."""
-    return env.get("TERM", "") not in {"", "dumb", "unknown"} and env.get("CI", "") in {"", "0", "false"}
 
 
 class Display:

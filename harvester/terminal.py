@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,6 +30,17 @@ def _utf8(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _utf8(each) for name, each in value.items()}
     return [_utf8(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
+    """Say whether standard error is a terminal that can be drawn upon, and neither rows nor lists come over it."""
+    typed = "-" in lists and sys.stdin.isatty()
+    return out != "-" and not typed and sys.stderr.isatty() and _moves_its_cursor(os.environ)
+
+
+def _moves_its_cursor(env: Mapping[str, str]) -> bool:
+    """Not where the terminal cannot, nor where it is but the log of a build."""
+    return env.get("TERM", "") not in {"", "dumb", "unknown"} and env.get("CI", "") in {"", "0", "false"}
 
 
 def say(text: str) -> None:

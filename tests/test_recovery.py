@@ -373,13 +373,18 @@ def test_a_damaged_ledger_is_refused(quick_path: Path, form: str, where: int) ->
         pass
 
 
-def test_a_ledger_older_than_its_output_is_refused(quick_path: Path) -> None:
+@pytest.mark.parametrize("moved", [False, True], ids=["part there", "part moved away by a loader"])
+def test_a_ledger_older_than_its_output_is_refused(quick_path: Path, moved: bool) -> None:
     out, backup = quick_path / "out", quick_path / "backup"
     with dataset(out) as store:
         settle(store, "a")
         keep(store)
     shutil.copytree(out / "_harvester", backup)
     finish(out)
+    (part,) = out.glob("part-*")
+    if moved:
+        harvester.dataset.write_manifest(resolve(str(out)), {"parts": [{"path": part.name}]})
+        part.unlink()
     shutil.rmtree(out / "_harvester")
     shutil.copytree(backup, out / "_harvester")
     with pytest.raises(OutputError, match="older than this output"), dataset(out):
