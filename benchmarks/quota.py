@@ -15,12 +15,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from harvester import intake
 from harvester.book import Book
 from harvester.budget import Budget
 from harvester.quota import Account, Wanted
 from tests.simulated import World
-from tests.virtual import at_once
+from tests.virtual import THREADED, at_once
 from tests.weeks import Weeks
 
 NO_MONTH = 0
@@ -122,7 +121,8 @@ def main() -> int:
     parser.add_argument("--weeks", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="where lists and budgets lie meanwhile")
     options = parser.parse_args()
-    vars(intake)["in_daemon"] = at_once
+    for module in THREADED:
+        vars(module)["in_daemon"] = at_once
     for name, wanted in (("with limits", Wanted(10**6, 10**8, 10**9)), ("without", Wanted(0, 0, 0))):
         print(f"counting an attempt {name}: {take_cost(options.folder, wanted):.1f} µs of CPU")
     held = [measure(case, options.folder) for case in [*cases(), six_weeks(options.weeks)]]

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import intake
 from harvester.forecast import ANSWER_SECONDS, Start, forecast, shorter
 from harvester.quota import Limits, Wanted
 from tests.simulated import World
-from tests.virtual import at_once
+from tests.virtual import THREADED, at_once
 from tests.weeks import BEGIN, Weeks
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -38,7 +37,8 @@ def test_what_fits_into_the_room_left_goes_as_fast_as_bitly_answers() -> None:
 def test_it_ends_when_a_harvest_in_virtual_time_does(
     quick_path: Path, links: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "in_daemon", at_once)
+    for module in THREADED:
+        monkeypatch.setattr(module, "in_daemon", at_once)
     weeks = Weeks(quick_path, World(errors=0.0), Wanted(per_month=0), links)
     assert weeks.run().complete
     ends = forecast(links, USUAL, Start(BEGIN)).ends

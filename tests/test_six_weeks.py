@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from harvester import intake
 from harvester.quota import Wanted
 from harvester.stopping import Reason
 from tests.simulated import World
-from tests.virtual import at_once
+from tests.virtual import THREADED, at_once
 from tests.weeks import Weeks
 
 
@@ -19,7 +18,8 @@ def number(bitlink: str) -> int:
 
 @pytest.fixture(autouse=True)
 def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "in_daemon", at_once)
+    for module in THREADED:
+        monkeypatch.setattr(module, "in_daemon", at_once)
 
 
 def test_an_hours_limit_is_used_up_and_never_passed(quick_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
     code = (
-        "import gzip, os, sys, zlib, harvester.findings, harvester.printing, harvester.verifying\n"
+        "import gzip, os, sys, zlib, harvester.findings, harvester.printing, harvester.settings, harvester.verifying\n"
         f"from harvester.cli import main\nos.setuid({NOBODY})\nmain(['verify', sys.argv[1]])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others

@@ -5,10 +5,13 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from harvester import intake, keeper
 from harvester.clocks import Clock
 
 T = TypeVar("T")
 ROUND_SECONDS = 1e-6
+THREADED = (intake, keeper)
+"""What a harvest has of modules whose `in_daemon` must be `at_once` in virtual time."""
 
 
 class VirtualClock(Clock):
