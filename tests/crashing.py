@@ -18,10 +18,14 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
 from harvester import bucket, cli, dataset, harvesting, job, journal, ledger, stores  # noqa: F401
+from harvester.options import RunOptions
+from harvester.signals import die_of_signals
 
 T = TypeVar("T")
 ANY = "any"
@@ -137,6 +141,7 @@ def put_in_place(killer: Killer) -> None:
 
 
 def run_in_fork(order: dict[str, Any], report: str) -> dict[str, Any]:
+    asked(order["arguments"])  # once, for all forks
     child = os.fork()
     if child == 0:
         run_and_leave(order, report)
@@ -158,9 +163,8 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
     put_in_place(killer)
     code = 99
     try:
-        cli.main(order["arguments"])
-    except SystemExit as left:
-        code = int(left.code or 0)
+        die_of_signals()
+        code = run(order["arguments"])
     finally:
         sys.stderr.flush()
         with open(report, "w") as stream:
@@ -168,11 +172,31 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
         os._exit(code)
 
 
+def run(arguments: list[str]) -> int:
+    """Do what `harvester` does with a command line, and give its exit code."""
+    links, options = asked(arguments)
+    return cli.run(links, options=options)
+
+
+def asked(arguments: list[str]) -> tuple[list[str], RunOptions]:
+    """Read a command line; all that differ in --out alone are read once, since that takes as long as a short run."""
+    place = arguments.index("--out") + 1
+    links, options = read_options((*arguments[:place], "out", *arguments[place + 1 :]))
+    return links, replace(options, output=replace(options.output, out=arguments[place]))
+
+
+@cache
+def read_options(arguments: tuple[str, ...]) -> tuple[list[str], RunOptions]:
+    cli._configure(None)
+    _, bound, _ = cli.app.parse_args(arguments)
+    return bound.args[0], bound.kwargs["options"]
+
+
 def warm_up() -> None:
-    """Import what a run needs, and let the parser of options learn them: each fork then has it for nothing."""
+    """Import what a run needs: each fork then has it for nothing."""
     stores._library()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        cli._guarded(["run", "/no/such/list", "--out", "out"])
+        run(["run", "/no/such/list", "--out", "out"])
     assert threading.active_count() == 1, "a fork has one thread"
 
 

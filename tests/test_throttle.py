@@ -675,7 +675,7 @@ def test_a_limit_that_nobody_told_is_found_at_the_price_of_one_call_in_a_hundred
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 5])
 @pytest.mark.parametrize("limits", [*UNKNOWN, {60.0: 50, 3600.0: 600}])
-@pytest.mark.parametrize("seed", range(2, 7))
+@pytest.mark.parametrize("seed", [2, 3])
 def test_so_it_is_however_its_windows_are_aligned(limits: dict[float, int], at_once: int, seed: int) -> None:
     outcome = Outcome(FixedWindows, limits, at_once, seed, calls=10_000)
     assert outcome.throttled <= 0.01
