@@ -29,6 +29,7 @@ class Proxy:
     asked: list[str] = field(default_factory=list)
     headers: str = ""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _over: bool = False
 
     @property
     def url(self) -> str:
@@ -36,11 +37,15 @@ class Proxy:
         return f"http://{self.credentials}@{self.address}".replace("//@", "//")
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._over:  # it came while the others were being cut off
+            writer.close()
+            return
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def end(self) -> None:
+        self._over = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,6 +105,7 @@ async def _serving(proxy: Proxy) -> AsyncIterator[Proxy]:
         try:
             yield proxy
         finally:
+            server.close()
             await proxy.end()
 
 
