@@ -18,7 +18,7 @@ _GZIP_LEVEL = 6
 _BLOCK_BYTES = 1024 * 1024
 """Compressors get so much at once: in such calls they let other threads run."""
 _GROUP_BYTES = 32 * 1024 * 1024
-"""NDJSON bytes of a Parquet row group, which lies in memory as text and as a table."""
+"""NDJSON bytes of a Parquet row group, which lies in memory as tables until it is written."""
 _SEPARATOR = "\x1f"
 _FLAT_END = len(',"schema_version":1}\n')
 

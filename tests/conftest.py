@@ -80,7 +80,7 @@ def own_state() -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_authorities(own_state: Path) -> Iterator[None]:
-    """Let commands read one certificate at their start, not all of the machine's: that is a twelfth of their start."""
+    """Let commands read one certificate at their start, not all of the machine's: that is a tenth of their start."""
     with pytest.MonkeyPatch.context() as patch:
         trustme.CA().cert_pem.write_to_path(str(own_state / "authority.pem"))
         patch.setenv("SSL_CERT_FILE", str(own_state / "authority.pem"))
