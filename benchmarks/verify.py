@@ -15,10 +15,11 @@ from benchmarks.measuring import run
 from harvester.bitly import Answer, Query
 from harvester.dataset import write_failures, write_manifest, write_success
 from harvester.ledger import State
+from harvester.opening import opened
 from harvester.parts import Asked, Format
 from harvester.places import resolve
 from harvester.schema import Shape
-from harvester.store import PartPolicy, Store, opened
+from harvester.store import PartPolicy, Store
 
 MOST_CPU_SECONDS = 15.0
 MOST_BYTES = 300 * 10**6

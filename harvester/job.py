@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
-from harvester import client, store
+from harvester import client, opening
 from harvester.beginning import announced
 from harvester.bitly import FACETS, Query, endpoint, utc_text
 from harvester.book import Book
@@ -84,7 +84,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
     """Harvest a list.
 
     Raises:
-        UsageError, DatasetBusy, OutputError: as `store.opened` says; UsageError also for a list that needs more calls
+        UsageError, DatasetBusy, OutputError: as `opening.opened` says; UsageError also for a list that needs more calls
         than the month has where nobody said what it has, or that is not all bitlinks where strict says so.
         ConnectionsBusy: other processes use all of this machine's connections.
     """
@@ -94,7 +94,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         _time_limited(job.max_time_seconds, stopper),
     ):
         hurried = threading.Event()
-        opening = store.opened(
+        dataset = opening.opened(
             place,
             job.query,
             _policy(job, place.form),
@@ -104,7 +104,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
             sink=job.sink,
             hurried=hurried,
         )
-        opened = await _entered(stack, opening, stopper, hurried)
+        opened = await _entered(stack, dataset, stopper, hurried)
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
             with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
@@ -124,7 +124,7 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
 
 
 async def _entered(
-    stack: ExitStack, opening: AbstractContextManager[Store], stopper: Stopper, hurried: threading.Event
+    stack: ExitStack, dataset: AbstractContextManager[Store], stopper: Stopper, hurried: threading.Event
 ) -> Store:
     """Open the dataset in a thread: an object store may be out, and signals are to be heard meanwhile."""
 
@@ -133,7 +133,7 @@ async def _entered(
         hurried.set()
 
     hurrying = asyncio.create_task(hurry())
-    entering = asyncio.ensure_future(in_daemon(partial(stack.enter_context, opening)))
+    entering = asyncio.ensure_future(in_daemon(partial(stack.enter_context, dataset)))
     try:
         return await asyncio.shield(entering)
     finally:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from harvester import client, scratch, store
+from harvester import client, opening, scratch
 from harvester.bitly import utc_text
 from harvester.budget import Budget
 from harvester.clocks import next_month
@@ -17,13 +17,13 @@ from harvester.gate import Gate
 from harvester.job import Budgets, Job, budgeted, count
 from harvester.limit_routes import PlanLimit
 from harvester.limits import Inquiry
+from harvester.opening import Glimpse
 from harvester.places import STDOUT, resolve
 from harvester.quota import Limits, WindowState
 from harvester.report import window_report
 from harvester.sending import Means
 from harvester.status import Watcher
 from harvester.stopping import Stopper
-from harvester.store import Glimpse
 from harvester.survey import Survey
 
 _ENOUGH_CALLS = 100
@@ -61,7 +61,7 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
     with ExitStack() as stack:
         folder = stack.enter_context(scratch.folder(None))
         place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
-        seen = stack.enter_context(store.looked_at(place, job.query, pin_reference=job.pin_reference))
+        seen = stack.enter_context(opening.looked_at(place, job.query, pin_reference=job.pin_reference))
         found = await count(job, seen.ledger, seen.rows, folder, job.sources, stopper, watcher)
         if not token_known:
             return _plan(job, found, seen, None, [])

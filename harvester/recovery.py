@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harvester.dataset import Growing, Publisher, damaged
+from harvester.dataset import Publisher, damaged
+from harvester.growing import Growing
 from harvester.journal import Journal, generations, path_of, read, remove, truncate
 from harvester.ledger import Entry, Ledger, State
 from harvester.parts import extent

@@ -1,43 +1,36 @@
-"""The dataset as a harvest uses it: opened and recovered under a lock, verdicts recorded at once, committed in batches.
+"""The open dataset as a harvest uses it: verdicts recorded at once, committed in batches, published.
 
 `record` and `take_batch` belong to the event loop's thread. What blocks belongs to one other thread, and `publish` to
 a third one: a part of a hundred MB takes seconds to make, and minutes to upload.
 """
 
 import contextlib
-import fcntl
 import math
-import os
-import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
-
-from harvester import __version__, dataset, scratch
+from harvester import __version__, dataset
 from harvester.bitly import Query, utc_text
-from harvester.bucket import MOST_PART_BYTES, Bucket
-from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.journal import Journal, generations, make_folder, path_of
+from harvester.bucket import Bucket
+from harvester.errors import OutputError
+from harvester.growing import Growing
+from harvester.journal import Journal
 from harvester.ledger import Entry, Known, Ledger, State, Totals
-from harvester.parts import Asked, Making, extent
-from harvester.places import Form, Place, check_state, check_unused
+from harvester.parts import Making, extent
+from harvester.places import Form, Place
 from harvester.recovery import recover
 from harvester.rows import RowMaker
 from harvester.stdout import Flow, Sink, Stdout
-from harvester.stores import open_store
 
 Warn = Callable[[str], None]
 
 UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; past that the workers wait for the disk."""
 _ENDED_LIMIT = 8
-_NOTHING_ASKED = Asked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ class Batch:
 
 
 class Store:
-    """An open dataset; made by `opened`."""
+    """An open dataset; made by `opening.opened`."""
 
     def __init__(
         self,
@@ -210,7 +203,7 @@ class Store:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with _explained(self.place.private):
+        with explained(self.place.private):
             following = Journal(self.place.private, self._journal.generation + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
@@ -233,7 +226,7 @@ class Store:
             OutputError: the disk is full, or a file is not what was left there.
         """
         if not batch.durable:
-            with _explained(self.place.out):
+            with explained(self.place.out):
                 self._commit(batch)
             batch.durable = True
         if not self.place.in_parts:
@@ -246,7 +239,7 @@ class Store:
             OutputError: as for `commit`; the next one finishes what this one left half done.
         """
         ended = list(self._to_end)  # first: what ended was committed before
-        with _explained(self.place.out):
+        with explained(self.place.out):
             self._publisher.publish(dict(self._committed), ended)
         for generation in ended:
             del self._committed[generation]
@@ -279,7 +272,7 @@ class Store:
 
     def free_bytes(self) -> int:
         """Give the free space where the output and the private state lie, whichever is less."""
-        with _explained(self.place.public):
+        with explained(self.place.public):
             return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
 
     def abandon(self) -> None:
@@ -330,7 +323,7 @@ class Store:
             "parts": self._publisher.parts(),
         }
         if self.place.form is not Form.STDOUT:
-            with _explained(self.place.public):
+            with explained(self.place.public):
                 dataset.write_manifest(self.place, manifest)
                 if self._bucket:
                     self._bucket.show_manifest(last=manifest["ended"] is not None)
@@ -340,7 +333,7 @@ class Store:
         """Write a manifest of this run's once more: nothing has changed but the moment."""
         renewed = {**manifest, "updated": utc_text(datetime.now(UTC))}
         if self.place.form is not Form.STDOUT:
-            with _explained(self.place.public):
+            with explained(self.place.public):
                 dataset.write_manifest(self.place, renewed)
                 if self._bucket:
                     self._bucket.show_manifest(last=False)
@@ -349,7 +342,7 @@ class Store:
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""
         if self.place.form is not Form.STDOUT:
-            with _explained(self.place.public):
+            with explained(self.place.public):
                 dataset.write_failures(self.place, self.ledger.failure_lines())
                 if self._bucket:
                     self._bucket.show_failures()
@@ -357,7 +350,7 @@ class Store:
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""
         if self.place.form is not Form.STDOUT:
-            with _explained(self.place.public):
+            with explained(self.place.public):
                 dataset.write_success(self.place)
                 if self._bucket:
                     self._bucket.declare_success()
@@ -365,7 +358,7 @@ class Store:
     def take_success_back(self) -> None:
         """Remove `_SUCCESS`: a new call is about to be made, or the list is no longer all settled."""
         if self.place.form is not Form.STDOUT:
-            with _explained(self.place.public):
+            with explained(self.place.public):
                 if self._bucket:
                     self._bucket.take_success_back()
                 dataset.remove_success(self.place)
@@ -374,101 +367,6 @@ class Store:
         """Close the files."""
         self._journal.close()
         self.ledger.close()
-
-
-@contextlib.contextmanager
-def opened(
-    place: Place,
-    query: Query,
-    policy: PartPolicy,
-    warn: Warn,
-    *,
-    pin_reference: bool = True,
-    asked: Asked = _NOTHING_ASKED,
-    sink: Sink | None = None,
-    hurried: threading.Event | None = None,
-) -> Iterator[Store]:
-    """Open a dataset, beginning it if it is new; only one process may have it open.
-
-    query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
-    that a dataset begun before keeps its own. warn: called with what a person should know. asked: how parts are to be
-    made, as far as that was said. sink: who reads rows that are not kept, by default standard output.
-    hurried: set when the run is to end, and an object store is to be waited for no longer.
-
-    Raises:
-        DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query or another form of parts, the form needs a missing library, or an
-        object store cannot take such parts.
-    """
-    check_state(place)
-    if place.form is Form.STORE and policy.bytes > MOST_PART_BYTES:
-        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
-    bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is Form.STORE else None
-    new = asked.for_new(folder=place.in_parts)
-    with contextlib.ExitStack() as stack:
-        with _explained(place.out):
-            make_folder(place.public)
-            make_folder(place.private)
-        stack.enter_context(_locked(place))
-        ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
-        if ledger.fresh:
-            check_unused(place)
-            ledger.create(_facts(place, query, new))
-        else:
-            ledger.check()
-        if _unused(place, ledger):
-            ledger.repin(_facts(place, query, new))
-        begun = _begun_query(ledger)
-        wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
-        _check_same(place, ledger, begun, wanted)
-        making = asked.for_begun(ledger.meta(), place.out)
-        with _explained(place.private):
-            if bucket:
-                bucket.claim(ledger)
-            store = Store(place, ledger, begun, policy, making, warn, sink, bucket)
-        stack.callback(store.close)
-        yield store
-
-
-class Glimpse(NamedTuple):
-    """A dataset as it was last committed, to be read alone. attempts: made so far; calls: with a verdict."""
-
-    ledger: Ledger
-    rows: RowMaker
-    query: Query
-    attempts: int
-    calls: int
-
-
-@contextlib.contextmanager
-def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) -> Iterator[Glimpse]:
-    """Look at a dataset without a lock, even while a run has it; one that is not begun, or no place, looks empty.
-
-    query, pin_reference: as for `opened`.
-
-    Raises:
-        OutputError: it is damaged. UsageError: it was begun with another query.
-    """
-    with contextlib.ExitStack() as stack:
-        ledger = None
-        if place is not None:
-            check_state(place)
-            if os.path.exists(place.ledger):
-                ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
-        if place is None or ledger is None or ledger.fresh:
-            folder = stack.enter_context(scratch.folder(None))
-            ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
-            ledger.create({})
-        elif not ledger.unused:
-            has = _begun_query(ledger)
-            _check_same(
-                place, ledger, has, replace(query, unit_reference=has.unit_reference) if pin_reference else query
-            )
-            query = has
-        totals = ledger.totals()
-        attempts = int(ledger.meta().get("total", 0))
-        calls = totals.rows + totals.refused + totals.failed
-        yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
 
 
 def _publisher_for(
@@ -481,68 +379,14 @@ def _publisher_for(
             assert bucket
             return dataset.Parts(place, ledger, run_id, making, bucket)
         case Form.FILE:
-            return dataset.Growing(place, ledger)
+            return Growing(place, ledger)
         case Form.STDOUT:
             return Flow(place, ledger, sink or Stdout())
 
 
-def _facts(place: Place, query: Query, making: Making) -> dict[str, str | int]:
-    return {
-        "run_id": secrets.token_hex(6),
-        "query": orjson.dumps(query.as_dict()).decode(),
-        "started": utc_text(datetime.now(UTC)),
-        "out": place.name,
-        "format": making.format,
-        "shape": making.shape,
-    }
-
-
-def _unused(place: Place, ledger: Ledger) -> bool:
-    """True for a dataset that has no verdict at all: a run that was refused before its first call pins nothing."""
-    files = (path_of(place.private, generation) for generation in generations(place.private))
-    return ledger.unused and not any(os.path.getsize(path) for path in files)
-
-
-def _begun_query(ledger: Ledger) -> Query:
-    return Query(**orjson.loads(str(ledger.meta()["query"])))
-
-
-def _check_same(place: Place, ledger: Ledger, begun: Query, wanted: Query) -> None:
-    out = ledger.meta()["out"]
-    inside = os.path.commonpath([place.private, place.public]) == place.public
-    if out != place.name and not inside:  # first: another output may well have another query
-        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
-    if begun != wanted:
-        raise UsageError(
-            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(wanted)}\n"
-            "Name another --out for the new query, or give the options it has"
-        )
-
-
-def _shown(query: Query) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in query.as_dict().items())
-
-
 @contextlib.contextmanager
-def _locked(place: Place) -> Iterator[None]:
-    """Hold the dataset's kernel lock, which ends with the process however it ends."""
-    path = os.path.join(place.private, "lock")
-    with _explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetBusy(
-                f"another harvester works on {place.out}: wait until it has ended, or name another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
+    """Make of an error of the system one of ours, which names the file."""
     try:
         yield
     except OSError as error:

@@ -23,7 +23,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
-from harvester import bucket, cli, dataset, harvesting, job, journal, ledger, stores  # noqa: F401
+from harvester import bucket, cli, dataset, growing, harvesting, job, journal, ledger, stores  # noqa: F401
 from harvester.options import RunOptions
 from harvester.signals import die_of_signals
 
@@ -133,7 +133,7 @@ def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any
 def put_in_place(killer: Killer) -> None:
     """Let the modules under test go through the killer."""
     KillingFile.killer = KillingConnection.killer = killer
-    for module in (journal, dataset):
+    for module in (journal, dataset, growing):
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(ledger)["sqlite3"] = KillingSqlite()

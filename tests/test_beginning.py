@@ -17,10 +17,11 @@ from harvester.book import Book
 from harvester.budget import Budget
 from harvester.errors import UsageError
 from harvester.glance import look
+from harvester.opening import opened
 from harvester.places import resolve
 from harvester.quota import Account, Wanted
 from harvester.stopping import Stopper
-from harvester.store import PartPolicy, Store, opened
+from harvester.store import PartPolicy, Store
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import manifest

@@ -21,10 +21,11 @@ from harvester import stores
 from harvester.bitly import Query
 from harvester.errors import OutputError, UsageError
 from harvester.job import _entered
+from harvester.opening import opened
 from harvester.places import resolve
 from harvester.reading import read
 from harvester.stopping import Reason, Stop, Stopper
-from harvester.store import PartPolicy, opened
+from harvester.store import PartPolicy
 from tests.buckets import BUCKET, HALF, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
 from tests.commands import TOKEN, harvester, start
 

@@ -24,11 +24,12 @@ from harvester.contents import Broken, Hashed, rows_of
 from harvester.errors import OutputError, UsageError
 from harvester.journal import Journal, path_of
 from harvester.ledger import State
+from harvester.opening import opened
 from harvester.parts import Asked, Format, Making, Measured, extent, flattened, pour
 from harvester.places import resolve
 from harvester.rows import RowMaker
 from harvester.schema import COLUMNS, Shape
-from harvester.store import PartPolicy, Store, opened
+from harvester.store import PartPolicy, Store
 from tests.commands import ROOT, environment
 from tests.conftest import Served
 from tests.inside import harvest

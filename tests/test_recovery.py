@@ -15,13 +15,15 @@ import orjson
 import pytest
 
 import harvester.dataset
+import harvester.growing
 from harvester.bitly import Answer, Query
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.ledger import Ledger, State
+from harvester.opening import opened
 from harvester.parts import Asked, Format, Making
 from harvester.places import resolve, taken
 from harvester.schema import Shape
-from harvester.store import PartPolicy, Store, opened
+from harvester.store import PartPolicy, Store
 from tests.keeping import keep
 from tests.outputs import rows
 
@@ -249,7 +251,7 @@ def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
         settle(store, "a", "b")
         with monkeypatch.context() as full:
             full.setattr(
-                harvester.dataset, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False
+                harvester.growing, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False
             )
             with pytest.raises(OutputError, match="No space left"):
                 keep(store)

@@ -31,11 +31,12 @@ from harvester.checking import Nested
 from harvester.distinct import Distinct
 from harvester.errors import OutputError, UsageError
 from harvester.findings import MOST_PROBLEMS, Findings, as_text
+from harvester.opening import opened
 from harvester.parts import Format, flattened
 from harvester.places import resolve
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.schema import Shape
-from harvester.store import PartPolicy, opened
+from harvester.store import PartPolicy
 from tests.buckets import Case
 from tests.commands import NO_LIMITS, TOKEN, start
 from tests.conftest import Served
