@@ -23,9 +23,9 @@ import aiohttp
 from benchmarks.bare_pool import WORKERS, work
 from benchmarks.measuring import output_of, serving
 from benchmarks.verify import fill
-from harvester.cli import HANDOVER_SECONDS
-from harvester.parts import Format
-from harvester.schema import Shape
+from harvester.cli.main import HANDOVER_SECONDS
+from harvester.rows.encode import Format
+from harvester.rows.schema import Shape
 
 MOST_SLOWER = 0.05
 """Calls may be so much slower while a part is made; one run differs from the next by a few per cent."""

@@ -14,11 +14,11 @@ from statistics import median
 
 from benchmarks.measuring import Used, run
 from benchmarks.verify import QUERY
-from harvester.bitly import Answer
-from harvester.parts import Format, Making, Measured, pour
-from harvester.rows import RowMaker
+from harvester.bitly.verdicts import Answer
+from harvester.rows.encode import Format, Making, Measured, pour
+from harvester.rows.row import RowMaker
+from harvester.rows.schema import COLUMNS, Kind, Shape
 from harvester.sandbox import metrics_for
-from harvester.schema import COLUMNS, Kind, Shape
 
 MOST_BYTES = 200 * 10**6
 """Of resident memory, Python and library and all, however many rows a part has."""

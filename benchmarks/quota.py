@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from harvester.book import Book
-from harvester.budget import Budget
-from harvester.quota import Account, Wanted
+from harvester.budget.budget import Budget
+from harvester.budget.database import Book
+from harvester.budget.limits import Account, Wanted
 from tests.simulated import World
 from tests.virtual import THREADED, at_once
 from tests.weeks import Weeks

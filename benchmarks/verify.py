@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import run
-from harvester.bitly import Answer, Query
-from harvester.dataset import write_failures, write_manifest, write_success
-from harvester.ledger import State
-from harvester.opening import opened
-from harvester.parts import Asked, Format
-from harvester.places import resolve
-from harvester.schema import Shape
-from harvester.store import PartPolicy, Store
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.ledger import State
+from harvester.dataset.opening import opened
+from harvester.dataset.publisher import write_failures, write_manifest, write_success
+from harvester.rows.encode import Asked, Format
+from harvester.rows.schema import Shape
+from harvester.storage.location import resolve
 
 MOST_CPU_SECONDS = 15.0
 MOST_BYTES = 300 * 10**6

@@ -3,8 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harvester._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from harvester.api import harvest, metrics, stream
+    from harvester.arrow import read
     from harvester.errors import (
         ConnectionsBusy,
         DatasetBusy,
@@ -17,9 +20,7 @@ if TYPE_CHECKING:
         Stopped,
         UsageError,
     )
-    from harvester.reading import read
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ConnectionsBusy",
@@ -38,7 +39,7 @@ __all__ = [
     "stream",
 ]
 
-_HOMES = {"harvest": "api", "metrics": "api", "stream": "api", "read": "reading"}
+_HOMES = {"harvest": "api", "metrics": "api", "stream": "api", "read": "arrow"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """`python -m harvester` is the `harvester` command."""
 
-from harvester.cli import main
+from harvester.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,31 +16,32 @@ from typing import Any, Unpack, cast
 
 import orjson
 
-from harvester import job as jobs
-from harvester.assembly import job_of
-from harvester.bitlinks import parse
-from harvester.dataset import MANIFEST
-from harvester.errors import LinkFailed, LinkRefused, OutputError, Stopped, UsageError
-from harvester.flowing import Flowing, RowSink
-from harvester.intake import Given
-from harvester.keywords import (
+from harvester.bitly.bitlinks import parse
+from harvester.config.keywords import (
     AnyPath,
     HarvestOptions,
-    Links,
     MetricsOptions,
     StreamOptions,
     TokenGiven,
-    lists_of,
     path_of,
     run_options,
     token_reader,
 )
-from harvester.logs import LogWatcher
-from harvester.options import RunOptions
-from harvester.places import STDOUT, resolve
-from harvester.settings import laid_out
-from harvester.status import Outcome
-from harvester.stopping import Reason, Stopper, in_daemon
+from harvester.config.options import RunOptions
+from harvester.config.parsing import laid_out
+from harvester.dataset.publisher import MANIFEST
+from harvester.dataset.stream_publisher import RowSink
+from harvester.errors import LinkFailed, LinkRefused, OutputError, Stopped, UsageError
+from harvester.links.feed import Given, Links, lists_of
+from harvester.progress import Outcome
+from harvester.reporting.exporter import exporter_for
+from harvester.reporting.logs import LogWatcher
+from harvester.run import job as jobs
+from harvester.run.assembly import job_of
+from harvester.run.job import Flowing
+from harvester.shutdown import Reason, Stopper
+from harvester.storage.location import STDOUT, resolve
+from harvester.threads import in_daemon
 
 Row = dict[str, Any]
 """A row or a failure as it is published: the README's "What it writes"."""
@@ -77,7 +78,8 @@ async def harvest(
     chosen = laid_out(run_options(options, HarvestOptions, target))
     lists, watcher = lists_of(links), LogWatcher()
     read_token = token_reader(token, chosen)
-    job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token))
+    metrics = exporter_for(chosen.output, watcher.warn)
+    job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token, metrics=metrics))
     path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)  # now: the working directory may change
     outcome = await jobs.run(job, Stopper(), watcher)
     _raise_for(lists, outcome)

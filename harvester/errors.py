@@ -17,6 +17,9 @@ HarvesterError
     └── ConsumerGone    nobody reads standard output any more: end quietly
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class HarvesterError(Exception):
     """Any error that harvester explains; its text says what to do next."""
@@ -98,3 +101,12 @@ class ConsumerGone(OutputError):
 
 class BudgetBusy(OutputError):
     """The budget's file was held by another process for longer than the event loop may wait."""
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Make of an error of the system one of ours, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or path}: {error.strerror}") from error

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
+
+from harvester.progress import Status
 
 Field: TypeAlias = object
 """What JSON has, and moments."""
@@ -47,3 +49,31 @@ class Told(NamedTuple):
     event: Event
     text: str
     fields: Mapping[str, Field]
+
+
+class Invalid(NamedTuple):
+    """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
+
+    text: str
+    reason: str
+    file: str
+    line: int
+
+
+class Watcher(Protocol):
+    """Whom a harvest tells what a person may want to know."""
+
+    def invalid(self, line: Invalid) -> None:
+        """A line of the list is no bitlink."""
+
+    def failure(self, line: bytes) -> None:
+        """A call was refused or failed: its line of `_failures.ndjson`."""
+
+    def warn(self, text: str) -> None:
+        """Something is not as it should be."""
+
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
+        """Something that is as it should be, and takes a while: in words, and for programs as an event with fields."""
+
+    def progress(self, status: Status) -> None:
+        """Some time has passed."""

@@ -188,7 +188,10 @@ class Case:
 
     def run(self, *more: str, work: Path | None = None, patience: float | None = None) -> CompletedProcess[str]:
         # The same command in a process of its own; only its patience is shorter.
-        code = f"from harvester import cli, stores; stores.PATIENCE_SECONDS = {patience}; cli.main()"
+        code = (
+            "from harvester.cli.main import main; from harvester.storage import object_store; "
+            f"object_store.PATIENCE_SECONDS = {patience}; main()"
+        )
         wrapper = () if patience is None else (sys.executable, "-c", code)
         return _run(self.arguments(*more, work=work), self.s3.env, wrapper)
 

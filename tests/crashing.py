@@ -23,9 +23,20 @@ from functools import cache
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
-from harvester import bucket, cli, dataset, growing, harvesting, job, journal, ledger, stores  # noqa: F401
-from harvester.options import RunOptions
-from harvester.signals import die_of_signals
+from harvester.cli import main as cli
+from harvester.cli.signals import die_of_signals
+from harvester.config.options import RunOptions
+
+# Imported here, so that a fork begins at once.
+from harvester.dataset import (
+    bucket,  # noqa: F401
+    file_publisher,
+    journal,
+    ledger,
+    publisher,
+)
+from harvester.run import harvest, job  # noqa: F401
+from harvester.storage import filesystem, object_store
 
 T = TypeVar("T")
 ANY = "any"
@@ -133,11 +144,11 @@ def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any
 def put_in_place(killer: Killer) -> None:
     """Let the modules under test go through the killer."""
     KillingFile.killer = KillingConnection.killer = killer
-    for module in (journal, dataset, growing):
+    for module in (journal, filesystem, publisher, file_publisher):
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(ledger)["sqlite3"] = KillingSqlite()
-    vars(harvesting)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
+    vars(harvest)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
 
 
 def run_in_fork(order: dict[str, Any], report: str) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def read_options(arguments: tuple[str, ...]) -> tuple[list[str], RunOptions]:
 
 def warm_up() -> None:
     """Import what a run needs: each fork then has it for nothing."""
-    stores._library()
+    object_store._library()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         run(["run", "/no/such/list", "--out", "out"])
     assert threading.active_count() == 1, "a fork has one thread"

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from harvester import cli, sources
-from harvester import job as jobs
-from harvester.bitly import Query
-from harvester.client import Settings
-from harvester.events import Event, Field
-from harvester.gate import GateRules
-from harvester.harvesting import Options
-from harvester.quota import Wanted
-from harvester.sources import Invalid
-from harvester.status import Outcome, Status
-from harvester.stopping import Stopper
-from harvester.store import PartPolicy
-from harvester.tokens import Token
+from harvester.bitly.query import Query
+from harvester.budget.limits import Wanted
+from harvester.cli import main as cli
+from harvester.client.circuit_breaker import GateRules
+from harvester.client.client import Settings
+from harvester.client.token import Token
+from harvester.dataset.dataset import PartPolicy
+from harvester.events import Event, Field, Invalid
+from harvester.links import files as sources
+from harvester.progress import Outcome, Status
+from harvester.run import assembly, job
+from harvester.run.harvest import Options
+from harvester.shutdown import Stopper
 from tests.commands import TOKEN
 
 QUICK_GATE = GateRules(first_probe_seconds=0.05, longest_probe_seconds=0.2, limit_seconds=60.0, poll_seconds=0.02)
@@ -66,7 +66,7 @@ async def harvest(url: str, folder: Path, names: Sequence[str], **changes: Any) 
         "gate_rules": QUICK_GATE,
         "state_dir": str(folder / "state"),
     }
-    return await jobs.run(jobs.Job(**{**settings, **changes}), Stopper(), Listener())
+    return await job.run(assembly.Job(**{**settings, **changes}), Stopper(), Listener())
 
 
 class Said(NamedTuple):

@@ -1,6 +1,6 @@
 """Does with an open store what a run's keeper does."""
 
-from harvester.store import Store
+from harvester.dataset.dataset import Store
 
 
 def keep(store: Store) -> None:

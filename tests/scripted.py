@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from harvester.bitly import MAX_CONNECTIONS
+from harvester.bitly.query import MAX_CONNECTIONS
 from tests.commands import TOKEN
 from tests.servers import in_thread
 

@@ -17,13 +17,13 @@ from typing import Any
 import orjson
 from yarl import URL
 
-from harvester.clocks import month_of
-from harvester.connections import Pool, Slot
-from harvester.ledger import Entry, Known, State, Totals
-from harvester.limit_routes import PLATFORM_LIMITS
-from harvester.places import Form
-from harvester.slots import Slots
-from harvester.store import Batch
+from harvester.bitly.account_limits import PLATFORM_LIMITS
+from harvester.client.connection_slots import Slots
+from harvester.client.http import Pool, Slot
+from harvester.clock import month_of
+from harvester.dataset.dataset import Batch
+from harvester.dataset.ledger import Entry, Known, State, Totals
+from harvester.storage.location import Form
 from tests.virtual import VirtualClock
 
 ROW = b'{"metrics":[{"value":"direct","clicks":3}],"units":30}'

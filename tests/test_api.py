@@ -19,8 +19,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import harvester
-from harvester.keywords import HarvestOptions, StreamOptions, run_options
-from harvester.options import AccessOptions, RunOptions, names_in
+from harvester.config.keywords import HarvestOptions, StreamOptions, run_options
+from harvester.config.options import AccessOptions, RunOptions, names_in
 from harvester.sandbox import metrics_for
 from tests.commands import ROOT, TOKEN, environment
 from tests.commands import harvester as command
@@ -630,7 +630,7 @@ def handing_over():
     frames = [frame for ident, frame in sys._current_frames().items() if ident in disk]
     while frames:
         frame = frames.pop()
-        if frame.f_code.co_filename.endswith("channel.py"):
+        if frame.f_code.co_filename.endswith("threads.py"):
             return True
         frames += [frame.f_back] if frame.f_back else []
     return False
@@ -800,7 +800,7 @@ def test_importing_it_is_light() -> None:
 
 def test_all_that_it_promises_is_there() -> None:
     done = python(
-        "import harvester.job, harvester\n"
+        "import harvester.run.job, harvester\n"
         "from harvester import *\n"
         "print([name for name in harvester.__all__ if name not in globals() or name not in dir(harvester)])\n"
         "print(callable(harvester.harvest), hasattr(harvester, 'nothing'))"

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from harvester.beginning import announced
-from harvester.bitly import Query
-from harvester.book import Book
-from harvester.budget import Budget
+from harvester.bitly.query import Query
+from harvester.budget.budget import Budget
+from harvester.budget.database import Book
+from harvester.budget.limits import Account, Wanted
+from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.opening import opened
 from harvester.errors import UsageError
-from harvester.glance import look
-from harvester.opening import opened
-from harvester.places import resolve
-from harvester.quota import Account, Wanted
-from harvester.stopping import Stopper
-from harvester.store import PartPolicy, Store
+from harvester.reporting.run_status import look
+from harvester.run.committer import announced
+from harvester.shutdown import Stopper
+from harvester.storage.location import resolve
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import manifest

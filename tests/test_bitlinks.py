@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.bitlinks import MAX_CHARACTERS, parse
+from harvester.bitly.bitlinks import MAX_CHARACTERS, parse
 from harvester.errors import InvalidBitlink
 
 

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from harvester.bitlinks import parse
-from harvester.bitly import (
+from harvester.bitly.bitlinks import parse
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, path
+from harvester.bitly.verdicts import (
     BODY_LIMIT,
-    FACETS,
     KEPT_BODY,
     Answer,
     MonthSpent,
     ParameterRefused,
     PlanRefused,
-    Query,
     Refused,
     Throttled,
     TokenRefused,
@@ -30,7 +30,6 @@ from harvester.bitly import (
     Unknown,
     Unreadable,
     hint,
-    path,
     verdict,
 )
 from harvester.errors import InvalidBitlink

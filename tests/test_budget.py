@@ -22,12 +22,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.book import SPANS, Book
-from harvester.budget import Budget
-from harvester.clocks import moment, month_of
+from harvester.budget.budget import Budget
+from harvester.budget.database import SPANS, Book
+from harvester.budget.limits import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted
+from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
+from harvester.clock import moment, month_of
 from harvester.errors import OutputError
-from harvester.quota import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted, WindowState
-from harvester.said import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
+from harvester.progress import WindowState
 from tests.commands import ROOT, environment
 from tests.conftest import quick_folder
 from tests.virtual import VirtualClock
@@ -1345,9 +1346,9 @@ def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
 HAMMER = """
 import os, sys, time
 from contextlib import suppress
-from harvester.book import Book
-from harvester.budget import Budget
-from harvester.quota import Account, Wanted
+from harvester.budget.database import Book
+from harvester.budget.budget import Budget
+from harvester.budget.limits import Account, Wanted
 from harvester.errors import BudgetBusy
 
 folder, files, seconds, *limits = sys.argv[1:]

@@ -102,7 +102,7 @@ def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]
 def test_help_and_version_do_not_import_aiohttp() -> None:
     for option in ("--help", "--version"):
         code = (
-            "import sys\nfrom harvester.cli import main\n"
+            "import sys\nfrom harvester.cli.main import main\n"
             f"try:\n    main(['{option}'])\nexcept SystemExit:\n    pass\n"
             "heavy = {'aiohttp', 'aiohappyeyeballs', 'aiosignal', 'frozenlist', 'multidict', 'propcache', 'yarl',\n"
             "         'aiolimiter', 'tenacity', 'sqlite3', 'psutil'}\n"

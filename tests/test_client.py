@@ -22,20 +22,21 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from harvester import __version__
-from harvester.bitly import BODY_LIMIT, Answer, Query, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
-from harvester.book import Book
-from harvester.budget import Budget
-from harvester.client import Client, Settings, opened
-from harvester.clocks import Clock
-from harvester.connections import Pool, Slot
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
+from harvester.budget.budget import Budget
+from harvester.budget.database import Book
+from harvester.budget.limits import Account, MonthOver, Wait, Wanted
+from harvester.client.attempt import NOT_ASKED, Means
+from harvester.client.circuit_breaker import Gate, GateRules
+from harvester.client.client import Client, Settings, opened
+from harvester.client.connection_slots import Slots
+from harvester.client.http import Pool, Slot
+from harvester.client.token import Token, fingerprint
+from harvester.clock import Clock
 from harvester.errors import Stopping, UsageError
-from harvester.gate import Gate, GateRules
-from harvester.quota import Account, MonthOver, Wait, Wanted
-from harvester.sending import NOT_ASKED, Means
-from harvester.slots import Slots
-from harvester.status import Waiting
-from harvester.stopping import Reason, Stop, Stopper
-from harvester.tokens import Token, fingerprint
+from harvester.progress import Waiting
+from harvester.shutdown import Reason, Stop, Stopper
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
@@ -1056,6 +1057,6 @@ async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(mon
     async with wired(whole_answer({}, ROW_BODY)) as (client, _):
         assert await client.ask("bit.ly/x") == ROW
         assert late == []
-        monkeypatch.setattr("harvester.connections._LATE_SECONDS", -1.0)
+        monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
         assert await client.ask("bit.ly/x") == ROW
     assert late == [True]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from harvester import clocks
-from harvester.clocks import Clock, moment, month_of, next_month
+from harvester import clock as clocks
+from harvester.clock import Clock, moment, month_of, next_month
 from tests.commands import ROOT, environment
 
 
 def test_elapsed_seconds_are_alike_for_all_processes_since_the_machines_start() -> None:
     before = Clock().elapsed()
-    program = "from harvester.clocks import Clock; clock = Clock(); print(clock.boot); print(clock.elapsed())"
+    program = "from harvester.clock import Clock; clock = Clock(); print(clock.boot); print(clock.elapsed())"
     other = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     ).stdout.split("\n")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from harvester import configuration
-from harvester.cli import _DASH, app
-from harvester.configuration import File, Setting, commands_of, effective, options_of
+from harvester.cli.main import _DASH, app
+from harvester.client.token import fingerprint
+from harvester.config import sources as configuration
+from harvester.config.options import RunOptions, made_of
+from harvester.config.sources import File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
-from harvester.options import RunOptions, made_of
-from harvester.tokens import fingerprint
 from tests.commands import ROOT, harvester
 
 EXAMPLE = ROOT / "config.example.toml"

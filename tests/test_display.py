@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.display import frame
-from harvester.outlook import Minute
-from harvester.quota import WindowState
-from harvester.status import Counters, Status, Waiting
+from harvester.progress import Counters, Status, Waiting, WindowState
+from harvester.reporting.live_display import frame
+from harvester.run.telemetry import Minute
 from tests.commands import NO_LIMITS
 from tests.conftest import Served
 from tests.outputs import check_reconciled

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harvester import __version__
-from harvester.endings import BY_REASON, EXIT_CODES
-from harvester.stopping import Reason
+from harvester.cli.exit_codes import BY_REASON, EXIT_CODES
+from harvester.shutdown import Reason
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.cli import main
-from harvester.store import Store
+from harvester.cli.main import main
+from harvester.dataset.dataset import Store
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import check_reconciled, failures, manifest, rows

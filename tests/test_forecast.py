@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.forecast import ANSWER_SECONDS, Start, forecast, shorter
-from harvester.quota import Limits, Wanted
+from harvester.budget.forecast import ANSWER_SECONDS, Start, forecast, shorter
+from harvester.budget.limits import Limits, Wanted
 from tests.simulated import World
 from tests.virtual import THREADED, at_once
 from tests.weeks import BEGIN, Weeks

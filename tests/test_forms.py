@@ -17,10 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from harvester.columns import Cells, Flaw, csv_cells
 from harvester.errors import InputBroken, UsageError
-from harvester.lines import CHUNK, LINE_LIMIT
-from harvester.sources import BATCH_LINES, Batch, Form, find, read, spool
+from harvester.links.batch import BATCH_LINES, Batch
+from harvester.links.files import Form, find, read, spool
+from harvester.links.lines import CHUNK, LINE_LIMIT
+from harvester.links.tables import Cells, Flaw, csv_cells
 from tests.test_sources import merged, peak_bytes, places, read_until_broken, write
 
 if sys.version_info >= (3, 14):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.gate import OUTAGE, Gate, GateRules
-from harvester.quota import Wait
+from harvester.budget.limits import Wait
+from harvester.client.circuit_breaker import OUTAGE, Gate, GateRules
 
 RULES = GateRules(jitter=0.0)
 ENOUGH = 18

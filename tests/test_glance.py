@@ -18,13 +18,17 @@ from typing import Any
 
 import pytest
 
-from harvester import advice, dataset, glance, manifest, printing, tell
-from harvester.advice import State
+from harvester.dataset import manifest
 from harvester.errors import UsageError
-from harvester.glance import look
-from harvester.metrics_file import WINDOWS
-from harvester.pulse import Pulse
-from harvester.stopping import Reason
+from harvester.reporting import run_status as advice
+from harvester.reporting import run_status as glance
+from harvester.reporting import status_text as printing
+from harvester.reporting import status_text as tell
+from harvester.reporting.prometheus import WINDOWS
+from harvester.reporting.run_status import State, look
+from harvester.run.telemetry import Pulse
+from harvester.shutdown import Reason
+from harvester.storage import filesystem
 from tests.commands import NO_LIMITS, environment, harvester, start
 from tests.conftest import Served
 from tests.outputs import manifest as manifest_of
@@ -216,8 +220,9 @@ def test_another_user_sees_it_without_a_look_at_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        f"from harvester import cli, glance, printing, settings, tell\n{become}\n{check}\n"
-        f"import os\nos.environ.pop('BITLY_TOKEN')\ncli.main(['status', {str(out)!r}])"
+        "from harvester.cli import main\nfrom harvester.config import parsing\n"
+        f"from harvester.reporting import run_status, status_text\n{become}\n{check}\n"
+        f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(), cwd="/"
@@ -231,12 +236,12 @@ def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_pa
     path, over = str(tmp_path / "_manifest.json"), threading.Event()
     forms = [WRITTEN | {"parts": WRITTEN["parts"] * count} for count in (0, 5000)]
     texts = [json.dumps(form).encode() for form in forms]
-    dataset.replace(path, [texts[0]])
+    filesystem.replace(path, [texts[0]])
 
     def replace() -> None:
         while not over.is_set():
             for text in texts:
-                dataset.replace(path, [text])
+                filesystem.replace(path, [text])
 
     writer = threading.Thread(target=replace)
     writer.start()
@@ -485,7 +490,9 @@ def test_on_a_terminal_it_is_drawn_in_place(written: Callable[..., str]) -> None
     shown = b""
     while b"it is running" not in shown:
         shown += os.read(controller, 65536)
-    dataset.replace(os.path.join(folder, "_manifest.json"), [json.dumps(WRITTEN | ENDED | {"complete": True}).encode()])
+    filesystem.replace(
+        os.path.join(folder, "_manifest.json"), [json.dumps(WRITTEN | ENDED | {"complete": True}).encode()]
+    )
     try:
         while chunk := os.read(controller, 65536):
             shown += chunk
@@ -520,7 +527,7 @@ def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> No
 
 def test_status_needs_neither_network_nor_platform(written: Callable[..., str]) -> None:
     code = (
-        "import sys\nfrom harvester.cli import main\n"
+        "import sys\nfrom harvester.cli.main import main\n"
         f"try:\n    main(['status', {written()!r}])\nexcept SystemExit:\n    pass\n"
         "heavy = {'aiohttp', 'aiolimiter', 'tenacity', 'psutil', 'platformdirs', 'prometheus_client'}\n"
         "found = heavy & set(sys.modules)\nassert not found, found\n"

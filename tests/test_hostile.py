@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from harvester.bitly import BODY_LIMIT, KEPT_BODY, MAX_CONNECTIONS
+from harvester.bitly.query import MAX_CONNECTIONS
+from harvester.bitly.verdicts import BODY_LIMIT, KEPT_BODY
 from tests.commands import NO_LIMITS, TOKEN, harvester
 from tests.outputs import failures, manifest, rows
 from tests.scripted import HTML, MIB, SEPARATED, Scripted, bomb, metrics_of, scripted

@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,78 +12,138 @@ import harvester
 from tests.commands import ROOT
 
 PACKAGE = ROOT / "harvester"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_MODULES, MOST_LINES = 10, 600
+ANYTHING = {"cli", "api", "arrow", "sandbox", "__init__", "__main__"}
+"""What stands beside or above the packages, and may import all of them."""
+
+
+def name_of(path: Path) -> str:
+    """A module's name within the package: `run.harvest`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def table() -> dict[str, set[str]]:
-    """Module to what it may import, from the table in docs/architecture.md."""
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
-    known = {name for name, _ in rows}
-    return {name: known if may == "all" else set(may.replace("–", "").replace(",", "").split()) for name, may in rows}
+    """Package to the packages that it may import, from the table in docs/architecture.md."""
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| (.*) \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    return {name: set(re.findall(r"`(\w+)/`", may)) for name, may in rows}
 
 
-def imports(module: str) -> set[str]:
-    """The modules, ours by their bare name, that a module imports anywhere in it, but not for type checking."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+def ground() -> set[str]:
+    """The modules that everybody may import, from the line in docs/architecture.md that begins with their storey."""
+    (line,) = re.findall(r"^Storey 0 .*: (.*)\.$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", line))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules, ours by their names within the package, that a file imports anywhere, also for its types alone."""
+    known = {name_of(each) for each in FILES}
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "harvester":
-            found |= {f"harvester.{alias.name}" for alias in node.names if alias.name in MODULES}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return {name.removeprefix("harvester.").partition(".")[0] for name in found}
+            module = node.module.removeprefix("harvester").removeprefix(".")
+            within = node.module.partition(".")[0] == "harvester"
+            for alias in node.names if within else ():
+                inner = f"{module}.{alias.name}".removeprefix(".")
+                yield inner if inner in known else module or "__init__"
+            if not within:
+                yield node.module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
-    assert imports(module) & set(MODULES) <= table()[module]
+@cache
+def edges() -> dict[str, set[str]]:
+    """Module to our modules that it imports."""
+    known = {name_of(path) for path in FILES}
+    return {name_of(path): {each for each in imported(path) if each in known} for path in FILES}
 
 
-def test_the_table_goes_downwards() -> None:
+@pytest.mark.parametrize("package", sorted({room(name_of(path)) for path in FILES} - ANYTHING))
+def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
+    may = ground() if package in ground() else table()[package] | ground() | {package}
+    wrong = {
+        f"{module} imports {other}"
+        for module, others in edges().items()
+        if room(module) == package
+        for other in others
+        if room(other) not in may
+    }
+    assert not wrong
+
+
+def test_the_table_has_every_package_and_goes_downwards() -> None:
     order = list(table())
-    assert sorted(order) == MODULES
-    for module, may in table().items():
-        if module != "cli":
-            assert all(order.index(other) < order.index(module) for other in may), module
+    assert sorted(order) == sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+    for package, may in table().items():
+        assert package == "cli" or all(order.index(other) < order.index(package) for other in may), package
+
+
+def floors() -> dict[str, int]:
+    """Module to its floor: 1 for one that imports none of ours, else one more than the highest that it imports."""
+    found: dict[str, int] = {}
+
+    def floor(module: str, above: tuple[str, ...]) -> int:
+        assert module not in above, f"a circle: {' -> '.join((*above, module))}"
+        if module not in found:
+            found[module] = 1 + max((floor(each, (*above, module)) for each in edges()[module]), default=0)
+        return found[module]
+
+    for module in edges():
+        floor(module, ())
+    return found
+
+
+def test_there_is_no_circle() -> None:
+    assert max(floors().values()) > 1
+
+
+def test_no_package_is_crowded_and_no_module_long() -> None:
+    rooms = {path.parent for path in FILES} - {PACKAGE}
+    crowded = {str(each): count for each in rooms if (count := len([*each.glob("[!_]*.py")])) > MOST_MODULES}
+    long = {str(path): lines for path in FILES if (lines := path.read_text().count("\n")) > MOST_LINES}
+    assert (crowded, long) == ({}, {})
 
 
 def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
-    assert not set(harvester.__all__) & set(MODULES)
+    assert not set(harvester.__all__) & {room(name_of(path)) for path in FILES}
 
 
 @pytest.mark.parametrize(
     ("foreign", "rooms"),
     [
-        ("aiohttp", {"connections", "sending", "loopback", "sandbox", "sandbox_oauth"}),
-        ("aiolimiter", {"pace"}),
-        ("tenacity", {"retries", "stores"}),
-        ("obstore", {"stores"}),
-        ("sqlite3", {"ledger", "book"}),
-        ("cyclopts", {"cli", "options", "configuration"}),
-        ("psutil", {"places"}),
-        ("platformdirs", {"places", "vault"}),
-        ("keyring", {"vault"}),
-        ("pyarrow", {"contents", "parquet", "parts", "reading"}),
-        ("backports", {"contents", "lines", "parts"}),
-        ("csv", {"columns"}),
-        ("rich", {"display", "printing", "show"}),
-        ("structlog", {"log"}),
-        ("prometheus_client", {"metrics_file"}),
+        ("aiohttp", {"cli.login", "client.attempt", "client.http", "sandbox"}),
+        ("aiolimiter", {"client.pacer"}),
+        ("tenacity", {"client.client", "storage.object_store"}),
+        ("obstore", {"storage.object_store"}),
+        ("sqlite3", {"budget.database", "dataset.ledger"}),
+        ("cyclopts", {"cli.main", "config.options", "config.sources"}),
+        ("psutil", {"storage.location"}),
+        ("platformdirs", {"config.token_store", "storage.location"}),
+        ("keyring", {"config.token_store"}),
+        ("pyarrow", {"arrow", "links.tables", "rows.decode", "rows.encode"}),
+        ("backports", {"links.lines", "rows.decode", "rows.encode"}),
+        ("csv", {"links.tables"}),
+        ("rich", {"cli.show", "reporting.live_display", "reporting.status_text"}),
+        ("structlog", {"reporting.logs"}),
+        ("prometheus_client", {"reporting.prometheus"}),
     ],
 )
 def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> None:
-    assert {module for module in MODULES if foreign in imports(module)} == rooms
+    assert {name_of(path) for path in FILES if foreign in {each.partition(".")[0] for each in imported(path)}} == rooms
 
 
 @pytest.mark.parametrize(
     ("word", "rooms"),
     [
-        (r"\b(?:os\.)?(?:fsync|rename)\(", {"journal", "dataset"}),
-        (r"(?<!\.)\bprint\(", {"cli", "demo", "show", "terminal"}),
-        (r"\bsys\.exit\(|\b_exit\(", {"cli", "signals"}),
-        (r"\bSELECT |\bINSERT |\bUPDATE .* SET", {"ledger", "book", "scope", "months"}),
+        (r"\b(?:os\.)?(?:fsync|rename)\(", {"dataset.journal", "dataset.publisher", "storage.filesystem"}),
+        (r"(?<!\.)\bprint\(", {"cli.demo", "cli.main", "cli.show", "reporting.terminal"}),
+        (r"\bsys\.exit\(|\b_exit\(", {"cli.main", "cli.signals"}),
+        (r"\bSELECT |\bINSERT |\bUPDATE .* SET", {"budget.database", "budget.usage", "dataset.ledger"}),
     ],
 )
 def test_side_effects_stay_in_their_rooms(word: str, rooms: set[str]) -> None:
-    assert {module for module in MODULES if re.search(word, Path(PACKAGE / f"{module}.py").read_text())} == rooms
+    assert {name_of(path) for path in FILES if re.search(word, path.read_text())} == rooms

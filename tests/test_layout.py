@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harvester
+from harvester.config.options import OutputOptions, QueryOptions, RunOptions
+from harvester.config.parsing import escaped, filled, laid_out
 from harvester.errors import UsageError
-from harvester.layout import escaped, filled
-from harvester.options import OutputOptions, QueryOptions, RunOptions
-from harvester.settings import laid_out
 from tests.commands import NO_LIMITS, TOKEN
 from tests.commands import harvester as real_command
 from tests.conftest import Served

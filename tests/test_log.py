@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import cli
+from harvester.cli import main as cli
 from harvester.events import Event, level
-from harvester.log import _line
+from harvester.reporting.logs import _line
 from tests.commands import NO_LIMITS, ROOT, TOKEN, harvester, start
 from tests.conftest import Served
 from tests.scripted import COLOURED, SEPARATED
@@ -79,7 +79,7 @@ def test_every_name_is_in_the_table_with_its_level_and_nothing_else_is() -> None
 
 @pytest.mark.parametrize("event", list(Event))
 def test_every_name_is_told_somewhere(event: Event) -> None:
-    code = "".join(path.read_text() for path in (ROOT / "harvester").glob("*.py") if path.name != "events.py")
+    code = "".join(path.read_text() for path in (ROOT / "harvester").rglob("*.py") if path.name != "events.py")
     assert f"Event.{event.name}" in code
 
 
@@ -219,7 +219,7 @@ def test_a_bug_is_an_event_with_its_traceback(
 def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
     code = (
         "import asyncio, logging, threading, warnings\n"
-        "from harvester.log import JsonLog\n"
+        "from harvester.reporting.logs import JsonLog\n"
         "JsonLog()\n"
         "warnings.simplefilter('always')\n"
         "warnings.warn('an old\\nway')\n"

@@ -20,13 +20,12 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import aiohttp
 import pytest
 
+from harvester.bitly.oauth import App, NotForUs, Redirect, authorize_url, exchange, token_in
+from harvester.cli.login import _open, listening
+from harvester.client.token import fingerprint
+from harvester.config.token_store import Vault
 from harvester.errors import UsageError
-from harvester.login import _open
-from harvester.loopback import listening
-from harvester.oauth import App, NotForUs, Redirect, authorize_url, exchange, token_in
-from harvester.sandbox_oauth import CLIENT_SECRETS
-from harvester.tokens import fingerprint
-from harvester.vault import Vault
+from harvester.sandbox import CLIENT_SECRETS
 from tests.commands import NO_LIMITS, ROOT, TOKEN, TOKEN_STORE, environment, harvester, start
 from tests.conftest import Served
 from tests.servers import in_thread

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester import metrics_file
 from harvester.errors import UsageError
-from harvester.metrics_file import MetricsFile
+from harvester.reporting import prometheus as metrics_file
+from harvester.reporting.prometheus import MetricsFile
 from tests.commands import NO_LIMITS, ROOT, harvester, start
 from tests.conftest import Served
 from tests.promql import Sample, firing
@@ -173,7 +173,7 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_without_the_library_the_install_line_is_said(tmp_path: Path, links: str) -> None:
-    code = "import sys; sys.modules['prometheus_client'] = None\nfrom harvester.cli import main\nmain()"
+    code = "import sys; sys.modules['prometheus_client'] = None\nfrom harvester.cli.main import main\nmain()"
     arguments = ["run", links, "--out", str(tmp_path / "out"), "--metrics-file", str(tmp_path / "a.prom")]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

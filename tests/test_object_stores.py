@@ -17,15 +17,15 @@ import obstore
 import pytest
 
 import harvester as harvester_package
-from harvester import stores
-from harvester.bitly import Query
+from harvester.arrow import read
+from harvester.bitly.query import Query
+from harvester.dataset.dataset import PartPolicy
+from harvester.dataset.opening import opened
 from harvester.errors import OutputError, UsageError
-from harvester.job import _entered
-from harvester.opening import opened
-from harvester.places import resolve
-from harvester.reading import read
-from harvester.stopping import Reason, Stop, Stopper
-from harvester.store import PartPolicy
+from harvester.run.job import _entered
+from harvester.shutdown import Reason, Stop, Stopper
+from harvester.storage import object_store as stores
+from harvester.storage.location import resolve
 from tests.buckets import BUCKET, HALF, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
 from tests.commands import TOKEN, harvester, start
 

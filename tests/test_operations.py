@@ -194,7 +194,7 @@ def test_a_read_only_machine_needs_the_output_and_its_state_alone(tmp_path: Path
     assert len(rows(Path(out))) == len(LINKS)
 
 
-@needs(*NO_NAME, sys.executable, "-c", "import harvester.job")
+@needs(*NO_NAME, sys.executable, "-c", "import harvester.run.job")
 def test_a_user_without_name_and_home_is_served(links: str, serve: Serve) -> None:
     with quick_folder() as folder:
         folder.chmod(0o777)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.endings import SOME_FAILED, STOPPED, exit_code
-from harvester.stopping import Reason
+from harvester.cli.exit_codes import SOME_FAILED, STOPPED, exit_code
+from harvester.shutdown import Reason
 from tests.commands import NO_LIMITS, harvester
 from tests.inside import QUICK_GATE, harvest
 from tests.outputs import failures, manifest, rows

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harvester import outlook
-from harvester.book import Book
-from harvester.budget import Budget
+from harvester.budget.budget import Budget
+from harvester.budget.database import Book
+from harvester.budget.forecast import ANSWER_SECONDS, Forecast, Start, forecast
+from harvester.budget.limits import Account, Limits, Wanted
 from harvester.errors import OutputError
-from harvester.forecast import ANSWER_SECONDS, Forecast, Start, forecast
-from harvester.outlook import Outlook
-from harvester.quota import Account, Limits, Wanted
-from harvester.status import Status, Waiting
+from harvester.progress import Status, Waiting
+from harvester.run import telemetry as outlook
+from harvester.run.telemetry import Outlook
 
 
 class Time:
@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Start]]:
         made.append((attempts, start))
         return forecast(attempts, limits, start)
 
-    monkeypatch.setattr("harvester.outlook.forecast", noting)
+    monkeypatch.setattr("harvester.run.telemetry.forecast", noting)
     return made
 
 

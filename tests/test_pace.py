@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harvester.pace import Pace
-from harvester.stopping import Stopper
+from harvester.client.pacer import Pace
+from harvester.shutdown import Stopper
 
 
 class Asking:

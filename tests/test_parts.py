@@ -18,18 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from harvester import store as stores
-from harvester.bitly import Answer, Query
-from harvester.contents import Broken, Hashed, rows_of
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.dataset import dataset as stores
+from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.journal import Journal, path_of
+from harvester.dataset.ledger import State
+from harvester.dataset.opening import opened
 from harvester.errors import OutputError, UsageError
-from harvester.journal import Journal, path_of
-from harvester.ledger import State
-from harvester.opening import opened
-from harvester.parts import Asked, Format, Making, Measured, extent, flattened, pour
-from harvester.places import resolve
-from harvester.rows import RowMaker
-from harvester.schema import COLUMNS, Shape
-from harvester.store import PartPolicy, Store
+from harvester.rows.decode import Broken, Hashed, rows_of
+from harvester.rows.encode import Asked, Format, Making, Measured, extent, flattened, pour
+from harvester.rows.row import RowMaker
+from harvester.rows.schema import COLUMNS, Shape
+from harvester.storage.location import resolve
 from tests.commands import ROOT, environment
 from tests.conftest import Served
 from tests.inside import harvest
@@ -112,8 +113,8 @@ def test_a_link_without_referrers_has_a_row(making: Making) -> None:
 
 
 def test_parquet_is_written_in_row_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harvester.parts._BLOCK_BYTES", 1000)
-    monkeypatch.setattr("harvester.parts._GROUP_BYTES", 10_000)
+    monkeypatch.setattr("harvester.rows.encode._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("harvester.rows.encode._GROUP_BYTES", 10_000)
     making, rows = Making(Format.PARQUET, Shape.NESTED), [line(str(number), []) for number in range(200)]
     data = poured(rows, making)
     assert parquet.ParquetFile(io.BytesIO(data)).num_row_groups > 3
@@ -187,7 +188,7 @@ def test_a_missing_library_is_named_before_anything_is_created(
 ) -> None:
     (tmp_path / "links.txt").write_text("bit.ly/a\n")
     hidden = f"sys.modules[{module!r}] = sys.modules['compression.zstd'] = None"
-    command = f"import sys; {hidden}; from harvester.cli import main; main(sys.argv[1:])"
+    command = f"import sys; {hidden}; from harvester.cli.main import main; main(sys.argv[1:])"
     arguments = ("run", "links.txt", "--out", "lake/out", "--format", form, "--base-url", "http://127.0.0.1:9/v4")
     done = subprocess.run(
         [sys.executable, "-c", command, *arguments],
@@ -265,13 +266,13 @@ def test_a_part_that_a_crash_interrupted_is_published_with_the_same_name_and_byt
     committed(tmp_path / "whole", making)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     whole = publish(tmp_path / "whole", making)
-    owner = "dataset.Folder" if killed_at == "put" else "ledger.Ledger"
+    owner = "publisher.Folder" if killed_at == "put" else "ledger.Ledger"
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"harvester.{owner}.{killed_at}", die)
+        patched.setattr(f"harvester.dataset.{owner}.{killed_at}", die)
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path / "killed", making)
     seen = published(tmp_path / "killed")
@@ -300,7 +301,7 @@ BEGAN = 1_795_417_200.0
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(BEGAN)
     monkeypatch.setattr(stores, "time", clock)
-    monkeypatch.setattr("harvester.journal.time", clock)
+    monkeypatch.setattr("harvester.dataset.journal.time", clock)
     return clock
 
 
@@ -424,7 +425,7 @@ def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> Non
 # --- a disk that is full -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", ["dataset.pour", "store.Journal"])
+@pytest.mark.parametrize("broken", ["publisher.pour", "dataset.Journal"])
 async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -435,7 +436,7 @@ async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(f"harvester.{broken}", full)
+        disk.setattr(f"harvester.dataset.{broken}", full)
         with pytest.raises(OutputError, match="No space left"):
             await harvest(served.url, tmp_path, names, parts=PartPolicy(10, 1_000_000))
     told = manifest(tmp_path / "out")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harvester.clocks import next_month
-from harvester.tokens import fingerprint
+from harvester.client.token import fingerprint
+from harvester.clock import next_month
 from tests.commands import NO_LIMITS, STATE_DIR, TOKEN, harvester, start
 from tests.conftest import Served
 from tests.outputs import failures, manifest, rows

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 import harvester
-from harvester.bitly import Answer, Query
-from harvester.rows import RowMaker
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.rows.row import RowMaker
 from harvester.sandbox import metrics_for
 from tests.commands import ROOT, TOKEN, environment
 from tests.conftest import Served

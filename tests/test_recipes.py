@@ -16,11 +16,11 @@ import pytest
 import sqlglot
 
 import harvester
-from harvester.dialects import Target, schema_for
-from harvester.endings import EXIT_CODES
-from harvester.parts import Format
+from harvester.cli.exit_codes import EXIT_CODES
+from harvester.rows.encode import Format
+from harvester.rows.schema import Shape
+from harvester.rows.schema_export import Target, schema_for
 from harvester.sandbox import metrics_for
-from harvester.schema import Shape
 from tests.commands import ROOT, TOKEN, environment
 from tests.conftest import Served
 

@@ -14,16 +14,16 @@ from typing import Any
 import orjson
 import pytest
 
-import harvester.dataset
-import harvester.growing
-from harvester.bitly import Answer, Query
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.dataset import file_publisher, publisher
+from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.ledger import Ledger, State
+from harvester.dataset.opening import opened
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.ledger import Ledger, State
-from harvester.opening import opened
-from harvester.parts import Asked, Format, Making
-from harvester.places import resolve, taken
-from harvester.schema import Shape
-from harvester.store import PartPolicy, Store
+from harvester.rows.encode import Asked, Format, Making
+from harvester.rows.schema import Shape
+from harvester.storage.location import resolve, taken
 from tests.keeping import keep
 from tests.outputs import rows
 
@@ -250,9 +250,7 @@ def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
     with dataset(out) as store:
         settle(store, "a", "b")
         with monkeypatch.context() as full:
-            full.setattr(
-                harvester.growing, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False
-            )
+            full.setattr(file_publisher, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False)
             with pytest.raises(OutputError, match="No space left"):
                 keep(store)
         begun = out.read_bytes()
@@ -275,7 +273,7 @@ def test_failures_that_could_not_be_written_hold_up_no_other_thread(quick_path: 
 
 
 def test_the_failures_are_given_in_their_order_page_by_page(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harvester.ledger._PAGE_LINES", 2)
+    monkeypatch.setattr("harvester.dataset.ledger._PAGE_LINES", 2)
     names = ["no-a", "no-b", "no-c", "no-d", "no-e"]
     with dataset(quick_path / "out") as store:
         settle(store, *names)
@@ -385,7 +383,7 @@ def test_a_ledger_older_than_its_output_is_refused(quick_path: Path, moved: bool
     finish(out)
     (part,) = out.glob("part-*")
     if moved:
-        harvester.dataset.write_manifest(resolve(str(out)), {"parts": [{"path": part.name}]})
+        publisher.write_manifest(resolve(str(out)), {"parts": [{"path": part.name}]})
         part.unlink()
     shutil.rmtree(out / "_harvester")
     shutil.copytree(backup, out / "_harvester")

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.bitly import Answer, Query
-from harvester.rows import SCHEMA_VERSION, RowMaker
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.rows.row import SCHEMA_VERSION, RowMaker
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 RUN_ID = "20261123T060000Z-1a2b3c4d"

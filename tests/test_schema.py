@@ -18,11 +18,12 @@ from pyarrow import parquet
 from sqlglot import exp
 
 import harvester
-from harvester.bitly import Answer, Query
-from harvester.dialects import Target, schema_for
-from harvester.parts import Format, arrow_schema, flattened
-from harvester.rows import SCHEMA_VERSION, RowMaker
-from harvester.schema import COLUMNS, METRIC, Column, Kind, Shape
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.rows.encode import Format, arrow_schema, flattened
+from harvester.rows.row import SCHEMA_VERSION, RowMaker
+from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
+from harvester.rows.schema_export import Target, schema_for
 from tests.commands import ROOT, TOKEN
 from tests.conftest import Served
 from tests.inside import command

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester import scratch
 from harvester.errors import OutputError
+from harvester.storage import filesystem as scratch
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
 

@@ -19,10 +19,10 @@ def bitly() -> Iterator[Scripted]:
 def broken(folder: Path) -> dict[str, str]:
     """Give an environment in which harvester has a bug that comes to light with the first answer."""
     (folder / "sitecustomize.py").write_text(
-        "import harvester.rows\n"
+        "import harvester.rows.row\n"
         "def row(*arguments):\n"
         "    raise RuntimeError('a bug')\n"
-        "harvester.rows.RowMaker.row = row\n"
+        "harvester.rows.row.RowMaker.row = row\n"
     )
     return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.bitly import BASE_URL, FACETS, UNITS
-from harvester.errors import UsageError
-from harvester.options import (
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import BASE_URL, UNITS
+from harvester.budget.limits import Wanted
+from harvester.config.credentials import checked_base_url, token_source
+from harvester.config.options import (
     AccessOptions,
     FacetName,
     LimitOptions,
@@ -24,19 +26,17 @@ from harvester.options import (
     made_of,
     names_in,
 )
-from harvester.quota import Wanted
-from harvester.settings import (
+from harvester.config.parsing import (
     account_of,
     bytes_of,
     check_counts,
-    checked_base_url,
     failure_limit_of,
     query_of,
     seconds_of,
-    token_source,
     wanted_limits,
 )
-from harvester.stopping import FailureLimit
+from harvester.errors import UsageError
+from harvester.shutdown import FailureLimit
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 RUN = RunOptions(output=OutputOptions(out="out"))

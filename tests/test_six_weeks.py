@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.quota import Wanted
-from harvester.stopping import Reason
+from harvester.budget.limits import Wanted
+from harvester.shutdown import Reason
 from tests.simulated import World
 from tests.virtual import THREADED, at_once
 from tests.weeks import Weeks

@@ -14,12 +14,12 @@ from typing import cast
 import aiohttp
 import pytest
 
-from harvester import slots
-from harvester.bitly import MAX_CONNECTIONS
-from harvester.connections import Pool, Slot
+from harvester.bitly.query import MAX_CONNECTIONS
+from harvester.client import connection_slots as slots
+from harvester.client.connection_slots import SEATS, Slots
+from harvester.client.http import Pool, Slot
 from harvester.errors import ConnectionsBusy, OutputError, Stopping
-from harvester.slots import SEATS, Slots
-from harvester.stopping import Reason, Stop, Stopper
+from harvester.shutdown import Reason, Stop, Stopper
 from tests.commands import NO_LIMITS, harvester, start
 from tests.outputs import rows
 from tests.scripted import Scripted, scripted

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from harvester.bitly import Query
+from harvester.bitly.query import Query
 from harvester.errors import InputBroken, UsageError
-from harvester.lines import CHUNK, LINE_LIMIT
-from harvester.rows import RowMaker
-from harvester.sources import BATCH_LINES, Batch, Source, find, read, spool
+from harvester.links.batch import BATCH_LINES, Batch
+from harvester.links.files import Source, find, read, spool
+from harvester.links.lines import CHUNK, LINE_LIMIT
+from harvester.rows.row import RowMaker
 
 
 def write(folder: Path, content: bytes, name: str = "links.txt") -> str:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from harvester.bitly import (
+from harvester.bitly.verdicts import (
     Answer,
     MonthSpent,
     ParameterRefused,
@@ -18,8 +18,10 @@ from harvester.bitly import (
     Unreadable,
     Verdict,
 )
+from harvester.client.stops import for_every_call
 from harvester.errors import Stopping
-from harvester.stopping import FailureLimit, Reason, Rules, Stop, Stopper, for_every_call
+from harvester.run.abort_rules import Rules
+from harvester.shutdown import FailureLimit, Reason, Stop, Stopper
 
 ROW = Answer([], 0, None, None)
 NOT_FOUND = Refused(404, "NOT_FOUND")

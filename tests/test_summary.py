@@ -4,10 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harvester.quota import WindowState
-from harvester.status import Counters, Listed, Outcome, Status
-from harvester.stopping import Reason, Stop
-from harvester.summary import duration, summary
+from harvester.progress import Counters, Listed, Outcome, Status, WindowState
+from harvester.reporting.summary import duration, summary
+from harvester.shutdown import Reason, Stop
 
 MONTH = WindowState("month", 5000, 1000, datetime(2026, 12, 1, tzinfo=UTC), "asked")
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import throttle
-from harvester.book import SPANS, Book
-from harvester.budget import Budget
-from harvester.quota import THROTTLED, Account, Limits, Wait, Wanted
-from harvester.throttle import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
+from harvester.budget import throttling as throttle
+from harvester.budget.budget import Budget
+from harvester.budget.database import SPANS, Book
+from harvester.budget.limits import THROTTLED, Account, Limits, Wait, Wanted
+from harvester.budget.throttling import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
 from tests.virtual import VirtualClock

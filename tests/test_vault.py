@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harvester import vault as vaults
+from harvester.client.token import fingerprint
+from harvester.config import token_store as vaults
+from harvester.config.credentials import has_token, token_source
+from harvester.config.options import AccessOptions
+from harvester.config.token_store import Store, Vault, server_of
 from harvester.errors import UsageError
-from harvester.options import AccessOptions
-from harvester.settings import has_token, token_source
-from harvester.tokens import fingerprint
-from harvester.vault import Store, Vault, server_of
 from tests import keyrings
 from tests.commands import NO_LIMITS, TOKEN, TOKEN_STORE, harvester
 from tests.conftest import Served

@@ -24,19 +24,19 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from harvester import verifying
 from harvester.api import harvest
-from harvester.bitly import Query
-from harvester.checking import Nested
-from harvester.distinct import Distinct
+from harvester.bitly.query import Query
+from harvester.dataset.dataset import PartPolicy
+from harvester.dataset.opening import opened
 from harvester.errors import OutputError, UsageError
-from harvester.findings import MOST_PROBLEMS, Findings, as_text
-from harvester.opening import opened
-from harvester.parts import Format, flattened
-from harvester.places import resolve
+from harvester.rows.encode import Format, flattened
+from harvester.rows.schema import Shape
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from harvester.schema import Shape
-from harvester.store import PartPolicy
+from harvester.storage.location import resolve
+from harvester.verify import verify as verifying
+from harvester.verify.duplicates import Distinct
+from harvester.verify.findings import MOST_PROBLEMS, Findings, as_text
+from harvester.verify.row_checks import Nested
 from tests.buckets import Case
 from tests.commands import NO_LIMITS, TOKEN, start
 from tests.conftest import Served
@@ -241,8 +241,10 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
     code = (
-        "import gzip, os, sys, zlib, harvester.findings, harvester.printing, harvester.settings, harvester.verifying\n"
-        f"from harvester.cli import main\nos.setuid({NOBODY})\nmain(['verify', sys.argv[1]])\n"
+        "import gzip, os, sys, zlib, harvester.config.parsing\n"
+        "from harvester.cli.main import main\n"
+        f"import harvester.verify.verify, harvester.reporting.status_text\nos.setuid({NOBODY})\n"
+        "main(['verify', sys.argv[1]])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
         Path(folder).chmod(0o755)

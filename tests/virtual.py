@@ -5,8 +5,9 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from harvester import intake, keeper
-from harvester.clocks import Clock
+from harvester.clock import Clock
+from harvester.links import feed as intake
+from harvester.run import committer as keeper
 
 T = TypeVar("T")
 ROUND_SECONDS = 1e-6

@@ -7,21 +7,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester import sources
-from harvester.bitly import FACETS, Query, endpoint
-from harvester.book import Book
-from harvester.budget import Budget
-from harvester.client import Client, Settings
-from harvester.clocks import next_month
-from harvester.gate import Gate, GateRules
-from harvester.harvesting import Harvest, Options
-from harvester.limits import HELPERS, Inquiry
-from harvester.progress import StderrWatcher
-from harvester.quota import Account, Wanted
-from harvester.sending import Means
-from harvester.status import Outcome
-from harvester.stopping import Reason, Rules, Stopper
-from harvester.tokens import Token
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, endpoint
+from harvester.budget.budget import Budget
+from harvester.budget.database import Book
+from harvester.budget.limits import Account, Wanted
+from harvester.client.attempt import Means
+from harvester.client.circuit_breaker import Gate, GateRules
+from harvester.client.client import Client, Settings
+from harvester.client.limit_discovery import HELPERS, Inquiry
+from harvester.client.token import Token
+from harvester.clock import next_month
+from harvester.links import files as sources
+from harvester.progress import Outcome
+from harvester.reporting.reporter import StderrWatcher
+from harvester.run.abort_rules import Rules
+from harvester.run.harvest import Harvest, Options
+from harvester.shutdown import Reason, Stopper
 from tests.simulated import MemoryStore, Promise, SimulatedBitly, World, pool_of
 from tests.virtual import VirtualClock, run
 

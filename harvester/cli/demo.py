@@ -1,0 +1,85 @@
+"""`harvester demo`: the main job from end to end, against a sandbox in the same process."""
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import orjson
+
+from harvester.bitly.query import MAX_CONNECTIONS, Query
+from harvester.budget.limits import Wanted
+from harvester.client.client import Settings
+from harvester.client.token import Token
+from harvester.clock import utc_text
+from harvester.dataset.dataset import PartPolicy
+from harvester.links.files import find
+from harvester.progress import Outcome
+from harvester.reporting import live_display
+from harvester.reporting.reporter import StderrWatcher
+from harvester.reporting.summary import summary
+from harvester.reporting.terminal import can_be_drawn_upon, escaped
+from harvester.rows.encode import Asked, Format
+from harvester.run import job as jobs
+from harvester.run.assembly import Job
+from harvester.run.harvest import Options
+from harvester.sandbox import Sandbox, SandboxOptions, serving
+from harvester.shutdown import Stopper
+
+_LIST = "demo-links.txt"
+_SHOWN = 5
+
+
+def play(out: str | None) -> Outcome:
+    """Harvest the bundled list from a sandbox, and print what came out. out: None for a new temporary folder."""
+    folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
+    began = time.monotonic()
+    with ExitStack() as stack:
+        links = stack.enter_context(as_file(files("harvester") / _LIST))
+        outcome = asyncio.run(_harvest(str(links), folder))
+    print(summary(outcome, folder, time.monotonic() - began))
+    _print_busiest(Path(folder))
+    print(f"\nrows: {folder}/part-*.ndjson\nwithout a row: {folder}/_failures.ndjson\ncounts: {folder}/_manifest.json")
+    return outcome
+
+
+async def _harvest(links: str, folder: str) -> Outcome:
+    # The month is the sandbox's; minute and hour are wide, so that the demonstration takes seconds.
+    sandbox = Sandbox(SandboxOptions(per_minute=6000, per_hour=0, per_month=5000, latency_ms=80, errors=0.02))
+    async with serving(sandbox) as url:
+        print(f"sandbox: {url} (five connections, 80 ms an answer, 2 % errors)\nlist:    {links}\n", flush=True)
+        job = Job(
+            sources=find([links]),
+            token=Token(lambda: "sandbox"),
+            out=folder,
+            work_dir=None,
+            query=Query("referrers", "day", -1, utc_text(datetime.now(UTC)), 50),
+            pin_reference=True,
+            wanted=Wanted(per_minute=6000, per_hour=0, per_month=1000),
+            asking=Settings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
+            parts=PartPolicy(rows=1_000_000, bytes=128 * 1024 * 1024),
+            harvesting=Options(workers=MAX_CONNECTIONS),
+            making=Asked(Format.NDJSON),
+            state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
+        )
+        with closing(StderrWatcher()) as watcher:
+            if can_be_drawn_upon([links], folder):
+                watcher.speak(live_display.Display())
+            return await jobs.run(job, Stopper(), watcher)
+
+
+def _print_busiest(folder: Path) -> None:
+    clicks: Counter[str] = Counter()
+    for part in sorted(folder.glob("part-*.ndjson")):
+        with part.open("rb") as lines:
+            for line in lines:
+                for metric in orjson.loads(line)["metrics"]:
+                    clicks[escaped(metric["value"])] += metric["clicks"]
+    most = max(clicks.values(), default=1)
+    print("\nthe busiest referrers")
+    for value, number in clicks.most_common(_SHOWN):
+        print(f"  {value:<32} {number:>9,}  {'█' * round(30 * number / most)}")

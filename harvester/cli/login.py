@@ -1,0 +1,275 @@
+"""`harvester login` and `harvester logout`: a token is fetched or read, and kept; or forgotten."""
+
+import asyncio
+import os
+import secrets
+import sys
+import webbrowser
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from getpass import getpass
+
+from aiohttp import web
+
+from harvester.bitly.oauth import CALLBACK, App, NotForUs, Redirect, authorize_url, exchange, token_in
+from harvester.client.http import post_form
+from harvester.client.token import fingerprint
+from harvester.config import credentials, parsing
+from harvester.config.options import KeptOptions, LoginOptions
+from harvester.config.token_store import Vault
+from harvester.errors import UsageError
+from harvester.threads import in_daemon
+
+_EXCHANGE_SECONDS = 30.0
+_PASTED_BYTES = 64 * 1024
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How the web flow is gone through. base_url: a checked one."""
+
+    base_url: str
+    app: App
+    port: int
+    browser: bool
+    timeout_seconds: float
+
+
+def play(options: LoginOptions, tell: Tell) -> str:
+    """Get a token and keep it; give what to say at the end. tell: says a line to a person in between.
+
+    Raises:
+        UsageError: there is no token, or no place to keep it.
+    """
+    base_url = credentials.checked_base_url(options.kept.base_url)
+    flow = None if options.with_token else _flow_of(options, base_url, tell)
+    vault = Vault(base_url, options.kept.token_store)
+    store = vault.choose(credentials.store_of(options.store), tell)  # before a code is spent for nothing
+    token = asyncio.run(_allowed(flow, tell)) if flow else _given_token()
+    where = vault.keep(token, store)
+    if os.environ.get("BITLY_TOKEN", "").strip():
+        tell("BITLY_TOKEN is set, and goes before the kept token: unset it")
+    return f"the token for {vault.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
+
+
+def undo(options: KeptOptions, tell: Tell) -> str:
+    """Forget the kept token; give what to say at the end.
+
+    Raises:
+        UsageError: the place does not give it up.
+    """
+    vault = Vault(credentials.checked_base_url(options.base_url), options.token_store)
+    if not vault.forget(tell):
+        return f"no token was kept for {vault.server}"
+    return f"no token is kept for {vault.server} any more; it stays valid until it is revoked at Bitly"
+
+
+# --- what a person or a pipe gives ----------------------------------------------------------------------------------
+
+
+def _given_token() -> str:
+    if sys.stdin.isatty():
+        return credentials.checked_secret(_asked_for("token"), "what was typed", "token")
+    line = sys.stdin.buffer.readline(_PASTED_BYTES).decode(errors="replace")
+    return credentials.checked_secret(line, "standard input", "token")
+
+
+def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
+    if not options.client_id:
+        raise UsageError(
+            "a login in the browser needs --client-id, of an OAuth app of yours (Bitly: Developer settings > Register "
+            "new app); if you have a token (Settings > API), take harvester login --with-token"
+        )
+    return Flow(
+        base_url=base_url,
+        app=App(options.client_id, _client_secret(options.client_secret_file, tell)),
+        port=options.port,
+        browser=not options.no_browser,
+        timeout_seconds=parsing.seconds_of("--wait", options.wait),
+    )
+
+
+def _client_secret(path: str | None, tell: Tell) -> str:
+    what = "client secret"
+    if path is not None:
+        credentials.warn_of_readers("--client-secret-file", path, tell)
+        return credentials.secret_in_file("--client-secret-file", path, what)
+    given = os.environ.get("HARVESTER_CLIENT_SECRET", "")
+    if given.strip():
+        return credentials.checked_secret(given, "HARVESTER_CLIENT_SECRET", what)
+    if not sys.stdin.isatty():
+        raise UsageError("no client secret: give --client-secret-file, or set HARVESTER_CLIENT_SECRET")
+    return credentials.checked_secret(_asked_for(what), "what was typed", what)
+
+
+def _asked_for(what: str) -> str:
+    try:
+        return getpass(f"{what} (not shown): ")
+    except EOFError as error:
+        raise UsageError(f"no {what} was typed") from error
+
+
+# --- the web flow -----------------------------------------------------------------------------------------------------
+
+
+async def _allowed(flow: Flow, tell: Tell) -> str:
+    """Have a person allow the app to use the account, and give the token that comes of it."""
+    state = secrets.token_urlsafe(32)
+    redirect = Redirect(state)
+    async with listening(flow.port, redirect, tell) as listener:
+        uri = listener.redirect_uri
+        address = authorize_url(flow.base_url, flow.app.client_id, uri, state)
+        tell(f"redirect URI, to be registered with the OAuth app: {uri}")
+        tell(f"open this address in a browser, and allow the access:\n\n  {address}\n")
+        waits = [asyncio.ensure_future(listener.code)]
+        if flow.browser:
+            opening = asyncio.ensure_future(_open(address, tell))
+        else:
+            tell("if the browser runs on another machine, paste the address here at which it ends (an error page)")
+            opening = None
+            waits.append(asyncio.ensure_future(_pasted(redirect, tell)))
+        try:
+            code = await _first(waits, flow.timeout_seconds)
+        finally:
+            if opening is not None:
+                opening.cancel()
+        return await _exchanged(flow, code, uri)
+
+
+async def _first(waits: list[asyncio.Future[str]], timeout_seconds: float) -> str:
+    """Give what comes first. Raises UsageError when nothing comes in time, or Bitly says no."""
+    try:
+        done, _ = await asyncio.wait(waits, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise UsageError(
+                f"nobody has allowed the access within {timeout_seconds:g} s (--wait): run harvester login again. "
+                "If Bitly's page shows an error, check --client-id and the redirect URI registered with the app"
+            )
+        return done.pop().result()
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _open(address: str, tell: Tell) -> None:
+    opened = False
+    with suppress(webbrowser.Error):
+        opened = await in_daemon(lambda: webbrowser.open(address))  # a browser in the terminal is waited for
+    if not opened:
+        tell("no browser could be opened: open the address by hand, or take --no-browser on a machine without one")
+
+
+async def _pasted(redirect: Redirect, tell: Tell) -> str:
+    """Read lines until one is the redirect's address; never ends when standard input does."""
+    async for line in _lines():
+        try:
+            return redirect.code_in(line.partition("?")[2].partition("#")[0])
+        except NotForUs as error:
+            tell(f"this address was refused: {error}; paste the whole address at which the browser ends")
+    never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    return await never
+
+
+async def _lines() -> AsyncIterator[str]:
+    """Give standard input's lines, but for empty ones.
+
+    Read from the descriptor: a thread that waits inside sys.stdin would keep the interpreter from ending.
+    """
+    text, some = b"", b"more"
+    while some and len(text) < _PASTED_BYTES:
+        some = await in_daemon(lambda: os.read(0, _PASTED_BYTES))
+        *lines, text = (text + (some or b"\n")).split(b"\n")
+        for line in filter(None, map(bytes.strip, lines)):
+            yield line.decode(errors="replace")
+
+
+async def _exchanged(flow: Flow, code: str, redirect_uri: str) -> str:
+    url, form = exchange(flow.base_url, flow.app, code, redirect_uri)
+    status, body = await post_form(url, form, _EXCHANGE_SECONDS)
+    return token_in(status, body, (flow.app.client_secret, code))
+
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Connection": "close",
+    "Content-Security-Policy": "default-src 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>harvester</title><p>{}</p></html>\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What is being listened on. redirect_uri: where Bitly is to send the browser. code: what it brings."""
+
+    redirect_uri: str
+    code: asyncio.Future[str]
+
+
+@asynccontextmanager
+async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) -> AsyncIterator[Listener]:
+    """Listen for a redirect; port 0 takes a free one. The code may end in a UsageError, as `Redirect.code_in` says.
+
+    Raises:
+        UsageError: the port cannot be had.
+    """
+    code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    hosts: set[str] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        return _answer(request, hosts, redirect, code, tell)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"--port {port}: {why}; give another, and register its redirect URI") from error
+        taken = runner.addresses[0][1]
+        # Another name for this machine would be somebody's who has made it one (DNS rebinding).
+        hosts |= {f"127.0.0.1:{taken}", f"localhost:{taken}"}
+        yield Listener(f"http://127.0.0.1:{taken}{CALLBACK}", code)
+    finally:
+        code.cancel()
+        await runner.cleanup()
+
+
+def _answer(
+    request: web.Request,
+    hosts: set[str],
+    redirect: Redirect,
+    code: asyncio.Future[str],
+    tell: Callable[[str], None],
+) -> web.Response:
+    if request.headers.getall("Host", []) not in [[host] for host in hosts]:
+        return _page(421, "This address is not harvester's.")
+    if request.rel_url.raw_path != CALLBACK:
+        return _page(404, "There is nothing here.")
+    if request.method != "GET":
+        return _page(405, "Only a browser's redirect is taken here.", {"Allow": "GET"})
+    try:
+        found = redirect.code_in(request.rel_url.raw_query_string)
+    except NotForUs as error:
+        tell(f"a redirect was refused: {error}; still waiting for the right one")
+        return _page(400, "This redirect was refused. Go back to the terminal, which says what to do.")
+    except UsageError as error:
+        if not code.done():
+            code.set_exception(error)
+        return _page(200, "No access was given. Go back to the terminal.")
+    if not code.done():
+        code.set_result(found)
+    return _page(200, "Go back to the terminal, where harvester goes on. This page can be closed.")
+
+
+def _page(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
+    """Give a page; nothing of what was asked stands in it."""
+    body = _PAGE.format(text)
+    return web.Response(status=status, text=body, content_type="text/html", headers={**_HEADERS, **(headers or {})})

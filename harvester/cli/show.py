@@ -1,0 +1,244 @@
+"""`harvester show`: the metrics of links that stand on the command line, as tables or as rows, in the order asked."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harvester.bitly.bitlinks import Bitlink, parse
+from harvester.budget.throttling import ASK_ATTEMPTS
+from harvester.clock import utc_text
+from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
+from harvester.config.parsing import seconds_of
+from harvester.dataset.stream_publisher import RowSink
+from harvester.errors import InvalidBitlink, OutputError, UsageError
+from harvester.events import Event, Field, Invalid
+from harvester.links.feed import Given
+from harvester.progress import Status, Waiting
+from harvester.reporting.reporter import explained
+from harvester.reporting.terminal import escaped, printing, say
+from harvester.run.assembly import Job, job_of
+from harvester.run.job import Flowing
+from harvester.shutdown import Reason, Stop, Stopper
+from harvester.storage.location import STDOUT
+from harvester.threads import in_daemon
+
+_LOOK_SECONDS = 0.1
+"""So often it is looked at what is waited for."""
+_UNSAID = {"pace", "budget"}
+"""Waits of less than a second or so."""
+_BAR, _LEAST_BAR = 24, 5
+_BESIDE_BAR, _BESIDE_SHARE = 56, 36
+"""Characters that a terminal must have beside a bar, and to show shares at all."""
+_REFUSED = {
+    400: "Bitly takes it for no bitlink",
+    403: "not this token's to see",
+    404: "no such bitlink",
+    410: "deleted",
+}
+
+
+@dataclass(slots=True)
+class Shown:
+    """What became of the links. stop: why not all were asked for."""
+
+    refused: int = 0
+    failed: int = 0
+    stop: Stop | None = None
+
+
+async def show(texts: Sequence[str], options: ShowOptions, stopper: Stopper, *, json: bool) -> Shown:
+    """Ask for the links that the texts mean, and print what comes; what has no row is said on standard error.
+
+    Raises:
+        UsageError: a text is no bitlink, an option means nothing, there is no token: nothing was asked.
+        ConnectionsBusy, OutputError: as `job.run` says.
+    """
+    names = list(dict.fromkeys(_named(text) for text in texts))
+    chosen = made_of(RunOptions, {**by_name(options), "out": STDOUT})
+    sink, in_order = RowSink(), _InOrder(names, _print_row if json else _print_table)
+    teller = _Teller(stopper, options.max_time, in_order)
+    job = await in_daemon(partial(job_of, Given(names), chosen, teller.warn, None, sink))
+    async with Flowing(_small(job, len(names)), sink, stopper, teller) as rows:
+        async for line in rows:
+            in_order.came(orjson.loads(line)["bitlink"], line)
+    outcome = rows.outcome()
+    in_order.rest()
+    teller.shown.stop = outcome.stop
+    if outcome.stop is not None:
+        say(f"harvester: {_ending(outcome.stop)}")
+    return teller.shown
+
+
+def _named(text: str) -> Bitlink:
+    try:
+        return parse(text)
+    except InvalidBitlink as why:
+        raise UsageError(f"{text}: not a bitlink: {why}; nothing was asked") from why
+
+
+def _small(job: Job, links: int) -> Job:
+    """Let the teller, who knows what is waited for, keep the time; and let a link cost one call, not a helper's too."""
+    harvesting = replace(job.harvesting, tell_seconds=_LOOK_SECONDS, learn=links >= ASK_ATTEMPTS)
+    return replace(job, max_time_seconds=None, harvesting=harvesting)
+
+
+def _ending(stop: Stop) -> str:
+    return f"{stop.message}; run it again from {stop.until} on" if stop.until else stop.message
+
+
+class _InOrder:
+    """Puts rows in the order in which their links were asked for, each as soon as those before it are known."""
+
+    def __init__(self, links: Sequence[str], put: Callable[[bytes], None]) -> None:
+        self._expected = deque(links)
+        self._came: dict[str, bytes | None] = {}
+        self._put = put
+
+    def came(self, link: str, line: bytes | None) -> None:
+        """Take a link's row; None for one that has none."""
+        self._came[link] = line
+        while self._expected and self._expected[0] in self._came:
+            self._put_one(self._expected.popleft())
+
+    def rest(self) -> None:
+        """Put what waits behind links of which nothing was heard."""
+        while self._expected:
+            self._put_one(self._expected.popleft())
+
+    def _put_one(self, link: str) -> None:
+        if not (line := self._came.get(link)):
+            return
+        try:
+            self._put(line)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: {error.strerror}; the answer was paid for, and is lost") from error
+
+
+class _Teller:
+    """Says what is waited for as soon as it is waited for, and ends the run when that takes too long."""
+
+    def __init__(self, stopper: Stopper, max_time: str, in_order: _InOrder) -> None:
+        self.shown = Shown()
+        self._stopper = stopper
+        self._most = max_time
+        self._seconds = seconds_of("--max-time", max_time)
+        self._began = time.monotonic()
+        self._in_order = in_order
+        self._said: str | None = None
+        self._repeated = False
+
+    def invalid(self, line: Invalid) -> None:
+        """There is none: they were looked at before."""
+
+    def failure(self, line: bytes) -> None:
+        """Say why a link has no row."""
+        failure = orjson.loads(line)
+        said = f"{failure['status'] or 'no answer'} {failure['message']}".strip()
+        if failure["kind"] == "refused":
+            self.shown.refused += 1
+            say(f"{failure['bitlink']}: {_REFUSED.get(failure['status'], 'refused')} ({said})")
+        else:
+            self.shown.failed += 1
+            say(f"{failure['bitlink']}: failed ({said}); try it again later")
+        self._in_order.came(failure["bitlink"], None)
+
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        say(f"warning: {text}")
+
+    def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
+        """What a long run says at its beginning is not worth a line here."""
+
+    def progress(self, status: Status) -> None:
+        """Look at what is waited for."""
+        waiting, left = status.waiting, self._seconds - (time.monotonic() - self._began)
+        until = waiting.until if waiting else None
+        if left <= 0 or (until is not None and (until - datetime.now(UTC)).total_seconds() > left):
+            why = self._too_long(waiting, status.trouble)
+            self._stopper.request(Stop(Reason.MAX_TIME, why, utc_text(until) if until else None))
+        elif waiting is not None and waiting.window not in _UNSAID and waiting.window != self._said:
+            self._said = waiting.window
+            say(f"waiting for {explained(waiting)}; for {self._most} at most (--max-time)")
+        elif waiting is None and status.trouble and not self._repeated:
+            self._repeated = True
+            say(f"no good answer yet ({status.trouble}); asking again, for {self._most} at most (--max-time)")
+
+    def _too_long(self, waiting: Waiting | None, trouble: str | None) -> str:
+        if waiting is None or waiting.window in _UNSAID:
+            why = f" ({trouble})" if trouble else ""
+            return f"not all was answered within {self._most} (--max-time){why}: run it again in a moment"
+        return f"waiting for {explained(waiting)} takes longer than {self._most} (--max-time)"
+
+
+# --- what is printed ----------------------------------------------------------------------------------------------
+
+
+def _print_row(line: bytes) -> None:
+    text = line.decode()
+    with printing():
+        print(escaped(text.rstrip("\n")) if sys.stdout.isatty() else text.rstrip("\n"), flush=True)
+
+
+def _print_table(line: bytes) -> None:
+    row = orjson.loads(line)
+    # Not by the console itself, which would end the process when the reader leaves.
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    with printing(), console.capture() as captured:
+        console.print(_text(f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"), style="bold")
+        console.print(_table(row, console.width), *map(_text, _remarks(row)), sep="\n")
+    with printing():
+        print(captured.get(), flush=True)
+
+
+def _table(row: dict[str, Any], width: int) -> Table:
+    """Draw a row's metrics: what a narrow terminal has no room for is left out."""
+    total, metrics = row["clicks_listed"] or 1, row["metrics"]
+    most = max((metric["clicks"] for metric in metrics), default=0) or 1
+    bar = min(_BAR, width - _BESIDE_BAR)
+    table = Table()
+    table.add_column(row["facet"].replace("_", " "), overflow="fold")
+    table.add_column("clicks", justify="right", no_wrap=True)
+    if width >= _BESIDE_SHARE:
+        table.add_column("share", justify="right", no_wrap=True)
+    if bar >= _LEAST_BAR:
+        table.add_column("", width=bar, no_wrap=True)
+    for metric in metrics:
+        clicks = metric["clicks"]
+        cells = [_text(metric["value"]), f"{clicks:,}", f"{clicks / total:.1%}", "█" * round(bar * clicks / most)]
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def _text(text: str) -> Text:
+    return Text("\n".join(map(escaped, text.split("\n"))))
+
+
+def _window(row: dict[str, Any]) -> str:
+    """Say which time the clicks are of, as far as Bitly tells."""
+    units = row["units_returned"] if row["units_returned"] is not None else row["units"]
+    many = f"all {row['unit']}s" if units == -1 else f"{units:,} {row['unit']}{'s' if units != 1 else ''}"
+    return f"{many} up to {row['unit_reference']}"
+
+
+def _remarks(row: dict[str, Any]) -> list[str]:
+    remarks = []
+    if not row["metrics"]:
+        remarks.append("no clicks in this time")
+    if row["truncated"]:
+        remarks.append(f"truncated: {row['size']:,} were asked for (--size), and so many came; there may be more")
+    returned = row["units_returned"]
+    if returned is not None and returned < row["units"]:
+        remarks.append(f"{row['units']:,} {row['unit']}s were asked for: the plan keeps no more than {returned:,}")
+    return remarks

@@ -1,0 +1,62 @@
+"""The budget as a run asks it: a busy file is waited for or done without, one that cannot be counted ends the run."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from harvester.budget.budget import Budget
+from harvester.budget.limits import MonthOver, Wait
+from harvester.clock import utc_text
+from harvester.errors import BudgetBusy, OutputError, Stopping
+from harvester.shutdown import Reason, Stop, Stopper
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 0.5
+"""After so long a busy file is asked again."""
+
+
+class Counting:
+    """Asks a budget for a run, and ends the run where the budget says so."""
+
+    def __init__(self, budget: Budget, stopper: Stopper) -> None:
+        self._budget = budget
+        self._stopper = stopper
+
+    def take(self) -> Wait | MonthOver | None:
+        """Count an attempt and give None, or say why it may not go now; a busy file is a Wait."""
+        try:
+            return self.must(self._budget.take)
+        except BudgetBusy:
+            return Wait(BUSY_SECONDS, "budget")
+
+    def end(self, over: MonthOver) -> None:
+        """End the run until the next month."""
+        name, limit = self._budget.account.name, self._budget.limits.per_month
+        spent = f"the {limit:,} attempts of the month (--per-month) are spent by account {name}; allow more, or wait"
+        if over.told:
+            spent = f"Bitly has said that the month of account {name} is spent; it is asked again once a day"
+        self._stopper.request(Stop(Reason.MONTH_SPENT, spent, utc_text(over.until)))
+
+    def ask(self, ask: Callable[[], T]) -> T | None:
+        """Ask the budget; None where its file is busy, and the answer has to do without.
+
+        A budget that cannot be counted ends the run, because nothing may be sent uncounted.
+        """
+        try:
+            return self.must(ask)
+        except BudgetBusy:
+            return None
+
+    def must(self, ask: Callable[[], T]) -> T:
+        """Ask the budget; where its file is busy, the answer has to be asked for again.
+
+        Raises:
+            BudgetBusy: another process holds the file. Stopping: it cannot be counted, which ends the run.
+        """
+        try:
+            return ask()
+        except BudgetBusy:
+            raise
+        except OutputError as error:
+            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            raise Stopping from error

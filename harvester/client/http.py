@@ -1,0 +1,366 @@
+"""Connections to Bitly: a session for each slot of the machine that this process holds, and what comes over it.
+
+Nothing of aiohttp's that would send a request twice, hold a connection longer than needed or read without bounds is
+left on.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from yarl import URL
+
+from harvester._version import __version__
+from harvester.bitly.verdicts import BODY_LIMIT
+from harvester.client.connection_slots import Slots
+from harvester.errors import OutputError, UsageError
+from harvester.shutdown import Reason, Stop, Stopper
+from harvester.threads import in_daemon
+
+CONNECT_SECONDS = 10.0
+_READ_BYTES = 64 * 1024
+_LATE_SECONDS = 0.2
+"""A connection that took longer to make leaves too little of the budget's half second for the way."""
+_REBALANCE_SECONDS = 0.5
+_HEADERS = {
+    "Accept": "application/json",  # the same routes can answer CSV
+    "Accept-Encoding": "gzip",
+    "User-Agent": f"harvester/{__version__}",
+}
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
+"""OpenSSL's words for an answer in plain text. Any other handshake that breaks off may do better the next time."""
+_CLOCK = (
+    "Set this machine's clock if it is wrong; otherwise whoever runs the server, or the proxy that inspects TLS before "
+    "it, must renew it (SSL_CERT_FILE does not help)"
+)
+_NAME = (
+    "Another server answers at this address: check --base-url, DNS, and whether a proxy that inspects TLS is in "
+    "between (SSL_CERT_FILE does not help)"
+)
+_ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
+"""By OpenSSL's X509_V_ERR: not yet valid, expired, host name mismatch, IP address mismatch."""
+
+
+class _Disconnected(aiohttp.ClientError):
+    """The server hung up before it answered."""
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again by itself after a disconnection: nobody would count that attempt."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Disconnected(f"{type(error).__name__}: {error}") from error
+
+
+class _Abrupt(ResponseHandler):
+    """Closes without TLS's farewell, for up to 30 s of which the connection would still count.
+
+    connected: called when it is made, before anything is sent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
+        super().__init__(loop)
+        self._connected = connected
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it into use."""
+        super().connection_made(transport)
+        self._connected()
+
+    def close(self) -> None:
+        """Close at once."""
+        self.abort()
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in threads that nobody waits for: one that hangs must not hold up the end of the run."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Give a name's addresses, as the system's resolver has them. Raises OSError."""
+        kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+        found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=found_family, proto=proto, flags=numeric
+            )
+            for found_family, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+
+class Slot:
+    """One of the machine's connections, in this process's hands: a session of one connection.
+
+    sent_at: when the attempt was counted that goes over it, elapsed seconds.
+    """
+
+    def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
+        self.number = number
+        self.session = session
+        self.sent_at = 0.0
+
+
+class Pool:
+    """The slots that this process holds, kept at its share while other processes come and go.
+
+    open_slot: makes a slot's session.
+    """
+
+    def __init__(self, slots: Slots, open_slot: Callable[[int], Slot]) -> None:
+        self._slots = slots
+        self._open_slot = open_slot
+        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
+        self._surplus: list[Slot] = []
+        self._too_many = 0
+
+    @property
+    def empty_handed(self) -> bool:
+        """True while other processes have not yet given up a connection."""
+        return self._slots.held == 0
+
+    async def get(self, stopper: Stopper) -> Slot:
+        """Give a free slot, to be given back with put.
+
+        Raises:
+            Stopping: the run ended first.
+        """
+        if not self._free.empty():
+            return self._free.get_nowait()
+        return await stopper.guard(self._free.get())
+
+    def put(self, slot: Slot) -> None:
+        """Take a slot back."""
+        if self._too_many > 0:
+            self._too_many -= 1
+            self._surplus.append(slot)
+        else:
+            self._free.put_nowait(slot)
+
+    async def rebalance(self) -> None:
+        """Give back what is more than the share, and take what is less, as far as others have given it back."""
+        share = self._slots.share
+        self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
+        while self._too_many and not self._free.empty():
+            self.put(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+        while self._slots.held < share and (number := self._slots.grab()) is not None:
+            self._free.put_nowait(self._open_slot(number))
+
+    async def keep_balanced(self, stopper: Stopper) -> None:
+        """Rebalance until cancelled; ends the run when the locks have gone."""
+        try:
+            while True:
+                await asyncio.sleep(_REBALANCE_SECONDS)
+                await self.rebalance()
+        except OutputError as error:
+            stopper.request(Stop(Reason.OUTPUT, str(error)))
+
+    async def close(self) -> None:
+        """Close the sessions that are not in use, and give their slots back."""
+        while not self._free.empty():
+            self._surplus.append(self._free.get_nowait())
+        while self._surplus:
+            await self._close(self._surplus.pop())
+
+    async def _close(self, slot: Slot) -> None:
+        await slot.session.close()
+        self._slots.give_back(slot.number)
+
+
+@asynccontextmanager
+async def pooled(
+    slots: Slots,
+    stopper: Stopper,
+    *,
+    base_url: str,
+    timeout_seconds: float,
+    clock: Callable[[], float],
+    made_late: Callable[[], None],
+) -> AsyncIterator[Pool]:
+    """Open a pool, keep it at this process's share, and close its connections at the end.
+
+    slots: joined already; left by the caller. made_late: called when a connection took so long that the attempt goes
+    later than it was counted, by clock. Proxy variables are honoured, netrc is not: it would put another's password
+    beside the token.
+
+    Raises:
+        UsageError: a proxy variable is not an HTTP proxy's URL.
+    """
+    proxy = _proxy_for(URL(base_url))
+    pool = Pool(slots, partial(_open_slot, timeout_seconds, proxy, clock, made_late))
+    await pool.rebalance()
+    balancing = asyncio.create_task(pool.keep_balanced(stopper))
+    try:
+        yield pool
+    finally:
+        balancing.cancel()
+        with suppress(asyncio.CancelledError):
+            await balancing
+        await pool.close()
+
+
+def _open_slot(
+    timeout_seconds: float,
+    proxy: str | None,
+    clock: Callable[[], float],
+    made_late: Callable[[], None],
+    number: int,
+) -> Slot:
+    # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
+    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
+    session = aiohttp.ClientSession(
+        connector=connector,
+        middlewares=(_send_once,),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        headers=_HEADERS,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=proxy,
+    )
+    slot = Slot(number, session)
+
+    def connected() -> None:
+        if clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt says it
+                made_late()
+
+    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
+    return slot
+
+
+def _proxy_for(base: URL) -> str | None:
+    """Give the proxy that the environment names for the base URL; this machine is reached without one.
+
+    Raises:
+        UsageError: it is not an HTTP proxy.
+    """
+    if base.scheme == "http" or not base.host or proxy_bypass(f"{base.host}:{base.port}"):
+        return None  # only loopback may be plain http
+    proxies = getproxies()
+    proxy = proxies.get(base.scheme) or proxies.get("all")
+    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
+        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
+    return proxy
+
+
+async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -> tuple[int, bytes]:
+    """Send a form once, on a connection of its own, and give the answer's status and body; redirects are answers.
+
+    Not for the API's calls: no budget knows of it. Proxies and certificates are treated as everywhere.
+
+    Raises:
+        UsageError: no answer came, or none that can be read.
+    """
+    target = URL(url)
+    session = aiohttp.ClientSession(
+        middlewares=(_send_once,),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        headers={**_HEADERS, "Accept": "*/*"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=_proxy_for(target),
+    )
+    try:
+        async with session, session.post(target, data=dict(form), allow_redirects=False) as response:
+            body, _ = await read_bounded(response)
+            return response.status, body
+    except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+        # Not the exception's text: it may hold a proxy's password.
+        why = for_good(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        raise UsageError(f"{target.host}: {why}") from error
+
+
+async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Read a body of at most BODY_LIMIT bytes, decoded; the second is False when there was more.
+
+    aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    length = response.content_length
+    if encoding in {"", "identity"} and length is not None and length <= BODY_LIMIT:
+        return await response.read(), True
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+    inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_READ_BYTES):
+        if inflate and inflate.eof:
+            response.close()
+            raise ValueError("something follows the compressed body")
+        room = BODY_LIMIT + 1 - len(body)
+        body += inflate.decompress(chunk, room) if inflate else chunk[:room]
+        if len(body) > BODY_LIMIT:
+            response.close()  # what is left is not worth reading
+            return bytes(body[:BODY_LIMIT]), False
+    if inflate and not inflate.eof:
+        raise aiohttp.ClientPayloadError("the compressed body was cut")
+    return bytes(body), True
+
+
+def for_good(error: Exception) -> str | None:
+    """Say what to do about a connection that will not come about by trying again; None if it may."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        cause = error.certificate_error
+        said = str(getattr(cause, "verify_message", "") or cause).rstrip(".")
+        advice = _ADVICE.get(getattr(cause, "verify_code", 0)) or _missing_authority()
+        return f"the certificate of {error.host}:{error.port} was refused ({said}). {advice}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
+        return (
+            f"{error.host}:{error.port} does not speak TLS ({error.os_error}). Check --base-url, and HTTPS_PROXY: most "
+            "proxies are reached by http://, also for https"
+        )
+    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500:
+        return f"the proxy refused the connection ({error.status} {error.message}). Check HTTPS_PROXY and NO_PROXY"
+    return None
+
+
+def _missing_authority() -> str:
+    file, has = os.environ.get("SSL_CERT_FILE"), ""
+    if file:
+        has = "; what it names now " + ("does not have it" if os.access(file, os.R_OK) else "cannot be read")
+    return (
+        "A proxy that inspects TLS has a certificate authority of its own: set SSL_CERT_FILE to a PEM file that holds "
+        f"it{has}"
+    )
+
+
+def in_passing(error: Exception) -> str:
+    """Say what kept an answer from coming; of a proxy no more than its host and port, for its URL may hold a password.
+
+    error: one that for_good gives None for.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"the proxy {error.host}:{error.port} cannot be reached: {_reason_of(error.os_error)}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"{error.host}:{error.port} cannot be reached: {_reason_of(error.os_error)}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    return f"{type(error).__name__}: {error}"
+
+
+def _reason_of(error: OSError) -> str:
+    """Say what a system call was answered; asyncio puts its own words in place of the system's."""
+    if isinstance(error.errno, int) and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,156 @@
+"""The options as Python gives them: keywords with the names that they have in `run`, and what values they may have."""
+
+import inspect
+import operator
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
+
+from harvester.config import credentials
+from harvester.config.options import RunOptions, hints_in, made_of, refuse_unknown
+from harvester.errors import HarvesterError, UsageError
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+Duration: TypeAlias = str | float | timedelta
+"""`90s`, `15m`, seconds, or a timedelta."""
+TokenGiven: TypeAlias = str | Callable[[], str] | None
+
+
+class MetricsOptions(TypedDict, total=False):
+    """Options for one link: what is asked, limits, access."""
+
+    facet: str
+    unit: str
+    units: int
+    unit_reference: str | datetime | None
+    size: int
+    connections: int
+    per_minute: int | None
+    per_hour: int | None
+    per_month: int | None
+    reserve: str
+    account: str | None
+    state_dir: AnyPath | None
+    attempts: int
+    timeout: Duration
+    outage_limit: Duration
+    max_time: Duration | None
+    base_url: str
+    token_file: AnyPath | None
+    token_command: str | None
+    token_store: AnyPath | None
+
+
+class StreamOptions(MetricsOptions, total=False):
+    """Options for rows that are not kept: also when to end, and where the state lies meanwhile."""
+
+    work_dir: AnyPath | None
+    max_failures: str | int | None
+    max_calls: int | None
+    strict: bool
+    column: str | None
+    list_format: str | None
+
+
+class HarvestOptions(StreamOptions, total=False):
+    """Options for a harvest: also of its output, and of what is asked again."""
+
+    part_rows: int
+    part_bytes: str | int
+    part_age: Duration
+    format: str | None
+    shape: str | None
+    retry_failed: bool
+    retry_refused: bool
+    metrics_file: AnyPath | None
+
+
+def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions:
+    """Build the options of a run from keywords; allowed: the TypedDict that names them.
+
+    Raises:
+        UsageError: a keyword that is none of them, or a value of another kind.
+    """
+    refuse_unknown(given, list(get_type_hints(allowed)))
+    hints = hints_in(RunOptions)
+    values = {name: _as(name, hints[name], value) for name, value in given.items()}
+    # The command reads it too: both must count into one budget.
+    values.setdefault("state_dir", os.environ.get("HARVESTER_STATE_DIR"))
+    return made_of(RunOptions, {**values, "out": out})
+
+
+def path_of(name: str, value: object) -> str:
+    """Give a path as a text. Raises UsageError for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
+    return os.fsdecode(value)
+
+
+def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | None:
+    """Give what reads the token, which may block; None where the options say where it is.
+
+    Raises:
+        UsageError: it is given twice, or is neither a text nor a callable.
+    """
+    if token is None:
+        return None
+    if options.access.token_file is not None or options.access.token_command is not None:
+        raise UsageError("token, token_file and token_command: give one of them")
+    if isinstance(token, str):
+        return lambda: credentials.checked_secret(token, "token", "token")
+    if callable(token):
+        return lambda: _called(token)
+    raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
+
+
+def _called(token: Callable[[], object]) -> str:
+    try:
+        found = token()
+    except HarvesterError:
+        raise
+    except BaseException as error:  # it runs in a thread, where nobody else hears of sys.exit either
+        # Not its text: that could hold the token.
+        raise UsageError(f"token: the callable that gives it raised {type(error).__name__}") from error
+    if inspect.iscoroutine(found):
+        found.close()
+        raise UsageError("token: a plain callable was expected, not an asynchronous one")
+    if not isinstance(found, str):
+        raise UsageError(f"token: the callable gave no text, but {type(found).__name__}")
+    return credentials.checked_secret(found, "token", "token")
+
+
+def _as(name: str, hint: Any, value: object) -> object:
+    """Give a value the type that the option has on the command line."""
+    kinds = _kinds(hint)
+    if value is None and type(None) in kinds:
+        return None
+    if bool in kinds:
+        if isinstance(value, bool):
+            return value
+    elif int in kinds:
+        if not isinstance(value, bool) and hasattr(value, "__index__"):
+            return operator.index(value)
+    elif (text := _as_text(value)) is not None:
+        return text
+    expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise UsageError(f"{name}: {expected} was expected, not {type(value).__name__}")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """Give the types in a hint; choices are texts, which are looked at later."""
+    if get_origin(hint) is Literal:
+        return (str,)
+    return tuple(kind for each in get_args(hint) for kind in _kinds(each)) or (hint,)
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():f}"
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,306 @@
+"""The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
+from harvester.errors import UsageError
+
+T = TypeVar("T")
+FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
+ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
+LogFormatName = Literal["text", "json"]
+StoreName = Literal["keyring", "file"]
+UnitName = Literal["minute", "hour", "day", "week", "month"]
+FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
+ShapeName = Literal["nested", "flat"]
+TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
+
+_ASKED = Group("What is asked", sort_key=1)
+_WRITTEN = Group("What is written", sort_key=2)
+_LIMITS = Group("Limits", sort_key=3)
+_ENDS = Group("When to stop", sort_key=4)
+_ACCESS = Group("Access", sort_key=5)
+_MORE = Group("More", sort_key=6)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """What is asked of Bitly for each link: it belongs to the output."""
+
+    facet: Annotated[FacetName, Parameter(group=_ASKED)] = "referrers"
+    "Bitly's break-down of the clicks."
+
+    unit: Annotated[UnitName, Parameter(group=_ASKED)] = "day"
+    "What --units counts."
+
+    units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
+    "How many units back from --unit-reference; -1 for all that the plan keeps."
+
+    unit_reference: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
+
+    size: Annotated[int, Parameter(group=_ASKED)] = 50
+    "The most metrics that one row lists."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    out: Annotated[str, Parameter(group=_WRITTEN)]
+    (
+        "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
+        "{dt}, the UTC day of --unit-reference, are filled in."
+    )
+
+    work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
+
+    part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
+    "A part is published when it has this many rows."
+
+    part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
+    "A part is published when it has this many bytes as NDJSON, before compression."
+
+    part_age: Annotated[str, Parameter(group=_WRITTEN)] = "6h"
+    "A part is published when its first row is this old."
+
+    format: Annotated[FormatName | None, Parameter(group=_WRITTEN)] = None
+    "What a folder's parts are; by default ndjson.gz, which every loader takes."
+
+    shape: Annotated[ShapeName | None, Parameter(group=_WRITTEN)] = None
+    "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
+
+    metrics_file: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """What is made of the list."""
+
+    retry_failed: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    "Ask again also for calls that have failed in three runs."
+
+    retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    "Ask again for calls that Bitly has refused."
+
+    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
+
+    list_format: Annotated[ListFormatName | None, Parameter(group=_ASKED)] = None
+    "What the lists are, whatever their names say."
+
+    strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
+    "Do not begin unless every line of the list is a bitlink."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """How fast, how often and how long Bitly is asked."""
+
+    connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
+    "Connections at once; Bitly allows five from one IP address."
+
+    per_minute: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "Attempts in any minute; 0 for no limit. By default what Bitly says, or else 100."
+
+    per_hour: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "Attempts in any hour; 0 for no limit. By default what Bitly says, or else 1,000."
+
+    per_month: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    "The account's attempts in a calendar month, UTC; 0 for no limit. By default 1,000, as on Bitly's free plan."
+
+    reserve: Annotated[str, Parameter(group=_LIMITS)] = "0%"
+    "The share of each limit that is left to others, such as 10%."
+
+    account: Annotated[str | None, Parameter(group=_LIMITS)] = None
+    "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
+
+    state_dir: Annotated[str | None, Parameter(group=_LIMITS)] = None
+    "Where the budget is kept for all runs of this machine; by default the user's state folder."
+
+    attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
+    "Attempts that a call is worth before it has failed."
+
+    timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
+    "Time for one attempt, such as 30s."
+
+    outage_limit: Annotated[str, Parameter(group=_ENDS)] = "15m"
+    "Stop when the server has been out for this long."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EndOptions:
+    """When a run ends before its list does."""
+
+    max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
+    "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
+
+    max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
+    "Stop after this time, such as 90s, 15m or 6h."
+
+    max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
+    "Stop after this many calls."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Whom to ask, and with which token."""
+
+    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    "Bitly's API, or a sandbox."
+
+    token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
+
+    token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "A command that prints the token, such as a password manager's."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SayOptions:
+    """What a person is told."""
+
+    quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
+    "Say nothing but warnings and errors."
+
+    log_format: Annotated[LogFormatName, Parameter(group=_MORE)] = "text"
+    "How standard error is written: text, or json, one event a line (docs/logging.md)."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `harvester run` can be told."""
+
+    output: OutputOptions
+    query: QueryOptions = field(default_factory=QueryOptions)
+    list: ListOptions = field(default_factory=ListOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    ends: EndOptions = field(default_factory=EndOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    say: SayOptions = field(default_factory=SayOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeptOptions:
+    """Which kept token is meant: each server has its own."""
+
+    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    "The API that the token is for: Bitly's, or a sandbox."
+
+    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    "The folder of tokens that are kept in files; by default one in the user's data folder."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LoginOptions:
+    """What `harvester login` can be told."""
+
+    with_token: Annotated[bool, Parameter(negative="")] = False
+    "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
+
+    client_id: str | None = None
+    "The id of your OAuth app at Bitly."
+
+    client_secret_file: str | None = None
+    "A file whose first line is the app's secret; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
+
+    port: int = 8472
+    "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
+
+    no_browser: Annotated[bool, Parameter(negative="")] = False
+    "Only print the address to open, on any machine; the address it ends at may be pasted here."
+
+    store: StoreName | None = None
+    "Where the token is kept; by default the keyring, where there is one."
+
+    wait: str = "5m"
+    "How long the browser is waited for, such as 5m."
+
+    kept: KeptOptions = field(default_factory=KeptOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What `harvester show` can be told."""
+
+    query: QueryOptions = field(default_factory=QueryOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+
+    max_time: Annotated[str, Parameter(group=_ENDS)] = "1m"
+    "Wait no longer than this for limits, or for a server that is out."
+
+
+def by_name(options: Any) -> dict[str, Any]:
+    """Give a group's options, those of the groups in it too, as one mapping of names to values."""
+    found: dict[str, Any] = {}
+    for each in fields(options):
+        value = getattr(options, each.name)
+        found |= by_name(value) if is_dataclass(value) else {each.name: value}
+    return found
+
+
+def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
+    """Build a group of options, and the groups in it, from names and values; what is not given has its default.
+
+    Raises:
+        UsageError: a name that is none of its options, or none for an option without a default.
+    """
+    refuse_unknown(given, names_in(kind))
+    return _built(kind, given)
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for a name that is not known, with the one that was probably meant."""
+    for name in given:
+        if name not in known:
+            nearest = get_close_matches(name, known, 1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f": it is none of {', '.join(known)}"
+            raise UsageError(f"there is no option {name}{hint}")
+
+
+def names_in(kind: type) -> list[str]:
+    """Name the options of a group, those of the groups in it too."""
+    return list(hints_in(kind))
+
+
+def hints_in(kind: type) -> dict[str, Any]:
+    """Give the options of a group, those of the groups in it too, with the types that they have."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
+    return found
+
+
+def _built(kind: type[T], given: Mapping[str, Any]) -> T:
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            values[name] = _built(hint, given)
+        elif name in given:
+            values[name] = given[name]
+    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in values]:
+        raise UsageError(f"{', '.join(missing)}: a value is needed")
+    return kind(**values)

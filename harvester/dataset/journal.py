@@ -1,0 +1,159 @@
+"""The journal: one line a verdict, appended the moment it is known, so that a kill costs no answer.
+
+A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
+ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
+journal; a bad line before that is damage.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+from harvester.errors import OutputError
+from harvester.storage.filesystem import sync_folder
+
+_NAME = re.compile(r"journal-(\d{5,})\.log")
+_PREFIX = 8 + 1 + 32 + 1 + 1 + 1
+_READ_BYTES = 1024 * 1024
+
+
+class Record(NamedTuple):
+    """A journal's line: the call's key, its state (ledger.State), the JSON, and the place behind the line."""
+
+    key: bytes
+    state: int
+    payload: bytes
+    end: int
+
+
+def path_of(folder: str, generation: int) -> str:
+    """Give the path of a generation's journal file."""
+    return os.path.join(folder, f"journal-{generation:05d}.log")
+
+
+def generations(folder: str) -> list[int]:
+    """Give the generations whose journal files are there, oldest first."""
+    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
+
+
+def encode(key: bytes, state: int, payload: bytes) -> bytes:
+    """Give the line of a verdict."""
+    rest = b"%s %d %s" % (key.hex().encode(), state, payload)
+    return b"%08x %s\n" % (crc32(rest), rest)
+
+
+def _decode(line: bytes, end: int) -> Record | None:
+    """Read a line, or give None for one that is torn or damaged."""
+    if len(line) < _PREFIX or not line.endswith(b"\n"):
+        return None
+    try:
+        if int(line[:8], 16) != crc32(memoryview(line)[9:-1]):
+            return None
+        return Record(bytes.fromhex(line[9:41].decode()), int(line[42:43]), line[_PREFIX:-1], end)
+    except ValueError:
+        return None
+
+
+def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
+    """Yield the good lines from start on, up to end or to the first bad line; start stands at a line's beginning.
+
+    A file that is not there reads as an empty one.
+    """
+    try:
+        stream = open(path, "rb", buffering=_READ_BYTES)  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return
+    with stream:
+        stream.seek(start)
+        place = start
+        for line in stream:
+            place += len(line)
+            record = _decode(line, place) if end is None or place <= end else None
+            if record is None:
+                return
+            yield record
+
+
+def remove(folder: str, generation: int) -> None:
+    """Delete a journal whose lines are all published; fine if it is gone already."""
+    try:
+        os.unlink(path_of(folder, generation))
+    except FileNotFoundError:
+        return
+
+
+def truncate(folder: str, generation: int, size: int) -> None:
+    """Cut a torn tail off, if there is one, and make what stands durable."""
+    descriptor = os.open(path_of(folder, generation), os.O_WRONLY)
+    try:
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Journal:
+    """A journal file open for appending; rows counts the rows that a part of it has, row_bytes theirs as NDJSON, size
+    all its own bytes.
+
+    first_row_at: when the first of its rows was appended, seconds since 1970; None without rows. append is for the
+    event loop's thread, sync and close for any.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        generation: int,
+        *,
+        rows: int = 0,
+        row_bytes: int = 0,
+        first_row_at: float | None = None,
+    ) -> None:
+        self.generation = generation
+        self.rows = rows
+        self.row_bytes = row_bytes
+        self.first_row_at = first_row_at
+        self._path = path_of(folder, generation)
+        self._folder = folder
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o666)
+        self.size = os.fstat(self._descriptor).st_size
+        self._synced = self.size
+        self._named = self.size > 0
+
+    def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
+        """Write a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
+
+        Raises:
+            OutputError: it could not be written whole; what was written of it is taken back.
+        """
+        line = encode(key, state, payload)
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}") from error
+        if written < len(line):
+            os.ftruncate(self._descriptor, self.size)
+            raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
+        self.size += written
+        if rows:
+            if self.first_row_at is None:
+                self.first_row_at = time.time()
+            self.rows += rows
+            self.row_bytes += row_bytes
+
+    def sync(self, size: int) -> None:
+        """Make the first size bytes durable, and the file's name with them."""
+        if not self._named:
+            sync_folder(self._folder)
+            self._named = True
+        if size > self._synced:
+            os.fsync(self._descriptor)
+            self._synced = size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

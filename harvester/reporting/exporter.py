@@ -1,0 +1,24 @@
+"""The exporter that `--metrics-file` asks for; its library is an extra that most runs do without."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from harvester.config.options import OutputOptions
+from harvester.errors import UsageError
+
+
+def exporter_for(
+    options: OutputOptions, warn: Callable[[str], None]
+) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
+    """Return the coroutine function that exports a manifest's numbers, or None without `--metrics-file`.
+
+    Raises:
+        UsageError: the library is not installed, or the path cannot be such a file.
+    """
+    if options.metrics_file is None:
+        return None
+    try:
+        from harvester.reporting.prometheus import MetricsFile  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
+    return MetricsFile(options.metrics_file, options.out, warn).show

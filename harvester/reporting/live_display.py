@@ -1,0 +1,270 @@
+"""A run on a terminal: some lines at its bottom that are drawn again each second, below all that is told.
+
+rich makes the lines, but not the live region: its own hides the cursor, which a kill leaves hidden, and does not know
+of a terminal that was resized, of Ctrl-Z, or of one that takes nothing (Ctrl-S), where a write would hold up the calls.
+"""
+
+import io
+import os
+import select
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from harvester.events import Event, Field
+from harvester.progress import Status
+from harvester.reporting.reporter import clock, explained, moves, trouble_of
+from harvester.reporting.summary import duration
+from harvester.reporting.terminal import escaped, put
+
+SHORTEST_SECONDS = 0.25
+"""It is drawn at most so often."""
+_STDERR = 2
+_WIDEST = 100
+_CHART = 30
+_LEVELS = "▁▂▃▄▅▆▇█"
+_SOON_SECONDS = 60.0
+_SMALL = (80, 24)
+
+
+class Display:
+    """A voice that says events as lines, and shows how far a run is below them; threads may share it."""
+
+    def __init__(self) -> None:
+        # It only makes text of lines: what it wrote itself would fail with the terminal.
+        self._console = Console(file=io.StringIO(), force_terminal=True, highlight=False, soft_wrap=True)
+        self._lock = threading.RLock()
+        self._drawn: list[int] = []
+        self._frame: list[Text] = []
+        self._told: list[str] = []
+        self._due = 0.0
+        self._closed = False
+        self._before = _on_continue(lambda *_: self._forget())
+
+    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
+        """Say a text, escaped, above what is shown."""
+        with self._lock:
+            if text:
+                self._told += [escaped(line) + "\n" for line in text.split("\n")]
+            if self._closed:
+                self._write()
+            elif _takes_more():
+                self._draw(self._frame if self._drawn and _in_foreground() else [])
+
+    def show(self, status: Status) -> bool:
+        """Draw how far a run is, unless that was done just now, or the terminal is not ours at the moment."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._due or self._closed or not _takes_more():
+                return True
+            if not _in_foreground():
+                self._forget()
+                return True
+            self._due = now + SHORTEST_SECONDS
+            columns, rows = _size()
+            self._frame = list(frame(status, min(columns - 1, _WIDEST)))[: max(rows - 1, 1)]
+            self._draw(self._frame)
+        return True
+
+    def close(self) -> None:
+        """Take away what is shown; what is told after that stays where it stands."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                if _takes_more():
+                    self._draw([])
+                if self._before is not None:
+                    signal.signal(signal.SIGCONT, self._before)
+
+    def _draw(self, lines: list[Text]) -> None:
+        before, after = self._erasure(), "\n".join(map(self._styled, lines))
+        self._drawn = [line.cell_len for line in lines]
+        self._write(before, after)
+
+    def _write(self, before: str = "", after: str = "") -> None:
+        """Write at once, so that nothing is seen half-drawn: control, what was told, the new lines."""
+        text = before + "".join(self._told) + after
+        self._told.clear()
+        if text:
+            put(text)
+
+    def _erasure(self) -> str:
+        """Give what erases the lines drawn last; a narrower terminal has broken them into more."""
+        if not _in_foreground():
+            self._drawn = []
+        columns = max(_size()[0], 1)
+        height = sum(max(-(-cells // columns), 1) for cells in self._drawn)
+        self._drawn = []
+        return ("\r" + f"\x1b[{height - 1}A" * (height > 1) + "\x1b[J") if height else ""
+
+    def _styled(self, line: Text) -> str:
+        with self._console.capture() as captured:
+            self._console.print(line, end="", no_wrap=True, overflow="ignore", crop=False)
+        return captured.get()
+
+    def _forget(self) -> None:
+        """Draw below what the shell has written while the run was stopped, or in the background."""
+        self._drawn = [0]
+
+
+def _on_continue(forget: Any) -> Any:
+    """Have a function called when a stopped process goes on; gives what was to be done before."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGCONT, forget)
+
+
+def _takes_more() -> bool:
+    """Say whether the terminal takes a write now: not after Ctrl-S, nor when nobody reads its other end."""
+    ready = select.poll()
+    ready.register(_STDERR, select.POLLOUT)
+    return bool(ready.poll(0))
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(_STDERR) == os.getpgrp()
+    except OSError:  # not this session's terminal
+        return True
+
+
+def _size() -> tuple[int, int]:
+    """Give columns and rows, as they are now."""
+    try:
+        columns, rows = os.get_terminal_size(_STDERR)
+    except OSError:
+        return _SMALL
+    return columns or _SMALL[0], rows or _SMALL[1]
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def frame(status: Status, width: int) -> Iterator[Text]:
+    """Give the lines that show a status, the most important first, none wider than width."""
+    for line in _lines(status, width):
+        line.truncate(max(width, 1), overflow="ellipsis")
+        yield line
+
+
+def _lines(status: Status, width: int) -> Iterator[Text]:
+    yield _bar(status, width)
+    yield from _packed(_results(status), width)
+    if still := _standstill(status):
+        yield from _packed(still, width)
+    yield from _packed(_ahead(status), width)
+    yield _chart(status, width)
+    yield from _packed(_windows(status), width)
+
+
+def _broken(piece: Text, width: int) -> Iterable[Text]:
+    if piece.cell_len <= width:
+        return [piece]
+    return [Text(part, piece.style) for part in textwrap.wrap(piece.plain, max(width, 1))]
+
+
+def _bar(status: Status, width: int) -> Text:
+    if status.left is None:
+        return Text.assemble((f"{status.settled:,}", "bold"), " calls settled")
+    total = status.settled + status.left
+    share = status.settled / total if total else 1.0
+    percent = int(share * 100)
+    counts = f"{status.settled:,} of {total:,} calls "
+    room = width - cell_len(counts) - len(" 100 %")
+    bar = Text.assemble((counts, "bold"))
+    if room >= 5:
+        full = int(room * share)
+        bar.append("━" * full, "green").append("╌" * (room - full), "dim")
+    return bar.append(f" {percent:>3} %")
+
+
+def _results(status: Status) -> Iterator[Text]:
+    yield Text.assemble((f"{status.rows:,}", "green"), " rows")
+    yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
+    yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
+    if status.attempts.retried:
+        yield Text(f"{status.attempts.retried:,} repeated")
+    if status.attempts.throttled:
+        yield Text(f"{status.attempts.throttled:,} throttled")
+
+
+def _standstill(status: Status) -> list[Text]:
+    """Say why nothing moves, and until when."""
+    if trouble := trouble_of(status):
+        return [Text(escaped(trouble), "bold yellow")]
+    if status.waiting is None or status.waiting.window == "pace":
+        return []
+    if status.waiting.until is None and moves(status):
+        return []
+    text = Text("waiting for " + escaped(explained(status.waiting)), "bold yellow")
+    left = (status.waiting.until - datetime.now().astimezone()).total_seconds() if status.waiting.until else 0
+    return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
+
+
+def _ahead(status: Status) -> Iterator[Text]:
+    now = datetime.now().astimezone()
+    if not status.left:
+        return
+    if status.spent:
+        yield Text.assemble("the month is spent about ", (_about(status.spent), "bold"))
+        if status.ends:
+            yield Text(f"all done about {_about(status.ends)}")
+    elif status.ends:
+        left = max((status.ends - now).total_seconds(), 0.0)
+        yield Text.assemble((duration(round(left)), "bold"), " left")
+        yield Text(f"until about {_about(status.ends)}")
+
+
+def _about(moment: datetime) -> str:
+    """Give a moment in local time without its seconds."""
+    return clock(moment).rpartition(":")[0]
+
+
+def _chart(status: Status, width: int) -> Text:
+    """Draw the calls of the last minute, and say their speed."""
+    counts = list(status.per_second)
+    speed = sum(counts) / len(counts) if counts else 0.0
+    text = Text.assemble((f"{speed:,.1f} calls/s", "bold"))
+    room = width - text.cell_len - 2
+    label = " last minute" if room > 20 else ""
+    columns = min(_CHART, room - len(label))
+    if columns < 5:
+        return text
+    counts = [0.0] * (60 - len(counts)) + counts
+    sums = [sum(counts[60 * i // columns : 60 * (i + 1) // columns]) for i in range(columns)]
+    most = max(sums)
+    # Nothing at all is a gap, so that it is seen when calls stood still.
+    bars = "".join(_LEVELS[min(int(each / most * 8), 7)] if each > 0.01 else " " for each in sums)
+    return text.append("  ").append(bars, "cyan").append(label, "dim")
+
+
+def _windows(status: Status) -> Iterator[Text]:
+    """Say what each window holds; the one that binds stands out."""
+    binds = status.waiting.window if status.waiting else None
+    for state in status.windows:
+        if state.limit:
+            style = "bold yellow" if binds == state.window else ""
+            yield Text.assemble(f"{state.window} ", (f"{state.used:,}/{state.limit:,}", style))
+
+
+def _packed(pieces: Iterable[Text], width: int) -> Iterator[Text]:
+    """Give pieces side by side, on as many lines as they need; one that is too wide is broken between words."""
+    line: Text | None = None
+    for piece in (part for whole in pieces for part in _broken(whole, width)):
+        if line is None:
+            line = piece
+        elif line.cell_len + 3 + piece.cell_len <= width:
+            line = Text.assemble(line, (" · ", "dim"), piece)
+        else:
+            yield line
+            line = piece
+    if line is not None:
+        yield line

@@ -1,0 +1,222 @@
+"""How a run stands, as a text for a person, a line for a log, an object for a program."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from harvester.clock import utc_text
+from harvester.jsonlines import as_json
+from harvester.progress import WINDOWS
+from harvester.reporting.run_status import Glance, State
+from harvester.reporting.terminal import escaped, print_out
+
+_STATES = {
+    State.RUNNING: "it is running",
+    State.SILENT: "no news since {updated}: it was killed, could not write any more, or its machine is down",
+    State.UNCLEAR: "its clock is ahead of this machine's, so how old the news is cannot be told",
+    State.STOPPED: "stopped before the list's end",
+    State.FAILURES: "finished, but some calls failed",
+    State.EMPTY: "ended: there are no bitlinks in the list",
+    State.COMPLETE: "complete: every call is settled",
+}
+_PASSED_ON = (
+    "tool",
+    "run_id",
+    "work_dir",
+    "query",
+    "started",
+    "complete",
+    "stopped",
+    "input_read_to_end",
+    "list",
+    "invocation",
+    "left_failed",
+    "attempts",
+    "budget",
+)
+"""What the object has as it stands in the manifest."""
+_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def as_text(seen: Glance) -> str:
+    """Give the lines for a person."""
+    lines = [f"{seen.out}: {_says(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
+    files, rows, size = seen.parts
+    lines.append(_line("parts", f"{files:,} with {rows:,} rows, {size:,} bytes"))
+    if stopped := seen.manifest["stopped"]:
+        lines.append(_line("stopped", str(stopped["message"])))
+    step = seen.next
+    after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
+    lines.append(_line("next", after + step.says))
+    if step.command:
+        lines.append(_line("", step.command))
+    return "\n".join(lines)
+
+
+def as_line(seen: Glance) -> str:
+    """Give one line for a log."""
+    calls = seen.calls
+    line = (
+        f"{_shown(seen.updated)} {seen.state}: {calls['rows']:,} rows, {calls['refused']:,} refused, "
+        f"{calls['failed']:,} failed, {calls['pending']:,} pending"
+    )
+    if seen.rate:
+        line += f", {seen.rate.per_hour:,.0f} calls/h"
+    waiting = _waiting(seen)
+    return f"{line}; waiting for {waiting}" if waiting else line
+
+
+def as_dict(seen: Glance) -> dict[str, Any]:
+    """Give the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
+    manifest, step = seen.manifest, seen.next
+    files, rows, size = seen.parts
+    return {
+        "schema_version": 1,
+        "out": seen.out,
+        "manifest": seen.path,
+        "state": seen.state,
+        "says": _says(seen),
+        "now": utc_text(seen.now),
+        "updated": manifest["updated"],
+        "age_seconds": round(seen.age_seconds, 1),
+        "ended": utc_text(seen.ended) if seen.ended else None,
+        "settled": seen.calls["rows"] + seen.calls["refused"],
+        "calls": dict(seen.calls),
+        "left": seen.left,
+        "calls_per_hour": round(seen.rate.per_hour, 1) if seen.rate else None,
+        "ends": utc_text(seen.ends) if seen.ends else None,
+        "waiting_seconds": _seconds_to(seen.waiting_until, seen.now),
+        "parts": {"files": files, "rows": rows, "bytes": size},
+        "next": {
+            "says": step.says,
+            "command": step.command,
+            "after": utc_text(step.after) if step.after else None,
+            "after_seconds": _seconds_to(step.after, seen.now),
+        },
+        **{name: manifest.get(name) for name in _PASSED_ON},
+    }
+
+
+def _says(seen: Glance) -> str:
+    return _STATES[seen.state].format(updated=_shown(seen.updated))
+
+
+def _news_lines(seen: Glance) -> list[str]:
+    age = seen.age_seconds
+    old = f"{_duration(age)} old" if age >= 0 else f"{_duration(-age)} ahead of this machine's clock"
+    lines = [_line("news", f"{_shown(seen.updated)}, {old}")]
+    if run := seen.manifest.get("invocation"):
+        lines.append(_line("run", f"number {run['number']}, begun {run['started']}, over {', '.join(run['lists'])}"))
+    if seen.ended:
+        lines.append(_line("ended", _shown(seen.ended)))
+    return lines
+
+
+def _call_lines(seen: Glance) -> list[str]:
+    calls, rate = seen.calls, seen.rate
+    settled = calls["rows"] + calls["refused"]
+    lines = [
+        _line("settled", f"{settled:,} calls ({calls['rows']:,} rows, {calls['refused']:,} refused)"),
+        _line("failed", f"{calls['failed']:,}"),
+        _line("pending", f"{calls['pending']:,}"),
+    ]
+    if seen.left is not None:
+        end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
+        lines.append(_line("left", f"{seen.left:,} calls of the list{end}"))
+    if rate:
+        span = f"{rate.calls:,} in {_duration(rate.seconds)}"
+        lines.append(_line("rate", f"{rate.per_hour:,.0f} calls an hour ({span})"))
+    return lines
+
+
+def _budget_lines(seen: Glance) -> list[str]:
+    budget = seen.manifest["budget"]
+    lines = [_line("waiting", f"for {waiting}")] if (waiting := _waiting(seen)) else []
+    name, token = budget["account"], budget["token"]
+    lines.append(_line("budget", f"token {token}" + (f", account {name}" if name != token else "")))
+    return lines + [_line("", _window(window)) for window in budget["windows"]]
+
+
+def _window(window: Mapping[str, Any]) -> str:
+    limit = f"of {window['limit']:,} used" if window["limit"] else "used, no limit"
+    until = f", until {window['until']}" if window["until"] else ""
+    return f"{window['window']:<7}{window['used']:,} {limit}{until}"
+
+
+def _waiting(seen: Glance) -> str | None:
+    """Say what the run waits for; None when it does not, or has ended, or was not heard of since."""
+    binds, until = seen.manifest["budget"]["binds"], seen.waiting_until
+    if not binds or seen.ended:
+        return None
+    text = str(WINDOWS.get(binds["window"], binds["window"]))
+    if binds["limit"]:
+        text += f" of {binds['limit']:,}"
+    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<9}{text}"
+
+
+def _shown(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _until(moment: datetime, now: datetime) -> str:
+    seconds = (moment - now).total_seconds()
+    return f"in {_duration(seconds)}" if seconds > 0 else "which is over"
+
+
+def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
+    return None if moment is None else round((moment - now).total_seconds(), 1)
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in the two largest units that it has."""
+    rest, said = int(seconds), []
+    for size, unit in _UNITS:
+        if rest >= size:
+            said.append(f"{rest // size} {unit}")
+            rest %= size
+        elif said:
+            break
+    return " ".join(said[:2]) or "0 s"
+
+
+def put_glance(seen: Glance, *, json: bool) -> None:
+    """Print how a run stands."""
+    print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else as_text(seen))
+
+
+def follow(looks: Iterator[Glance], *, json: bool) -> None:
+    """Print how a run stands, again and again: on a terminal in place, else a line at each change."""
+    if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        _put_changes(looks, _as_json if json else as_line)
+    else:
+        _redraw(looks)
+
+
+def _as_json(seen: Glance, option: int = 0) -> str:
+    return as_json(as_dict(seen), option)
+
+
+def _put_changes(looks: Iterator[Glance], shown: Callable[[Glance], str]) -> None:
+    last = None
+    for seen in looks:
+        if (seen.manifest, seen.state) != last:
+            print_out(shown(seen))
+        last = (seen.manifest, seen.state)
+
+
+def _redraw(looks: Iterator[Glance]) -> None:
+    from rich.live import Live  # noqa: PLC0415 - a line for a log needs none of it
+    from rich.text import Text  # noqa: PLC0415
+
+    with Live(auto_refresh=False, vertical_overflow="visible") as live:
+        for seen in looks:
+            text = "\n".join(map(escaped, as_text(seen).split("\n")))
+            live.update(Text(text), refresh=True)

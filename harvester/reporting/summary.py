@@ -1,0 +1,159 @@
+"""The end of a run for a person who wants to know what came, what it cost, and what to do next."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from harvester.progress import Outcome, Status
+from harvester.shutdown import Reason
+
+_NO_REPEAT = {
+    Reason.TOKEN_REFUSED,
+    Reason.PLAN_REFUSED,
+    Reason.PARAMETER_REFUSED,
+    Reason.CONNECTION_REFUSED,
+    Reason.NO_ROUTE,
+    Reason.ALL_REFUSED,
+    Reason.INPUT,
+    Reason.OUTPUT,
+}
+"""Repeating alone does not help: the message says what has to change before."""
+_FEW_SECONDS = 1.0
+
+
+def summary(outcome: Outcome, out: str, seconds: float) -> str:
+    """Give the lines that end a run: what came of the list, what it cost, and what to do next."""
+    pairs = [pair for part in (_came, _cost, _time, _month) for pair in part(outcome.status, seconds)]
+    pairs += [("in", out)] if out != "-" else []
+    pairs += [("next", text) for text in _next(outcome, out)]
+    before = ""
+    lines = [_headline(outcome, seconds)]
+    for name, text in pairs:
+        lines.append(f"  {name if name != before else '':<8}{text}")
+        before = name
+    return "\n".join(lines)
+
+
+def _headline(outcome: Outcome, seconds: float) -> str:
+    status = outcome.status
+    if outcome.stop:
+        return f"stopped: {outcome.stop.message}"
+    if not status.listed.links:
+        return "nothing to do: the list has no links"
+    if not status.settled and not status.left_failed:
+        return "nothing to do: everything was known, no call was made"
+    if outcome.complete:
+        return f"done in {duration(seconds)}: every call is settled"
+    return f"done in {duration(seconds)}, but {_failed(status)}"
+
+
+def _failed(status: Status) -> str:
+    failed = status.failed + status.left_failed
+    return f"{counted(failed, 'call has', 'calls have')} failed"
+
+
+def _came(status: Status, _: float) -> Iterator[tuple[str, str]]:
+    listed, so_far = status.listed, "" if status.read_to_end else " so far"
+    if status.settled:
+        yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
+    if listed.lines:
+        links, duplicates = counted(listed.links, "link"), counted(listed.duplicates, "duplicate")
+        yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {duplicates}, {listed.invalid:,} invalid"
+    if status.known:
+        yield "list", f"{counted(status.known, 'link was', 'links were')} known before"
+
+
+def _cost(status: Status, _: float) -> Iterator[tuple[str, str]]:
+    attempts = status.attempts
+    if not attempts.total and not attempts.helper:
+        return
+    extra = f"{attempts.retried:,} repeated, {attempts.throttled:,} throttled"
+    helper = f", and {counted(attempts.helper, 'helper call')}" if attempts.helper else ""
+    yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
+
+
+def _time(status: Status, seconds: float) -> Iterator[tuple[str, str]]:
+    if status.settled:
+        speed = f", {status.settled / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
+        yield "time", f"{duration(seconds)}{speed}"
+
+
+def _month(status: Status, _: float) -> Iterator[tuple[str, str]]:
+    month = status.windows[-1] if status.windows else None
+    if month and month.left is not None:
+        until = f"; a new one begins {month.until:%Y-%m-%d %H:%M} UTC" if month.until else ""
+        yield "month", f"{month.left:,} of {month.limit:,} attempts left{until}"
+
+
+def _next(outcome: Outcome, out: str) -> Iterator[str]:
+    stop, status = outcome.stop, outcome.status
+    kept = "what came is kept" if out == "-" else "nothing was lost"
+    if stop and stop.reason is Reason.CONSUMER_GONE:
+        return
+    if stop and out == "-":
+        yield "the same command begins anew: --out with a folder or a file would carry on"
+    elif stop and stop.until:
+        yield f"{kept}; run the same command again from {stop.until} on"
+    elif stop and stop.reason in _NO_REPEAT:
+        yield f"{kept}; mend that first: repeating it alone changes nothing"
+    elif stop:
+        yield f"{kept}; the same command carries on"
+    elif out == "-":
+        return
+    elif status.failed:
+        failed = counted(status.failed, "call has", "calls have")
+        yield f"{failed} failed: see _failures.ndjson; the same command tries again"
+    if status.left_failed:
+        left = counted(status.left_failed, "call has", "calls have")
+        yield f"{left} failed in three runs: --retry-failed tries again"
+    if status.refused and not stop and out != "-":
+        yield "_failures.ndjson says which were refused, and why"
+
+
+def counts(outcome: Outcome, out: str, seconds: float) -> dict[str, Any]:
+    """Give for a program what the summary says."""
+    status, stop = outcome.status, outcome.stop
+    month = status.windows[-1] if status.windows else None
+    return {
+        "complete": outcome.complete,
+        "reason": stop.reason.value if stop else None,
+        "until": datetime.fromisoformat(stop.until) if stop and stop.until else None,
+        "out": out,
+        "seconds": round(seconds, 3),
+        "rows": status.rows,
+        "refused": status.refused,
+        "failed": status.failed,
+        "pending": status.pending,
+        "lines": status.listed.lines,
+        "links": status.listed.links,
+        "duplicates": status.listed.duplicates,
+        "invalid": status.listed.invalid,
+        "known": status.known,
+        "left_failed": status.left_failed,
+        "read_to_end": status.read_to_end,
+        "attempts": status.attempts.total,
+        "repeated": status.attempts.retried,
+        "throttled": status.attempts.throttled,
+        "helper_calls": status.attempts.helper,
+        "month_left": month.left if month else None,
+    }
+
+
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """Give a number with what it counts: `1 row`, `2,000 rows`."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Give a time in words, in its two largest units: `3.2 s`, `4 min 10 s`, `2 h 3 min`, `5 days 2 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"

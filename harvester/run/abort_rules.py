@@ -1,0 +1,100 @@
+"""run.abort_rules."""
+
+from harvester.bitly.verdicts import (
+    Answer,
+    Refused,
+    Unreadable,
+    Verdict,
+)
+from harvester.client.stops import _said, for_every_call
+from harvester.shutdown import FailureLimit, Reason, Stop
+
+ALIKE = 50
+"""This many first calls, all refused alike, are not the links' fault."""
+NO_ROUTE = 20
+"""This many first calls answered with a plain 404 mean that the base URL is wrong."""
+UNREADABLE = 20
+"""This many unreadable answers in a row mean that something else than Bitly answers."""
+
+
+class Rules:
+    """Watches the verdicts of one invocation for what makes going on a waste of calls.
+
+    first_rows: True when the dataset has no row yet; a dataset with rows has shown that its query and token work.
+    """
+
+    def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
+        self._limit = failure_limit
+        self._first_rows = first_rows
+        self._alike: dict[tuple[int, str], int] = {}
+        self._unreadable = 0
+        self.calls = 0
+        self.failed = 0
+        self._rows = 0
+
+    @property
+    def answered(self) -> bool:
+        """True when a call of this invocation had a row: the base URL is that of a server that knows the path."""
+        return self._rows > 0
+
+    def see(self, verdict: Verdict) -> Stop | None:
+        """Take note of a call's last verdict, and say whether the run should end."""
+        if isinstance(verdict, Answer):
+            self.calls += 1
+            self._rows += 1
+            self._unreadable = 0
+            return self._too_many() if self._limit else None
+        if stop := for_every_call(verdict):
+            return stop
+        self.calls += 1
+        self.failed += 1
+        return self._in_a_row(verdict) or self._all_alike(verdict) or self._too_many()
+
+    def _in_a_row(self, verdict: Verdict) -> Stop | None:
+        self._unreadable = self._unreadable + 1 if isinstance(verdict, Unreadable) else 0
+        if self._unreadable < UNREADABLE:
+            return None
+        return Stop(
+            Reason.UNREADABLE,
+            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({_said(verdict)}). Look at their "
+            "beginnings in _failures.ndjson: a proxy's page, or a change of Bitly's",
+        )
+
+    def _all_alike(self, verdict: Verdict) -> Stop | None:
+        if not isinstance(verdict, Refused) or self._rows:
+            return None
+        # A plain 404 may quote the path it did not know.
+        kind = (verdict.status, "" if verdict.no_route else verdict.message)
+        self._alike[kind] = self._alike.get(kind, 0) + 1
+        alike = self._alike[kind] == self.calls
+        if alike and verdict.no_route and self.calls >= NO_ROUTE:
+            return Stop(
+                Reason.NO_ROUTE,
+                f"the first {self.calls} calls were all answered 404 in plain text: the server does not know the "
+                "path. Check --base-url (Bitly's ends in /v4)",
+            )
+        if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
+            return Stop(
+                Reason.ALL_REFUSED,
+                f"the first {self.calls} calls were all refused alike ({_said(verdict)}). Check that these links "
+                "belong to the token's account; to go on all the same, say --max-failures 100%",
+            )
+        return None
+
+    def at_end(self) -> Stop | None:
+        """Look at the share of failures once more when the list is over, however short it was."""
+        if self._limit is None or not self._limit.exceeded(self.failed, max(self.calls, 1), final=True):
+            return None
+        return self._stop_for_failures()
+
+    def _too_many(self) -> Stop | None:
+        if self._limit is None or not self._limit.exceeded(self.failed, self.calls):
+            return None
+        return self._stop_for_failures()
+
+    def _stop_for_failures(self) -> Stop:
+        return Stop(
+            Reason.TOO_MANY_FAILURES,
+            f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
+            "_failures.ndjson says which and why",
+        )

@@ -1,0 +1,232 @@
+"""`harvester plan`: what a run would cost and when it would end, without a metrics call."""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from math import ceil
+from typing import Any
+
+from harvester.bitly.account_limits import PlanLimit
+from harvester.budget.budget import Budget
+from harvester.budget.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
+from harvester.budget.limits import Limits
+from harvester.client import client
+from harvester.client.attempt import Means
+from harvester.client.circuit_breaker import Gate
+from harvester.client.limit_discovery import Inquiry
+from harvester.clock import next_month, utc_text
+from harvester.dataset import opening
+from harvester.dataset.opening import Glimpse
+from harvester.errors import ConnectionsBusy, Stopping
+from harvester.events import Watcher
+from harvester.progress import WindowState
+from harvester.run.assembly import Job
+from harvester.run.job import Budgets, budgeted
+from harvester.run.preflight import Survey, count
+from harvester.run.telemetry import window_report
+from harvester.shutdown import Stopper
+from harvester.storage import filesystem
+from harvester.storage.location import STDOUT, resolve
+
+_ENOUGH_CALLS = 100
+"""A dataset with so many calls shows how many attempts one takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do. attempts: the calls', with the repeats that this dataset has needed so far.
+
+    windows: None where no token was there to know them. said: Bitly's word on the plan, which nothing relies upon.
+    """
+
+    found: Survey
+    attempts: int
+    limits: Limits
+    account: str | None
+    windows: list[WindowState]
+    forecast: Forecast
+    shorter: list[Shorter]
+    said: list[PlanLimit]
+    now: datetime
+
+
+async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) -> Plan:
+    """Survey a job's list, look at its budget, and say when it would end.
+
+    token_known: False where there is no token, so that neither the account's budget nor Bitly can be asked. offline:
+    make no helper call either.
+
+    Raises:
+        UsageError, OutputError: as `job.run` does. Stopping: Bitly says that the month is spent.
+    """
+    stopper = Stopper()
+    with ExitStack() as stack:
+        folder = stack.enter_context(filesystem.folder(None))
+        place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
+        seen = stack.enter_context(opening.looked_at(place, job.query, pin_reference=job.pin_reference))
+        found = await count(job, seen.ledger, seen.rows, folder, job.sources, stopper, watcher)
+        if not token_known:
+            return _plan(job, found, seen, None, [])
+        private = place.private if place and place.begun else folder
+        budgets = stack.enter_context(budgeted(job, seen.query.facet, private, watcher))
+        said = [] if offline else await _ask(job, budgets, seen, stopper, watcher)
+        return _plan(job, found, seen, budgets.facet, said)
+
+
+async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watcher: Watcher) -> list[PlanLimit]:
+    """Ask Bitly for limits of endpoint and plan: three helper calls at most, counted like every other."""
+    try:
+        await budgets.slots.join()
+    except ConnectionsBusy as error:
+        watcher.warn(f"{error}; Bitly was not asked for its limits")
+        return []
+    clock = budgets.clock.elapsed
+    gate = Gate(job.gate_rules, clock)
+    means = Means(job.token, budgets.facet, gate, stopper, clock)
+    async with client.opened(budgets.slots, job.asking, seen.query, means) as asker:
+        inquiry = Inquiry(asker, budgets.facet, budgets.helpers, seen.query.facet, stopper)
+        try:
+            told = await inquiry.learn()
+            if told:
+                watcher.note(told.text, told.event, **told.fields)
+            return await inquiry.plan() if stopper.stop is None else []
+        except Stopping:
+            return []
+        finally:
+            if stopper.stop is not None:
+                watcher.warn(stopper.stop.message)
+
+
+def _plan(job: Job, found: Survey, seen: Glimpse, budget: Budget | None, said: list[PlanLimit]) -> Plan:
+    limits = budget.limits if budget else job.wanted.limits()
+    hour = budget.said.limit if budget and budget.said else None
+    unreserved = replace(job.wanted, reserve=0.0).limits(hour)
+    own = budget.own_limits if budget else limits
+    windows = budget.windows() if budget else []
+    calls = found.calls if job.harvesting.max_calls is None else min(found.calls, job.harvesting.max_calls)
+    each = seen.attempts / seen.calls if seen.calls >= _ENOUGH_CALLS else 1.0
+    attempts = ceil(calls * max(each, 1.0))
+    now = budget.at(0.0) if budget else datetime.now(UTC)
+    connections = job.asking.connections
+    start = Start(now, month_left=limits.per_month or None, connections=connections)
+    if budget:
+        start = beginning(budget, windows, connections)
+    return Plan(
+        found=found,
+        attempts=attempts,
+        limits=limits,
+        account=budget.account.name if budget else None,
+        windows=windows,
+        forecast=forecast(attempts, limits, start),
+        shorter=[] if _month_is_spent(windows) else shorter(attempts, limits, own, unreserved, start),
+        said=said,
+        now=now,
+    )
+
+
+def _month_is_spent(windows: list[WindowState]) -> bool:
+    """True where Bitly has said so, which no option changes."""
+    return bool(windows) and windows[-1].source == "bitly"
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Give the plan for a program: counts, moments in UTC as text."""
+    found, course = plan.found, plan.forecast
+    return {
+        "list": {
+            "lines": found.lines,
+            "links": found.links,
+            "duplicates": found.duplicates,
+            "invalid": found.invalid,
+        },
+        "settled": found.settled,
+        "left_failed": found.links - found.settled - found.calls,
+        "calls": found.calls,
+        "attempts": plan.attempts,
+        "limits": asdict(plan.limits),
+        "account": plan.account,
+        "windows": [window_report(state) for state in plan.windows],
+        "plan_limits": [asdict(limit) for limit in plan.said],
+        "now": utc_text(plan.now),
+        "this_month": course.this_month,
+        "pauses": [utc_text(pause) for pause in course.pauses],
+        "ends": utc_text(course.ends) if course.ends else None,
+        "shorter": [{"option": each.option, "why": each.why, "ends": utc_text(each.ends)} for each in plan.shorter],
+    }
+
+
+def as_text(plan: Plan) -> str:
+    """Give the plan for a person."""
+    found = plan.found
+    lines = [
+        f"{found.lines:>12,}  lines: {found.duplicates:,} duplicates, {found.invalid:,} invalid",
+        f"{found.links:>12,}  links",
+        f"{found.settled:>12,}  settled already",
+        f"{found.calls:>12,}  calls to make",
+    ]
+    left_failed = found.links - found.settled - found.calls
+    if left_failed:
+        lines.append(f"{left_failed:>12,}  failed too often, and are left alone without --retry-failed")
+    if plan.attempts > found.calls:
+        lines.append(f"{plan.attempts:>12,}  attempts, with the repeats that this output has needed so far")
+    return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
+
+
+_SOURCES = {
+    "asked": "as asked for",
+    "default": "by default: what Bitly really allows is not known",
+    "bitly": "says Bitly",
+    "throttled": "lowered since Bitly throttled",
+}
+
+
+def _budget_lines(plan: Plan) -> list[str]:
+    lines = []
+    if plan.account is None:
+        lines.append("budget: without a token it is not known what is spent")
+    else:
+        lines.append(f"budget of account {plan.account}")
+    lines += [_window_line(state) for state in plan.windows]
+    for limit in plan.said:
+        lines.append(f"  the plan's {limit.name}: {limit.count:,} of {limit.limit:,}, says Bitly ({limit.description})")
+    return lines
+
+
+def _window_line(state: WindowState) -> str:
+    if not state.limit:
+        return f"  {state.window:<7}no limit; {state.used:,} used"
+    line = f"  {state.window:<7}{state.left:,} of {state.limit:,} left ({_SOURCES[state.source]})"
+    return f"{line}, until {_shown(state.until)}" if state.until else line
+
+
+def _end_lines(plan: Plan) -> list[str]:
+    course = plan.forecast
+    if not plan.attempts:
+        return ["nothing is left to ask for"]
+    lines = [f"would end {_shown(course.ends)}" if course.ends else "would not end within two hundred years"]
+    if course.pauses:
+        again = next_month(course.pauses[0])
+        lines.append(
+            f"  this month covers {course.this_month:,} of {plan.attempts:,} attempts; the run then stops with exit "
+            f"code 7, and the same command goes on from {_shown(again)}: {_times(len(course.pauses))} in all"
+        )
+    if plan.shorter:
+        lines.append("  sooner with")
+        lines += [f"    {each.option} ({each.why}): {_shown(each.ends)}" for each in plan.shorter]
+        lines.append("    a shorter list: each link costs a call, whether it was ever clicked or not")
+    return lines
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _shown(moment: datetime | None) -> str:
+    assert moment is not None
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def play(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) -> Plan:
+    """Make the plan, from outside an event loop. Raises as `make`."""
+    return asyncio.run(make(job, watcher, token_known=token_known, offline=offline))

@@ -1,0 +1,256 @@
+"""Where a dataset lies: `--out` and `--work-dir` to the folders they mean, and the refusals that are due early."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import platformdirs
+import psutil
+
+from harvester.errors import OutputError, UsageError
+from harvester.storage import filesystem
+from harvester.storage.filesystem import like_folder
+from harvester.storage.object_store import is_url, normal
+
+STDOUT = "-"
+BUDGET_FILE = "budget.sqlite"
+GROWING_ENDINGS = (".ndjson", ".jsonl")
+# An --out that ends like these was meant as a file, of a form that harvester does not write.
+_FILE_ENDINGS = (
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".gz",
+    ".zst",
+    ".zip",
+    ".bz2",
+    ".xz",
+    ".parquet",
+    ".avro",
+    ".orc",
+)
+# SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
+# https://www.sqlite.org/wal.html ("does not work over a network filesystem").
+_NETWORK = frozenset({
+    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "webdav", "davfs", "9p", "afs", "ceph",
+    "glusterfs", "lustre", "beegfs", "gpfs", "ocfs2", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
+    "fuse.goofys", "fuse.mountpoint-s3", "fuse.ceph", "fuse.glusterfs", "fuse.davfs2", "fuse.blobfuse",
+    "fuse.blobfuse2", "fuse.juicefs", "macfuse", "osxfuse",
+})  # fmt: skip
+
+
+class Form(StrEnum):
+    """What the consumer gets: parts in a folder or an object store, one growing file, or rows on standard output."""
+
+    FOLDER = "folder"
+    STORE = "store"
+    FILE = "file"
+    STDOUT = "stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The resolved --out. out: the folder, file or URL. public: the folder of the `_` files. private: of the state.
+
+    What goes to an object store is made in public first, which then lies within private.
+    """
+
+    form: Form
+    out: str
+    public: str
+    private: str
+
+    @property
+    def name(self) -> str:
+        """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
+        return _as_text(self.out)
+
+    @property
+    def work_dir(self) -> str | None:
+        """What the manifest says of --work-dir; None where the state lies inside or beside the output."""
+        return (
+            None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
+        )
+
+    @property
+    def in_parts(self) -> bool:
+        """True when rows are published in immutable parts."""
+        return self.form in {Form.FOLDER, Form.STORE}
+
+    @property
+    def disk(self) -> str:
+        """The local path that stands for the output where its disk is meant."""
+        return self.private if self.form is Form.STORE else self.out
+
+    @property
+    def begun(self) -> bool:
+        """True when the private folder is there."""
+        return os.path.isdir(self.private)
+
+    @property
+    def ledger(self) -> str:
+        """The ledger's path."""
+        return os.path.join(self.private, "ledger.sqlite")
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def taken(out: str, work_dir: str | None = None) -> Iterator[Place]:
+    """Tell what --out and --work-dir mean; for standard output the state lies in a folder that goes with this context.
+
+    Raises:
+        UsageError: as `resolve` does. OutputError: there is no room for that folder.
+    """
+    if out != STDOUT:
+        yield resolve(out, work_dir)
+        return
+    with filesystem.folder(work_dir) as private:
+        yield Place(Form.STDOUT, STDOUT, private, private)
+
+
+def resolve(out: str, work_dir: str | None = None) -> Place:
+    """Tell what --out, a folder or a growing file, and --work-dir mean; makes nothing.
+
+    Raises:
+        UsageError: nothing, an ending that harvester does not write, a path that is something else, a network
+        file system.
+    """
+    if not out:
+        raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
+    if is_url(out):
+        return _in_store(normal(out), work_dir)
+    out = os.path.abspath(out)
+    if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
+        public = out + ".harvester"
+        place = Place(Form.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
+    else:
+        _check_folder(out)
+        private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
+        place = Place(Form.FOLDER, out, out, private)
+    _check_local(place.private)
+    return place
+
+
+def _in_store(url: str, work_dir: str | None) -> Place:
+    if not work_dir:
+        raise UsageError(
+            f"--out {url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
+            "paid for and published, such as --work-dir /var/lib/harvester/bitly"
+        )
+    private = os.path.abspath(work_dir)
+    _check_local(private)
+    return Place(Form.STORE, url, os.path.join(private, "public"), private)
+
+
+def check_state(place: Place) -> None:
+    """Make sure that the output does not keep its state where --work-dir does not point.
+
+    Raises:
+        UsageError: it does.
+    """
+    inside = os.path.join(place.public, "ledger.sqlite" if place.form is Form.FILE else "_harvester/ledger.sqlite")
+    if place.ledger != inside and os.path.exists(inside):
+        raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
+
+
+def check_unused(place: Place) -> None:
+    """Make sure that an output whose ledger is not there was not begun before.
+
+    Raises:
+        OutputError: it was, so its ledger is lost. UsageError: it is a file of somebody else's.
+    """
+    lost = OutputError(
+        f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
+        "were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new --out "
+        "with the links that it lacks"
+    )
+    if _begun(place):
+        raise lost
+    if place.form is Form.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
+        raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
+
+
+def _begun(place: Place) -> bool:
+    names = set(os.listdir(place.public)) | set(os.listdir(place.private))
+    return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
+
+
+def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -> str:
+    """Give the folder of what all runs of this machine share: the one asked for, or the user's state folder.
+
+    Where it cannot be written, as with a read-only home, it is the private folder, with a warning.
+
+    Raises:
+        UsageError: the folder asked for is on a network file system.
+    """
+    try:
+        folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
+    except RuntimeError:  # a user without a home, as containers have them
+        folder = os.path.expanduser("~")
+    try:
+        if not os.path.isabs(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
+        if asked is None:
+            _check_local(folder)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, UsageError) as error:
+        why = getattr(error, "strerror", None) or "a network file system"
+        warn(
+            f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
+            "spend is not seen. Name a --state-dir that can be written"
+        )
+        return private
+    if asked is not None:
+        _check_local(folder)
+    _make_shared(os.path.join(folder, BUDGET_FILE))
+    return folder
+
+
+def lock_folder(state: str, server: str) -> str:
+    """Give the folder of a server's connection locks in a state folder, made if it is not there."""
+    folder = state
+    for name in ("connections", server.replace(":", "-")):
+        folder = os.path.join(folder, name)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
+            like_folder(folder)
+    return folder
+
+
+def _make_shared(path: str) -> None:
+    if not os.path.exists(path):
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        like_folder(path)
+
+
+def _check_folder(out: str) -> None:
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
+    if out.lower().endswith(_FILE_ENDINGS) and not os.path.isdir(out):
+        raise UsageError(
+            f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends in "
+            ".ndjson or .jsonl, or - for standard output"
+        )
+
+
+def _check_local(private: str) -> None:
+    """Refuse a state folder on what is known to be a network file system."""
+    path = os.path.realpath(private)
+    mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
+    # The last of equally deep mounts lies on top.
+    found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
+    if found and found.fstype.lower() in _NETWORK:
+        raise UsageError(
+            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not hold: "
+            "name a folder on a local disk"
+        )

@@ -1,0 +1,194 @@
+"""Do an output's manifest and ledger tell of the same calls and parts? Read-only, even while a run goes on."""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from typing import Any, BinaryIO
+
+from harvester.dataset.journal import path_of, read
+from harvester.dataset.ledger import Ledger, Mark, Part, Snapshot, State
+from harvester.errors import OutputError
+from harvester.storage.location import Form, Place
+from harvester.verify.findings import Findings
+
+_PART = tuple(Part.__annotations__.values())
+_LOOKS = 5
+"""A run may publish a journal between a look at the ledger and one at the journal: then look again."""
+
+
+class Reconciler:
+    """An output's ledger and journals, to be held against what was published."""
+
+    def __init__(self, place: Place, ledger: Ledger, found: Findings) -> None:
+        self._place = place
+        self._ledger = ledger
+        self._found = found
+        self._snapshot = self._look()
+        self._in_journals = self._count()
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self._ledger.close()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Give the parts that were published or are about to be, by name."""
+        return {part.name: part for part in self._snapshot.parts}
+
+    def begun_since(self, manifest: Mapping[str, Any]) -> bool:
+        """True when a run has begun since the manifest was written."""
+        known: int = manifest.get("invocation", {}).get("number", 0)
+        return int(self._snapshot.meta.get("invocation", 0)) > known
+
+    def reconcile(self, manifest: Mapping[str, Any], name: str) -> None:
+        """Hold manifest and ledger against each other. name: what to call the manifest."""
+        meta, found = self._snapshot.meta, self._found
+        if meta.get("run_id") != manifest["run_id"]:
+            text = f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}"
+            if any(manifest["dataset"][key] for key in ("rows", "refused", "failed")):
+                found.problem(name, None, text)
+            else:  # a dataset that has no call yet is begun anew by the next run, and its manifest follows
+                found.remarks.append(f"{name} is older than the ledger: {text}")
+            return
+        self._reconcile_rows()
+        if self._place.in_parts:
+            self._reconcile_parts(manifest, name)
+        if found.ended:
+            self._reconcile_counts(manifest["dataset"], name)
+        found.ledger = True
+
+    def reconcile_failures(self, stream: BinaryIO, name: str) -> None:
+        """Hold `_failures.ndjson`, as it is when no run goes on, against the ledger."""
+        lines = (line + b"\n" if type(line) is bytes else b"" for line in self._ledger.failure_lines())
+        try:
+            for number, (has, wanted) in enumerate(zip_longest(stream, lines), 1):
+                if has != wanted:
+                    self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
+                    return
+        except OutputError as error:
+            self._found.problem(self._place.ledger, None, str(error).removeprefix(f"{self._place.ledger}: "))
+
+    def _reconcile_rows(self) -> None:
+        """Is every call that has a row in a part, in the growing file, or still in a journal, once?"""
+        totals, journals = self._snapshot.totals, self._in_journals
+        if journals is None:
+            text = "a journal that the ledger counts on is gone or damaged inside what was committed"
+            self._found.problem(self._place.private, None, text)
+            return
+        in_parts = self._place.in_parts
+        published = sum(part.calls for part in self._snapshot.parts) if in_parts else self._snapshot.mark.rows
+        if published + journals != totals.rows:
+            text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
+            self._found.problem(self._place.ledger, None, text)
+
+    def _reconcile_parts(self, manifest: Mapping[str, Any], name: str) -> None:
+        known = {part.name: part for part in self._snapshot.parts if part.sealed}
+        listed = {entry["path"]: entry for entry in manifest["parts"]}
+        for path, entry in listed.items():
+            part = known.get(path)
+            if part is None:
+                self._found.problem(name, None, f"it lists {path}, which the ledger does not know as published")
+                continue
+            for key in ("rows", "calls", "bytes", "sha256"):
+                if entry.get(key, getattr(part, key)) != getattr(part, key):
+                    text = f"{key} of {path} is {entry[key]}, and {getattr(part, key)} in the ledger"
+                    self._found.problem(name, None, text)
+        if missing := sorted(known.keys() - listed.keys()):
+            text = f"it does not list {', '.join(missing)}, which the ledger knows as published"
+            if self._found.ended:
+                self._found.problem(name, None, text)
+            else:
+                self._found.remarks.append(f"{name} is older than the ledger: {text}")
+
+    def _reconcile_counts(self, counts: Mapping[str, int], name: str) -> None:
+        totals = self._snapshot.totals
+        for key, has in (("rows", totals.rows), ("refused", totals.refused), ("failed", totals.failed)):
+            if counts[key] != has:
+                self._found.problem(name, None, f"dataset.{key} is {counts[key]}, and {has} in the ledger")
+
+    # --- rows in journals ------------------------------------------------------------------------------------------
+
+    def _count(self) -> int | None:
+        """Count the rows that are in no part yet, by the newest look at the ledger; None if journals are damaged."""
+        for _ in range(_LOOKS):
+            counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot, self._place.form)]
+            if None not in counts:
+                return sum(count for count in counts if count is not None)
+            self._snapshot = self._look()
+        return None
+
+    def _look(self) -> Snapshot:
+        """Look at the ledger; SQLite itself holds no column to its type."""
+        found = self._ledger.snapshot()
+        numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
+        sound = all(type(number) is int and number >= 0 for number in numbers)
+        if not sound or any(tuple(map(type, part)) != _PART for part in found.parts):
+            raise OutputError(f"{self._place.ledger}: the ledger is damaged (a value that cannot be there)")
+        return found
+
+
+def _extents(snapshot: Snapshot, form: Form) -> Iterator[tuple[int, int, int]]:
+    """Yield generation, start and end of the journals' bytes that are committed and not published."""
+    meant = {part.generation for part in snapshot.parts}
+    mark = snapshot.mark if form is Form.FILE else Mark()
+    for generation, end in snapshot.journals.items():
+        if generation not in meant and generation >= mark.generation:
+            yield generation, mark.place if generation == mark.generation else 0, end
+
+
+def _rows_in(folder: str, generation: int, start: int, end: int) -> int | None:
+    """Count a journal's rows between two places; None if it does not reach so far."""
+    rows, at = 0, start
+    for record in read(path_of(folder, generation), start, end):
+        rows += record.state == State.ROW
+        at = record.end
+    return rows if at >= end else None
+
+
+def reconciler(place: Place | None, why: str, found: Findings) -> Reconciler | None:
+    """Open an output's ledger to be read; None, and the reason in found, where it cannot be.
+
+    why: the reason where there is no place.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    if place is not None:
+        why = _unreadable(place)
+    if why or place is None:
+        found.unchecked.append(f"the ledger: {why}")
+        return None
+    ledger = Ledger(place.ledger, read_only=True)
+    try:
+        if ledger.fresh:
+            found.unchecked.append(f"the ledger: {place.ledger} is empty: its run has hardly begun")
+            ledger.close()
+            return None
+        ledger.check()
+        return Reconciler(place, ledger, found)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _unreadable(place: Place) -> str:
+    """Say why a ledger cannot be read; nothing if it can. Raises OutputError for what is none."""
+    path = place.ledger
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is none at {path}; name its folder, --work-dir, if it lies elsewhere"
+    except PermissionError as error:
+        return f"{path}: {error.strerror}; only its owner's verify reads it"
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    if not regular:
+        raise OutputError(f"{path}: not a file")
+    log = path + "-wal"
+    # Without its log SQLite would show an older state than the one that was left.
+    if os.path.exists(log) and os.path.getsize(log) and not os.access(log, os.R_OK | os.W_OK):
+        return f"{log} cannot be written, which reading it takes; only its owner's verify reads it"
+    return ""

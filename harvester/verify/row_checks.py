@@ -1,0 +1,278 @@
+"""Is a row what the schema says? Keys, types, ranges, sums, the query, and the record_id made anew."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from itertools import product
+from operator import itemgetter
+from types import NoneType
+from typing import Any, Protocol
+
+from harvester.rows.decode import Bad
+from harvester.rows.row import SCHEMA_VERSION
+from harvester.rows.schema import COLUMNS, Column, Kind, Shape
+
+Found = Callable[[int, str], None]
+"""Is told a row's number, and what is wrong with it."""
+INT64_MAX = 2**63 - 1
+_SEPARATOR = "\x1f"
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TYPES: dict[Kind, type] = {
+    Kind.TEXT: str,
+    Kind.INTEGER: int,
+    Kind.BOOLEAN: bool,
+    Kind.MOMENT: str,
+    Kind.METRICS: list,
+}
+_QUERY = ("facet", "unit", "units", "unit_reference", "size")
+_METRIC = {("value", "clicks")}
+_OWN = {"record_id", "value", "clicks"}
+"""What each flat row of a call has for itself."""
+
+
+class Check(Protocol):
+    """Looks at a file's rows, one after the other. calls: how many calls they have told of."""
+
+    calls: int
+
+    @property
+    def fetched(self) -> list[str]:
+        """Give the earliest and the latest moment at which rows were fetched."""
+
+    def look(self, number: int, row: Any) -> bytes | None:
+        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+
+    def end(self) -> None:
+        """No more rows come in this file."""
+
+
+def check_for(
+    shape: Shape, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]
+) -> Check:
+    """Make the check for a file's rows. call: is given the key of each call, where that is not the record_id."""
+    return Nested(query, run_id, found) if shape is Shape.NESTED else Flat(query, run_id, found, call)
+
+
+def is_moment(text: Any) -> bool:
+    """True for a moment in UTC as rows have it: `2026-11-23T06:00:00Z`."""
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def call_key(bitlink: str, query: Mapping[str, Any]) -> bytes:
+    """Give a call's 16 bytes, as `RowMaker.key` does."""
+    return hashlib.sha256((bitlink + _window(query)).encode()).digest()[:16]
+
+
+def _window(query: Mapping[str, Any]) -> str:
+    return _SEPARATOR + _SEPARATOR.join((query["facet"], query["unit"], str(query["units"]), query["unit_reference"]))
+
+
+class Form:
+    """What objects of one kind must be: their keys in order, and each key's type."""
+
+    def __init__(self, columns: tuple[Column, ...]) -> None:
+        self._columns = columns
+        self._names = tuple(column.name for column in columns)
+        # One look-up instead of one question for each key: a row is looked at a million times.
+        self._fitting = frozenset(product(*(_types_of(column) for column in columns)))
+
+    def misfit(self, row: Any) -> str | None:
+        """Say what is wrong with an object's keys and types, if anything."""
+        if type(row) is dict and tuple(row) == self._names and tuple(map(type, row.values())) in self._fitting:
+            return None
+        return self._explain(row)
+
+    def _explain(self, row: Any) -> str:
+        if isinstance(row, Bad):
+            return str(row)
+        if type(row) is not dict:
+            return "not a JSON object"
+        for name in self._names:
+            if name not in row:
+                return f"{name} is missing"
+        for name in row:
+            if name not in self._names:
+                return f"{name} is no key of a row"
+        for column in self._columns:
+            if type(row[column.name]) not in _types_of(column):
+                null = ", or null" if column.nullable else ""
+                return f"{column.name} is not {column.kind}{null}"
+        return "its keys are not in their order"
+
+
+def _types_of(column: Column) -> tuple[type, ...]:
+    own = _TYPES[column.kind]
+    return (own, NoneType) if column.nullable else (own,)
+
+
+class _Common:
+    """What rows of both shapes have: the query, the run, when they were fetched."""
+
+    def __init__(self, shape: Shape, query: Mapping[str, Any], run_id: str, found: Found) -> None:
+        self.calls = 0
+        self._found = found
+        self._form = Form(COLUMNS[shape])
+        self._size = query["size"]
+        self._pinned_names = ("run_id", *_QUERY, "schema_version")
+        self._pinned_of = itemgetter(*self._pinned_names)
+        self._pinned = (run_id, *(query[name] for name in _QUERY), SCHEMA_VERSION)
+        self._window = _window(query)
+        self._fetched_at = ""
+        self._earliest, self._latest = "", ""
+
+    @property
+    def fetched(self) -> list[str]:
+        """Give the earliest and the latest moment at which rows were fetched."""
+        return [self._earliest, self._latest] if self._earliest else []
+
+    def _misfit(self, row: Any) -> str | None:
+        """Say what is wrong with what both shapes have, if anything."""
+        if misfit := self._form.misfit(row):
+            return misfit
+        if self._pinned_of(row) != self._pinned:
+            for name, has, wanted in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
+                if has != wanted:
+                    return f"{name} is {has!r:.60}, and {wanted!r:.60} in the manifest"
+        if row["fetched_at"] != self._fetched_at:
+            if not is_moment(row["fetched_at"]):
+                return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
+            self._fetched_at = row["fetched_at"]
+            self._earliest = min(self._earliest or self._fetched_at, self._fetched_at)
+            self._latest = max(self._latest, self._fetched_at)
+        units = row["units_returned"]
+        if units is not None and not -INT64_MAX <= units <= INT64_MAX:
+            return "units_returned has more than 64 bits"
+        if not 0 <= row["clicks_listed"] <= INT64_MAX:
+            return "clicks_listed is no count"
+        return None
+
+
+class Nested(_Common):
+    """Rows that are calls."""
+
+    def __init__(self, query: Mapping[str, Any], run_id: str, found: Found) -> None:
+        super().__init__(Shape.NESTED, query, run_id, found)
+
+    def look(self, number: int, row: Any) -> bytes | None:
+        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+        self.calls += 1
+        misfit = self._misfit(row) or self._misfit_of_metrics(row, row["metrics"])
+        if not misfit:
+            key = hashlib.sha256((row["bitlink"] + self._window).encode()).digest()[:16]
+            if key.hex() == row["record_id"]:
+                return key
+            misfit = "record_id is not the one of its call"
+        self._found(number, misfit)
+        return None
+
+    def _misfit_of_metrics(self, row: dict[str, Any], metrics: list[Any]) -> str | None:
+        clicked = 0
+        if metrics:
+            if set(map(type, metrics)) != {dict} or set(map(tuple, metrics)) != _METRIC:
+                return "an entry of metrics is not value and clicks"
+            clicks = [metric["clicks"] for metric in metrics]
+            if set(map(type, clicks)) != {int} or min(clicks) < 0:
+                return "clicks in metrics is no count"
+            if {type(metric["value"]) for metric in metrics} != {str}:
+                return "a value in metrics is no text"
+            clicked = sum(clicks)
+        return _misfit_of_sums(row, clicked, len(metrics), self._size)
+
+    def end(self) -> None:
+        """Nothing goes over several rows."""
+
+
+class Flat(_Common):
+    """Rows that are a call's metrics, or its one row of nulls: a call's rows follow each other."""
+
+    def __init__(self, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
+        super().__init__(Shape.FLAT, query, run_id, found)
+        self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in _OWN))
+        self._call = call
+        self._no_metrics = False
+        self._now: tuple[Any, ...] | None = None
+        self._first: dict[str, Any] = {}
+        self._last = 0
+        self._metrics = self._clicks = 0
+        self._seen: dict[str, int] = {}
+        self._begun = hashlib.sha256()
+
+    def look(self, number: int, row: Any) -> bytes | None:
+        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+        misfit = self._misfit(row)
+        if misfit:
+            self._found(number, misfit)
+            return None
+        misfit = None
+        if (call := self._call_of(row)) != self._now:
+            misfit = self._misfit_of_call(row)
+            if not misfit:
+                self.end()
+                self._begin(call, row)
+        self._last = number
+        misfit = self._misfit_of_metric(row["value"], row["clicks"]) or misfit
+        if not misfit:
+            key = self._key(row["value"])
+            if key.hex() == row["record_id"]:
+                return key
+            misfit = "record_id is not the one of its call and value"
+        self._found(number, misfit)
+        return None
+
+    def _misfit_of_call(self, row: dict[str, Any]) -> str | None:
+        """Say what a row has that the first one of its call has not, if the row before it is of the same call."""
+        if self._now is None or row["bitlink"] != self._first["bitlink"]:
+            return None
+        other = next(name for name in self._first if name not in _OWN and row[name] != self._first[name])
+        return f"{other} is not that of its call's first row"
+
+    def _begin(self, call: tuple[Any, ...], row: dict[str, Any]) -> None:
+        self.calls += 1
+        self._now, self._first = call, row
+        self._metrics = self._clicks = 0
+        self._no_metrics = False
+        self._seen = {}
+        whole = row["bitlink"] + self._window
+        self._begun = hashlib.sha256((whole + _SEPARATOR).encode())
+        self._call(hashlib.sha256(whole.encode()).digest()[:16])
+
+    def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
+        if self._no_metrics or value is None or clicks is None:
+            if value is None and clicks is None and not self._no_metrics and not self._metrics:
+                self._no_metrics = True
+                return None
+            return "value and clicks are null only together, in the one row of a call without metrics"
+        self._metrics += 1
+        self._clicks += clicks
+        return None if 0 <= clicks <= INT64_MAX else "clicks is no count"
+
+    def _key(self, value: str | None) -> bytes:
+        times = 0
+        if value is not None:
+            times = self._seen[value] = self._seen.get(value, 0) + 1
+        digest = self._begun.copy()
+        digest.update(f"{times}{_SEPARATOR}{value or ''}".encode())
+        return digest.digest()[:16]
+
+    def end(self) -> None:
+        """The call's rows are over: do they add up?"""
+        if self._now is not None:
+            misfit = _misfit_of_sums(self._first, self._clicks, self._metrics, self._size)
+            if misfit:
+                self._found(self._last, f"up to here, for {self._first['bitlink']}: {misfit}")
+        self._now = None
+
+
+def _misfit_of_sums(row: Mapping[str, Any], clicks: int, metrics: int, size: int) -> str | None:
+    if row["clicks_listed"] != clicks:
+        return f"clicks_listed is {row['clicks_listed']}, and its metrics add up to {clicks}"
+    if row["truncated"] is not (metrics == size):
+        return f"truncated is {str(row['truncated']).lower()}, and {metrics} of {size} metrics are there"
+    return None
