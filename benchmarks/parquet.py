@@ -15,8 +15,8 @@ from statistics import median
 from benchmarks.measuring import Used, run
 from benchmarks.verify import QUERY
 from harvester.bitly.verdicts import Answer
-from harvester.rows.encode import Format, Making, Measured, pour
-from harvester.rows.row import RowMaker
+from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
+from harvester.rows.row import RowBuilder
 from harvester.rows.schema import COLUMNS, Kind, Shape
 from harvester.sandbox import metrics_for
 
@@ -34,7 +34,7 @@ _TYPES = {
 
 def rows() -> Iterator[bytes]:
     """Yield rows without end, each another link's with referrers of its own."""
-    maker, number = RowMaker(QUERY, "9a0822b22f12"), 0
+    maker, number = RowBuilder(QUERY, "9a0822b22f12"), 0
     while True:
         link = f"bit.ly/3{number:07x}"
         metrics = metrics_for(link, "referrers", 50)["metrics"]
@@ -48,7 +48,7 @@ def by_pyarrow(lines: Path | None, count: int, target: Path) -> None:
     with ExitStack() as stack:
         source = stack.enter_context(lines.open("rb")) if lines else rows()
         target_stream = stack.enter_context(target.open("wb"))
-        pour(islice(source, count), Measured(target_stream), Making(Format.PARQUET, Shape.NESTED))
+        write_part(islice(source, count), HashingWriter(target_stream), PartFormat(Format.PARQUET, Shape.NESTED))
 
 
 def by_duckdb(lines: Path | None, count: int, target: Path) -> None:  # noqa: ARG001 - all rows of lines

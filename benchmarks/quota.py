@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
-from harvester.budget.limits import Account, Wanted
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, RequestedLimits
 from tests.simulated import World
 from tests.virtual import THREADED, at_once
 from tests.weeks import Weeks
@@ -38,27 +38,27 @@ class Case(NamedTuple):
 
 
 def _hour(folder: Path) -> Weeks:
-    return Weeks(folder, World(), Wanted(per_month=NO_MONTH), 50_000)
+    return Weeks(folder, World(), RequestedLimits(per_month=NO_MONTH), 50_000)
 
 
 def _minute(folder: Path) -> Weeks:
-    world, wanted = World(per_hour=0), Wanted(per_minute=100, per_hour=0, per_month=NO_MONTH)
+    world, wanted = World(per_hour=0), RequestedLimits(per_minute=100, per_hour=0, per_month=NO_MONTH)
     return Weeks(folder, world, wanted, 20_000, promised=(100, 0))
 
 
 def _unknown(per_minute: int, per_hour: int) -> Callable[[Path], Weeks]:
     world = World(per_minute=per_minute, per_hour=per_hour, tells=False)
-    return lambda folder: Weeks(folder, world, Wanted(per_month=NO_MONTH), 10_000)
+    return lambda folder: Weeks(folder, world, RequestedLimits(per_month=NO_MONTH), 10_000)
 
 
 def _shared(folder: Path) -> Weeks:
     world = World(others_per_hour=300, others_busy=lambda seconds: seconds // 3600 % 3 == 0)
-    return Weeks(folder, world, Wanted(per_month=NO_MONTH), 30_000, seed=2)
+    return Weeks(folder, world, RequestedLimits(per_month=NO_MONTH), 30_000, seed=2)
 
 
 def _outage(folder: Path) -> Weeks:
     world = World(per_hour=0, outages=[(1500.0, 2100.0)], errors=0.0)
-    return Weeks(folder, world, Wanted(per_hour=0, per_month=NO_MONTH), 5_000, promised=(100, 0))
+    return Weeks(folder, world, RequestedLimits(per_hour=0, per_month=NO_MONTH), 5_000, promised=(100, 0))
 
 
 def cases() -> list[Case]:
@@ -79,7 +79,7 @@ def six_weeks(weeks: int) -> Case:
     from tests.test_six_weeks import shared_world  # noqa: PLC0415 - it imports pytest
 
     def made(folder: Path) -> Weeks:
-        return Weeks(folder, shared_world(), Wanted(per_month=400_000), weeks * HOURS_A_WEEK * 1000)
+        return Weeks(folder, shared_world(), RequestedLimits(per_month=400_000), weeks * HOURS_A_WEEK * 1000)
 
     return Case(f"{weeks} weeks", made, Weeks.shared_utilisation, 0.98)
 
@@ -101,17 +101,17 @@ def measure(case: Case, folder: Path) -> bool:
     return held
 
 
-def take_cost(folder: Path, wanted: Wanted) -> float:
+def take_cost(folder: Path, wanted: RequestedLimits) -> float:
     """Give the µs of CPU that counting an attempt takes, without the disk's part."""
     with (
         tempfile.TemporaryDirectory(prefix="harvester-quota-", dir=folder) as place,
-        closing(Book(f"{place}/budget.sqlite")) as book,
+        closing(BudgetDatabase(f"{place}/budget.sqlite")) as book,
     ):
         book.set_fast(fast=True)
         budget = Budget(book, Account("bitly:443", "token", "account"), "endpoint", wanted)
         began = time.process_time()
         for _ in range(TAKES):
-            assert budget.take() is None
+            assert budget.try_acquire() is None
         return (time.process_time() - began) / TAKES * 1e6
 
 
@@ -123,7 +123,7 @@ def main() -> int:
     options = parser.parse_args()
     for module in THREADED:
         vars(module)["in_daemon"] = at_once
-    for name, wanted in (("with limits", Wanted(10**6, 10**8, 10**9)), ("without", Wanted(0, 0, 0))):
+    for name, wanted in (("with limits", RequestedLimits(10**6, 10**8, 10**9)), ("without", RequestedLimits(0, 0, 0))):
         print(f"counting an attempt {name}: {take_cost(options.folder, wanted):.1f} µs of CPU")
     held = [measure(case, options.folder) for case in [*cases(), six_weeks(options.weeks)]]
     return 0 if all(held) else 1

@@ -14,11 +14,11 @@ from typing import Any
 from benchmarks.measuring import run
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
-from harvester.dataset.opening import opened
+from harvester.dataset.opening import open_dataset
 from harvester.dataset.publisher import write_failures, write_manifest, write_success
-from harvester.rows.encode import Asked, Format
+from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.storage.location import resolve
 
@@ -51,10 +51,10 @@ ANSWER = Answer(
 
 
 @contextmanager
-def fill(out: Path, calls: int, made: tuple[Format, Shape]) -> Iterator[Store]:
+def fill(out: Path, calls: int, made: tuple[Format, Shape]) -> Iterator[Dataset]:
     """Begin an output, commit rows as a run does, and end their part; publishing is left to be done."""
-    policy = PartPolicy(1_000_000, 2**40)
-    with opened(resolve(str(out)), QUERY, policy, print, asked=Asked(*made)) as store:
+    policy = PartLimits(1_000_000, 2**40)
+    with open_dataset(resolve(str(out)), QUERY, policy, print, asked=RequestedPartFormat(*made)) as store:
         moment = str(store.ledger.meta()["started"])
         for number in range(calls):
             link = f"bit.ly/3{number:07x}"
@@ -74,10 +74,10 @@ def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
         finish(store, calls)
 
 
-def finish(store: Store, calls: int) -> None:
+def finish(store: Dataset, calls: int) -> None:
     """Write what stands beside the rows."""
     listed = dict.fromkeys(("blank", "comments", "headers", "invalid", "duplicates"), 0)
-    budget: dict[str, Any] = {"account": "", "token": "", "binds": None, "windows": []}
+    budget: dict[str, Any] = {"account": "", "token": "", "limited_by": None, "windows": []}
     ended = {"complete": True, "stopped": None, "input_read_to_end": True, "budget": budget, "pending": 0}
     invocation = {"number": store.invocation, "started": str(store.ledger.meta()["started"]), "lists": [], "calls": 0}
     invocation |= {"last_verdict": None, "rate": {"calls": 0, "seconds": 0}}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         LinkRefused,
         NoRow,
         OutputError,
-        Stopped,
+        RunStopped,
         UsageError,
     )
 
@@ -31,7 +31,7 @@ __all__ = [
     "LinkRefused",
     "NoRow",
     "OutputError",
-    "Stopped",
+    "RunStopped",
     "UsageError",
     "harvest",
     "metrics",

@@ -19,9 +19,9 @@ import orjson
 from harvester.bitly.bitlinks import parse
 from harvester.config.keywords import (
     AnyPath,
-    HarvestOptions,
-    MetricsOptions,
-    StreamOptions,
+    HarvestKeywords,
+    MetricsKeywords,
+    StreamKeywords,
     TokenGiven,
     path_of,
     run_options,
@@ -30,16 +30,16 @@ from harvester.config.keywords import (
 from harvester.config.options import RunOptions
 from harvester.config.parsing import laid_out
 from harvester.dataset.publisher import MANIFEST
-from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import LinkFailed, LinkRefused, OutputError, Stopped, UsageError
-from harvester.links.feed import Given, Links, lists_of
-from harvester.progress import Outcome
+from harvester.dataset.stream_publisher import QueueSink
+from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
+from harvester.links.feed import IterableFeed, Links, lists_of
+from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
-from harvester.reporting.logs import LogWatcher
+from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
-from harvester.run.assembly import job_of
-from harvester.run.job import Flowing
-from harvester.shutdown import Reason, Stopper
+from harvester.run.assembly import build_job
+from harvester.run.job import RowStream
+from harvester.shutdown import ShutdownSignal, StopReason
 from harvester.storage.location import STDOUT, resolve
 from harvester.threads import in_daemon
 
@@ -58,7 +58,7 @@ _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 async def harvest(
-    links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestOptions]
+    links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
 ) -> dict[str, Any]:
     """Harvest links into a folder or a growing file; the same call again resumes. Gives `_manifest.json` as a dict.
 
@@ -75,13 +75,13 @@ async def harvest(
     target = path_of("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = laid_out(run_options(options, HarvestOptions, target))
-    lists, watcher = lists_of(links), LogWatcher()
+    chosen = laid_out(run_options(options, HarvestKeywords, target))
+    lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
-    metrics = exporter_for(chosen.output, watcher.warn)
-    job = await in_daemon(partial(job_of, lists, chosen, watcher.warn, read_token, metrics=metrics))
+    metrics = exporter_for(chosen.output, observer.warn)
+    job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, metrics=metrics))
     path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)  # now: the working directory may change
-    outcome = await jobs.run(job, Stopper(), watcher)
+    outcome = await jobs.run(job, ShutdownSignal(), observer)
     _raise_for(lists, outcome)
     return await in_daemon(partial(_object_in, path))
 
@@ -91,7 +91,7 @@ def stream(
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
-    **options: Unpack[StreamOptions],
+    **options: Unpack[StreamKeywords],
 ) -> AsyncGenerator[Row, None]:
     """Give rows as they come, in no order; nothing is kept. A slow consumer slows the calls.
 
@@ -103,11 +103,11 @@ def stream(
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
-    chosen = run_options(options, StreamOptions, STDOUT)
+    chosen = run_options(options, StreamKeywords, STDOUT)
     return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure))
 
 
-async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsOptions]) -> Row:
+async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
     """Give one link's row. bitlink: in any form that a list may have.
 
     A few of these go at once, the others wait; for many links take `stream`.
@@ -119,11 +119,11 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     if not isinstance(bitlink, str):
         raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
     name = parse(bitlink)
-    chosen = run_options(options, MetricsOptions, STDOUT)
+    chosen = run_options(options, MetricsKeywords, STDOUT)
     read_token = token_reader(token, chosen)
     failures: list[Row] = []
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
-    async with turns, aclosing(_rows(Given([name]), chosen, read_token, failures.append, learn=False)) as rows:
+    async with turns, aclosing(_rows(IterableFeed([name]), chosen, read_token, failures.append, learn=False)) as rows:
         found = [row async for row in rows]
     if found:
         return found[0]
@@ -141,7 +141,7 @@ class _Stream(AsyncGenerator[Row, None]):
     async def asend(self, value: None) -> Row:
         """Give the next row."""
         if self._rows.ag_frame is None and not self._over:
-            raise Stopped(_CANCELLED, _CUT)
+            raise RunStopped(_CANCELLED, _CUT)
         try:
             return await self._rows.asend(value)
         except asyncio.CancelledError:
@@ -161,7 +161,7 @@ class _Stream(AsyncGenerator[Row, None]):
 
 
 async def _rows(
-    lists: list[str] | Given,
+    lists: list[str] | IterableFeed,
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
@@ -169,20 +169,20 @@ async def _rows(
     learn: bool = True,
 ) -> AsyncGenerator[Row, None]:
     """Yield rows. learn: ask Bitly for its limits, which is not worth a helper call for one link."""
-    sink = RowSink()
-    watcher = LogWatcher(on_failure, sink.leave)
-    job = await in_daemon(partial(job_of, lists, options, watcher.warn, read_token, sink))
+    sink = QueueSink()
+    observer = LoggingObserver(on_failure, sink.leave)
+    job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
     job = replace(job, harvesting=replace(job.harvesting, learn=learn))
-    watcher.query = job.query
-    async with Flowing(job, sink, Stopper(), watcher) as rows:
+    observer.query = job.query
+    async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
         async for line in rows:
             yield orjson.loads(line)
-    if watcher.error is not None:
-        raise watcher.error
+    if observer.error is not None:
+        raise observer.error
     outcome = rows.outcome()
     _raise_for(lists, outcome)
     if stop := outcome.stop:
-        raise Stopped(stop.reason.value, stop.message, stop.until)
+        raise RunStopped(stop.reason.value, stop.message, stop.until)
 
 
 def _object_in(path: str) -> dict[str, Any]:
@@ -191,9 +191,9 @@ def _object_in(path: str) -> dict[str, Any]:
     return found
 
 
-def _raise_for(lists: list[str] | Given, outcome: Outcome) -> None:
+def _raise_for(lists: list[str] | IterableFeed, outcome: RunOutcome) -> None:
     """Raise what the caller's iterable has raised, and what made the output unfit to be trusted."""
-    if isinstance(lists, Given) and lists.error is not None:
+    if isinstance(lists, IterableFeed) and lists.error is not None:
         raise lists.error
-    if outcome.stop is not None and outcome.stop.reason is Reason.OUTPUT:
+    if outcome.stop is not None and outcome.stop.reason is StopReason.OUTPUT:
         raise OutputError(outcome.stop.message)

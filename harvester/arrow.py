@@ -14,7 +14,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
 from harvester.storage.location import GROWING_ENDINGS
-from harvester.storage.object_store import Objects, is_url, open_store
+from harvester.storage.object_store import ObjectStorage, is_url, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
     return table.cast(schema)  # which says what is never null
 
 
-def _shape_of(out: str, objects: Objects | None) -> Shape:
+def _shape_of(out: str, objects: ObjectStorage | None) -> Shape:
     """Give the shape that the rows have, as the manifest says."""
     if objects:
         return Shape(orjson.loads(objects.get(MANIFEST) or b"{}").get("shape", Shape.NESTED))
@@ -97,7 +97,7 @@ def _shape_of(out: str, objects: Objects | None) -> Shape:
         return Shape.NESTED
 
 
-def _tables(arrow: Any, out: str, schema: "pa.Schema", objects: Objects | None) -> Iterator["pa.Table"]:
+def _tables(arrow: Any, out: str, schema: "pa.Schema", objects: ObjectStorage | None) -> Iterator["pa.Table"]:
     """Yield what was published, a table for each file."""
     if objects:
         yield from _parts_in_store(arrow, objects, schema)
@@ -117,7 +117,7 @@ def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
             continue  # a loader has taken it just now
 
 
-def _parts_in_store(arrow: Any, objects: Objects, schema: "pa.Schema") -> Iterator["pa.Table"]:
+def _parts_in_store(arrow: Any, objects: ObjectStorage, schema: "pa.Schema") -> Iterator["pa.Table"]:
     for name, form in _parts_among([thing.name for thing in objects.listing()], objects.url):
         chunks = objects.chunks(name)
         if chunks is not None:

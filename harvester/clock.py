@@ -16,7 +16,7 @@ class Clock:
     def __init__(self) -> None:
         self.boot = _boot_id()
 
-    def elapsed(self) -> float:
+    def boot_seconds(self) -> float:
         """Give seconds that no step of the wall clock moves, alike for all processes since the machine's start."""
         # On Linux this goes on while the machine sleeps, as Bitly's windows do; elsewhere a sleep makes us careful.
         return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
@@ -34,14 +34,14 @@ def _boot_id() -> str:
         return ""
 
 
-def moment(seconds: float) -> datetime:
+def from_epoch(seconds: float) -> datetime:
     """Give seconds since 1970 as a moment in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def month_of(seconds: float) -> str:
     """Name the calendar month, UTC, of seconds since 1970: `2026-11`."""
-    return moment(seconds).strftime("%Y-%m")
+    return from_epoch(seconds).strftime("%Y-%m")
 
 
 def next_month(now: datetime) -> datetime:
@@ -50,6 +50,6 @@ def next_month(now: datetime) -> datetime:
     return (first + timedelta(days=32)).replace(day=1)
 
 
-def utc_text(moment: datetime) -> str:
+def utc_iso(moment: datetime) -> str:
     """Write a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"

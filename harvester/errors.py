@@ -14,7 +14,7 @@ HarvesterError
 └── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
     ├── StoreRefused    an object store refuses us, and will again: mend what the text names, then run again
     ├── BudgetBusy      another process holds the budget's file: ask again in a moment
-    └── ConsumerGone    nobody reads standard output any more: end quietly
+    └── ReaderClosed    nobody reads standard output any more: end quietly
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class InvalidBitlink(HarvesterError):
     """A line is not a bitlink; the text is the reason, without the line."""
 
 
-class Stopping(HarvesterError):
+class RunStopping(HarvesterError):
     """The run is ending, so what was being waited for will not be sent."""
 
 
@@ -49,7 +49,7 @@ class ConnectionsBusy(HarvesterError):
     """As many live processes share this machine's connections as there are connections."""
 
 
-class Stopped(HarvesterError):
+class RunStopped(HarvesterError):
     """A run ended before its list did.
 
     reason: a word for programs, as in the manifest's `stopped`. message: for a person. until: when to run again, UTC,
@@ -95,7 +95,7 @@ class StoreRefused(OutputError):
     """An object store refuses the credentials, the clock or the region: asking again changes nothing."""
 
 
-class ConsumerGone(OutputError):
+class ReaderClosed(OutputError):
     """The reader of standard output has closed its end."""
 
 

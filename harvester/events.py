@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
-from harvester.progress import Status
+from harvester.progress import RunProgress
 
 Field: TypeAlias = object
 """What JSON has, and moments."""
@@ -18,10 +18,10 @@ class Event(StrEnum):
     LIST_COUNTED = "list.counted"
     MONTH_SHORT = "month.short"
     BUDGET_DESCRIBED = "budget.described"
-    LIMITS_TOLD = "limits.told"
-    LIMITS_UNTOLD = "limits.untold"
+    LIMITS_REPORTED = "limits.reported"
+    LIMITS_UNAVAILABLE = "limits.unavailable"
     LINE_INVALID = "line.invalid"
-    LINES_HUSHED = "line.hushed"
+    LINES_SUPPRESSED = "line.suppressed"
     CALL_FAILED = "call.failed"
     PROGRESS = "progress"
     NOTE = "note"
@@ -32,7 +32,7 @@ class Event(StrEnum):
     RUN_CRASHED = "run.crashed"
 
 
-_WARNINGS = {Event.LINE_INVALID, Event.LINES_HUSHED, Event.CALL_FAILED, Event.WARNING, Event.RUN_STOPPING}
+_WARNINGS = {Event.LINE_INVALID, Event.LINES_SUPPRESSED, Event.CALL_FAILED, Event.WARNING, Event.RUN_STOPPING}
 _ERRORS = {Event.RUN_REFUSED, Event.RUN_CRASHED}
 
 
@@ -43,7 +43,7 @@ def level(event: Event) -> str:
     return "warning" if event in _WARNINGS else "info"
 
 
-class Told(NamedTuple):
+class EventMessage(NamedTuple):
     """An event with its text for a person and its fields for a program."""
 
     event: Event
@@ -51,7 +51,7 @@ class Told(NamedTuple):
     fields: Mapping[str, Field]
 
 
-class Invalid(NamedTuple):
+class InvalidLine(NamedTuple):
     """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
 
     text: str
@@ -60,10 +60,10 @@ class Invalid(NamedTuple):
     line: int
 
 
-class Watcher(Protocol):
+class RunObserver(Protocol):
     """Whom a harvest tells what a person may want to know."""
 
-    def invalid(self, line: Invalid) -> None:
+    def invalid(self, line: InvalidLine) -> None:
         """A line of the list is no bitlink."""
 
     def failure(self, line: bytes) -> None:
@@ -75,5 +75,5 @@ class Watcher(Protocol):
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
         """Something that is as it should be, and takes a while: in words, and for programs as an event with fields."""
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunProgress) -> None:
         """Some time has passed."""

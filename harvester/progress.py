@@ -21,13 +21,13 @@ class WindowState(NamedTuple):
     source: str
 
     @property
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         """How many attempts may still go; None without a limit."""
         return max(self.limit - self.used, 0) if self.limit else None
 
 
 @dataclass(slots=True)
-class Counters:
+class AttemptCounts:
     """Attempts of this run, and among them those that repeated one or were throttled.
 
     helper: requests beside them that asked for Bitly's own limits; the month counts them too.
@@ -39,7 +39,7 @@ class Counters:
     helper: int = 0
 
 
-class Waiting(NamedTuple):
+class WaitReason(NamedTuple):
     """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC).
 
     why: what an outage looked like lately.
@@ -52,7 +52,7 @@ class Waiting(NamedTuple):
 
 
 @dataclass(slots=True)
-class Listed:
+class ListCounts:
     """The present list, line by line: lines = blank + comments + headers + invalid + duplicates + links."""
 
     lines: int = 0
@@ -64,7 +64,7 @@ class Listed:
     links: int = 0
 
 
-WINDOWS = {
+WAIT_REASONS = {
     "pace": "the minute's pace",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
@@ -78,10 +78,10 @@ WINDOWS = {
 
 
 @dataclass(slots=True)
-class Status:
+class RunProgress:
     """How far a run is; what the progress line and the manifest are made from.
 
-    asked: calls made in this run. known: links that needed none, left_failed: those among them that have failed too
+    asked: calls made in this run. known: links that needed none, given_up: those among them that have failed too
     often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last
     attempt failed, if it did so in passing.
 
@@ -90,18 +90,18 @@ class Status:
     ends: when all would be settled, as far as that can be known; spent: when the month will be spent before that.
     """
 
-    listed: Listed = field(default_factory=Listed)
+    listed: ListCounts = field(default_factory=ListCounts)
     read_to_end: bool = False
     asked: int = 0
     rows: int = 0
     refused: int = 0
     failed: int = 0
     known: int = 0
-    left_failed: int = 0
+    given_up: int = 0
     pending: int = 0
-    waiting: Waiting | None = None
+    waiting: WaitReason | None = None
     trouble: str | None = None
-    attempts: Counters = field(default_factory=Counters)
+    attempts: AttemptCounts = field(default_factory=AttemptCounts)
     to_make: int | None = None
     most: int | None = None
     windows: Sequence[WindowState] = ()
@@ -122,16 +122,16 @@ class Status:
         return None if self.to_make is None else max(self.to_make - self.settled, self.pending)
 
     @property
-    def left(self) -> int | None:
+    def remaining(self) -> int | None:
         """Calls that this run has still to make; None while that is not known."""
         left = self.outstanding
         return left if left is None or self.most is None else min(left, max(self.most - self.settled, 0))
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """How a run ended. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
 
     complete: bool
     stop: Stop | None
-    status: Status
+    status: RunProgress

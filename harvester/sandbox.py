@@ -23,7 +23,7 @@ from aiohttp import web
 
 from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS, plan_limits_target
 from harvester.bitly.facets import FACETS, Metric
-from harvester.bitly.query import MAX_CONNECTIONS, endpoint
+from harvester.bitly.query import MAX_CONNECTIONS, endpoint_of
 
 _VALUES: dict[str, tuple[str, ...]] = {
     "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
@@ -171,7 +171,7 @@ class Sandbox:
         if refusal := self._refused_helper(request):
             return refusal
         asked, hour = request.query.get("path", ""), int((self._clock() - self._began) // 3600)
-        known = asked in {endpoint(facet) for facet in FACETS.values()}
+        known = asked in {endpoint_of(facet) for facet in FACETS.values()}
         if not known or not self.options.per_hour:
             return _json(200, {"platform_limits": []})
         method = {"name": "GET", "limit": self.options.per_hour, "count": self._used["hour metrics", hour]}

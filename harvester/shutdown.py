@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from harvester.errors import Stopping
+from harvester.errors import RunStopping
 
 T = TypeVar("T")
 
 
-class Reason(StrEnum):
+class StopReason(StrEnum):
     """Why a run stopped; written to the manifest, and turned into an exit code by the command."""
 
     SIGNAL = "signal"
@@ -38,12 +38,12 @@ class Reason(StrEnum):
 class Stop:
     """Why a run ends early. message: for a person, with what to do next. until: when to run again, UTC, if known."""
 
-    reason: Reason
+    reason: StopReason
     message: str
     until: str | None = None
 
 
-class Stopper:
+class ShutdownSignal:
     """The switch that ends a run: whoever finds a reason turns it, and whoever waits is woken by it."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Stopper:
         """Return when the run is to end."""
         await self._turned.wait()
 
-    async def pause(self, seconds: float) -> None:
+    async def sleep_unless_stopping(self, seconds: float) -> None:
         """Sleep, unless the run ends meanwhile.
 
         Raises:
@@ -71,9 +71,9 @@ class Stopper:
                 await self._turned.wait()
         except TimeoutError:
             return
-        raise Stopping
+        raise RunStopping
 
-    async def guard(self, work: Awaitable[T]) -> T:
+    async def unless_stopping(self, work: Awaitable[T]) -> T:
         """Await work, and give it up when the run ends first.
 
         Raises:
@@ -81,14 +81,14 @@ class Stopper:
         """
         if self.stop is not None:
             _drop(work)
-            raise Stopping
+            raise RunStopping
         task = asyncio.ensure_future(work)
         turned = asyncio.ensure_future(self._turned.wait())
         try:
             await asyncio.wait({task, turned}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise Stopping
+            raise RunStopping
         finally:
             turned.cancel()
             task.cancel()

@@ -15,7 +15,7 @@ class ReaderGone(Exception):
     """The reader has closed the channel: nothing that is put into it is read any more."""
 
 
-class Channel(Generic[T]):
+class ThreadToLoopQueue(Generic[T]):
     """Made and read in an event loop, written in one thread. room: things that may wait in it."""
 
     def __init__(self, room: int) -> None:

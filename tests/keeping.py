@@ -1,9 +1,9 @@
 """Does with an open store what a run's keeper does."""
 
-from harvester.dataset.dataset import Store
+from harvester.dataset.dataset import Dataset
 
 
-def keep(store: Store) -> None:
+def keep(store: Dataset) -> None:
     """Commit what was recorded, and publish what is due."""
     store.commit(store.take_batch())
     if store.due:

@@ -18,12 +18,12 @@ import orjson
 from yarl import URL
 
 from harvester.bitly.account_limits import PLATFORM_LIMITS
-from harvester.client.connection_slots import Slots
+from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
 from harvester.dataset.ledger import Entry, Known, State, Totals
-from harvester.storage.location import Form
+from harvester.storage.location import OutputKind
 from tests.virtual import VirtualClock
 
 ROW = b'{"metrics":[{"value":"direct","clicks":3}],"units":30}'
@@ -79,7 +79,7 @@ class SimulatedBitly:
         self.world = world
         self.clock = clock
         self.rng = rng
-        self.began = clock.elapsed()
+        self.began = clock.boot_seconds()
         self.answered: Counter[str] = Counter()
         self.last_at = self.began
         self.attempts = self.throttled = self.failed = self.helped = self.others = 0
@@ -96,7 +96,7 @@ class SimulatedBitly:
 
     @property
     def seconds(self) -> float:
-        return self.clock.elapsed() - self.began
+        return self.clock.boot_seconds() - self.began
 
     def out(self) -> bool:
         return self._within(self.world.outages)
@@ -115,7 +115,7 @@ class SimulatedBitly:
         bitlink = target.removeprefix("/v4/bitlinks/").partition("/referrers")[0]
         self.attempts += 1
         self._check_promises()
-        self.last_at = self.clock.elapsed()
+        self.last_at = self.clock.boot_seconds()
         if self.attempts % 100 == 0:
             self.reached_at.append(self.last_at)
         if self.out():
@@ -140,7 +140,7 @@ class SimulatedBitly:
 
     def _check_promises(self) -> None:
         # On its way it took up to half a second; arrivals are looked at in their order, when no earlier one can come.
-        now = self.clock.elapsed()
+        now = self.clock.boot_seconds()
         for at in self._due(now - JITTER_SECONDS):
             for promise in self._promised:
                 promise.check(at)
@@ -155,7 +155,7 @@ class SimulatedBitly:
 
     def _over_a_limit(self) -> tuple[int, bytes] | None:
         self.let_others_ask()
-        now = self.clock.elapsed()
+        now = self.clock.boot_seconds()
         if self._within(self.world.spent) or any(
             limit and self._count(name, now) >= limit for name, limit in self._limits()
         ):
@@ -182,7 +182,7 @@ class SimulatedBitly:
 
     def let_others_ask(self) -> None:
         """Count what others have asked since the last request, minute by minute, as far as the limits let them."""
-        now = self.clock.elapsed()
+        now = self.clock.boot_seconds()
         while self._others_seen + 60.0 <= now:
             at = self._others_seen = self._others_seen + 60.0
             if self.world.others_per_hour and self.world.others_busy(at - self.began):
@@ -205,7 +205,7 @@ class SimulatedBitly:
         method = {
             "name": "GET",
             "limit": self.world.told_per_hour or self.world.per_hour,
-            "count": self.world.count(self._count("hour", self.clock.elapsed())),
+            "count": self.world.count(self._count("hour", self.clock.boot_seconds())),
         }
         entry = {"endpoint": "/bitlinks/{bitlink}/referrers", "methods": [method]}
         return 200, orjson.dumps({"platform_limits": [entry]})
@@ -254,7 +254,7 @@ class Session:
         return None
 
 
-class AllSlots(Slots):
+class AllSlots(ConnectionSlots):
     """Every slot of the machine, without locks."""
 
     def __init__(self, most: int) -> None:
@@ -305,8 +305,8 @@ class MemoryStore:
     calls: dict[bytes, Known] = field(default_factory=dict)
     invocation: int = 0
     rows: Any = field(default_factory=_Rows)
-    place: Any = field(default_factory=lambda: SimpleNamespace(form=Form.FOLDER, out="memory"))
-    crowded: bool = False
+    place: Any = field(default_factory=lambda: SimpleNamespace(form=OutputKind.FOLDER, out="memory"))
+    backlogged: bool = False
     due: bool = False
     behind: bool = False
     waiting: int = 0

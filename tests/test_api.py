@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import harvester
-from harvester.config.keywords import HarvestOptions, StreamOptions, run_options
+from harvester.config.keywords import HarvestKeywords, StreamKeywords, run_options
 from harvester.config.options import AccessOptions, RunOptions, names_in
 from harvester.sandbox import metrics_for
 from tests.commands import ROOT, TOKEN, environment
@@ -86,7 +86,7 @@ async def test_a_refused_link_and_a_failed_one_raise_errors_that_tell_them_apart
 
 
 async def test_a_refused_token_raises_why_the_run_was_stopped(serve: Callable[..., Served]) -> None:
-    with pytest.raises(harvester.Stopped, match="Settings > API") as stopped:
+    with pytest.raises(harvester.RunStopped, match="Settings > API") as stopped:
         await harvester.metrics("bit.ly/a", **options(serve().url, token="revoked"))
     assert stopped.value.reason == "token_refused"
 
@@ -94,7 +94,7 @@ async def test_a_refused_token_raises_why_the_run_was_stopped(serve: Callable[..
 async def test_a_spent_month_raises_until_when(serve: Callable[..., Served]) -> None:
     given = options(serve().url, per_month=1)
     await harvester.metrics("bit.ly/a", **given)
-    with pytest.raises(harvester.Stopped) as stopped:
+    with pytest.raises(harvester.RunStopped) as stopped:
         await harvester.metrics("bit.ly/b", **given)
     assert stopped.value.reason == "month_spent"
     assert stopped.value.until is not None
@@ -384,7 +384,7 @@ async def test_a_stream_never_ends_early_as_if_it_were_complete(serve: Callable[
             found.append(row)  # noqa: PERF401 - it ends with an error
 
     given = options(serve().url, max_calls=30)
-    with pytest.raises(harvester.Stopped) as stopped:
+    with pytest.raises(harvester.RunStopped) as stopped:
         await read()
     assert len(found) == 30
     assert stopped.value.reason == "max_calls"
@@ -451,7 +451,7 @@ async def test_a_stream_whose_wait_was_cancelled_does_not_look_complete_to_who_r
         await waiting
     await nothing_left(tmp_path)
     for _ in range(2):
-        with pytest.raises(harvester.Stopped, match=r"asyncio\.timeout") as stopped:
+        with pytest.raises(harvester.RunStopped, match=r"asyncio\.timeout") as stopped:
             await anext(found)
         assert stopped.value.reason == "cancelled"
     await found.aclose()
@@ -464,7 +464,7 @@ def test_a_stream_that_ended_with_its_loop_does_not_look_complete_in_another(ser
         return found
 
     found = asyncio.run(begin())
-    with pytest.raises(harvester.Stopped, match="event loop is over"):
+    with pytest.raises(harvester.RunStopped, match="event loop is over"):
         asyncio.run(anext(found))
 
 
@@ -596,7 +596,7 @@ async def test_a_cancelled_harvest_can_be_resumed(tmp_path: Path, serve: Callabl
 
 async def test_a_long_wait_is_logged_once(serve: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
     given = options(serve().url, per_minute=0, per_hour=1, max_time="3s")
-    with pytest.raises(harvester.Stopped):
+    with pytest.raises(harvester.RunStopped):
         [row async for row in harvester.stream(["bit.ly/a", "bit.ly/b"], **given)]
     assert len(caplog.records) == 1
     assert "waiting for the hour's limit of 1, until" in caplog.text
@@ -705,7 +705,7 @@ async def test_a_token_is_given_once() -> None:
 
 def test_the_keywords_are_the_options_of_run() -> None:
     beside = {"out", "quiet", "log_format"}  # an argument of its own; nothing is said anyway
-    assert set(get_type_hints(HarvestOptions)) == set(names_in(RunOptions)) - beside
+    assert set(get_type_hints(HarvestKeywords)) == set(names_in(RunOptions)) - beside
 
 
 async def test_an_unknown_keyword_is_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -738,7 +738,7 @@ def test_values_may_be_what_python_has_for_them() -> None:
             "work_dir": Path("work"),
             "max_failures": 5,
         },
-        StreamOptions,
+        StreamKeywords,
         "-",
     )
     assert found.query.unit_reference == "2026-11-01T00:00:00+00:00"

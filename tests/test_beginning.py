@@ -13,14 +13,14 @@ import pytest
 
 from harvester.bitly.query import Query
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
-from harvester.budget.limits import Account, Wanted
-from harvester.dataset.dataset import PartPolicy, Store
-from harvester.dataset.opening import opened
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, RequestedLimits
+from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError
 from harvester.reporting.run_status import look
 from harvester.run.committer import announced
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 from harvester.storage.location import resolve
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
@@ -79,24 +79,24 @@ def test_a_list_that_is_refused_says_so_in_the_manifest(tmp_path: Path, serve: C
     seen = look(str(out))
     assert (seen.state, seen.manifest["stopped"]["reason"]) == ("stopped", "not_begun")
     assert f"harvester: {seen.manifest['stopped']['message']}" in done.stderr
-    assert seen.next.says.startswith("do what the message says")
+    assert seen.next.summary.startswith("do what the message says")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path) -> Iterator[Dataset]:
     query = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
-    with opened(resolve(str(tmp_path / "out"), None), query, PartPolicy(1000, 1_000_000), print) as store:
+    with open_dataset(resolve(str(tmp_path / "out"), None), query, PartLimits(1000, 1_000_000), print) as store:
         yield store
 
 
 @pytest.fixture
 def budget(quick_path: Path) -> Iterator[Budget]:
     with ExitStack() as stack:
-        book = stack.enter_context(closing(Book(str(quick_path / "budget.sqlite"))))
-        yield Budget(book, Account("api.example:443", "token", "acme"), "referrers", Wanted())
+        book = stack.enter_context(closing(BudgetDatabase(str(quick_path / "budget.sqlite"))))
+        yield Budget(book, Account("api.example:443", "token", "acme"), "referrers", RequestedLimits())
 
 
-async def test_the_manifest_is_renewed_until_the_list_is_read(store: Store, budget: Budget, tmp_path: Path) -> None:
+async def test_the_manifest_is_renewed_until_the_list_is_read(store: Dataset, budget: Budget, tmp_path: Path) -> None:
     shown: list[Mapping[str, Any]] = []
     often = asyncio.Event()
 
@@ -105,7 +105,7 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(store: Store, budg
         if len(shown) == 4:
             often.set()
 
-    async with announced(store, budget, ["links.txt"], Stopper(), show, seconds=0.0):
+    async with announced(store, budget, ["links.txt"], ShutdownSignal(), show, seconds=0.0):
         await often.wait()
     count = len(shown)
     await asyncio.sleep(0)
@@ -115,10 +115,10 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(store: Store, budg
 
 
 async def test_the_error_is_told_and_not_that_the_manifest_could_not_be_written_then(
-    store: Store, budget: Budget, tmp_path: Path
+    store: Dataset, budget: Budget, tmp_path: Path
 ) -> None:
     async def refuse() -> None:
-        async with announced(store, budget, ["links.txt"], Stopper(), None):
+        async with announced(store, budget, ["links.txt"], ShutdownSignal(), None):
             os.rename(tmp_path / "out", tmp_path / "elsewhere")
             raise UsageError("the list is none")
 

@@ -29,8 +29,8 @@ from harvester.bitly.verdicts import (
     Transient,
     Unknown,
     Unreadable,
+    classify,
     hint,
-    verdict,
 )
 from harvester.errors import InvalidBitlink
 
@@ -67,7 +67,7 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize("sample", SAMPLES, ids=[sample.stem for sample in SAMPLES])
 def test_each_sample_gets_its_verdict(sample: Path) -> None:
     said = load(sample)
-    found = verdict(
+    found = classify(
         said["status"],
         CIMultiDict(said["headers"]),
         said["body"].encode(),
@@ -92,25 +92,25 @@ def test_a_sample_says_its_rule_and_nothing_a_verdict_lacks() -> None:
 
 @pytest.mark.parametrize("facet", FACETS.values(), ids=list(FACETS))
 def test_the_recorded_shape_is_read_for_each_facet(facet: Any) -> None:
-    found = verdict(200, CIMultiDict(), b'{"metrics":[{"value":"FR","clicks":7}]}', facet)
+    found = classify(200, CIMultiDict(), b'{"metrics":[{"value":"FR","clicks":7}]}', facet)
     assert found == Answer([{"value": "FR", "clicks": 7}], 7, None, None)
 
 
 def test_what_was_not_understood_is_kept_up_to_2_kib() -> None:
     for status in (200, 418):
-        found = verdict(status, CIMultiDict(), b"x" * 10_000, REFERRERS)
+        found = classify(status, CIMultiDict(), b"x" * 10_000, REFERRERS)
         assert isinstance(found, Unreadable | Unknown)
         assert found.body == "x" * KEPT_BODY
 
 
 def test_keys_beside_value_and_clicks_do_not_reach_the_row() -> None:
-    found = verdict(200, CIMultiDict(), b'{"metrics":[{"value":"a","clicks":1,"new":{"x":[]}}]}', REFERRERS)
+    found = classify(200, CIMultiDict(), b'{"metrics":[{"value":"a","clicks":1,"new":{"x":[]}}]}', REFERRERS)
     assert isinstance(found, Answer)
     assert found.metrics == [{"value": "a", "clicks": 1}]
 
 
 def test_the_same_answer_with_another_message_case_means_the_same() -> None:
-    found = verdict(429, CIMultiDict(), b'{"message":" monthly_rate_limit_exceeded "}', REFERRERS)
+    found = classify(429, CIMultiDict(), b'{"message":" monthly_rate_limit_exceeded "}', REFERRERS)
     assert isinstance(found, MonthSpent)
 
 
@@ -157,7 +157,7 @@ HEADERS = st.dictionaries(
 
 @given(STATUSES, HEADERS, BODIES, st.booleans())
 def test_an_answer_of_any_bytes_gets_a_verdict(status: int, headers: dict[str, str], body: bytes, whole: bool) -> None:
-    found = verdict(status, CIMultiDict(headers), body, REFERRERS, whole=whole)
+    found = classify(status, CIMultiDict(headers), body, REFERRERS, whole=whole)
     assert isinstance(found, VERDICTS)
     assert isinstance(found, Answer | Unreadable) == (status == 200)
     json.dumps([plain(getattr(found, field.name)) for field in fields_of(found)], ensure_ascii=False).encode()
@@ -165,7 +165,7 @@ def test_an_answer_of_any_bytes_gets_a_verdict(status: int, headers: dict[str, s
 
 @given(BODIES)
 def test_an_answers_clicks_add_up_in_64_bits(body: bytes) -> None:
-    found = verdict(200, CIMultiDict(), body, REFERRERS)
+    found = classify(200, CIMultiDict(), body, REFERRERS)
     if isinstance(found, Answer):
         assert found.clicks_listed == sum(metric["clicks"] for metric in found.metrics)
         assert 0 <= found.clicks_listed < 2**63
@@ -174,8 +174,8 @@ def test_an_answers_clicks_add_up_in_64_bits(body: bytes) -> None:
 
 def test_json_nested_very_deeply_gets_a_verdict() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
-    assert isinstance(verdict(200, CIMultiDict(), deep, REFERRERS), Unreadable)
-    assert isinstance(verdict(403, CIMultiDict(), deep, REFERRERS), Unknown)
+    assert isinstance(classify(200, CIMultiDict(), deep, REFERRERS), Unreadable)
+    assert isinstance(classify(403, CIMultiDict(), deep, REFERRERS), Unknown)
 
 
 def test_the_body_limit_is_what_the_design_says() -> None:

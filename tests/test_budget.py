@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.budget.budget import Budget
-from harvester.budget.database import SPANS, Book
-from harvester.budget.limits import DEFAULTS, Account, Limits, MonthOver, Wait, Wanted
+from harvester.budget.database import SPANS, BudgetDatabase
+from harvester.budget.limits import DEFAULTS, Account, Limits, MonthExhausted, RequestedLimits, RetryAfter
 from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
-from harvester.clock import moment, month_of
+from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
 from harvester.progress import WindowState
 from tests.commands import ROOT, environment
@@ -63,7 +63,7 @@ class Machine(VirtualClock):
     @property
     def date(self) -> datetime:
         """What a right server would say now: whole seconds."""
-        return moment(math.floor(self.true))
+        return from_epoch(math.floor(self.true))
 
     def wall(self) -> float:
         return self.true + self.wrong
@@ -100,8 +100,8 @@ def starting(path: Path, machine: Machine, rng: random.Random | None = None) -> 
             account: Account = ACCOUNT,
             endpoint: str = "clicks",
         ) -> Budget:
-            book = stack.enter_context(closing(Book(str(path), machine)))
-            return Budget(book, account, endpoint, Wanted(per_minute, per_hour, per_month, reserve), rng)
+            book = stack.enter_context(closing(BudgetDatabase(str(path), machine)))
+            return Budget(book, account, endpoint, RequestedLimits(per_minute, per_hour, per_month, reserve), rng)
 
         yield start
 
@@ -114,12 +114,12 @@ def start(quick_path: Path, machine: Machine) -> Iterator[Start]:
 
 def is_wait(answer: object, seconds: float, window: str) -> bool:
     """Whether an answer says to wait so long, but for rounding, and because of that."""
-    return isinstance(answer, Wait) and answer.window == window and answer.seconds == pytest.approx(seconds)
+    return isinstance(answer, RetryAfter) and answer.window == window and answer.seconds == pytest.approx(seconds)
 
 
 def take_all(budget: Budget, most: int = 10_000) -> int:
     """Take until it is refused; give how many were granted."""
-    return next((granted for granted in range(most) if budget.take() is not None), most)
+    return next((granted for granted in range(most) if budget.try_acquire() is not None), most)
 
 
 def window(budget: Budget, name: str) -> WindowState:
@@ -136,28 +136,28 @@ def spent(budget: Budget) -> int:
 
 
 def test_without_a_word_bitlys_example_and_its_free_plans_month_are_kept() -> None:
-    assert Wanted().limits() == DEFAULTS == Limits(100, 1000, 1000)
+    assert RequestedLimits().limits() == DEFAULTS == Limits(100, 1000, 1000)
 
 
 def test_bitlys_word_replaces_the_defaults_and_its_minute_is_a_tenth_of_the_hour() -> None:
-    assert Wanted().limits(said_per_hour=5000) == Limits(500, 5000, 1000)
-    assert Wanted().limits(said_per_hour=7) == Limits(1, 7, 1000)
+    assert RequestedLimits().limits(said_per_hour=5000) == Limits(500, 5000, 1000)
+    assert RequestedLimits().limits(said_per_hour=7) == Limits(1, 7, 1000)
 
 
 def test_what_was_asked_for_is_kept_whatever_bitly_says() -> None:
-    assert Wanted(30, 400, 50).limits(said_per_hour=5000) == Limits(30, 400, 50)
-    assert Wanted(0, 0, 0).limits(said_per_hour=5000) == Limits(0, 0, 0)
+    assert RequestedLimits(30, 400, 50).limits(said_per_hour=5000) == Limits(30, 400, 50)
+    assert RequestedLimits(0, 0, 0).limits(said_per_hour=5000) == Limits(0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("reserve", "kept"), [(0.0, (100, 1000, 10)), (0.25, (75, 750, 7)), (0.999, (1, 1, 1)), (1.0, (1, 1, 1))]
 )
 def test_a_reserve_is_left_to_others_but_one_attempt_is_kept(reserve: float, kept: tuple[int, int, int]) -> None:
-    assert Wanted(None, None, 10, reserve).limits() == Limits(*kept)
+    assert RequestedLimits(None, None, 10, reserve).limits() == Limits(*kept)
 
 
 def test_a_reserve_makes_no_limit_where_there_is_none() -> None:
-    assert Wanted(0, 0, 0, 0.5).limits() == Limits(0, 0, 0)
+    assert RequestedLimits(0, 0, 0, 0.5).limits() == Limits(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_reserve_makes_no_limit_where_there_is_none() -> None:
 def test_bitly_is_asked_only_where_its_word_would_change_anything(
     per_minute: int | None, per_hour: int | None, curious: bool
 ) -> None:
-    assert Wanted(per_minute, per_hour).curious is curious
+    assert RequestedLimits(per_minute, per_hour).curious is curious
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
@@ -174,22 +174,22 @@ def test_bitly_is_asked_only_where_its_word_would_change_anything(
 
 def test_the_longer_wait_is_given_with_its_windows_name_and_limit(start: Start, machine: Machine) -> None:
     budget = start(2, 3)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     machine.seconds += 10
-    assert budget.take() is None
-    assert budget.take() == Wait(pytest.approx(50.5), "minute", 2)  # type: ignore[arg-type]
+    assert budget.try_acquire() is None
+    assert budget.try_acquire() == RetryAfter(pytest.approx(50.5), "minute", 2)  # type: ignore[arg-type]
     machine.seconds += 60
-    assert budget.take() is None
-    assert budget.take() == Wait(pytest.approx(3530.5), "hour", 3)  # type: ignore[arg-type]
+    assert budget.try_acquire() is None
+    assert budget.try_acquire() == RetryAfter(pytest.approx(3530.5), "hour", 3)  # type: ignore[arg-type]
 
 
 def test_a_refused_attempt_counts_nowhere(start: Start, machine: Machine) -> None:
     budget = start(1, 2)
-    assert budget.take() is None
-    assert all(isinstance(budget.take(), Wait) for _ in range(100))
+    assert budget.try_acquire() is None
+    assert all(isinstance(budget.try_acquire(), RetryAfter) for _ in range(100))
     assert spent(budget) == 1
     machine.seconds += 61
-    assert budget.take() is None
+    assert budget.try_acquire() is None
 
 
 def test_room_says_how_many_may_go_at_once(start: Start, machine: Machine) -> None:
@@ -207,51 +207,51 @@ def test_room_says_how_many_may_go_at_once(start: Start, machine: Machine) -> No
 
 @pytest.mark.parametrize("step", [-2 * DAY, -60 * MINUTE, 60 * MINUTE, 2 * DAY])
 def test_a_step_of_the_wall_clock_opens_no_window(start: Start, machine: Machine, step: timedelta) -> None:
-    assert start(1, 1).take() is None
+    assert start(1, 1).try_acquire() is None
     machine.wrong = step.total_seconds()
     for budget in (start(1), start(0, 1)):
-        assert isinstance(budget.take(), Wait)
+        assert isinstance(budget.try_acquire(), RetryAfter)
 
 
 def test_endpoints_and_tokens_have_windows_of_their_own(start: Start) -> None:
-    assert start(1, 1).take() is None
-    assert isinstance(start(1, 1).take(), Wait)
-    assert start(1, 1, endpoint="referrers").take() is None
-    assert start(1, 1, account=ACCOUNT._replace(token="token 2")).take() is None
-    assert start(1, 1, account=ACCOUNT._replace(server="localhost:8080")).take() is None
-    assert isinstance(start(1, 1, account=ACCOUNT._replace(name="another")).take(), Wait)
+    assert start(1, 1).try_acquire() is None
+    assert isinstance(start(1, 1).try_acquire(), RetryAfter)
+    assert start(1, 1, endpoint="referrers").try_acquire() is None
+    assert start(1, 1, account=ACCOUNT._replace(token="token 2")).try_acquire() is None
+    assert start(1, 1, account=ACCOUNT._replace(server="localhost:8080")).try_acquire() is None
+    assert isinstance(start(1, 1, account=ACCOUNT._replace(name="another")).try_acquire(), RetryAfter)
 
 
 def test_with_another_token_other_windows_count_and_the_same_month(start: Start) -> None:
     budget = start(1, 0, 2)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.use_token("token 2")
     assert budget.account == ACCOUNT._replace(token="token 2")
-    assert budget.take() is None
-    assert isinstance(budget.take(), MonthOver)
+    assert budget.try_acquire() is None
+    assert isinstance(budget.try_acquire(), MonthExhausted)
 
 
 def test_a_lower_limit_counts_what_was_sent_under_the_higher(start: Start) -> None:
     assert take_all(start(5)) == 5
-    assert is_wait(start(2).take(), 60.5, "minute")
+    assert is_wait(start(2).try_acquire(), 60.5, "minute")
     assert take_all(start(7)) == 2
 
 
 def test_an_attempt_that_went_late_holds_its_place_from_then_on(start: Start, machine: Machine) -> None:
     budget = start(2)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     machine.seconds += 5
     budget.made_late()
-    assert is_wait(budget.take(), 55.5, "minute")
+    assert is_wait(budget.try_acquire(), 55.5, "minute")
     machine.seconds += 55.5
-    assert budget.take() is None
-    assert is_wait(budget.take(), 5.0, "minute")
+    assert budget.try_acquire() is None
+    assert is_wait(budget.try_acquire(), 5.0, "minute")
 
 
 def test_a_file_stays_small_at_any_rate(start: Start, machine: Machine, quick_path: Path) -> None:
     budget = start(0, 100_000)
     for _ in range(5000):
-        assert budget.take() is None
+        assert budget.try_acquire() is None
         machine.seconds += 0.001
     assert window(budget, "hour").used == 5000
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
@@ -324,22 +324,22 @@ class World:
     def send(self, process: int, jitters: Sequence[float], gap: float = 0.0) -> None:
         if budget := self._processes.get(process):
             for jitter in jitters:
-                if budget.take() is None:
+                if budget.try_acquire() is None:
                     self._taken += 1
                     self._arrives(budget, Sent(self._taken, self.machine.true + jitter, budget.limits))
                 self.machine.seconds += gap
 
     def wait_as_told_and_send(self, process: int, jitters: Sequence[float]) -> None:
         for jitter in jitters if process in self._processes else ():
-            refused = self._processes[process].room() or self._processes[process].take()
-            if isinstance(refused, Wait):
+            refused = self._processes[process].room() or self._processes[process].try_acquire()
+            if isinstance(refused, RetryAfter):
                 self.machine.seconds += refused.seconds
             self.send(process, [jitter])
 
     def send_late(self, process: int, other: int, late: float, times: int, jitter: float) -> None:
         """It is counted, but its connection takes so long; meanwhile another process sends."""
         budget = self._processes.get(process)
-        if budget is None or budget.take() is not None:
+        if budget is None or budget.try_acquire() is not None:
             return
         self._taken += 1
         number, limits = self._taken, budget.limits
@@ -470,9 +470,9 @@ def served(machine: Machine, budget: Budget, seconds: float, pace: float) -> int
     """How much of an endless demand is served in so long, if one comes after the other at this pace."""
     until, granted = machine.seconds + seconds, 0
     while machine.seconds < until:
-        refused = budget.take()
+        refused = budget.try_acquire()
         granted += refused is None
-        machine.seconds += max(pace, refused.seconds if isinstance(refused, Wait) else 0.0)
+        machine.seconds += max(pace, refused.seconds if isinstance(refused, RetryAfter) else 0.0)
     return granted
 
 
@@ -509,14 +509,14 @@ def test_whoever_waits_as_long_as_told_gets_through_and_no_later_than_need_be(
                 if len(taken) >= limit
             ]
             left = max([0.0, *leaves]) - machine.seconds
-            refused = budget.take()
+            refused = budget.try_acquire()
             if refused is None:
                 assert left <= 1e-6
             else:
-                assert isinstance(refused, Wait)
+                assert isinstance(refused, RetryAfter)
                 assert left - 1e-6 <= refused.seconds <= left + 0.2
                 machine.seconds += refused.seconds + 1e-6
-                assert budget.take() is None
+                assert budget.try_acquire() is None
             taken.append(machine.seconds)
 
 
@@ -526,11 +526,11 @@ def test_whoever_waits_as_long_as_told_gets_through_and_no_later_than_need_be(
 def test_a_spent_month_says_when_the_next_begins_and_then_counts_from_zero(start: Start, machine: Machine) -> None:
     budget = start(0, 0, 2)
     assert take_all(budget) == 2
-    assert budget.take() == MonthOver(DECEMBER)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
     assert window(budget, "month").used == 2
     machine.go(DECEMBER + MINUTE)
     assert take_all(budget) == 2
-    assert budget.take() == MonthOver(JANUARY)
+    assert budget.try_acquire() == MonthExhausted(JANUARY)
 
 
 def test_after_december_comes_january(start: Start, machine: Machine) -> None:
@@ -538,26 +538,26 @@ def test_after_december_comes_january(start: Start, machine: Machine) -> None:
     assert take_all(start(0, 0, 1)) == 1
     machine.go(JANUARY + MINUTE)
     assert take_all(start(0, 0, 1)) == 1
-    assert start(0, 0, 1).take() == MonthOver(datetime(2027, 2, 1, tzinfo=UTC))
+    assert start(0, 0, 1).try_acquire() == MonthExhausted(datetime(2027, 2, 1, tzinfo=UTC))
 
 
 def test_a_spent_month_comes_before_a_full_window(start: Start) -> None:
     budget = start(1, 1, 1)
-    assert budget.take() is None
-    assert isinstance(budget.take(), MonthOver)
+    assert budget.try_acquire() is None
+    assert isinstance(budget.try_acquire(), MonthExhausted)
 
 
 def test_a_month_is_an_accounts_over_all_endpoints_and_tokens(start: Start) -> None:
-    assert start(0, 0, 2, endpoint="clicks").take() is None
-    assert start(0, 0, 2, endpoint="referrers", account=ACCOUNT._replace(token="token 2")).take() is None
-    assert isinstance(start(0, 0, 2).take(), MonthOver)
-    assert start(0, 0, 2, account=Account(ACCOUNT.server, "token 3", "another")).take() is None
-    assert start(0, 0, 2, account=ACCOUNT._replace(server="localhost:8080")).take() is None
+    assert start(0, 0, 2, endpoint="clicks").try_acquire() is None
+    assert start(0, 0, 2, endpoint="referrers", account=ACCOUNT._replace(token="token 2")).try_acquire() is None
+    assert isinstance(start(0, 0, 2).try_acquire(), MonthExhausted)
+    assert start(0, 0, 2, account=Account(ACCOUNT.server, "token 3", "another")).try_acquire() is None
+    assert start(0, 0, 2, account=ACCOUNT._replace(server="localhost:8080")).try_acquire() is None
 
 
 def test_an_account_that_is_given_a_name_later_has_not_spent_less(start: Start) -> None:
     assert take_all(start(0, 0, 3, account=ACCOUNT._replace(name=ACCOUNT.token))) == 3
-    assert isinstance(start(0, 0, 3).take(), MonthOver)
+    assert isinstance(start(0, 0, 3).try_acquire(), MonthExhausted)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +567,7 @@ def test_an_attempt_within_5_seconds_of_a_months_edge_counts_on_both_sides(
     start: Start, machine: Machine, seconds: float, november: int, december: int
 ) -> None:
     machine.go(DECEMBER + seconds * SECOND)
-    assert start(100).take() is None
+    assert start(100).try_acquire() is None
     budget = start(0, 0, 1)
     machine.go(DECEMBER - 20 * SECOND)
     assert (budget.room() == 0) is bool(november)
@@ -580,28 +580,28 @@ def test_near_its_edge_a_spent_month_costs_seconds_and_is_not_over(
     start: Start, machine: Machine, seconds: float
 ) -> None:
     budget = start(0, 0, 1)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     machine.go(DECEMBER + seconds * SECOND)
-    refused = budget.take()
-    assert isinstance(refused, Wait)
+    refused = budget.try_acquire()
+    assert isinstance(refused, RetryAfter)
     assert (refused.window, refused.limit) == ("month", 1)
     assert refused.seconds <= 20.0
     machine.seconds += refused.seconds
-    assert budget.take() is None
-    assert budget.take() == MonthOver(JANUARY)
+    assert budget.try_acquire() is None
+    assert budget.try_acquire() == MonthExhausted(JANUARY)
 
 
 def test_at_an_edge_with_both_months_spent_it_is_the_later_that_is_over(start: Start, machine: Machine) -> None:
     machine.go(DECEMBER - SECOND)
     budget = start(0, 0, 1)
-    assert budget.take() is None
-    assert budget.take() == MonthOver(JANUARY)
+    assert budget.try_acquire() is None
+    assert budget.try_acquire() == MonthExhausted(JANUARY)
 
 
 def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(start: Start, machine: Machine) -> None:
     machine.go(DECEMBER - 15 * SECOND)
     budget = start(100, 0, 5)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     machine.go(DECEMBER + 10 * SECOND)
     assert window(budget, "month").used == 0
     budget.made_late()
@@ -629,51 +629,51 @@ def test_no_steps_of_the_wall_clock_give_a_months_calls_out_twice(steps: list[tu
 def test_when_bitly_says_that_the_month_is_spent_nobody_asks_again_for_a_day(start: Start, machine: Machine) -> None:
     budget, other = start(100, 0, 50), start(100, endpoint="referrers")
     assert take_all(budget, 3) == 3
-    budget.month.refused()
+    budget.month.mark_spent()
     for each in (budget, other, start()):
-        assert each.take() == MonthOver(DECEMBER, told=True)
+        assert each.try_acquire() == MonthExhausted(DECEMBER, told=True)
     machine.seconds += 86400.0 - 1.0
-    assert start().take() == MonthOver(DECEMBER, told=True)
+    assert start().try_acquire() == MonthExhausted(DECEMBER, told=True)
 
 
 def test_after_a_day_one_attempt_asks_whether_the_month_is_still_spent(start: Start, machine: Machine) -> None:
     budget, other = start(), start()
-    budget.month.refused()
+    budget.month.mark_spent()
     machine.seconds += 86400.0
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     assert budget.month.told_before
-    assert other.take() == budget.take() == MonthOver(DECEMBER, told=True)
-    budget.month.goes_on()
+    assert other.try_acquire() == budget.try_acquire() == MonthExhausted(DECEMBER, told=True)
+    budget.month.clear_spent()
     assert take_all(other, 10) == take_all(budget, 10) == 10
     assert not budget.month.told_before
 
 
 def test_the_next_month_is_not_spent_because_bitly_said_so_of_this(start: Start, machine: Machine) -> None:
     budget = start()
-    budget.month.refused()
+    budget.month.mark_spent()
     machine.go(DECEMBER + MINUTE)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
 
 
 def test_a_refusal_just_behind_a_months_edge_is_the_old_months(start: Start, machine: Machine) -> None:
     machine.go(DECEMBER + 2 * SECOND)
     budget = start()
-    budget.month.refused()
-    assert budget.take() is None
+    budget.month.mark_spent()
+    assert budget.try_acquire() is None
 
 
 def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
-    start().month.refused()
-    assert start(account=Account(ACCOUNT.server, "token 2", "another")).take() is None
-    assert isinstance(start(account=ACCOUNT._replace(token="token 2")).take(), MonthOver)
+    start().month.mark_spent()
+    assert start(account=Account(ACCOUNT.server, "token 2", "another")).try_acquire() is None
+    assert isinstance(start(account=ACCOUNT._replace(token="token 2")).try_acquire(), MonthExhausted)
 
 
 def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
     budget = start(0, 0, 50)
     assert take_all(budget, 3) == 3
-    budget.month.refused()
+    budget.month.mark_spent()
     month = window(budget, "month")
-    assert (month.left, month.source, month.until) == (0, "bitly", DECEMBER)
+    assert (month.remaining, month.source, month.until) == (0, "bitly", DECEMBER)
 
 
 # --- old months -----------------------------------------------------------------------------------------------------
@@ -681,7 +681,7 @@ def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
 
 def test_old_months_are_forgotten_and_the_last_year_is_kept(start: Start, machine: Machine, quick_path: Path) -> None:
     for number in range(30):
-        assert start(1).take() is None
+        assert start(1).try_acquire() is None
         machine.go(NOON + (number + 1) * 31 * DAY)
     start()
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
@@ -696,34 +696,34 @@ def test_old_months_are_forgotten_and_the_last_year_is_kept(start: Start, machin
 def test_a_servers_date_sets_a_slow_calendar_right_for_all_processes(start: Start, machine: Machine) -> None:
     machine.wrong = -20 * 86400.0
     other, budget = start(0, 0, 1), start(0, 0, 1)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     machine.go(DECEMBER + MINUTE)
     machine.wrong = 0.0
-    assert other.take() == MonthOver(DECEMBER)
+    assert other.try_acquire() == MonthExhausted(DECEMBER)
     budget.month.see_date(machine.date)
-    assert other.take() is None
-    assert other.take() == budget.take() == start(0, 0, 1).take() == MonthOver(JANUARY)
+    assert other.try_acquire() is None
+    assert other.try_acquire() == budget.try_acquire() == start(0, 0, 1).try_acquire() == MonthExhausted(JANUARY)
 
 
 def test_a_servers_date_sets_a_fast_calendar_right(start: Start, machine: Machine) -> None:
-    assert start(1, 0, 1).take() is None
+    assert start(1, 0, 1).try_acquire() is None
     machine.reboot(wrong=20 * 86400.0)
     budget = start(0, 0, 1)
-    assert budget.take() is None  # the hole: a machine that booted with a wrong clock
+    assert budget.try_acquire() is None  # the hole: a machine that booted with a wrong clock
     machine.wrong = 0.0
     budget.month.see_date(machine.date)
-    assert budget.take() == MonthOver(DECEMBER)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
 
 
 def test_a_calendar_that_was_years_ahead_has_not_made_the_present_month_forgotten(
     start: Start, machine: Machine
 ) -> None:
-    assert start(1, 0, 1).take() is None
+    assert start(1, 0, 1).try_acquire() is None
     machine.reboot(wrong=3000 * 86400.0)
     budget = start(0, 0, 1)
     machine.wrong = 0.0
     budget.month.see_date(machine.date)
-    assert budget.take() == MonthOver(DECEMBER)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
 
 
 @pytest.mark.parametrize("days", [-400.0, -1.1, 1.1, 400.0])
@@ -752,14 +752,14 @@ def test_the_date_of_a_slow_answer_does_not_set_the_calendar_back(start: Start, 
     sent_at, date = machine.seconds, machine.date
     machine.seconds += 25.0
     budget.month.see_date(date, sent_at=sent_at)
-    assert budget.at(0.0) == moment(machine.true)
+    assert budget.at(0.0) == from_epoch(machine.true)
 
 
 def test_a_slow_answers_date_corrects_by_what_is_certain(start: Start, machine: Machine) -> None:
     budget = start()
     sent_at = machine.seconds
     machine.seconds += 25.0
-    now = moment(machine.true)
+    now = from_epoch(machine.true)
     budget.month.see_date(now + 100 * SECOND, sent_at=sent_at)
     assert budget.at(0.0) == now + 100 * SECOND
     budget.month.see_date(now - 100 * SECOND, sent_at=sent_at)
@@ -773,57 +773,57 @@ def test_what_a_server_said_of_the_date_outlives_the_process(start: Start) -> No
 
 def test_after_a_reboot_the_calendar_is_the_wall_clocks_again(start: Start, machine: Machine) -> None:
     machine.wrong = -3600.0
-    assert start(1).take() is None
+    assert start(1).try_acquire() is None
     machine.reboot()
-    assert start().at(0.0) == moment(machine.true)
+    assert start().at(0.0) == from_epoch(machine.true)
 
 
 def test_after_a_reboot_with_a_slow_clock_time_has_not_gone_back_since_the_last_attempt(
     start: Start, machine: Machine
 ) -> None:
     machine.go(DECEMBER + DAY)
-    assert start(0, 0, 1).take() is None
+    assert start(0, 0, 1).try_acquire() is None
     machine.reboot(wrong=-10 * 86400.0)
-    assert start(0, 0, 1).take() == MonthOver(JANUARY)
+    assert start(0, 0, 1).try_acquire() == MonthExhausted(JANUARY)
 
 
 # --- boots ----------------------------------------------------------------------------------------------------------
 
 
 def test_after_a_reboot_the_last_attempts_are_as_old_as_the_boot(start: Start, machine: Machine) -> None:
-    assert start(1).take() is None
+    assert start(1).try_acquire() is None
     machine.reboot(uptime=20.0, off=2000.0)
-    assert is_wait(start(1).take(), 40.5, "minute")
+    assert is_wait(start(1).try_acquire(), 40.5, "minute")
     machine.seconds += 40.5
-    assert start(1).take() is None
+    assert start(1).try_acquire() is None
 
 
 @pytest.mark.parametrize("wrong", [-30 * 86400.0, 30 * 86400.0])
 def test_after_a_reboot_with_a_wrong_clock_no_window_opens_early(start: Start, machine: Machine, wrong: float) -> None:
-    assert start(1).take() is None
+    assert start(1).try_acquire() is None
     machine.reboot(uptime=20.0, off=0.0, wrong=wrong)
-    assert not is_wait(start(1).take(), 0.0, "minute")
+    assert not is_wait(start(1).try_acquire(), 0.0, "minute")
     machine.seconds += 39.9
-    assert isinstance(start(1).take(), Wait)
+    assert isinstance(start(1).try_acquire(), RetryAfter)
 
 
 def test_a_folder_that_is_carried_to_another_machine_is_as_old_as_the_wall_clocks_say_less_a_minute(
     start: Start, machine: Machine
 ) -> None:
-    assert start(0, 1).take() is None
+    assert start(0, 1).try_acquire() is None
     machine.seconds += 1800.0
     machine.boot, machine.seconds, machine._booted = "another", 1e6, machine.true - 1e6
-    assert is_wait(start(0, 1).take(), 3600.5 - 1740.0, "hour")
+    assert is_wait(start(0, 1).try_acquire(), 3600.5 - 1740.0, "hour")
 
 
 def test_a_reboot_is_seen_by_the_time_alone_where_boots_have_no_names(start: Start, machine: Machine) -> None:
     machine.boot = ""
     machine.seconds += 50.0
-    assert start(1, 0, 1).take() is None
+    assert start(1, 0, 1).try_acquire() is None
     machine.reboot(uptime=20.0, off=20 * 86400.0)
     budget = start(1, 0, 1)
-    assert budget.at(0.0) == moment(machine.true)
-    assert is_wait(budget.take(), 40.5, "minute")
+    assert budget.at(0.0) == from_epoch(machine.true)
+    assert is_wait(budget.try_acquire(), 40.5, "minute")
 
 
 def test_where_boots_have_no_names_the_calendar_follows_a_wall_clock_that_is_ahead(
@@ -844,7 +844,7 @@ def test_where_boots_have_no_names_the_calendar_follows_a_wall_clock_that_is_ahe
 def test_zero_means_no_limit_and_every_attempt_is_counted(start: Start, machine: Machine) -> None:
     budget = start()
     for _ in range(5000):
-        assert budget.take() is None
+        assert budget.try_acquire() is None
         machine.seconds += 0.001
     assert spent(budget) == 5000
 
@@ -861,7 +861,7 @@ def test_what_was_counted_and_not_sent_is_given_back_to_windows_too(start: Start
     assert window(other, "minute").used == 100
     assert take_all(budget, 100) == 100
     machine.seconds += 0.2
-    assert other.take() is None  # it has counted behind what may still be given back
+    assert other.try_acquire() is None  # it has counted behind what may still be given back
     budget.close()
     assert 201 <= window(other, "minute").used < 201 + 64
 
@@ -875,13 +875,13 @@ def test_attempts_that_were_counted_at_once_go_at_once_or_not_at_all(start: Star
     assert take_all(budget, 100) == 100
     machine.seconds += 0.11
     start().throttled(5.0, sent_at=machine.seconds)
-    assert isinstance(budget.take(), Wait)
+    assert isinstance(budget.try_acquire(), RetryAfter)
 
 
 def test_a_month_without_windows_is_given_out_to_the_last_attempt(start: Start, machine: Machine) -> None:
     budgets = [start(0, 0, 1000), start(0, 0, 1000)]
     granted = 0
-    while any(budget.take() is None for budget in budgets):
+    while any(budget.try_acquire() is None for budget in budgets):
         granted += 1
         machine.seconds += 0.01
     assert granted == 1000
@@ -939,7 +939,7 @@ def test_bitly_is_asked_again_after_300_seconds_and_100_attempts(start: Start, m
     assert take_all(budget, ASK_ATTEMPTS - 1) == ASK_ATTEMPTS - 1
     machine.seconds += 10 * ASK_SECONDS
     assert not budget.ask_due()
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     assert budget.ask_due()
 
 
@@ -948,7 +948,7 @@ def test_after_a_throttled_answer_bitly_is_asked_again_without_the_100_attempts(
     machine.seconds += 1
     budget.throttled(10.0, sent_at=machine.seconds)
     machine.seconds += 12
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
     machine.seconds += ASK_SECONDS - 14
     assert not budget.ask_due()
@@ -1080,12 +1080,12 @@ def test_windows_tell_what_each_holds_and_until_when(start: Start, machine: Mach
     assert take_all(budget) == 2
     machine.seconds += 10
     minute, hour, month = budget.windows()
-    assert (minute.window, minute.limit, minute.used, minute.left) == ("minute", 2, 2, 0)
+    assert (minute.window, minute.limit, minute.used, minute.remaining) == ("minute", 2, 2, 0)
     assert minute.until == NOON + 60.5 * SECOND
     assert hour == WindowState("hour", 10, 2, None, "asked")
-    assert hour.left == 8
+    assert hour.remaining == 8
     assert month == WindowState("month", 100, 2, DECEMBER, "asked")
-    assert [state.left for state in start(0, 0, 0).windows()] == [None] * 3
+    assert [state.remaining for state in start(0, 0, 0).windows()] == [None] * 3
 
 
 def test_windows_tell_where_their_limits_come_from(start: Start, machine: Machine) -> None:
@@ -1100,7 +1100,7 @@ def test_windows_tell_where_their_limits_come_from(start: Start, machine: Machin
     assert take_all(budget, 5) == 5
     budget.throttled(1.0, sent_at=machine.seconds)
     machine.seconds += 2.0
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
     assert sources(budget) == ["throttled", "asked", "default"]
 
@@ -1113,7 +1113,7 @@ def test_a_budget_tells_its_limits_without_what_throttled_answers_taught(start: 
     machine.seconds += 8.0
     assert budget.opens_in() == 0.0
     assert budget.closed
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
     assert not budget.closed
     assert budget.opens_in() == 0.0
@@ -1146,7 +1146,7 @@ def used(path: Path) -> bytes:
     with starting(path, machine) as start:
         budget = start(50, None, 1000)
         for _ in range(200):
-            budget.take()
+            budget.try_acquire()
             machine.seconds += 1.3
         budget.ask_due()
         budget.observe(500, 20)
@@ -1159,7 +1159,7 @@ def use(path: Path) -> None:
     with starting(path, machine) as start:
         budget = start(50, None, 1000)
         for _ in range(5):
-            budget.take()
+            budget.try_acquire()
             machine.seconds += 1.0
             budget.answered(sent_at=machine.seconds)
         budget.windows()
@@ -1221,7 +1221,7 @@ def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quic
     learned = {"opens_at": None, "ceilings": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file, file:
         file.execute("UPDATE scopes SET state = ?", (json.dumps({"throttle": learned, "said": None}),))
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     assert budget.limits == Limits(60, 1000, 0)
 
 
@@ -1250,12 +1250,12 @@ def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(quick_path: Path
 
 
 def test_an_older_file_is_taken_over_with_what_it_has_counted(quick_path: Path, start: Start) -> None:
-    assert [start(100, 1000, 5000).take() for _ in range(3)] == [None] * 3
+    assert [start(100, 1000, 5000).try_acquire() for _ in range(3)] == [None] * 3
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
         file.executescript(OLDER)
     budget = start(100, 1000, 5000)
     assert [window.used for window in budget.windows()] == [3, 3, 3]
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     assert [window.used for window in start(100, 1000, 5000).windows()] == [4, 4, 4]
 
 
@@ -1300,13 +1300,13 @@ def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
     start: Start, machine: Machine, quick_path: Path, replaced: bool
 ) -> None:
     budget = start(100)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     (quick_path / "budget.sqlite").rename(quick_path / "elsewhere")
     if replaced:
         start(100)
     machine.seconds += 1.0
     with pytest.raises(OutputError, match="taken away or replaced"):
-        budget.take()
+        budget.try_acquire()
 
 
 def test_a_folder_in_the_files_place_is_refused_with_what_to_do(quick_path: Path) -> None:
@@ -1336,8 +1336,8 @@ def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
     with full_disk(quick_path / "budget.sqlite"):
         for _ in range(5):
             with pytest.raises(OutputError, match=r"full|I/O"):
-                budget.take()
-    assert budget.take() is None
+                budget.try_acquire()
+    assert budget.try_acquire() is None
     assert spent(budget) == 4
 
 
@@ -1346,9 +1346,9 @@ def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
 HAMMER = """
 import os, sys, time
 from contextlib import suppress
-from harvester.budget.database import Book
+from harvester.budget.database import BudgetDatabase
 from harvester.budget.budget import Budget
-from harvester.budget.limits import Account, Wanted
+from harvester.budget.limits import Account, RequestedLimits
 from harvester.errors import BudgetBusy
 
 folder, files, seconds, *limits = sys.argv[1:]
@@ -1358,11 +1358,11 @@ for number in range(int(files)):
     while time.time() < begin + number * float(seconds):
         pass
     while time.time() < begin + (number + 1) * float(seconds):
-        book = Book(f"{folder}/{number}.sqlite")
-        budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(*map(int, limits)))
+        book = BudgetDatabase(f"{folder}/{number}.sqlite")
+        budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(*map(int, limits)))
         for _ in range(20):
             with suppress(BudgetBusy):
-                if budget.take() is None:
+                if budget.try_acquire() is None:
                     os.write(1, b".")
         budget.close()
         book.close()
@@ -1401,10 +1401,10 @@ def granted_by(hammer: subprocess.Popen[bytes]) -> int:
 
 def counted(path: Path) -> tuple[int, int]:
     """What the hour and the month of a hammered file hold; it can still be used."""
-    with closing(Book(str(path))) as book:
-        budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(0, 0, 0))
+    with closing(BudgetDatabase(str(path))) as book:
+        budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(0, 0, 0))
         _, hour, month = budget.windows()
-        assert budget.take() is None
+        assert budget.try_acquire() is None
         return hour.used, month.used
 
 
@@ -1422,7 +1422,7 @@ def test_a_file_that_another_process_is_just_making_is_waited_for(quick_path: Pa
         other.execute("BEGIN IMMEDIATE")
         release = threading.Timer(0.1, lambda: other.execute("COMMIT"))
         release.start()
-        Book(str(path)).close()
+        BudgetDatabase(str(path)).close()
         release.join()
 
 

@@ -25,24 +25,24 @@ from harvester import __version__
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
-from harvester.budget.limits import Account, MonthOver, Wait, Wanted
-from harvester.client.attempt import NOT_ASKED, Means
-from harvester.client.circuit_breaker import Gate, GateRules
-from harvester.client.client import Client, Settings, opened
-from harvester.client.connection_slots import Slots
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.client.attempt import NOT_ASKED, ClientContext
+from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
+from harvester.client.client import Client, ClientSettings, opened
+from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot
 from harvester.client.token import Token, fingerprint
 from harvester.clock import Clock
-from harvester.errors import Stopping, UsageError
-from harvester.progress import Waiting
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.errors import RunStopping, UsageError
+from harvester.progress import WaitReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-FREE = Wanted(0, 10**6, 10**6)
+FREE = RequestedLimits(0, 10**6, 10**6)
 """Limits that nothing reaches; without any, attempts are not counted one by one."""
 ACCOUNT = Account("api-ssl.bitly.com:443", "fingerprint", "me")
 
@@ -86,7 +86,7 @@ class FakeClock(Clock):
         self.seconds = 1000.0
         self.stepped = 0.0
 
-    def elapsed(self) -> float:
+    def boot_seconds(self) -> float:
         return self.seconds
 
     def wall(self) -> float:
@@ -104,8 +104,8 @@ class Steady(random.Random):
         return 0.0
 
 
-class Pauses(Stopper):
-    """A stopper whose pauses take no time: they are written down, and the clock is moved. held: they last."""
+class Pauses(ShutdownSignal):
+    """A shutdown whose pauses take no time: they are written down, and the clock is moved. held: they last."""
 
     def __init__(self, clock: FakeClock, *, held: bool = False) -> None:
         super().__init__()
@@ -115,24 +115,26 @@ class Pauses(Stopper):
         if not held:
             self.end.set()
 
-    async def pause(self, seconds: float) -> None:
+    async def sleep_unless_stopping(self, seconds: float) -> None:
         self.taken.append(seconds)
         await asyncio.sleep(0)
         await self.end.wait()
         if self.stop is not None:
-            raise Stopping
+            raise RunStopping
         self._clock.seconds += seconds
 
 
 class Refusing(Budget):
     """A budget that gives these answers first."""
 
-    def __init__(self, book: Book, wanted: Wanted, first: Sequence[Wait | MonthOver]) -> None:
+    def __init__(
+        self, book: BudgetDatabase, wanted: RequestedLimits, first: Sequence[RetryAfter | MonthExhausted]
+    ) -> None:
         super().__init__(book, ACCOUNT, "/bitlinks/{bitlink}/referrers", wanted, Steady())
         self._first = list(first)
 
-    def take(self) -> Wait | MonthOver | None:
-        return self._first.pop(0) if self._first else super().take()
+    def try_acquire(self) -> RetryAfter | MonthExhausted | None:
+        return self._first.pop(0) if self._first else super().try_acquire()
 
 
 class Tokens:
@@ -182,10 +184,10 @@ class Rig:
 
     client: Client
     budget: Budget
-    gate: Gate
-    stopper: Pauses
+    gate: CircuitBreaker
+    shutdown: Pauses
     clock: FakeClock
-    book: Book
+    book: BudgetDatabase
 
     @property
     def spent(self) -> int:
@@ -197,32 +199,34 @@ class Rig:
 async def rigged(
     *,
     read: Callable[[], str] = lambda: "t0",
-    wanted: Wanted = FREE,
-    refusals: Sequence[Wait | MonthOver] = (),
-    rules: GateRules | None = None,
+    wanted: RequestedLimits = FREE,
+    refusals: Sequence[RetryAfter | MonthExhausted] = (),
+    rules: BreakerRules | None = None,
     connections: int = 5,
     attempts: int = 5,
     held: bool = False,
 ) -> AsyncIterator[Rig]:
     """Open a client whose time is the rig's clock. refusals: what the budget says first."""
     clock = FakeClock()
-    gate = Gate(rules or GateRules(jitter=0.0), clock.elapsed)
-    stopper = Pauses(clock, held=held)
-    settings = Settings(BASE, connections, attempts, 30.0)
-    with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
+    gate = CircuitBreaker(rules or BreakerRules(jitter=0.0), clock.boot_seconds)
+    shutdown = Pauses(clock, held=held)
+    settings = ClientSettings(BASE, connections, attempts, 30.0)
+    with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
         budget = Refusing(book, wanted, refusals)
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
             pooled(folder, session, connections) as pool,
         ):
-            client = Client(pool, settings, QUERY, Means(Token(read), budget, gate, stopper, clock.elapsed))
-            yield Rig(client, budget, gate, stopper, clock, book)
+            client = Client(
+                pool, settings, QUERY, ClientContext(Token(read), budget, gate, shutdown, clock.boot_seconds)
+            )
+            yield Rig(client, budget, gate, shutdown, clock, book)
 
 
 @asynccontextmanager
 async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int) -> AsyncIterator[Pool]:
     """Open a pool whose slots share a session."""
-    slots = Slots(str(folder / "connections"), connections)
+    slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
     pool = Pool(slots, lambda number: Slot(number, session))
     await pool.rebalance()
@@ -233,12 +237,12 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
 @asynccontextmanager
 async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
     """Open a client with connections of its own and the machine's time."""
-    clock, settings = Clock(), Settings(base_url, 5, 5, 10.0)
-    with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
-        slots = Slots(str(folder / "connections"), 5)
+    clock, settings = Clock(), ClientSettings(base_url, 5, 5, 10.0)
+    with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
+        slots = ConnectionSlots(str(folder / "connections"), 5)
         await slots.join()
-        budget, gate = Refusing(book, FREE, ()), Gate(GateRules(), clock.elapsed)
-        means = Means(Token(lambda: token), budget, gate, Stopper(), clock.elapsed)
+        budget, gate = Refusing(book, FREE, ()), CircuitBreaker(BreakerRules(), clock.boot_seconds)
+        means = ClientContext(Token(lambda: token), budget, gate, ShutdownSignal(), clock.boot_seconds)
         async with opened(slots, settings, QUERY, means) as client:
             yield client
         slots.leave()
@@ -260,7 +264,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def others_are_answered(rig: Rig) -> None:
     """The server is well: first attempts of other calls get their answers."""
     for _ in range(5):
-        rig.gate.answered(evidence=True)
+        rig.gate.record_success(evidence=True)
 
 
 async def settle() -> None:
@@ -302,7 +306,7 @@ async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
 async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(bitly: Bitly) -> None:
     bitly.answers(OK)
     async with reaching(BASE, "s3cret") as client:
-        assert await client.ask("bit.ly/x") == ROW
+        assert await client.fetch("bit.ly/x") == ROW
     [(_, request)] = bitly.requests
     assert request["headers"]["Authorization"] == "Bearer s3cret"
     assert request["headers"]["Accept"] == "application/json"
@@ -311,7 +315,7 @@ async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(
 
 async def test_the_request_line_on_the_wire_is_encoded_once_and_the_slash_is_literal() -> None:
     async with wired(whole_answer({}, ROW_BODY)) as (client, heads):
-        assert await client.ask("es.pn/a%2Fé+b") == ROW
+        assert await client.fetch("es.pn/a%2Fé+b") == ROW
     first, *rest = heads[0].decode().split("\r\n")
     assert first == (
         "GET /v4/bitlinks/es.pn/a%252F%C3%A9%2Bb/referrers"
@@ -326,7 +330,7 @@ async def test_the_request_line_on_the_wire_is_encoded_once_and_the_slash_is_lit
 async def test_a_redirect_is_not_followed(bitly: Bitly, status: int) -> None:
     bitly.answers((status, {"Location": "https://evil.example/"}, b""), OK)
     async with rigged() as rig:
-        assert await rig.client.ask("bit.ly/x") == Unknown(status, f"HTTP {status}", "")
+        assert await rig.client.fetch("bit.ly/x") == Unknown(status, f"HTTP {status}", "")
     assert [url.host for url, _ in bitly.requests] == ["api-ssl.bitly.com"]
 
 
@@ -334,7 +338,7 @@ async def test_a_redirect_is_not_followed(bitly: Bitly, status: int) -> None:
 async def test_a_gzipped_answer_is_read(bitly: Bitly, encoding: str) -> None:
     bitly.answers((200, {"Content-Encoding": encoding}, gzip.compress(ROW_BODY)))
     async with rigged() as rig:
-        assert await rig.client.ask("bit.ly/x") == ROW
+        assert await rig.client.fetch("bit.ly/x") == ROW
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -345,7 +349,7 @@ async def test_a_body_is_read_up_to_its_limit_decoded(spaces: int, whole: bool, 
     body = ROW_BODY + b" " * spaces
     headers = {"Content-Encoding": "gzip"} if packed else {}
     async with wired(whole_answer(headers, gzip.compress(body, 1) if packed else body)) as (client, _):
-        found = await client.ask("bit.ly/x")
+        found = await client.fetch("bit.ly/x")
     if whole:
         assert found == ROW
     else:
@@ -365,7 +369,7 @@ async def test_a_body_is_read_up_to_its_limit_decoded(spaces: int, whole: bool, 
 )
 async def test_an_answer_that_is_torn_is_transient(answer: bytes) -> None:
     async with wired(answer) as (client, _):
-        found = await client.ask("bit.ly/x")
+        found = await client.fetch("bit.ly/x")
     assert isinstance(found, Transient)
     assert found.status is None
 
@@ -373,7 +377,7 @@ async def test_an_answer_that_is_torn_is_transient(answer: bytes) -> None:
 async def test_a_compressed_body_that_was_cut_is_asked_for_again(bitly: Bitly) -> None:
     bitly.answers((200, {"Content-Encoding": "gzip"}, gzip.compress(ROW_BODY)[:-6]))
     async with rigged() as rig:
-        assert isinstance(await rig.client.ask("bit.ly/x"), Transient)
+        assert isinstance(await rig.client.fetch("bit.ly/x"), Transient)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +388,7 @@ async def test_a_body_in_an_encoding_that_was_not_asked_for_is_unreadable(
 ) -> None:
     bitly.answers((200, {"Content-Encoding": encoding}, body))
     async with rigged() as rig:
-        assert isinstance(await rig.client.ask("bit.ly/x"), Unreadable)
+        assert isinstance(await rig.client.fetch("bit.ly/x"), Unreadable)
 
 
 # --- errors that are no answers -------------------------------------------------------------------------------------
@@ -410,11 +414,11 @@ KEY = ConnectionKey("api-ssl.bitly.com", 443, True, True, None, None, None)
 async def test_no_answer_is_transient(bitly: Bitly, failure: Exception) -> None:
     bitly.answers(failure)
     async with rigged() as rig:
-        found = await rig.client.ask("bit.ly/x")
+        found = await rig.client.fetch("bit.ly/x")
     assert isinstance(found, Transient)
     assert found.status is None
     assert found.message
-    assert rig.stopper.stop is None
+    assert rig.shutdown.stop is None
 
 
 def not_tls() -> ssl.SSLError:
@@ -445,11 +449,11 @@ async def test_a_refused_certificate_or_proxy_stops_the_run_with_advice(
 ) -> None:
     bitly.answers(failure)
     async with rigged() as rig:
-        with pytest.raises(Stopping):
-            await rig.client.ask("bit.ly/x")
-        assert rig.stopper.stop is not None
-        assert rig.stopper.stop.reason is Reason.CONNECTION_REFUSED
-        assert advice in rig.stopper.stop.message
+        with pytest.raises(RunStopping):
+            await rig.client.fetch("bit.ly/x")
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.CONNECTION_REFUSED
+        assert advice in rig.shutdown.stop.message
 
 
 async def test_cancellation_goes_through_and_frees_the_slot(bitly: Bitly) -> None:
@@ -461,20 +465,20 @@ async def test_cancellation_goes_through_and_frees_the_slot(bitly: Bitly) -> Non
 
     bitly.answers(silence, OK)
     async with rigged(connections=1) as rig:
-        task = asyncio.create_task(rig.client.ask("bit.ly/x"))
+        task = asyncio.create_task(rig.client.fetch("bit.ly/x"))
         await settle()
         assert len(bitly.requests) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await rig.client.ask("bit.ly/y") == ROW
+        assert await rig.client.fetch("bit.ly/y") == ROW
 
 
 async def test_cancellation_goes_through_a_retry_too(bitly: Bitly) -> None:
     async with rigged(held=True) as rig:
-        task = asyncio.create_task(rig.client.ask_again("bit.ly/x", FAILED))
+        task = asyncio.create_task(rig.client.retry("bit.ly/x", FAILED))
         await settle()
-        assert len(rig.stopper.taken) == 1
+        assert len(rig.shutdown.taken) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -488,8 +492,8 @@ async def test_a_rotated_token_is_read_again_and_the_call_repeated_under_the_bud
     bitly.answers(UNAUTHORIZED, OK, OK)
     source = Tokens("old", "new")
     async with rigged(read=source) as rig:
-        assert await rig.client.ask("bit.ly/x") == ROW
-        assert await rig.client.ask("bit.ly/y") == ROW
+        assert await rig.client.fetch("bit.ly/x") == ROW
+        assert await rig.client.fetch("bit.ly/y") == ROW
         assert bitly.tokens == ["old", "new", "new"]
         assert source.reads == 2
         assert rig.spent == rig.client.sender.counters.total == 3
@@ -499,17 +503,17 @@ async def test_a_token_that_is_still_the_same_is_refused_after_one_request(bitly
     bitly.answers(UNAUTHORIZED)
     source = Tokens("only")
     async with rigged(read=source) as rig:
-        assert await rig.client.ask("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
+        assert await rig.client.fetch("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
     assert (len(bitly.requests), source.reads) == (1, 2)
 
 
 async def test_a_source_that_gives_another_token_each_time_is_believed_once(bitly: Bitly) -> None:
     """A command may mint tokens: that each is refused must not spend the month."""
     bitly.answers(*[UNAUTHORIZED] * 20)
-    async with rigged(read=Tokens(*(f"t{n}" for n in range(30))), wanted=Wanted(0, 0, 10)) as rig:
+    async with rigged(read=Tokens(*(f"t{n}" for n in range(30))), wanted=RequestedLimits(0, 0, 10)) as rig:
         try:
-            found: Verdict | None = await rig.client.ask("bit.ly/x")
-        except Stopping:
+            found: Verdict | None = await rig.client.fetch("bit.ly/x")
+        except RunStopping:
             found = None
     assert bitly.tokens == ["t0", "t1"]
     assert found == TokenRefused(401, "UNAUTHORIZED")
@@ -526,7 +530,7 @@ async def test_a_source_that_fails_when_it_is_read_again_leaves_the_token_refuse
         raise UsageError("--token-command failed")
 
     async with rigged(read=read) as rig:
-        assert await rig.client.ask("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
+        assert await rig.client.fetch("bit.ly/x") == TokenRefused(401, "UNAUTHORIZED")
 
 
 async def test_calls_refused_together_read_the_source_once(bitly: Bitly) -> None:
@@ -539,7 +543,7 @@ async def test_calls_refused_together_read_the_source_once(bitly: Bitly) -> None
     bitly.answers(*[refused] * 5, *[OK] * 5)
     source = Tokens("old", "new", "newer")
     async with rigged(read=source) as rig:
-        assert await asyncio.gather(*(rig.client.ask(f"bit.ly/{n}") for n in range(5))) == [ROW] * 5
+        assert await asyncio.gather(*(rig.client.fetch(f"bit.ly/{n}") for n in range(5))) == [ROW] * 5
     assert source.reads == 2
     assert bitly.tokens == ["old"] * 5 + ["new"] * 5
 
@@ -586,7 +590,7 @@ async def test_a_call_is_repeated_and_charged(
     bitly.answers(*script)
     async with rigged(attempts=attempts) as rig:
         bitly.seen = partial(others_are_answered, rig)
-        assert await rig.client.ask_again("bit.ly/x", first) == (expected, charged)
+        assert await rig.client.retry("bit.ly/x", first) == (expected, charged)
         throttled = sum(entry is THROTTLED_30 for entry in script)
         assert len(bitly.requests) == len(script) == charged - 1 + throttled
         counters = rig.client.sender.counters
@@ -601,7 +605,7 @@ async def test_calls_that_are_repeated_together_get_their_own_results(bitly: Bit
     bitly.answers(*((200, {}, body) for body in bodies))
     async with rigged() as rig:
         links = [f"bit.ly/{n}" for n in range(5)]
-        found = await asyncio.gather(*(rig.client.ask_again(link, FAILED) for link in links))
+        found = await asyncio.gather(*(rig.client.retry(link, FAILED) for link in links))
     values = {link: verdict.metrics[0]["value"] for link, (verdict, _) in zip(links, found, strict=True)}  # type: ignore[union-attr]
     assert values == {f"bit.ly/{name}": str(n) for n, name in enumerate(order)}
 
@@ -610,10 +614,10 @@ async def test_waits_grow_with_full_jitter_up_to_a_minute(bitly: Bitly) -> None:
     bitly.answers(*[UNAVAILABLE] * 19)
     async with rigged(attempts=20) as rig:
         bitly.seen = partial(others_are_answered, rig)
-        await rig.client.ask_again("bit.ly/x", FAILED)
-        assert len(rig.stopper.taken) == 19
-        assert all(0 <= wait <= min(2.0**n, 60.0) for n, wait in enumerate(rig.stopper.taken, 1))
-        assert len(set(rig.stopper.taken)) == 19
+        await rig.client.retry("bit.ly/x", FAILED)
+        assert len(rig.shutdown.taken) == 19
+        assert all(0 <= wait <= min(2.0**n, 60.0) for n, wait in enumerate(rig.shutdown.taken, 1))
+        assert len(set(rig.shutdown.taken)) == 19
 
 
 @pytest.mark.parametrize(
@@ -632,25 +636,25 @@ async def test_a_hint_makes_a_wait_longer_up_to_5_minutes(
 ) -> None:
     bitly.answers(OK)
     async with rigged() as rig:
-        assert await rig.client.ask_again("bit.ly/x", Transient(503, "", hint)) == (ROW, 2)
-        [wait] = rig.stopper.taken
+        assert await rig.client.retry("bit.ly/x", Transient(503, "", hint)) == (ROW, 2)
+        [wait] = rig.shutdown.taken
         assert least <= wait <= most
 
 
 async def test_an_answers_own_hint_is_honoured(bitly: Bitly) -> None:
     bitly.answers((503, {"Retry-After": "77"}, b""), OK)
     async with rigged() as rig:
-        assert await rig.client.ask_again("bit.ly/x", FAILED) == (ROW, 3)
-        assert rig.stopper.taken[1] == 77.0
+        assert await rig.client.retry("bit.ly/x", FAILED) == (ROW, 3)
+        assert rig.shutdown.taken[1] == 77.0
 
 
 async def test_a_run_that_ends_breaks_off_the_retry(bitly: Bitly) -> None:
     async with rigged(held=True) as rig:
-        task = asyncio.create_task(rig.client.ask_again("bit.ly/x", FAILED))
+        task = asyncio.create_task(rig.client.retry("bit.ly/x", FAILED))
         await settle()
-        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
-        rig.stopper.end.set()
-        with pytest.raises(Stopping):
+        rig.shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
+        rig.shutdown.end.set()
+        with pytest.raises(RunStopping):
             await task
     assert bitly.requests == []
 
@@ -663,29 +667,29 @@ async def test_each_attempt_is_counted_before_it_is_sent(bitly: Bitly) -> None:
     async with rigged(read=Tokens("old", "new")) as rig:
         counted: list[int] = []
         bitly.seen = lambda: counted.append(rig.spent)
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (ROW, 3)
     assert counted == [1, 2, 3, 4, 5]
 
 
 async def test_an_attempt_that_must_wait_is_neither_counted_nor_sent_until_then(bitly: Bitly) -> None:
     bitly.answers(OK)
-    async with rigged(refusals=[Wait(7.0, "minute"), Wait(3.0, "hour")]) as rig:
-        assert await rig.client.ask("bit.ly/x") == ROW
-        assert rig.stopper.taken == [7.0, 3.0]
+    async with rigged(refusals=[RetryAfter(7.0, "minute"), RetryAfter(3.0, "hour")]) as rig:
+        assert await rig.client.fetch("bit.ly/x") == ROW
+        assert rig.shutdown.taken == [7.0, 3.0]
         assert rig.spent == rig.client.sender.counters.total == len(bitly.requests) == 1
 
 
 async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
     bitly.answers(OK, OK)
-    async with rigged(refusals=[Wait(30.0, "minute")], connections=1, held=True) as rig:
-        waiting = asyncio.create_task(rig.client.ask("bit.ly/waits"))
+    async with rigged(refusals=[RetryAfter(30.0, "minute")], connections=1, held=True) as rig:
+        waiting = asyncio.create_task(rig.client.fetch("bit.ly/waits"))
         await settle()
-        assert rig.stopper.taken == [30.0]
-        assert rig.client.sender.waiting == Waiting("minute", 0, datetime.fromtimestamp(NOON + 30, UTC))
-        assert await rig.client.ask("bit.ly/goes") == ROW
+        assert rig.shutdown.taken == [30.0]
+        assert rig.client.sender.waiting == WaitReason("minute", 0, datetime.fromtimestamp(NOON + 30, UTC))
+        assert await rig.client.fetch("bit.ly/goes") == ROW
         assert not waiting.done()
-        rig.stopper.end.set()
+        rig.shutdown.end.set()
         assert await waiting == ROW
         assert rig.client.sender.waiting is None
     assert [url.parts[-2] for url, _ in bitly.requests] == ["goes", "waits"]
@@ -694,10 +698,10 @@ async def test_nobody_holds_a_slot_while_waiting(bitly: Bitly) -> None:
 async def test_nobody_holds_a_slot_between_retries(bitly: Bitly) -> None:
     bitly.answers(OK, OK)
     async with rigged(connections=1, held=True) as rig:
-        retried = asyncio.create_task(rig.client.ask_again("bit.ly/waits", FAILED))
+        retried = asyncio.create_task(rig.client.retry("bit.ly/waits", FAILED))
         await settle()
-        assert await rig.client.ask("bit.ly/goes") == ROW
-        rig.stopper.end.set()
+        assert await rig.client.fetch("bit.ly/goes") == ROW
+        rig.shutdown.end.set()
         assert await retried == (ROW, 2)
 
 
@@ -716,50 +720,50 @@ async def test_no_more_requests_are_under_way_than_there_are_slots(bitly: Bitly,
 
     bitly.answers(*[slowly] * 40)
     async with rigged(connections=connections) as rig:
-        await asyncio.gather(*(rig.client.ask(f"bit.ly/{n}") for n in range(40)))
+        await asyncio.gather(*(rig.client.fetch(f"bit.ly/{n}") for n in range(40)))
     assert most == connections
 
 
 async def test_a_spent_month_ends_the_run_and_says_until_when(bitly: Bitly) -> None:
-    async with rigged(refusals=[MonthOver(datetime(2026, 12, 1, tzinfo=UTC))]) as rig:
-        with pytest.raises(Stopping):
-            await rig.client.ask("bit.ly/x")
-        assert rig.stopper.stop is not None
-        assert rig.stopper.stop.reason is Reason.MONTH_SPENT
-        assert rig.stopper.stop.until == "2026-12-01T00:00:00Z"
+    async with rigged(refusals=[MonthExhausted(datetime(2026, 12, 1, tzinfo=UTC))]) as rig:
+        with pytest.raises(RunStopping):
+            await rig.client.fetch("bit.ly/x")
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.MONTH_SPENT
+        assert rig.shutdown.stop.until == "2026-12-01T00:00:00Z"
     assert bitly.requests == []
 
 
 async def test_nothing_is_sent_once_the_run_ends(bitly: Bitly) -> None:
     async with rigged() as rig:
-        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
-        with pytest.raises(Stopping):
-            await rig.client.ask("bit.ly/x")
+        rig.shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
+        with pytest.raises(RunStopping):
+            await rig.client.fetch("bit.ly/x")
         assert rig.spent == 0
     assert bitly.requests == []
 
 
 async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly) -> None:
     bitly.answers(OK, OK)
-    async with rigged(wanted=Wanted(2, 0, 0)) as rig:
-        assert await rig.client.ask("bit.ly/a") == ROW
-        second = asyncio.create_task(rig.client.ask("bit.ly/b"))
+    async with rigged(wanted=RequestedLimits(2, 0, 0)) as rig:
+        assert await rig.client.fetch("bit.ly/a") == ROW
+        second = asyncio.create_task(rig.client.fetch("bit.ly/b"))
         await asyncio.sleep(0.01)
         assert len(bitly.requests) == 1
         assert rig.spent == 1
-        rig.stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
-        with pytest.raises(Stopping):
+        rig.shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
+        with pytest.raises(RunStopping):
             await second
 
 
 async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) -> None:
     bitly.answers(*[OK] * 30)
-    async with rigged(wanted=Wanted(30, 0, 0)) as rig:
+    async with rigged(wanted=RequestedLimits(30, 0, 0)) as rig:
         rig.client.sender.pace.sprint = lambda: True
         async with asyncio.timeout(2):
             for n in range(30):
-                assert await rig.client.ask(f"bit.ly/{n}") == ROW
-        assert rig.stopper.taken == []
+                assert await rig.client.fetch(f"bit.ly/{n}") == ROW
+        assert rig.shutdown.taken == []
 
 
 # --- the gate -------------------------------------------------------------------------------------------------------
@@ -768,9 +772,9 @@ async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) ->
 async def test_a_throttled_answer_is_waited_out_and_never_the_calls_verdict(bitly: Bitly) -> None:
     bitly.answers(THROTTLED_30, THROTTLED, OK)
     async with rigged() as rig:
-        assert await rig.client.ask("bit.ly/x") == ROW
-        assert rig.stopper.taken[0] == 30.0
-        assert sum(rig.stopper.taken) >= 60.0  # the second wait is to the minute's edge at least
+        assert await rig.client.fetch("bit.ly/x") == ROW
+        assert rig.shutdown.taken[0] == 30.0
+        assert sum(rig.shutdown.taken) >= 60.0  # the second wait is to the minute's edge at least
         counters = rig.client.sender.counters
         assert (counters.total, counters.retried, counters.throttled) == (3, 0, 2)
 
@@ -779,10 +783,10 @@ async def test_two_hours_of_nothing_but_throttled_answers_end_the_run(bitly: Bit
     """It may be the month, which Bitly is free to call what it likes."""
     async with rigged() as rig:
         bitly.answers(*[THROTTLED] * 20)
-        with pytest.raises(Stopping):
-            await rig.client.ask("bit.ly/x")
-        assert rig.stopper.stop is not None
-        assert rig.stopper.stop.reason is Reason.THROTTLED
+        with pytest.raises(RunStopping):
+            await rig.client.fetch("bit.ly/x")
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.THROTTLED
         assert 7200 <= rig.clock.seconds - 1000 <= 7200 + 60
         assert rig.client.sender.counters.throttled == len(bitly.requests) < 20
 
@@ -793,9 +797,9 @@ async def test_any_other_answer_begins_the_two_hours_anew(bitly: Bitly, other: E
         rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         for _ in range(3):
             bitly.answers((429, {"Retry-After": "3000"}, b""), other)
-            await rig.client.ask("bit.ly/x")
+            await rig.client.fetch("bit.ly/x")
         assert rig.clock.seconds - 1000 >= 3 * 3000 > 7200
-        assert rig.stopper.stop is None
+        assert rig.shutdown.stop is None
 
 
 async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitly: Bitly) -> None:
@@ -804,10 +808,10 @@ async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitl
     async with rigged() as rig:
         rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
         for name in "ab":
-            assert await rig.client.ask(f"bit.ly/{name}") == ROW
+            assert await rig.client.fetch(f"bit.ly/{name}") == ROW
         assert rig.budget.limits.per_minute == 1
         probed = rig.clock.seconds
-        assert await rig.client.ask("bit.ly/c") == ROW
+        assert await rig.client.fetch("bit.ly/c") == ROW
         assert rig.clock.seconds - probed >= 60.0
 
 
@@ -815,15 +819,15 @@ async def test_one_throttled_answer_holds_everyone_back(bitly: Bitly) -> None:
     bitly.answers(THROTTLED_30, *[OK] * 5)
     async with rigged(held=True) as rig:
         rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
-        first = asyncio.create_task(rig.client.ask("bit.ly/0"))
+        first = asyncio.create_task(rig.client.fetch("bit.ly/0"))
         await settle()
-        others = [asyncio.create_task(rig.client.ask(f"bit.ly/{n}")) for n in range(1, 5)]
+        others = [asyncio.create_task(rig.client.fetch(f"bit.ly/{n}")) for n in range(1, 5)]
         await settle()
         assert len(bitly.requests) == 1
-        assert rig.stopper.taken == [30.0] * 5
-        assert rig.client.sender.waiting == Waiting("throttled", 0, datetime.fromtimestamp(NOON + 30, UTC))
+        assert rig.shutdown.taken == [30.0] * 5
+        assert rig.client.sender.waiting == WaitReason("throttled", 0, datetime.fromtimestamp(NOON + 30, UTC))
         assert rig.spent == 1
-        rig.stopper.end.set()
+        rig.shutdown.end.set()
         assert await asyncio.gather(first, *others) == [ROW] * 5
 
 
@@ -838,18 +842,18 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
     bitly.answers(late, THROTTLED_30, OK, OK)
     async with rigged(held=True) as rig:
         rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
-        slow = asyncio.create_task(rig.client.ask("bit.ly/slow"))
+        slow = asyncio.create_task(rig.client.fetch("bit.ly/slow"))
         await settle()
         rig.clock.seconds += 1.0
         bitly.seen = lambda: setattr(rig.clock, "seconds", rig.clock.seconds + 0.1)  # an answer takes its time
-        throttled = asyncio.create_task(rig.client.ask("bit.ly/throttled"))
+        throttled = asyncio.create_task(rig.client.fetch("bit.ly/throttled"))
         await settle()
         may_answer.set()
         assert await slow == ROW
-        third = asyncio.create_task(rig.client.ask("bit.ly/third"))
+        third = asyncio.create_task(rig.client.fetch("bit.ly/third"))
         await settle()
         assert len(bitly.requests) == 2
-        rig.stopper.end.set()
+        rig.shutdown.end.set()
         assert [await throttled, await third] == [ROW, ROW]
 
 
@@ -859,27 +863,27 @@ async def test_a_probe_that_waited_for_the_budgets_file_opens_what_was_closed_me
     """Another process is throttled while this one waits for the file, and Bitly's hint is over when it has got it."""
     bitly.answers(OK)
     async with rigged() as rig:
-        take = rig.budget.take
+        take = rig.budget.try_acquire
 
-        def late() -> Wait | MonthOver | None:
-            monkeypatch.setattr(rig.budget, "take", take)
+        def late() -> RetryAfter | MonthExhausted | None:
+            monkeypatch.setattr(rig.budget, "try_acquire", take)
             rig.clock.seconds += 0.1
             rig.budget.throttled(0.1, sent_at=rig.clock.seconds)
             rig.clock.seconds += 0.3
             return take()
 
-        monkeypatch.setattr(rig.budget, "take", late)
-        assert await rig.client.ask("bit.ly/probe") == ROW
+        monkeypatch.setattr(rig.budget, "try_acquire", late)
+        assert await rig.client.fetch("bit.ly/probe") == ROW
         assert not rig.budget.closed
 
 
-OUTAGE_RULES = GateRules(streak=2, jitter=0.0)
+OUTAGE_RULES = BreakerRules(streak=2, jitter=0.0)
 
 
 async def begin_outage(rig: Rig, bitly: Bitly) -> Verdict:
     """Let two calls fail, which is an outage here; only they are left."""
     bitly.answers(UNAVAILABLE, UNAVAILABLE)
-    found = [await rig.client.ask(f"bit.ly/{n}") for n in range(2)]
+    found = [await rig.client.fetch(f"bit.ly/{n}") for n in range(2)]
     assert found == [FAILED, FAILED]
     assert rig.gate.outage
     return found[0]
@@ -889,7 +893,7 @@ async def test_in_an_outage_attempts_are_charged_to_no_call(bitly: Bitly) -> Non
     async with rigged(attempts=2, rules=OUTAGE_RULES) as rig:
         first = await begin_outage(rig, bitly)
         bitly.answers(*[UNAVAILABLE] * 6, OK)
-        assert await rig.client.ask_again("bit.ly/0", first) == (ROW, 1)
+        assert await rig.client.retry("bit.ly/0", first) == (ROW, 1)
         assert not rig.gate.outage
         assert rig.spent == len(bitly.requests) == 9
 
@@ -898,10 +902,10 @@ async def test_an_outage_that_does_not_end_ends_the_run(bitly: Bitly) -> None:
     async with rigged(attempts=2, rules=OUTAGE_RULES) as rig:
         first = await begin_outage(rig, bitly)
         bitly.answers(*[UNAVAILABLE] * 60)
-        with pytest.raises(Stopping):
-            await rig.client.ask_again("bit.ly/0", first)
-        assert rig.stopper.stop is not None
-        assert rig.stopper.stop.reason is Reason.OUTAGE
+        with pytest.raises(RunStopping):
+            await rig.client.retry("bit.ly/0", first)
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.OUTAGE
         assert 900 < rig.clock.seconds - 1000 < 1000
 
 
@@ -918,9 +922,9 @@ async def test_before_a_call_is_written_off_a_link_that_answered_says_whether_th
 ) -> None:
     bitly.answers(OK, *[UNAVAILABLE] * 3, OK)
     async with rigged(attempts=3) as rig:
-        assert await rig.client.ask("bit.ly/w") == ROW
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+        assert await rig.client.fetch("bit.ly/w") == ROW
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (FAILED, 3)
         assert asked(bitly) == "wxxxw"
         assert not rig.gate.outage
         assert rig.spent == rig.client.sender.counters.total == 5
@@ -929,23 +933,23 @@ async def test_before_a_call_is_written_off_a_link_that_answered_says_whether_th
 async def test_a_call_whose_witness_fails_too_is_asked_again_when_the_server_is_back(bitly: Bitly) -> None:
     bitly.answers(OK, *[UNAVAILABLE] * 3, UNAVAILABLE, TimeoutError(), OK, OK)
     async with rigged(attempts=3) as rig:
-        assert await rig.client.ask("bit.ly/w") == ROW
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+        assert await rig.client.fetch("bit.ly/w") == ROW
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (ROW, 3)
         assert asked(bitly) == "wxxxwwwx"
-        assert sum(rig.stopper.taken) >= 5 + 10  # between the probes
+        assert sum(rig.shutdown.taken) >= 5 + 10  # between the probes
 
 
 async def test_a_call_that_failed_while_others_were_answered_needs_no_witness(bitly: Bitly) -> None:
     bitly.answers(OK, *[UNAVAILABLE] * 3, OK)
     async with rigged(attempts=3, held=True) as rig:
-        assert await rig.client.ask("bit.ly/w") == ROW
-        first = await rig.client.ask("bit.ly/x")
-        repeated = asyncio.create_task(rig.client.ask_again("bit.ly/x", first))
+        assert await rig.client.fetch("bit.ly/w") == ROW
+        first = await rig.client.fetch("bit.ly/x")
+        repeated = asyncio.create_task(rig.client.retry("bit.ly/x", first))
         await settle()
         rig.clock.seconds += 1.0
         bitly.seen = partial(others_are_answered, rig)
-        rig.stopper.end.set()
+        rig.shutdown.end.set()
         assert await repeated == (FAILED, 3)
         assert asked(bitly) == "wxxx"
 
@@ -954,27 +958,27 @@ async def test_without_a_witness_a_call_that_failed_so_often_has_failed(bitly: B
     """Somebody was answered, though not with a row."""
     bitly.answers(NOT_FOUND, *[UNAVAILABLE] * 3)
     async with rigged(attempts=3) as rig:
-        await rig.client.ask("bit.ly/n")
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+        await rig.client.fetch("bit.ly/n")
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (FAILED, 3)
 
 
 async def test_where_nobody_was_ever_answered_it_is_the_server_that_is_out(bitly: Bitly) -> None:
     bitly.answers(*[UNAVAILABLE] * 6, OK)
     async with rigged(attempts=3) as rig:
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (ROW, 3)
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (ROW, 3)
         assert asked(bitly) == "x" * 7
 
 
 async def test_where_nobody_is_ever_answered_the_outage_ends_the_run(bitly: Bitly) -> None:
     bitly.answers(*[UNAVAILABLE] * 100)
     async with rigged(attempts=3) as rig:
-        first = await rig.client.ask("bit.ly/x")
-        with pytest.raises(Stopping):
-            await rig.client.ask_again("bit.ly/x", first)
-        assert rig.stopper.stop is not None
-        assert rig.stopper.stop.reason is Reason.OUTAGE
+        first = await rig.client.fetch("bit.ly/x")
+        with pytest.raises(RunStopping):
+            await rig.client.retry("bit.ly/x", first)
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.OUTAGE
         assert len(bitly.requests) < 30
 
 
@@ -982,19 +986,19 @@ async def test_a_witness_that_has_come_to_fail_by_itself_is_replaced(bitly: Bitl
     bitly.answers(OK, OK, *[UNAVAILABLE] * 3, UNAVAILABLE, OK, UNAVAILABLE)
     async with rigged(attempts=3) as rig:
         for link in ("bit.ly/w", "bit.ly/v"):
-            await rig.client.ask(link)
-        first = await rig.client.ask("bit.ly/x")
-        assert await rig.client.ask_again("bit.ly/x", first) == (FAILED, 3)
+            await rig.client.fetch(link)
+        first = await rig.client.fetch("bit.ly/x")
+        assert await rig.client.retry("bit.ly/x", first) == (FAILED, 3)
         assert asked(bitly) == "wvxxxwvx"
 
 
 async def test_where_few_are_answered_it_takes_two_witnesses_to_write_a_call_off(bitly: Bitly) -> None:
     bitly.answers(OK, *[UNAVAILABLE] * 7, OK, OK)
     async with rigged(attempts=3) as rig:
-        await rig.client.ask("bit.ly/w")
+        await rig.client.fetch("bit.ly/w")
         for name in "abcde":
-            await rig.client.ask(f"bit.ly/{name}")
-        assert await rig.client.ask_again("bit.ly/x", FAILED) == (FAILED, 3)
+            await rig.client.fetch(f"bit.ly/{name}")
+        assert await rig.client.retry("bit.ly/x", FAILED) == (FAILED, 3)
         assert asked(bitly) == "wabcdexxww"
 
 
@@ -1019,7 +1023,7 @@ async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(b
     tokens = Tokens("t0", "t1")
     async with rigged(read=tokens) as rig:
         helpers = Budget(rig.book, ACCOUNT, "helpers", FREE)
-        assert await rig.client.ask("bit.ly/x") == ROW
+        assert await rig.client.fetch("bit.ly/x") == ROW
         for _ in range(2):
             await rig.client.sender.look_up("/groups", helpers)
         assert helpers.account == rig.budget.account == ACCOUNT._replace(token=fingerprint("t1"))
@@ -1027,9 +1031,9 @@ async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(b
 
 
 async def test_a_helper_route_is_not_asked_when_the_budget_has_no_room_now(bitly: Bitly) -> None:
-    async with rigged(refusals=[Wait(3.0, "hour")]) as rig:
+    async with rigged(refusals=[RetryAfter(3.0, "hour")]) as rig:
         assert await rig.client.sender.look_up("/groups", rig.budget) == (NOT_ASKED, {}, b"")
-        assert (bitly.requests, rig.stopper.taken) == ([], [])
+        assert (bitly.requests, rig.shutdown.taken) == ([], [])
 
 
 async def test_the_budgets_calendar_follows_the_dates_of_good_answers(bitly: Bitly) -> None:
@@ -1037,15 +1041,15 @@ async def test_the_budgets_calendar_follows_the_dates_of_good_answers(bitly: Bit
     bitly.answers((404, date, NOT_FOUND[2]), (200, {"Date": "nonsense"}, ROW_BODY), (200, date, ROW_BODY))
     async with rigged() as rig:
         for _ in range(2):
-            await rig.client.ask("bit.ly/x")
+            await rig.client.fetch("bit.ly/x")
         assert rig.budget.at(0.0) == datetime.fromtimestamp(NOON, UTC)
         rig.clock.seconds += 100.0
-        await rig.client.ask("bit.ly/x")
+        await rig.client.fetch("bit.ly/x")
         assert rig.budget.at(0.0) == datetime.fromtimestamp(NOON + 100, UTC)  # no clock of ours knows of December
         bitly.answers((200, date, ROW_BODY))
         rig.clock.step(8 * 86400.0 - 12 * 3600.0)
         rig.clock.seconds += 100.0
-        await rig.client.ask("bit.ly/x")
+        await rig.client.fetch("bit.ly/x")
         assert rig.budget.at(0.0) == datetime(2026, 12, 1, 0, 0, 30, tzinfo=UTC)
         assert rig.spent == 0  # in December
 
@@ -1055,8 +1059,8 @@ async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(mon
     late: list[bool] = []
     monkeypatch.setattr(Budget, "made_late", lambda _: late.append(True))
     async with wired(whole_answer({}, ROW_BODY)) as (client, _):
-        assert await client.ask("bit.ly/x") == ROW
+        assert await client.fetch("bit.ly/x") == ROW
         assert late == []
         monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
-        assert await client.ask("bit.ly/x") == ROW
+        assert await client.fetch("bit.ly/x") == ROW
     assert late == [True]

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from harvester import clock as clocks
-from harvester.clock import Clock, moment, month_of, next_month
+from harvester.clock import Clock, from_epoch, month_of, next_month
 from tests.commands import ROOT, environment
 
 
 def test_elapsed_seconds_are_alike_for_all_processes_since_the_machines_start() -> None:
-    before = Clock().elapsed()
-    program = "from harvester.clock import Clock; clock = Clock(); print(clock.boot); print(clock.elapsed())"
+    before = Clock().boot_seconds()
+    program = "from harvester.clock import Clock; clock = Clock(); print(clock.boot); print(clock.boot_seconds())"
     other = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     ).stdout.split("\n")
     assert other[0] == Clock().boot
-    assert before < float(other[1]) < Clock().elapsed()
+    assert before < float(other[1]) < Clock().boot_seconds()
 
 
 def test_the_wall_clock_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,13 +31,13 @@ def test_the_wall_clock_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(clocks._BOOTTIME is None, reason="Linux's clock")
 def test_on_linux_elapsed_seconds_go_on_while_the_machine_sleeps() -> None:
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert before <= Clock().elapsed() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= Clock().boot_seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def test_elsewhere_elapsed_seconds_are_the_monotonic_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clocks, "_BOOTTIME", None)
     monkeypatch.setattr(time, "monotonic", lambda: 77.0)
-    assert Clock().elapsed() == 77.0
+    assert Clock().boot_seconds() == 77.0
 
 
 def test_a_boot_has_the_name_that_the_kernel_gives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_boot_has_no_name_where_the_system_does_not_say(
 
 
 def test_a_moment_is_in_utc() -> None:
-    assert moment(1_795_435_200.0) == datetime(2026, 11, 23, 12, tzinfo=UTC)
+    assert from_epoch(1_795_435_200.0) == datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

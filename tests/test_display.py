@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester.progress import Counters, Status, Waiting, WindowState
+from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
 from harvester.reporting.live_display import frame
 from harvester.run.telemetry import Minute
 from tests.commands import NO_LIMITS
@@ -239,19 +239,19 @@ def test_the_second_signal_leaves_a_clean_screen(tmp_path: Path, links: str, ser
 # --- the lines ----------------------------------------------------------------------------------------------------
 
 
-def text_of(status: Status, width: int = 80) -> str:
+def text_of(status: RunProgress, width: int = 80) -> str:
     return "\n".join(line.plain for line in frame(status, width))
 
 
 @pytest.mark.parametrize("width", [*range(1, 45), 80, 100])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     now = datetime.now(UTC)
-    status = Status(
+    status = RunProgress(
         to_make=10_000_000,
         rows=9_000_000,
         refused=123_456,
-        attempts=Counters(9_200_000, 1000, 1000),
-        waiting=Waiting("connections", 5, now),
+        attempts=AttemptCounts(9_200_000, 1000, 1000),
+        waiting=WaitReason("connections", 5, now),
         windows=[WindowState("month", 50_000_000, 9_200_000, now, "asked")],
         per_second=[float(i) for i in range(60)],
         ends=now + timedelta(days=40),
@@ -261,35 +261,35 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_without_a_count_there_is_no_bar_and_no_end() -> None:
-    shown = text_of(Status(rows=1234))
+    shown = text_of(RunProgress(rows=1234))
     assert "1,234 calls settled" in shown
     assert "%" not in shown
     assert "left" not in shown
 
 
 def test_a_list_read_to_its_end_is_counted() -> None:
-    assert "75 of 100 calls" in text_of(Status(read_to_end=True, rows=70, refused=5, pending=25))
+    assert "75 of 100 calls" in text_of(RunProgress(read_to_end=True, rows=70, refused=5, pending=25))
 
 
 def test_calls_beyond_the_most_are_not_awaited() -> None:
-    assert "5 of 20 calls" in text_of(Status(read_to_end=True, rows=5, pending=1000, most=20))
+    assert "5 of 20 calls" in text_of(RunProgress(read_to_end=True, rows=5, pending=1000, most=20))
 
 
 def test_a_month_that_will_be_spent_before_the_end_is_said() -> None:
     now = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-    status = Status(to_make=100, ends=now + timedelta(days=60), spent=now + timedelta(days=2))
+    status = RunProgress(to_make=100, ends=now + timedelta(days=60), spent=now + timedelta(days=2))
     local = (now + timedelta(days=2)).astimezone()
     assert f"the month is spent about {local:%Y-%m-%d %H:%M}" in text_of(status)
 
 
 def test_the_pace_is_no_reason_to_worry() -> None:
-    assert "waiting" not in text_of(Status(rows=1, waiting=Waiting("pace", 100, None)))
+    assert "waiting" not in text_of(RunProgress(rows=1, waiting=WaitReason("pace", 100, None)))
 
 
 def test_what_a_server_says_of_its_outage_is_cut_and_does_not_steer_the_terminal() -> None:
     odd = "\x1b]0;title\x07\x9b" + "x " * 2000
-    waits = Status(waiting=Waiting("outage", 0, None, odd))
-    for status in (waits, Status(trouble=odd, per_second=[0.0] * 9)):
+    waits = RunProgress(waiting=WaitReason("outage", 0, None, odd))
+    for status in (waits, RunProgress(trouble=odd, per_second=[0.0] * 9)):
         shown = text_of(status)
         assert "\\u001b]0;title" in shown
         assert all(character.isprintable() for character in shown.replace("\n", ""))
@@ -297,13 +297,13 @@ def test_what_a_server_says_of_its_outage_is_cut_and_does_not_steer_the_terminal
 
 
 def test_how_attempts_fail_is_shown_while_nothing_moves() -> None:
-    still = Status(trouble="no answer: connection refused", per_second=[0.0] * 3)
+    still = RunProgress(trouble="no answer: connection refused", per_second=[0.0] * 3)
     assert "no good answer lately (no answer: connection refused)" in text_of(still)
 
 
 def test_a_minute_without_calls_is_an_empty_chart_and_the_latest_call_is_at_its_right() -> None:
-    assert "0.0 calls/s" + " " * 32 + " last minute" in text_of(Status(per_second=[0.0] * 60))
-    assert "█ last minute" in text_of(Status(per_second=[0.0] * 59 + [1.0]))
+    assert "0.0 calls/s" + " " * 32 + " last minute" in text_of(RunProgress(per_second=[0.0] * 60))
+    assert "█ last minute" in text_of(RunProgress(per_second=[0.0] * 59 + [1.0]))
 
 
 def test_calls_are_counted_in_the_seconds_in_which_they_were_settled() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from harvester import __version__
 from harvester.cli.exit_codes import BY_REASON, EXIT_CODES
-from harvester.shutdown import Reason
+from harvester.shutdown import StopReason
 from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
 
@@ -38,7 +38,7 @@ def test_every_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_reason_to_stop_has_an_exit_code() -> None:
-    assert set(BY_REASON) == set(Reason)
+    assert set(BY_REASON) == set(StopReason)
 
 
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:

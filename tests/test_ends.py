@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harvester.cli.main import main
-from harvester.dataset.dataset import Store
+from harvester.dataset.dataset import Dataset
 from tests.commands import NO_LIMITS, harvester, start
 from tests.conftest import Served
 from tests.outputs import check_reconciled, failures, manifest, rows
@@ -254,7 +254,7 @@ def test_dispatch_stops_before_the_disk_is_full(
 ) -> None:
     served = serve(latency_ms=20)
     monkeypatch.setenv("BITLY_TOKEN", "any")
-    monkeypatch.setattr(Store, "free_bytes", lambda _: 2**26 - 1 if served.sandbox.answered.total() > 20 else 2**30)
+    monkeypatch.setattr(Dataset, "free_bytes", lambda _: 2**26 - 1 if served.sandbox.answered.total() > 20 else 2**30)
     with pytest.raises(SystemExit) as left:
         main(["run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS])
     assert left.value.code == 8

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.budget.forecast import ANSWER_SECONDS, Start, forecast, shorter
-from harvester.budget.limits import Limits, Wanted
+from harvester.budget.forecast import ANSWER_SECONDS, Start, forecast, suggestions_for
+from harvester.budget.limits import Limits, RequestedLimits
 from tests.simulated import World
 from tests.virtual import THREADED, at_once
 from tests.weeks import BEGIN, Weeks
@@ -39,7 +39,7 @@ def test_it_ends_when_a_harvest_in_virtual_time_does(
 ) -> None:
     for module in THREADED:
         monkeypatch.setattr(module, "in_daemon", at_once)
-    weeks = Weeks(quick_path, World(errors=0.0), Wanted(per_month=0), links)
+    weeks = Weeks(quick_path, World(errors=0.0), RequestedLimits(per_month=0), links)
     assert weeks.run().complete
     ends = forecast(links, USUAL, Start(BEGIN)).ends
     assert ends is not None
@@ -74,16 +74,16 @@ def test_what_nobody_will_live_to_see_has_no_end() -> None:
 
 def test_shorter_names_plans_the_reserve_and_wider_windows_but_only_what_helps() -> None:
     limits, whole = Limits(90, 900, 4500), Limits(100, 1000, 5000)
-    options = [each.option for each in shorter(100_000, limits, limits, whole, Start(NOON, month_left=4500))]
+    options = [each.option for each in suggestions_for(100_000, limits, limits, whole, Start(NOON, month_left=4500))]
     assert options == ["--reserve 0%", "--per-month 5000", "--per-month 25000", "--per-month 50000"]
-    options = [each.option for each in shorter(2_000, USUAL, USUAL, USUAL, Start(NOON))]
+    options = [each.option for each in suggestions_for(2_000, USUAL, USUAL, USUAL, Start(NOON))]
     assert options == ["--per-hour 2000 --per-minute 200"]
-    assert shorter(10, USUAL, USUAL, USUAL, Start(NOON)) == []
+    assert suggestions_for(10, USUAL, USUAL, USUAL, Start(NOON)) == []
 
 
 def test_shorter_says_what_the_end_of_throttling_would_bring() -> None:
     learned = Limits(100, 250, 0)
-    assert shorter(2_000, learned, USUAL, USUAL, Start(NOON))[0].option == "patience"
+    assert suggestions_for(2_000, learned, USUAL, USUAL, Start(NOON))[0].option == "patience"
 
 
 LIMITS = st.builds(

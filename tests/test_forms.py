@@ -19,9 +19,9 @@ from pyarrow import parquet
 
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
-from harvester.links.files import Form, find, read, spool
+from harvester.links.files import ListFormat, read, resolve_lists, spool
 from harvester.links.lines import CHUNK, LINE_LIMIT
-from harvester.links.tables import Cells, Flaw, csv_cells
+from harvester.links.tables import BadRecord, ColumnBatch, csv_cells
 from tests.test_sources import merged, peak_bytes, places, read_until_broken, write
 
 if sys.version_info >= (3, 14):
@@ -31,7 +31,7 @@ else:
 
 
 def taken(path: str, column: str | None = None, list_format: str | None = None) -> Batch:
-    return merged(read(find([path], column, list_format)))
+    return merged(read(resolve_lists([path], column, list_format)))
 
 
 def reasons(batch: Batch) -> list[tuple[int, str]]:
@@ -115,7 +115,7 @@ def test_a_zstd_bomb_of_a_line_takes_no_more_memory_than_a_few_chunks(tmp_path: 
     path = write(tmp_path, zstd.compress(b"x" * (200 * CHUNK) + b"\nbit.ly/a\n"))
     batch = taken(path)
     assert (reasons(batch), places(batch)) == ([(1, "longer")], [("bit.ly/a", 2)])
-    [source] = find([path])
+    [source] = resolve_lists([path])
     assert peak_bytes(source) < 20 * CHUNK
 
 
@@ -146,7 +146,9 @@ def test_what_a_pipe_has_brought_is_given_at_once(form: str, content: bytes, pac
     end, begin = os.pipe()
     try:
         os.write(begin, packed(content))
-        links = (link.bitlink for batch in read(find([f"/dev/fd/{end}"], list_format=form)) for link in batch.links)
+        links = (
+            link.bitlink for batch in read(resolve_lists([f"/dev/fd/{end}"], list_format=form)) for link in batch.links
+        )
         assert next(links) == "bit.ly/a"  # it would wait for ever: the pipe stays open
     finally:
         os.close(begin)
@@ -247,7 +249,7 @@ def test_what_is_not_utf_8_or_nul_matters_in_the_links_column_alone(tmp_path: Pa
 
 def test_an_endless_quoted_cell_takes_no_more_memory_than_a_few_chunks(tmp_path: Path) -> None:
     path = write(tmp_path, b'link,n\n"' + b"xx xx xx\n" * CHUNK, "links.csv")
-    [source] = find([path])
+    [source] = resolve_lists([path])
     tracemalloc.start()
     try:
         for _ in read([source]):
@@ -314,7 +316,7 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(
 ) -> None:
     path = write(tmp_path, content, name)
     with pytest.raises(UsageError) as wrong:
-        find([path], column)  # before anything is asked
+        resolve_lists([path], column)  # before anything is asked
     assert all(word in str(wrong.value) for word in words), wrong.value
     str(wrong.value).encode()
 
@@ -349,8 +351,8 @@ CSV_PIECES = st.lists(
 def test_records_do_not_depend_on_how_lines_arrive(content: str, size: int, column: str | None) -> None:
     lines: list[bytes | None] = [line.encode() for line in content.split("\n")]
 
-    def together(groups: list[list[bytes | None]]) -> tuple[int, int, list[Flaw], list[tuple[int, str]]] | str:
-        whole: list[Cells] = []
+    def together(groups: list[list[bytes | None]]) -> tuple[int, int, list[BadRecord], list[tuple[int, str]]] | str:
+        whole: list[ColumnBatch] = []
         try:
             whole.extend(csv_cells(groups, column, "f"))
         except InputBroken as error:
@@ -384,11 +386,11 @@ def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, int]], end: str, 
 @given(st.lists(st.one_of(CSV_PIECES.map("".join).map(str.encode), st.binary(max_size=9)), max_size=9).map(b"".join))
 @example(b'"' + b"\n" * 3000)
 def test_counts_reconcile_for_any_bytes_in_any_form(content: bytes) -> None:
-    for form in (Form.CSV, Form.TSV, Form.NDJSON, Form.LINES):
+    for form in (ListFormat.CSV, ListFormat.TSV, ListFormat.NDJSON, ListFormat.LINES):
         with tempfile.TemporaryDirectory() as folder:
             path = write(Path(folder), content)
             try:
-                batches = list(read(find([path], None if form is Form.LINES else "1", form)))
+                batches = list(read(resolve_lists([path], None if form is ListFormat.LINES else "1", form)))
             except InputBroken:
                 continue
         for batch in batches:
@@ -474,15 +476,15 @@ def test_bytes_of_parquet_that_are_no_text_are_an_invalid_line(tmp_path: Path) -
 @pytest.mark.parametrize("values", [[1, 2], [[b"bit.ly/a"]], [{"link": "bit.ly/a"}]])
 def test_a_column_of_parquet_that_is_not_text_is_refused(tmp_path: Path, values: list[object]) -> None:
     with pytest.raises(UsageError, match=r"column link holds .*, not text"):
-        find([write_parquet(tmp_path, {"link": values})])
+        resolve_lists([write_parquet(tmp_path, {"link": values})])
 
 
 def test_a_column_that_is_not_in_parquet_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, {"title": ["x"], "url": ["bit.ly/a"]})
     with pytest.raises(UsageError, match="there are: title, url"):
-        find([path])
+        resolve_lists([path])
     with pytest.raises(UsageError, match="no column is called 2"):
-        find([path], "2")
+        resolve_lists([path], "2")
 
 
 @pytest.mark.parametrize(
@@ -491,7 +493,7 @@ def test_a_column_that_is_not_in_parquet_is_an_error_that_names_those_that_are(t
 def test_a_damaged_parquet_file_is_an_explained_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     whole = Path(write_parquet(tmp_path, {"link": ["bit.ly/a"]})).read_bytes()
     with pytest.raises(InputBroken, match=r"bad\.parquet: cannot be read past line 0"):
-        find([write(tmp_path, damage(whole), "bad.parquet")])
+        resolve_lists([write(tmp_path, damage(whole), "bad.parquet")])
 
 
 def test_parquet_that_breaks_off_gives_what_came_before(tmp_path: Path) -> None:
@@ -524,19 +526,19 @@ def test_parquet_from_a_pipe_is_read_through_a_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        ("l.csv", Form.CSV),
-        ("L.CSV", Form.CSV),
-        ("l.csv.gz", Form.CSV),
-        ("l.tsv.zst", Form.TSV),
-        ("l.ndjson.gz", Form.NDJSON),
-        ("l.jsonl", Form.NDJSON),
-        ("csv", Form.LINES),
-        ("l.csv.bak", Form.LINES),
-        ("l.txt.gz", Form.LINES),
+        ("l.csv", ListFormat.CSV),
+        ("L.CSV", ListFormat.CSV),
+        ("l.csv.gz", ListFormat.CSV),
+        ("l.tsv.zst", ListFormat.TSV),
+        ("l.ndjson.gz", ListFormat.NDJSON),
+        ("l.jsonl", ListFormat.NDJSON),
+        ("csv", ListFormat.LINES),
+        ("l.csv.bak", ListFormat.LINES),
+        ("l.txt.gz", ListFormat.LINES),
     ],
 )
-def test_a_lists_form_follows_from_its_name(tmp_path: Path, name: str, form: Form) -> None:
-    [source] = find([write(tmp_path, b"", name)])
+def test_a_lists_form_follows_from_its_name(tmp_path: Path, name: str, form: ListFormat) -> None:
+    [source] = resolve_lists([write(tmp_path, b"", name)])
     assert source.form is form
 
 
@@ -550,9 +552,9 @@ def test_a_format_that_is_said_holds_for_every_list(tmp_path: Path) -> None:
     path = write(tmp_path, b"link\tn\nbit.ly/a\t1\n", "links.csv")
     assert places(taken(path, list_format="tsv")) == [("bit.ly/a", 2)]
     assert places(taken(write(tmp_path, b"# c\nbit.ly/a\n", "l.csv"), list_format="lines")) == [("bit.ly/a", 2)]
-    assert [source.form for source in find(["-", path], list_format="tsv")] == [Form.TSV, Form.TSV]
+    assert [source.form for source in resolve_lists(["-", path], list_format="tsv")] == [ListFormat.TSV, ListFormat.TSV]
     with pytest.raises(UsageError, match="--list-format xml: one of lines, csv"):
-        find([path], list_format="xml")
+        resolve_lists([path], list_format="xml")
 
 
 @pytest.fixture
@@ -568,7 +570,7 @@ def each_form(tmp_path: Path) -> list[str]:
 
 
 def test_a_list_of_any_form_can_be_read_twice_and_copied(tmp_path: Path, each_form: list[str]) -> None:
-    for source in find(each_form):
+    for source in resolve_lists(each_form):
         copy = spool(source, str(tmp_path / "copy"))
         assert source.rereadable
         assert [link.bitlink for link in merged(read([copy])).links] == ["bit.ly/a", "bit.ly/b"]
@@ -580,7 +582,7 @@ def test_a_long_table_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> N
         return b"title,link\n" + b"".join(b'"x, y",bit.ly/%08d\n' % n for n in range(lines))
 
     short, long = write(tmp_path, table(10_000), "short.csv"), write(tmp_path, table(40_000), "long.csv")
-    few, many = (peak_bytes(source) for source in find([short, long]))
+    few, many = (peak_bytes(source) for source in resolve_lists([short, long]))
     assert many < 1.5 * few + 100_000
 
 
@@ -591,19 +593,21 @@ def test_a_pattern_stands_for_the_files_that_match_sorted_and_no_folders(tmp_pat
     (tmp_path / "deep" / "er.txt").mkdir(parents=True)
     paths = [write(tmp_path, b"bit.ly/a\n", name) for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er.txt/d.txt")]
     paths.sort()
-    assert [source.path for source in find([f"{tmp_path}/*.txt"])] == [str(tmp_path / n) for n in ("a.txt", "b.txt")]
-    assert [source.path for source in find([f"{tmp_path}/**/*.txt"])] == paths
-    assert [source.path for source in find([f"{tmp_path}/**/**"])] == paths
+    assert [source.path for source in resolve_lists([f"{tmp_path}/*.txt"])] == [
+        str(tmp_path / n) for n in ("a.txt", "b.txt")
+    ]
+    assert [source.path for source in resolve_lists([f"{tmp_path}/**/*.txt"])] == paths
+    assert [source.path for source in resolve_lists([f"{tmp_path}/**/**"])] == paths
 
 
 def test_a_pattern_that_nothing_matches_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for pattern in ("*.csv", "fold*"):
         with pytest.raises(UsageError, match="no file matches"):
-            find([f"{tmp_path}/{pattern}"])
+            resolve_lists([f"{tmp_path}/{pattern}"])
 
 
 def test_a_file_whose_name_is_a_pattern_is_itself(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\n", "[a]*.txt")
     write(tmp_path, b"bit.ly/b\n", "ab.txt")
-    assert [source.path for source in find([path])] == [path]
+    assert [source.path for source in resolve_lists([path])] == [path]

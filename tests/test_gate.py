@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.budget.limits import Wait
-from harvester.client.circuit_breaker import OUTAGE, Gate, GateRules
+from harvester.budget.limits import RetryAfter
+from harvester.client.circuit_breaker import OUTAGE, BreakerRules, CircuitBreaker
 
-RULES = GateRules(jitter=0.0)
+RULES = BreakerRules(jitter=0.0)
 ENOUGH = 18
 """Nine tenths of the last twenty."""
 
@@ -24,26 +24,26 @@ class Ticking:
         return self.seconds
 
 
-def gate_at(clock: Ticking, streak: int = RULES.streak) -> Gate:
+def gate_at(clock: Ticking, streak: int = RULES.streak) -> CircuitBreaker:
     """A gate without jitter."""
-    return Gate(GateRules(streak=streak, jitter=0.0), clock, random.Random(1))
+    return CircuitBreaker(BreakerRules(streak=streak, jitter=0.0), clock, random.Random(1))
 
 
-def fail(gate: Gate, clock: Ticking, times: int, *, evidence: bool = True) -> None:
+def fail(gate: CircuitBreaker, clock: Ticking, times: int, *, evidence: bool = True) -> None:
     """So many transient failures, of first attempts if they are evidence, a second each."""
     for _ in range(times):
         clock.seconds += 1.0
-        gate.transient(sent_at=clock() - 0.5, evidence=evidence)
+        gate.record_failure(sent_at=clock() - 0.5, evidence=evidence)
 
 
-def answer(gate: Gate, clock: Ticking, times: int) -> None:
+def answer(gate: CircuitBreaker, clock: Ticking, times: int) -> None:
     """So many first attempts that are answered, a second each."""
     for _ in range(times):
         clock.seconds += 1.0
-        gate.answered(evidence=True)
+        gate.record_success(evidence=True)
 
 
-def out(clock: Ticking) -> Gate:
+def out(clock: Ticking) -> CircuitBreaker:
     """A gate in an outage."""
     gate = gate_at(clock)
     fail(gate, clock, ENOUGH)
@@ -51,13 +51,13 @@ def out(clock: Ticking) -> Gate:
     return gate
 
 
-def seconds_closed(gate: Gate) -> float:
+def seconds_closed(gate: CircuitBreaker) -> float:
     refused = gate.enter()
     assert refused is not None
     return refused.seconds
 
 
-def probe(gate: Gate, clock: Ticking) -> float:
+def probe(gate: CircuitBreaker, clock: Ticking) -> float:
     """Wait until the gate's time is over and send the probe; give when it was sent."""
     refused = gate.closed()
     clock.seconds += refused.seconds if refused else 0.0
@@ -65,8 +65,8 @@ def probe(gate: Gate, clock: Ticking) -> float:
     return clock()
 
 
-def fail_probe(gate: Gate, clock: Ticking) -> None:
-    gate.transient(sent_at=probe(gate, clock), evidence=True)
+def fail_probe(gate: CircuitBreaker, clock: Ticking) -> None:
+    gate.record_failure(sent_at=probe(gate, clock), evidence=True)
 
 
 # --- when an outage begins --------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_repeats_say_nothing_of_the_server_whether_they_fail_or_are_answered() -
     for _ in range(17):
         fail(gate, clock, 1)
         fail(gate, clock, 5, evidence=False)
-        gate.answered()
+        gate.record_success()
     assert not gate.outage
     fail(gate, clock, 1)
     assert gate.outage
@@ -153,7 +153,7 @@ def test_a_wait_is_lengthened_by_the_jitter_and_never_shortened() -> None:
     waits = []
     for seed in range(50):
         clock = Ticking()
-        gate = Gate(GateRules(), clock, random.Random(seed))
+        gate = CircuitBreaker(BreakerRules(), clock, random.Random(seed))
         fail(gate, clock, ENOUGH)
         waits.append(seconds_closed(gate))
     assert all(5.0 <= wait <= 5.5 for wait in waits)
@@ -164,7 +164,7 @@ def test_a_closed_gate_says_how_long_it_is_still_closed_and_why() -> None:
     clock = Ticking()
     gate = out(clock)
     clock.seconds += 3.0
-    assert gate.closed() == gate.enter() == Wait(2.0, OUTAGE)
+    assert gate.closed() == gate.enter() == RetryAfter(2.0, OUTAGE)
 
 
 def test_late_failures_of_attempts_already_under_way_do_not_make_the_probes_rarer() -> None:
@@ -172,7 +172,7 @@ def test_late_failures_of_attempts_already_under_way_do_not_make_the_probes_rare
     gate = out(clock)
     opens = clock() + seconds_closed(gate)
     for _ in range(4):
-        gate.transient(sent_at=clock() - 10.0, evidence=True)
+        gate.record_failure(sent_at=clock() - 10.0, evidence=True)
     assert clock() + seconds_closed(gate) == pytest.approx(opens)
     assert gate.probes_failed == 0
 
@@ -181,9 +181,9 @@ def test_one_fresh_call_probes_and_no_call_that_has_failed_before() -> None:
     clock = Ticking()
     gate = out(clock)
     clock.seconds += 5.0
-    assert gate.enter(fresh=False) == Wait(RULES.poll_seconds, OUTAGE)
+    assert gate.enter(fresh=False) == RetryAfter(RULES.poll_seconds, OUTAGE)
     assert gate.enter(fresh=True) is None
-    assert gate.enter(fresh=True) == Wait(RULES.poll_seconds, OUTAGE)
+    assert gate.enter(fresh=True) == RetryAfter(RULES.poll_seconds, OUTAGE)
 
 
 def test_to_look_whether_the_gate_is_closed_sends_no_probe() -> None:
@@ -192,7 +192,7 @@ def test_to_look_whether_the_gate_is_closed_sends_no_probe() -> None:
     clock.seconds += 5.0
     assert gate.closed() is None
     assert gate.enter() is None
-    assert gate.closed() == Wait(RULES.poll_seconds, OUTAGE)
+    assert gate.closed() == RetryAfter(RULES.poll_seconds, OUTAGE)
 
 
 def test_a_probe_that_was_not_sent_after_all_lets_another_go() -> None:
@@ -224,7 +224,7 @@ def test_an_answer_to_any_attempt_ends_the_outage() -> None:
     clock = Ticking()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered()
+    gate.record_success()
     assert not gate.outage
     assert [gate.enter(fresh=fresh) for fresh in (True, False, True)] == [None] * 3
 
@@ -233,7 +233,7 @@ def test_an_outage_that_is_not_over_closes_again_with_the_next_failure() -> None
     clock = Ticking()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered(evidence=True)
+    gate.record_success(evidence=True)
     fail(gate, clock, 1)
     assert gate.outage
 
@@ -243,7 +243,7 @@ def test_the_next_outages_probes_begin_with_the_short_wait_again() -> None:
     gate = out(clock)
     for _ in range(3):
         fail_probe(gate, clock)
-    gate.answered(evidence=True)
+    gate.record_success(evidence=True)
     fail(gate, clock, 1)
     assert seconds_closed(gate) == pytest.approx(5.0)
 
@@ -261,7 +261,7 @@ def test_an_outage_of_more_than_15_minutes_is_over_the_limit_until_an_answer() -
     assert not gate.over_limit  # whoever waits for the hour's window learns nothing of the server
     fail_probe(gate, clock)
     assert gate.over_limit
-    gate.answered(evidence=True)
+    gate.record_success(evidence=True)
     assert not gate.over_limit
 
 
@@ -270,7 +270,7 @@ def test_an_outage_that_comes_back_within_five_minutes_is_the_same(calm: float, 
     clock = Ticking()
     gate = out(clock)
     clock.seconds += 890.0
-    gate.answered(evidence=True)
+    gate.record_success(evidence=True)
     clock.seconds += calm - 1.0
     fail(gate, clock, 1)
     assert gate.outage
@@ -317,7 +317,7 @@ def test_a_doubt_that_the_witness_dispels_is_over() -> None:
     gate = gate_at(clock)
     gate.doubt()
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     assert not gate.outage
     assert not gate.wants_witness
     assert gate.probes_failed == 0
@@ -330,11 +330,11 @@ def test_where_a_few_were_answered_of_late_and_most_not_it_takes_two_witnesses()
     answer(gate, clock, 1)
     gate.doubt()
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     assert gate.outage
     assert gate.wants_witness
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     assert not gate.outage
 
 
@@ -361,7 +361,7 @@ def test_an_outage_that_a_witness_ended_was_the_links_fault_and_the_next_takes_t
     clock = Ticking()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     fail(gate, clock, 2 * ENOUGH - 1)
     assert not gate.outage
     fail(gate, clock, 1)
@@ -372,7 +372,7 @@ def test_a_fresh_answer_makes_18_of_20_enough_again() -> None:
     clock = Ticking()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     answer(gate, clock, 1)
     fail(gate, clock, ENOUGH)
     assert gate.outage
@@ -381,7 +381,7 @@ def test_a_fresh_answer_makes_18_of_20_enough_again() -> None:
 def test_a_witness_outside_of_an_outage_changes_nothing() -> None:
     clock = Ticking()
     gate = gate_at(clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     fail(gate, clock, ENOUGH)
     assert gate.outage
 
@@ -403,7 +403,7 @@ def test_a_call_is_to_blame_for_a_minute_after_a_witness_was_answered_that_ended
     clock = Ticking()
     gate = out(clock)
     probe(gate, clock)
-    gate.answered(witness=True)
+    gate.record_success(witness=True)
     clock.seconds += 59.9
     assert gate.blames(clock())
     clock.seconds += 0.1
@@ -436,7 +436,7 @@ def test_a_throttled_answer_is_no_word_that_others_were_answered() -> None:
 def test_the_gate_knows_whether_anybody_was_ever_answered() -> None:
     gate = gate_at(Ticking())
     assert not gate.ever_answered
-    gate.answered()
+    gate.record_success()
     assert gate.ever_answered
 
 
@@ -469,9 +469,9 @@ def test_a_closed_gate_has_at_most_one_probe_under_way_whatever_happens(events: 
         elif event in {"answered", "transient", "leave"} and under_way:
             sent_at = under_way.pop(0 if flag else -1)
             if event == "answered":
-                gate.answered(evidence=flag, witness=gate.wants_witness and sent_at > (closed_since or 0.0))
+                gate.record_success(evidence=flag, witness=gate.wants_witness and sent_at > (closed_since or 0.0))
             elif event == "transient":
-                gate.transient(sent_at=sent_at, evidence=flag)
+                gate.record_failure(sent_at=sent_at, evidence=flag)
             else:
                 gate.leave(sent_at=sent_at)
         if not gate.outage:

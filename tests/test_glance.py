@@ -26,8 +26,8 @@ from harvester.reporting import status_text as printing
 from harvester.reporting import status_text as tell
 from harvester.reporting.prometheus import WINDOWS
 from harvester.reporting.run_status import State, look
-from harvester.run.telemetry import Pulse
-from harvester.shutdown import Reason
+from harvester.run.telemetry import Throughput
+from harvester.shutdown import StopReason
 from harvester.storage import filesystem
 from tests.commands import NO_LIMITS, environment, harvester, start
 from tests.conftest import Served
@@ -65,16 +65,16 @@ WRITTEN: dict[str, Any] = {
         "last_verdict": "2026-11-23T14:04:29Z",
         "rate": {"calls": 900, "seconds": 3600.0},
     },
-    "left": 4000,
-    "left_failed": 0,
+    "remaining": 4000,
+    "given_up": 0,
     "budget": {
         "account": "d6a7cd2a7371",
         "token": "d6a7cd2a7371",
-        "binds": {"window": "hour", "limit": 1000, "until": "2026-11-23T14:30:00Z"},
+        "limited_by": {"window": "hour", "limit": 1000, "until": "2026-11-23T14:30:00Z"},
         "windows": [
-            {"window": "minute", "limit": 100, "used": 10, "left": 90, "until": None, "source": "default"},
-            {"window": "hour", "limit": 1000, "used": 1000, "left": 0, "until": None, "source": "default"},
-            {"window": "month", "limit": None, "used": 2000, "left": None, "until": None, "source": "asked"},
+            {"window": "minute", "limit": 100, "used": 10, "remaining": 90, "until": None, "source": "default"},
+            {"window": "hour", "limit": 1000, "used": 1000, "remaining": 0, "until": None, "source": "default"},
+            {"window": "month", "limit": None, "used": 2000, "remaining": None, "until": None, "source": "asked"},
         ],
     },
     "dataset": {"calls": 5005, "rows": 990, "refused": 10, "failed": 5, "pending": 4000},
@@ -134,7 +134,7 @@ def test_what_a_run_writes_is_what_status_reads(tmp_path: Path, links: str, serv
     assert found.keys() == WRITTEN.keys() == {key.removesuffix("?") for key in manifest.FORM}
     assert found["invocation"].keys() == WRITTEN["invocation"].keys()
     assert found["invocation"]["calls"] == found["invocation"]["rate"]["calls"] == 60
-    assert found["left"] == 0
+    assert found["remaining"] == 0
     assert found["ended"] >= found["invocation"]["last_verdict"] >= found["invocation"]["started"]
 
 
@@ -151,7 +151,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     process.kill()
     process.communicate()
     later = look(str(out), datetime.now(UTC) + timedelta(minutes=10))
-    assert later.state is State.SILENT
+    assert later.state is State.STALE
     assert "no news since" in tell.as_text(later)
     command = later.next.command
     assert command == f"harvester run '{links}' --out {out}"
@@ -205,7 +205,7 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
         assert not status(out)["next"]["command"].endswith("--retry-failed")
     assert harvester(*command).returncode == 3
     seen = status(out)
-    assert (seen["state"], seen["left_failed"]) == ("failures", 1)
+    assert (seen["state"], seen["given_up"]) == ("failures", 1)
     assert seen["next"]["command"].endswith(f"--out {out} --retry-failed")
 
 
@@ -236,12 +236,12 @@ def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_pa
     path, over = str(tmp_path / "_manifest.json"), threading.Event()
     forms = [WRITTEN | {"parts": WRITTEN["parts"] * count} for count in (0, 5000)]
     texts = [json.dumps(form).encode() for form in forms]
-    filesystem.replace(path, [texts[0]])
+    filesystem.atomic_replace(path, [texts[0]])
 
     def replace() -> None:
         while not over.is_set():
             for text in texts:
-                filesystem.replace(path, [text])
+                filesystem.atomic_replace(path, [text])
 
     writer = threading.Thread(target=replace)
     writer.start()
@@ -265,13 +265,13 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
     ("changes", "state", "says"),
     [
         ({}, "running", "nothing: it goes on by itself"),
-        ({"updated": "2026-11-23T14:01:00Z"}, "silent", "the same command carries on"),
-        ({"updated": "2026-11-23T14:07:00Z"}, "unclear", "look again in a minute"),
+        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
+        ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
         (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
         (ENDED, "failures", "asks again for what failed"),
-        (ENDED | {"left_failed": 5}, "failures", "--retry-failed"),
+        (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
         (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
-        (ENDED | {"complete": True, "left": 0}, "complete", "every call is settled"),
+        (ENDED | {"complete": True, "remaining": 0}, "complete", "every call is settled"),
     ],
 )
 def test_each_state_is_told_from_the_others_and_has_its_next_step(
@@ -279,7 +279,7 @@ def test_each_state_is_told_from_the_others_and_has_its_next_step(
 ) -> None:
     seen = look(written(**changes), NOW)
     assert seen.state == state
-    assert says in seen.next.says
+    assert says in seen.next.summary
     assert says in tell.as_text(seen)
     assert state in tell.as_line(seen)
     assert tell.as_dict(seen)["state"] == state
@@ -297,25 +297,25 @@ def test_a_manifest_of_an_older_version_is_understood(written: Callable[..., str
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in new}))
         seen = look(folder, NOW)
         assert seen.state is state
-        assert (seen.left, seen.rate) == (None, None)
+        assert (seen.remaining, seen.rate) == (None, None)
         assert "harvester run LINKS" in tell.as_text(seen) or state is State.RUNNING
 
 
-@pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: Reason) -> None:
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: StopReason) -> None:
     seen = look(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
-    assert advice._BY_REASON[reason] in seen.next.says
-    assert (seen.next.command is None) == (reason is Reason.PARAMETER_REFUSED)
+    assert advice._BY_REASON[reason] in seen.next.summary
+    assert (seen.next.command is None) == (reason is StopReason.PARAMETER_REFUSED)
 
 
 def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:
     seen = look(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
-    assert "carries on" in seen.next.says
+    assert "carries on" in seen.next.summary
 
 
 def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
     seen = look(written(**ENDED, stopped={"reason": "token_refused", "message": "401", "until": None}), NOW)
-    assert "BITLY_TOKEN" in seen.next.says
+    assert "BITLY_TOKEN" in seen.next.summary
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_what_is_left_ends_about_when_the_hours_limit_lets_it(written: Callable[
 
 
 def test_an_unknown_rest_has_no_end(written: Callable[..., str]) -> None:
-    seen = look(written(left=None, list=None, input_read_to_end=False), NOW)
+    seen = look(written(remaining=None, list=None, input_read_to_end=False), NOW)
     assert seen.ends is None
     assert "left" not in tell.as_text(seen).split()
 
@@ -358,20 +358,20 @@ def test_a_window_that_is_over_is_not_waited_for(written: Callable[..., str]) ->
 @pytest.mark.parametrize("window", WINDOWS)
 def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
     binds = {"window": window, "limit": None, "until": None}
-    seen = look(written(budget=WRITTEN["budget"] | {"binds": binds}), NOW)
+    seen = look(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
     assert f"for {window}" not in tell.as_text(seen)
 
 
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
     lists = {"lists": ["-", "-odd.txt"]}
     seen = look(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
-    assert "standard input" in seen.next.says
+    assert "standard input" in seen.next.summary
     assert "harvester run - ./-odd.txt --out" in str(seen.next.command)
 
 
 def test_the_rate_is_the_last_hours_however_long_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    pulse = Pulse(lambda: now)
+    pulse = Throughput(lambda: now)
     for minute in range(600):
         now = 60.0 * minute
         for _ in range(3 if minute < 500 else 1):
@@ -408,7 +408,7 @@ def test_text_from_a_manifest_cannot_act_upon_a_terminal(written: Callable[..., 
         (json.dumps(WRITTEN | {"dataset": WRITTEN["dataset"] | {"rows": -1}}), "dataset.rows"),
         (json.dumps(WRITTEN | {"budget": []}), "budget is no object"),
         (json.dumps(WRITTEN | {"parts": [{"path": 3}]}), "parts.path"),
-        (json.dumps(WRITTEN | {"left": 10**18}), None),
+        (json.dumps(WRITTEN | {"remaining": 10**18}), None),
     ],
 )
 def test_what_is_no_manifest_is_told_as_such(tmp_path: Path, text: str, message: str | None) -> None:
@@ -490,7 +490,7 @@ def test_on_a_terminal_it_is_drawn_in_place(written: Callable[..., str]) -> None
     shown = b""
     while b"it is running" not in shown:
         shown += os.read(controller, 65536)
-    filesystem.replace(
+    filesystem.atomic_replace(
         os.path.join(folder, "_manifest.json"), [json.dumps(WRITTEN | ENDED | {"complete": True}).encode()]
     )
     try:

@@ -327,7 +327,7 @@ def test_everyone_waits_as_long_as_a_throttled_answer_asks(bitly: Scripted, tmp_
     assert later[0].at - first.at >= 1.0
     budget = manifest(done.out)["budget"]
     assert budget["windows"][0]["source"] == "throttled"
-    assert budget["binds"]["window"] in {"pace", "minute"}
+    assert budget["limited_by"]["window"] in {"pace", "minute"}
 
 
 def test_throttling_without_a_hint_closes_the_gate_until_the_next_minute(bitly: Scripted, tmp_path: Path) -> None:

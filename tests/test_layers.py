@@ -13,7 +13,7 @@ from tests.commands import ROOT
 
 PACKAGE = ROOT / "harvester"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MOST_MODULES, MOST_LINES = 10, 600
+MOST_MODULES, MOST_LINES = 10, 610
 ANYTHING = {"cli", "api", "arrow", "sandbox", "__init__", "__main__"}
 """What stands beside or above the packages, and may import all of them."""
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config.options import OutputOptions, QueryOptions, RunOptions
-from harvester.config.parsing import escaped, filled, laid_out
+from harvester.config.parsing import escape_braces, fill_placeholders, laid_out
 from harvester.errors import UsageError
 from tests.commands import NO_LIMITS, TOKEN
 from tests.commands import harvester as real_command
@@ -60,12 +60,12 @@ def meant(out: str, work_dir: str | None = None, **query: Any) -> OutputOptions:
     ],
 )
 def test_placeholders_are_filled_in_and_doubled_braces_are_braces(path: str, expected: str) -> None:
-    assert filled(path, VALUES, name="--out") == expected
+    assert fill_placeholders(path, VALUES, name="--out") == expected
 
 
 @given(st.text("{}dt/é", max_size=20))
 def test_an_escaped_path_means_itself(path: str) -> None:
-    assert filled(escaped(path), VALUES, name="--out") == path
+    assert fill_placeholders(escape_braces(path), VALUES, name="--out") == path
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_run_is_told_from_start_to_end(tmp_path: Path, links: str, serve: Call
         "list.counted",
         "budget.described",
         "line.invalid",
-        "limits.told",
+        "limits.reported",
         "run.ended",
     ]
     counted, ended, bad = one(found, "list.counted"), one(found, "run.ended"), one(found, "line.invalid")
@@ -104,7 +104,7 @@ def test_a_run_is_told_from_start_to_end(tmp_path: Path, links: str, serve: Call
     assert (bad["file"], bad["line"], bad["text"]) == (links, 5, "nonsense")
     assert (ended["exit_code"], ended["rows"], ended["refused"], ended["failed"]) == (0, 2, 1, 0)
     assert ended["out"] == out
-    assert one(found, "limits.told")["limit"] == 1000
+    assert one(found, "limits.reported")["limit"] == 1000
 
 
 def test_the_option_may_stand_in_the_configuration(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
@@ -137,11 +137,11 @@ def test_a_signal_a_wait_and_the_stop_are_told(tmp_path: Path, serve: Callable[.
                 process.send_signal(signal.SIGTERM)
     assert process.returncode == 5
     found = events("".join(lines))
-    assert one(found, "month.short")["left"] == 50
+    assert one(found, "month.short")["remaining"] == 50
     progress = one(found, "progress")
     assert progress["waiting"]["window"] == "hour"
     assert progress["waiting"]["limit"] == 20
-    assert progress["left"] == 40
+    assert progress["remaining"] == 40
     assert progress["ends"] is not None
     assert one(found, "run.stopping")["signal"] == "SIGTERM"
     assert one(found, "run.ended")["reason"] == "signal"
@@ -153,7 +153,7 @@ def test_of_many_bad_lines_the_first_are_told(tmp_path: Path, serve: Callable[..
     done = harvester("run", str(links), "--out", str(tmp_path / "out"), "--base-url", serve().url, *NO_LIMITS, *JSON)
     names = [event["event"] for event in events(done.stderr)]
     assert names.count("line.invalid") == 20
-    assert names.count("line.hushed") == 1
+    assert names.count("line.suppressed") == 1
 
 
 def test_quiet_leaves_warnings(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:

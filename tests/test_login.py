@@ -20,10 +20,10 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from harvester.bitly.oauth import App, NotForUs, Redirect, authorize_url, exchange, token_in
+from harvester.bitly.oauth import App, ForeignRedirect, Redirect, authorize_url, exchange, parse_token_response
 from harvester.cli.login import _open, listening
 from harvester.client.token import fingerprint
-from harvester.config.token_store import Vault
+from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 from harvester.sandbox import CLIENT_SECRETS
 from tests.commands import NO_LIMITS, ROOT, TOKEN, TOKEN_STORE, environment, harvester, start
@@ -107,7 +107,7 @@ def test_after_a_login_a_run_needs_no_other_token_and_no_secret_was_shown(
     token = served.sandbox.consent.tokens[-1]
     brought = parse_qs(urlsplit(location).query)["code"][0]
     assert fingerprint(token) in out
-    assert Vault(served.url, os.environ[TOKEN_STORE]).read() == (token, *re.findall(r"kept in (\S+);", out))
+    assert TokenStore(served.url, os.environ[TOKEN_STORE]).read() == (token, *re.findall(r"kept in (\S+);", out))
     assert [stat.S_IMODE(path.stat().st_mode) for path in Path(os.environ[TOKEN_STORE]).iterdir()] == [0o600]
     done = harvester(
         "run", "-", "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS, env=NONE, stdin=b"bit.ly/a\n"
@@ -249,7 +249,7 @@ def test_a_redirect_without_a_code_ends_the_login(query: str) -> None:
     "query", ["", "&&", "state", "state=", "state=%ff", "state=Good", "STATE=good", "state=good%20"]
 )
 def test_a_state_is_compared_whole(query: str) -> None:
-    with pytest.raises(NotForUs):
+    with pytest.raises(ForeignRedirect):
         Redirect("good").code_in(query + "&code=a")
 
 
@@ -299,7 +299,7 @@ def test_a_wrong_secret_is_refused_and_not_repeated(serve: Callable[..., Served]
     ],
 )
 def test_the_token_is_in_a_form_or_in_json(status: int, body: bytes) -> None:
-    assert token_in(status, body, ()) == TOKEN
+    assert parse_token_response(status, body, ()) == TOKEN
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_the_token_is_in_a_form_or_in_json(status: int, body: bytes) -> None:
 )
 def test_an_answer_without_a_token_is_a_sentence_that_repeats_no_secret(status: int, body: bytes, said: str) -> None:
     with pytest.raises(UsageError) as refused:
-        token_in(status, body, ("thesecret", "thecode"))
+        parse_token_response(status, body, ("thesecret", "thecode"))
     text = str(refused.value)
     assert said in text
     assert not {secret for secret in ("thesecret", "thecode", TOKEN) if secret in text}
@@ -521,7 +521,7 @@ def test_the_sandbox_gives_a_token_for_a_password_in_json(serve: Callable[..., S
     served = serve()
     form = {"grant_type": "password", "username": "me", "password": "mine"}
     status, body = post(served.url, form, basic("sandbox", SECRET))
-    assert (status, token_in(status, body.encode(), ())) == (200, served.sandbox.consent.tokens[-1])
+    assert (status, parse_token_response(status, body.encode(), ())) == (200, served.sandbox.consent.tokens[-1])
     assert body.startswith("{")
     for authorization in ("", "Basic !", basic("sandbox", "x")):
         assert post(served.url, form, authorization)[0] == 400

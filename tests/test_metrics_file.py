@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harvester.errors import UsageError
 from harvester.reporting import prometheus as metrics_file
-from harvester.reporting.prometheus import MetricsFile
+from harvester.reporting.prometheus import TextfileExporter
 from tests.commands import NO_LIMITS, ROOT, harvester, start
 from tests.conftest import Served
 from tests.promql import Sample, firing
@@ -50,7 +50,7 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
 def written(folder: Path, name: str = "run.prom", out: str = "out", **changes: Any) -> list[Sample]:
     """What a manifest, changed where the test says so, becomes."""
     warnings: list[str] = []
-    asyncio.run(MetricsFile(str(folder / name), out, warnings.append).show(WRITTEN | changes))
+    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(WRITTEN | changes))
     assert warnings == []
     return samples_in(folder / name)
 
@@ -169,7 +169,7 @@ def test_a_path_that_will_not_do_is_refused_before_anything_is_asked(
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UsageError, match="must let this user write"):
-        MetricsFile(str(tmp_path / "a.prom"), "out", print)
+        TextfileExporter(str(tmp_path / "a.prom"), "out", print)
 
 
 def test_without_the_library_the_install_line_is_said(tmp_path: Path, links: str) -> None:
@@ -199,7 +199,7 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(metrics_file, "write_to_textfile", hang)
     monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
-    shown = MetricsFile(str(tmp_path / "a.prom"), "out", warnings.append)
+    shown = TextfileExporter(str(tmp_path / "a.prom"), "out", warnings.append)
     asyncio.run(shown.show(WRITTEN))
     asyncio.run(shown.show(WRITTEN))
     release.set()
@@ -234,7 +234,9 @@ def test_names_of_any_form_come_through(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_has_no_sample(tmp_path: Path) -> None:
-    names = {(labels["__name__"], labels.get("window")) for labels, _ in written(tmp_path, left=None, stopped=None)}
+    names = {
+        (labels["__name__"], labels.get("window")) for labels, _ in written(tmp_path, remaining=None, stopped=None)
+    }
     assert ("harvester_calls_left", None) not in names
     assert ("harvester_window_limit", "month") not in names
     assert ("harvester_window_used", "month") in names
@@ -259,12 +261,12 @@ def test_the_table_of_the_document_is_what_is_written(tmp_path: Path) -> None:
 # --- alerts ---------------------------------------------------------------------------------------------------------
 
 ALERTS = dict(re.findall(r"- alert: (\w+)\n +expr: \|\n((?: {10}.*\n)+)", (ROOT / "docs/alerts.yml").read_text()))
-NOT_WAITING = WRITTEN["budget"] | {"binds": None}
+NOT_WAITING = WRITTEN["budget"] | {"limited_by": None}
 IDLE = WRITTEN["invocation"] | {"last_verdict": None, "started": "2026-11-23T13:00:00Z"}
 
 
 def waiting_for(window: str, until: str | None = "2026-11-23T15:20:00Z") -> dict[str, Any]:
-    return {**WRITTEN["budget"], "binds": {"window": window, "limit": None, "until": until}}
+    return {**WRITTEN["budget"], "limited_by": {"window": window, "limit": None, "until": until}}
 
 
 def at(hours: float) -> dict[str, str]:

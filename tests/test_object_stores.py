@@ -19,11 +19,11 @@ import pytest
 import harvester as harvester_package
 from harvester.arrow import read
 from harvester.bitly.query import Query
-from harvester.dataset.dataset import PartPolicy
-from harvester.dataset.opening import opened
+from harvester.dataset.dataset import PartLimits
+from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
 from harvester.run.job import _entered
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import object_store as stores
 from harvester.storage.location import resolve
 from tests.buckets import BUCKET, HALF, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
@@ -392,14 +392,14 @@ def test_the_local_store_takes_a_whole_run(case: Case) -> None:
 
 
 @pytest.fixture
-def store(case: Case, monkeypatch: pytest.MonkeyPatch) -> stores.Objects:
+def store(case: Case, monkeypatch: pytest.MonkeyPatch) -> stores.ObjectStorage:
     """What is under the prefix, in this process."""
     for name, value in case.s3.env.items():
         monkeypatch.setenv(name, value)
     return stores.open_store(case.out)
 
 
-def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: stores.Objects) -> None:
+def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: stores.ObjectStorage) -> None:
     case.s3.fault = once("PUT", "a", "ConditionalRequestConflict")
     assert store.create("a", b"1")
     assert store.get("a") == b"1"
@@ -410,7 +410,7 @@ def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: store
     [("ExpiredToken", "have expired"), ("PermanentRedirect", "Is AWS_REGION"), ("AccessDenied", "must be able to")],
 )
 def test_what_another_try_cannot_mend_is_not_waited_for(
-    case: Case, store: stores.Objects, code: str, hint: str
+    case: Case, store: stores.ObjectStorage, code: str, hint: str
 ) -> None:
     case.s3.fault = once("GET", BUCKET, code, 10**6)
     with pytest.raises(OutputError, match=hint):
@@ -418,7 +418,7 @@ def test_what_another_try_cannot_mend_is_not_waited_for(
     assert case.s3.requests.total() == 1
 
 
-def test_an_object_whose_connection_is_lost_is_read_on(case: Case, store: stores.Objects) -> None:
+def test_an_object_whose_connection_is_lost_is_read_on(case: Case, store: stores.ObjectStorage) -> None:
     data = os.urandom(2_000_000)
     store.replace("a", data)
     case.s3.fault = once("GET", "a", HALF, 2)
@@ -439,13 +439,13 @@ def test_an_endpoint_that_cannot_be_asked_is_refused(endpoint: str, monkeypatch:
 
 def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
     place = resolve("s3://lake/a", str(tmp_path))
-    with pytest.raises(UsageError, match="512MiB"), opened(place, QUERY, PartPolicy(10, 2**30), print):
+    with pytest.raises(UsageError, match="512MiB"), open_dataset(place, QUERY, PartLimits(10, 2**30), print):
         pass
 
 
 def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
     place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
-    with opened(place, QUERY, PartPolicy(10, 2**20), print) as dataset:
+    with open_dataset(place, QUERY, PartLimits(10, 2**20), print) as dataset:
         written = dataset.write_manifest({"pending": 0, "ended": None})
         shown = tmp_path / "store/_manifest.json"
         shown.unlink()
@@ -461,9 +461,9 @@ def test_a_signal_is_heard_while_a_store_that_is_out_is_opened() -> None:
         yield hurried.wait(30)
 
     async def enter() -> object:
-        stopper = Stopper()
-        asyncio.get_running_loop().call_soon(stopper.request, Stop(Reason.SIGNAL, "SIGTERM was received"))
+        shutdown = ShutdownSignal()
+        asyncio.get_running_loop().call_soon(shutdown.request, Stop(StopReason.SIGNAL, "SIGTERM was received"))
         with ExitStack() as stack:
-            return await _entered(stack, opening(), stopper, hurried)
+            return await _entered(stack, opening(), shutdown, hurried)
 
     assert asyncio.run(enter()) is True

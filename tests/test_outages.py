@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harvester.cli.exit_codes import SOME_FAILED, STOPPED, exit_code
-from harvester.shutdown import Reason
+from harvester.shutdown import StopReason
 from tests.commands import NO_LIMITS, harvester
 from tests.inside import QUICK_GATE, harvest
 from tests.outputs import failures, manifest, rows
@@ -108,7 +108,7 @@ async def test_an_outage_longer_than_its_limit_ends_the_run_and_the_next_carries
     rules = replace(QUICK_GATE, limit_seconds=0.3)
     outcome = await harvest(bitly.url, quick_path, many("ok", 50), gate_rules=rules)
     assert outcome.stop is not None
-    assert outcome.stop.reason is Reason.OUTAGE
+    assert outcome.stop.reason is StopReason.OUTAGE
     assert exit_code(outcome) == STOPPED
     assert failures(quick_path / "out") == []
     assert len(rows(quick_path / "out")) == 10

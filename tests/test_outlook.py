@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
+from harvester.budget.database import BudgetDatabase
 from harvester.budget.forecast import ANSWER_SECONDS, Forecast, Start, forecast
-from harvester.budget.limits import Account, Limits, Wanted
+from harvester.budget.limits import Account, Limits, RequestedLimits
 from harvester.errors import OutputError
-from harvester.progress import Status, Waiting
+from harvester.progress import RunProgress, WaitReason
 from harvester.run import telemetry as outlook
-from harvester.run.telemetry import Outlook
+from harvester.run.telemetry import EtaEstimator
 
 
 class Time:
@@ -51,44 +51,44 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Start]]:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
-    with closing(Book(str(tmp_path / "budget.sqlite"))) as opened:
+def book(tmp_path: Path) -> Iterator[BudgetDatabase]:
+    with closing(BudgetDatabase(str(tmp_path / "budget.sqlite"))) as opened:
         yield opened
 
 
-def budget(book: Book, *limits: int) -> Budget:
-    return Budget(book, Account("a:1", "t", "t"), "e", Wanted(*limits))
+def budget(book: BudgetDatabase, *limits: int) -> Budget:
+    return Budget(book, Account("a:1", "t", "t"), "e", RequestedLimits(*limits))
 
 
-async def test_the_end_follows_from_the_hours_limit(book: Book) -> None:
-    status, ours = Status(to_make=2500), budget(book, 0, 1000, 0)
-    await Outlook(ours, 5).look(status)
+async def test_the_end_follows_from_the_hours_limit(book: BudgetDatabase) -> None:
+    status, ours = RunProgress(to_make=2500), budget(book, 0, 1000, 0)
+    await EtaEstimator(ours, 5).look(status)
     assert status.ends is not None
     assert timedelta(hours=2) < status.ends - ours.at(0) < timedelta(hours=2.2)
     assert status.spent is None
 
 
-async def test_a_month_that_does_not_last_is_told(book: Book) -> None:
-    status = Status(to_make=2500)
-    await Outlook(budget(book, 0, 1000, 1500), 5).look(status)
+async def test_a_month_that_does_not_last_is_told(book: BudgetDatabase) -> None:
+    status = RunProgress(to_make=2500)
+    await EtaEstimator(budget(book, 0, 1000, 1500), 5).look(status)
     assert status.spent is not None
     assert status.ends is not None
     assert status.spent < status.ends
 
 
-async def test_without_a_count_nothing_is_said_of_the_end(book: Book, asked: list[tuple[int, Start]]) -> None:
-    status = Status(rows=5)
-    await Outlook(budget(book, 0, 1000, 0), 5).look(status)
+async def test_without_a_count_nothing_is_said_of_the_end(book: BudgetDatabase, asked: list[tuple[int, Start]]) -> None:
+    status = RunProgress(rows=5)
+    await EtaEstimator(budget(book, 0, 1000, 0), 5).look(status)
     assert status.ends is None
     assert asked == []
     assert [state.window for state in status.windows] == ["minute", "hour", "month"]
 
 
 async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
-    book: Book, time: Time, asked: list[tuple[int, Start]]
+    book: BudgetDatabase, time: Time, asked: list[tuple[int, Start]]
 ) -> None:
-    status, ours = Status(to_make=2500), budget(book)
-    ahead = Outlook(ours, 5)
+    status, ours = RunProgress(to_make=2500), budget(book)
+    ahead = EtaEstimator(ours, 5)
     time.seconds += 60
     for _ in range(10):
         await ahead.look(status)
@@ -102,18 +102,18 @@ async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
     assert len(asked) == 3
 
 
-async def test_repeats_so_far_are_expected_to_go_on(book: Book, asked: list[tuple[int, Start]]) -> None:
-    status = Status(to_make=300, rows=100)
+async def test_repeats_so_far_are_expected_to_go_on(book: BudgetDatabase, asked: list[tuple[int, Start]]) -> None:
+    status = RunProgress(to_make=300, rows=100)
     status.attempts.total = 150
-    await Outlook(budget(book, 0, 0, 0), 5).look(status)
+    await EtaEstimator(budget(book, 0, 0, 0), 5).look(status)
     assert asked[0][0] == 300
 
 
 async def test_where_nothing_binds_the_end_follows_the_servers_own_speed(
-    book: Book, time: Time, asked: list[tuple[int, Start]]
+    book: BudgetDatabase, time: Time, asked: list[tuple[int, Start]]
 ) -> None:
-    status = Status(to_make=100_000)
-    ahead = Outlook(budget(book, 0, 0, 0), 5)
+    status = RunProgress(to_make=100_000)
+    ahead = EtaEstimator(budget(book, 0, 0, 0), 5)
     for _ in range(12):
         await ahead.look(status)
         time.seconds += 1.0
@@ -122,10 +122,10 @@ async def test_where_nothing_binds_the_end_follows_the_servers_own_speed(
 
 
 async def test_waits_of_our_own_say_nothing_of_the_servers_speed(
-    book: Book, time: Time, asked: list[tuple[int, Start]]
+    book: BudgetDatabase, time: Time, asked: list[tuple[int, Start]]
 ) -> None:
-    status = Status(to_make=100_000, waiting=Waiting("pace", 100, None))
-    ahead = Outlook(budget(book, 0, 0, 0), 5)
+    status = RunProgress(to_make=100_000, waiting=WaitReason("pace", 100, None))
+    ahead = EtaEstimator(budget(book, 0, 0, 0), 5)
     for _ in range(12):
         await ahead.look(status)
         time.seconds += 1.0
@@ -134,10 +134,10 @@ async def test_waits_of_our_own_say_nothing_of_the_servers_speed(
 
 
 async def test_a_budget_that_cannot_be_read_leaves_the_status_as_it_was(
-    book: Book, monkeypatch: pytest.MonkeyPatch
+    book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, ours = Status(to_make=2500), budget(book, 0, 1000, 0)
-    ahead = Outlook(ours, 5)
+    status, ours = RunProgress(to_make=2500), budget(book, 0, 1000, 0)
+    ahead = EtaEstimator(ours, 5)
     await ahead.look(status)
     before = status.windows
 

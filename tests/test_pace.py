@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harvester.client.pacer import Pace
-from harvester.shutdown import Stopper
+from harvester.client.pacer import Pacer
+from harvester.shutdown import ShutdownSignal
 
 
 class Asking:
@@ -17,15 +17,15 @@ class Asking:
         return question()
 
 
-async def waiting(pace: Pace) -> asyncio.Task[None]:
+async def waiting(pace: Pacer) -> asyncio.Task[None]:
     """An attempt that waits for the pace, behind one that took what there was."""
     await pace.keep(1, lambda: None)
     return asyncio.create_task(pace.keep(1, lambda: None))
 
 
-def paced() -> Pace:
+def paced() -> Pacer:
     asking: Any = Asking()
-    return Pace(asking, Stopper())
+    return Pacer(asking, ShutdownSignal())
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])

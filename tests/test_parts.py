@@ -21,14 +21,22 @@ from pyarrow import parquet
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import dataset as stores
-from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.journal import Journal, path_of
 from harvester.dataset.ledger import State
-from harvester.dataset.opening import opened
+from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
-from harvester.rows.decode import Broken, Hashed, rows_of
-from harvester.rows.encode import Asked, Format, Making, Measured, extent, flattened, pour
-from harvester.rows.row import RowMaker
+from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
+from harvester.rows.encode import (
+    Format,
+    HashingWriter,
+    PartFormat,
+    RequestedPartFormat,
+    encoded_size,
+    flattened,
+    write_part,
+)
+from harvester.rows.row import RowBuilder
 from harvester.rows.schema import COLUMNS, Shape
 from harvester.storage.location import resolve
 from tests.commands import ROOT, environment
@@ -39,8 +47,8 @@ from tests.outputs import check_reconciled, manifest
 from tests.test_crash_points import published
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
-MAKER = RowMaker(QUERY, "9a0822b22f12")
-MAKINGS = [Making(form, shape) for form in Format for shape in Shape]
+MAKER = RowBuilder(QUERY, "9a0822b22f12")
+MAKINGS = [PartFormat(form, shape) for form in Format for shape in Shape]
 FETCHED_AT = "2026-11-23T07:08:09Z"
 
 # Often with what a flat record_id is made of: U+001F, which joins, and numbers.
@@ -60,10 +68,10 @@ LINES = st.lists(
 )
 
 
-def poured(rows: list[bytes], making: Making) -> bytes:
+def poured(rows: list[bytes], making: PartFormat) -> bytes:
     target = io.BytesIO()
-    measured = Measured(target)
-    counts = pour(rows, measured, making)
+    measured = HashingWriter(target)
+    counts = write_part(rows, measured, making)
     data = target.getvalue()
     assert (measured.size, measured.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert counts.calls == len(rows)
@@ -71,8 +79,8 @@ def poured(rows: list[bytes], making: Making) -> bytes:
     return data
 
 
-def read_back(data: bytes, making: Making) -> list[Any]:
-    return [row for _, row in rows_of(Hashed(io.BytesIO(data)), *making)]
+def read_back(data: bytes, making: PartFormat) -> list[Any]:
+    return [row for _, row in rows_of(HashingReader(io.BytesIO(data)), *making)]
 
 
 def expected(rows: list[bytes], shape: Shape) -> list[Any]:
@@ -87,7 +95,7 @@ def expected(rows: list[bytes], shape: Shape) -> list[Any]:
 @given(rows=LINES)
 @settings(max_examples=40, deadline=None)
 def test_every_format_and_shape_gives_the_rows_back_and_the_same_bytes_each_time(
-    rows: list[bytes], making: Making
+    rows: list[bytes], making: PartFormat
 ) -> None:
     data = poured(rows, making)
     assert read_back(data, making) == expected(rows, making.shape)
@@ -95,14 +103,14 @@ def test_every_format_and_shape_gives_the_rows_back_and_the_same_bytes_each_time
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-def test_rows_of_megabytes_are_given_back(making: Making) -> None:
+def test_rows_of_megabytes_are_given_back(making: PartFormat) -> None:
     long = [{"value": f"https://{number}.example/" + "ü" * 200, "clicks": number} for number in range(10_000)]
     rows = [line("a", []), line("b", long), line("c", [{"value": "x" * 4_000_000, "clicks": 1}]), line("d", [])]
     assert read_back(poured(rows, making), making) == expected(rows, making.shape)
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-def test_a_link_without_referrers_has_a_row(making: Making) -> None:
+def test_a_link_without_referrers_has_a_row(making: PartFormat) -> None:
     (row,) = read_back(poured([line("none", [])], making), making)
     if making.shape is Shape.NESTED:
         assert row["metrics"] == []
@@ -115,14 +123,14 @@ def test_a_link_without_referrers_has_a_row(making: Making) -> None:
 def test_parquet_is_written_in_row_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harvester.rows.encode._BLOCK_BYTES", 1000)
     monkeypatch.setattr("harvester.rows.encode._GROUP_BYTES", 10_000)
-    making, rows = Making(Format.PARQUET, Shape.NESTED), [line(str(number), []) for number in range(200)]
+    making, rows = PartFormat(Format.PARQUET, Shape.NESTED), [line(str(number), []) for number in range(200)]
     data = poured(rows, making)
     assert parquet.ParquetFile(io.BytesIO(data)).num_row_groups > 3
     assert read_back(data, making) == expected(rows, Shape.NESTED)
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-def test_nothing_is_written_any_more_once_writing_has_failed(making: Making) -> None:
+def test_nothing_is_written_any_more_once_writing_has_failed(making: PartFormat) -> None:
     """A compressor that nobody closed writes its end when it is collected: Python 3.13 prints how that fails."""
 
     class Full(io.BytesIO):
@@ -134,16 +142,16 @@ def test_nothing_is_written_any_more_once_writing_has_failed(making: Making) -> 
 
     disk = Full()
     with pytest.raises(OSError, match="No space left"):
-        pour([line("a", [])], Measured(disk), making)
+        write_part([line("a", [])], HashingWriter(disk), making)
     gc.collect()
     assert disk.writes == 1
 
 
 def test_a_flipped_bit_in_a_zstandard_part_is_seen() -> None:
-    data = bytearray(poured([line("a", [])], Making(Format.ZSTD, Shape.NESTED)))
+    data = bytearray(poured([line("a", [])], PartFormat(Format.ZSTD, Shape.NESTED)))
     data[-1] ^= 1  # of the checksum
-    with pytest.raises(Broken, match="checksum"):
-        read_back(bytes(data), Making(Format.ZSTD, Shape.NESTED))
+    with pytest.raises(UnreadableFile, match="checksum"):
+        read_back(bytes(data), PartFormat(Format.ZSTD, Shape.NESTED))
 
 
 # --- flat record_ids -----------------------------------------------------------------------------------------------
@@ -205,44 +213,46 @@ def test_a_missing_library_is_named_before_anything_is_created(
     assert not (tmp_path / "lake" / "out").exists()
 
 
-@pytest.mark.parametrize("asked", [Asked(Format.GZIP), Asked(shape=Shape.FLAT)])
-def test_only_a_folder_has_parts_of_another_form(asked: Asked) -> None:
+@pytest.mark.parametrize("asked", [RequestedPartFormat(Format.GZIP), RequestedPartFormat(shape=Shape.FLAT)])
+def test_only_a_folder_has_parts_of_another_form(asked: RequestedPartFormat) -> None:
     with pytest.raises(UsageError, match="only a folder has parts"):
         asked.for_new(folder=False)
 
 
 def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
     facts = {"format": "parquet", "shape": "flat"}
-    assert Asked().for_begun(facts, "out") == Making(Format.PARQUET, Shape.FLAT)
-    assert Asked(Format.PARQUET, Shape.FLAT).for_begun(facts, "out") == Making(Format.PARQUET, Shape.FLAT)
-    assert Asked().for_begun({}, "out") == Making(Format.NDJSON, Shape.NESTED)
+    assert RequestedPartFormat().for_begun(facts, "out") == PartFormat(Format.PARQUET, Shape.FLAT)
+    assert RequestedPartFormat(Format.PARQUET, Shape.FLAT).for_begun(facts, "out") == PartFormat(
+        Format.PARQUET, Shape.FLAT
+    )
+    assert RequestedPartFormat().for_begun({}, "out") == PartFormat(Format.NDJSON, Shape.NESTED)
     with pytest.raises(UsageError, match="begun with --format parquet --shape flat"):
-        Asked(Format.GZIP).for_begun(facts, "out")
+        RequestedPartFormat(Format.GZIP).for_begun(facts, "out")
 
 
 # --- the same folder published again -------------------------------------------------------------------------------
 
 
-def settle(store: Store, *names: str, metrics: int = 1) -> None:
+def settle(store: Dataset, *names: str, metrics: int = 1) -> None:
     for name in names:
         row = line(name, [{"value": "direct", "clicks": 1}] * metrics, 30)
         key = MAKER.key(f"bit.ly/{name}")
         store.record(key, State.ROW, row[:-1].replace(b"9a0822b22f12", store.run_id.encode()), None)
 
 
-def dataset(out: Path, making: Making, policy: PartPolicy | None = None) -> Any:
-    chosen = policy or PartPolicy(1000, 1_000_000)
-    return opened(resolve(str(out)), QUERY, chosen, list[str]().append, asked=Asked(*making))
+def dataset(out: Path, making: PartFormat, policy: PartLimits | None = None) -> Any:
+    chosen = policy or PartLimits(1000, 1_000_000)
+    return open_dataset(resolve(str(out)), QUERY, chosen, list[str]().append, asked=RequestedPartFormat(*making))
 
 
-def publish(out: Path, making: Making) -> dict[str, bytes]:
+def publish(out: Path, making: PartFormat) -> dict[str, bytes]:
     with dataset(out, making) as store:
         store.end_part()
         keep(store)
     return published(out)
 
 
-def committed(out: Path, making: Making) -> None:
+def committed(out: Path, making: PartFormat) -> None:
     """Leave a dataset with a committed journal, and nothing published."""
     with dataset(out, making) as store:
         settle(store, *(f"link-{number}" for number in range(100)))
@@ -250,7 +260,7 @@ def committed(out: Path, making: Making) -> None:
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, making: Making) -> None:
+def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, making: PartFormat) -> None:
     committed(tmp_path / "one", making)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     first = publish(tmp_path / "one", making)
@@ -261,7 +271,7 @@ def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, mak
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
 @pytest.mark.parametrize("killed_at", ["intend", "put", "seal"])
 def test_a_part_that_a_crash_interrupted_is_published_with_the_same_name_and_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: Making, killed_at: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: PartFormat, killed_at: str
 ) -> None:
     committed(tmp_path / "whole", making)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
@@ -306,8 +316,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> None:
-    making = Making(Format.GZIP, Shape.NESTED)
-    with dataset(tmp_path / "out", making, PartPolicy(1000, 1_000_000, 3600.0)) as store:
+    making = PartFormat(Format.GZIP, Shape.NESTED)
+    with dataset(tmp_path / "out", making, PartLimits(1000, 1_000_000, 3600.0)) as store:
         clock.now += 10_000  # without a row nothing grows old
         keep(store)
         settle(store, "a")
@@ -325,7 +335,7 @@ def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> 
 
 
 def test_failures_alone_do_not_grow_old(tmp_path: Path, clock: Clock) -> None:
-    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(1000, 1_000_000, 3600.0)) as store:
+    with dataset(tmp_path / "out", MAKINGS[0], PartLimits(1000, 1_000_000, 3600.0)) as store:
         failure = store.rows.failure("refused", bitlink="bit.ly/no", file="f", line=1, status=404)
         store.record(MAKER.key("bit.ly/no"), State.REFUSED, failure, None)
         clock.now += 10_000
@@ -343,7 +353,7 @@ def test_a_resumed_part_is_as_old_as_its_first_row(tmp_path: Path, clock: Clock)
     with dataset(tmp_path / "out", MAKINGS[0]) as store:
         settle(store, "a", "b")
         keep(store)
-    policy = PartPolicy(1000, 1_000_000, 3600.0)
+    policy = PartLimits(1000, 1_000_000, 3600.0)
     clock.now = fetched + 3599
     with dataset(tmp_path / "out", MAKINGS[0], policy) as store:
         keep(store)
@@ -359,15 +369,15 @@ def test_what_a_row_adds_to_a_part_is_known_before_the_part_is_made(
     name: str, metrics: list[dict[str, Any]], reference: str
 ) -> None:
     row = line(name, [*metrics, {"value": '"clicks":"metrics":[', "clicks": 1}], 30, reference)
-    assert extent(row[:-1], Shape.NESTED) == (1, len(row))
+    assert encoded_size(row[:-1], Shape.NESTED) == (1, len(row))
     flat = list(flattened(row))
-    rows, size = extent(row[:-1], Shape.FLAT)
+    rows, size = encoded_size(row[:-1], Shape.FLAT)
     assert rows == len(flat)
     assert abs(size - sum(map(len, flat))) < 40 + 4 * rows
 
 
 def test_a_flat_part_ends_by_its_own_rows(tmp_path: Path) -> None:
-    making, policy = Making(Format.NDJSON, Shape.FLAT), PartPolicy(20, 1_000_000)
+    making, policy = PartFormat(Format.NDJSON, Shape.FLAT), PartLimits(20, 1_000_000)
     with dataset(tmp_path / "out", making, policy) as store:
         settle(store, "a", metrics=8)
         settle(store, "b", metrics=0)
@@ -384,10 +394,10 @@ def test_a_flat_part_ends_by_its_own_rows(tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_full_by_a_resumed_runs_measure_waits_for_no_further_row(tmp_path: Path) -> None:
-    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(1000, 1_000_000)) as store:
+    with dataset(tmp_path / "out", MAKINGS[0], PartLimits(1000, 1_000_000)) as store:
         settle(store, "a", "b", "c")
         keep(store)
-    with dataset(tmp_path / "out", MAKINGS[0], PartPolicy(3, 1_000_000)) as store:
+    with dataset(tmp_path / "out", MAKINGS[0], PartLimits(3, 1_000_000)) as store:
         keep(store)
         assert len(published(tmp_path / "out")) == 1
 
@@ -402,30 +412,30 @@ def journal(folder: Path, first_row_at: float | None, rows: int = 0, size: int =
     ("age", "old"), [(0.0, False), (59.9, False), (60.0, True), (1e9, True), (-0.1, True), (-1e6, True)]
 )
 def test_a_part_is_old_by_its_age_or_when_the_clock_was_set_back(tmp_path: Path, age: float, old: bool) -> None:
-    assert PartPolicy(10, 100, 60.0).old(journal(tmp_path, BEGAN), BEGAN + age) is old
+    assert PartLimits(10, 100, 60.0).old(journal(tmp_path, BEGAN), BEGAN + age) is old
 
 
 def test_a_part_without_rows_or_without_a_limit_is_never_old(tmp_path: Path) -> None:
-    assert not PartPolicy(10, 100, 60.0).old(journal(tmp_path, None), BEGAN)
-    assert not PartPolicy(10, 100, math.inf).old(journal(tmp_path, BEGAN), BEGAN + 1e12)
+    assert not PartLimits(10, 100, 60.0).old(journal(tmp_path, None), BEGAN)
+    assert not PartLimits(10, 100, math.inf).old(journal(tmp_path, BEGAN), BEGAN + 1e12)
 
 
 @pytest.mark.parametrize(("rows", "size", "full"), [(9, 99, False), (10, 0, True), (1, 100, True), (11, 101, True)])
 def test_a_part_is_full_by_rows_or_bytes(tmp_path: Path, rows: int, size: int, full: bool) -> None:
-    assert PartPolicy(10, 100).full(journal(tmp_path, BEGAN, rows, size)) is full
+    assert PartLimits(10, 100).full(journal(tmp_path, BEGAN, rows, size)) is full
 
 
 def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> None:
     Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 400)
-    assert PartPolicy(10, 100).full(journal(tmp_path, None))
+    assert PartLimits(10, 100).full(journal(tmp_path, None))
     Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 399)
-    assert not PartPolicy(10, 100).full(journal(tmp_path, None))
+    assert not PartLimits(10, 100).full(journal(tmp_path, None))
 
 
 # --- a disk that is full -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", ["publisher.pour", "dataset.Journal"])
+@pytest.mark.parametrize("broken", ["publisher.write_part", "dataset.Journal"])
 async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -438,11 +448,11 @@ async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
     with monkeypatch.context() as disk:
         disk.setattr(f"harvester.dataset.{broken}", full)
         with pytest.raises(OutputError, match="No space left"):
-            await harvest(served.url, tmp_path, names, parts=PartPolicy(10, 1_000_000))
+            await harvest(served.url, tmp_path, names, parts=PartLimits(10, 1_000_000))
     told = manifest(tmp_path / "out")
     assert told["stopped"]["reason"] == "output"
     assert "No space left" in told["stopped"]["message"]
     assert told["ended"]
-    assert (await harvest(served.url, tmp_path, names, parts=PartPolicy(10, 1_000_000))).complete
+    assert (await harvest(served.url, tmp_path, names, parts=PartLimits(10, 1_000_000))).complete
     check_reconciled(tmp_path / "out", {f"bit.ly/{name}" for name in names})
     assert served.sandbox.answered.total() == len(names)

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from harvester.progress import Status, Waiting
+from harvester.progress import RunProgress, WaitReason
 from harvester.reporting import reporter as progress
-from harvester.reporting.reporter import StderrWatcher, status_line
+from harvester.reporting.reporter import Reporter, status_line
 
 
 class Time:
@@ -28,82 +28,84 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when() -> None:
     until = datetime.now().astimezone().replace(hour=14, minute=0, second=7)  # a later day is named too
-    line = status_line(Status(rows=1000, waiting=Waiting("hour", 1000, until)), 600.0)
+    line = status_line(RunProgress(rows=1000, waiting=WaitReason("hour", 1000, until)), 600.0)
     assert "1,000 rows" in line
     assert f"waiting for the hour's limit of 1,000, until {until:%H:%M:%S}" in line
 
 
 def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_counted() -> None:
     ends = datetime(2026, 11, 24, 3, 10, tzinfo=UTC)
-    status = Status(to_make=12_400, rows=50, refused=5, ends=ends)
+    status = RunProgress(to_make=12_400, rows=50, refused=5, ends=ends)
     assert f"; 12,345 left, until about {ends.astimezone():%Y-%m-%d %H:%M}" in status_line(status, 10.0)
     status.spent = ends - timedelta(hours=2)
     assert f"; 12,345 left, the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}" in status_line(
         status, 1
     )
-    assert "left" not in status_line(Status(rows=50), 10.0)
+    assert "left" not in status_line(RunProgress(rows=50), 10.0)
 
 
 def test_a_status_line_says_how_attempts_fail_while_nothing_comes_of_them() -> None:
-    still = Status(trouble="503 " + "x" * 500, per_second=[5.0, 0.0, 0.0, 0.0], waiting=Waiting("pace", 100, None))
+    still = RunProgress(
+        trouble="503 " + "x" * 500, per_second=[5.0, 0.0, 0.0, 0.0], waiting=WaitReason("pace", 100, None)
+    )
     line = status_line(still, 1.0)
     assert "no good answer lately (503 xxx" in line
     assert len(line) < 500
     for moving in ([5.0, 0.0, 0.0, 1.0], [0.0]):
-        assert "no good answer" not in status_line(Status(trouble="503", per_second=moving), 1.0)
-    waits = Status(trouble="503", per_second=[0.0] * 9, waiting=Waiting("outage", 0, None, "503"))
+        assert "no good answer" not in status_line(RunProgress(trouble="503", per_second=moving), 1.0)
+    waits = RunProgress(trouble="503", per_second=[0.0] * 9, waiting=WaitReason("outage", 0, None, "503"))
     assert "no good answer" not in status_line(waits, 1.0)
 
 
 def test_a_rate_does_not_count_the_time_that_counting_the_list_took(
     time: Time, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watcher, status = StderrWatcher(), Status()
+    observer, status = Reporter(), RunProgress()
     time.seconds = 600.0
-    watcher.progress(status)
+    observer.progress(status)
     status.attempts.total = 100
     time.seconds = 660.0
-    watcher.progress(status)
+    observer.progress(status)
     assert "100 attempts (100/min)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("window", ["pace", "minute", "hour", "month", "throttled", "outage", "connections"])
 def test_every_window_has_words_of_its_own(window: str) -> None:
-    assert f"waiting for {window}" not in status_line(Status(waiting=Waiting(window, 0, None)), 1.0)
+    assert f"waiting for {window}" not in status_line(RunProgress(waiting=WaitReason(window, 0, None)), 1.0)
 
 
 def test_lines_come_rarer_as_time_goes_by(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher, status = StderrWatcher(), Status()
+    observer, status = Reporter(), RunProgress()
     for second in range(6 * 3600):
         time.seconds = float(second)
-        watcher.progress(status)
+        observer.progress(status)
     lines = capsys.readouterr().err.splitlines()
     assert 60 < len(lines) < 120
 
 
 def test_a_long_wait_is_said_at_once_and_only_once(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher, status = StderrWatcher(), Status()
+    observer, status = Reporter(), RunProgress()
     until = datetime.now(UTC) + timedelta(minutes=50)
     for wobble in range(5):
         time.seconds += 0.5
-        status.waiting = Waiting("hour", 1000, until + timedelta(seconds=wobble))
-        watcher.progress(status)
+        status.waiting = WaitReason("hour", 1000, until + timedelta(seconds=wobble))
+        observer.progress(status)
     assert capsys.readouterr().err.count("the hour's limit of 1,000") == 1
-    status.waiting = Waiting("hour", 1000, until + timedelta(minutes=60))
-    watcher.progress(status)
+    status.waiting = WaitReason("hour", 1000, until + timedelta(minutes=60))
+    observer.progress(status)
     assert capsys.readouterr().err.count("the hour's limit of 1,000") == 1
 
 
 def test_short_waits_are_not_said(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher, status = StderrWatcher(), Status()
-    status.waiting = Waiting("minute", 100, datetime.now(UTC) + timedelta(seconds=20))
-    watcher.progress(status)
+    observer, status = Reporter(), RunProgress()
+    status.waiting = WaitReason("minute", 100, datetime.now(UTC) + timedelta(seconds=20))
+    observer.progress(status)
     assert capsys.readouterr().err == ""
 
 
 def test_quiet_says_nothing_of_it(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher, status = StderrWatcher(quiet=True), Status()
+    observer, status = Reporter(quiet=True), RunProgress()
     time.seconds = 1000.0
-    status.waiting = Waiting("hour", 1000, datetime.now(UTC) + timedelta(minutes=50))
-    watcher.progress(status)
+    status.waiting = WaitReason("hour", 1000, datetime.now(UTC) + timedelta(minutes=50))
+    observer.progress(status)
     assert capsys.readouterr().err == ""

@@ -108,7 +108,7 @@ def test_the_month_is_kept_across_runs_and_outputs_and_ends_a_run_with_all_commi
     assert until in second.stderr
     assert len(rows(out)) == 10 == sum(part["rows"] for part in manifest(out)["parts"])
     assert windows(out)["month"] == {
-        "window": "month", "limit": 30, "used": 30, "left": 0, "until": until, "source": "asked",
+        "window": "month", "limit": 30, "used": 30, "remaining": 0, "until": until, "source": "asked",
     }  # fmt: skip
     # At once, for a new output too: nothing is asked any more.
     for name in ("second", "third"):
@@ -197,9 +197,9 @@ def test_a_window_is_kept_across_a_restart(tmp_path: Path, serve: Serve, window:
     assert second.returncode == 5, second.stderr
     assert served.sandbox.requests.total() == 20
     budget = manifest(machine.out("second"))["budget"]
-    assert (budget["binds"]["window"], budget["binds"]["limit"]) == (window, 20)
-    assert datetime.now(UTC) < datetime.fromisoformat(budget["binds"]["until"])
-    assert windows(machine.out("second"))[window]["left"] == 0
+    assert (budget["limited_by"]["window"], budget["limited_by"]["limit"]) == (window, 20)
+    assert datetime.now(UTC) < datetime.fromisoformat(budget["limited_by"]["until"])
+    assert windows(machine.out("second"))[window]["remaining"] == 0
 
 
 @pytest.mark.slow

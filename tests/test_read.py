@@ -16,7 +16,7 @@ import pytest
 import harvester
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.rows.row import RowMaker
+from harvester.rows.row import RowBuilder
 from harvester.sandbox import metrics_for
 from tests.commands import ROOT, TOKEN, environment
 from tests.conftest import Served
@@ -48,7 +48,7 @@ async def test_a_table_has_every_row_as_it_is_published(
 
 
 def test_the_columns_are_those_of_a_row_in_its_order(tmp_path: Path) -> None:
-    made = RowMaker(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "0a")
+    made = RowBuilder(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "0a")
     answer = Answer([{"value": "direct", "clicks": 2}], 2, 30, "2026-11-23T06:00:00Z")
     (tmp_path / "part-0a-00000.ndjson").write_bytes(
         made.row("bit.ly/a", bytes(16), answer, "2026-11-23T06:00:01Z") + b"\n"

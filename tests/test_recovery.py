@@ -17,13 +17,13 @@ import pytest
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import file_publisher, publisher
-from harvester.dataset.dataset import PartPolicy, Store
+from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import Ledger, State
-from harvester.dataset.opening import opened
+from harvester.dataset.opening import open_dataset
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.rows.encode import Asked, Format, Making
+from harvester.rows.encode import Format, PartFormat, RequestedPartFormat
 from harvester.rows.schema import Shape
-from harvester.storage.location import resolve, taken
+from harvester.storage.location import located, resolve
 from tests.keeping import keep
 from tests.outputs import rows
 
@@ -32,14 +32,14 @@ FORMS = ["out", "results.ndjson"]
 
 
 @contextmanager
-def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Store]:
+def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Dataset]:
     place = resolve(str(out), str(work_dir) if work_dir else None)
     warn = (warnings if warnings is not None else []).append
-    with opened(place, QUERY, PartPolicy(1000, 1_000_000), warn) as store:
+    with open_dataset(place, QUERY, PartLimits(1000, 1_000_000), warn) as store:
         yield store
 
 
-def settle(store: Store, *names: str) -> None:
+def settle(store: Dataset, *names: str) -> None:
     """Record a row for each name, or a refusal for those that begin with `no`."""
     for name in names:
         bitlink = f"bit.ly/{name}"
@@ -55,17 +55,17 @@ def settle(store: Store, *names: str) -> None:
 def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
     """The commits wait for them too: a power cut must not cost what would be answered meanwhile."""
     query = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
-    with opened(resolve(str(tmp_path / "out")), query, PartPolicy(1, 2**20), print) as store:
+    with open_dataset(resolve(str(tmp_path / "out")), query, PartLimits(1, 2**20), print) as store:
         for number in range(8):
-            assert not store.crowded
+            assert not store.backlogged
             settle(store, f"n{number}")
             store.commit(store.take_batch())
-        assert store.crowded
+        assert store.backlogged
         store.publish()
-        assert not store.crowded
+        assert not store.backlogged
 
 
-def known(store: Store, *names: str) -> list[str]:
+def known(store: Dataset, *names: str) -> list[str]:
     keys = {store.rows.key(f"bit.ly/{name}"): name for name in names}
     return [keys[key] for key in store.known(list(keys))]
 
@@ -167,7 +167,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
         assert sorted(finish(out)) == ["a", "b", "c", "d"]
 
 
-def settle_as(store: Store, name: str, state: State) -> None:
+def settle_as(store: Dataset, name: str, state: State) -> None:
     bitlink = f"bit.ly/{name}"
     key = store.rows.key(bitlink)
     found = store.known([key])
@@ -307,7 +307,10 @@ class Stalling:
 
 def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
     reader = Stalling()
-    with taken("-", None) as place, opened(place, QUERY, PartPolicy(1000, 1_000_000), print, sink=reader) as store:
+    with (
+        located("-", None) as place,
+        open_dataset(place, QUERY, PartLimits(1000, 1_000_000), print, sink=reader) as store,
+    ):
         settle(store, "a", "b", "c")
         for _ in range(2):
             with pytest.raises(OutputError, match="takes no more rows"):
@@ -458,7 +461,7 @@ def test_a_run_without_a_verdict_pins_nothing(quick_path: Path) -> None:
     with dataset(quick_path / "out"):
         pass
     place, other = resolve(str(quick_path / "out")), replace(QUERY, facet="countries")
-    with opened(place, other, PartPolicy(1000, 1_000_000), list[str]().append) as store:
+    with open_dataset(place, other, PartLimits(1000, 1_000_000), list[str]().append) as store:
         assert store.query == other
 
 
@@ -475,9 +478,9 @@ def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
 
 def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) -> None:
     out = quick_path / "out"
-    plain = Asked(Format.NDJSON, Shape.NESTED)
-    policy = PartPolicy(1000, 1_000_000)
-    with opened(resolve(str(out)), QUERY, policy, print, asked=plain) as store:
+    plain = RequestedPartFormat(Format.NDJSON, Shape.NESTED)
+    policy = PartLimits(1000, 1_000_000)
+    with open_dataset(resolve(str(out)), QUERY, policy, print, asked=plain) as store:
         settle(store, "a", "b", "no-c")
         store.end_part()
         keep(store)
@@ -489,7 +492,7 @@ def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) 
     assert finish(out) == ["a", "b", "d"]
     with dataset(out) as store:
         assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
-        assert store.making == Making(Format.NDJSON, Shape.NESTED)
+        assert store.making == PartFormat(Format.NDJSON, Shape.NESTED)
 
 
 def make_first_version(ledger: Path) -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.rows.row import SCHEMA_VERSION, RowMaker
+from harvester.rows.row import SCHEMA_VERSION, RowBuilder
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 RUN_ID = "20261123T060000Z-1a2b3c4d"
 FETCHED_AT = "2026-11-23T07:08:09Z"
-MAKER = RowMaker(QUERY, RUN_ID)
+MAKER = RowBuilder(QUERY, RUN_ID)
 
 # All that Bitly can send: JSON in UTF-8 holds no surrogates.
 VALUES = st.one_of(
@@ -29,11 +29,11 @@ METRICS = st.lists(
 )
 
 
-def line_of(answer: Answer, bitlink: str = "bit.ly/x", maker: RowMaker = MAKER) -> bytes:
+def line_of(answer: Answer, bitlink: str = "bit.ly/x", maker: RowBuilder = MAKER) -> bytes:
     return maker.row(bitlink, maker.key(bitlink), answer, FETCHED_AT)
 
 
-def row_of(answer: Answer, bitlink: str = "bit.ly/x", maker: RowMaker = MAKER) -> dict[str, Any]:
+def row_of(answer: Answer, bitlink: str = "bit.ly/x", maker: RowBuilder = MAKER) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(line_of(answer, bitlink, maker))
     return result
 
@@ -87,7 +87,7 @@ def test_a_link_without_referrers_has_a_row() -> None:
 
 @pytest.mark.parametrize(("listed", "truncated"), [(0, False), (2, False), (3, True)])
 def test_as_many_metrics_as_were_asked_for_means_truncated(listed: int, truncated: bool) -> None:
-    maker = RowMaker(Query("countries", "day", 1, "2026-11-23T06:00:00Z", 3), RUN_ID)
+    maker = RowBuilder(Query("countries", "day", 1, "2026-11-23T06:00:00Z", 3), RUN_ID)
     metrics: list[dict[str, Any]] = [{"value": str(n), "clicks": n} for n in range(listed)]
     assert row_of(Answer(metrics, 0, None, None), maker=maker)["truncated"] is truncated
 
@@ -100,7 +100,7 @@ def test_the_record_id_is_the_first_half_of_a_sha_256_over_the_call(
     back_half: str, facet: str, unit: str, units: int
 ) -> None:
     bitlink = f"bit.ly/{back_half}"
-    maker = RowMaker(Query(facet, unit, units, "2026-01-01T00:00:00Z", 50), RUN_ID)
+    maker = RowBuilder(Query(facet, unit, units, "2026-01-01T00:00:00Z", 50), RUN_ID)
     joined = "\x1f".join([bitlink, facet, unit, str(units), "2026-01-01T00:00:00Z"])
     expected = hashlib.sha256(joined.encode()).hexdigest()[:32]
     assert maker.key(bitlink).hex() == expected
@@ -108,7 +108,7 @@ def test_the_record_id_is_the_first_half_of_a_sha_256_over_the_call(
 
 
 def test_the_record_id_knows_neither_size_nor_run() -> None:
-    other = RowMaker(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 7), "another-run")
+    other = RowBuilder(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 7), "another-run")
     assert other.key("bit.ly/x") == MAKER.key("bit.ly/x")
 
 
@@ -120,7 +120,7 @@ def test_each_part_of_a_call_changes_its_record_id() -> None:
         Query("referrers", "day", 1, "2026-11-23T06:00:00Z", 50),
         Query("referrers", "day", -1, "2026-11-24T06:00:00Z", 50),
     ]
-    keys = {RowMaker(query, RUN_ID).key(bitlink) for query in queries for bitlink in ("bit.ly/x", "bit.ly/X")}
+    keys = {RowBuilder(query, RUN_ID).key(bitlink) for query in queries for bitlink in ("bit.ly/x", "bit.ly/X")}
     assert len(keys) == 2 * len(queries)
 
 

@@ -21,7 +21,7 @@ import harvester
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format, arrow_schema, flattened
-from harvester.rows.row import SCHEMA_VERSION, RowMaker
+from harvester.rows.row import SCHEMA_VERSION, RowBuilder
 from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
 from harvester.rows.schema_export import Target, schema_for
 from tests.commands import ROOT, TOKEN
@@ -49,7 +49,7 @@ def validator(shape: Shape) -> Draft202012Validator:
 
 
 def rows_of(answer: Answer, shape: Shape) -> list[dict[str, Any]]:
-    made = RowMaker(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "0a")
+    made = RowBuilder(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "0a")
     row = made.row("bit.ly/a", made.key("bit.ly/a"), answer, "2026-11-23T06:00:01Z") + b"\n"
     return [json.loads(line) for line in (flattened(row) if shape is Shape.FLAT else [row])]
 

@@ -58,8 +58,8 @@ def test_what_a_killed_process_leaves_is_swept_by_the_next(
 
 
 def test_what_a_live_process_has_is_left_to_it(tmp_path: Path) -> None:
-    with scratch.folder(str(tmp_path)) as mine:
-        with scratch.folder(str(tmp_path)) as other:
+    with scratch.scratch_folder(str(tmp_path)) as mine:
+        with scratch.scratch_folder(str(tmp_path)) as other:
             assert sorted(map(str, tmp_path.iterdir())) == sorted([mine, other])
         assert list(map(str, tmp_path.iterdir())) == [mine]
     assert list(tmp_path.iterdir()) == []
@@ -77,7 +77,7 @@ def test_what_is_no_scratch_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "harvester-scratch-afileabc").write_text("mine")
     (tmp_path / "harvester-scratch-alinkabc").symlink_to(tmp_path / "harvester-results")
     before = sorted(tmp_path.iterdir())
-    with scratch.folder(str(tmp_path)):
+    with scratch.scratch_folder(str(tmp_path)):
         pass
     assert sorted(tmp_path.iterdir()) == before
 
@@ -94,11 +94,11 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkdtemp", swept_at_first)
-    with scratch.folder(str(tmp_path)) as path:
+    with scratch.scratch_folder(str(tmp_path)) as path:
         assert made[1:] == [path]
         assert os.path.isdir(path)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="--work-dir"), scratch.folder(str(tmp_path / "missing")):
+    with pytest.raises(OutputError, match="--work-dir"), scratch.scratch_folder(str(tmp_path / "missing")):
         pass

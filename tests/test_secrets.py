@@ -22,7 +22,7 @@ def broken(folder: Path) -> dict[str, str]:
         "import harvester.rows.row\n"
         "def row(*arguments):\n"
         "    raise RuntimeError('a bug')\n"
-        "harvester.rows.row.RowMaker.row = row\n"
+        "harvester.rows.row.RowBuilder.row = row\n"
     )
     return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 

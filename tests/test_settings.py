@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import BASE_URL, UNITS
-from harvester.budget.limits import Wanted
+from harvester.budget.limits import RequestedLimits
 from harvester.config.credentials import checked_base_url, token_source
 from harvester.config.options import (
     AccessOptions,
@@ -144,11 +144,11 @@ def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: st
 
 
 def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:
-    assert wanted_limits(LimitOptions(per_minute=1, per_hour=2, per_month=0)) == Wanted(1, 2, 0)
+    assert wanted_limits(LimitOptions(per_minute=1, per_hour=2, per_month=0)) == RequestedLimits(1, 2, 0)
 
 
 def test_limits_that_nobody_named_are_left_open() -> None:
-    assert wanted_limits(LimitOptions()) == Wanted(None, None, None, 0.0)
+    assert wanted_limits(LimitOptions()) == RequestedLimits(None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["per_minute", "per_hour", "per_month"])

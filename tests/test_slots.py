@@ -16,10 +16,10 @@ import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.client import connection_slots as slots
-from harvester.client.connection_slots import SEATS, Slots
+from harvester.client.connection_slots import SEATS, ConnectionSlots
 from harvester.client.http import Pool, Slot
-from harvester.errors import ConnectionsBusy, OutputError, Stopping
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.errors import ConnectionsBusy, OutputError, RunStopping
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.commands import NO_LIMITS, harvester, start
 from tests.outputs import rows
 from tests.scripted import Scripted, scripted
@@ -34,7 +34,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "_SEAT_PAUSE_SECONDS", 0.0)
 
 
-def sit(one: Slots) -> None:
+def sit(one: ConnectionSlots) -> None:
     """Join, in a loop or in none: with pauses of nothing there is nothing to wait for."""
     joining = one.join()
     with suppress(StopIteration):
@@ -43,12 +43,12 @@ def sit(one: Slots) -> None:
 
 
 @contextmanager
-def joined(folder: Path, *most: int) -> Iterator[list[Slots]]:
+def joined(folder: Path, *most: int) -> Iterator[list[ConnectionSlots]]:
     """Let as many processes join as numbers are given, each with the connections that it would use alone."""
     with ExitStack() as stack:
         found = []
         for number in most:
-            found.append(Slots(str(folder), number))
+            found.append(ConnectionSlots(str(folder), number))
             sit(found[-1])
             stack.callback(found[-1].leave)
         yield found
@@ -79,7 +79,7 @@ def test_whoever_wants_fewer_than_its_share_leaves_the_rest_alone(quick_path: Pa
 
 def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -> None:
     with joined(quick_path, *[5] * SEATS) as found:
-        sixth = Slots(str(quick_path), 5)
+        sixth = ConnectionSlots(str(quick_path), 5)
         with pytest.raises(ConnectionsBusy, match="5 harvests already share") as refused:
             sit(sixth)
         assert str(quick_path) in str(refused.value)
@@ -91,7 +91,7 @@ def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -
 
 async def test_whoever_waits_for_a_seat_does_not_hold_up_the_loop(quick_path: Path) -> None:
     with joined(quick_path, *[5] * SEATS) as found:
-        sixth = Slots(str(quick_path), 5)
+        sixth = ConnectionSlots(str(quick_path), 5)
         waiting = asyncio.create_task(sixth.join())
         await asyncio.sleep(0)  # it has found all seats taken
         found[2].leave()
@@ -126,7 +126,7 @@ def test_servers_have_connections_of_their_own(quick_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_what_to_do(quick_path: Path) -> None:
     (quick_path / "file").write_text("")
     with pytest.raises(OutputError, match="--state-dir"):
-        sit(Slots(str(quick_path / "file" / "connections"), 5))
+        sit(ConnectionSlots(str(quick_path / "file" / "connections"), 5))
 
 
 def test_a_folder_that_is_taken_away_meanwhile_is_an_error_that_says_what_to_do(quick_path: Path) -> None:
@@ -163,17 +163,19 @@ class Session:
 
 
 @pytest.fixture
-def stopper() -> Stopper:
-    return Stopper()
+def shutdown() -> ShutdownSignal:
+    return ShutdownSignal()
 
 
-async def test_a_pool_opens_its_share_and_gives_up_what_others_come_for(quick_path: Path, stopper: Stopper) -> None:
+async def test_a_pool_opens_its_share_and_gives_up_what_others_come_for(
+    quick_path: Path, shutdown: ShutdownSignal
+) -> None:
     with joined(quick_path, 5) as [mine]:
         sessions = Sessions()
         pool = Pool(mine, sessions.open_slot)
         await pool.rebalance()
         assert sessions.opened == [0, 1, 2, 3, 4]
-        in_use = [await pool.get(stopper) for _ in range(4)]
+        in_use = [await pool.get(shutdown) for _ in range(4)]
         with joined(quick_path, 5) as [other]:
             await pool.rebalance()
             assert (len(sessions.closed), other.grab() is None) == (1, False)
@@ -193,14 +195,14 @@ async def test_a_pool_opens_its_share_and_gives_up_what_others_come_for(quick_pa
         assert mine.held == 0
 
 
-async def test_a_pool_without_a_slot_waits_for_one(quick_path: Path, stopper: Stopper) -> None:
+async def test_a_pool_without_a_slot_waits_for_one(quick_path: Path, shutdown: ShutdownSignal) -> None:
     with joined(quick_path, 5, 5) as [mine, other]:
         while other.grab() is not None:
             pass
         pool = Pool(mine, Sessions().open_slot)
         await pool.rebalance()
         assert pool.empty_handed
-        waiting = asyncio.create_task(pool.get(stopper))
+        waiting = asyncio.create_task(pool.get(shutdown))
         await asyncio.sleep(0)
         other.give_back(4)
         await pool.rebalance()
@@ -208,15 +210,15 @@ async def test_a_pool_without_a_slot_waits_for_one(quick_path: Path, stopper: St
         assert not pool.empty_handed
 
 
-async def test_whoever_waits_for_a_slot_is_woken_by_the_runs_end(quick_path: Path, stopper: Stopper) -> None:
+async def test_whoever_waits_for_a_slot_is_woken_by_the_runs_end(quick_path: Path, shutdown: ShutdownSignal) -> None:
     with joined(quick_path, 5, 5) as [mine, other]:
         while other.grab() is not None:
             pass
         pool = Pool(mine, Sessions().open_slot)
-        waiting = asyncio.create_task(pool.get(stopper))
+        waiting = asyncio.create_task(pool.get(shutdown))
         await asyncio.sleep(0)
-        stopper.request(Stop(Reason.SIGNAL, "SIGTERM"))
-        with pytest.raises(Stopping):
+        shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
+        with pytest.raises(RunStopping):
             await waiting
 
 

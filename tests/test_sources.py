@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from harvester.bitly.query import Query
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
-from harvester.links.files import Source, find, read, spool
+from harvester.links.files import Source, read, resolve_lists, spool
 from harvester.links.lines import CHUNK, LINE_LIMIT
-from harvester.rows.row import RowMaker
+from harvester.rows.row import RowBuilder
 
 
 def write(folder: Path, content: bytes, name: str = "links.txt") -> str:
@@ -40,7 +40,7 @@ def merged(batches: Iterator[Batch]) -> Batch:
 
 
 def taken(path: str) -> Batch:
-    return merged(read(find([path])))
+    return merged(read(resolve_lists([path])))
 
 
 def places(batch: Batch) -> list[tuple[str, int]]:
@@ -74,7 +74,7 @@ def test_a_comment_after_a_byte_order_mark_is_a_comment(tmp_path: Path) -> None:
 
 def test_each_files_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     paths = [write(tmp_path, b"\xef\xbb\xbfbit.ly/" + name, name.decode()) for name in (b"a", b"b")]
-    batch = merged(read(find(paths)))
+    batch = merged(read(resolve_lists(paths)))
     assert [(link.bitlink, link.file, link.line) for link in batch.links] == [
         ("bit.ly/a", paths[0], 1),
         ("bit.ly/b", paths[1], 1),
@@ -146,7 +146,7 @@ def test_the_text_kept_of_an_invalid_line_is_bounded(tmp_path: Path) -> None:
 
 
 def test_the_lines_of_a_failures_file_are_a_list(tmp_path: Path) -> None:
-    maker = RowMaker(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "run")
+    maker = RowBuilder(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "run")
     lines = [
         maker.failure("refused", file="x", line=1, bitlink="bit.ly/a", status=404, message="NOT_FOUND", attempts=1),
         maker.failure("failed", file="x", line=2, bitlink="bit.ly/É", attempts=5),
@@ -190,7 +190,7 @@ def read_until_broken(path: str) -> tuple[Batch, InputBroken]:
     """What came before the break, and the break."""
     seen: list[Batch] = []
     with pytest.raises(InputBroken) as broken:
-        seen.extend(read(find([path])))
+        seen.extend(read(resolve_lists([path])))
     return merged(iter(seen)), broken.value
 
 
@@ -242,28 +242,28 @@ def test_a_utf_16_list_is_refused_with_advice(tmp_path: Path, encoding: str, pac
 def test_a_missing_file_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
     path = str(tmp_path / "missing.txt")
     with pytest.raises(UsageError, match=r"missing\.txt"):
-        find([path])
+        resolve_lists([path])
 
 
 def test_a_folder_is_a_usage_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name the lists in it"):
-        find([str(tmp_path)])
+        resolve_lists([str(tmp_path)])
 
 
 def test_no_list_and_standard_input_twice_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="no list"):
-        find([])
+        resolve_lists([])
     with pytest.raises(UsageError, match="only once"):
-        find(["-", "-"])
+        resolve_lists(["-", "-"])
 
 
 def test_a_dash_is_standard_input_which_cannot_be_read_twice() -> None:
-    [source] = find(["-"])
+    [source] = resolve_lists(["-"])
     assert (source.name, source.path, source.rereadable) == ("-", None, False)
 
 
 def test_a_file_can_be_read_twice(tmp_path: Path) -> None:
-    [source] = find([write(tmp_path, b"bit.ly/a\n")])
+    [source] = resolve_lists([write(tmp_path, b"bit.ly/a\n")])
     assert source.rereadable
     assert merged(read([source])) == merged(read([source]))
     copy = spool(source, str(tmp_path / "copy"))
@@ -272,7 +272,7 @@ def test_a_file_can_be_read_twice(tmp_path: Path) -> None:
 
 def test_a_file_that_vanished_after_it_was_found_is_an_explained_error(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\n")
-    sources = find([path])
+    sources = resolve_lists([path])
     Path(path).unlink()
     with pytest.raises(InputBroken, match=r"links\.txt"):
         list(read(sources))
@@ -326,7 +326,7 @@ def test_lines_and_counts_reconcile_for_any_bytes(content: bytes, packed: bool) 
     assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # UTF-16, gzip, zstd
     assume(content[1:4] != b"\x2a\x4d\x18")  # a frame of zstd that holds no data
     with tempfile.TemporaryDirectory() as folder:
-        batches = list(read(find([write(Path(folder), gzip.compress(content) if packed else content)])))
+        batches = list(read(resolve_lists([write(Path(folder), gzip.compress(content) if packed else content)])))
     for batch in batches:
         assert 0 < batch.lines <= BATCH_LINES
         assert batch.lines == batch.blank + batch.comments + len(batch.invalid) + len(batch.links)
@@ -344,7 +344,7 @@ def test_lines_and_counts_reconcile_for_any_bytes(content: bytes, packed: bool) 
 
 def test_a_batch_is_given_before_the_rest_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, b"".join(b"bit.ly/%d\n" % n for n in range(50_000)))
-    batches = read(find([path]))
+    batches = read(resolve_lists([path]))
     first = next(batches)
     assert len(first.links) <= BATCH_LINES
     with open(path, "r+b") as stream:  # what was not read yet is still the file's
@@ -369,7 +369,7 @@ def peak_bytes(source: Source) -> int:
 def test_a_long_list_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     short = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(20_000)), "short")
     long = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(100_000)), "long")
-    few, many = (peak_bytes(source) for source in find([short, long]))
+    few, many = (peak_bytes(source) for source in resolve_lists([short, long]))
     assert many < 1.5 * few + 100_000
     assert many < 5_000_000
 
@@ -377,5 +377,5 @@ def test_a_long_list_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> No
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_endless_line_takes_no_more_memory_than_a_few_chunks(tmp_path: Path, packed: bool) -> None:
     content = b"x" * (200 * CHUNK)
-    [source] = find([write(tmp_path, gzip.compress(content, 1) if packed else content)])
+    [source] = resolve_lists([write(tmp_path, gzip.compress(content, 1) if packed else content)])
     assert peak_bytes(source) < 20 * CHUNK

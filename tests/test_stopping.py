@@ -19,9 +19,9 @@ from harvester.bitly.verdicts import (
     Verdict,
 )
 from harvester.client.stops import for_every_call
-from harvester.errors import Stopping
-from harvester.run.abort_rules import Rules
-from harvester.shutdown import FailureLimit, Reason, Stop, Stopper
+from harvester.errors import RunStopping
+from harvester.run.abort_rules import AbortRules
+from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 
 ROW = Answer([], 0, None, None)
 NOT_FOUND = Refused(404, "NOT_FOUND")
@@ -31,10 +31,10 @@ UNREADABLE = Unreadable(200, "not JSON", "<html>")
 FAILED = Transient(503, "no message")
 UNKNOWN = Unknown(418, "TEAPOT", "")
 
-STOP = Stop(Reason.SIGNAL, "SIGTERM")
+STOP = Stop(StopReason.SIGNAL, "SIGTERM")
 
 
-def seen(rules: Rules, *verdicts: Verdict) -> tuple[int, Stop] | None:
+def seen(rules: AbortRules, *verdicts: Verdict) -> tuple[int, Stop] | None:
     """After how many of the verdicts the run should end, and why; None if it should go on."""
     for number, verdict in enumerate(verdicts, 1):
         if stop := rules.see(verdict):
@@ -42,14 +42,14 @@ def seen(rules: Rules, *verdicts: Verdict) -> tuple[int, Stop] | None:
     return None
 
 
-def reason_after(rules: Rules, *verdicts: Verdict) -> tuple[int, Reason] | None:
+def reason_after(rules: AbortRules, *verdicts: Verdict) -> tuple[int, StopReason] | None:
     found = seen(rules, *verdicts)
     return (found[0], found[1].reason) if found else None
 
 
-def first_rules(limit: FailureLimit | None = None) -> Rules:
+def first_rules(limit: FailureLimit | None = None) -> AbortRules:
     """The rules of a dataset that has no row yet."""
-    return Rules(limit, first_rows=True)
+    return AbortRules(limit, first_rows=True)
 
 
 # --- for every call -------------------------------------------------------------------------------------------------
@@ -58,21 +58,21 @@ def first_rules(limit: FailureLimit | None = None) -> Rules:
 @pytest.mark.parametrize(
     ("verdict", "reason", "advice"),
     [
-        (MonthSpent(429, "MONTHLY_RATE_LIMIT_EXCEEDED"), Reason.MONTH_SPENT, "month"),
-        (TokenRefused(401, "UNAUTHORIZED"), Reason.TOKEN_REFUSED, "--token-file"),
-        (PlanRefused(402, "UPGRADE_REQUIRED"), Reason.PLAN_REFUSED, "--facet"),
-        (ParameterRefused(400, "INVALID_ARG_SIZE", "size"), Reason.PARAMETER_REFUSED, "--size"),
+        (MonthSpent(429, "MONTHLY_RATE_LIMIT_EXCEEDED"), StopReason.MONTH_SPENT, "month"),
+        (TokenRefused(401, "UNAUTHORIZED"), StopReason.TOKEN_REFUSED, "--token-file"),
+        (PlanRefused(402, "UPGRADE_REQUIRED"), StopReason.PLAN_REFUSED, "--facet"),
+        (ParameterRefused(400, "INVALID_ARG_SIZE", "size"), StopReason.PARAMETER_REFUSED, "--size"),
         (
             ParameterRefused(400, "INVALID_ARG_UNIT_REFERENCE", "unit_reference"),
-            Reason.PARAMETER_REFUSED,
+            StopReason.PARAMETER_REFUSED,
             "--unit-reference",
         ),
     ],
 )
 def test_what_every_call_would_get_stops_at_once_and_says_what_to_do(
-    verdict: Verdict, reason: Reason, advice: str
+    verdict: Verdict, reason: StopReason, advice: str
 ) -> None:
-    for rules in (first_rules(), Rules(FailureLimit(share=1.0), first_rows=False)):
+    for rules in (first_rules(), AbortRules(FailureLimit(share=1.0), first_rows=False)):
         found = seen(rules, ROW, verdict)
         assert found is not None
         assert (found[0], found[1].reason) == (2, reason)
@@ -92,7 +92,7 @@ def test_what_is_one_calls_own_does_not_stop_at_once(verdict: Verdict) -> None:
 
 @pytest.mark.parametrize("verdict", [NOT_FOUND, NOT_YOURS, Refused(410, "GONE")])
 def test_the_first_50_calls_refused_alike_stop(verdict: Refused) -> None:
-    assert reason_after(first_rules(), *[verdict] * 60) == (50, Reason.ALL_REFUSED)
+    assert reason_after(first_rules(), *[verdict] * 60) == (50, StopReason.ALL_REFUSED)
 
 
 def test_refusals_for_different_reasons_are_the_links_own() -> None:
@@ -105,11 +105,11 @@ def test_one_row_in_between_clears_the_suspicion_for_good() -> None:
 
 
 def test_a_dataset_with_rows_has_shown_that_its_token_works() -> None:
-    assert reason_after(Rules(None, first_rows=False), *[NOT_FOUND] * 500) is None
+    assert reason_after(AbortRules(None, first_rows=False), *[NOT_FOUND] * 500) is None
 
 
 def test_a_dataset_with_rows_may_be_carried_on_at_a_wrong_base_url() -> None:
-    assert reason_after(Rules(None, first_rows=False), *[NO_ROUTE] * 30) == (20, Reason.NO_ROUTE)
+    assert reason_after(AbortRules(None, first_rows=False), *[NO_ROUTE] * 30) == (20, StopReason.NO_ROUTE)
 
 
 def test_calls_that_failed_in_passing_are_not_refused_alike() -> None:
@@ -122,7 +122,7 @@ def test_whoever_says_how_many_may_fail_is_believed() -> None:
 
 
 def test_a_wrong_base_url_is_nobodys_to_allow() -> None:
-    assert reason_after(first_rules(FailureLimit(share=1.0)), *[NO_ROUTE] * 30) == (20, Reason.NO_ROUTE)
+    assert reason_after(first_rules(FailureLimit(share=1.0)), *[NO_ROUTE] * 30) == (20, StopReason.NO_ROUTE)
 
 
 def test_a_row_shows_that_the_server_knows_the_path() -> None:
@@ -137,14 +137,14 @@ def test_a_row_shows_that_the_server_knows_the_path() -> None:
 def test_the_first_20_plain_404s_mean_a_wrong_base_url() -> None:
     found = seen(first_rules(), *[NO_ROUTE] * 30)
     assert found is not None
-    assert (found[0], found[1].reason) == (20, Reason.NO_ROUTE)
+    assert (found[0], found[1].reason) == (20, StopReason.NO_ROUTE)
     assert "--base-url" in found[1].message
 
 
 def test_plain_404s_that_name_their_path_mean_a_wrong_base_url_too() -> None:
     """Servers like to repeat the path: `Cannot GET /bitlinks/bit.ly/3/referrers`."""
     verdicts = [Refused(404, f"Cannot GET /bitlinks/bit.ly/{n}/referrers", no_route=True) for n in range(30)]
-    assert reason_after(first_rules(), *verdicts) == (20, Reason.NO_ROUTE)
+    assert reason_after(first_rules(), *verdicts) == (20, StopReason.NO_ROUTE)
 
 
 def test_another_answer_among_the_first_means_that_the_route_exists() -> None:
@@ -156,8 +156,8 @@ def test_another_answer_among_the_first_means_that_the_route_exists() -> None:
 
 
 def test_20_unreadable_answers_in_a_row_stop() -> None:
-    for rules in (first_rules(), Rules(None, first_rows=False), first_rules(FailureLimit(share=1.0))):
-        assert reason_after(rules, *[UNREADABLE] * 30) == (20, Reason.UNREADABLE)
+    for rules in (first_rules(), AbortRules(None, first_rows=False), first_rules(FailureLimit(share=1.0))):
+        assert reason_after(rules, *[UNREADABLE] * 30) == (20, StopReason.UNREADABLE)
 
 
 @pytest.mark.parametrize("between", [ROW, NOT_FOUND, FAILED])
@@ -165,7 +165,7 @@ def test_any_other_answer_in_between_begins_the_row_of_unreadable_ones_anew(betw
     rules = first_rules()
     for _ in range(5):
         assert reason_after(rules, *[UNREADABLE] * 19, between) is None
-    assert reason_after(rules, *[UNREADABLE] * 20) == (20, Reason.UNREADABLE)
+    assert reason_after(rules, *[UNREADABLE] * 20) == (20, StopReason.UNREADABLE)
 
 
 # --- too many failures ----------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_refused_and_failed_calls_count_towards_the_limit() -> None:
     rules = first_rules(FailureLimit(count=3))
     found = seen(rules, NOT_FOUND, ROW, FAILED, UNKNOWN, UNREADABLE)
     assert found is not None
-    assert (found[0], found[1].reason) == (5, Reason.TOO_MANY_FAILURES)
+    assert (found[0], found[1].reason) == (5, StopReason.TOO_MANY_FAILURES)
     assert (rules.failed, rules.calls) == (4, 5)
     assert "4 of 5" in found[1].message
 
@@ -205,7 +205,7 @@ def test_refused_and_failed_calls_count_towards_the_limit() -> None:
 def test_a_share_is_of_the_calls_made_and_looked_at_from_the_hundredth_on() -> None:
     rules = first_rules(FailureLimit(share=0.05))
     assert reason_after(rules, *[NOT_FOUND] * 6, *[ROW] * 93) is None
-    assert reason_after(rules, ROW) == (1, Reason.TOO_MANY_FAILURES)
+    assert reason_after(rules, ROW) == (1, StopReason.TOO_MANY_FAILURES)
 
 
 def test_without_a_limit_any_number_may_fail() -> None:
@@ -216,44 +216,44 @@ def test_without_a_limit_any_number_may_fail() -> None:
 
 
 async def test_the_first_reason_counts() -> None:
-    stopper = Stopper()
-    assert stopper.stop is None
-    stopper.request(STOP)
-    stopper.request(Stop(Reason.OUTPUT, "disk full"))
-    assert stopper.stop == STOP
-    await stopper.wait()
+    shutdown = ShutdownSignal()
+    assert shutdown.stop is None
+    shutdown.request(STOP)
+    shutdown.request(Stop(StopReason.OUTPUT, "disk full"))
+    assert shutdown.stop == STOP
+    await shutdown.wait()
 
 
 async def test_a_pause_ends_by_itself() -> None:
     began = time.monotonic()
-    await Stopper().pause(0.01)
+    await ShutdownSignal().sleep_unless_stopping(0.01)
     assert 0.005 < time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 async def test_a_pause_of_no_length_ends_at_once(seconds: float) -> None:
-    await Stopper().pause(seconds)
+    await ShutdownSignal().sleep_unless_stopping(seconds)
 
 
 async def test_a_pause_is_broken_off_when_the_run_ends() -> None:
-    stopper = Stopper()
-    pauses = [asyncio.create_task(stopper.pause(3600)) for _ in range(5)]
+    shutdown = ShutdownSignal()
+    pauses = [asyncio.create_task(shutdown.sleep_unless_stopping(3600)) for _ in range(5)]
     await asyncio.sleep(0)
-    stopper.request(STOP)
+    shutdown.request(STOP)
     results = await asyncio.gather(*pauses, return_exceptions=True)
-    assert [type(result) for result in results] == [Stopping] * 5
+    assert [type(result) for result in results] == [RunStopping] * 5
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
 async def test_a_run_that_has_ended_does_not_pause(seconds: float) -> None:
-    stopper = Stopper()
-    stopper.request(STOP)
-    with pytest.raises(Stopping):
-        await stopper.pause(seconds)
+    shutdown = ShutdownSignal()
+    shutdown.request(STOP)
+    with pytest.raises(RunStopping):
+        await shutdown.sleep_unless_stopping(seconds)
 
 
 async def test_a_cancelled_pause_is_cancelled() -> None:
-    pause = asyncio.create_task(Stopper().pause(3600))
+    pause = asyncio.create_task(ShutdownSignal().sleep_unless_stopping(3600))
     await asyncio.sleep(0)
     pause.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -281,7 +281,7 @@ class Work:
 async def test_guarded_work_gives_its_result() -> None:
     work = Work()
     work.end.set()
-    assert await Stopper().guard(work()) == "done"
+    assert await ShutdownSignal().unless_stopping(work()) == "done"
 
 
 async def test_guarded_works_error_is_passed_on() -> None:
@@ -289,32 +289,32 @@ async def test_guarded_works_error_is_passed_on() -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await Stopper().guard(broken())
+        await ShutdownSignal().unless_stopping(broken())
 
 
 async def test_guarded_work_is_cancelled_when_the_run_ends() -> None:
-    stopper, work = Stopper(), Work()
-    guarded = asyncio.create_task(stopper.guard(work()))
+    shutdown, work = ShutdownSignal(), Work()
+    guarded = asyncio.create_task(shutdown.unless_stopping(work()))
     await asyncio.sleep(0.001)
     assert work.begun
-    stopper.request(STOP)
-    with pytest.raises(Stopping):
+    shutdown.request(STOP)
+    with pytest.raises(RunStopping):
         await guarded
     await asyncio.sleep(0)
     assert work.cancelled
 
 
 async def test_work_is_not_begun_when_the_run_has_ended() -> None:
-    stopper, work = Stopper(), Work()
-    stopper.request(STOP)
-    with pytest.raises(Stopping):
-        await stopper.guard(work())
+    shutdown, work = ShutdownSignal(), Work()
+    shutdown.request(STOP)
+    with pytest.raises(RunStopping):
+        await shutdown.unless_stopping(work())
     assert not work.begun
 
 
 async def test_a_guard_that_is_cancelled_cancels_its_work() -> None:
     work = Work()
-    guarded = asyncio.create_task(Stopper().guard(work()))
+    guarded = asyncio.create_task(ShutdownSignal().unless_stopping(work()))
     await asyncio.sleep(0.001)
     guarded.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -324,9 +324,9 @@ async def test_a_guard_that_is_cancelled_cancels_its_work() -> None:
 
 
 async def test_nothing_is_left_running_behind_a_guard_or_a_pause() -> None:
-    stopper, work = Stopper(), Work()
+    shutdown, work = ShutdownSignal(), Work()
     work.end.set()
-    await stopper.guard(work())
-    await stopper.pause(0.0)
+    await shutdown.unless_stopping(work())
+    await shutdown.sleep_unless_stopping(0.0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -4,25 +4,25 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harvester.progress import Counters, Listed, Outcome, Status, WindowState
+from harvester.progress import AttemptCounts, ListCounts, RunOutcome, RunProgress, WindowState
 from harvester.reporting.summary import duration, summary
-from harvester.shutdown import Reason, Stop
+from harvester.shutdown import Stop, StopReason
 
 MONTH = WindowState("month", 5000, 1000, datetime(2026, 12, 1, tzinfo=UTC), "asked")
 
 
-def told(status: Status, stop: Stop | None = None, *, complete: bool = False, out: str = "lake") -> list[str]:
-    return summary(Outcome(complete, stop, status), out, 125.0).split("\n")
+def told(status: RunProgress, stop: Stop | None = None, *, complete: bool = False, out: str = "lake") -> list[str]:
+    return summary(RunOutcome(complete, stop, status), out, 125.0).split("\n")
 
 
 def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
-    status = Status(
-        listed=Listed(lines=1300, duplicates=60, invalid=2, links=1236),
+    status = RunProgress(
+        listed=ListCounts(lines=1300, duplicates=60, invalid=2, links=1236),
         read_to_end=True,
         rows=1234,
         refused=1,
         known=1,
-        attempts=Counters(1240, 5, 0, 2),
+        attempts=AttemptCounts(1240, 5, 0, 2),
         windows=[MONTH],
     )
     assert told(status, complete=True) == [
@@ -39,24 +39,26 @@ def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
 
 
 def test_one_is_not_many() -> None:
-    status = Status(listed=Listed(lines=1, links=1), read_to_end=True, rows=1, attempts=Counters(1, 0, 0, 1))
+    status = RunProgress(
+        listed=ListCounts(lines=1, links=1), read_to_end=True, rows=1, attempts=AttemptCounts(1, 0, 0, 1)
+    )
     text = "\n".join(told(status, complete=True))
     for said in ("1 row,", "1 line: 1 link, 0 duplicates", "1 attempt (", "1 helper call"):
         assert said in text
 
 
 def test_where_everything_was_known_no_call_was_made() -> None:
-    lines = told(Status(listed=Listed(lines=3, links=3), read_to_end=True, known=3), complete=True)
+    lines = told(RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, known=3), complete=True)
     assert lines[0] == "nothing to do: everything was known, no call was made"
     assert not [line for line in lines if "came" in line or "time" in line]
 
 
 def test_a_list_without_links_has_nothing_to_do() -> None:
-    assert told(Status(read_to_end=True))[0] == "nothing to do: the list has no links"
+    assert told(RunProgress(read_to_end=True))[0] == "nothing to do: the list has no links"
 
 
 def test_a_run_that_was_stopped_at_once_says_only_that() -> None:
-    assert told(Status(), Stop(Reason.SIGNAL, "SIGINT was received")) == [
+    assert told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received")) == [
         "stopped: SIGINT was received",
         "  in      lake",
         "  next    nothing was lost; the same command carries on",
@@ -64,17 +66,19 @@ def test_a_run_that_was_stopped_at_once_says_only_that() -> None:
 
 
 def test_a_spent_month_names_the_day_to_go_on() -> None:
-    stop = Stop(Reason.MONTH_SPENT, "the month is spent", "2026-12-01T00:00:00Z")
-    assert "  next    nothing was lost; run the same command again from 2026-12-01T00:00:00Z on" in told(Status(), stop)
+    stop = Stop(StopReason.MONTH_SPENT, "the month is spent", "2026-12-01T00:00:00Z")
+    assert "  next    nothing was lost; run the same command again from 2026-12-01T00:00:00Z on" in told(
+        RunProgress(), stop
+    )
 
 
-@pytest.mark.parametrize("reason", [Reason.TOKEN_REFUSED, Reason.OUTPUT, Reason.INPUT])
-def test_what_must_be_mended_is_not_to_be_repeated(reason: Reason) -> None:
-    assert "carries on" not in "\n".join(told(Status(), Stop(reason, "so")))
+@pytest.mark.parametrize("reason", [StopReason.TOKEN_REFUSED, StopReason.OUTPUT, StopReason.INPUT])
+def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
+    assert "carries on" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
 
 
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:
-    status = Status(listed=Listed(lines=9, links=9), read_to_end=True, rows=5, failed=3, left_failed=1)
+    status = RunProgress(listed=ListCounts(lines=9, links=9), read_to_end=True, rows=5, failed=3, given_up=1)
     text = "\n".join(told(status))
     assert "done in 2 min 5 s, but 4 calls have failed" in text
     assert "3 calls have failed: see _failures.ndjson; the same command tries again" in text
@@ -82,7 +86,7 @@ def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_
 
 
 def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
-    text = "\n".join(told(Status(), Stop(Reason.SIGNAL, "SIGINT was received"), out="-"))
+    text = "\n".join(told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received"), out="-"))
     assert "begins anew" in text
     assert "  in " not in text
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from harvester.budget import throttling as throttle
 from harvester.budget.budget import Budget
-from harvester.budget.database import SPANS, Book
-from harvester.budget.limits import THROTTLED, Account, Limits, Wait, Wanted
-from harvester.budget.throttling import HOUR, MINUTE, PROBE_SECONDS, Throttle, closing_seconds, hinted_seconds
+from harvester.budget.database import SPANS, BudgetDatabase
+from harvester.budget.limits import THROTTLED, Account, Limits, RequestedLimits, RetryAfter
+from harvester.budget.throttling import HOUR, MINUTE, PROBE_SECONDS, AdaptiveLimit, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
 from tests.virtual import VirtualClock
@@ -43,16 +43,16 @@ def start(quick_path: Path, machine: Machine) -> Iterator[Start]:
 
 
 def seconds_closed(budget: Budget) -> float:
-    refused = budget.take()
-    assert isinstance(refused, Wait)
+    refused = budget.try_acquire()
+    assert isinstance(refused, RetryAfter)
     assert refused.window == THROTTLED
     return refused.seconds
 
 
 def probe(budget: Budget, machine: Machine) -> float:
     """Wait as told and send the probe; give when it was sent."""
-    while refused := budget.take():
-        assert isinstance(refused, Wait)
+    while refused := budget.try_acquire():
+        assert isinstance(refused, RetryAfter)
         machine.seconds += refused.seconds
     return machine.seconds
 
@@ -64,16 +64,16 @@ def test_one_throttled_answer_closes_for_all_processes(start: Start, machine: Ma
     budget, other = start(), start()
     budget.throttled(30.0, sent_at=machine.seconds)
     for each in (budget, other, start()):
-        assert each.take() == Wait(30.0, THROTTLED)
+        assert each.try_acquire() == RetryAfter(30.0, THROTTLED)
         assert each.room() == 0.0
     machine.seconds += 29.9
-    assert is_wait(other.take(), 0.1, THROTTLED)
+    assert is_wait(other.try_acquire(), 0.1, THROTTLED)
 
 
 def test_other_endpoints_and_tokens_stay_open(start: Start, machine: Machine) -> None:
     start().throttled(30.0, sent_at=machine.seconds)
-    assert start(endpoint="referrers").take() is None
-    assert start(account=ACCOUNT._replace(token="token 2")).take() is None
+    assert start(endpoint="referrers").try_acquire() is None
+    assert start(account=ACCOUNT._replace(token="token 2")).try_acquire() is None
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_the_jitter_spreads_the_clients() -> None:
 
 def test_a_closure_outlives_the_process_but_not_the_machines_boot(start: Start, machine: Machine) -> None:
     start().throttled(500.0, sent_at=machine.seconds)
-    assert start().take() == Wait(500.0, THROTTLED)
+    assert start().try_acquire() == RetryAfter(500.0, THROTTLED)
     machine.reboot()
-    assert start().take() is None
+    assert start().try_acquire() is None
 
 
 # --- what says something, and what does not -------------------------------------------------------------------------
@@ -182,10 +182,10 @@ def test_a_late_good_answer_of_an_attempt_already_under_way_opens_nothing(start:
     budget.throttled(30.0, sent_at=sent_at)
     machine.seconds += 1.0
     budget.answered(sent_at=sent_at)
-    assert is_wait(budget.take(), 29.0, THROTTLED)
+    assert is_wait(budget.try_acquire(), 29.0, THROTTLED)
     probe(budget, machine)
     budget.answered(sent_at=sent_at)
-    assert budget.take() is not None
+    assert budget.try_acquire() is not None
 
 
 def test_an_answer_while_it_is_open_changes_nothing(start: Start, machine: Machine) -> None:
@@ -201,22 +201,22 @@ def test_exactly_one_probe_of_all_processes_goes_when_the_time_is_over(start: St
     budgets = [start(), start(), start()]
     budgets[0].throttled(30.0, sent_at=machine.seconds)
     machine.seconds += 30.0
-    assert budgets[1].take() is None
+    assert budgets[1].try_acquire() is None
     for _ in range(10):
         for budget in (*budgets, start()):
-            assert budget.take() == Wait(pytest.approx(0.2), THROTTLED)  # type: ignore[arg-type]
+            assert budget.try_acquire() == RetryAfter(pytest.approx(0.2), THROTTLED)  # type: ignore[arg-type]
         machine.seconds += 3.0
 
 
 def test_a_probe_that_is_lost_with_its_process_is_replaced_by_one_other(start: Start, machine: Machine) -> None:
     start().throttled(30.0, sent_at=machine.seconds)
     machine.seconds += 30.0
-    assert start().take() is None
+    assert start().try_acquire() is None
     machine.seconds += PROBE_SECONDS - 0.1
-    assert is_wait(start().take(), 0.1, THROTTLED)
+    assert is_wait(start().try_acquire(), 0.1, THROTTLED)
     machine.seconds += 0.1
-    assert start().take() is None
-    assert start().take() is not None
+    assert start().try_acquire() is None
+    assert start().try_acquire() is not None
 
 
 def test_the_answer_of_a_probe_that_was_given_up_for_lost_opens_all_the_same(start: Start, machine: Machine) -> None:
@@ -224,19 +224,19 @@ def test_the_answer_of_a_probe_that_was_given_up_for_lost_opens_all_the_same(sta
     slow.throttled(30.0, sent_at=machine.seconds)
     sent_at = probe(slow, machine)
     machine.seconds += PROBE_SECONDS
-    assert other.take() is None
+    assert other.try_acquire() is None
     slow.answered(sent_at=sent_at)
-    assert other.take() is None
+    assert other.try_acquire() is None
 
 
 def test_a_probe_is_counted_and_must_find_room_in_the_windows(start: Start, machine: Machine) -> None:
     budget = start(1)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.throttled(5.0, sent_at=machine.seconds)
     machine.seconds += 5.0
-    assert is_wait(budget.take(), 55.5, "minute")
+    assert is_wait(budget.try_acquire(), 55.5, "minute")
     machine.seconds += 55.5
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     assert window(budget, "minute").used == 1
 
 
@@ -257,7 +257,7 @@ def test_a_probe_that_is_throttled_closes_again(start: Start, machine: Machine) 
     sent_at = probe(budget, machine)
     machine.seconds += 1.0
     budget.throttled(7.0, sent_at=sent_at)
-    assert is_wait(start().take(), 7.0, THROTTLED)
+    assert is_wait(start().try_acquire(), 7.0, THROTTLED)
 
 
 # --- what is learned ------------------------------------------------------------------------------------------------
@@ -275,7 +275,9 @@ def taught(start: Start, machine: Machine, passed: int, strikes: int = 1, hint: 
     return budget
 
 
-def lower(state: Throttle, passed: int, total: int, limits: dict[str, int] | None = None, window: str = MINUTE) -> None:
+def lower(
+    state: AdaptiveLimit, passed: int, total: int, limits: dict[str, int] | None = None, window: str = MINUTE
+) -> None:
     """A throttled answer after so many, and a probe that passes."""
     limits = limits or {name: state.lowered(name, limit) for name, limit in LIMITS.items()}
     throttle.close(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
@@ -383,7 +385,7 @@ def test_a_window_that_was_throttled_with_its_limit_passed_holds_a_tenth_less(
     limit: int, passed: int, kept: int
 ) -> None:
     """Bitly's windows begin at other moments than ours."""
-    state = Throttle()
+    state = AdaptiveLimit()
     lower(state, passed, total=1000, limits={MINUTE: 100, HOUR: limit}, window=HOUR)
     assert state.ceilings[HOUR].limit == kept
 
@@ -433,7 +435,7 @@ def test_a_window_is_lowered_to_a_tenth_of_a_minute_or_a_quarter_of_an_hour_at_t
     assert taught(start, machine, 0).limits.per_minute == 10
     machine.reboot()
     budget = start(0, 1000, endpoint="referrers")
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.throttled(900.0, sent_at=machine.seconds)
     budget.answered(sent_at=probe(budget, machine))
     assert budget.limits.per_hour == 250
@@ -451,7 +453,7 @@ def test_a_window_that_was_lowered_before_is_at_most_halved(start: Start, machin
 
 def test_a_minute_that_holds_one_is_not_to_blame_any_more(start: Start, machine: Machine) -> None:
     budget = start(1, 1000)
-    assert budget.take() is None
+    assert budget.try_acquire() is None
     budget.throttled(1.0, sent_at=machine.seconds)
     budget.answered(sent_at=probe(budget, machine))
     assert (budget.limits.per_minute, budget.limits.per_hour) == (1, 250)
@@ -464,7 +466,7 @@ def test_what_was_learned_outlives_process_and_boot(start: Start, machine: Machi
             machine.reboot()
         budget = start(100, 1000)
         machine.seconds += 61.0
-        assert budget.take() is None
+        assert budget.try_acquire() is None
         assert budget.limits.per_minute == 40
 
 
@@ -480,17 +482,17 @@ def test_where_there_was_no_limit_there_is_one_now(start: Start, machine: Machin
 # --- and forgotten --------------------------------------------------------------------------------------------------
 
 
-def attempts_until_raised(state: Throttle, total: int, limits: dict[str, int] = LIMITS) -> int:
+def attempts_until_raised(state: AdaptiveLimit, total: int, limits: dict[str, int] = LIMITS) -> int:
     """How many pass before a ceiling is raised or forgotten."""
     return next(more for more in range(10**6) if throttle.raise_ceilings(state, total=total + more, limits=limits))
 
 
-def minute(state: Throttle) -> int:
+def minute(state: AdaptiveLimit) -> int:
     return state.lowered(MINUTE, LIMITS[MINUTE])
 
 
 def test_a_ceiling_is_raised_twofold_after_as_many_attempts_as_it_allows_until_it_is_the_windows_own() -> None:
-    state = Throttle()
+    state = AdaptiveLimit()
     lower(state, 30, total=1000)
     throttle.raise_ceilings(state, total=1000, limits=LIMITS)
     total, limits, patience = 1000, [], []
@@ -504,7 +506,7 @@ def test_a_ceiling_is_raised_twofold_after_as_many_attempts_as_it_allows_until_i
 
 
 def test_each_time_it_is_too_much_the_step_is_halved_and_the_patience_doubled() -> None:
-    state, total = Throttle(), 0
+    state, total = AdaptiveLimit(), 0
     steps, patience = [], []
     for _ in range(14):
         lower(state, 10, total)
@@ -519,7 +521,7 @@ def test_each_time_it_is_too_much_the_step_is_halved_and_the_patience_doubled() 
 
 
 def test_nothing_is_raised_while_it_is_closed() -> None:
-    state = Throttle()
+    state = AdaptiveLimit()
     lower(state, 30, total=0)
     throttle.raise_ceilings(state, total=0, limits=LIMITS)
     throttle.close(state, now=0.0, seconds=1.0, passed={})
@@ -527,7 +529,7 @@ def test_nothing_is_raised_while_it_is_closed() -> None:
 
 
 def test_a_window_without_a_limit_of_its_own_is_raised_for_ever() -> None:
-    state, none = Throttle(), {MINUTE: 0, HOUR: 0}
+    state, none = AdaptiveLimit(), {MINUTE: 0, HOUR: 0}
     lower(state, 30, 0, none)
     total = 0
     for _ in range(8):
@@ -536,7 +538,7 @@ def test_a_window_without_a_limit_of_its_own_is_raised_for_ever() -> None:
 
 
 def test_a_process_with_a_smaller_limit_does_not_forget_what_another_needs() -> None:
-    state = Throttle()
+    state = AdaptiveLimit()
     lower(state, 30, total=0)
     throttle.raise_ceilings(state, total=0, limits=LIMITS)
     assert not throttle.raise_ceilings(state, total=20, limits={MINUTE: 10, HOUR: 10})
@@ -552,7 +554,7 @@ def test_a_process_with_a_smaller_limit_does_not_forget_what_another_needs() -> 
 def test_no_window_is_ever_lowered_to_nothing_nor_raised_beyond_its_own_limit(
     events: list[tuple[int, int, str]], per_minute: int, per_hour: int
 ) -> None:
-    state, total, own = Throttle(), 0, {MINUTE: per_minute, HOUR: per_hour}
+    state, total, own = AdaptiveLimit(), 0, {MINUTE: per_minute, HOUR: per_hour}
     for more, passed, blamed in events:
         total += more
         throttle.raise_ceilings(state, total=total, limits=own)
@@ -629,8 +631,8 @@ class Outcome:
         self._passed = self._throttled = 0
         clock.seconds += rng.uniform(0.0, 3600.0)
         began = clock.seconds
-        with quick_folder() as folder, closing(Book(str(folder / "budget.sqlite"), clock)) as book:
-            budget = Budget(book, Account("server", "token", "acme"), "clicks", Wanted(per_month=0), rng)
+        with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
+            budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(per_month=0), rng)
             while self._passed < calls:
                 self._ask(budget)
         own = {span: LIMITS[name] for name, span in SPANS.items()}
@@ -641,7 +643,7 @@ class Outcome:
     def _ask(self, budget: Budget) -> None:
         """Send so many at once, if they may go, and hear the answers a tenth of a second later."""
         sent_at, refused, sent = self._clock.seconds, None, 0
-        while sent < self._at_once and (refused := budget.take()) is None:
+        while sent < self._at_once and (refused := budget.try_acquire()) is None:
             sent += 1
         arrivals = sorted(sent_at + self._rng.uniform(0.01, 0.09) for _ in range(sent))
         answers = [self._server.passes(at) for at in arrivals]
@@ -654,7 +656,7 @@ class Outcome:
                 budget.throttled(None, sent_at=sent_at)
         self._passed += sum(answers)
         self._throttled += len(answers) - sum(answers)
-        wait = refused.seconds if isinstance(refused, Wait) and not sent else 0.0
+        wait = refused.seconds if isinstance(refused, RetryAfter) and not sent else 0.0
         pace = sent * 60.0 / budget.limits.per_minute
         self._clock.seconds = max(self._clock.seconds, sent_at + max(pace, wait))
 

@@ -26,15 +26,15 @@ from pyarrow import parquet
 
 from harvester.api import harvest
 from harvester.bitly.query import Query
-from harvester.dataset.dataset import PartPolicy
-from harvester.dataset.opening import opened
+from harvester.dataset.dataset import PartLimits
+from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
 from harvester.rows.encode import Format, flattened
 from harvester.rows.schema import Shape
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.storage.location import resolve
 from harvester.verify import verify as verifying
-from harvester.verify.duplicates import Distinct
+from harvester.verify.duplicates import DuplicateFinder
 from harvester.verify.findings import MOST_PROBLEMS, Findings, as_text
 from harvester.verify.row_checks import Nested
 from tests.buckets import Case
@@ -204,7 +204,7 @@ def test_a_part_that_a_loader_has_moved_away_is_named_and_no_fault(made: Made) -
     part = part_of(out, 1)
     part.unlink()
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert found.moved_away == [str(part)]
     assert f"moved away, not looked into: {part}" in as_text(found)
 
@@ -216,7 +216,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
     with out.open("ab") as stream:
         stream.write(b'{"torn')
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert found.remarks == [f"{out} goes on behind byte {size}: what is there is not yet certain"]
     os.truncate(out, size - 10)
     assert problems(out) == [
@@ -231,7 +231,7 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
     out = made()
     (out / "_harvester").rename(tmp_path / "elsewhere")
     found = verify(out)
-    assert (found.holds, found.ledger) == (True, False)
+    assert (found.ok, found.ledger) == (True, False)
     assert "--work-dir" in found.unchecked[0]
     edit_manifest(out, lambda manifest: manifest.update(work_dir="/var/elsewhere"))
     assert verify(out).unchecked[0].endswith("(the manifest's run had --work-dir /var/elsewhere)")
@@ -289,7 +289,7 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
     found = verifying.verify(
         verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None, why="no --work-dir")
     )
-    assert found.holds
+    assert found.ok
     assert found.calls == 45
     assert "--work-dir" in found.unchecked[0]
 
@@ -306,14 +306,14 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case, m
     assert "7 rows of 7 calls; 0 failures; reconciled with the ledger" in whole
     assert whole.endswith("holds: complete")
     alone = verifying.verify(verifying.output_at(f"{case.out}/_manifest.json"))
-    assert (alone.holds, alone.ledger) == (True, False)
+    assert (alone.ok, alone.ledger) == (True, False)
     assert alone.unchecked[0].endswith(f"(the manifest's run had --work-dir {case.work})")
     name = min(each for each in case.held() if each.startswith("part-"))
     obstore.put(case.store, name, b"spoiled")
     assert f"{case.out}/{name}:1: cannot be read further" in as_text(verifying.verify(output))
     obstore.delete(case.store, name)
     moved = verifying.verify(output)
-    assert (moved.holds, moved.moved_away) == (True, [f"{case.out}/{name}"])
+    assert (moved.ok, moved.moved_away) == (True, [f"{case.out}/{name}"])
 
 
 def verdict_soon(out: Path) -> str:
@@ -322,7 +322,7 @@ def verdict_soon(out: Path) -> str:
 
     def work() -> None:
         try:
-            told.append("holds" if verify(out).holds else "does not hold")
+            told.append("holds" if verify(out).ok else "does not hold")
         except OutputError:
             told.append("unreadable")
 
@@ -500,7 +500,7 @@ def test_a_damaged_part_is_named_and_the_others_are_read(made: Made, form: Forma
         {"torn": data[:middle], "empty": b"", "flipped": data[:middle] + b"\xaa\x55" * 40 + data[middle + 80 :]}[damage]
     )
     found = verify(out)
-    assert not found.holds
+    assert not found.ok
     assert {os.path.basename(problem.file) for problem in found.problems} == {part.name}
     assert found.rows >= 25
 
@@ -530,7 +530,7 @@ def test_what_a_killed_run_has_left_over_is_named_and_no_fault(made: Made) -> No
     out = made()
     (out / ".part-0a-00007.tmp").write_bytes(b"half")
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert ".part-0a-00007.tmp was left over" in found.remarks[0]
 
 
@@ -588,7 +588,7 @@ def test_what_was_settled_and_not_published_at_a_runs_end_is_told(made: Made) ->
     (out / "_SUCCESS").unlink()
     shutil.rmtree(out / "_harvester")
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert found.remarks == [f"{out}/_manifest.json: 5 of its 50 calls with a row are not published yet"]
 
 
@@ -667,7 +667,7 @@ def test_a_ledger_of_an_older_harvester_is_read_as_it_is(made: Made) -> None:
         ledger.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
         ledger.commit()
     found = verify(out)
-    assert (found.holds, found.ledger) == (True, True)
+    assert (found.ok, found.ledger) == (True, True)
 
 
 async def test_an_output_that_has_no_call_yet_is_begun_anew(tmp_path: Path) -> None:
@@ -676,21 +676,21 @@ async def test_an_output_that_has_no_call_yet_is_begun_anew(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="no bitlinks"):
         await harvest(["nonsense"], out=out, strict=True, base_url="http://127.0.0.1:9", **NO_LIMIT)
     query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
-    with opened(resolve(str(out)), query, PartPolicy(1000, 1_000_000), list[str]().append):
+    with open_dataset(resolve(str(out)), query, PartLimits(1000, 1_000_000), list[str]().append):
         pass
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert "_manifest.json is older than the ledger: run_id is " in found.remarks[0]
 
 
 def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
     out = made()
     query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
-    with opened(resolve(str(out)), query, PartPolicy(1000, 1_000_000), list[str]().append) as store:
+    with open_dataset(resolve(str(out)), query, PartLimits(1000, 1_000_000), list[str]().append) as store:
         settle(store, "one-more")
         keep(store)
     found = verify(out)
-    assert (found.holds, found.ended, found.ledger) == (True, False, True)
+    assert (found.ok, found.ended, found.ledger) == (True, False, True)
     for journal in (out / "_harvester").glob("journal-*"):
         journal.unlink()
     assert "a journal that the ledger counts on is gone" in as_text(verify(out))
@@ -725,7 +725,7 @@ def test_a_run_that_goes_on_and_what_is_left_when_it_is_killed_hold(
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert [as_text(look) for look in looks if not look.holds] == []
+    assert [as_text(look) for look in looks if not look.ok] == []
     found = verify(out)
     assert as_text(found).splitlines()[-1] == f"{out} holds: as far as its run has come"
     assert (found.ledger, found.ended) == (True, False)
@@ -737,7 +737,7 @@ def test_a_run_that_goes_on_and_what_is_left_when_it_is_killed_hold(
 @pytest.mark.parametrize("in_memory", [7, 10_000])
 def test_keys_that_came_twice_are_found_in_memory_and_on_disk(in_memory: int) -> None:
     keys = [hashlib.sha256(str(number).encode()).digest()[:16] for number in range(1000)]
-    distinct = Distinct(in_memory)
+    distinct = DuplicateFinder(in_memory)
     for key in [*keys, *keys[10:14], keys[12]]:
         distinct.add(key)
     some, count = distinct.repeated(100)
@@ -752,7 +752,7 @@ def test_a_clock_that_was_set_is_told_and_no_fault(made: Made) -> None:
     edit_manifest(out, lambda manifest: manifest.update(updated=manifest["started"], started="2026-01-01T00:00:00Z"))
     rewrite(out, edited(fetched_at="2025-01-01T00:00:00Z"))
     found = verify(out)
-    assert found.holds
+    assert found.ok
     assert "a clock was set" in found.remarks[0]
 
 

@@ -23,7 +23,7 @@ class VirtualClock(Clock):
         self.seconds = 1000.0
         self._offset = begin - self.seconds
 
-    def elapsed(self) -> float:
+    def boot_seconds(self) -> float:
         return self.seconds
 
     def wall(self) -> float:

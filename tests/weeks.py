@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, endpoint
+from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
-from harvester.budget.limits import Account, Wanted
-from harvester.client.attempt import Means
-from harvester.client.circuit_breaker import Gate, GateRules
-from harvester.client.client import Client, Settings
-from harvester.client.limit_discovery import HELPERS, Inquiry
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, RequestedLimits
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
+from harvester.client.client import Client, ClientSettings
+from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import next_month
 from harvester.links import files as sources
-from harvester.progress import Outcome
-from harvester.reporting.reporter import StderrWatcher
-from harvester.run.abort_rules import Rules
-from harvester.run.harvest import Harvest, Options
-from harvester.shutdown import Reason, Stopper
+from harvester.progress import RunOutcome
+from harvester.reporting.reporter import Reporter
+from harvester.run.abort_rules import AbortRules
+from harvester.run.harvest import Harvest, HarvestOptions
+from harvester.shutdown import ShutdownSignal, StopReason
 from tests.simulated import MemoryStore, Promise, SimulatedBitly, World, pool_of
 from tests.virtual import VirtualClock, run
 
@@ -37,14 +37,14 @@ class Weeks:
 
     folder: Path
     world: World
-    wanted: Wanted
+    wanted: RequestedLimits
     links: int
     seed: int = 1
     connections: int = 5
     begin: datetime = BEGIN
     promised: tuple[int, int] = (100, 1000)
     store: MemoryStore = field(default_factory=MemoryStore)
-    stops: list[Reason] = field(default_factory=list)
+    stops: list[StopReason] = field(default_factory=list)
     active_seconds: float = 0.0
     others_meanwhile: int = 0
 
@@ -59,47 +59,47 @@ class Weeks:
         with self.list.open("w") as lines:
             lines.writelines(f"bit.ly/{number}\n" for number in range(self.links))
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Run until every call is settled or has failed: after a spent month in the next one, else an hour later."""
         while True:
             self.bitly.let_others_ask()
-            began, others = self.clock.elapsed(), self.bitly.others
+            began, others = self.clock.boot_seconds(), self.bitly.others
             outcome = run(self.clock, self._invoke())
-            self.active_seconds += self.clock.elapsed() - began
+            self.active_seconds += self.clock.boot_seconds() - began
             self.others_meanwhile += self.bitly.others - others
             if outcome.stop is None:
                 return outcome
             self.stops.append(outcome.stop.reason)
             assert len(self.stops) < 50, self.stops
-            if outcome.stop.reason is Reason.MONTH_SPENT:
+            if outcome.stop.reason is StopReason.MONTH_SPENT:
                 until = datetime.fromisoformat(outcome.stop.until or "")
                 assert until == next_month(datetime.fromtimestamp(self.clock.wall(), UTC))
                 self.clock.seconds += until.timestamp() - self.clock.wall() + self.rng.uniform(0, 3600)
             else:
                 self.clock.seconds += 3600.0
 
-    async def _invoke(self) -> Outcome:
+    async def _invoke(self) -> RunOutcome:
         self.store.invocation += 1
-        with closing(Book(str(self.folder / "budget.sqlite"), self.clock)) as book:
+        with closing(BudgetDatabase(str(self.folder / "budget.sqlite"), self.clock)) as book:
             book.set_fast(fast=True)
             account = Account("bitly:443", "token", "token")
             rng = random.Random(self.seed)
-            budget = Budget(book, account, endpoint(FACETS["referrers"]), self.wanted, rng)
-            helpers = Budget(book, account, HELPERS, Wanted(per_month=self.wanted.per_month), rng)
-            stopper, gate = Stopper(), Gate(GateRules(), self.clock.elapsed, rng)
+            budget = Budget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
+            helpers = Budget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
+            shutdown, gate = ShutdownSignal(), CircuitBreaker(BreakerRules(), self.clock.boot_seconds, rng)
             client = Client(
                 await pool_of(self.bitly, self.connections),
-                Settings("https://bitly/v4", self.connections, 5, 30.0),
+                ClientSettings("https://bitly/v4", self.connections, 5, 30.0),
                 QUERY,
-                Means(Token(lambda: "token"), budget, gate, stopper, self.clock.elapsed),
+                ClientContext(Token(lambda: "token"), budget, gate, shutdown, self.clock.boot_seconds),
             )
-            inquiry = Inquiry(client, budget, helpers, "referrers", stopper)
-            rules = Rules(None, first_rows=self.store.invocation == 1)
-            options = Options(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
+            inquiry = LimitDiscovery(client, budget, helpers, "referrers", shutdown)
+            rules = AbortRules(None, first_rows=self.store.invocation == 1)
+            options = HarvestOptions(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
-            watcher = StderrWatcher(quiet=True)
-            harvest = Harvest(store, client, budget, inquiry, stopper, rules, watcher, options)
-            return await harvest.run(sources.find([str(self.list)]))
+            observer = Reporter(quiet=True)
+            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options)
+            return await harvest.run(sources.resolve_lists([str(self.list)]))
 
     @property
     def repeated(self) -> int:

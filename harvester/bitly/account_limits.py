@@ -6,8 +6,8 @@ from typing import Any, TypeGuard
 from urllib.parse import quote, urlencode
 
 from harvester.bitly.facets import Facet
-from harvester.bitly.query import endpoint
-from harvester.bitly.verdicts import bounded, object_in
+from harvester.bitly.query import endpoint_of
+from harvester.bitly.verdicts import object_in, truncate
 
 PLATFORM_LIMITS = "/user/platform_limits"
 GROUPS = "/groups"
@@ -37,7 +37,7 @@ def platform_limits_target(facet: Facet) -> str:
 
     https://dev.bitly.com/api-reference/#getPlatformLimits.
     """
-    return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint(facet)})}"
+    return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint_of(facet)})}"
 
 
 def plan_limits_target(organization: str) -> str:
@@ -48,7 +48,7 @@ def plan_limits_target(organization: str) -> str:
 def read_platform_limit(body: bytes, facet: Facet) -> PlatformLimit | None:
     """Find the limit of a facet's endpoint in an answer of `/user/platform_limits`; None if it makes no sense."""
     for entry in _objects(object_in(body).get("platform_limits")):
-        if not str(entry.get("endpoint")).endswith(endpoint(facet)):
+        if not str(entry.get("endpoint")).endswith(endpoint_of(facet)):
             continue
         for method in _objects(entry.get("methods")):
             limit, count = method.get("limit"), method.get("count")
@@ -63,7 +63,7 @@ def read_plan_limits(body: bytes) -> list[PlanLimit]:
     for entry in _objects(object_in(body).get("plan_limits")):
         name, limit, count = entry.get("name"), entry.get("limit"), entry.get("count")
         if isinstance(name, str) and _is_count(limit) and _is_count(count):
-            found.append(PlanLimit(bounded(name), bounded(str(entry.get("description") or "")), limit, count))
+            found.append(PlanLimit(truncate(name), truncate(str(entry.get("description") or "")), limit, count))
     return found
 
 

@@ -23,7 +23,7 @@ class App:
     client_secret: str = field(repr=False)
 
 
-class NotForUs(HarvesterError):
+class ForeignRedirect(HarvesterError):
     """A redirect that is not the answer to this login: it is refused, and the true one waited for."""
 
 
@@ -41,17 +41,17 @@ class Redirect:
         """Give the code in a redirect's query, once.
 
         Raises:
-            NotForUs: the state is another, or the redirect has come before.
+            ForeignRedirect: the state is another, or the redirect has come before.
             UsageError: Bitly says no, so that nothing more will come.
         """
         try:
             fields = parse_qs(query, keep_blank_values=True, max_num_fields=_FIELDS)
         except ValueError as error:
-            raise NotForUs("it cannot be read") from error
+            raise ForeignRedirect("it cannot be read") from error
         if not hmac.compare_digest(_only(fields, "state").encode(), self._state.encode()):
-            raise NotForUs("its state is not this login's")
+            raise ForeignRedirect("its state is not this login's")
         if self._taken:
-            raise NotForUs("it has come before")
+            raise ForeignRedirect("it has come before")
         self._taken = True
         if "error" in fields:
             why = _word_in(fields, ()).strip() or "no reason is told"
@@ -81,7 +81,7 @@ def exchange(base_url: str, app: App, code: str, redirect_uri: str) -> tuple[str
     return f"{_origin(base_url)}/oauth/access_token", form
 
 
-def token_in(status: int, body: bytes, hidden: tuple[str, ...]) -> str:
+def parse_token_response(status: int, body: bytes, hidden: tuple[str, ...]) -> str:
     """Give the token in the answer to an exchange. hidden: what no message may repeat.
 
     Raises:

@@ -61,6 +61,6 @@ def path(bitlink: str, facet: Facet) -> str:
     return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
 
 
-def endpoint(facet: Facet) -> str:
+def endpoint_of(facet: Facet) -> str:
     """Give Bitly's name for a facet's endpoint: the path's template, literally."""
     return "/bitlinks/{bitlink}" + facet.path

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from harvester.bitly.facets import _INT64_MAX, Facet, Metric, NotTheFacet
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of a decoded answer that are read; a facet's answer is a few KiB."""
@@ -138,7 +138,7 @@ _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOM
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
 
-def verdict(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
+def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
     """Say what an answer of Bitly's means for its call.
 
     Pure: no clock, no socket. Every rule has a sample in tests/samples.
@@ -148,21 +148,21 @@ def verdict(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, 
 
     Raises nothing: bytes of any kind get a verdict.
     """
-    return _read_success(body, facet, whole=whole) if status == 200 else no_success(status, headers, body)
+    return _read_success(body, facet, whole=whole) if status == 200 else classify_error(status, headers, body)
 
 
-def no_success(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
+def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
     """Say what an answer other than 200 means, on whatever route it came. Raises nothing."""
     said = object_in(body)
     message = str(said.get("message") or "").strip().upper()
     # The message decides, not the status: throttling has come as 403 (recorded in 2019), and a spent month comes
     # as 429 (https://dev.bitly.com/docs/getting-started/rate-limits).
     if message == "API_USAGE_LIMIT_EXCEEDED" or message.startswith("MONTHLY_"):
-        return MonthSpent(status, bounded(message))
+        return MonthSpent(status, truncate(message))
     if status == 429 or message == "RATE_LIMIT_EXCEEDED" or (status == 403 and "X-Ratelimit-Reason" in headers):
-        return Throttled(status, bounded(message) or "no message", hint(headers))
+        return Throttled(status, truncate(message) or "no message", hint(headers))
     if status in _TRANSIENT_STATUSES:
-        return Transient(status, bounded(message) or "no message", hint(headers))
+        return Transient(status, truncate(message) or "no message", hint(headers))
     return _read_refusal(status, headers, body, said, message)
 
 
@@ -193,9 +193,9 @@ def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreada
         if clicks_listed > _INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
     except NotTheFacet as why:
-        return Unreadable(200, str(why), kept(body))
+        return Unreadable(200, str(why), body_excerpt(body))
     except orjson.JSONDecodeError:
-        return Unreadable(200, "not JSON", kept(body))
+        return Unreadable(200, "not JSON", body_excerpt(body))
     units, reference = said.get("units"), said.get("unit_reference")
     return Answer(
         metrics=metrics,
@@ -219,18 +219,18 @@ def _reference_text(reference: object) -> str | None:
 def _moment_text(reference: str | int) -> str:
     try:
         if isinstance(reference, int):
-            return utc_text(datetime.fromtimestamp(reference, UTC))
+            return utc_iso(datetime.fromtimestamp(reference, UTC))
         moment = datetime.fromisoformat(reference)
-        return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        return utc_iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
-        return bounded(str(reference))
+        return truncate(str(reference))
 
 
 def _read_refusal(
     status: int, headers: Mapping[str, str], body: bytes, said: Mapping[str, Any], message: str
 ) -> Verdict:
     """Tell a no for this link from a no for every link; what neither fits is Unknown."""
-    text = bounded(message)
+    text = truncate(message)
     plain = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain"
     if status == 401:
         return TokenRefused(status, text or "UNAUTHORIZED")
@@ -242,7 +242,7 @@ def _read_refusal(
     if status == 404 and message == "NOT_FOUND":
         return Refused(status, text)
     if status == 404 and plain and not said:
-        return Refused(status, bounded(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
+        return Refused(status, truncate(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
     if status == 400:
@@ -251,7 +251,7 @@ def _read_refusal(
             return ParameterRefused(status, text, min(about_all).lower())
         if fields & _LINK_FIELDS:
             return Refused(status, text)
-    return Unknown(status, text or f"HTTP {status}", kept(body))
+    return Unknown(status, text or f"HTTP {status}", body_excerpt(body))
 
 
 def _refused_fields(said: Mapping[str, Any], message: str) -> set[str]:
@@ -273,11 +273,11 @@ def object_in(body: bytes) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def kept(body: bytes) -> str:
+def body_excerpt(body: bytes) -> str:
     """Give the beginning of a body that could not be understood, for a person to look at."""
     return body[:KEPT_BODY].decode(errors="replace")
 
 
-def bounded(text: str) -> str:
+def truncate(text: str) -> str:
     """Give as much of a text of Bitly's as is kept of it."""
     return text[:_MESSAGE_LIMIT]

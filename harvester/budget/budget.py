@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from harvester.budget import throttling
-from harvester.budget.database import SPANS, Book
-from harvester.budget.limits import THROTTLED, Account, Limits, MonthOver, Wait, Wanted
-from harvester.budget.throttling import HOUR, MINUTE, Said
-from harvester.budget.usage import LATEST_SECONDS, Months, Scope, months_near
-from harvester.clock import moment, month_of, next_month
+from harvester.budget.database import SPANS, BudgetDatabase
+from harvester.budget.limits import THROTTLED, Account, Limits, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.budget.throttling import HOUR, MINUTE, ReportedLimits
+from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_near
+from harvester.clock import from_epoch, month_of, next_month
 from harvester.progress import WindowState
 
 _POLL_SECONDS = 0.2
@@ -49,19 +49,19 @@ class Budget:
 
     def __init__(
         self,
-        book: Book,
+        book: BudgetDatabase,
         account: Account,
         endpoint: str,
-        wanted: Wanted,
+        wanted: RequestedLimits,
         rng: random.Random | None = None,
     ) -> None:
-        self.month = Months(book, account)
+        self.month = MonthlyQuota(book, account)
         self.wanted = wanted
         self._book = book
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
         self._lease = _Lease()
         self._check_due = 0.0
-        self._scope = Scope(book, account.server, account.token, endpoint)
+        self._scope = EndpointUsage(book, account.server, account.token, endpoint)
         self._refresh_limits()
 
     @property
@@ -85,7 +85,7 @@ class Budget:
         return not (0 < self._limits.per_minute < _FAST_PER_MINUTE or 0 < self._limits.per_hour < 60 * _FAST_PER_MINUTE)
 
     @property
-    def said(self) -> Said | None:
+    def said(self) -> ReportedLimits | None:
         """What Bitly has said of its limits, as of the last attempt or look."""
         return self._scope.state.said
 
@@ -97,9 +97,9 @@ class Budget:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    def take(self) -> Wait | MonthOver | None:
+    def try_acquire(self) -> RetryAfter | MonthExhausted | None:
         """Count an attempt and give None if it may be sent now; otherwise count nothing and say why not."""
-        if self._lease.left and self._book.clock.elapsed() < self._lease.until:
+        if self._lease.left and self._book.clock.boot_seconds() < self._lease.until:
             self._lease.left -= 1
             return None
         self._check_present()
@@ -129,24 +129,24 @@ class Budget:
         return max(min(rooms, default=math.inf), 0)
 
     def _check_present(self) -> None:
-        now = self._book.clock.elapsed()
+        now = self._book.clock.boot_seconds()
         if now >= self._check_due:
             self._check_due = now + _CHECK_SECONDS
             self._book.check_present()
 
-    def _refuse(self, now: float) -> Wait | MonthOver | None:
+    def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
         if refused := self.month.refuse(self._limits.per_month, self._book.utc(now)) or self._closed(now):
             return refused
-        waits = [Wait(self._scope.wait(window, held, now), window, held) for window, held in self._held()]
+        waits = [RetryAfter(self._scope.wait(window, held, now), window, held) for window, held in self._held()]
         longest = max(waits, key=lambda wait: wait.seconds, default=None)
         return longest if longest and longest.seconds > 0.0 else None
 
-    def _closed(self, now: float) -> Wait | None:
+    def _closed(self, now: float) -> RetryAfter | None:
         state = self._scope.state.throttle
         if state.opens_at is None or state.opens_at <= now:
             return None
         left = state.opens_at - now
-        return Wait(min(left, _POLL_SECONDS) if state.probing else left, THROTTLED)
+        return RetryAfter(min(left, _POLL_SECONDS) if state.probing else left, THROTTLED)
 
     def _count(self, now: float) -> _Lease:
         """Count an attempt that goes now, and perhaps more; while it is throttled, it is the probe."""
@@ -251,7 +251,9 @@ class Budget:
             said = self._scope.state.said
             if said and not said.asking_pays(self._scope.state.throttle, total=self._scope.total, now=now, begin=begin):
                 return False
-            self._scope.state.said = replace(said or Said(0.0, 0), asked_at=now, asked_total=self._scope.total)
+            self._scope.state.said = replace(
+                said or ReportedLimits(0.0, 0), asked_at=now, asked_total=self._scope.total
+            )
             self._scope.save()
             return True
 
@@ -271,7 +273,7 @@ class Budget:
         """
         with self._book.transaction() as now:
             self._load()
-            said = self._scope.state.said or Said(now, self._scope.total)
+            said = self._scope.state.said or ReportedLimits(now, self._scope.total)
             others = (
                 0 if count is None else said.others(count, total=self._scope.total, used=self._scope.used(HOUR, now))
             )
@@ -293,7 +295,7 @@ class Budget:
         with self._book.transaction() as now:
             self._load()
             states = [self._window_state(window, now) for window in SPANS]
-            until = next_month(moment(self._book.utc(now)))
+            until = next_month(from_epoch(self._book.utc(now)))
             source = "default" if self.wanted.per_month is None else "asked"
             spent, limit = self.month.spent(month_of(self._book.utc(now))), self._limits.per_month
             if self.month.told_lately(self._book.utc(now)):
@@ -326,12 +328,12 @@ class Budget:
 
     def at(self, seconds: float) -> datetime:
         """Give the moment that comes in so many seconds, by the budget's calendar."""
-        return moment(self._book.utc(self._book.clock.elapsed()) + seconds)
+        return from_epoch(self._book.utc(self._book.clock.boot_seconds()) + seconds)
 
     def _window_state(self, window: str, now: float) -> WindowState:
         limit, used = self._limits.of(window), self._scope.used(window, now)
         wait = self._scope.wait(window, limit, now) if limit else 0.0
-        until = moment(self._book.utc(now + wait)) if wait else None
+        until = from_epoch(self._book.utc(now + wait)) if wait else None
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from harvester.budget.throttling import HOUR, MINUTE, Ceiling, Said, Throttle
+from harvester.budget.throttling import HOUR, MINUTE, AdaptiveLimit, LearnedLimit, ReportedLimits
 from harvester.clock import Clock
 from harvester.errors import BudgetBusy, OutputError
 
@@ -51,18 +51,19 @@ _ADDED = (("months", "told", "REAL"),)
 class State:
     """A scope's state, as it is kept in the file."""
 
-    throttle: Throttle
-    said: Said | None = None
+    throttle: AdaptiveLimit
+    said: ReportedLimits | None = None
 
     @classmethod
     def read(cls, text: str) -> "State":
         """Read what `text` wrote."""
         stored = orjson.loads(text)
         throttle = stored.get("throttle") or {}
-        ceilings = {window: Ceiling(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
+        ceilings = {window: LearnedLimit(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
         said = stored.get("said")
         return cls(
-            Throttle(**_known(Throttle, throttle), ceilings=ceilings), Said(**_known(Said, said)) if said else None
+            AdaptiveLimit(**_known(AdaptiveLimit, throttle), ceilings=ceilings),
+            ReportedLimits(**_known(ReportedLimits, said)) if said else None,
         )
 
     def text(self) -> str:
@@ -73,7 +74,7 @@ class State:
         """Give what of it still holds when its times mean nothing any more."""
         told = self.said is not None and self.said.limit is not None  # else it may be asked once more
         said = replace(self.said, asked_at=0.0) if self.said and told else None
-        return State(Throttle(ceilings=self.throttle.ceilings), said)
+        return State(AdaptiveLimit(ceilings=self.throttle.ceilings), said)
 
 
 def _known(kind: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _columns(file: sqlite3.Connection, table: str) -> set[str]:
     return {row[1] for row in file.execute(f"PRAGMA table_info({table})")}
 
 
-class Book:
+class BudgetDatabase:
     """The open budget file; made if it was not there, ended by close.
 
     Every method may raise OutputError: the file is damaged, or cannot be written.
@@ -198,7 +199,7 @@ class Book:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._look_at_anchor()
-                yield self.clock.elapsed()
+                yield self.clock.boot_seconds()
                 self._db.execute("COMMIT")  # it may be here that a full disk is noticed
             except BaseException:
                 if self._db.in_transaction:
@@ -242,7 +243,7 @@ class Book:
 
     def _begin(self) -> None:
         """Make the file's times this boot's."""
-        meta, now = self._meta(), self.clock.elapsed()
+        meta, now = self._meta(), self.clock.boot_seconds()
         newest = self._db.execute("SELECT max(last_at) FROM scopes").fetchone()[0] or 0.0
         if meta.get("boot") != self.clock.boot or newest > now + 1.0 or meta["anchor_elapsed"] > now + 1.0:
             self._move_times(meta, now)

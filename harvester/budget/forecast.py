@@ -55,7 +55,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Shorter:
+class Suggestion:
     """A change that would bring the end forward. option: what to say; why: in words."""
 
     option: str
@@ -69,7 +69,7 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
         budget.at(budget.opens_in()),
         leaving=budget.leaving(),
         minute_used=windows[0].used,
-        month_left=windows[-1].left,
+        month_left=windows[-1].remaining,
         connections=connections,
     )
 
@@ -147,7 +147,9 @@ class _Course:
                 self._month_left = self._limits.per_month
 
 
-def shorter(attempts: int, limits: Limits, own: Limits, without_reserve: Limits, start: Start) -> list[Shorter]:
+def suggestions_for(
+    attempts: int, limits: Limits, own: Limits, without_reserve: Limits, start: Start
+) -> list[Suggestion]:
     """Name the changes that would bring the end forward, each by itself.
 
     own: the limits without what throttled answers have taught.
@@ -160,7 +162,7 @@ def shorter(attempts: int, limits: Limits, own: Limits, without_reserve: Limits,
             left = left + changed.per_month - limits.per_month if changed.per_month else None
         sooner = forecast(attempts, changed, replace(start, month_left=left)).ends
         if sooner and (ends is None or (sooner - start.now) < (ends - start.now) * _WORTH_SAYING):
-            found.append(Shorter(option, why, sooner))
+            found.append(Suggestion(option, why, sooner))
     return found
 
 

@@ -28,7 +28,7 @@ DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedLimits:
     """The limits as they were asked for: None where nothing was said. reserve: the share left to others, 0 to 1."""
 
     per_minute: int | None = None
@@ -64,7 +64,7 @@ class Account(NamedTuple):
     name: str
 
 
-class Wait(NamedTuple):
+class RetryAfter(NamedTuple):
     """Not now: seconds until it is worth asking again, the window that says so, and what it may hold."""
 
     seconds: float
@@ -72,7 +72,7 @@ class Wait(NamedTuple):
     limit: int = 0
 
 
-class MonthOver(NamedTuple):
+class MonthExhausted(NamedTuple):
     """Not this month: the moment at which the next one begins. told: Bitly has said so, whatever we have counted."""
 
     until: datetime

@@ -39,7 +39,7 @@ has learned next to nothing. An hour's takes long to be regained.
 
 
 @dataclass(slots=True)
-class Ceiling:
+class LearnedLimit:
     """What a window may hold since a throttled answer. since: the total at which it was set or last raised.
 
     patience: attempts after which it is raised. step: by what factor. own: the largest limit that a process had of
@@ -54,7 +54,7 @@ class Ceiling:
 
 
 @dataclass(slots=True)
-class Throttle:
+class AdaptiveLimit:
     """A token's state at an endpoint. Times are the clock's elapsed seconds; None where it is open.
 
     closed_at: of the last throttled answer that told something. began_at: of the first since it was open. opens_at:
@@ -70,7 +70,7 @@ class Throttle:
     strikes: int = 0
     passed: dict[str, int] = field(default_factory=dict)
     reopened: dict[str, int] = field(default_factory=dict)
-    ceilings: dict[str, Ceiling] = field(default_factory=dict)
+    ceilings: dict[str, LearnedLimit] = field(default_factory=dict)
     full: bool = False
 
     @property
@@ -84,7 +84,7 @@ class Throttle:
         return limit if ceiling is None else min(limit or ceiling.limit, ceiling.limit)
 
 
-def close(state: Throttle, *, now: float, seconds: float, passed: dict[str, int]) -> None:
+def close(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
     """Take note of a throttled answer that tells something: nobody asks for so long. passed: as in Throttle."""
     if not state.closed:
         state.strikes, state.passed, state.full, state.began_at = 0, dict(passed), False, now
@@ -94,22 +94,22 @@ def close(state: Throttle, *, now: float, seconds: float, passed: dict[str, int]
     state.probing = False
 
 
-def note_late(state: Throttle) -> None:
+def note_late(state: AdaptiveLimit) -> None:
     """Take note of a throttled answer to an attempt that was under way before: it was thought to have passed."""
     state.passed = {window: max(passed - 1, 0) for window, passed in state.passed.items()}
 
 
-def note_full(state: Throttle) -> None:
+def note_full(state: AdaptiveLimit) -> None:
     """Take note that Bitly's own count says that its hour is full, of which we keep no more than it allows."""
     state.full = state.closed
 
 
-def begin_probe(state: Throttle, now: float) -> None:
+def begin_probe(state: AdaptiveLimit, now: float) -> None:
     """Let the attempt that goes now be the probe."""
     state.probing, state.opens_at = True, now + PROBE_SECONDS
 
 
-def reopen(state: Throttle, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
+def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
     """Take note that a probe has passed: open for everyone, and lower the window that was to blame.
 
     None is when Bitly's hour was full: that is its limit as it was told, and others have used up what we had not.
@@ -124,7 +124,7 @@ def reopen(state: Throttle, *, sent_at: float, total: int, limits: dict[str, int
         state.reopened[inner] = total - 1
 
 
-def _learned(state: Throttle, window: str, total: int, limits: dict[str, int]) -> Ceiling:
+def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, int]) -> LearnedLimit:
     passed, limit = state.passed.get(window, 0), limits[window]
     if window == HOUR and not limit:  # no part of it is known, but that it holds a minute
         passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
@@ -136,7 +136,7 @@ def _learned(state: Throttle, window: str, total: int, limits: dict[str, int]) -
     return _lower(state.ceilings.get(window), passed, total)
 
 
-def _to_blame(state: Throttle, sent_at: float, limits: dict[str, int]) -> str:
+def _to_blame(state: AdaptiveLimit, sent_at: float, limits: dict[str, int]) -> str:
     long = sent_at - state.closed_at > _LONGEST_MINUTE_SECONDS
     lowest = limits[MINUTE] == 1  # so it is not the minute that holds too much
     if long or lowest or state.strikes > _MINUTE_STRIKES:
@@ -146,14 +146,14 @@ def _to_blame(state: Throttle, sent_at: float, limits: dict[str, int]) -> str:
     return HOUR if nearly_full and state.passed.get(MINUTE, 0) < _HALF_FULL * limits[MINUTE] else MINUTE
 
 
-def _lower(ceiling: Ceiling | None, limit: int, total: int) -> Ceiling:
+def _lower(ceiling: LearnedLimit | None, limit: int, total: int) -> LearnedLimit:
     if ceiling is None:
-        return Ceiling(limit, total, patience=limit)
+        return LearnedLimit(limit, total, patience=limit)
     patience = min(max(2 * ceiling.patience, limit), max(_MOST_PATIENCE, limit))
-    return Ceiling(limit, total, patience, max(1 + (ceiling.step - 1) / 2, _LEAST_STEP), ceiling.own)
+    return LearnedLimit(limit, total, patience, max(1 + (ceiling.step - 1) / 2, _LEAST_STEP), ceiling.own)
 
 
-def raise_ceilings(state: Throttle, *, total: int, limits: dict[str, int]) -> bool:
+def raise_ceilings(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) -> bool:
     """Raise what has passed long enough without a throttled answer; say whether anything changed.
 
     limits: the windows' own, 0 for no limit. A ceiling that has reached its own is kept for a while, so that its
@@ -176,14 +176,14 @@ def raise_ceilings(state: Throttle, *, total: int, limits: dict[str, int]) -> bo
     return changed or bool(due)
 
 
-def _widen(state: Throttle, limits: dict[str, int]) -> bool:
+def _widen(state: AdaptiveLimit, limits: dict[str, int]) -> bool:
     wider = [(window, ceiling) for window, ceiling in state.ceilings.items() if limits[window] > ceiling.own]
     for window, ceiling in wider:
         ceiling.own = limits[window]
     return bool(wider)
 
 
-def _due(ceiling: Ceiling, total: int) -> bool:
+def _due(ceiling: LearnedLimit, total: int) -> bool:
     reached = ceiling.own and ceiling.limit >= ceiling.own
     return total - ceiling.since >= ceiling.patience * (_REMEMBERED if reached else 1)
 
@@ -226,7 +226,7 @@ _UNDER_WAY = 5
 
 
 @dataclass(slots=True)
-class Said:
+class ReportedLimits:
     """What Bitly has said of the endpoint. limit: per hour; None: nothing that makes sense. Times: elapsed seconds.
 
     base_*: Bitly's count and our total when its present hour was first seen, from which others' use is told.
@@ -239,7 +239,7 @@ class Said:
     base_count: int = 0
     base_total: int = 0
 
-    def asking_pays(self, throttle: Throttle, *, total: int, now: float, begin: bool) -> bool:
+    def asking_pays(self, throttle: AdaptiveLimit, *, total: int, now: float, begin: bool) -> bool:
         """Say whether it should be asked again. total: our attempts ever. begin: a run begins."""
         age = now - self.asked_at
         if self.limit is None:

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import LATE_SECONDS, SPANS, Book, State
-from harvester.budget.limits import Account, MonthOver, Wait
-from harvester.budget.throttling import HOUR, Throttle
-from harvester.clock import moment, month_of, next_month
+from harvester.budget.database import LATE_SECONDS, SPANS, BudgetDatabase, State
+from harvester.budget.limits import Account, MonthExhausted, RetryAfter
+from harvester.budget.throttling import HOUR, AdaptiveLimit
+from harvester.clock import from_epoch, month_of, next_month
 
 _PER_SECOND = 10
 """Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
 
 
-class Scope:
+class EndpointUsage:
     """A scope as it was last loaded; all but `open_for` runs within the caller's transaction, behind `load`.
 
     total: attempts ever. last_at: the time of the last record. Times: elapsed seconds.
     """
 
-    def __init__(self, book: Book, server: str, token: str, endpoint: str) -> None:
-        self.state = State(Throttle())
+    def __init__(self, book: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
+        self.state = State(AdaptiveLimit())
         self.total = 0
         self.last_at = 0.0
         self.server = server
@@ -105,14 +105,14 @@ _BELIEVED_SECONDS = 86400.0
 _BELIEVED_DATE_SECONDS = 86400.0
 
 
-class Months:
+class MonthlyQuota:
     """An account's months; several may share a Book.
 
     told_before: True while Bitly's last word is that the month is spent, and an attempt goes all the same. utc: seconds
     since 1970, by the budget's calendar. What takes utc or months runs within the caller's transaction.
     """
 
-    def __init__(self, book: Book, account: Account) -> None:
+    def __init__(self, book: BudgetDatabase, account: Account) -> None:
         self.account = account
         self.told_before = False
         self._book = book
@@ -137,10 +137,10 @@ class Months:
         """Count the account's attempts in the month that an attempt would count in, the fuller one near an edge."""
         return max(self.spent(month) for month in months_near(utc))
 
-    def refuse(self, limit: int, utc: float) -> Wait | MonthOver | None:
+    def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
         """Give None if an attempt has room in its months, and otherwise why not. limit: a month's; 0 for none."""
         if self.told_lately(utc):
-            return MonthOver(next_month(moment(utc)), told=True)
+            return MonthExhausted(next_month(from_epoch(utc)), told=True)
         if not limit:
             return None
         full = [month for month in months_near(utc) if self.spent(month) >= limit]
@@ -149,7 +149,7 @@ class Months:
         over = next_month(datetime.fromisoformat(f"{full[-1]}-01T00:00:00+00:00"))
         # Near the edge it is only moments until the next month's calls count there alone.
         left = over.timestamp() + 2 * _EDGE_SECONDS - utc
-        return Wait(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthOver(over)
+        return RetryAfter(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthExhausted(over)
 
     def _names(self) -> set[str]:
         """Give whom an attempt is counted for: an account that is given a name later has not spent less."""
@@ -174,11 +174,11 @@ class Months:
         for name in self._names():
             self._book.execute(update, utc, self.account.server, name, month_of(utc))
 
-    def refused(self) -> None:
+    def mark_spent(self) -> None:
         """Take note that Bitly says the month is spent: nobody asks again before a day has passed, or the month."""
         self._tell(told=True)
 
-    def goes_on(self) -> None:
+    def clear_spent(self) -> None:
         """Take note that an attempt passed in a month of which Bitly had said that it was spent: it was not, or a plan
         was bought since.
         """
@@ -202,7 +202,7 @@ class Months:
 
         sent_at: when its attempt was sent, elapsed seconds: the date is of a moment since then. None: just now.
         """
-        now = self._book.clock.elapsed()
+        now = self._book.clock.boot_seconds()
         earliest, utc = date.timestamp(), self._book.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
         nearest = min(max(utc, earliest), latest)

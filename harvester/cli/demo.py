@@ -12,29 +12,29 @@ from pathlib import Path
 import orjson
 
 from harvester.bitly.query import MAX_CONNECTIONS, Query
-from harvester.budget.limits import Wanted
-from harvester.client.client import Settings
+from harvester.budget.limits import RequestedLimits
+from harvester.client.client import ClientSettings
 from harvester.client.token import Token
-from harvester.clock import utc_text
-from harvester.dataset.dataset import PartPolicy
-from harvester.links.files import find
-from harvester.progress import Outcome
+from harvester.clock import utc_iso
+from harvester.dataset.dataset import PartLimits
+from harvester.links.files import resolve_lists
+from harvester.progress import RunOutcome
 from harvester.reporting import live_display
-from harvester.reporting.reporter import StderrWatcher
+from harvester.reporting.reporter import Reporter
 from harvester.reporting.summary import summary
 from harvester.reporting.terminal import can_be_drawn_upon, escaped
-from harvester.rows.encode import Asked, Format
+from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.run import job as jobs
 from harvester.run.assembly import Job
-from harvester.run.harvest import Options
+from harvester.run.harvest import HarvestOptions
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 
 _LIST = "demo-links.txt"
 _SHOWN = 5
 
 
-def play(out: str | None) -> Outcome:
+def play(out: str | None) -> RunOutcome:
     """Harvest the bundled list from a sandbox, and print what came out. out: None for a new temporary folder."""
     folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
     began = time.monotonic()
@@ -47,29 +47,29 @@ def play(out: str | None) -> Outcome:
     return outcome
 
 
-async def _harvest(links: str, folder: str) -> Outcome:
+async def _harvest(links: str, folder: str) -> RunOutcome:
     # The month is the sandbox's; minute and hour are wide, so that the demonstration takes seconds.
     sandbox = Sandbox(SandboxOptions(per_minute=6000, per_hour=0, per_month=5000, latency_ms=80, errors=0.02))
     async with serving(sandbox) as url:
         print(f"sandbox: {url} (five connections, 80 ms an answer, 2 % errors)\nlist:    {links}\n", flush=True)
         job = Job(
-            sources=find([links]),
+            sources=resolve_lists([links]),
             token=Token(lambda: "sandbox"),
             out=folder,
             work_dir=None,
-            query=Query("referrers", "day", -1, utc_text(datetime.now(UTC)), 50),
+            query=Query("referrers", "day", -1, utc_iso(datetime.now(UTC)), 50),
             pin_reference=True,
-            wanted=Wanted(per_minute=6000, per_hour=0, per_month=1000),
-            asking=Settings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
-            parts=PartPolicy(rows=1_000_000, bytes=128 * 1024 * 1024),
-            harvesting=Options(workers=MAX_CONNECTIONS),
-            making=Asked(Format.NDJSON),
+            wanted=RequestedLimits(per_minute=6000, per_hour=0, per_month=1000),
+            asking=ClientSettings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
+            parts=PartLimits(rows=1_000_000, bytes=128 * 1024 * 1024),
+            harvesting=HarvestOptions(workers=MAX_CONNECTIONS),
+            making=RequestedPartFormat(Format.NDJSON),
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
-        with closing(StderrWatcher()) as watcher:
+        with closing(Reporter()) as observer:
             if can_be_drawn_upon([links], folder):
-                watcher.speak(live_display.Display())
-            return await jobs.run(job, Stopper(), watcher)
+                observer.speak(live_display.Display())
+            return await jobs.run(job, ShutdownSignal(), observer)
 
 
 def _print_busiest(folder: Path) -> None:

@@ -4,13 +4,13 @@ import traceback
 from typing import TYPE_CHECKING
 
 from harvester.config import sources
-from harvester.errors import ConnectionsBusy, ConsumerGone, DatasetBusy, HarvesterError, OutputError, UsageError
+from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
 from harvester.events import Event
-from harvester.shutdown import Reason
+from harvester.shutdown import StopReason
 
 if TYPE_CHECKING:
-    from harvester.progress import Outcome
-    from harvester.reporting.reporter import StderrWatcher
+    from harvester.progress import RunOutcome
+    from harvester.reporting.reporter import Reporter
 
 
 _LONGEST_ERROR = 4000
@@ -31,29 +31,29 @@ EXIT_CODES: dict[int, str] = {
     OUTPUT: "the output could not be written, or (verify) does not hold",
 }
 
-BY_REASON: dict[Reason, int] = {
-    Reason.SIGNAL: STOPPED,
-    Reason.MAX_TIME: STOPPED,
-    Reason.MAX_CALLS: STOPPED,
-    Reason.OUTAGE: STOPPED,
-    Reason.THROTTLED: STOPPED,
-    Reason.MONTH_SPENT: MONTH_SPENT,
-    Reason.TOKEN_REFUSED: REFUSED,
-    Reason.PLAN_REFUSED: REFUSED,
-    Reason.PARAMETER_REFUSED: USAGE,
-    Reason.CONNECTION_REFUSED: USAGE,
-    Reason.NO_ROUTE: USAGE,
-    Reason.INPUT: USAGE,
-    Reason.NOT_BEGUN: USAGE,
-    Reason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
-    Reason.ALL_REFUSED: TOO_MANY_FAILED,
-    Reason.UNREADABLE: TOO_MANY_FAILED,
-    Reason.OUTPUT: OUTPUT,
-    Reason.CONSUMER_GONE: OK,
+BY_REASON: dict[StopReason, int] = {
+    StopReason.SIGNAL: STOPPED,
+    StopReason.MAX_TIME: STOPPED,
+    StopReason.MAX_CALLS: STOPPED,
+    StopReason.OUTAGE: STOPPED,
+    StopReason.THROTTLED: STOPPED,
+    StopReason.MONTH_SPENT: MONTH_SPENT,
+    StopReason.TOKEN_REFUSED: REFUSED,
+    StopReason.PLAN_REFUSED: REFUSED,
+    StopReason.PARAMETER_REFUSED: USAGE,
+    StopReason.CONNECTION_REFUSED: USAGE,
+    StopReason.NO_ROUTE: USAGE,
+    StopReason.INPUT: USAGE,
+    StopReason.NOT_BEGUN: USAGE,
+    StopReason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
+    StopReason.ALL_REFUSED: TOO_MANY_FAILED,
+    StopReason.UNREADABLE: TOO_MANY_FAILED,
+    StopReason.OUTPUT: OUTPUT,
+    StopReason.CONSUMER_GONE: OK,
 }
 
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
-    (ConsumerGone, OK),
+    (ReaderClosed, OK),
     (OutputError, OUTPUT),
     (DatasetBusy, STOPPED),
     (ConnectionsBusy, STOPPED),
@@ -61,7 +61,7 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
 )
 
 
-def exit_code(outcome: "Outcome") -> int:
+def exit_code(outcome: "RunOutcome") -> int:
     """Give the exit code of a run's end: the table is EXIT_CODES."""
     if outcome.stop is not None:
         return BY_REASON[outcome.stop.reason]
@@ -70,16 +70,16 @@ def exit_code(outcome: "Outcome") -> int:
     return OK if outcome.complete else SOME_FAILED
 
 
-def tell_error(error: Exception, watcher: "StderrWatcher") -> int:
+def report_error(error: Exception, observer: "Reporter") -> int:
     """Tell of an error, and give its exit code; the only place where errors become exit codes."""
-    watcher.close()
+    observer.close()
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
             text = sources.at_its_source(str(error))
-            watcher.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
+            observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))
     text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
-    watcher.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
+    observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
     return BUG

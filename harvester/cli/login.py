@@ -12,12 +12,20 @@ from getpass import getpass
 
 from aiohttp import web
 
-from harvester.bitly.oauth import CALLBACK, App, NotForUs, Redirect, authorize_url, exchange, token_in
+from harvester.bitly.oauth import (
+    CALLBACK,
+    App,
+    ForeignRedirect,
+    Redirect,
+    authorize_url,
+    exchange,
+    parse_token_response,
+)
 from harvester.client.http import post_form
 from harvester.client.token import fingerprint
 from harvester.config import credentials, parsing
-from harvester.config.options import KeptOptions, LoginOptions
-from harvester.config.token_store import Vault
+from harvester.config.options import LoginOptions, TokenStoreOptions
+from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 from harvester.threads import in_daemon
 
@@ -46,7 +54,7 @@ def play(options: LoginOptions, tell: Tell) -> str:
     """
     base_url = credentials.checked_base_url(options.kept.base_url)
     flow = None if options.with_token else _flow_of(options, base_url, tell)
-    vault = Vault(base_url, options.kept.token_store)
+    vault = TokenStore(base_url, options.kept.token_store)
     store = vault.choose(credentials.store_of(options.store), tell)  # before a code is spent for nothing
     token = asyncio.run(_allowed(flow, tell)) if flow else _given_token()
     where = vault.keep(token, store)
@@ -55,13 +63,13 @@ def play(options: LoginOptions, tell: Tell) -> str:
     return f"the token for {vault.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
 
 
-def undo(options: KeptOptions, tell: Tell) -> str:
+def undo(options: TokenStoreOptions, tell: Tell) -> str:
     """Forget the kept token; give what to say at the end.
 
     Raises:
         UsageError: the place does not give it up.
     """
-    vault = Vault(credentials.checked_base_url(options.base_url), options.token_store)
+    vault = TokenStore(credentials.checked_base_url(options.base_url), options.token_store)
     if not vault.forget(tell):
         return f"no token was kept for {vault.server}"
     return f"no token is kept for {vault.server} any more; it stays valid until it is revoked at Bitly"
@@ -167,7 +175,7 @@ async def _pasted(redirect: Redirect, tell: Tell) -> str:
     async for line in _lines():
         try:
             return redirect.code_in(line.partition("?")[2].partition("#")[0])
-        except NotForUs as error:
+        except ForeignRedirect as error:
             tell(f"this address was refused: {error}; paste the whole address at which the browser ends")
     never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     return await never
@@ -189,7 +197,7 @@ async def _lines() -> AsyncIterator[str]:
 async def _exchanged(flow: Flow, code: str, redirect_uri: str) -> str:
     url, form = exchange(flow.base_url, flow.app, code, redirect_uri)
     status, body = await post_form(url, form, _EXCHANGE_SECONDS)
-    return token_in(status, body, (flow.app.client_secret, code))
+    return parse_token_response(status, body, (flow.app.client_secret, code))
 
 
 _HEADERS = {
@@ -257,7 +265,7 @@ def _answer(
         return _page(405, "Only a browser's redirect is taken here.", {"Allow": "GET"})
     try:
         found = redirect.code_in(request.rel_url.raw_query_string)
-    except NotForUs as error:
+    except ForeignRedirect as error:
         tell(f"a redirect was refused: {error}; still waiting for the right one")
         return _page(400, "This redirect was refused. Go back to the terminal, which says what to do.")
     except UsageError as error:

@@ -15,30 +15,30 @@ import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester._version import __version__
-from harvester.cli.exit_codes import BY_REASON, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, tell_error
+from harvester.cli.exit_codes import BY_REASON, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, report_error
 from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config import sources
 from harvester.config.options import (
     FacetName,
     FormatName,
-    KeptOptions,
     LoginOptions,
     RunOptions,
     ShapeName,
     ShowOptions,
     TargetName,
+    TokenStoreOptions,
 )
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.jsonlines import as_json
 from harvester.reporting.terminal import can_be_drawn_upon, open_closed_streams, print_out, say
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 
 if TYPE_CHECKING:
     from harvester.cli.show import Shown
     from harvester.client.token import Token
-    from harvester.progress import Outcome
-    from harvester.reporting.reporter import StderrWatcher
+    from harvester.progress import RunOutcome
+    from harvester.reporting.reporter import Reporter
     from harvester.run.assembly import Job
 
 
@@ -139,24 +139,24 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
         Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
     lists, options = [_dashed(link) for link in links], _with_dash(options)
-    return _told(lists, options, lambda watcher: _run(lists, options, watcher), live=True)
+    return _told(lists, options, lambda observer: _run(lists, options, observer), live=True)
 
 
-def _run(links: list[str], options: RunOptions, watcher: "StderrWatcher") -> int:
+def _run(links: list[str], options: RunOptions, observer: "Reporter") -> int:
     from harvester.config import parsing
     from harvester.reporting.exporter import exporter_for
-    from harvester.run.assembly import job_of
+    from harvester.run.assembly import build_job
 
     options = parsing.laid_out(options)
     facet, out = options.query.facet, options.output.out
-    watcher.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
+    observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*links], out=out, facet=facet)
     outcome = _run_job(
-        job_of(links, options, watcher.warn, metrics=exporter_for(options.output, watcher.warn)), watcher
+        build_job(links, options, observer.warn, metrics=exporter_for(options.output, observer.warn)), observer
     )
     code = exit_code(outcome)
-    watcher.ended(outcome, out, code)
+    observer.ended(outcome, out, code)
     if outcome.stop is None and not outcome.status.listed.links:
-        watcher.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+        observer.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
     return code
 
 
@@ -181,22 +181,24 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
         Do not ask Bitly for its limits either; that takes up to three calls.
     """
     lists, options = [_dashed(link) for link in links], _with_dash(options)
-    return _told(lists, options, lambda watcher: _plan(lists, options, watcher, json=json, offline=offline), live=False)
+    return _told(
+        lists, options, lambda observer: _plan(lists, options, observer, json=json, offline=offline), live=False
+    )
 
 
-def _plan(links: list[str], options: RunOptions, watcher: "StderrWatcher", *, json: bool, offline: bool) -> int:
+def _plan(links: list[str], options: RunOptions, observer: "Reporter", *, json: bool, offline: bool) -> int:
     from harvester.config import credentials, parsing
     from harvester.reporting.exporter import exporter_for
     from harvester.run import plan as plans
-    from harvester.run.assembly import job_of
+    from harvester.run.assembly import build_job
 
     options = parsing.laid_out(options)
     known = credentials.has_token(options.access)
     if not known:
-        watcher.warn("no token: what is spent is not known, and Bitly is not asked")
-    exporter_for(options.output, watcher.warn)  # a wrong --metrics-file is refused here as it would be by run
-    job = job_of(links, options, watcher.warn, None if known else _no_token)
-    made = plans.play(job, watcher, token_known=known, offline=offline)
+        observer.warn("no token: what is spent is not known, and Bitly is not asked")
+    exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
+    job = build_job(links, options, observer.warn, None if known else _no_token)
+    made = plans.play(job, observer, token_known=known, offline=offline)
     print_out(as_json(plans.as_dict(made), orjson.OPT_INDENT_2) if json else plans.as_text(made))
     return OK
 
@@ -224,9 +226,9 @@ def show(
     from harvester.cli import show as shows
 
     async def go() -> "Shown":
-        stopper = Stopper()
-        stop_on_signals(stopper, _watcher("text"))
-        return await shows.show([_dashed(link) for link in links], options, stopper, json=json)
+        shutdown = ShutdownSignal()
+        stop_on_signals(shutdown, _observer("text"))
+        return await shows.show([_dashed(link) for link in links], options, shutdown, json=json)
 
     shown = asyncio.run(go())
     if shown.stop is not None:
@@ -325,7 +327,7 @@ def verify(
         print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
     except BrokenPipeError:  # who reads no more relies on the exit code all the same
         _hush()
-    return OK if found.holds else OUTPUT
+    return OK if found.ok else OUTPUT
 
 
 @app.command(
@@ -396,11 +398,11 @@ def login(*, options: LoginOptions | None = None) -> int:
 
 
 @app.command(sort_key=7, help_epilogue=_examples("harvester logout"))
-def logout(*, options: KeptOptions | None = None) -> int:
+def logout(*, options: TokenStoreOptions | None = None) -> int:
     """Forget the token that `harvester login` has kept."""
     from harvester.cli import login as logins
 
-    print_out(logins.undo(options or KeptOptions(), say))
+    print_out(logins.undo(options or TokenStoreOptions(), say))
     return OK
 
 
@@ -531,10 +533,10 @@ def _guarded(words: list[str]) -> int:
         _hush()
         return OK
     except Exception as error:
-        watcher = _watcher("json" if _asks_for_json(words) else "text")
+        observer = _observer("json" if _asks_for_json(words) else "text")
         if not isinstance(error, CycloptsError):
-            return tell_error(error, watcher)
-        watcher.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
+            return report_error(error, observer)
+        observer.tell(Event.RUN_REFUSED, _plain_error(error), exit_code=USAGE)
         return USAGE
 
 
@@ -549,51 +551,51 @@ def _asks_for_json(words: list[str]) -> bool:
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
-def _told(lists: list[str], options: RunOptions, work: Callable[["StderrWatcher"], int], *, live: bool) -> int:
+def _told(lists: list[str], options: RunOptions, work: Callable[["Reporter"], int], *, live: bool) -> int:
     """Do a command's work with somebody who tells of it, errors too. live: it may be shown all the time."""
     from harvester.config import parsing
 
     log_format, quiet, out = parsing.log_format_of(options.say), options.say.quiet, options.output.out
-    watcher = _watcher(log_format, quiet=quiet, show_failures=live and out == "-")
+    observer = _observer(log_format, quiet=quiet, show_failures=live and out == "-")
     if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):
         from harvester.reporting import live_display  # with rich, which a batch job need not wait for
 
-        watcher.speak(live_display.Display())
+        observer.speak(live_display.Display())
     try:
-        return work(watcher)
+        return work(observer)
     except BrokenPipeError:
         raise
     except Exception as error:
-        return tell_error(error, watcher)
+        return report_error(error, observer)
     finally:
-        watcher.close()
+        observer.close()
 
 
-def _watcher(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "StderrWatcher":
-    from harvester.reporting.reporter import StderrWatcher
+def _observer(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "Reporter":
+    from harvester.reporting.reporter import Reporter
 
-    watcher = StderrWatcher(quiet=quiet, show_failures=show_failures)
+    observer = Reporter(quiet=quiet, show_failures=show_failures)
     if log_format == "json":
         from harvester.reporting.logs import JsonLog
 
-        watcher.speak(JsonLog())
-    return watcher
+        observer.speak(JsonLog())
+    return observer
 
 
-def _run_job(job: "Job", watcher: "StderrWatcher") -> "Outcome":
+def _run_job(job: "Job", observer: "Reporter") -> "RunOutcome":
     from harvester.bitly.query import MAX_CONNECTIONS
     from harvester.run import job as jobs
 
     sys.setswitchinterval(HANDOVER_SECONDS)
     if job.asking.connections > MAX_CONNECTIONS:
-        watcher.warn(
+        observer.warn(
             f"--connections {job.asking.connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
 
-    async def go() -> "Outcome":
-        stopper = Stopper()
-        stop_on_signals(stopper, watcher)
-        return await jobs.run(job, stopper, watcher)
+    async def go() -> "RunOutcome":
+        shutdown = ShutdownSignal()
+        stop_on_signals(shutdown, observer)
+        return await jobs.run(job, shutdown, observer)
 
     return asyncio.run(go())

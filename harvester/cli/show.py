@@ -16,19 +16,19 @@ from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.budget.throttling import ASK_ATTEMPTS
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
-from harvester.dataset.stream_publisher import RowSink
+from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import InvalidBitlink, OutputError, UsageError
-from harvester.events import Event, Field, Invalid
-from harvester.links.feed import Given
-from harvester.progress import Status, Waiting
+from harvester.events import Event, Field, InvalidLine
+from harvester.links.feed import IterableFeed
+from harvester.progress import RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
-from harvester.run.assembly import Job, job_of
-from harvester.run.job import Flowing
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.run.assembly import Job, build_job
+from harvester.run.job import RowStream
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
 
@@ -56,7 +56,7 @@ class Shown:
     stop: Stop | None = None
 
 
-async def show(texts: Sequence[str], options: ShowOptions, stopper: Stopper, *, json: bool) -> Shown:
+async def show(texts: Sequence[str], options: ShowOptions, shutdown: ShutdownSignal, *, json: bool) -> Shown:
     """Ask for the links that the texts mean, and print what comes; what has no row is said on standard error.
 
     Raises:
@@ -65,10 +65,10 @@ async def show(texts: Sequence[str], options: ShowOptions, stopper: Stopper, *, 
     """
     names = list(dict.fromkeys(_named(text) for text in texts))
     chosen = made_of(RunOptions, {**by_name(options), "out": STDOUT})
-    sink, in_order = RowSink(), _InOrder(names, _print_row if json else _print_table)
-    teller = _Teller(stopper, options.max_time, in_order)
-    job = await in_daemon(partial(job_of, Given(names), chosen, teller.warn, None, sink))
-    async with Flowing(_small(job, len(names)), sink, stopper, teller) as rows:
+    sink, in_order = QueueSink(), _InOrder(names, _print_row if json else _print_table)
+    teller = _Teller(shutdown, options.max_time, in_order)
+    job = await in_daemon(partial(build_job, IterableFeed(names), chosen, teller.warn, None, sink))
+    async with RowStream(_small(job, len(names)), sink, shutdown, teller) as rows:
         async for line in rows:
             in_order.came(orjson.loads(line)["bitlink"], line)
     outcome = rows.outcome()
@@ -129,9 +129,9 @@ class _InOrder:
 class _Teller:
     """Says what is waited for as soon as it is waited for, and ends the run when that takes too long."""
 
-    def __init__(self, stopper: Stopper, max_time: str, in_order: _InOrder) -> None:
+    def __init__(self, shutdown: ShutdownSignal, max_time: str, in_order: _InOrder) -> None:
         self.shown = Shown()
-        self._stopper = stopper
+        self._shutdown = shutdown
         self._most = max_time
         self._seconds = seconds_of("--max-time", max_time)
         self._began = time.monotonic()
@@ -139,7 +139,7 @@ class _Teller:
         self._said: str | None = None
         self._repeated = False
 
-    def invalid(self, line: Invalid) -> None:
+    def invalid(self, line: InvalidLine) -> None:
         """There is none: they were looked at before."""
 
     def failure(self, line: bytes) -> None:
@@ -161,13 +161,13 @@ class _Teller:
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
         """What a long run says at its beginning is not worth a line here."""
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunProgress) -> None:
         """Look at what is waited for."""
         waiting, left = status.waiting, self._seconds - (time.monotonic() - self._began)
         until = waiting.until if waiting else None
         if left <= 0 or (until is not None and (until - datetime.now(UTC)).total_seconds() > left):
             why = self._too_long(waiting, status.trouble)
-            self._stopper.request(Stop(Reason.MAX_TIME, why, utc_text(until) if until else None))
+            self._shutdown.request(Stop(StopReason.MAX_TIME, why, utc_iso(until) if until else None))
         elif waiting is not None and waiting.window not in _UNSAID and waiting.window != self._said:
             self._said = waiting.window
             say(f"waiting for {explained(waiting)}; for {self._most} at most (--max-time)")
@@ -175,7 +175,7 @@ class _Teller:
             self._repeated = True
             say(f"no good answer yet ({status.trouble}); asking again, for {self._most} at most (--max-time)")
 
-    def _too_long(self, waiting: Waiting | None, trouble: str | None) -> str:
+    def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
         if waiting is None or waiting.window in _UNSAID:
             why = f" ({trouble})" if trouble else ""
             return f"not all was answered within {self._most} (--max-time){why}: run it again in a moment"

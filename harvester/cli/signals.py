@@ -6,10 +6,10 @@ import signal
 from typing import TYPE_CHECKING
 
 from harvester.events import Event
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 if TYPE_CHECKING:
-    from harvester.reporting.reporter import StderrWatcher
+    from harvester.reporting.reporter import Reporter
 
 
 def die_of_signals() -> None:
@@ -23,17 +23,17 @@ def die_of_signals() -> None:
             signal.signal(number, heard)
 
 
-def stop_on_signals(stopper: Stopper, watcher: "StderrWatcher") -> None:
+def stop_on_signals(shutdown: ShutdownSignal, observer: "Reporter") -> None:
     """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
     loop = asyncio.get_running_loop()
 
     def heard(number: signal.Signals) -> None:
-        if stopper.stop is not None and stopper.stop.reason is Reason.SIGNAL:
-            watcher.close()
+        if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
+            observer.close()
             os._exit(128 + number)
         text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
-        watcher.tell(Event.RUN_STOPPING, text, signal=number.name)
-        stopper.request(Stop(Reason.SIGNAL, f"{number.name} was received"))
+        observer.tell(Event.RUN_STOPPING, text, signal=number.name)
+        shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background ignore some

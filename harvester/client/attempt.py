@@ -17,17 +17,17 @@ from yarl import URL
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
-from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Verdict, verdict
+from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Verdict, classify
 from harvester.budget.budget import Budget
-from harvester.budget.limits import MonthOver, Wait
-from harvester.client.circuit_breaker import OUTAGE, Gate
+from harvester.budget.limits import MonthExhausted, RetryAfter
+from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.counting import Counting
 from harvester.client.http import Pool, Slot, for_good, in_passing, read_bounded
-from harvester.client.pacer import Pace
+from harvester.client.pacer import Pacer
 from harvester.client.token import Token
-from harvester.errors import BudgetBusy, Stopping
-from harvester.progress import Counters, Waiting
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.errors import BudgetBusy, RunStopping
+from harvester.progress import AttemptCounts, WaitReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """Whoever waits asks again at least so often: another process may have learned something, or the machine slept."""
@@ -39,7 +39,7 @@ NOT_ASKED = 0
 """The status of a helper route that was not asked."""
 
 
-class Looked(NamedTuple):
+class HelperResponse(NamedTuple):
     """What a helper route has answered."""
 
     status: int
@@ -48,35 +48,37 @@ class Looked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class ClientContext:
     """What asking takes beside connections. clock: the budget's elapsed seconds."""
 
     token: Token
     budget: Budget
-    gate: Gate
-    stopper: Stopper
+    gate: CircuitBreaker
+    shutdown: ShutdownSignal
     clock: Callable[[], float]
 
 
-class Sender:
+class AttemptSender:
     """Makes attempts, one at a time for each who asks.
 
     timeout_seconds: for an attempt in all. trouble: how the last attempt failed, if it did so in passing. waiting: why
     nothing is sent at present. counting: the budget as it is asked here.
     """
 
-    def __init__(self, pool: Pool, query: Query, means: Means, *, base_url: str, timeout_seconds: float) -> None:
-        self.counters = Counters()
-        self.waiting: Waiting | None = None
+    def __init__(
+        self, pool: Pool, query: Query, means: ClientContext, *, base_url: str, timeout_seconds: float
+    ) -> None:
+        self.counters = AttemptCounts()
+        self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self._pool = pool
         self._timeout_seconds = timeout_seconds
         self._token = means.token
         self._budget = means.budget
-        self.counting = Counting(means.budget, means.stopper)
-        self.pace = Pace(self.counting, means.stopper)
+        self.counting = Counting(means.budget, means.shutdown)
+        self.pace = Pacer(self.counting, means.shutdown)
         self._gate = means.gate
-        self._stopper = means.stopper
+        self._shutdown = means.shutdown
         self._clock = means.clock
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
@@ -110,7 +112,7 @@ class Sender:
             self._note(found, sent_at, evidence=evidence, witness=witness)
         return found
 
-    async def look_up(self, target: str, budget: Budget) -> Looked | None:
+    async def look_up(self, target: str, budget: Budget) -> HelperResponse | None:
         """Ask a helper route once, in a slot; None when no answer came, NOT_ASKED when the budget has no room now.
 
         target: path and query below the base URL, encoded.
@@ -118,18 +120,18 @@ class Sender:
         Raises:
             Stopping: the run ended first.
         """
-        slot = await self._pool.get(self._stopper)
+        slot = await self._pool.get(self._shutdown)
         try:
             self._keep_token(budget)
-            if self.counting.must(budget.take) is not None:
-                return Looked(NOT_ASKED, {}, b"")
+            if self.counting.must(budget.try_acquire) is not None:
+                return HelperResponse(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
             url = URL(f"{self._base_path}{target}", encoded=True)
             headers = {"Authorization": self._token.header}
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
                 body, whole = await read_bounded(response)
-                return Looked(response.status, response.headers, body) if whole else None
+                return HelperResponse(response.status, response.headers, body) if whole else None
         except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError, BudgetBusy):
             return None
         finally:
@@ -153,15 +155,15 @@ class Sender:
         self.trouble = None
         if isinstance(found, Transient):
             self.trouble = f"{found.status or 'no answer'} {found.message}".strip()
-            self._gate.transient(sent_at=sent_at, evidence=evidence)
+            self._gate.record_failure(sent_at=sent_at, evidence=evidence)
         else:
-            self._gate.answered(evidence=evidence, witness=witness)
+            self._gate.record_success(evidence=evidence, witness=witness)
         if not isinstance(found, Transient) or found.status is not None:
             self._throttled_since = None
             if isinstance(found, MonthSpent):
-                self.counting.ask(self._budget.month.refused)
+                self.counting.ask(self._budget.month.mark_spent)
             elif self._budget.month.told_before and isinstance(found, Answer):
-                self.counting.ask(self._budget.month.goes_on)
+                self.counting.ask(self._budget.month.clear_spent)
             if self._budget.closed:
                 self.counting.ask(partial(self._budget.answered, sent_at=sent_at))
 
@@ -174,11 +176,11 @@ class Sender:
         if refused is None:
             await self.pace.keep(self._budget.limits.per_minute, self._wait_for_pace)
             if self._pool.empty_handed:
-                self.waiting = Waiting("connections", 0, None)
-            slot = await self._pool.get(self._stopper)
+                self.waiting = WaitReason("connections", 0, None)
+            slot = await self._pool.get(self._shutdown)
             try:
-                if self._stopper.stop is not None:
-                    raise Stopping
+                if self._shutdown.stop is not None:
+                    raise RunStopping
                 refused = self._gate.enter(fresh=may_probe)
                 slot.sent_at = self._clock()
                 refused = refused or self._take(slot.sent_at)
@@ -196,30 +198,30 @@ class Sender:
 
     def _wait_for_pace(self) -> None:
         # A window that binds says more.
-        self.waiting = self.waiting or Waiting("pace", self._budget.limits.per_minute, None)
+        self.waiting = self.waiting or WaitReason("pace", self._budget.limits.per_minute, None)
 
-    async def _wait(self, refused: Wait) -> None:
+    async def _wait(self, refused: RetryAfter) -> None:
         why = (self.trouble or "") if refused.window == OUTAGE else ""
-        self.waiting = Waiting(refused.window, refused.limit, self._budget.at(refused.seconds), why)
-        await self._stopper.pause(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
+        self.waiting = WaitReason(refused.window, refused.limit, self._budget.at(refused.seconds), why)
+        await self._shutdown.sleep_unless_stopping(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
         if self._gate.over_limit:
             message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
-            self._stopper.request(Stop(Reason.OUTAGE, f"{message}. Lately: {self.trouble}"))
+            self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
                 "others use up this token's limits. Look at the account's usage; the same command tries again"
             )
-            self._stopper.request(Stop(Reason.THROTTLED, message))
+            self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
-    def _take(self, now: float) -> Wait | None:
+    def _take(self, now: float) -> RetryAfter | None:
         """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
         refused = self.counting.take()
         if refused is not None:
             self._gate.leave(sent_at=now)
-        if isinstance(refused, MonthOver):
+        if isinstance(refused, MonthExhausted):
             self.counting.end(refused)
-            raise Stopping
+            raise RunStopping
         return refused
 
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
@@ -241,10 +243,10 @@ class Sender:
                 await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
 
     def _understand(self, response: aiohttp.ClientResponse, body: bytes, sent_at: float, *, whole: bool) -> Verdict:
-        found = verdict(response.status, response.headers, body, self._facet, whole=whole)
+        found = classify(response.status, response.headers, body, self._facet, whole=whole)
         if self._token.has_to_hide(body, found):
-            body = self._token.hidden_in(body.decode(errors="replace")).encode()
-            return verdict(response.status, response.headers, body, self._facet, whole=whole)
+            body = self._token.redact(body.decode(errors="replace")).encode()
+            return classify(response.status, response.headers, body, self._facet, whole=whole)
         if isinstance(found, Answer) and self._clock() >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return found
@@ -260,8 +262,8 @@ class Sender:
     def _explain(self, error: Exception) -> Verdict:
         """Give foreign errors their meaning: the only border that they cross."""
         if stop := for_good(error):
-            self._stopper.request(Stop(Reason.CONNECTION_REFUSED, stop))
-            raise Stopping from error
+            self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
+            raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return Transient(None, f"no whole answer within {self._timeout_seconds:g} s")
-        return Transient(None, self._token.hidden_in(in_passing(error))[:200])
+        return Transient(None, self._token.redact(in_passing(error))[:200])

@@ -5,13 +5,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harvester.budget.limits import Wait
+from harvester.budget.limits import RetryAfter
 
 OUTAGE = "outage"
 
 
 @dataclass(frozen=True, slots=True)
-class GateRules:
+class BreakerRules:
     """When the gate closes, and for how long.
 
     An outage begins when nearly all (share) of the last streak calls failed in passing at their first attempt. Its
@@ -39,14 +39,14 @@ _CALM_SECONDS = 300.0
 """An outage that begins later than so long after the last one's end is another."""
 
 
-class Gate:
+class CircuitBreaker:
     """Closed for everyone while nearly everything fails in passing: that is the server's fault, not the links'.
 
     While it is closed nothing is sent. When its time is over one attempt goes ahead, the probe, and its answer opens
     the gate or closes it for longer. clock: elapsed seconds.
     """
 
-    def __init__(self, rules: GateRules, clock: Callable[[], float], rng: random.Random | None = None) -> None:
+    def __init__(self, rules: BreakerRules, clock: Callable[[], float], rng: random.Random | None = None) -> None:
         self._rules = rules
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
@@ -100,7 +100,7 @@ class Gate:
         # Where few calls may go, hours can lie between a call's attempts, and two outages.
         return healthy and self._answered_at > max(failed_at, now - _LATELY_SECONDS)
 
-    def closed(self, *, fresh: bool = True) -> Wait | None:
+    def closed(self, *, fresh: bool = True) -> RetryAfter | None:
         """Give how long to wait before asking to enter; None if that may be worth it now.
 
         fresh: False for a call that has failed before. It is no probe, because it may be its own fault that it fails.
@@ -109,12 +109,12 @@ class Gate:
             return None
         left = self._opens_at - self._clock()
         if left > 0:
-            return Wait(left, OUTAGE)
+            return RetryAfter(left, OUTAGE)
         if self._probing or not fresh:
-            return Wait(self._rules.poll_seconds, OUTAGE)
+            return RetryAfter(self._rules.poll_seconds, OUTAGE)
         return None
 
-    def enter(self, *, fresh: bool = True) -> Wait | None:
+    def enter(self, *, fresh: bool = True) -> RetryAfter | None:
         """Give None if an attempt may pass; when the gate's time is over the first to enter becomes the probe."""
         if not self._closed:
             return None
@@ -127,7 +127,7 @@ class Gate:
         if self._closed and sent_at >= self._opens_at:
             self._probing = False
 
-    def answered(self, *, evidence: bool = False, witness: bool = False) -> None:
+    def record_success(self, *, evidence: bool = False, witness: bool = False) -> None:
         """An answer came that was not transient: the server is there.
 
         evidence: to the first attempt of a call that has never failed. witness: to a link that had answered before. If
@@ -156,7 +156,7 @@ class Gate:
         if self._closed:
             self._open(self._clock())
 
-    def transient(self, *, sent_at: float, evidence: bool) -> None:
+    def record_failure(self, *, sent_at: float, evidence: bool) -> None:
         """An attempt failed in passing; when nearly everything does, it is an outage.
 
         evidence: True for the first attempt of a call that has never failed; another may fail by its own fault.

@@ -17,19 +17,19 @@ import tenacity
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer, Hint, Throttled, TokenRefused, Transient, Unreadable, Verdict
 from harvester.budget.throttling import hinted_seconds
-from harvester.client.attempt import Means, Sender
-from harvester.client.connection_slots import Slots
+from harvester.client.attempt import AttemptSender, ClientContext
+from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.counting import BUSY_SECONDS
 from harvester.client.http import Pool, pooled
 from harvester.errors import BudgetBusy
 
-WITNESSES = 8
+KNOWN_GOOD_LINKS = 8
 _SOON_SECONDS = 10.0
 """A witness that is answered later than so after a call has failed says nothing of that failure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientSettings:
     """How to ask. attempts: HTTP tries that a call is worth. timeout_seconds: for one of them, in all."""
 
     base_url: str
@@ -46,18 +46,20 @@ class Client:
     lately.
     """
 
-    def __init__(self, pool: Pool, settings: Settings, query: Query, means: Means) -> None:
-        self.sender = Sender(pool, query, means, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds)
-        self.witnesses: deque[str] = deque(maxlen=WITNESSES)
+    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, means: ClientContext) -> None:
+        self.sender = AttemptSender(
+            pool, query, means, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
+        )
+        self.known_good_links: deque[str] = deque(maxlen=KNOWN_GOOD_LINKS)
         self.fresh_asked: Callable[[], bool] = lambda: False
         self._settings = settings
         self._token = means.token
         self._budget = means.budget
         self._gate = means.gate
-        self._stopper = means.stopper
+        self._shutdown = means.shutdown
         self._clock = means.clock
 
-    async def ask(self, bitlink: str, *, fresh: bool = True) -> Verdict:
+    async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and give its verdict, which is never Throttled.
 
         fresh: False for a call that failed in an earlier run: if it does again, that says nothing of the server.
@@ -67,7 +69,7 @@ class Client:
         """
         return await self._attempt(bitlink, fresh=fresh, again=False)
 
-    async def ask_again(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
+    async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt gave a Transient or Unreadable verdict; give the last one, and how many
         attempts it was charged in all.
 
@@ -94,7 +96,7 @@ class Client:
             attempt,
             attempts=self._settings.attempts,
             backoff_seconds=self._settings.backoff_seconds,
-            pause=self._stopper.pause,
+            pause=self._shutdown.sleep_unless_stopping,
         )
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
@@ -116,37 +118,37 @@ class Client:
             elif isinstance(found, TokenRefused) and not renewed and await self._renewed(header):
                 renewed = True  # once: a source may have another token each time, and none that is any good
             else:
-                if isinstance(found, Answer) and bitlink not in self.witnesses:
-                    self.witnesses.append(bitlink)
+                if isinstance(found, Answer) and bitlink not in self.known_good_links:
+                    self.known_good_links.append(bitlink)
                 return found
 
     async def _renewed(self, header: str) -> bool:
-        renewed = await self._token.renewed(header, self._stopper)
+        renewed = await self._token.renewed(header, self._shutdown)
         counted = not renewed
         while not counted:
             try:
                 self.sender.counting.must(partial(self._budget.use_token, self._token.fingerprint))
                 counted = True
             except BudgetBusy:
-                await self._stopper.pause(BUSY_SECONDS)
+                await self._shutdown.sleep_unless_stopping(BUSY_SECONDS)
         return renewed
 
     # --- whose fault is it? ----------------------------------------------------------------------------------------
 
     def _witness_goes(self, fresh: bool) -> bool:
         """Say whether an outage's next probe should be the witness, because calls may fail by their own fault."""
-        if not self._gate.outage or not self.witnesses:
+        if not self._gate.outage or not self.known_good_links:
             return False
         return self._gate.wants_witness or not (fresh or self.fresh_asked())
 
     async def _ask_witness(self) -> None:
         """Ask for a link that was answered before, to learn whether the server is there; what it says is dropped."""
-        url, header = self.sender.url(self.witnesses[0]), self._token.header
+        url, header = self.sender.url(self.known_good_links[0]), self._token.header
         found = await self.sender.send(url, header, may_probe=True, evidence=False, witness=True)
         if found is not None:
             self.sender.counters.retried += 1
             if isinstance(found, Transient):
-                self.witnesses.rotate(-1)  # it may have come to fail by itself since
+                self.known_good_links.rotate(-1)  # it may have come to fail by itself since
 
     async def _doubt(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
         """Make sure that a call which is about to be written off has failed by itself; give its last verdict.
@@ -155,20 +157,22 @@ class Client:
         was out, or answers only some, the call is asked again. Where nobody has ever been answered, that is an outage.
         """
         while isinstance(verdict, Transient) and not self._gate.blames(failed_at):
-            if not self.witnesses and self._gate.ever_answered:
+            if not self.known_good_links and self._gate.ever_answered:
                 return verdict
             failures, doubted_at = self._gate.probes_failed, self._clock()
             self._gate.doubt()
-            while self.witnesses and self._gate.outage:
+            while self.known_good_links and self._gate.outage:
                 await self._ask_witness()
             late = self._clock() - doubted_at > _SOON_SECONDS  # it had to wait, and the server may be another by now
-            if late or not self.witnesses or self._gate.probes_failed != failures:
+            if late or not self.known_good_links or self._gate.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
 
 
 @asynccontextmanager
-async def opened(slots: Slots, settings: Settings, query: Query, means: Means) -> AsyncIterator[Client]:
+async def opened(
+    slots: ConnectionSlots, settings: ClientSettings, query: Query, means: ClientContext
+) -> AsyncIterator[Client]:
     """Open a client, and close its connections at the end. slots: joined already; left by the caller.
 
     Raises:
@@ -176,7 +180,7 @@ async def opened(slots: Slots, settings: Settings, query: Query, means: Means) -
     """
     async with pooled(
         slots,
-        means.stopper,
+        means.shutdown,
         base_url=settings.base_url,
         timeout_seconds=settings.timeout_seconds,
         clock=means.clock,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import ConnectionsBusy, OutputError
-from harvester.storage.filesystem import like_folder
+from harvester.storage.filesystem import inherit_folder_mode
 
 SEATS = 5
 """Processes that may share a machine's connections: Bitly's limit, as each needs one at least."""
@@ -20,7 +20,7 @@ _SEAT_TRIES = 20
 _SEAT_PAUSE_SECONDS = 0.05
 
 
-class Slots:
+class ConnectionSlots:
     """This process's part of the machine's connections; ended by leave.
 
     join, share and grab may raise OutputError: the folder cannot be written, or somebody has taken it away.
@@ -106,7 +106,7 @@ class Slots:
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        like_folder(path)
+        inherit_folder_mode(path)
         return descriptor
 
     def _lock(self, name: str, how: int) -> int | None:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from harvester.budget.budget import Budget
-from harvester.budget.limits import MonthOver, Wait
-from harvester.clock import utc_text
-from harvester.errors import BudgetBusy, OutputError, Stopping
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.budget.limits import MonthExhausted, RetryAfter
+from harvester.clock import utc_iso
+from harvester.errors import BudgetBusy, OutputError, RunStopping
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 T = TypeVar("T")
 
@@ -18,24 +18,24 @@ BUSY_SECONDS = 0.5
 class Counting:
     """Asks a budget for a run, and ends the run where the budget says so."""
 
-    def __init__(self, budget: Budget, stopper: Stopper) -> None:
+    def __init__(self, budget: Budget, shutdown: ShutdownSignal) -> None:
         self._budget = budget
-        self._stopper = stopper
+        self._shutdown = shutdown
 
-    def take(self) -> Wait | MonthOver | None:
+    def take(self) -> RetryAfter | MonthExhausted | None:
         """Count an attempt and give None, or say why it may not go now; a busy file is a Wait."""
         try:
-            return self.must(self._budget.take)
+            return self.must(self._budget.try_acquire)
         except BudgetBusy:
-            return Wait(BUSY_SECONDS, "budget")
+            return RetryAfter(BUSY_SECONDS, "budget")
 
-    def end(self, over: MonthOver) -> None:
+    def end(self, over: MonthExhausted) -> None:
         """End the run until the next month."""
         name, limit = self._budget.account.name, self._budget.limits.per_month
         spent = f"the {limit:,} attempts of the month (--per-month) are spent by account {name}; allow more, or wait"
         if over.told:
             spent = f"Bitly has said that the month of account {name} is spent; it is asked again once a day"
-        self._stopper.request(Stop(Reason.MONTH_SPENT, spent, utc_text(over.until)))
+        self._shutdown.request(Stop(StopReason.MONTH_SPENT, spent, utc_iso(over.until)))
 
     def ask(self, ask: Callable[[], T]) -> T | None:
         """Ask the budget; None where its file is busy, and the answer has to do without.
@@ -58,5 +58,5 @@ class Counting:
         except BudgetBusy:
             raise
         except OutputError as error:
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
-            raise Stopping from error
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error

@@ -21,9 +21,9 @@ from yarl import URL
 
 from harvester._version import __version__
 from harvester.bitly.verdicts import BODY_LIMIT
-from harvester.client.connection_slots import Slots
+from harvester.client.connection_slots import ConnectionSlots
 from harvester.errors import OutputError, UsageError
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon
 
 CONNECT_SECONDS = 10.0
@@ -123,7 +123,7 @@ class Pool:
     open_slot: makes a slot's session.
     """
 
-    def __init__(self, slots: Slots, open_slot: Callable[[int], Slot]) -> None:
+    def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
         self._slots = slots
         self._open_slot = open_slot
         self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
@@ -135,7 +135,7 @@ class Pool:
         """True while other processes have not yet given up a connection."""
         return self._slots.held == 0
 
-    async def get(self, stopper: Stopper) -> Slot:
+    async def get(self, shutdown: ShutdownSignal) -> Slot:
         """Give a free slot, to be given back with put.
 
         Raises:
@@ -143,7 +143,7 @@ class Pool:
         """
         if not self._free.empty():
             return self._free.get_nowait()
-        return await stopper.guard(self._free.get())
+        return await shutdown.unless_stopping(self._free.get())
 
     def put(self, slot: Slot) -> None:
         """Take a slot back."""
@@ -164,14 +164,14 @@ class Pool:
         while self._slots.held < share and (number := self._slots.grab()) is not None:
             self._free.put_nowait(self._open_slot(number))
 
-    async def keep_balanced(self, stopper: Stopper) -> None:
+    async def keep_balanced(self, shutdown: ShutdownSignal) -> None:
         """Rebalance until cancelled; ends the run when the locks have gone."""
         try:
             while True:
                 await asyncio.sleep(_REBALANCE_SECONDS)
                 await self.rebalance()
         except OutputError as error:
-            stopper.request(Stop(Reason.OUTPUT, str(error)))
+            shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
     async def close(self) -> None:
         """Close the sessions that are not in use, and give their slots back."""
@@ -187,8 +187,8 @@ class Pool:
 
 @asynccontextmanager
 async def pooled(
-    slots: Slots,
-    stopper: Stopper,
+    slots: ConnectionSlots,
+    shutdown: ShutdownSignal,
     *,
     base_url: str,
     timeout_seconds: float,
@@ -207,7 +207,7 @@ async def pooled(
     proxy = _proxy_for(URL(base_url))
     pool = Pool(slots, partial(_open_slot, timeout_seconds, proxy, clock, made_late))
     await pool.rebalance()
-    balancing = asyncio.create_task(pool.keep_balanced(stopper))
+    balancing = asyncio.create_task(pool.keep_balanced(shutdown))
     try:
         yield pool
     finally:

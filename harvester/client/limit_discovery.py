@@ -10,13 +10,13 @@ from harvester.bitly.account_limits import (
     read_platform_limit,
 )
 from harvester.bitly.facets import FACETS
-from harvester.bitly.verdicts import MonthSpent, no_success
+from harvester.bitly.verdicts import MonthSpent, classify_error
 from harvester.budget.budget import Budget
-from harvester.client.attempt import NOT_ASKED, Looked
+from harvester.client.attempt import NOT_ASKED, HelperResponse
 from harvester.client.client import Client
 from harvester.client.stops import month_spent
-from harvester.events import Event, Field, Told
-from harvester.shutdown import Stopper
+from harvester.events import Event, EventMessage, Field
+from harvester.shutdown import ShutdownSignal
 
 HELPERS = "helpers"
 """The helper routes' own windows, under this name; the month is the account's."""
@@ -24,22 +24,22 @@ _COUNTED_OVER = 1.1
 """Perhaps Bitly counts throttled attempts, too: a count of up to so many times the limit is a full hour's."""
 
 
-class Inquiry:
+class LimitDiscovery:
     """Asks for a facet's limits when that pays, and has the budget keep them.
 
     budget: the facet's; helpers: the helper routes'.
     """
 
-    def __init__(self, client: Client, budget: Budget, helpers: Budget, facet: str, stopper: Stopper) -> None:
+    def __init__(self, client: Client, budget: Budget, helpers: Budget, facet: str, shutdown: ShutdownSignal) -> None:
         self._client = client
         self._budget = budget
         self._helpers = helpers
         self._facet = FACETS[facet]
-        self._stopper = stopper
+        self._shutdown = shutdown
         self._asked = 0
         self._told = False
 
-    async def learn(self) -> Told | None:
+    async def learn(self) -> EventMessage | None:
         """Ask Bitly for the endpoint's limits, if that is due; give what a person should know of it.
 
         Raises:
@@ -62,11 +62,11 @@ class Inquiry:
         news, self._told = changed or others or not self._told, True
         return self._tell(said.limit, said.count, others, sensible=sensible, changed=changed) if news else None
 
-    def _untold(self, why: str) -> Told:
+    def _untold(self, why: str) -> EventMessage:
         text = f"Bitly did not tell its limits ({why}); going on with {_kept(self._budget)}"
-        return Told(Event.LIMITS_UNTOLD, text, {"reason": why, **self._keeping()})
+        return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._keeping()})
 
-    def _tell(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> Told:
+    def _tell(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> EventMessage:
         told = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
         if not sensible:
             told += ", which makes no sense and is not relied upon"
@@ -74,7 +74,9 @@ class Inquiry:
             told += f", {others:,} of them not by this machine"
         if changed:
             told += f"; keeping {_kept(self._budget)}"
-        return Told(Event.LIMITS_TOLD, told, {"limit": limit, "count": count, "others": others, **self._keeping()})
+        return EventMessage(
+            Event.LIMITS_REPORTED, told, {"limit": limit, "count": count, "others": others, **self._keeping()}
+        )
 
     def _keeping(self) -> dict[str, Field]:
         return {"per_minute": self._budget.limits.per_minute, "per_hour": self._budget.limits.per_hour}
@@ -88,12 +90,12 @@ class Inquiry:
         looked = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
         return read_plan_limits(looked.body) if looked and looked.status == 200 else []
 
-    def _stop_if_spent(self, looked: Looked | None) -> None:
+    def _stop_if_spent(self, looked: HelperResponse | None) -> None:
         known = looked is not None and looked.status not in {NOT_ASKED, 200}
-        found = no_success(looked.status, looked.headers, looked.body) if looked and known else None
+        found = classify_error(looked.status, looked.headers, looked.body) if looked and known else None
         if isinstance(found, MonthSpent):
-            self._budget.month.refused()
-            self._stopper.request(month_spent(found))
+            self._budget.month.mark_spent()
+            self._shutdown.request(month_spent(found))
 
 
 def _kept(budget: Budget) -> str:
@@ -102,7 +104,7 @@ def _kept(budget: Budget) -> str:
     return f"{minute} and {per_hour:,} an hour" if per_hour else f"{minute} and no limit an hour"
 
 
-def _what_came(looked: Looked | None) -> str:
+def _what_came(looked: HelperResponse | None) -> str:
     if looked is None:
         return "no answer"
     if looked.status == NOT_ASKED:

@@ -7,19 +7,19 @@ from contextlib import suppress
 from aiolimiter import AsyncLimiter
 
 from harvester.client.counting import Counting
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 
 
-class Pace:
+class Pacer:
     """Holds attempts back so that a window fills evenly.
 
     sprint: True when what is left of the list fits into the room left, so that there is nothing to pace.
     """
 
-    def __init__(self, counting: Counting, stopper: Stopper) -> None:
+    def __init__(self, counting: Counting, shutdown: ShutdownSignal) -> None:
         self.sprint: Callable[[], bool] = lambda: False
         self._counting = counting
-        self._stopper = stopper
+        self._shutdown = shutdown
         self._paced = 0
         self._limiter: AsyncLimiter | None = None
         self._pacing: set[asyncio.Future[None]] = set()
@@ -42,7 +42,7 @@ class Pace:
             waiting = asyncio.ensure_future(_acquire(self._limiter))
             self._pacing.add(waiting)
             try:
-                await self._stopper.guard(waiting)
+                await self._shutdown.unless_stopping(waiting)
             except asyncio.CancelledError:
                 # A wait that `hurry` ended before it had begun; whoever is cancelled itself stays so.
                 task = asyncio.current_task()

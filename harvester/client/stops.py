@@ -10,14 +10,14 @@ from harvester.bitly.verdicts import (
     TokenRefused,
     Verdict,
 )
-from harvester.clock import next_month, utc_text
-from harvester.shutdown import Reason, Stop
+from harvester.clock import next_month, utc_iso
+from harvester.shutdown import Stop, StopReason
 
 
 def month_spent(verdict: MonthSpent) -> Stop:
     """Give the stop for Bitly's word that the month is spent, with the moment from which it counts anew."""
     message = f"Bitly says that the account's month is spent ({_said(verdict)})"
-    return Stop(Reason.MONTH_SPENT, message, utc_text(next_month(datetime.now(UTC))))
+    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
 
 
 def for_every_call(verdict: Verdict) -> Stop | None:
@@ -27,19 +27,19 @@ def for_every_call(verdict: Verdict) -> Stop | None:
             return month_spent(verdict)
         case TokenRefused():
             return Stop(
-                Reason.TOKEN_REFUSED,
+                StopReason.TOKEN_REFUSED,
                 f"Bitly refused the token ({_said(verdict)}). Make a new one under Settings > API and set "
                 "BITLY_TOKEN, --token-file or --token-command",
             )
         case PlanRefused():
             return Stop(
-                Reason.PLAN_REFUSED,
+                StopReason.PLAN_REFUSED,
                 f"the account's plan lacks this facet ({_said(verdict)}). Choose another --facet, or upgrade the plan",
             )
         case ParameterRefused():
             option = "--" + verdict.field.replace("_", "-")
             return Stop(
-                Reason.PARAMETER_REFUSED,
+                StopReason.PARAMETER_REFUSED,
                 f"Bitly refused {option} ({_said(verdict)}): every call would fail. Correct it, with a new --out",
             )
         case _:

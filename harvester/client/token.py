@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from harvester.bitly.verdicts import Answer, Verdict
 from harvester.errors import UsageError
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
 
 _SECRET = 20
@@ -38,7 +38,7 @@ class Token:
         """A name for the token from which it cannot be told."""
         return fingerprint(self._value)
 
-    def hidden_in(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """Give a text without the token in it."""
         return text.replace(self._value, "[token]")
 
@@ -55,9 +55,9 @@ class Token:
 
     def hidden_if_long(self, text: str) -> str:
         """Give a text without the token in it, unless the token may be a word like any other."""
-        return self.hidden_in(text) if self._long else text
+        return self.redact(text) if self._long else text
 
-    async def renewed(self, refused: str, stopper: Stopper) -> bool:
+    async def renewed(self, refused: str, shutdown: ShutdownSignal) -> bool:
         """Say whether there is another token now than the one whose header was refused.
 
         Raises:
@@ -66,7 +66,7 @@ class Token:
         async with self._lock:
             if self.header == refused:
                 with suppress(UsageError):  # what Bitly said of the old one is the better message
-                    self._value = await stopper.guard(in_daemon(self._read))
+                    self._value = await shutdown.unless_stopping(in_daemon(self._read))
             return self.header != refused
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
 from harvester.config.parsing import _one_of
-from harvester.config.token_store import Store, Vault
+from harvester.config.token_store import TokenStore, TokenStoreName
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
@@ -35,11 +35,11 @@ def checked_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def store_of(text: str | None) -> Store | None:
+def store_of(text: str | None) -> TokenStoreName | None:
     """Read --store; None leaves it to what there is. Raises UsageError."""
     if text is not None:
-        _one_of("--store", text, tuple(Store))
-    return None if text is None else Store(text)
+        _one_of("--store", text, tuple(TokenStoreName))
+    return None if text is None else TokenStoreName(text)
 
 
 # --- the token ----------------------------------------------------------------------------------------------------
@@ -98,8 +98,8 @@ def _kept_token(options: AccessOptions) -> str:
     return checked_secret(text, f"{where} (made by harvester login)", "token")
 
 
-def _vault_of(options: AccessOptions) -> Vault:
-    return Vault(checked_base_url(options.base_url), options.token_store)
+def _vault_of(options: AccessOptions) -> TokenStore:
+    return TokenStore(checked_base_url(options.base_url), options.token_store)
 
 
 def secret_in_file(option: str, path: str, what: str) -> str:

@@ -17,7 +17,7 @@ Duration: TypeAlias = str | float | timedelta
 TokenGiven: TypeAlias = str | Callable[[], str] | None
 
 
-class MetricsOptions(TypedDict, total=False):
+class MetricsKeywords(TypedDict, total=False):
     """Options for one link: what is asked, limits, access."""
 
     facet: str
@@ -42,7 +42,7 @@ class MetricsOptions(TypedDict, total=False):
     token_store: AnyPath | None
 
 
-class StreamOptions(MetricsOptions, total=False):
+class StreamKeywords(MetricsKeywords, total=False):
     """Options for rows that are not kept: also when to end, and where the state lies meanwhile."""
 
     work_dir: AnyPath | None
@@ -53,7 +53,7 @@ class StreamOptions(MetricsOptions, total=False):
     list_format: str | None
 
 
-class HarvestOptions(StreamOptions, total=False):
+class HarvestKeywords(StreamKeywords, total=False):
     """Options for a harvest: also of its output, and of what is asked again."""
 
     part_rows: int

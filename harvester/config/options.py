@@ -141,7 +141,7 @@ class LimitOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class EndOptions:
+class StopOptions:
     """When a run ends before its list does."""
 
     max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
@@ -174,7 +174,7 @@ class AccessOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class SayOptions:
+class LogOptions:
     """What a person is told."""
 
     quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
@@ -193,14 +193,14 @@ class RunOptions:
     query: QueryOptions = field(default_factory=QueryOptions)
     list: ListOptions = field(default_factory=ListOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
-    ends: EndOptions = field(default_factory=EndOptions)
+    ends: StopOptions = field(default_factory=StopOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
-    say: SayOptions = field(default_factory=SayOptions)
+    say: LogOptions = field(default_factory=LogOptions)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class KeptOptions:
+class TokenStoreOptions:
     """Which kept token is meant: each server has its own."""
 
     base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
@@ -236,7 +236,7 @@ class LoginOptions:
     wait: str = "5m"
     "How long the browser is waited for, such as 5m."
 
-    kept: KeptOptions = field(default_factory=KeptOptions)
+    kept: TokenStoreOptions = field(default_factory=TokenStoreOptions)
 
 
 @Parameter(name="*")

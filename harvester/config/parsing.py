@@ -9,9 +9,9 @@ from string import Formatter
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import UNITS, Query
-from harvester.budget.limits import Wanted
-from harvester.clock import utc_text
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions, SayOptions
+from harvester.budget.limits import RequestedLimits
+from harvester.clock import utc_iso
+from harvester.config.options import LimitOptions, LogOptions, QueryOptions, RunOptions
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -34,7 +34,7 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
         _at_least("--units", options.units, 1, "or -1 for all")
     _at_least("--size", options.size, 1)
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
-    query = Query(options.facet, options.unit, options.units, utc_text(reference), options.size)
+    query = Query(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
 
 
@@ -58,15 +58,15 @@ def path_of(name: str, path: str, facet: str, unit_reference: str | None, *, bec
     """Give the path that one with placeholders means, as `filled` does. Raises UsageError."""
     _one_of("--facet", facet, tuple(FACETS))
     day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
-    return filled(path, {"dt": day, "facet": facet}, name=name, because=because)
+    return fill_placeholders(path, {"dt": day, "facet": facet}, name=name, because=because)
 
 
-def wanted_limits(options: LimitOptions) -> Wanted:
+def wanted_limits(options: LimitOptions) -> RequestedLimits:
     """Give the limits as they were asked for. Raises UsageError for negative ones, and for a reserve of everything."""
     for name in ("per_minute", "per_hour", "per_month"):
         if (value := getattr(options, name)) is not None:
             _at_least("--" + name.replace("_", "-"), value, 0, "0 means no limit")
-    return Wanted(options.per_minute, options.per_hour, options.per_month, _reserve_of(options.reserve))
+    return RequestedLimits(options.per_minute, options.per_hour, options.per_month, _reserve_of(options.reserve))
 
 
 def _reserve_of(text: str) -> float:
@@ -115,7 +115,7 @@ def bytes_of(option: str, text: str) -> int:
     return int(match[1]) * _SIZES[match[2]]
 
 
-def log_format_of(options: SayOptions) -> str:
+def log_format_of(options: LogOptions) -> str:
     """Give the form of standard error: text or json. Raises UsageError for another."""
     _one_of("--log-format", options.log_format, ("text", "json"))
     return options.log_format
@@ -158,7 +158,7 @@ _LEAST_ALIKE = 0.3
 """`{day}` is nearer to `{dt}` than to anything else that it could be."""
 
 
-def filled(path: str, values: Mapping[str, str | None], *, name: str, because: str = "") -> str:
+def fill_placeholders(path: str, values: Mapping[str, str | None], *, name: str, because: str = "") -> str:
     """Give a path with its placeholders filled in; doubled braces stand for themselves.
 
     values: of facet, and of dt, which is None where nobody has said the day. name: what the path is called in errors.
@@ -176,7 +176,7 @@ def filled(path: str, values: Mapping[str, str | None], *, name: str, because: s
     return "".join(text + _value(path, piece, values, name, because) for text, *piece in pieces)
 
 
-def escaped(path: str) -> str:
+def escape_braces(path: str) -> str:
     """Give a path as it is to be written where placeholders are filled in."""
     return path.replace("{", "{{").replace("}", "}}")
 

@@ -30,7 +30,7 @@ _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR)
 """What opening a symbolic link as a file or as a folder is answered."""
 
 
-class Store(StrEnum):
+class TokenStoreName(StrEnum):
     """Where a token can be kept."""
 
     KEYRING = "keyring"
@@ -41,7 +41,7 @@ class _NoKeyring(UsageError):
     """There is no keyring here that keeps anything."""
 
 
-class Vault:
+class TokenStore:
     """The kept token of one server, and of no other: a sandbox's never goes to Bitly.
 
     base_url: a checked one. folder: where files are kept; None for one in the user's data folder.
@@ -69,31 +69,31 @@ class Vault:
                 text = _in_time(lambda: backend.get_password(SERVICE, self.server))
         return None if text is None else (text, _KEYRING)
 
-    def choose(self, store: Store | None, tell: Callable[[str], None]) -> Store:
+    def choose(self, store: TokenStoreName | None, tell: Callable[[str], None]) -> TokenStoreName:
         """Give the store to keep a token in, made ready: the one asked for, else the keyring, else the file.
 
         Raises:
             UsageError: it cannot be used.
         """
-        if store is not Store.FILE:
+        if store is not TokenStoreName.FILE:
             try:
                 _keyring()
             except _NoKeyring as error:
-                if store is Store.KEYRING:
+                if store is TokenStoreName.KEYRING:
                     raise
                 tell(f"{error}: the token goes into a file")
             else:
-                return Store.KEYRING
+                return TokenStoreName.KEYRING
         self._file.make_room()
-        return Store.FILE
+        return TokenStoreName.FILE
 
-    def keep(self, token: str, store: Store) -> str:
+    def keep(self, token: str, store: TokenStoreName) -> str:
         """Keep a token, instead of an older one, and say where.
 
         Raises:
             UsageError: it cannot be kept there.
         """
-        if store is Store.FILE:
+        if store is TokenStoreName.FILE:
             self._file.write(token)
             return self._file.path
         backend = _keyring()

@@ -18,8 +18,8 @@ from harvester.dataset.ledger import Ledger, Part
 from harvester.dataset.publisher import FAILURES, MANIFEST, SUCCESS, listed_parts
 from harvester.errors import OutputError, StoreRefused
 from harvester.jsonlines import object_in
-from harvester.storage.location import Place
-from harvester.storage.object_store import Objects
+from harvester.storage.location import OutputLocation
+from harvester.storage.object_store import ObjectStorage
 
 CLAIM = "_claim.json"
 MOST_PART_BYTES = 512 * 1024 * 1024
@@ -34,7 +34,7 @@ class Bucket:
     that nobody sees half of one.
     """
 
-    def __init__(self, place: Place, objects: Objects, warn: Callable[[str], None]) -> None:
+    def __init__(self, place: OutputLocation, objects: ObjectStorage, warn: Callable[[str], None]) -> None:
         self.folder = place.public
         self._place = place
         self._objects = objects

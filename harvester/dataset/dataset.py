@@ -14,18 +14,18 @@ from typing import Any
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 from harvester.dataset import publisher
 from harvester.dataset.bucket import Bucket
-from harvester.dataset.file_publisher import Growing
+from harvester.dataset.file_publisher import AppendPublisher
 from harvester.dataset.journal import Journal
 from harvester.dataset.ledger import Entry, Known, Ledger, State, Totals
 from harvester.dataset.recovery import recover
-from harvester.dataset.stream_publisher import Flow, Sink, Stdout
+from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import explained
-from harvester.rows.encode import Making, extent
-from harvester.rows.row import RowMaker
-from harvester.storage.location import Form, Place
+from harvester.rows.encode import PartFormat, encoded_size
+from harvester.rows.row import RowBuilder
+from harvester.storage.location import OutputKind, OutputLocation
 
 Warn = Callable[[str], None]
 
@@ -35,7 +35,7 @@ _ENDED_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PartPolicy:
+class PartLimits:
     """When a part is full: rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
 
     At an API's pace bytes alone would keep a part open for weeks.
@@ -75,18 +75,18 @@ class Batch:
         return [entry.key for entries in self.entries.values() for entry in entries] + self.seen
 
 
-class Store:
+class Dataset:
     """An open dataset; made by `opening.opened`."""
 
     def __init__(
         self,
-        place: Place,
+        place: OutputLocation,
         ledger: Ledger,
         query: Query,
-        policy: PartPolicy,
-        making: Making,
+        policy: PartLimits,
+        making: PartFormat,
         warn: Warn,
-        sink: Sink | None = None,
+        sink: RowSink | None = None,
         bucket: Bucket | None = None,
     ) -> None:
         meta = ledger.meta()
@@ -94,7 +94,7 @@ class Store:
         self.ledger = ledger
         self.query = query
         self.run_id = str(meta["run_id"])
-        self.rows = RowMaker(query, self.run_id)
+        self.rows = RowBuilder(query, self.run_id)
         self.invocation = ledger.begin_invocation()
         self._started = str(meta["started"])
         self._policy = policy
@@ -119,7 +119,7 @@ class Store:
         return Totals(*self._counts)
 
     @property
-    def crowded(self) -> bool:
+    def backlogged(self) -> bool:
         """True while so much waits for the disk that no further call should be made."""
         # Behind too: the commits then wait for an upload, and a power cut must not cost more than a batch.
         return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
@@ -148,9 +148,9 @@ class Store:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        journal.append(key, state, line, *(extent(line, self.making.shape) if state is State.ROW else ()))
+        journal.append(key, state, line, *(encoded_size(line, self.making.shape) if state is State.ROW else ()))
         entry = Entry(key, state, None if state is State.ROW else line)
-        self._batch.entries.setdefault(journal.generation, []).append(entry)
+        self._batch.entries.setdefault(journal.segment, []).append(entry)
         self._waiting += 1
         self._tally(state, previous)
         if self._policy.full(journal):
@@ -189,8 +189,8 @@ class Store:
         if batch.durable:
             return
         later, self._batch = self._batch, batch
-        for generation, entries in later.entries.items():
-            batch.entries.setdefault(generation, []).extend(entries)
+        for segment, entries in later.entries.items():
+            batch.entries.setdefault(segment, []).extend(entries)
         batch.seen += later.seen
         batch.invalid += later.invalid
         batch.ended += later.ended
@@ -205,7 +205,7 @@ class Store:
 
     def _end_journal(self) -> None:
         with explained(self.place.private):
-            following = Journal(self.place.private, self._journal.generation + 1)
+            following = Journal(self.place.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
 
@@ -242,19 +242,19 @@ class Store:
         ended = list(self._to_end)  # first: what ended was committed before
         with explained(self.place.out):
             self._publisher.publish(dict(self._committed), ended)
-        for generation in ended:
-            del self._committed[generation]
+        for segment in ended:
+            del self._committed[segment]
         del self._to_end[: len(ended)]
 
     def _commit(self, batch: Batch) -> None:
         assert batch.current is not None
         mark = self._publisher.mark()
-        sizes = {journal.generation: journal.size for journal in batch.ended}
+        sizes = {journal.segment: journal.size for journal in batch.ended}
         for journal in batch.ended:
             journal.sync(journal.size)
         if batch.size:
             batch.current.sync(batch.size)
-            sizes[batch.current.generation] = batch.size
+            sizes[batch.current.segment] = batch.size
         if batch.keys or batch.invalid or batch.counters or mark is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
@@ -267,7 +267,7 @@ class Store:
             )
         self._committed.update(sizes)
         for journal in batch.ended:
-            self._to_end.append(journal.generation)
+            self._to_end.append(journal.segment)
             journal.close()
         batch.ended.clear()
 
@@ -281,13 +281,13 @@ class Store:
         is out: the run is to end.
         """
         self._hurry_bucket()
-        if isinstance(self._publisher, Flow):
+        if isinstance(self._publisher, StreamPublisher):
             self._publisher.sink.hurry()
 
     def leave(self) -> None:
         """Wait for no reader at all: the run is given up."""
         self._hurry_bucket()
-        if isinstance(self._publisher, Flow):
+        if isinstance(self._publisher, StreamPublisher):
             self._publisher.sink.leave()
 
     def _hurry_bucket(self) -> None:
@@ -311,7 +311,7 @@ class Store:
             "format": self.making.format,
             "shape": self.making.shape,
             "started": self._started,
-            "updated": utc_text(datetime.now(UTC)),
+            "updated": utc_iso(datetime.now(UTC)),
             **report,
             "dataset": {
                 "calls": calls,
@@ -323,7 +323,7 @@ class Store:
             "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
             "parts": self._publisher.parts(),
         }
-        if self.place.form is not Form.STDOUT:
+        if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
                 publisher.write_manifest(self.place, manifest)
                 if self._bucket:
@@ -332,8 +332,8 @@ class Store:
 
     def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write a manifest of this run's once more: nothing has changed but the moment."""
-        renewed = {**manifest, "updated": utc_text(datetime.now(UTC))}
-        if self.place.form is not Form.STDOUT:
+        renewed = {**manifest, "updated": utc_iso(datetime.now(UTC))}
+        if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
                 publisher.write_manifest(self.place, renewed)
                 if self._bucket:
@@ -342,7 +342,7 @@ class Store:
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""
-        if self.place.form is not Form.STDOUT:
+        if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
                 publisher.write_failures(self.place, self.ledger.failure_lines())
                 if self._bucket:
@@ -350,7 +350,7 @@ class Store:
 
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""
-        if self.place.form is not Form.STDOUT:
+        if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
                 publisher.write_success(self.place)
                 if self._bucket:
@@ -358,7 +358,7 @@ class Store:
 
     def take_success_back(self) -> None:
         """Remove `_SUCCESS`: a new call is about to be made, or the list is no longer all settled."""
-        if self.place.form is not Form.STDOUT:
+        if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
                 if self._bucket:
                     self._bucket.take_success_back()
@@ -371,15 +371,15 @@ class Store:
 
 
 def _publisher_for(
-    place: Place, ledger: Ledger, run_id: str, making: Making, sink: Sink | None, bucket: Bucket | None
+    place: OutputLocation, ledger: Ledger, run_id: str, making: PartFormat, sink: RowSink | None, bucket: Bucket | None
 ) -> publisher.Publisher:
     match place.form:
-        case Form.FOLDER:
-            return publisher.Parts(place, ledger, run_id, making, publisher.Folder(place.out, run_id))
-        case Form.STORE:
+        case OutputKind.FOLDER:
+            return publisher.PartPublisher(place, ledger, run_id, making, publisher.Folder(place.out, run_id))
+        case OutputKind.STORE:
             assert bucket
-            return publisher.Parts(place, ledger, run_id, making, bucket)
-        case Form.FILE:
-            return Growing(place, ledger)
-        case Form.STDOUT:
-            return Flow(place, ledger, sink or Stdout())
+            return publisher.PartPublisher(place, ledger, run_id, making, bucket)
+        case OutputKind.FILE:
+            return AppendPublisher(place, ledger)
+        case OutputKind.STDOUT:
+            return StreamPublisher(place, ledger, sink or StdoutSink())

@@ -7,23 +7,23 @@ from typing import Any, BinaryIO
 import orjson
 
 from harvester.dataset.journal import remove
-from harvester.dataset.ledger import Ledger, Mark
+from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.publisher import rows_in
 from harvester.errors import OutputError
-from harvester.storage.filesystem import cut, sync_file, sync_folder
-from harvester.storage.location import Place
+from harvester.storage.filesystem import sync_file, sync_folder, truncate_file
+from harvester.storage.location import OutputLocation
 
 _CHUNK = 1024 * 1024
 
 
-class Growing:
+class AppendPublisher:
     """Appends committed rows to one file, which `tail -f` can follow: what it has shown stays.
 
     The ledger's mark says how long the file was when all before a place of the journal was in it. After a crash the
     bytes behind the mark are compared with the rows behind that place, and what is missing is appended.
     """
 
-    def __init__(self, place: Place, ledger: Ledger) -> None:
+    def __init__(self, place: OutputLocation, ledger: Ledger) -> None:
         self._place = place
         self._ledger = ledger
         self._mark = self._synced = ledger.mark()
@@ -36,7 +36,7 @@ class Growing:
         rows, size = self._mark.rows, self._mark.bytes
         return [{"path": name, "rows": rows, "calls": rows, "bytes": size, "sha256": None}]
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> FileCheckpoint | None:
         """Sync the file and give its state, if it has changed, and if the last append is known to have ended well."""
         if self._in_doubt or self._mark == self._synced:
             return None
@@ -56,26 +56,26 @@ class Growing:
             self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
         with open(self._place.out, "ab", buffering=_CHUNK) as stream:
-            for generation in sorted(committed):
-                self._append(stream, generation, committed[generation])
+            for segment in sorted(committed):
+                self._append(stream, segment, committed[segment])
         self._in_doubt = False
-        for generation in ended:
-            if generation > self._ledger.ended():
-                self._ledger.end_generation(generation, self.mark())
-                remove(self._place.private, generation)
+        for segment in ended:
+            if segment > self._ledger.ended():
+                self._ledger.end_segment(segment, self.mark())
+                remove(self._place.private, segment)
 
-    def _append(self, stream: BinaryIO, generation: int, end: int) -> None:
+    def _append(self, stream: BinaryIO, segment: int, end: int) -> None:
         mark = self._mark
-        if generation < mark.generation or generation <= self._ledger.ended():
+        if segment < mark.segment or segment <= self._ledger.ended():
             return
-        start = mark.place if generation == mark.generation else 0
+        start = mark.place if segment == mark.segment else 0
         size, rows = mark.bytes, mark.rows
-        for line in rows_in(self._place, generation, start, end):
+        for line in rows_in(self._place, segment, start, end):
             stream.write(line[self._ahead :])
             self._ahead = max(self._ahead - len(line), 0)
             size += len(line)
             rows += 1
-        self._mark = Mark(generation, end, size, rows)
+        self._mark = FileCheckpoint(segment, end, size, rows)
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Bring the file and the journals together again, as the class says."""
@@ -87,7 +87,7 @@ class Growing:
                 "back, or keep them where they are and begin a new --out with the links that they lack"
             )
         if lossy:
-            self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.generation, 0)))
+            self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.segment, 0)))
         end = self._compare_tail(sizes)
         if lossy:
             self._accept_tail(end, size, sizes, warn)
@@ -125,10 +125,10 @@ class Growing:
             end = max((end for end, _ in _whole_lines(self._place.out, start)), default=start)
             if end < size:
                 warn(f"{self._place.out}: a torn last row was cut, its call is asked again")
-                cut(self._place.out, end)
+                truncate_file(self._place.out, end)
             rows = self._mark.rows + sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
-            generation, place = max(sizes.items(), default=(self._mark.generation, 0))
-            self._mark, self._ahead = Mark(generation, place, end, rows), 0
+            segment, place = max(sizes.items(), default=(self._mark.segment, 0))
+            self._mark, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         self._sync()
         self._ledger.set_mark(self._mark)
 
@@ -143,15 +143,15 @@ class Growing:
                         f"(truncate --size={end} {self._place.out}), then run the same command again"
                     )
         assert end < size
-        cut(self._place.out, end)
+        truncate_file(self._place.out, end)
 
     def _expected(self, sizes: Mapping[int, int]) -> Iterator[bytes]:
         """Yield the journals' rows behind the mark."""
         mark = self._mark
-        for generation, size in sorted(sizes.items()):
-            if generation >= mark.generation:
-                start = mark.place if generation == mark.generation else 0
-                yield from rows_in(self._place, generation, start, size)
+        for segment, size in sorted(sizes.items()):
+            if segment >= mark.segment:
+                start = mark.place if segment == mark.segment else 0
+                yield from rows_in(self._place, segment, start, size)
 
 
 def _whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:

@@ -29,13 +29,13 @@ class Record(NamedTuple):
     end: int
 
 
-def path_of(folder: str, generation: int) -> str:
-    """Give the path of a generation's journal file."""
-    return os.path.join(folder, f"journal-{generation:05d}.log")
+def path_of(folder: str, segment: int) -> str:
+    """Give the path of a segment's journal file."""
+    return os.path.join(folder, f"journal-{segment:05d}.log")
 
 
-def generations(folder: str) -> list[int]:
-    """Give the generations whose journal files are there, oldest first."""
+def segments(folder: str) -> list[int]:
+    """Give the segments whose journal files are there, oldest first."""
     return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
 
 
@@ -77,17 +77,17 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
             yield record
 
 
-def remove(folder: str, generation: int) -> None:
+def remove(folder: str, segment: int) -> None:
     """Delete a journal whose lines are all published; fine if it is gone already."""
     try:
-        os.unlink(path_of(folder, generation))
+        os.unlink(path_of(folder, segment))
     except FileNotFoundError:
         return
 
 
-def truncate(folder: str, generation: int, size: int) -> None:
+def truncate(folder: str, segment: int, size: int) -> None:
     """Cut a torn tail off, if there is one, and make what stands durable."""
-    descriptor = os.open(path_of(folder, generation), os.O_WRONLY)
+    descriptor = os.open(path_of(folder, segment), os.O_WRONLY)
     try:
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
@@ -106,17 +106,17 @@ class Journal:
     def __init__(
         self,
         folder: str,
-        generation: int,
+        segment: int,
         *,
         rows: int = 0,
         row_bytes: int = 0,
         first_row_at: float | None = None,
     ) -> None:
-        self.generation = generation
+        self.segment = segment
         self.rows = rows
         self.row_bytes = row_bytes
         self.first_row_at = first_row_at
-        self._path = path_of(folder, generation)
+        self._path = path_of(folder, segment)
         self._folder = folder
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)

@@ -19,20 +19,20 @@ from harvester.errors import OutputError
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
--- named it, generation the journal that holds its last line.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, generation INTEGER) WITHOUT ROWID;
+-- named it, segment the journal that holds its last line.
+CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER) WITHOUT ROWID;
 CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file that is not yet all published, and how many of its bytes are committed.
-CREATE TABLE journals (generation INTEGER PRIMARY KEY, committed INTEGER);
+CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
 -- The growing file: it had these bytes and rows when all before this place of the journal was in it.
-CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER, place INTEGER, bytes INTEGER,
+CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
                    rows INTEGER);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, generation INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
+CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
                     sha256 TEXT, calls INTEGER, sealed INTEGER);
 """
 _VERSION = 2
-_PARTS = "SELECT number, generation, name, rows, bytes, sha256, calls, sealed FROM parts"
+_PARTS = "SELECT number, segment, name, rows, bytes, sha256, calls, sealed FROM parts"
 _VARIABLES = 1000
 _PAGE_LINES = 1000
 
@@ -61,10 +61,10 @@ class Entry(NamedTuple):
     line: bytes | None
 
 
-class Mark(NamedTuple):
-    """The growing file's state: bytes and rows when all before place, in the journal of that generation, was in it."""
+class FileCheckpoint(NamedTuple):
+    """The growing file's state: bytes and rows when all before place, in the journal of that segment, was in it."""
 
-    generation: int = 0
+    segment: int = 0
     place: int = 0
     bytes: int = 0
     rows: int = 0
@@ -77,7 +77,7 @@ class Part(NamedTuple):
     """
 
     number: int
-    generation: int
+    segment: int
     name: str
     rows: int
     bytes: int
@@ -102,7 +102,7 @@ class Snapshot(NamedTuple):
     totals: Totals
     parts: list[Part]
     journals: dict[int, int]
-    mark: Mark
+    mark: FileCheckpoint
 
 
 class Ledger:
@@ -246,17 +246,17 @@ class Ledger:
         invocation: int,
         invalid: Sequence[bytes] = (),
         journals: Mapping[int, int] | None = None,
-        mark: Mark | None = None,
+        mark: FileCheckpoint | None = None,
         counters: dict[str, int] | None = None,
     ) -> None:
         """Make verdicts durable, in one transaction; their journal lines were synced before.
 
-        entries: by journal generation. seen: calls known before that the present list names. journals: bytes committed
-        by generation. mark: how far the growing file is synced. counters: added to meta.
+        entries: by journal segment. seen: calls known before that the present list names. journals: bytes committed
+        by segment. mark: how far the growing file is synced. counters: added to meta.
         """
         with self._transaction():
-            for generation, verdicts in entries:
-                self._settle(generation, verdicts, invocation)
+            for segment, verdicts in entries:
+                self._settle(segment, verdicts, invocation)
             if seen:
                 update = "UPDATE calls SET seen = ? WHERE key = ?"
                 self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
@@ -267,43 +267,43 @@ class Ledger:
             for name, more in (counters or {}).items():
                 self._add_meta(name, more)
 
-    def _settle(self, generation: int, verdicts: Sequence[Entry], invocation: int) -> None:
+    def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
         """Write verdicts of one journal. A row is final, and a newer journal's verdict stands before an older one's:
         both matter only when a damaged journal is read again.
         """
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
-            "tries = calls.tries + excluded.tries, seen = excluded.seen, generation = excluded.generation "
-            "WHERE calls.state <> 0 AND calls.generation <= excluded.generation",
+            "tries = calls.tries + excluded.tries, seen = excluded.seen, segment = excluded.segment "
+            "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # In the key's order neighbours share pages, which halves the pages written.
-            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, generation) for e in last.values()),
+            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, segment) for e in last.values()),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._db.executemany(
                 "DELETE FROM failures WHERE key = ? AND EXISTS "
-                "(SELECT 1 FROM calls WHERE calls.key = failures.key AND generation = ?)",
-                [(key, generation) for key in last],
+                "(SELECT 1 FROM calls WHERE calls.key = failures.key AND segment = ?)",
+                [(key, segment) for key in last],
             )
         self._db.executemany(
-            "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND generation = ? AND state <> 0",
-            [(e.line, e.key, generation) for e in last.values() if e.line is not None],
+            "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
+            [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
 
-    def calls_of(self, generation: int) -> int:
+    def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal: reads the whole table."""
         with self._explained():
-            select = "SELECT count(*) FROM calls WHERE generation = ?"
-            return int(self._db.execute(select, (generation,)).fetchone()[0])
+            select = "SELECT count(*) FROM calls WHERE segment = ?"
+            return int(self._db.execute(select, (segment,)).fetchone()[0])
 
-    def unsettle(self, generation: int, kept: Iterable[bytes]) -> None:
+    def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
         """Forget the calls whose last line was in this journal, but for those kept, whose rows are published."""
         with self._transaction():
             self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
             self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
-            lost = "FROM calls WHERE generation = ? AND key NOT IN (SELECT key FROM kept)"
-            self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (generation,))  # noqa: S608
-            self._db.execute(f"DELETE {lost}", (generation,))
+            lost = "FROM calls WHERE segment = ? AND key NOT IN (SELECT key FROM kept)"
+            self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
+            self._db.execute(f"DELETE {lost}", (segment,))
             self._db.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
@@ -325,24 +325,24 @@ class Ledger:
     # --- journals and parts ----------------------------------------------------------------------------------------
 
     def journals(self) -> dict[int, int]:
-        """Give the bytes committed of each journal that is not all published, by generation."""
+        """Give the bytes committed of each journal that is not all published, by segment."""
         with self._explained():
-            return dict(self._db.execute("SELECT generation, committed FROM journals ORDER BY generation"))
+            return dict(self._db.execute("SELECT segment, committed FROM journals ORDER BY segment"))
 
-    def end_generation(self, generation: int, mark: Mark | None = None) -> None:
+    def end_segment(self, segment: int, mark: FileCheckpoint | None = None) -> None:
         """Take note that everything in a journal is published, or belongs in no part."""
         with self._transaction():
-            self._end(generation)
+            self._end(segment)
             if mark is not None:
                 self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
 
-    def mark(self) -> Mark:
+    def mark(self) -> FileCheckpoint:
         """Give the growing file's last synced state."""
         with self._explained():
-            found = self._db.execute("SELECT generation, place, bytes, rows FROM mark").fetchone()
-        return Mark(*found) if found else Mark()
+            found = self._db.execute("SELECT segment, place, bytes, rows FROM mark").fetchone()
+        return FileCheckpoint(*found) if found else FileCheckpoint()
 
-    def set_mark(self, mark: Mark) -> None:
+    def set_mark(self, mark: FileCheckpoint) -> None:
         """Take note of the growing file's state, which was synced before."""
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
@@ -366,7 +366,7 @@ class Ledger:
     def intend(self, part: Part) -> None:
         """Write down the part that is about to be published, with what its file holds."""
         with self._transaction():
-            columns = "number, generation, name, rows, bytes, sha256, calls"
+            columns = "number, segment, name, rows, bytes, sha256, calls"
             self._db.execute(f"INSERT INTO parts ({columns}, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])  # noqa: S608
 
     def withdraw(self, part: Part) -> None:
@@ -378,10 +378,10 @@ class Ledger:
         """Write down that the part is published, so that its journal is of no more use."""
         with self._transaction():
             self._db.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
-            self._end(part.generation)
+            self._end(part.segment)
 
     def ended(self) -> int:
-        """Give the last generation whose journal is of no more use; -1 for none. They end in order."""
+        """Give the last segment whose journal is of no more use; -1 for none. They end in order."""
         return int(self.meta().get("ended", -1))
 
     # --- the connection --------------------------------------------------------------------------------------------
@@ -408,9 +408,9 @@ class Ledger:
             self._db.execute("UPDATE parts SET calls = rows")
             self._set_meta({"schema": _VERSION})
 
-    def _end(self, generation: int) -> None:
-        self._db.execute("DELETE FROM journals WHERE generation = ?", (generation,))
-        self._set_meta({"ended": generation})
+    def _end(self, segment: int) -> None:
+        self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))
+        self._set_meta({"ended": segment})
 
     def _set_meta(self, values: dict[str, str | int]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
@@ -477,7 +477,7 @@ FAILED_INVOCATIONS = 3
 """After failing in so many invocations a call is left alone, unless it is asked for."""
 
 
-def wanted_again(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
+def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """Say whether a call that the ledger knows is to be made again."""
     if known.state is State.FAILED:
         return retry_failed or known.tries < FAILED_INVOCATIONS

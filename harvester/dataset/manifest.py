@@ -20,7 +20,14 @@ _GROWING_ENDINGS = (".ndjson", ".jsonl")
 _MOST_BYTES = 256 * 1024 * 1024
 
 _COUNT = int
-_WINDOW = {"window": str, "limit": int | None, "used": _COUNT, "left": int | None, "until": str | None, "source": str}
+_WINDOW = {
+    "window": str,
+    "limit": int | None,
+    "used": _COUNT,
+    "remaining": int | None,
+    "until": str | None,
+    "source": str,
+}
 _PART = {"path": str, "rows": _COUNT, "calls?": _COUNT, "bytes": _COUNT, "sha256?": str | None}
 _LIST = dict.fromkeys(("links", "lines?", "blank?", "comments?", "headers?", "invalid?", "duplicates?"), _COUNT)
 FORM: dict[str, Any] = {
@@ -46,12 +53,12 @@ FORM: dict[str, Any] = {
         "last_verdict": str | None,
         "rate": {"calls": _COUNT, "seconds": int | float},
     },
-    "left?": int | None,
-    "left_failed?": _COUNT,
+    "remaining?": int | None,
+    "given_up?": _COUNT,
     "budget": {
         "account": str,
         "token": str,
-        "binds": (None, {"window": str, "limit": int | None, "until": str | None}),
+        "limited_by": (None, {"window": str, "limit": int | None, "until": str | None}),
         "windows": [_WINDOW],
     },
     "dataset": dict.fromkeys(("calls", "rows", "refused", "failed", "pending"), _COUNT),

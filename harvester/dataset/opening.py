@@ -13,35 +13,35 @@ from typing import NamedTuple
 import orjson
 
 from harvester.bitly.query import Query
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 from harvester.dataset.bucket import MOST_PART_BYTES, Bucket
-from harvester.dataset.dataset import PartPolicy, Store, Warn
-from harvester.dataset.journal import generations, path_of
+from harvester.dataset.dataset import Dataset, PartLimits, Warn
+from harvester.dataset.journal import path_of, segments
 from harvester.dataset.ledger import Ledger
-from harvester.dataset.stream_publisher import Sink
+from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import DatasetBusy, UsageError, explained
-from harvester.rows.encode import Asked, Making
-from harvester.rows.row import RowMaker
+from harvester.rows.encode import PartFormat, RequestedPartFormat
+from harvester.rows.row import RowBuilder
 from harvester.storage import filesystem
 from harvester.storage.filesystem import make_folder
-from harvester.storage.location import Form, Place, check_state, check_unused
+from harvester.storage.location import OutputKind, OutputLocation, check_state, check_unused
 from harvester.storage.object_store import open_store
 
-_NOTHING_ASKED = Asked()
+_NOTHING_ASKED = RequestedPartFormat()
 
 
 @contextlib.contextmanager
-def opened(
-    place: Place,
+def open_dataset(
+    place: OutputLocation,
     query: Query,
-    policy: PartPolicy,
+    policy: PartLimits,
     warn: Warn,
     *,
     pin_reference: bool = True,
-    asked: Asked = _NOTHING_ASKED,
-    sink: Sink | None = None,
+    asked: RequestedPartFormat = _NOTHING_ASKED,
+    sink: RowSink | None = None,
     hurried: threading.Event | None = None,
-) -> Iterator[Store]:
+) -> Iterator[Dataset]:
     """Open a dataset, beginning it if it is new; only one process may have it open.
 
     query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
@@ -55,9 +55,9 @@ def opened(
         object store cannot take such parts.
     """
     check_state(place)
-    if place.form is Form.STORE and policy.bytes > MOST_PART_BYTES:
+    if place.form is OutputKind.STORE and policy.bytes > MOST_PART_BYTES:
         raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
-    bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is Form.STORE else None
+    bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is OutputKind.STORE else None
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:
         with explained(place.out):
@@ -79,23 +79,23 @@ def opened(
         with explained(place.private):
             if bucket:
                 bucket.claim(ledger)
-            store = Store(place, ledger, begun, policy, making, warn, sink, bucket)
+            store = Dataset(place, ledger, begun, policy, making, warn, sink, bucket)
         stack.callback(store.close)
         yield store
 
 
-class Glimpse(NamedTuple):
+class DatasetSnapshot(NamedTuple):
     """A dataset as it was last committed, to be read alone. attempts: made so far; calls: with a verdict."""
 
     ledger: Ledger
-    rows: RowMaker
+    rows: RowBuilder
     query: Query
     attempts: int
     calls: int
 
 
 @contextlib.contextmanager
-def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) -> Iterator[Glimpse]:
+def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
     """Look at a dataset without a lock, even while a run has it; one that is not begun, or no place, looks empty.
 
     query, pin_reference: as for `opened`.
@@ -110,7 +110,7 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
             if os.path.exists(place.ledger):
                 ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
         if place is None or ledger is None or ledger.fresh:
-            folder = stack.enter_context(filesystem.folder(None))
+            folder = stack.enter_context(filesystem.scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:
@@ -122,23 +122,23 @@ def looked_at(place: Place | None, query: Query, *, pin_reference: bool = True) 
         totals = ledger.totals()
         attempts = int(ledger.meta().get("total", 0))
         calls = totals.rows + totals.refused + totals.failed
-        yield Glimpse(ledger, RowMaker(query, ""), query, attempts, calls)
+        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
-def _facts(place: Place, query: Query, making: Making) -> dict[str, str | int]:
+def _facts(place: OutputLocation, query: Query, making: PartFormat) -> dict[str, str | int]:
     return {
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
-        "started": utc_text(datetime.now(UTC)),
+        "started": utc_iso(datetime.now(UTC)),
         "out": place.name,
         "format": making.format,
         "shape": making.shape,
     }
 
 
-def _unused(place: Place, ledger: Ledger) -> bool:
+def _unused(place: OutputLocation, ledger: Ledger) -> bool:
     """True for a dataset that has no verdict at all: a run that was refused before its first call pins nothing."""
-    files = (path_of(place.private, generation) for generation in generations(place.private))
+    files = (path_of(place.private, segment) for segment in segments(place.private))
     return ledger.unused and not any(os.path.getsize(path) for path in files)
 
 
@@ -146,7 +146,7 @@ def _begun_query(ledger: Ledger) -> Query:
     return Query(**orjson.loads(str(ledger.meta()["query"])))
 
 
-def _check_same(place: Place, ledger: Ledger, begun: Query, wanted: Query) -> None:
+def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, wanted: Query) -> None:
     out = ledger.meta()["out"]
     inside = os.path.commonpath([place.private, place.public]) == place.public
     if out != place.name and not inside:  # first: another output may well have another query
@@ -163,7 +163,7 @@ def _shown(query: Query) -> str:
 
 
 @contextlib.contextmanager
-def _locked(place: Place) -> Iterator[None]:
+def _locked(place: OutputLocation) -> Iterator[None]:
     """Hold the dataset's kernel lock, which ends with the process however it ends."""
     path = os.path.join(place.private, "lock")
     with explained(path):

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import orjson
 
 from harvester.dataset.journal import path_of, read, remove
-from harvester.dataset.ledger import Ledger, Mark, Part, State
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, State
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
-from harvester.rows.encode import Format, Making, Measured, pour
-from harvester.storage.filesystem import replace, sync_folder
-from harvester.storage.location import Place
+from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
+from harvester.storage.filesystem import atomic_replace, sync_folder
+from harvester.storage.location import OutputLocation
 
 MANIFEST, FAILURES, SUCCESS = "_manifest.json", "_failures.ndjson", "_SUCCESS"
 _CHUNK = 1024 * 1024
@@ -34,23 +34,23 @@ class Publisher(Protocol):
         sizes: the good bytes of each journal. lossy: committed journal lines are gone.
         """
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> FileCheckpoint | None:
         """Make what was published durable, and give the mark to commit with the next verdicts."""
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Publish what is due of the journals' committed bytes; ended generations get no more lines."""
+        """Publish what is due of the journals' committed bytes; ended segments get no more lines."""
 
     def parts(self) -> list[dict[str, Any]]:
         """Give the manifest's list: path, rows, the calls that they tell of, bytes, sha256."""
 
 
-def rows_in(place: Place, generation: int, start: int, end: int | None) -> Iterator[bytes]:
+def rows_in(place: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
     """Yield the published form of a journal's rows, each with its line feed.
 
     Raises:
         OutputError: the journal is damaged before end.
     """
-    path, at = path_of(place.private, generation), start
+    path, at = path_of(place.private, segment), start
     for record in read(path, start, end):
         at = record.end
         if record.state == State.ROW:
@@ -89,14 +89,14 @@ class Shelf(Protocol):
         """Raise OutputError for a part that the ledger does not know."""
 
 
-class Parts:
+class PartPublisher:
     """Makes an immutable part of each ended journal.
 
     Write it under a hidden name and sync it; write the intent into the ledger; give it its name; write the seal into
     the ledger; delete the journal. A part that has its intent is never written again.
     """
 
-    def __init__(self, place: Place, ledger: Ledger, run_id: str, making: Making, shelf: Shelf) -> None:
+    def __init__(self, place: OutputLocation, ledger: Ledger, run_id: str, making: PartFormat, shelf: Shelf) -> None:
         self._place = place
         self._shelf = shelf
         self._ledger = ledger
@@ -116,22 +116,22 @@ class Parts:
         ]
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Make a part of each ended generation."""
+        """Make a part of each ended segment."""
         if self._in_doubt:  # publishing failed half-way
             self._resolve_all(lambda _: None)
         self._in_doubt = bool(ended)
-        for generation in ended:
-            if generation <= self._ledger.ended():
+        for segment in ended:
+            if segment <= self._ledger.ended():
                 continue
-            part = self._write(generation, committed[generation])
+            part = self._write(segment, committed[segment])
             if part is None:
-                self._ledger.end_generation(generation)
+                self._ledger.end_segment(segment)
             else:
                 self._ledger.intend(part)
                 self._shelf.put(self._hidden(part.number), part)
                 self._ledger.seal(part)
                 self._drop(part)
-            remove(self._place.private, generation)
+            remove(self._place.private, segment)
         self._in_doubt = False
 
     def _resolve_all(self, warn: Callable[[str], None]) -> None:
@@ -164,7 +164,7 @@ class Parts:
             warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
         self._ledger.seal(part)
         self._drop(part)
-        remove(self._place.private, part.generation)
+        remove(self._place.private, part.segment)
 
     def _drop(self, part: Part) -> None:
         """Delete the file that a part was published from, where publishing has left it."""
@@ -172,13 +172,13 @@ class Parts:
             with suppress(FileNotFoundError):
                 os.unlink(self._hidden(part.number))
 
-    def _write(self, generation: int, end: int) -> Part | None:
-        """Write a generation's rows under a hidden name, durably; None if it has no rows."""
+    def _write(self, segment: int, end: int) -> Part | None:
+        """Write a segment's rows under a hidden name, durably; None if it has no rows."""
         number = self._ledger.next_part()
         hidden = self._hidden(number)
         with _dropped_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
-            target = Measured(stream)
-            poured = pour(rows_in(self._place, generation, 0, end), target, self._making)
+            target = HashingWriter(stream)
+            poured = write_part(rows_in(self._place, segment, 0, end), target, self._making)
             stream.flush()
             os.fsync(stream.fileno())
         if not poured.rows:
@@ -186,7 +186,7 @@ class Parts:
             return None
         sync_folder(self._shelf.folder)
         name = f"part-{self._run_id}-{number:05d}.{self._making.format}"
-        return Part(number, generation, name, poured.rows, target.size, target.sha256, poured.calls, sealed=False)
+        return Part(number, segment, name, poured.rows, target.size, target.sha256, poured.calls, sealed=False)
 
     def _hidden(self, number: int) -> str:
         # No *.ndjson* pattern may match it, not even one that sees hidden names.
@@ -265,25 +265,25 @@ def listed_parts(manifest: bytes | None) -> set[str]:
     return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
 
 
-def write_manifest(place: Place, manifest: Mapping[str, Any]) -> None:
+def write_manifest(place: OutputLocation, manifest: Mapping[str, Any]) -> None:
     """Replace `_manifest.json`."""
     text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    replace(os.path.join(place.public, MANIFEST), [text])
+    atomic_replace(os.path.join(place.public, MANIFEST), [text])
 
 
-def write_failures(place: Place, lines: Iterable[bytes]) -> None:
+def write_failures(place: OutputLocation, lines: Iterable[bytes]) -> None:
     """Replace `_failures.ndjson` by these lines."""
-    replace(os.path.join(place.public, FAILURES), (line + b"\n" for line in lines))
+    atomic_replace(os.path.join(place.public, FAILURES), (line + b"\n" for line in lines))
 
 
-def write_success(place: Place) -> None:
+def write_success(place: OutputLocation) -> None:
     """Say that the whole list was read and every call is settled."""
     path = os.path.join(place.public, SUCCESS)
     if not os.path.exists(path):
-        replace(path, [])
+        atomic_replace(path, [])
 
 
-def remove_success(place: Place) -> None:
+def remove_success(place: OutputLocation) -> None:
     """Take `_SUCCESS` back, before a new call is made."""
     path = os.path.join(place.public, SUCCESS)
     if os.path.exists(path):

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import Ledger
 from harvester.dataset.publisher import rows_in
-from harvester.errors import ConsumerGone, OutputError
-from harvester.storage.location import Place
-from harvester.threads import Channel, ReaderGone
+from harvester.errors import OutputError, ReaderClosed
+from harvester.storage.location import OutputLocation
+from harvester.threads import ReaderGone, ThreadToLoopQueue
 
 _STDOUT = 1
 _POLL_MILLISECONDS = 200
 
 
-class Sink(Protocol):
+class RowSink(Protocol):
     """A reader of rows, to whom they are written as soon as they are committed.
 
     most_waiting: verdicts that may wait for a slow reader before no further call is made. check and write belong to
@@ -29,13 +29,13 @@ class Sink(Protocol):
     most_waiting: int
 
     def check(self) -> None:
-        """Raise ConsumerGone as soon as the reader has left: each further call would be wasted."""
+        """Raise ReaderClosed as soon as the reader has left: each further call would be wasted."""
 
     def write(self, line: bytes) -> None:
         """Write a row with its line feed; blocks while the reader takes its time.
 
         Raises:
-            ConsumerGone: the reader has left. OutputError: the run is to end, and it takes nothing.
+            ReaderClosed: the reader has left. OutputError: the run is to end, and it takes nothing.
         """
 
     def hurry(self) -> None:
@@ -45,10 +45,10 @@ class Sink(Protocol):
         """The run is given up: nobody is waited for any more."""
 
 
-class Flow:
+class StreamPublisher:
     """A publisher that writes committed rows to a sink."""
 
-    def __init__(self, place: Place, ledger: Ledger, sink: Sink) -> None:
+    def __init__(self, place: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
         self.sink = sink
         self._place = place
         self._ledger = ledger
@@ -59,7 +59,7 @@ class Flow:
         """A filter begins anew each time."""
 
     def mark(self) -> None:
-        """Raise ConsumerGone as soon as the reader has left."""
+        """Raise ReaderClosed as soon as the reader has left."""
         self.sink.check()
 
     def parts(self) -> list[dict[str, Any]]:
@@ -79,19 +79,19 @@ class Flow:
         except OutputError as error:
             self._lost = error
             raise
-        for generation in ended:
-            self._ledger.end_generation(generation)
-            remove(self._place.private, generation)
-            self._written.pop(generation, None)
+        for segment in ended:
+            self._ledger.end_segment(segment)
+            remove(self._place.private, segment)
+            self._written.pop(segment, None)
 
     def _write(self, committed: Mapping[int, int]) -> None:
-        for generation, end in sorted(committed.items()):
-            for line in rows_in(self._place, generation, self._written.get(generation, 0), end):
+        for segment, end in sorted(committed.items()):
+            for line in rows_in(self._place, segment, self._written.get(segment, 0), end):
                 self.sink.write(line)
-            self._written[generation] = end
+            self._written[segment] = end
 
 
-class Stdout:
+class StdoutSink:
     """Standard output as a sink."""
 
     most_waiting = 10_000
@@ -102,9 +102,9 @@ class Stdout:
         self._poll.register(_STDOUT, 0)
 
     def check(self) -> None:
-        """Raise ConsumerGone as soon as the reader has closed its end."""
+        """Raise ReaderClosed as soon as the reader has closed its end."""
         if any(event & select.POLLERR for _, event in self._poll.poll(0)):
-            raise ConsumerGone("standard output was closed")
+            raise ReaderClosed("standard output was closed")
 
     def write(self, line: bytes) -> None:
         """Write to standard output, for as long as its reader takes its time and the run is not to end."""
@@ -117,7 +117,7 @@ class Stdout:
                 elif self._abandoned:
                     raise OutputError("standard output takes no more rows: those that it did not take are lost")
         except BrokenPipeError as error:
-            raise ConsumerGone("standard output was closed") from error
+            raise ReaderClosed("standard output was closed") from error
 
     def hurry(self) -> None:
         """Give up a reader that takes none."""
@@ -126,7 +126,7 @@ class Stdout:
     leave = hurry
 
 
-class RowSink:
+class QueueSink:
     """A sink that is read in the event loop.
 
     The reader may take as long as it likes: a few hundred verdicts wait, and no further call is made meanwhile.
@@ -135,19 +135,19 @@ class RowSink:
     most_waiting = 100
 
     def __init__(self) -> None:
-        self.channel: Channel[bytes] = Channel(self.most_waiting)
+        self.channel: ThreadToLoopQueue[bytes] = ThreadToLoopQueue(self.most_waiting)
 
     def check(self) -> None:
-        """Raise ConsumerGone when nobody reads any more."""
+        """Raise ReaderClosed when nobody reads any more."""
         if self.channel.closed:
-            raise ConsumerGone("nobody takes rows any more")
+            raise ReaderClosed("nobody takes rows any more")
 
     def write(self, line: bytes) -> None:
-        """Hand a row over; raises ConsumerGone when nobody reads any more."""
+        """Hand a row over; raises ReaderClosed when nobody reads any more."""
         try:
             self.channel.put(line)
         except ReaderGone as error:
-            raise ConsumerGone("nobody takes rows any more") from error
+            raise ReaderClosed("nobody takes rows any more") from error
 
     def hurry(self) -> None:
         """Nothing: a consumer in the same process is waited for."""

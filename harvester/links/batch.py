@@ -8,9 +8,9 @@ import orjson
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
-from harvester.events import Invalid
+from harvester.events import InvalidLine
 from harvester.links.lines import GROUP_LINES, LINE_LIMIT
-from harvester.links.tables import TOO_LONG, Cells, readable
+from harvester.links.tables import TOO_LONG, ColumnBatch, readable
 
 BATCH_LINES = GROUP_LINES
 """Links are looked up in the ledger by the batch."""
@@ -37,11 +37,11 @@ class Batch:
     blank: int = 0
     comments: int = 0
     headers: int = 0
-    invalid: list[Invalid] = field(default_factory=list)
+    invalid: list[InvalidLine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
 
 
-def taken_apart(links: Sequence[object], name: str, first: int) -> Batch:
+def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
     """Take links apart that were given one by one, as if each were a line; first: the number of the first."""
     texts = [link if isinstance(link, str) else None for link in links]
     raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
@@ -49,21 +49,21 @@ def taken_apart(links: Sequence[object], name: str, first: int) -> Batch:
     for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
         if text is None:
             batch.blank -= 1
-            batch.invalid.append(Invalid("", f"a text was expected, not {type(link).__name__}", name, number))
+            batch.invalid.append(InvalidLine("", f"a text was expected, not {type(link).__name__}", name, number))
     return batch
 
 
-def _batch_of(cells: Cells, file: str) -> Batch:
+def _batch_of(cells: ColumnBatch, file: str) -> Batch:
     lines = cells.headers + cells.blank + len(cells.flaws) + len(cells.found)
     batch = Batch(last=cells.last, lines=lines, blank=cells.blank, headers=cells.headers)
-    batch.invalid = [Invalid(flaw.text, flaw.reason, file, flaw.line) for flaw in cells.flaws]
+    batch.invalid = [InvalidLine(flaw.text, flaw.reason, file, flaw.line) for flaw in cells.flaws]
     for number, text in cells.found:
         try:
             batch.links.append(Link(parse(text), file, number))
         except InvalidBitlink as why:
             shown = readable(text)
             reason = str(why) if shown == text else "not UTF-8"
-            batch.invalid.append(Invalid(shown[:_KEPT_TEXT], reason, file, number))
+            batch.invalid.append(InvalidLine(shown[:_KEPT_TEXT], reason, file, number))
     batch.invalid.sort(key=lambda each: each.line)
     return batch
 
@@ -72,7 +72,7 @@ def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
     batch = Batch(last=first + len(lines) - 1, lines=len(lines))
     for number, raw in enumerate(lines, first):
         if raw is None:
-            batch.invalid.append(Invalid("", TOO_LONG, file, number))
+            batch.invalid.append(InvalidLine("", TOO_LONG, file, number))
             continue
         text = raw.strip()
         if not text:
@@ -85,7 +85,7 @@ def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
                 named = _named(text)
                 batch.links.append(Link(parse(named), file, number))
             except InvalidBitlink as why:
-                batch.invalid.append(Invalid(named[:_KEPT_TEXT], str(why), file, number))
+                batch.invalid.append(InvalidLine(named[:_KEPT_TEXT], str(why), file, number))
     return batch
 
 

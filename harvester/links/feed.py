@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from harvester.bitly.bitlinks import is_bitlink
 from harvester.errors import InputBroken, UsageError
-from harvester.links.batch import Batch, taken_apart
+from harvester.links.batch import Batch, batch_of_links
 from harvester.links.files import Source, read
-from harvester.threads import Channel, ReaderGone, in_daemon
+from harvester.threads import ReaderGone, ThreadToLoopQueue, in_daemon
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -24,7 +24,7 @@ _LEAVE_SECONDS = 1.0
 _END: Any = object()
 
 
-class Lists:
+class FileFeed:
     """Files and standard input. `next` raises InputBroken where one cannot be read further."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -35,7 +35,7 @@ class Lists:
         return await in_daemon(lambda: next(self._batches, None))
 
 
-class Given:
+class IterableFeed:
     """Links given one by one, by an iterable or an asynchronous one. Made and used in one event loop.
 
     An iterable is read in a thread of its own, because it may block; an asynchronous one in a task of its own. Either
@@ -81,7 +81,7 @@ class Given:
             self._reader = _Awaited(links) if isinstance(links, AsyncIterable) else _Threaded(links)
         things = await self._reader.take()
         if things:
-            batch = taken_apart(things, GIVEN, self._read + 1)
+            batch = batch_of_links(things, GIVEN, self._read + 1)
             self._read += len(things)
             return batch
         self.error = self._reader.error
@@ -96,7 +96,7 @@ class _Threaded:
 
     def __init__(self, links: Iterable[object]) -> None:
         self.error: BaseException | None = None
-        self._channel: Channel[object] = Channel(_ROOM)
+        self._channel: ThreadToLoopQueue[object] = ThreadToLoopQueue(_ROOM)
         threading.Thread(target=self._pump, args=(links,), name="harvester-links", daemon=True).start()
 
     async def take(self) -> list[object]:
@@ -164,7 +164,7 @@ class _Awaited:
 Links: TypeAlias = AnyPath | Iterable[str] | Iterable[os.PathLike[str]] | AsyncIterable[str]
 
 
-def lists_of(links: Links) -> list[str] | Given:
+def lists_of(links: Links) -> list[str] | IterableFeed:
     """Tell what is meant: a path is the path of a list, a list or tuple of path objects several; anything else that can
     be iterated over gives links.
 
@@ -180,4 +180,4 @@ def lists_of(links: Links) -> list[str] | Given:
         return [os.fsdecode(each) for each in links]
     if isinstance(links, bytes | bytearray | memoryview):
         raise UsageError(f"links: a path, or an iterable of links, was expected, not {type(links).__name__}")
-    return Given(links)
+    return IterableFeed(links)

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import Batch, _batch_of, _take_apart
 from harvester.links.lines import CHUNK, line_groups
-from harvester.links.tables import Cells, csv_cells, ndjson_cells, parquet_cells, tsv_cells
+from harvester.links.tables import ColumnBatch, csv_cells, ndjson_cells, parquet_cells, tsv_cells
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst")
 
 
-class Form(StrEnum):
+class ListFormat(StrEnum):
     """What a list is; a compressed one is recognised as such whatever it is called."""
 
     LINES = "lines"
@@ -32,11 +32,11 @@ class Form(StrEnum):
 
 
 _BY_ENDING = {
-    ".csv": Form.CSV,
-    ".tsv": Form.TSV,
-    ".ndjson": Form.NDJSON,
-    ".jsonl": Form.NDJSON,
-    ".parquet": Form.PARQUET,
+    ".csv": ListFormat.CSV,
+    ".tsv": ListFormat.TSV,
+    ".ndjson": ListFormat.NDJSON,
+    ".jsonl": ListFormat.NDJSON,
+    ".parquet": ListFormat.PARQUET,
 }
 
 
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
     name: str
     path: str | None
-    form: Form = Form.LINES
+    form: ListFormat = ListFormat.LINES
     column: str | None = None
 
     @property
@@ -56,7 +56,7 @@ class Source(NamedTuple):
         return self.path is not None and stat.S_ISREG(os.stat(self.path).st_mode)
 
 
-def find(paths: Sequence[str], column: str | None = None, list_format: str | None = None) -> list[Source]:
+def resolve_lists(paths: Sequence[str], column: str | None = None, list_format: str | None = None) -> list[Source]:
     """Give the sources that paths and glob patterns name, each checked to be there and readable.
 
     column: where links stand in lists that have columns. list_format: what the lists are; by default what their names
@@ -70,10 +70,10 @@ def find(paths: Sequence[str], column: str | None = None, list_format: str | Non
         raise UsageError("no list of links was named: give a file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once")
-    if list_format is not None and list_format not in list(Form):
-        raise UsageError(f"--list-format {list_format}: one of {', '.join(Form)} was expected")
+    if list_format is not None and list_format not in list(ListFormat):
+        raise UsageError(f"--list-format {list_format}: one of {', '.join(ListFormat)} was expected")
     sources = [_source(path, column, list_format) for word in paths for path in _matching(word)]
-    if column is not None and all(source.form is Form.LINES for source in sources):
+    if column is not None and all(source.form is ListFormat.LINES for source in sources):
         raise UsageError(f"--column {column}: a list of lines has no columns; say what it is with --list-format")
     for source in sources:
         _check_begins(source)
@@ -125,19 +125,19 @@ def _matching(word: str) -> list[str]:
 
 def _source(path: str, column: str | None, list_format: str | None) -> Source:
     if path == STDIN:
-        return Source(path, None, Form(list_format or Form.LINES), column)
+        return Source(path, None, ListFormat(list_format or ListFormat.LINES), column)
     _check_readable(path)
     bare, ending = os.path.splitext(path.lower())
     if ending in _COMPRESSED:
         bare, ending = os.path.splitext(bare)
-    form = Form(list_format) if list_format is not None else _BY_ENDING.get(ending, Form.LINES)
+    form = ListFormat(list_format) if list_format is not None else _BY_ENDING.get(ending, ListFormat.LINES)
     # A name that is no UTF-8 must still fit into JSON.
     return Source(os.fsencode(path).decode(errors="replace"), path, form, column)
 
 
 def _check_begins(source: Source) -> None:
     """See that a list has its column and its library, so that the last of many lists is known to before a call."""
-    if (source.form is not Form.LINES or source.name.endswith(".zst")) and source.rereadable:
+    if (source.form is not ListFormat.LINES or source.name.endswith(".zst")) and source.rereadable:
         next(read([source]), None)
 
 
@@ -161,7 +161,7 @@ def _open_raw(source: Source) -> io.BufferedReader:
 
 def _batches(source: Source) -> Iterator[Batch]:
     with _open_raw(source) as raw:
-        if source.form is not Form.LINES:
+        if source.form is not ListFormat.LINES:
             batches = (_batch_of(cells, source.name) for cells in _cells(source, raw))
             yield from (batch for batch in batches if batch.lines)
             return
@@ -172,8 +172,8 @@ def _batches(source: Source) -> Iterator[Batch]:
             yield batch
 
 
-def _cells(source: Source, raw: io.BufferedReader) -> Iterator[Cells]:
-    if source.form is Form.PARQUET:
+def _cells(source: Source, raw: io.BufferedReader) -> Iterator[ColumnBatch]:
+    if source.form is ListFormat.PARQUET:
         return parquet_cells(raw, source.column, source.name)
-    read_cells = {Form.CSV: csv_cells, Form.TSV: tsv_cells, Form.NDJSON: ndjson_cells}[source.form]
+    read_cells = {ListFormat.CSV: csv_cells, ListFormat.TSV: tsv_cells, ListFormat.NDJSON: ndjson_cells}[source.form]
     return read_cells(line_groups(raw, source.name), source.column, source.name)

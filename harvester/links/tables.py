@@ -30,7 +30,7 @@ _SHOWN_NAME = 60
 _KEPT_TEXT = 2000
 
 
-class Flaw(NamedTuple):
+class BadRecord(NamedTuple):
     """A record without a link that could be read. text: the record, or the beginning of it."""
 
     line: int
@@ -39,7 +39,7 @@ class Flaw(NamedTuple):
 
 
 @dataclass(slots=True)
-class Cells:
+class ColumnBatch:
     """Some consecutive records, taken apart. found: line and text of what is neither empty nor flawed. last: the last
     line that was read.
     """
@@ -47,7 +47,7 @@ class Cells:
     last: int = 0
     headers: int = 0
     blank: int = 0
-    flaws: list[Flaw] = field(default_factory=list)
+    flaws: list[BadRecord] = field(default_factory=list)
     found: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, text: str | None) -> None:
@@ -55,12 +55,12 @@ class Cells:
         if text is None or not (text := text.strip()):
             self.blank += 1
         elif len(text) > LINE_LIMIT:
-            self.flaws.append(Flaw(line, "", TOO_LONG))
+            self.flaws.append(BadRecord(line, "", TOO_LONG))
         else:
             self.found.append((line, text))
 
 
-def choose(names: Sequence[str], wanted: str | None, file: str, hint: str = "") -> int:
+def find_column(names: Sequence[str], wanted: str | None, file: str, hint: str = "") -> int:
     """Give the index of the column that is wanted, or else of the one that is called as links are; in any case of
     letters, unless one is spelt exactly so.
 
@@ -91,7 +91,7 @@ def readable(text: str) -> str:
 _NOTHING = object()
 
 
-def ndjson_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[Cells]:
+def ndjson_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[ColumnBatch]:
     """Yield what each line's object has under a key. Without one also a line that is a JSON string is a link.
 
     Raises:
@@ -100,10 +100,10 @@ def ndjson_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file:
     keys: Sequence[str] | None = None
     last = 0
     for group in groups:
-        cells = Cells(last=last + len(group))
+        cells = ColumnBatch(last=last + len(group))
         for number, line in enumerate(group, last + 1):
             if line is None:
-                cells.flaws.append(Flaw(number, "", TOO_LONG))
+                cells.flaws.append(BadRecord(number, "", TOO_LONG))
             elif not line.strip():
                 cells.blank += 1
             else:
@@ -123,10 +123,12 @@ def _keys(record: dict[str, object], wanted: str | None, file: str) -> Sequence[
     """Give the keys to look under, by the first object."""
     keys = (wanted,) if wanted is not None else _FAILURE_NAMES
     names = list(record)
-    return keys if any(key in record for key in keys) else (names[choose(names, wanted, file)],)
+    return keys if any(key in record for key in keys) else (names[find_column(names, wanted, file)],)
 
 
-def _add_record(cells: Cells, number: int, line: bytes, record: object, keys: Sequence[str], *, strings: bool) -> None:
+def _add_record(
+    cells: ColumnBatch, number: int, line: bytes, record: object, keys: Sequence[str], *, strings: bool
+) -> None:
     """Add what a line names: the first of its object's keys that has something, or itself if it is a string."""
     value: object = _NOTHING
     if isinstance(record, dict):
@@ -140,15 +142,15 @@ def _add_record(cells: Cells, number: int, line: bytes, record: object, keys: Se
         cells.flaws.append(_flaw_of(number, line, "no JSON object with text where the link should be"))
 
 
-def _flaw_of(number: int, line: bytes, reason: str) -> Flaw:
+def _flaw_of(number: int, line: bytes, reason: str) -> BadRecord:
     text = line.strip().decode("utf-8", "surrogateescape")
-    return Flaw(number, readable(text)[:_KEPT_TEXT], reason if readable(text) == text else "not UTF-8")
+    return BadRecord(number, readable(text)[:_KEPT_TEXT], reason if readable(text) == text else "not UTF-8")
 
 
 # --- CSV and TSV --------------------------------------------------------------------------------------------------
 
 
-def tsv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[Cells]:
+def tsv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[ColumnBatch]:
     """Yield what each line has in a column. wanted and the header: as for CSV.
 
     No quoting: a line is a record, and a quotation mark is one. Most programs write TSV so, and where one does quote,
@@ -160,17 +162,17 @@ def tsv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: st
     table = _Table(wanted, file)
     last = 0
     for group in groups:
-        cells = Cells(last=last + len(group))
+        cells = ColumnBatch(last=last + len(group))
         for number, line in enumerate(_texts(group), last + 1):
             if line is None:
-                cells.flaws.append(Flaw(number, "", TOO_LONG))
+                cells.flaws.append(BadRecord(number, "", TOO_LONG))
             else:
                 table.add(cells, number, line.rstrip("\r\n").split("\t"), line)
         last = cells.last
         yield cells
 
 
-def csv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[Cells]:
+def csv_cells(groups: Iterable[list[bytes | None]], wanted: str | None, file: str) -> Iterator[ColumnBatch]:
     """Yield what each record has in a column. wanted: its name in the first record, or its number from 1.
 
     The first record is the header; but not if the column was named by number and what stands there has a slash, nor if
@@ -199,7 +201,7 @@ class _Table:
         self._index = 0
         self._width = 0
 
-    def add(self, cells: Cells, number: int, record: list[str], line: str) -> None:
+    def add(self, cells: ColumnBatch, number: int, record: list[str], line: str) -> None:
         """Add a record. number and line: where it begins, and the text there."""
         if len(record) == self._width > 1:
             cells.add(number, record[self._index])
@@ -213,7 +215,7 @@ class _Table:
             cells.add(number, record[self._index])
         else:
             counts = f"not {self._width} columns, as the first line has, but {len(record)}"
-            cells.flaws.append(Flaw(number, readable(line.strip())[:_KEPT_TEXT], counts))
+            cells.flaws.append(BadRecord(number, readable(line.strip())[:_KEPT_TEXT], counts))
 
     def _begins_with_header(self, record: list[str]) -> bool:
         """Find the column in the first record; say whether that is a header."""
@@ -227,7 +229,7 @@ class _Table:
             header = False
         else:
             names = [name.strip(' \t"') for name in record]
-            self._index = choose(names, wanted, self._file, ", or its number, from 1")
+            self._index = find_column(names, wanted, self._file, ", or its number, from 1")
         self._width = len(record)
         return header
 
@@ -245,14 +247,14 @@ class _Records:
         self._waiting: list[str | None] = []
         self._number = 1
 
-    def take(self, group: list[str | None], *, final: bool = False) -> Iterator[Cells]:
+    def take(self, group: list[str | None], *, final: bool = False) -> Iterator[ColumnBatch]:
         """Take some more lines, and give the records that end in them. final: there are no more."""
         lines = self._waiting + group
         if self._delimiter is None and (first := next((each for each in lines if each and each.strip(_EMPTY)), None)):
             self._delimiter = _delimiter_in(first, self._wanted)
         start = 0
         while start < len(lines):
-            cells = Cells()
+            cells = ColumnBatch()
             end, broken = self._read(cells, lines, start)
             if broken and (final or end + broken < len(lines) or not _may_go_on(lines[end:])):
                 self._add_broken(cells, self._number + end - start, lines[end])
@@ -265,7 +267,7 @@ class _Records:
                 break
         self._waiting = lines[start:]
 
-    def _read(self, cells: Cells, lines: list[str | None], start: int) -> tuple[int, int]:
+    def _read(self, cells: ColumnBatch, lines: list[str | None], start: int) -> tuple[int, int]:
         """Read whole records, some GROUP_LINES lines of them; give where they end, and how many lines were read of one
         that cannot be read.
         """
@@ -284,12 +286,12 @@ class _Records:
             return end, max(1, start + reader.line_num - end)
         return end, 0
 
-    def _add_broken(self, cells: Cells, number: int, line: str | None) -> None:
+    def _add_broken(self, cells: ColumnBatch, number: int, line: str | None) -> None:
         if line is None:
-            cells.flaws.append(Flaw(number, "", TOO_LONG))
+            cells.flaws.append(BadRecord(number, "", TOO_LONG))
         else:
             reason = "quotation marks that do not match, or a carriage return inside"
-            cells.flaws.append(Flaw(number, readable(line.strip())[:_KEPT_TEXT], reason))
+            cells.flaws.append(BadRecord(number, readable(line.strip())[:_KEPT_TEXT], reason))
 
 
 def _delimiter_in(line: str, wanted: str | None) -> str:
@@ -335,7 +337,7 @@ _ENCODED_ROWS = 16 * _GROUP_ROWS
 _KEPT_BYTES = 2000
 
 
-def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iterator[Cells]:
+def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iterator[ColumnBatch]:
     """Yield what each row has in a column; a row's line is its number, from 1.
 
     A stream that cannot be sought in is first copied to an unnamed temporary file: Parquet begins at its end.
@@ -348,7 +350,7 @@ def parquet_cells(raw: io.BufferedReader, wanted: str | None, file: str) -> Iter
         try:
             opened = parquet.ParquetFile(stream, buffer_size=CHUNK, pre_buffer=False)
             schema = opened.schema_arrow
-            name = schema.names[choose(schema.names, wanted, file)]
+            name = schema.names[find_column(schema.names, wanted, file)]
             _check_text(arrow, schema.field(name), file)
             rows = _ENCODED_ROWS if arrow.types.is_dictionary(schema.field(name).type) else _GROUP_ROWS
             number = 0
@@ -394,11 +396,13 @@ def _octets(arrow: Any, column: Any) -> list[bytes | None]:
     return cast("list[bytes | None]", column.cast(arrow.large_binary()).to_pylist())
 
 
-def _taken(values: list[bytes | None], before: int) -> Cells:
-    cells = Cells(last=before + len(values))
+def _taken(values: list[bytes | None], before: int) -> ColumnBatch:
+    cells = ColumnBatch(last=before + len(values))
     for number, value in enumerate(values, before + 1):
         try:
             cells.add(number, None if value is None else value.decode())
         except UnicodeDecodeError:
-            cells.flaws.append(Flaw(number, cast("bytes", value)[:_KEPT_BYTES].decode(errors="replace"), "not UTF-8"))
+            cells.flaws.append(
+                BadRecord(number, cast("bytes", value)[:_KEPT_BYTES].decode(errors="replace"), "not UTF-8")
+            )
     return cells

@@ -18,7 +18,7 @@ def exporter_for(
     if options.metrics_file is None:
         return None
     try:
-        from harvester.reporting.prometheus import MetricsFile  # noqa: PLC0415 - an extra
+        from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
-    return MetricsFile(options.metrics_file, options.out, warn).show
+    return TextfileExporter(options.metrics_file, options.out, warn).show

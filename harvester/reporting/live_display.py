@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harvester.events import Event, Field
-from harvester.progress import Status
+from harvester.progress import RunProgress
 from harvester.reporting.reporter import clock, explained, moves, trouble_of
 from harvester.reporting.summary import duration
 from harvester.reporting.terminal import escaped, put
@@ -59,7 +59,7 @@ class Display:
             elif _takes_more():
                 self._draw(self._frame if self._drawn and _in_foreground() else [])
 
-    def show(self, status: Status) -> bool:
+    def show(self, status: RunProgress) -> bool:
         """Draw how far a run is, unless that was done just now, or the terminal is not ours at the moment."""
         with self._lock:
             now = time.monotonic()
@@ -148,14 +148,14 @@ def _size() -> tuple[int, int]:
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def frame(status: Status, width: int) -> Iterator[Text]:
+def frame(status: RunProgress, width: int) -> Iterator[Text]:
     """Give the lines that show a status, the most important first, none wider than width."""
     for line in _lines(status, width):
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
 
 
-def _lines(status: Status, width: int) -> Iterator[Text]:
+def _lines(status: RunProgress, width: int) -> Iterator[Text]:
     yield _bar(status, width)
     yield from _packed(_results(status), width)
     if still := _standstill(status):
@@ -171,10 +171,10 @@ def _broken(piece: Text, width: int) -> Iterable[Text]:
     return [Text(part, piece.style) for part in textwrap.wrap(piece.plain, max(width, 1))]
 
 
-def _bar(status: Status, width: int) -> Text:
-    if status.left is None:
+def _bar(status: RunProgress, width: int) -> Text:
+    if status.remaining is None:
         return Text.assemble((f"{status.settled:,}", "bold"), " calls settled")
-    total = status.settled + status.left
+    total = status.settled + status.remaining
     share = status.settled / total if total else 1.0
     percent = int(share * 100)
     counts = f"{status.settled:,} of {total:,} calls "
@@ -186,7 +186,7 @@ def _bar(status: Status, width: int) -> Text:
     return bar.append(f" {percent:>3} %")
 
 
-def _results(status: Status) -> Iterator[Text]:
+def _results(status: RunProgress) -> Iterator[Text]:
     yield Text.assemble((f"{status.rows:,}", "green"), " rows")
     yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
@@ -196,7 +196,7 @@ def _results(status: Status) -> Iterator[Text]:
         yield Text(f"{status.attempts.throttled:,} throttled")
 
 
-def _standstill(status: Status) -> list[Text]:
+def _standstill(status: RunProgress) -> list[Text]:
     """Say why nothing moves, and until when."""
     if trouble := trouble_of(status):
         return [Text(escaped(trouble), "bold yellow")]
@@ -209,9 +209,9 @@ def _standstill(status: Status) -> list[Text]:
     return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 
 
-def _ahead(status: Status) -> Iterator[Text]:
+def _ahead(status: RunProgress) -> Iterator[Text]:
     now = datetime.now().astimezone()
-    if not status.left:
+    if not status.remaining:
         return
     if status.spent:
         yield Text.assemble("the month is spent about ", (_about(status.spent), "bold"))
@@ -228,7 +228,7 @@ def _about(moment: datetime) -> str:
     return clock(moment).rpartition(":")[0]
 
 
-def _chart(status: Status, width: int) -> Text:
+def _chart(status: RunProgress, width: int) -> Text:
     """Draw the calls of the last minute, and say their speed."""
     counts = list(status.per_second)
     speed = sum(counts) / len(counts) if counts else 0.0
@@ -246,7 +246,7 @@ def _chart(status: Status, width: int) -> Text:
     return text.append("  ").append(bars, "cyan").append(label, "dim")
 
 
-def _windows(status: Status) -> Iterator[Text]:
+def _windows(status: RunProgress) -> Iterator[Text]:
     """Say what each window holds; the one that binds stands out."""
     binds = status.waiting.window if status.waiting else None
     for state in status.windows:

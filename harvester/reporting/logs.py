@@ -15,11 +15,11 @@ import structlog
 
 from harvester.bitly.query import Query
 from harvester.errors import UsageError
-from harvester.events import Event, Field, Invalid, level
-from harvester.progress import Status
+from harvester.events import Event, Field, InvalidLine, level
+from harvester.progress import RunProgress
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped
-from harvester.rows.row import RowMaker
+from harvester.rows.row import RowBuilder
 
 
 class JsonLog:
@@ -51,7 +51,7 @@ class JsonLog:
         """Say what something else than harvester has to say, in one line."""
         self.tell(Event.WARNING, text.replace("\n", " "), {})
 
-    def show(self, status: Status) -> bool:  # noqa: ARG002
+    def show(self, status: RunProgress) -> bool:  # noqa: ARG002
         """Show nothing all the time."""
         return False
 
@@ -108,7 +108,7 @@ log = logging.getLogger("harvester")
 log.addHandler(logging.NullHandler())  # or warnings would be printed where nobody has set logging up
 
 
-class LogWatcher:
+class LoggingObserver:
     """Tells a run to the logger. Bad links and long waits are warnings, too; refused and failed calls are information.
 
     on_failure: called with what would stand in `_failures.ndjson`. give_up: called when it raises. query: the run's,
@@ -126,11 +126,11 @@ class LogWatcher:
         self._on_failure = on_failure
         self._give_up = give_up
 
-    def invalid(self, line: Invalid) -> None:
+    def invalid(self, line: InvalidLine) -> None:
         """Log a bad link, and call back."""
         log.warning("%s:%d: not a bitlink: %s: %.200s", line.file, line.line, line.reason, line.text)
         if self._on_failure is not None and self.query is not None:
-            rows = RowMaker(self.query, "")
+            rows = RowBuilder(self.query, "")
             self._call(rows.failure("invalid", file=line.file, line=line.line, text=line.text, message=line.reason))
 
     def failure(self, line: bytes) -> None:
@@ -146,7 +146,7 @@ class LogWatcher:
         """Log it."""
         log.info("%s", text)
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunProgress) -> None:
         """Warn of a long wait that begins; log how far a run is, for whoever debugs."""
         waiting = status.waiting
         if waiting is None or waiting.until is None:

@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 5.0
 """A file system that takes longer than so may finish, but is not waited for."""
 
 
-class MetricsFile:
+class TextfileExporter:
     """Writes manifests' numbers to a file, whole or not at all, with the mode that the umask gives it.
 
     out: what the run calls its output. warn: called when the file cannot be written, once.
@@ -117,7 +117,7 @@ class _Numbers(Collector):
         states = {state: dataset[state] for state in ("rows", "refused", "failed", "pending")}
         yield self._gauge("harvester_calls", "Calls of the output by what became of them.", states, "state")
         yield self._gauge(
-            "harvester_calls_left", "Calls without a verdict in the whole list.", {"": self._manifest["left"]}
+            "harvester_calls_left", "Calls without a verdict in the whole list.", {"": self._manifest["remaining"]}
         )
 
     def _attempts(self) -> Iterator[Metric]:
@@ -137,7 +137,7 @@ class _Numbers(Collector):
         limits = {name: state["limit"] for name, state in windows.items()}
         yield self._gauge("harvester_window_used", "Attempts that a window holds.", used, "window")
         yield self._gauge("harvester_window_limit", "Attempts that a window may hold.", limits, "window")
-        binds = budget["binds"] or {"window": None, "until": None}
+        binds = budget["limited_by"] or {"window": None, "until": None}
         waiting = dict.fromkeys(WINDOWS, 0) | ({binds["window"]: 1} if binds["window"] else {})
         yield self._gauge("harvester_waiting", "1 for what the run waits for, 0 for all else.", waiting, "window")
         yield self._moment("waiting_until", "When that lets the run go on; 0 if it is not known.", binds["until"])

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from harvester.events import Event, Field, Invalid, level
-from harvester.progress import WINDOWS, Outcome, Status, Waiting
+from harvester.events import Event, Field, InvalidLine, level
+from harvester.progress import WAIT_REASONS, RunOutcome, RunProgress, WaitReason
 from harvester.reporting.summary import counts, summary
 from harvester.reporting.terminal import say
 
@@ -22,13 +22,13 @@ _SHOWN_TEXT = 200
 _STILL_SECONDS = 3
 
 
-class Voice(Protocol):
+class EventSink(Protocol):
     """Says events to whoever listens."""
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
         """Say an event. text: for a person, of any number of lines; fields: for a program."""
 
-    def show(self, status: Status) -> bool:
+    def show(self, status: RunProgress) -> bool:
         """Show how far a run is, if that is done all the time; False where lines are wanted now and then."""
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Plain:
         if text:
             say(text)
 
-    def show(self, status: Status) -> bool:  # noqa: ARG002
+    def show(self, status: RunProgress) -> bool:  # noqa: ARG002
         """Show nothing all the time."""
         return False
 
@@ -51,11 +51,11 @@ class Plain:
         """Leave the lines where they are."""
 
 
-class StderrWatcher:
+class Reporter:
     """Tells a run on standard error. quiet: only warnings and bad lines. show_failures: their lines, too."""
 
     def __init__(self, *, quiet: bool = False, show_failures: bool = False) -> None:
-        self._voice: Voice = Plain()
+        self._voice: EventSink = Plain()
         self._quiet = quiet
         self._show_failures = show_failures
         self._invalid = 0
@@ -65,7 +65,7 @@ class StderrWatcher:
         self._asking_since = self._began
         self._told_until = 0.0
 
-    def speak(self, voice: Voice) -> None:
+    def speak(self, voice: EventSink) -> None:
         """Have all that comes said by another voice."""
         self._voice = voice
 
@@ -74,7 +74,7 @@ class StderrWatcher:
         if not self._quiet or level(event) != "info":
             self._voice.tell(event, text, fields)
 
-    def invalid(self, line: Invalid) -> None:
+    def invalid(self, line: InvalidLine) -> None:
         """Show the first bad lines; all of them are in `_failures.ndjson`."""
         self._invalid += 1
         if self._invalid <= _SHOWN_INVALID:
@@ -82,7 +82,7 @@ class StderrWatcher:
             said = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
             self.tell(Event.LINE_INVALID, said, file=line.file, line=line.line, reason=line.reason, text=text)
         if self._invalid == _SHOWN_INVALID:
-            self.tell(Event.LINES_HUSHED, "further lines that are no bitlinks are only counted here")
+            self.tell(Event.LINES_SUPPRESSED, "further lines that are no bitlinks are only counted here")
 
     def failure(self, line: bytes) -> None:
         """Show the line where there is no `_failures.ndjson` to hold it."""
@@ -98,7 +98,7 @@ class StderrWatcher:
         """Show it, unless quiet."""
         self.tell(event, text, **fields)
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunProgress) -> None:
         """Show how far it is, if that was not done lately, and at once when a long wait begins."""
         if self._quiet or self._voice.show(status):
             return
@@ -111,7 +111,7 @@ class StderrWatcher:
         self._due = now + self._interval
         self.tell(Event.PROGRESS, status_line(status, now - self._asking_since), **progress_fields(status))
 
-    def _long_wait_begins(self, waiting: Waiting | None) -> bool:
+    def _long_wait_begins(self, waiting: WaitReason | None) -> bool:
         if waiting is None or waiting.until is None:
             return False
         left = (waiting.until - datetime.now(UTC)).total_seconds()
@@ -119,7 +119,7 @@ class StderrWatcher:
         # Who waits asks again now and then, and the moment may move a little.
         return left > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
-    def ended(self, outcome: Outcome, out: str, exit_code: int) -> None:
+    def ended(self, outcome: RunOutcome, out: str, exit_code: int) -> None:
         """Give the summary, also to the quiet if the run was stopped."""
         self.close()
         seconds = time.monotonic() - self._began
@@ -132,31 +132,31 @@ class StderrWatcher:
         self._voice.close()
 
 
-def status_line(status: Status, seconds: float) -> str:
+def status_line(status: RunProgress, seconds: float) -> str:
     """Give one line that says how far a run is after so many seconds of asking."""
     rate = status.attempts.total / seconds * 60 if seconds else 0.0
     line = (
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
-    if status.left:
-        line += f"; {status.left:,} left{_end(status)}"
+    if status.remaining:
+        line += f"; {status.remaining:,} left{_end(status)}"
     line = f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
     return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
-def _end(status: Status) -> str:
+def _end(status: RunProgress) -> str:
     if status.spent:
         return f", the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}"
     return f", until about {status.ends.astimezone():%Y-%m-%d %H:%M}" if status.ends else ""
 
 
-def moves(status: Status) -> bool:
+def moves(status: RunProgress) -> bool:
     """Say whether calls were settled in the last seconds."""
     return any(list(status.per_second)[-_STILL_SECONDS:])
 
 
-def trouble_of(status: Status) -> str:
+def trouble_of(status: RunProgress) -> str:
     """Say how attempts fail where nothing moves for that, and nobody waits for an outage's end yet; else nothing."""
     waits = status.waiting is not None and status.waiting.window != "pace"
     if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
@@ -164,9 +164,9 @@ def trouble_of(status: Status) -> str:
     return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): asking again"
 
 
-def explained(waiting: Waiting) -> str:
+def explained(waiting: WaitReason) -> str:
     """Say which window binds, what it holds, and until when, in local time."""
-    text = WINDOWS.get(waiting.window, waiting.window)
+    text = WAIT_REASONS.get(waiting.window, waiting.window)
     if waiting.limit:
         text += f" of {waiting.limit:,}"
     if waiting.why:
@@ -181,7 +181,7 @@ def clock(moment: datetime) -> str:
     return f"{local:%H:%M:%S}" if today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def progress_fields(status: Status) -> dict[str, Any]:
+def progress_fields(status: RunProgress) -> dict[str, Any]:
     """Give for a program what a progress line says."""
     waiting, attempts = status.waiting, status.attempts
     return {
@@ -189,7 +189,7 @@ def progress_fields(status: Status) -> dict[str, Any]:
         "refused": status.refused,
         "failed": status.failed,
         "pending": status.pending,
-        "left": status.left,
+        "remaining": status.remaining,
         "attempts": attempts.total,
         "calls_last_minute": round(sum(status.per_second)),
         "ends": status.ends,

@@ -13,57 +13,58 @@ from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month
 from harvester.config.options import QueryOptions
-from harvester.config.parsing import escaped
+from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest
 from harvester.dataset.manifest import Found
 from harvester.errors import UsageError
-from harvester.shutdown import Reason
+from harvester.shutdown import StopReason
 
 
 class State(StrEnum):
     """How a run stands, as far as its manifest tells."""
 
     RUNNING = "running"
-    SILENT = "silent"
-    UNCLEAR = "unclear"
+    STALE = "stale"
+    CLOCK_SKEW = "clock_skew"
     STOPPED = "stopped"
     FAILURES = "failures"
     EMPTY = "empty"
     COMPLETE = "complete"
 
 
-class Next(NamedTuple):
+class NextStep(NamedTuple):
     """What to do. command: None where no command helps. after: UTC, None for now."""
 
-    says: str
+    summary: str
     command: str | None = None
     after: datetime | None = None
 
 
 _CARRIES_ON = "the same command carries on, with the options it was begun with"
-_BY_REASON: dict[Reason, str] = {
-    Reason.SIGNAL: _CARRIES_ON,
-    Reason.MAX_TIME: _CARRIES_ON,
-    Reason.MAX_CALLS: _CARRIES_ON,
-    Reason.OUTAGE: f"when Bitly answers again, {_CARRIES_ON}",
-    Reason.THROTTLED: f"in an hour or so, {_CARRIES_ON}",
-    Reason.MONTH_SPENT: _CARRIES_ON,
-    Reason.TOKEN_REFUSED: f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then "
+_BY_REASON: dict[StopReason, str] = {
+    StopReason.SIGNAL: _CARRIES_ON,
+    StopReason.MAX_TIME: _CARRIES_ON,
+    StopReason.MAX_CALLS: _CARRIES_ON,
+    StopReason.OUTAGE: f"when Bitly answers again, {_CARRIES_ON}",
+    StopReason.THROTTLED: f"in an hour or so, {_CARRIES_ON}",
+    StopReason.MONTH_SPENT: _CARRIES_ON,
+    StopReason.TOKEN_REFUSED: f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then "
     f"{_CARRIES_ON}",
-    Reason.PLAN_REFUSED: f"name another --facet with another --out; or when the plan has been changed, {_CARRIES_ON}",
-    Reason.PARAMETER_REFUSED: "correct the option that Bitly refused, and name another --out with it",
-    Reason.CONNECTION_REFUSED: f"mend the way to Bitly (certificate, proxy); then {_CARRIES_ON}",
-    Reason.NO_ROUTE: f"correct --base-url; then {_CARRIES_ON}",
-    Reason.TOO_MANY_FAILURES: f"see in _failures.ndjson why; then {_CARRIES_ON}, or with a larger --max-failures",
-    Reason.ALL_REFUSED: "make sure that the links belong to the token's account; then the same command carries on, or "
-    "with --max-failures 100% if they do",
-    Reason.UNREADABLE: f"see in _failures.ndjson what answered instead of Bitly; then {_CARRIES_ON}",
-    Reason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
-    Reason.CONSUMER_GONE: _CARRIES_ON,
-    Reason.INPUT: f"mend the list; then {_CARRIES_ON}",
-    Reason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
+    StopReason.PLAN_REFUSED: "name another --facet with another --out; or when the plan has been changed, "
+    f"{_CARRIES_ON}",
+    StopReason.PARAMETER_REFUSED: "correct the option that Bitly refused, and name another --out with it",
+    StopReason.CONNECTION_REFUSED: f"mend the way to Bitly (certificate, proxy); then {_CARRIES_ON}",
+    StopReason.NO_ROUTE: f"correct --base-url; then {_CARRIES_ON}",
+    StopReason.TOO_MANY_FAILURES: f"see in _failures.ndjson why; then {_CARRIES_ON}, or with a larger --max-failures",
+    StopReason.ALL_REFUSED: "make sure that the links belong to the token's account; then the same command carries on, "
+    "or with --max-failures 100% if they do",
+    StopReason.UNREADABLE: f"see in _failures.ndjson what answered instead of Bitly; then {_CARRIES_ON}",
+    StopReason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
+    StopReason.CONSUMER_GONE: _CARRIES_ON,
+    StopReason.INPUT: f"mend the list; then {_CARRIES_ON}",
+    StopReason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
 }
-_NO_COMMAND = {Reason.PARAMETER_REFUSED}
+_NO_COMMAND = {StopReason.PARAMETER_REFUSED}
 
 
 def command_for(
@@ -74,14 +75,14 @@ def command_for(
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
     as --account named it, or None. work_dir: so too.
     """
-    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escaped(out)]
+    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escape_braces(out)]
     for option in fields(QueryOptions):
         value = query.get(option.name, option.default)
         # The moment is kept with the output; whoever does not name it gets the one that is kept.
         if option.name != "unit_reference" and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
     words += ["--account", account] if account else []
-    return shlex.join(words + (["--work-dir", escaped(work_dir)] if work_dir else []))
+    return shlex.join(words + (["--work-dir", escape_braces(work_dir)] if work_dir else []))
 
 
 def _as_argument(name: str) -> str:
@@ -90,7 +91,7 @@ def _as_argument(name: str) -> str:
 
 def next_step(
     state: State, command: str, *, reason: str | None, until: datetime | None, asked_again: bool, input_piped: bool
-) -> Next:
+) -> NextStep:
     """Say what to do next.
 
     command: carries the output on. reason, until: of a run that stopped. asked_again: some calls have failed, and the
@@ -99,33 +100,33 @@ def next_step(
     piped = "; give it the same list on standard input" if input_piped else ""
     match state:
         case State.RUNNING:
-            return Next("nothing: it goes on by itself")
-        case State.UNCLEAR:
-            return Next("look again in a minute: a run that goes on writes its manifest once a minute")
-        case State.SILENT:
-            return Next(f"{_CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
+            return NextStep("nothing: it goes on by itself")
+        case State.CLOCK_SKEW:
+            return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
+        case State.STALE:
+            return NextStep(f"{_CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
         case State.STOPPED:
             return _after_stop(command, reason, until, piped)
         case State.FAILURES if asked_again:
-            return Next(
+            return NextStep(
                 "the same command asks again for what failed (in three runs; then only with --retry-failed); "
                 f"_failures.ndjson says why it did{piped}",
                 command,
             )
         case State.FAILURES:
             says = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
-            return Next(says, f"{command} --retry-failed")
+            return NextStep(says, f"{command} --retry-failed")
         case State.EMPTY:
-            return Next("give it a list that has bitlinks", command)
+            return NextStep("give it a list that has bitlinks", command)
         case State.COMPLETE:
-            return Next("nothing: every call is settled")
+            return NextStep("nothing: every call is settled")
 
 
-def _after_stop(command: str, reason: str | None, until: datetime | None, piped: str) -> Next:
-    known = Reason(reason) if reason in set(Reason) else None
+def _after_stop(command: str, reason: str | None, until: datetime | None, piped: str) -> NextStep:
+    known = StopReason(reason) if reason in set(StopReason) else None
     if known in _NO_COMMAND:
-        return Next(_BY_REASON[known])
-    return Next((_CARRIES_ON if known is None else _BY_REASON[known]) + piped, command, until)
+        return NextStep(_BY_REASON[known])
+    return NextStep((_CARRIES_ON if known is None else _BY_REASON[known]) + piped, command, until)
 
 
 SILENT_SECONDS = 180.0
@@ -152,7 +153,7 @@ class Rate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Glance:
+class RunStatus:
     """A run as its manifest tells it. manifest: as it was read. now: when; all moments are UTC.
 
     calls: of the output by what became of them. left: calls of the list without a verdict, None if that is not known.
@@ -167,12 +168,12 @@ class Glance:
     ended: datetime | None
     state: State
     calls: Mapping[str, int]
-    left: int | None
+    remaining: int | None
     rate: Rate | None
     ends: datetime | None
     waiting_until: datetime | None
     parts: tuple[int, int, int]
-    next: Next
+    next: NextStep
 
     @property
     def age_seconds(self) -> float:
@@ -180,7 +181,7 @@ class Glance:
         return (self.now - self.updated).total_seconds()
 
 
-def look(out: str, now: datetime | None = None) -> Glance:
+def look(out: str, now: datetime | None = None) -> RunStatus:
     """Read how a run stands. out: its folder, its growing file, or the manifest itself.
 
     Raises:
@@ -193,7 +194,7 @@ def look(out: str, now: datetime | None = None) -> Glance:
         raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
 
 
-def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[Glance]:
+def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
     """Look again every so many seconds, until the run has ended. Raises as `look`."""
     while True:
         seen = look(out)
@@ -206,14 +207,14 @@ def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.slee
 # --- what it says -----------------------------------------------------------------------------------------------
 
 
-def _glance(found: Found, now: datetime) -> Glance:
+def _glance(found: Found, now: datetime) -> RunStatus:
     content = found.content
     updated, calls = _moment(content["updated"]), content["dataset"]
-    ended, left = _ended(content, updated), content.get("left")
+    ended, left = _ended(content, updated), content.get("remaining")
     state = _state(content, ended, (now - updated).total_seconds())
-    until = (content["budget"]["binds"] or {}).get("until")
+    until = (content["budget"]["limited_by"] or {}).get("until")
     parts = content["parts"]
-    return Glance(
+    return RunStatus(
         out=found.out,
         path=found.path,
         manifest=content,
@@ -222,7 +223,7 @@ def _glance(found: Found, now: datetime) -> Glance:
         ended=ended,
         state=state,
         calls={name: calls[name] for name in ("calls", "rows", "refused", "failed", "pending")},
-        left=left,
+        remaining=left,
         rate=_rate(content.get("invocation")),
         ends=_ends(left, content, updated, now) if left and state is State.RUNNING else None,
         waiting_until=_moment(until) if until else None,
@@ -241,8 +242,8 @@ def _ended(content: Mapping[str, Any], updated: datetime) -> datetime | None:
 def _state(content: Mapping[str, Any], ended: datetime | None, age_seconds: float) -> State:
     if ended is None:
         if age_seconds < -AHEAD_SECONDS:
-            return State.UNCLEAR
-        return State.SILENT if age_seconds > SILENT_SECONDS else State.RUNNING
+            return State.CLOCK_SKEW
+        return State.STALE if age_seconds > SILENT_SECONDS else State.RUNNING
     if content["complete"]:
         return State.COMPLETE
     if content["stopped"]:
@@ -277,12 +278,12 @@ def _ends(left: int, content: Mapping[str, Any], updated: datetime, now: datetim
         now,
         minute_used=windows["minute"]["used"],
         leaving=[(seconds, count) for seconds, count in minutes if seconds > 0 and count],
-        month_left=limits.per_month if begins_anew and limits.per_month else month["left"],
+        month_left=limits.per_month if begins_anew and limits.per_month else month["remaining"],
     )
     return forecast(ceil(left * each), limits, start).ends
 
 
-def _next(out: str, content: Mapping[str, Any], state: State) -> Next:
+def _next(out: str, content: Mapping[str, Any], state: State) -> NextStep:
     lists = content.get("invocation", {}).get("lists", [])
     budget, stopped = content["budget"], content["stopped"] or {}
     account = budget["account"] if budget["account"] != budget["token"] else None
@@ -292,7 +293,7 @@ def _next(out: str, content: Mapping[str, Any], state: State) -> Next:
         command_for(out, lists, content["query"], account, content.get("work_dir")),
         reason=stopped.get("reason"),
         until=_moment(until) if until else None,
-        asked_again=content["dataset"]["failed"] > content.get("left_failed", 0),
+        asked_again=content["dataset"]["failed"] > content.get("given_up", 0),
         input_piped="-" in lists,
     )
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import orjson
 
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 from harvester.jsonlines import as_json
-from harvester.progress import WINDOWS
-from harvester.reporting.run_status import Glance, State
+from harvester.progress import WAIT_REASONS
+from harvester.reporting.run_status import RunStatus, State
 from harvester.reporting.terminal import escaped, print_out
 
 _STATES = {
     State.RUNNING: "it is running",
-    State.SILENT: "no news since {updated}: it was killed, could not write any more, or its machine is down",
-    State.UNCLEAR: "its clock is ahead of this machine's, so how old the news is cannot be told",
+    State.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
+    State.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
     State.STOPPED: "stopped before the list's end",
     State.FAILURES: "finished, but some calls failed",
     State.EMPTY: "ended: there are no bitlinks in the list",
@@ -34,7 +34,7 @@ _PASSED_ON = (
     "input_read_to_end",
     "list",
     "invocation",
-    "left_failed",
+    "given_up",
     "attempts",
     "budget",
 )
@@ -42,7 +42,7 @@ _PASSED_ON = (
 _UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def as_text(seen: Glance) -> str:
+def as_text(seen: RunStatus) -> str:
     """Give the lines for a person."""
     lines = [f"{seen.out}: {_says(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
     files, rows, size = seen.parts
@@ -51,13 +51,13 @@ def as_text(seen: Glance) -> str:
         lines.append(_line("stopped", str(stopped["message"])))
     step = seen.next
     after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
-    lines.append(_line("next", after + step.says))
+    lines.append(_line("next", after + step.summary))
     if step.command:
         lines.append(_line("", step.command))
     return "\n".join(lines)
 
 
-def as_line(seen: Glance) -> str:
+def as_line(seen: RunStatus) -> str:
     """Give one line for a log."""
     calls = seen.calls
     line = (
@@ -70,7 +70,7 @@ def as_line(seen: Glance) -> str:
     return f"{line}; waiting for {waiting}" if waiting else line
 
 
-def as_dict(seen: Glance) -> dict[str, Any]:
+def as_dict(seen: RunStatus) -> dict[str, Any]:
     """Give the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
     manifest, step = seen.manifest, seen.next
     files, rows, size = seen.parts
@@ -79,33 +79,33 @@ def as_dict(seen: Glance) -> dict[str, Any]:
         "out": seen.out,
         "manifest": seen.path,
         "state": seen.state,
-        "says": _says(seen),
-        "now": utc_text(seen.now),
+        "summary": _says(seen),
+        "now": utc_iso(seen.now),
         "updated": manifest["updated"],
         "age_seconds": round(seen.age_seconds, 1),
-        "ended": utc_text(seen.ended) if seen.ended else None,
+        "ended": utc_iso(seen.ended) if seen.ended else None,
         "settled": seen.calls["rows"] + seen.calls["refused"],
         "calls": dict(seen.calls),
-        "left": seen.left,
+        "remaining": seen.remaining,
         "calls_per_hour": round(seen.rate.per_hour, 1) if seen.rate else None,
-        "ends": utc_text(seen.ends) if seen.ends else None,
+        "ends": utc_iso(seen.ends) if seen.ends else None,
         "waiting_seconds": _seconds_to(seen.waiting_until, seen.now),
         "parts": {"files": files, "rows": rows, "bytes": size},
         "next": {
-            "says": step.says,
+            "summary": step.summary,
             "command": step.command,
-            "after": utc_text(step.after) if step.after else None,
+            "after": utc_iso(step.after) if step.after else None,
             "after_seconds": _seconds_to(step.after, seen.now),
         },
         **{name: manifest.get(name) for name in _PASSED_ON},
     }
 
 
-def _says(seen: Glance) -> str:
+def _says(seen: RunStatus) -> str:
     return _STATES[seen.state].format(updated=_shown(seen.updated))
 
 
-def _news_lines(seen: Glance) -> list[str]:
+def _news_lines(seen: RunStatus) -> list[str]:
     age = seen.age_seconds
     old = f"{_duration(age)} old" if age >= 0 else f"{_duration(-age)} ahead of this machine's clock"
     lines = [_line("news", f"{_shown(seen.updated)}, {old}")]
@@ -116,7 +116,7 @@ def _news_lines(seen: Glance) -> list[str]:
     return lines
 
 
-def _call_lines(seen: Glance) -> list[str]:
+def _call_lines(seen: RunStatus) -> list[str]:
     calls, rate = seen.calls, seen.rate
     settled = calls["rows"] + calls["refused"]
     lines = [
@@ -124,16 +124,16 @@ def _call_lines(seen: Glance) -> list[str]:
         _line("failed", f"{calls['failed']:,}"),
         _line("pending", f"{calls['pending']:,}"),
     ]
-    if seen.left is not None:
+    if seen.remaining is not None:
         end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
-        lines.append(_line("left", f"{seen.left:,} calls of the list{end}"))
+        lines.append(_line("left", f"{seen.remaining:,} calls of the list{end}"))
     if rate:
         span = f"{rate.calls:,} in {_duration(rate.seconds)}"
         lines.append(_line("rate", f"{rate.per_hour:,.0f} calls an hour ({span})"))
     return lines
 
 
-def _budget_lines(seen: Glance) -> list[str]:
+def _budget_lines(seen: RunStatus) -> list[str]:
     budget = seen.manifest["budget"]
     lines = [_line("waiting", f"for {waiting}")] if (waiting := _waiting(seen)) else []
     name, token = budget["account"], budget["token"]
@@ -147,12 +147,12 @@ def _window(window: Mapping[str, Any]) -> str:
     return f"{window['window']:<7}{window['used']:,} {limit}{until}"
 
 
-def _waiting(seen: Glance) -> str | None:
+def _waiting(seen: RunStatus) -> str | None:
     """Say what the run waits for; None when it does not, or has ended, or was not heard of since."""
-    binds, until = seen.manifest["budget"]["binds"], seen.waiting_until
+    binds, until = seen.manifest["budget"]["limited_by"], seen.waiting_until
     if not binds or seen.ended:
         return None
-    text = str(WINDOWS.get(binds["window"], binds["window"]))
+    text = str(WAIT_REASONS.get(binds["window"], binds["window"]))
     if binds["limit"]:
         text += f" of {binds['limit']:,}"
     return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
@@ -187,12 +187,12 @@ def _duration(seconds: float) -> str:
     return " ".join(said[:2]) or "0 s"
 
 
-def put_glance(seen: Glance, *, json: bool) -> None:
+def put_glance(seen: RunStatus, *, json: bool) -> None:
     """Print how a run stands."""
     print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
-def follow(looks: Iterator[Glance], *, json: bool) -> None:
+def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
     """Print how a run stands, again and again: on a terminal in place, else a line at each change."""
     if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         _put_changes(looks, _as_json if json else as_line)
@@ -200,11 +200,11 @@ def follow(looks: Iterator[Glance], *, json: bool) -> None:
         _redraw(looks)
 
 
-def _as_json(seen: Glance, option: int = 0) -> str:
+def _as_json(seen: RunStatus, option: int = 0) -> str:
     return as_json(as_dict(seen), option)
 
 
-def _put_changes(looks: Iterator[Glance], shown: Callable[[Glance], str]) -> None:
+def _put_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
     last = None
     for seen in looks:
         if (seen.manifest, seen.state) != last:
@@ -212,7 +212,7 @@ def _put_changes(looks: Iterator[Glance], shown: Callable[[Glance], str]) -> Non
         last = (seen.manifest, seen.state)
 
 
-def _redraw(looks: Iterator[Glance]) -> None:
+def _redraw(looks: Iterator[RunStatus]) -> None:
     from rich.live import Live  # noqa: PLC0415 - a line for a log needs none of it
     from rich.text import Text  # noqa: PLC0415
 

@@ -4,24 +4,24 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from harvester.progress import Outcome, Status
-from harvester.shutdown import Reason
+from harvester.progress import RunOutcome, RunProgress
+from harvester.shutdown import StopReason
 
 _NO_REPEAT = {
-    Reason.TOKEN_REFUSED,
-    Reason.PLAN_REFUSED,
-    Reason.PARAMETER_REFUSED,
-    Reason.CONNECTION_REFUSED,
-    Reason.NO_ROUTE,
-    Reason.ALL_REFUSED,
-    Reason.INPUT,
-    Reason.OUTPUT,
+    StopReason.TOKEN_REFUSED,
+    StopReason.PLAN_REFUSED,
+    StopReason.PARAMETER_REFUSED,
+    StopReason.CONNECTION_REFUSED,
+    StopReason.NO_ROUTE,
+    StopReason.ALL_REFUSED,
+    StopReason.INPUT,
+    StopReason.OUTPUT,
 }
 """Repeating alone does not help: the message says what has to change before."""
 _FEW_SECONDS = 1.0
 
 
-def summary(outcome: Outcome, out: str, seconds: float) -> str:
+def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
     """Give the lines that end a run: what came of the list, what it cost, and what to do next."""
     pairs = [pair for part in (_came, _cost, _time, _month) for pair in part(outcome.status, seconds)]
     pairs += [("in", out)] if out != "-" else []
@@ -34,25 +34,25 @@ def summary(outcome: Outcome, out: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _headline(outcome: Outcome, seconds: float) -> str:
+def _headline(outcome: RunOutcome, seconds: float) -> str:
     status = outcome.status
     if outcome.stop:
         return f"stopped: {outcome.stop.message}"
     if not status.listed.links:
         return "nothing to do: the list has no links"
-    if not status.settled and not status.left_failed:
+    if not status.settled and not status.given_up:
         return "nothing to do: everything was known, no call was made"
     if outcome.complete:
         return f"done in {duration(seconds)}: every call is settled"
     return f"done in {duration(seconds)}, but {_failed(status)}"
 
 
-def _failed(status: Status) -> str:
-    failed = status.failed + status.left_failed
+def _failed(status: RunProgress) -> str:
+    failed = status.failed + status.given_up
     return f"{counted(failed, 'call has', 'calls have')} failed"
 
 
-def _came(status: Status, _: float) -> Iterator[tuple[str, str]]:
+def _came(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.settled:
         yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
@@ -63,7 +63,7 @@ def _came(status: Status, _: float) -> Iterator[tuple[str, str]]:
         yield "list", f"{counted(status.known, 'link was', 'links were')} known before"
 
 
-def _cost(status: Status, _: float) -> Iterator[tuple[str, str]]:
+def _cost(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
     attempts = status.attempts
     if not attempts.total and not attempts.helper:
         return
@@ -72,23 +72,23 @@ def _cost(status: Status, _: float) -> Iterator[tuple[str, str]]:
     yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
 
 
-def _time(status: Status, seconds: float) -> Iterator[tuple[str, str]]:
+def _time(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
     if status.settled:
         speed = f", {status.settled / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
         yield "time", f"{duration(seconds)}{speed}"
 
 
-def _month(status: Status, _: float) -> Iterator[tuple[str, str]]:
+def _month(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
     month = status.windows[-1] if status.windows else None
-    if month and month.left is not None:
+    if month and month.remaining is not None:
         until = f"; a new one begins {month.until:%Y-%m-%d %H:%M} UTC" if month.until else ""
-        yield "month", f"{month.left:,} of {month.limit:,} attempts left{until}"
+        yield "month", f"{month.remaining:,} of {month.limit:,} attempts left{until}"
 
 
-def _next(outcome: Outcome, out: str) -> Iterator[str]:
+def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     stop, status = outcome.stop, outcome.status
     kept = "what came is kept" if out == "-" else "nothing was lost"
-    if stop and stop.reason is Reason.CONSUMER_GONE:
+    if stop and stop.reason is StopReason.CONSUMER_GONE:
         return
     if stop and out == "-":
         yield "the same command begins anew: --out with a folder or a file would carry on"
@@ -103,14 +103,14 @@ def _next(outcome: Outcome, out: str) -> Iterator[str]:
     elif status.failed:
         failed = counted(status.failed, "call has", "calls have")
         yield f"{failed} failed: see _failures.ndjson; the same command tries again"
-    if status.left_failed:
-        left = counted(status.left_failed, "call has", "calls have")
+    if status.given_up:
+        left = counted(status.given_up, "call has", "calls have")
         yield f"{left} failed in three runs: --retry-failed tries again"
     if status.refused and not stop and out != "-":
         yield "_failures.ndjson says which were refused, and why"
 
 
-def counts(outcome: Outcome, out: str, seconds: float) -> dict[str, Any]:
+def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
     """Give for a program what the summary says."""
     status, stop = outcome.status, outcome.stop
     month = status.windows[-1] if status.windows else None
@@ -129,13 +129,13 @@ def counts(outcome: Outcome, out: str, seconds: float) -> dict[str, Any]:
         "duplicates": status.listed.duplicates,
         "invalid": status.listed.invalid,
         "known": status.known,
-        "left_failed": status.left_failed,
+        "given_up": status.given_up,
         "read_to_end": status.read_to_end,
         "attempts": status.attempts.total,
         "repeated": status.attempts.retried,
         "throttled": status.attempts.throttled,
         "helper_calls": status.attempts.helper,
-        "month_left": month.left if month else None,
+        "month_left": month.remaining if month else None,
     }
 
 

@@ -27,17 +27,17 @@ _BATCH_ROWS = 4096
 _EPOCH_MILLISECONDS = 1000
 
 
-class Bad(str):
+class BadRow(str):
     """Stands for a row that cannot be read; it is the reason."""
 
     __slots__ = ()
 
 
-class Broken(Exception):
+class UnreadableFile(Exception):
     """From here on nothing can be read of a file; the text is the reason."""
 
 
-class Hashed(io.RawIOBase):
+class HashingReader(io.RawIOBase):
     """A stream that is measured while it is read: size in bytes, sha256. most: where it is taken to end."""
 
     def __init__(self, stream: BinaryIO, most: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Hashed(io.RawIOBase):
             pass
 
 
-def rows_of(stream: Hashed, form: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
+def rows_of(stream: HashingReader, form: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
     """Yield a file's rows with their numbers from 1; a line that is none comes as Bad.
 
     Raises:
@@ -85,20 +85,20 @@ def rows_of(stream: Hashed, form: Format, shape: Shape) -> Iterator[tuple[int, A
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def _parsed(lines: Iterator[bytes | Bad]) -> Iterator[Any]:
+def _parsed(lines: Iterator[bytes | BadRow]) -> Iterator[Any]:
     for line in lines:
-        if isinstance(line, Bad):
+        if isinstance(line, BadRow):
             yield line
             continue
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            yield Bad(f"not JSON: {error}")
+            yield BadRow(f"not JSON: {error}")
         else:
             yield _flaw_of(line, row) or row
 
 
-def _flaw_of(line: bytes, row: Any) -> Bad | None:
+def _flaw_of(line: bytes, row: Any) -> BadRow | None:
     """Say what loaders do not agree upon in a line that is JSON, if it has that: an object's key twice."""
     try:
         # Lines are written so, and only one that was not is worth a slower look.
@@ -106,9 +106,9 @@ def _flaw_of(line: bytes, row: Any) -> Bad | None:
             return None
         json.loads(line, object_pairs_hook=_once, parse_int=str)
     except _Twice as error:
-        return Bad(f"{error} is there twice")
+        return BadRow(f"{error} is there twice")
     except (orjson.JSONEncodeError, RecursionError):
-        return Bad("lists or objects lie too deep in it")
+        return BadRow("lists or objects lie too deep in it")
     return None
 
 
@@ -124,7 +124,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         names.add(name)
 
 
-def _lines(stream: Hashed, form: Format) -> Iterator[bytes | Bad]:
+def _lines(stream: HashingReader, form: Format) -> Iterator[bytes | BadRow]:
     """Yield lines without their line feeds; one that has none is torn."""
     unpacked, errors = _unpacked(stream, form)
     rest = b""
@@ -134,14 +134,14 @@ def _lines(stream: Hashed, form: Format) -> Iterator[bytes | Bad]:
             rest = lines.pop()
             yield from lines
             if len(rest) > _LINE_LIMIT:
-                raise Broken(f"a line of more than {_LINE_LIMIT:,} bytes")
+                raise UnreadableFile(f"a line of more than {_LINE_LIMIT:,} bytes")
     except errors as error:
-        raise Broken(f"cannot be read further: {error}") from error
+        raise UnreadableFile(f"cannot be read further: {error}") from error
     if rest:
-        yield Bad("torn: it has no line feed at its end")
+        yield BadRow("torn: it has no line feed at its end")
 
 
-def _unpacked(stream: Hashed, form: Format) -> tuple[Any, tuple[type[Exception], ...]]:
+def _unpacked(stream: HashingReader, form: Format) -> tuple[Any, tuple[type[Exception], ...]]:
     """Give the NDJSON in a file, and the errors that reading it may raise."""
     match form:
         case Format.GZIP:
@@ -167,7 +167,7 @@ def _zstd() -> Any:
 # --- parquet ------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(stream: Hashed, shape: Shape) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, Any]]:
     """Read one row group after the other; from a copy, because Parquet is read from its end."""
     try:
         import pyarrow as pa  # noqa: PLC0415 - an extra
@@ -182,7 +182,7 @@ def _parquet_rows(stream: Hashed, shape: Shape) -> Iterator[tuple[int, Any]]:
         try:
             file = stack.enter_context(parquet.ParquetFile(copy))
             if misfit := _misfit(file.schema_arrow, arrow_schema(shape)):
-                raise Broken(misfit)
+                raise UnreadableFile(misfit)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, use_threads=False)
                 for batch in table.to_batches(_BATCH_ROWS):
@@ -190,7 +190,7 @@ def _parquet_rows(stream: Hashed, shape: Shape) -> Iterator[tuple[int, Any]]:
                         number += 1
                         yield number, row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise Broken(f"cannot be read as Parquet: {error}") from error
+            raise UnreadableFile(f"cannot be read as Parquet: {error}") from error
 
 
 def _misfit(has: Any, wanted: Any) -> str | None:

@@ -32,31 +32,31 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-class Making(NamedTuple):
+class PartFormat(NamedTuple):
     """How parts are made: it belongs to the dataset."""
 
     format: Format
     shape: Shape
 
 
-_LINES = Making(Format.NDJSON, Shape.NESTED)
+_LINES = PartFormat(Format.NDJSON, Shape.NESTED)
 """What a growing file and standard output have, and what a dataset has that says nothing else of itself."""
 
 
-class Asked(NamedTuple):
+class RequestedPartFormat(NamedTuple):
     """How parts are to be made, as far as that was said."""
 
     format: Format | None = None
     shape: Shape | None = None
 
-    def for_new(self, *, folder: bool) -> Making:
+    def for_new(self, *, folder: bool) -> PartFormat:
         """Give what a new dataset gets: gzipped NDJSON, which every loader takes, where nothing was said.
 
         Raises:
             UsageError: no folder, and yet another form than lines; or a library is missing.
         """
         if folder:
-            making = Making(self.format or Format.GZIP, self.shape or Shape.NESTED)
+            making = PartFormat(self.format or Format.GZIP, self.shape or Shape.NESTED)
             check_available(making)
             return making
         if self.over(_LINES) != _LINES:
@@ -65,13 +65,13 @@ class Asked(NamedTuple):
             )
         return _LINES
 
-    def for_begun(self, facts: Mapping[str, Any], out: str) -> Making:
+    def for_begun(self, facts: Mapping[str, Any], out: str) -> PartFormat:
         """Give what a dataset was begun with. facts: the ledger's.
 
         Raises:
             UsageError: something else was asked for, or a library is missing.
         """
-        has = Making(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
+        has = PartFormat(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
         if self.over(has) != has:
             raise UsageError(
                 f"{out} was begun with --format {has.format} --shape {has.shape}: leave them out, or name another --out"
@@ -79,19 +79,19 @@ class Asked(NamedTuple):
         check_available(has)
         return has
 
-    def over(self, has: Making) -> Making:
+    def over(self, has: PartFormat) -> PartFormat:
         """Give a making with what was said in place of what it has."""
-        return Making(self.format or has.format, self.shape or has.shape)
+        return PartFormat(self.format or has.format, self.shape or has.shape)
 
 
-class Poured(NamedTuple):
+class PartCounts(NamedTuple):
     """What was written: rows of the part, and the calls that they tell of."""
 
     rows: int
     calls: int
 
 
-class Measured(io.RawIOBase):
+class HashingWriter(io.RawIOBase):
     """A stream that is measured while it is written: size in bytes, sha256."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -135,7 +135,7 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
-def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
+def write_part(rows: Iterable[bytes], target: HashingWriter, making: PartFormat) -> PartCounts:
     """Write rows, each with its line feed, as the part's format and shape want them.
 
     Deterministic for the same versions of the libraries: no moment and no name of a file goes into it.
@@ -150,7 +150,7 @@ def pour(rows: Iterable[bytes], target: Measured, making: Making) -> Poured:
     return poured
 
 
-def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> Poured:
+def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
     poured, calls = 0, 0
     block: list[bytes] = []
     size = 0
@@ -165,7 +165,7 @@ def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> Poured:
             block, size = [], 0
     if block:
         writer.write(b"".join(block))
-    return Poured(poured, calls)
+    return PartCounts(poured, calls)
 
 
 def flattened(row: bytes) -> Iterator[bytes]:
@@ -190,46 +190,46 @@ def flattened(row: bytes) -> Iterator[bytes]:
         yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
 
 
-class Extent(NamedTuple):
+class EncodedSize(NamedTuple):
     """Rows of a part, and their bytes as NDJSON."""
 
     rows: int
     bytes: int
 
 
-def extent(row: bytes, shape: Shape) -> Extent:
+def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     """Say how much a nested row, without its line feed, adds to a part of a shape; flat bytes to within a few a row."""
     if shape is Shape.NESTED:
-        return Extent(1, len(row) + 1)
+        return EncodedSize(1, len(row) + 1)
     # Neither can stand in a value: a quotation mark is escaped there.
     before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
     rows = max(metrics, 1)
-    return Extent(rows, rows * (before + _FLAT_END) + len(row) - before)
+    return EncodedSize(rows, rows * (before + _FLAT_END) + len(row) - before)
 
 
-def check_available(making: Making) -> None:
+def check_available(making: PartFormat) -> None:
     """Make sure that the libraries a format needs are there.
 
     Raises:
         UsageError: they are not.
     """
-    _WRITERS[making.format](Measured(io.BytesIO()), making.shape).close()
+    _WRITERS[making.format](HashingWriter(io.BytesIO()), making.shape).close()
 
 
 class _Plain:
-    def __init__(self, target: Measured, shape: Shape) -> None:  # noqa: ARG002 - all writers are made alike
+    def __init__(self, target: HashingWriter, shape: Shape) -> None:  # noqa: ARG002 - all writers are made alike
         self.write = target.write
 
     def close(self) -> None:
         """Nothing is held back."""
 
 
-def _gzip(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
+def _gzip(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
     # No moment and no name in the header: the same rows give the same bytes.
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=cast("BinaryIO", target), mtime=0)
 
 
-def _zstd(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
+def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd  # noqa: PLC0415 - only this format needs it
@@ -245,7 +245,7 @@ def _zstd(target: Measured, shape: Shape) -> _Writer:  # noqa: ARG001
 class _Parquet:
     """Row groups of about the same size, zstd; pyarrow reads the lines, outside of Python's lock."""
 
-    def __init__(self, target: Measured, shape: Shape) -> None:
+    def __init__(self, target: HashingWriter, shape: Shape) -> None:
         try:
             import pyarrow  # noqa: ICN001, PLC0415 - an extra
             from pyarrow import json, parquet  # noqa: PLC0415
@@ -301,7 +301,7 @@ def arrow_schema(shape: Shape) -> Any:
     return pa.schema([field(column) for column in COLUMNS[shape]])
 
 
-_WRITERS: dict[Format, Callable[[Measured, Shape], _Writer]] = {
+_WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {
     Format.NDJSON: _Plain,
     Format.GZIP: _gzip,
     Format.ZSTD: _zstd,

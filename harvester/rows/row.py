@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 _SEPARATOR = "\x1f"
 
 
-class RowMaker:
+class RowBuilder:
     """Makes the rows of one dataset: what its query and run say in every row is prepared once."""
 
     def __init__(self, query: Query, run_id: str) -> None:

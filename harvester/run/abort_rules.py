@@ -7,7 +7,7 @@ from harvester.bitly.verdicts import (
     Verdict,
 )
 from harvester.client.stops import _said, for_every_call
-from harvester.shutdown import FailureLimit, Reason, Stop
+from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50
 """This many first calls, all refused alike, are not the links' fault."""
@@ -17,7 +17,7 @@ UNREADABLE = 20
 """This many unreadable answers in a row mean that something else than Bitly answers."""
 
 
-class Rules:
+class AbortRules:
     """Watches the verdicts of one invocation for what makes going on a waste of calls.
 
     first_rows: True when the dataset has no row yet; a dataset with rows has shown that its query and token work.
@@ -55,7 +55,7 @@ class Rules:
         if self._unreadable < UNREADABLE:
             return None
         return Stop(
-            Reason.UNREADABLE,
+            StopReason.UNREADABLE,
             f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({_said(verdict)}). Look at their "
             "beginnings in _failures.ndjson: a proxy's page, or a change of Bitly's",
         )
@@ -69,13 +69,13 @@ class Rules:
         alike = self._alike[kind] == self.calls
         if alike and verdict.no_route and self.calls >= NO_ROUTE:
             return Stop(
-                Reason.NO_ROUTE,
+                StopReason.NO_ROUTE,
                 f"the first {self.calls} calls were all answered 404 in plain text: the server does not know the "
                 "path. Check --base-url (Bitly's ends in /v4)",
             )
         if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
             return Stop(
-                Reason.ALL_REFUSED,
+                StopReason.ALL_REFUSED,
                 f"the first {self.calls} calls were all refused alike ({_said(verdict)}). Check that these links "
                 "belong to the token's account; to go on all the same, say --max-failures 100%",
             )
@@ -94,7 +94,7 @@ class Rules:
 
     def _stop_for_failures(self) -> Stop:
         return Stop(
-            Reason.TOO_MANY_FAILURES,
+            StopReason.TOO_MANY_FAILURES,
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
             "_failures.ndjson says which and why",
         )

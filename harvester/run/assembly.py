@@ -4,21 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harvester.bitly.query import Query
-from harvester.budget.limits import Wanted
+from harvester.budget.limits import RequestedLimits
 from harvester.client import client
-from harvester.client.circuit_breaker import GateRules
+from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.token import Token
 from harvester.config import credentials, parsing
 from harvester.config.options import LimitOptions, RunOptions
-from harvester.dataset.dataset import PartPolicy
-from harvester.dataset.stream_publisher import Sink
+from harvester.dataset.dataset import PartLimits
+from harvester.dataset.stream_publisher import RowSink
 from harvester.links import files
-from harvester.links.feed import Given
+from harvester.links.feed import IterableFeed
 from harvester.links.files import Source
-from harvester.rows.encode import Asked, Format
+from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import Metrics
-from harvester.run.harvest import Options
+from harvester.run.harvest import HarvestOptions
 from harvester.shutdown import FailureLimit
 
 
@@ -38,28 +38,28 @@ class Job:
     work_dir: str | None
     query: Query
     pin_reference: bool
-    wanted: Wanted
-    asking: client.Settings
-    parts: PartPolicy
-    harvesting: Options
+    wanted: RequestedLimits
+    asking: client.ClientSettings
+    parts: PartLimits
+    harvesting: HarvestOptions
     failure_limit: FailureLimit | None = None
     max_time_seconds: float | None = None
     strict: bool = False
-    gate_rules: GateRules = field(default_factory=GateRules)
+    gate_rules: BreakerRules = field(default_factory=BreakerRules)
     account: str | None = None
     state_dir: str | None = None
-    making: Asked = field(default_factory=Asked)
+    making: RequestedPartFormat = field(default_factory=RequestedPartFormat)
     metrics: Metrics | None = None
-    given: Given | None = None
-    sink: Sink | None = None
+    given: IterableFeed | None = None
+    sink: RowSink | None = None
 
 
-def job_of(
-    lists: Sequence[str] | Given,
+def build_job(
+    lists: Sequence[str] | IterableFeed,
     options: RunOptions,
     warn: Callable[[str], None],
     read_token: Callable[[], str] | None = None,
-    sink: Sink | None = None,
+    sink: RowSink | None = None,
     metrics: Metrics | None = None,
 ) -> Job:
     """Turn options into a job.
@@ -75,7 +75,9 @@ def job_of(
     parsing.check_counts(options)
     output, limits, ends = options.output, options.limits, options.ends
     return Job(
-        sources=[] if isinstance(lists, Given) else files.find(lists, options.list.column, options.list.list_format),
+        sources=[]
+        if isinstance(lists, IterableFeed)
+        else files.resolve_lists(lists, options.list.column, options.list.list_format),
         token=Token(read_token or credentials.token_source(options.access, warn)),
         out=output.out,
         work_dir=output.work_dir,
@@ -84,26 +86,26 @@ def job_of(
         wanted=parsing.wanted_limits(limits),
         account=parsing.account_of(limits),
         state_dir=limits.state_dir,
-        gate_rules=GateRules(limit_seconds=parsing.seconds_of("--outage-limit", limits.outage_limit)),
+        gate_rules=BreakerRules(limit_seconds=parsing.seconds_of("--outage-limit", limits.outage_limit)),
         asking=_asking(options.access.base_url, limits),
-        parts=PartPolicy(
+        parts=PartLimits(
             output.part_rows,
             parsing.bytes_of("--part-bytes", output.part_bytes),
             parsing.seconds_of("--part-age", output.part_age),
         ),
-        making=Asked(output.format and Format(output.format), output.shape and Shape(output.shape)),
+        making=RequestedPartFormat(output.format and Format(output.format), output.shape and Shape(output.shape)),
         harvesting=_harvesting(options),
         failure_limit=parsing.failure_limit_of(ends.max_failures),
         max_time_seconds=parsing.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
         strict=options.list.strict,
         metrics=metrics,
-        given=lists if isinstance(lists, Given) else None,
+        given=lists if isinstance(lists, IterableFeed) else None,
         sink=sink,
     )
 
 
-def _asking(base_url: str, limits: LimitOptions) -> client.Settings:
-    return client.Settings(
+def _asking(base_url: str, limits: LimitOptions) -> client.ClientSettings:
+    return client.ClientSettings(
         base_url=credentials.checked_base_url(base_url),
         connections=limits.connections,
         attempts=limits.attempts,
@@ -111,8 +113,8 @@ def _asking(base_url: str, limits: LimitOptions) -> client.Settings:
     )
 
 
-def _harvesting(options: RunOptions) -> Options:
-    return Options(
+def _harvesting(options: RunOptions) -> HarvestOptions:
+    return HarvestOptions(
         workers=options.limits.connections,
         max_calls=options.ends.max_calls,
         retry_failed=options.list.retry_failed,

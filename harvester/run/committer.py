@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from harvester.budget.budget import Budget
-from harvester.dataset.dataset import Batch, Store
-from harvester.errors import ConsumerGone, HarvesterError, InputBroken, OutputError, Stopping
-from harvester.progress import Counters, Outcome, Status
-from harvester.run.telemetry import Pulse, budget_report, harvest_report
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.dataset.dataset import Batch, Dataset
+from harvester.errors import HarvesterError, InputBroken, OutputError, ReaderClosed, RunStopping
+from harvester.progress import AttemptCounts, RunOutcome, RunProgress
+from harvester.run.telemetry import Throughput, budget_report, harvest_report
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon
 
 COMMIT_SECONDS = 0.5
@@ -32,7 +32,7 @@ Metrics = Callable[[Mapping[str, Any]], Awaitable[None]]
 """Shows a manifest's numbers somewhere else too; it neither fails nor takes long."""
 
 
-class Keeper:
+class Committer:
     """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
 
     in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
@@ -42,10 +42,10 @@ class Keeper:
 
     def __init__(
         self,
-        store: Store,
-        stopper: Stopper,
-        report: Callable[[Outcome | None], dict[str, Any]],
-        counters: Counters,
+        store: Dataset,
+        shutdown: ShutdownSignal,
+        report: Callable[[RunOutcome | None], dict[str, Any]],
+        counters: AttemptCounts,
         *,
         commit_seconds: float = COMMIT_SECONDS,
         least_free_bytes: int = LEAST_FREE_BYTES,
@@ -53,7 +53,7 @@ class Keeper:
     ) -> None:
         self.in_hand: set[bytes] = set()
         self._store = store
-        self._stopper = stopper
+        self._shutdown = shutdown
         self._report = report
         self._counters = counters
         self._counted = replace(counters)
@@ -69,7 +69,7 @@ class Keeper:
         self._manifest_due = 0.0
         self._failures_due = 0.0
 
-    async def __aenter__(self) -> "Keeper":
+    async def __aenter__(self) -> "Committer":
         self._task = asyncio.create_task(self._keep())
         return self
 
@@ -99,19 +99,19 @@ class Keeper:
         self._due.set()
         await self._done.wait()
 
-    async def finish(self, outcome: Outcome) -> None:
+    async def finish(self, outcome: RunOutcome) -> None:
         """Commit and publish everything, and write down how the run ended.
 
         Raises:
-            OutputError: that was not possible. ConsumerGone: nobody reads any more.
+            OutputError: that was not possible. ReaderClosed: nobody reads any more.
         """
         await self._end()
         try:
             await self._publish_all(outcome)
-        except ConsumerGone:
+        except ReaderClosed:
             raise
         except OutputError as error:
-            spoiled = replace(outcome, complete=False, stop=Stop(Reason.OUTPUT, str(error)))
+            spoiled = replace(outcome, complete=False, stop=Stop(StopReason.OUTPUT, str(error)))
             with contextlib.suppress(OutputError):  # or it would say for ever that the run goes on
                 await self._write_manifest(spoiled)
             raise
@@ -119,7 +119,7 @@ class Keeper:
         if outcome.complete:
             await self.in_thread(self._store.declare_success)
 
-    async def _publish_all(self, outcome: Outcome) -> None:
+    async def _publish_all(self, outcome: RunOutcome) -> None:
         self._store.end_part()
         batch = self._take_batch()
         await self.in_thread(self._store.commit, batch)  # first: an object store may be out
@@ -144,23 +144,23 @@ class Keeper:
                 self._due.clear()
         except BaseException:
             # A bug: end the run, so that `_end` shows it, instead of asking on without a commit.
-            self._stopper.request(Stop(Reason.OUTPUT, "committing failed"))
+            self._shutdown.request(Stop(StopReason.OUTPUT, "committing failed"))
             raise
 
     async def _commit(self) -> None:
         try:
             batch = self._take_batch()
         except OutputError as error:  # no new journal can be begun
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
             self._done.set()
             return
         try:
             await self.in_thread(self._store.commit, batch)
             await self._tell(part_made=await self._make_parts())
-        except ConsumerGone as error:
-            self._stopper.request(Stop(Reason.CONSUMER_GONE, str(error)))
+        except ReaderClosed as error:
+            self._shutdown.request(Stop(StopReason.CONSUMER_GONE, str(error)))
         except OutputError as error:
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
         if batch.durable:
             self.in_hand.difference_update(batch.keys)
         else:
@@ -188,7 +188,7 @@ class Keeper:
 
     def _take_batch(self) -> Batch:
         now = replace(self._counters)
-        for counter in fields(Counters):
+        for counter in fields(AttemptCounts):
             if more := getattr(now, counter.name) - getattr(self._counted, counter.name):
                 self._store.count(counter.name, more)
         self._counted = now
@@ -205,7 +205,7 @@ class Keeper:
             await self.in_thread(self._store.write_failures)
             self._failures_due = now + _FAILURES_SHARE * (time.monotonic() - now)
 
-    async def _write_manifest(self, outcome: Outcome | None) -> None:
+    async def _write_manifest(self, outcome: RunOutcome | None) -> None:
         manifest = await self.in_thread(self._store.write_manifest, self._report(outcome))
         if self._metrics is not None:
             await self._metrics(manifest)
@@ -214,12 +214,12 @@ class Keeper:
         try:
             free = await self.in_thread(self._store.free_bytes)
         except OutputError as error:
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
             return
         if free < self._least_free:
-            self._stopper.request(
+            self._shutdown.request(
                 Stop(
-                    Reason.OUTPUT,
+                    StopReason.OUTPUT,
                     f"{free // 2**20} MiB are free at {self._store.place.disk}, and {self._least_free // 2**20} are "
                     "needed: make room, then run the same command again",
                 )
@@ -228,13 +228,13 @@ class Keeper:
 
 @asynccontextmanager
 async def announced(
-    store: Store,
+    store: Dataset,
     budget: Budget,
     lists: Sequence[str],
-    stopper: Stopper,
+    shutdown: ShutdownSignal,
     metrics: Metrics | None,
     seconds: float = MANIFEST_SECONDS,
-) -> AsyncIterator[Pulse]:
+) -> AsyncIterator[Throughput]:
     """Say in the manifest that the run goes on, every so many seconds too; and how it ended, if no harvest comes of it.
 
     lists: as they were named. Gives the pulse for the harvest.
@@ -242,11 +242,11 @@ async def announced(
     Raises:
         OutputError: the manifest cannot be written.
     """
-    pulse = Pulse()
+    pulse = Throughput()
     pulse.lists = lists
 
-    async def write(outcome: Outcome | None) -> Mapping[str, Any]:
-        report = harvest_report(Status(), outcome, pulse.report(store.invocation), budget_report(budget, None))
+    async def write(outcome: RunOutcome | None) -> Mapping[str, Any]:
+        report = harvest_report(RunProgress(), outcome, pulse.report(store.invocation), budget_report(budget, None))
         return await _shown(await in_daemon(partial(store.write_manifest, report)), metrics)
 
     manifest, over = await write(None), asyncio.Event()
@@ -254,8 +254,8 @@ async def announced(
     stop: Stop | None = None
     try:
         yield pulse
-    except Stopping:
-        stop = stopper.stop
+    except RunStopping:
+        stop = shutdown.stop
         raise
     except HarvesterError as error:
         stop = Stop(_reason_of(error), str(error))
@@ -267,11 +267,11 @@ async def announced(
             store.abandon()
             with suppress(OutputError):  # what ended the run is to be told, and not this
                 await in_daemon(store.take_success_back)
-                await write(Outcome(complete=False, stop=stop, status=Status()))
+                await write(RunOutcome(complete=False, stop=stop, status=RunProgress()))
 
 
 async def _renew(
-    store: Store, manifest: Mapping[str, Any], metrics: Metrics | None, seconds: float, over: asyncio.Event
+    store: Dataset, manifest: Mapping[str, Any], metrics: Metrics | None, seconds: float, over: asyncio.Event
 ) -> None:
     """Write the manifest anew until it is over. The ledger is not asked meanwhile: the list is compared with it."""
     while not over.is_set():
@@ -289,7 +289,7 @@ async def _shown(manifest: Mapping[str, Any], metrics: Metrics | None) -> Mappin
     return manifest
 
 
-def _reason_of(error: HarvesterError) -> Reason:
+def _reason_of(error: HarvesterError) -> StopReason:
     if isinstance(error, InputBroken):
-        return Reason.INPUT
-    return Reason.OUTPUT if isinstance(error, OutputError) else Reason.NOT_BEGUN
+        return StopReason.INPUT
+    return StopReason.OUTPUT if isinstance(error, OutputError) else StopReason.NOT_BEGUN

@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
-from harvester.client.client import WITNESSES, Client
-from harvester.client.limit_discovery import Inquiry
-from harvester.clock import utc_text
-from harvester.dataset.dataset import Store
-from harvester.dataset.ledger import Known, State, wanted_again
-from harvester.errors import BudgetBusy, InputBroken, OutputError, Stopping
-from harvester.events import Watcher
+from harvester.client.client import KNOWN_GOOD_LINKS, Client
+from harvester.client.limit_discovery import LimitDiscovery
+from harvester.clock import utc_iso
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.ledger import Known, State, should_retry
+from harvester.errors import BudgetBusy, InputBroken, OutputError, RunStopping
+from harvester.events import RunObserver
 from harvester.links.batch import Batch, Link
-from harvester.links.feed import GIVEN, Given, Lists
+from harvester.links.feed import GIVEN, FileFeed, IterableFeed
 from harvester.links.files import Source
-from harvester.progress import Outcome, Status
-from harvester.run.abort_rules import Rules
-from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Keeper, Metrics
-from harvester.run.telemetry import Outlook, Pulse, budget_report, harvest_report
-from harvester.shutdown import Reason, Stop, Stopper
+from harvester.progress import RunOutcome, RunProgress
+from harvester.run.abort_rules import AbortRules
+from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Metrics
+from harvester.run.telemetry import EtaEstimator, Throughput, budget_report, harvest_report
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 ROOM = 100
 """Calls that may wait to be repeated while their workers go on."""
@@ -53,7 +53,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class HarvestOptions:
     """How to harvest. max_calls: calls made at most in this run. retry_*: ask again what is otherwise left alone.
 
     to_make: calls that the list needs, where it was counted. learn: ask Bitly for its limits;
@@ -76,30 +76,30 @@ class Harvest:
 
     def __init__(
         self,
-        store: Store,
+        store: Dataset,
         client: Client,
         budget: Budget,
-        inquiry: Inquiry,
-        stopper: Stopper,
-        rules: Rules,
-        watcher: Watcher,
-        options: Options,
+        inquiry: LimitDiscovery,
+        shutdown: ShutdownSignal,
+        rules: AbortRules,
+        observer: RunObserver,
+        options: HarvestOptions,
         metrics: Metrics | None = None,
-        pulse: Pulse | None = None,
+        pulse: Throughput | None = None,
     ) -> None:
-        self.status = Status(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
+        self.status = RunProgress(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
         self._inquiry = inquiry
-        self._stopper = stopper
+        self._shutdown = shutdown
         self._rules = rules
-        self._watcher = watcher
+        self._observer = observer
         self._options = options
-        self._outlook = Outlook(budget, options.workers)
-        self._pulse = pulse or Pulse()
-        self._keeper = Keeper(
-            store, stopper, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
+        self._outlook = EtaEstimator(budget, options.workers)
+        self._pulse = pulse or Throughput()
+        self._keeper = Committer(
+            store, shutdown, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
         )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
@@ -114,7 +114,7 @@ class Harvest:
         client.sender.pace.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
         client.fresh_asked = lambda: self._fresh_asked > 0
 
-    async def run(self, links: list[Source] | Given) -> Outcome:
+    async def run(self, links: list[Source] | IterableFeed) -> RunOutcome:
         """Harvest the links, and leave everything that was answered committed and published.
 
         Raises:
@@ -133,12 +133,12 @@ class Harvest:
                         for task in beside:
                             task.cancel()
                 if stop := self._then or self._rules.at_end():
-                    self._stopper.request(stop)
+                    self._shutdown.request(stop)
                 return await self._finish()
         finally:
             ending.cancel()
 
-    async def _ask_all(self, links: list[Source] | Given) -> None:
+    async def _ask_all(self, links: list[Source] | IterableFeed) -> None:
         async with asyncio.TaskGroup() as group:
             self._feeder = self._spawn(group, self._feed(links))
             for _ in range(self._options.workers):
@@ -152,20 +152,20 @@ class Harvest:
 
     async def _cut_short(self) -> None:
         """Give calls in flight, and a reader of standard output, their grace when the run is to end."""
-        await self._stopper.wait()
+        await self._shutdown.wait()
         await asyncio.sleep(GRACE_SECONDS)
         self._store.abandon()
         for task in list(self._tasks):
             task.cancel()
 
-    async def _finish(self) -> Outcome:
-        status, stop = self.status, self._stopper.stop
+    async def _finish(self) -> RunOutcome:
+        status, stop = self.status, self._shutdown.stop
         done = status.read_to_end and not status.pending and status.listed.links > 0
-        if done and stop and stop.reason in {Reason.SIGNAL, Reason.MAX_TIME, Reason.MAX_CALLS}:
+        if done and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME, StopReason.MAX_CALLS}:
             stop = None
-        settled = done and not status.failed and not status.left_failed
+        settled = done and not status.failed and not status.given_up
         self._outlook.look_back(status)
-        outcome = Outcome(settled and stop is None, stop, status)
+        outcome = RunOutcome(settled and stop is None, stop, status)
         await self._keeper.finish(outcome)
         # A task that is cancelled ends its group in silence: without a reason to stop no call may be left.
         assert stop is not None or not status.pending, f"{status.pending} calls were dropped"
@@ -173,20 +173,20 @@ class Harvest:
 
     # --- the list --------------------------------------------------------------------------------------------------
 
-    async def _feed(self, links: list[Source] | Given) -> None:
+    async def _feed(self, links: list[Source] | IterableFeed) -> None:
         """Read the list and take its calls up, no faster than they are made."""
-        intake = links if isinstance(links, Given) else Lists(links)
+        intake = links if isinstance(links, IterableFeed) else FileFeed(links)
         try:
-            while batch := await self._stopper.guard(intake.next()):
+            while batch := await self._shutdown.unless_stopping(intake.next()):
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
             self._client.sender.pace.hurry()
         except InputBroken as error:
-            self._then = Stop(Reason.INPUT, str(error))  # once the calls that could be read are made
+            self._then = Stop(StopReason.INPUT, str(error))  # once the calls that could be read are made
         except OutputError as error:
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
-        except Stopping:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+        except RunStopping:
             pass
         finally:
             self._no_more = True
@@ -195,9 +195,9 @@ class Harvest:
     async def _wait_until_needed(self) -> None:
         while len(self._ready) >= self._low_water:
             self._hungry.clear()
-            await self._stopper.guard(self._hungry.wait())
-        while self._store.crowded:
-            await self._stopper.guard(self._keeper.committed())
+            await self._shutdown.unless_stopping(self._hungry.wait())
+        while self._store.backlogged:
+            await self._shutdown.unless_stopping(self._keeper.committed())
 
     @property
     def _low_water(self) -> int:
@@ -212,7 +212,7 @@ class Harvest:
         listed.headers += batch.headers
         listed.invalid += len(batch.invalid)
         for bad in batch.invalid:
-            self._watcher.invalid(bad)
+            self._observer.invalid(bad)
             line = self._store.rows.failure("invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason)
             self._store.note_invalid(line)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
@@ -249,15 +249,15 @@ class Harvest:
         if self._wanted_again(known):
             return Call(link, key, known.state)
         self._store.note_seen(key)
-        if known.state is State.ROW and len(self._client.witnesses) < WITNESSES:
-            self._client.witnesses.append(link.bitlink)
+        if known.state is State.ROW and len(self._client.known_good_links) < KNOWN_GOOD_LINKS:
+            self._client.known_good_links.append(link.bitlink)
         self.status.known += 1
-        self.status.left_failed += known.state is State.FAILED
+        self.status.given_up += known.state is State.FAILED
         return None
 
     def _wanted_again(self, known: Known) -> bool:
         options = self._options
-        return wanted_again(known, retry_failed=options.retry_failed, retry_refused=options.retry_refused)
+        return should_retry(known, retry_failed=options.retry_failed, retry_refused=options.retry_refused)
 
     # --- the calls -------------------------------------------------------------------------------------------------
 
@@ -274,16 +274,16 @@ class Harvest:
                 else:
                     self._again += 1
                     await self._repeat(call, verdict)
-                while self._store.crowded:
-                    await self._stopper.guard(self._keeper.committed())
-        except Stopping:
+                while self._store.backlogged:
+                    await self._shutdown.unless_stopping(self._keeper.committed())
+        except RunStopping:
             return
 
     async def _ask(self, call: Call) -> Verdict:
         fresh = call.previous is not State.FAILED
         self._fresh_asked += fresh
         try:
-            return await self._client.ask(call.link.bitlink, fresh=fresh)
+            return await self._client.fetch(call.link.bitlink, fresh=fresh)
         finally:
             self._fresh_asked -= fresh
 
@@ -294,7 +294,7 @@ class Harvest:
             self._fed.clear()
             self._hungry.set()
             await self._fed.wait()
-        if self._stopper.stop is not None:
+        if self._shutdown.stop is not None:
             return None
         if self.status.asked == self._options.max_calls:
             self._end_at_max_calls()
@@ -305,15 +305,15 @@ class Harvest:
         return self._ready.popleft()
 
     def _end_at_max_calls(self) -> None:
-        self._then = Stop(Reason.MAX_CALLS, f"{self.status.asked} calls were made (--max-calls)")
+        self._then = Stop(StopReason.MAX_CALLS, f"{self.status.asked} calls were made (--max-calls)")
         self._feeder.cancel()
         self._no_more = True
 
     async def _repeat(self, call: Call, first: Verdict) -> None:
         try:
-            verdict, attempts = await self._client.ask_again(call.link.bitlink, first)
+            verdict, attempts = await self._client.retry(call.link.bitlink, first)
             self._settle(call, verdict, attempts)
-        except Stopping:
+        except RunStopping:
             return
         finally:
             self._again -= 1
@@ -327,9 +327,9 @@ class Harvest:
             elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
                 self._record_failure(call, verdict, attempts)
         except OutputError as error:
-            stop = Stop(Reason.OUTPUT, str(error))
+            stop = Stop(StopReason.OUTPUT, str(error))
         if stop is not None:
-            self._stopper.request(stop)
+            self._shutdown.request(stop)
         if self._store.waiting >= COMMIT_VERDICTS:
             self._keeper.hurry()
 
@@ -354,7 +354,7 @@ class Harvest:
             body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
         )
         self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
-        self._watcher.failure(line)
+        self._observer.failure(line)
         self._pulse.beat()
         self.status.pending -= 1
         self.status.refused += refused
@@ -366,14 +366,14 @@ class Harvest:
         while True:
             self.status.waiting, self.status.trouble = self._client.sender.waiting, self._client.sender.trouble
             await self._outlook.look(self.status)
-            self._watcher.progress(self.status)
+            self._observer.progress(self.status)
             await asyncio.sleep(self._options.tell_seconds)
 
     async def _keep_learning(self) -> None:
-        with suppress(Stopping):
+        with suppress(RunStopping):
             while True:
                 await asyncio.sleep(self._options.learn_seconds)
-                if self._begun and self._stopper.stop is None:
+                if self._begun and self._shutdown.stop is None:
                     await self._learn()
 
     async def _learn(self) -> None:
@@ -384,23 +384,23 @@ class Harvest:
         except BudgetBusy:
             return
         except OutputError as error:
-            self._stopper.request(Stop(Reason.OUTPUT, str(error)))
-            raise Stopping from error
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error
         if told:
-            self._watcher.note(told.text, told.event, **told.fields)
+            self._observer.note(told.text, told.event, **told.fields)
 
-    def report(self, outcome: Outcome | None) -> dict[str, Any]:
+    def report(self, outcome: RunOutcome | None) -> dict[str, Any]:
         """Give the manifest's part that a harvest knows; outcome: None while it runs."""
         invocation, budget = self._pulse.report(self._store.invocation), self._budget
         return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.sender.waiting))
 
 
-def names_of(links: list[Source] | Given) -> list[str]:
+def names_of(links: list[Source] | IterableFeed) -> list[str]:
     """Name the lists, as the manifest does."""
-    return [GIVEN] if isinstance(links, Given) else [source.name for source in links]
+    return [GIVEN] if isinstance(links, IterableFeed) else [source.name for source in links]
 
 
 @lru_cache(1)
 def _second_text(second: int) -> str:
     """Write a second since 1970, once for all the answers that came in it."""
-    return utc_text(datetime.fromtimestamp(second, UTC))
+    return utc_iso(datetime.fromtimestamp(second, UTC))

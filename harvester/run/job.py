@@ -10,31 +10,31 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import endpoint
+from harvester.bitly.query import endpoint_of
 from harvester.budget.budget import Budget
-from harvester.budget.database import Book
-from harvester.budget.limits import Account, Wanted
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, RequestedLimits
 from harvester.client import client
-from harvester.client.attempt import Means
-from harvester.client.circuit_breaker import Gate
-from harvester.client.connection_slots import Slots
-from harvester.client.limit_discovery import HELPERS, Inquiry
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.client.connection_slots import ConnectionSlots
+from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
 from harvester.dataset import opening
-from harvester.dataset.dataset import PartPolicy, Store
-from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import Stopping
-from harvester.events import Event, Watcher
+from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.stream_publisher import QueueSink
+from harvester.errors import RunStopping
+from harvester.events import Event, RunObserver
 from harvester.links.files import Source
-from harvester.progress import Outcome, Status, WindowState
-from harvester.run.abort_rules import Rules
+from harvester.progress import RunOutcome, RunProgress, WindowState
+from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import Job
 from harvester.run.committer import announced
-from harvester.run.harvest import Harvest, Options, names_of
+from harvester.run.harvest import Harvest, HarvestOptions, names_of
 from harvester.run.preflight import _look_ahead
-from harvester.run.telemetry import Pulse, window_report
-from harvester.shutdown import Reason, Stop, Stopper
-from harvester.storage.location import BUDGET_FILE, Form, lock_folder, state_folder, taken
+from harvester.run.telemetry import Throughput, window_report
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.storage.location import BUDGET_FILE, OutputKind, located, lock_folder, state_folder
 from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
@@ -42,7 +42,7 @@ _STDOUT_COMMIT_SECONDS = 0.05
 """A filter's rows go on quickly, so that `head` ends it before it has made many calls more."""
 
 
-async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
+async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
     """Harvest a list.
 
     Raises:
@@ -51,32 +51,32 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
         ConnectionsBusy: other processes use all of this machine's connections.
     """
     with (
-        taken(job.out, job.work_dir) as place,
+        located(job.out, job.work_dir) as place,
         ExitStack() as stack,
-        _time_limited(job.max_time_seconds, stopper),
+        _time_limited(job.max_time_seconds, shutdown),
     ):
         hurried = threading.Event()
-        dataset = opening.opened(
+        dataset = opening.open_dataset(
             place,
             job.query,
             _policy(job, place.form),
-            watcher.warn,
+            observer.warn,
             pin_reference=job.pin_reference,
             asked=job.making,
             sink=job.sink,
             hurried=hurried,
         )
-        opened = await _entered(stack, dataset, stopper, hurried)
+        opened = await _entered(stack, dataset, shutdown, hurried)
         spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
         try:
-            with budgeted(job, opened.query.facet, place.private, watcher) as budgets:
+            with open_budgets(job, opened.query.facet, place.private, observer) as budgets:
                 await budgets.slots.join()
                 lists = names_of(job.given or job.sources)
-                async with announced(opened, budgets.facet, lists, stopper, job.metrics) as pulse:
-                    sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, stopper, watcher)
-                return await _harvest(job, opened, budgets, sources, stopper, watcher, pulse, to_make=calls)
-        except Stopping:
-            return Outcome(complete=False, stop=stopper.stop, status=Status())
+                async with announced(opened, budgets.facet, lists, shutdown, job.metrics) as pulse:
+                    sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, shutdown, observer)
+                return await _harvest(job, opened, budgets, sources, shutdown, observer, pulse, to_make=calls)
+        except RunStopping:
+            return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
             if job.given is not None:
                 await job.given.close()
@@ -86,12 +86,12 @@ async def run(job: Job, stopper: Stopper, watcher: Watcher) -> Outcome:
 
 
 async def _entered(
-    stack: ExitStack, dataset: AbstractContextManager[Store], stopper: Stopper, hurried: threading.Event
-) -> Store:
+    stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, hurried: threading.Event
+) -> Dataset:
     """Open the dataset in a thread: an object store may be out, and signals are to be heard meanwhile."""
 
     async def hurry() -> None:
-        await stopper.wait()
+        await shutdown.wait()
         hurried.set()
 
     hurrying = asyncio.create_task(hurry())
@@ -103,17 +103,21 @@ async def _entered(
         hurrying.cancel()
 
 
-def _policy(job: Job, form: Form) -> PartPolicy:
-    return job.parts if form in {Form.FOLDER, Form.STORE} else PartPolicy(job.parts.rows, _GROWING_JOURNAL_BYTES)
+def _policy(job: Job, form: OutputKind) -> PartLimits:
+    return (
+        job.parts
+        if form in {OutputKind.FOLDER, OutputKind.STORE}
+        else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
+    )
 
 
 @contextmanager
-def _time_limited(seconds: float | None, stopper: Stopper) -> Iterator[None]:
+def _time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    stop = Stop(Reason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
-    timer = asyncio.get_running_loop().call_later(seconds, stopper.request, stop)
+    stop = Stop(StopReason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
+    timer = asyncio.get_running_loop().call_later(seconds, shutdown.request, stop)
     try:
         yield
     finally:
@@ -126,20 +130,22 @@ class Budgets:
 
     facet: Budget
     helpers: Budget
-    slots: Slots
+    slots: ConnectionSlots
     clock: Clock
 
 
 @contextmanager
-def budgeted(job: Job, facet: str, private: str, watcher: Watcher) -> Iterator[Budgets]:
+def open_budgets(job: Job, facet: str, private: str, observer: RunObserver) -> Iterator[Budgets]:
     """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
-    folder = state_folder(job.state_dir, private, watcher.warn)
+    folder = state_folder(job.state_dir, private, observer.warn)
     server = _server_of(job.asking.base_url)
-    slots = Slots(lock_folder(folder, server), job.asking.connections)
-    with closing(Book(os.path.join(folder, BUDGET_FILE))) as book:
+    slots = ConnectionSlots(lock_folder(folder, server), job.asking.connections)
+    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as book:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = Budget(book, account, endpoint(FACETS[facet]), job.wanted)
-        helpers = Budget(book, account, HELPERS, Wanted(per_month=job.wanted.per_month, reserve=job.wanted.reserve))
+        budget = Budget(book, account, endpoint_of(FACETS[facet]), job.wanted)
+        helpers = Budget(
+            book, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
+        )
         book.set_fast(fast=budget.fast)
         try:
             yield Budgets(budget, helpers, slots, book.clock)
@@ -156,27 +162,27 @@ def _server_of(base_url: str) -> str:
 
 async def _harvest(
     job: Job,
-    opened: Store,
+    opened: Dataset,
     budgets: Budgets,
     sources: list[Source],
-    stopper: Stopper,
-    watcher: Watcher,
-    pulse: Pulse,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    pulse: Throughput,
     *,
     to_make: int | None,
-) -> Outcome:
-    clock = budgets.clock.elapsed
-    rules = Rules(job.failure_limit, first_rows=opened.totals.rows == 0)
+) -> RunOutcome:
+    clock = budgets.clock.boot_seconds
+    rules = AbortRules(job.failure_limit, first_rows=opened.totals.rows == 0)
     options = replace(_options_for(job, opened.place.form), to_make=to_make)
     asking, budget = job.asking, budgets.facet
-    gate = Gate(job.gate_rules, clock)
+    gate = CircuitBreaker(job.gate_rules, clock)
     windows = budget.windows()
     text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
-    watcher.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
-    means = Means(job.token, budget, gate, stopper, clock)
+    observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
+    means = ClientContext(job.token, budget, gate, shutdown, clock)
     async with client.opened(budgets.slots, asking, opened.query, means) as asker:
-        inquiry = Inquiry(asker, budget, budgets.helpers, opened.query.facet, stopper)
-        harvest = Harvest(opened, asker, budget, inquiry, stopper, rules, watcher, options, job.metrics, pulse)
+        inquiry = LimitDiscovery(asker, budget, budgets.helpers, opened.query.facet, shutdown)
+        harvest = Harvest(opened, asker, budget, inquiry, shutdown, rules, observer, options, job.metrics, pulse)
         return await harvest.run(job.given or sources)
 
 
@@ -194,31 +200,31 @@ def _described(state: WindowState) -> str:
     return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
 
 
-def _options_for(job: Job, form: Form) -> Options:
-    if form is not Form.STDOUT:
+def _options_for(job: Job, form: OutputKind) -> HarvestOptions:
+    if form is not OutputKind.STDOUT:
         return job.harvesting
     return replace(job.harvesting, retry_failed=False, retry_refused=False, commit_seconds=_STDOUT_COMMIT_SECONDS)
 
 
-class Flowing:
+class RowStream:
     """An asynchronous context manager and iterator of a run's rows, each with its line feed.
 
     Leaving it early leaves nothing running. job: its sink is sink.
     """
 
-    def __init__(self, job: Job, sink: RowSink, stopper: Stopper, watcher: Watcher) -> None:
+    def __init__(self, job: Job, sink: QueueSink, shutdown: ShutdownSignal, observer: RunObserver) -> None:
         self._sink = sink
-        self._run = asyncio.create_task(run(job, stopper, watcher))
+        self._run = asyncio.create_task(run(job, shutdown, observer))
         self._run.add_done_callback(lambda _: sink.channel.end())
 
-    async def __aenter__(self) -> "Flowing":
+    async def __aenter__(self) -> "RowStream":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._sink.leave()
         await _ended(self._run)
 
-    def __aiter__(self) -> "Flowing":
+    def __aiter__(self) -> "RowStream":
         return self
 
     async def __anext__(self) -> bytes:
@@ -227,12 +233,12 @@ class Flowing:
             raise StopAsyncIteration
         return taken[0]
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RunOutcome:
         """Say how the run ended, once it has. Raises what `job.run` does."""
         return self._run.result()
 
 
-async def _ended(run: asyncio.Task[Outcome]) -> None:
+async def _ended(run: asyncio.Task[RunOutcome]) -> None:
     """Cancel a run that is not over, and see it to its end even if that is cancelled too."""
     run.cancel()
     cancelled: asyncio.CancelledError | None = None

@@ -9,23 +9,23 @@ from typing import Any
 
 from harvester.bitly.account_limits import PlanLimit
 from harvester.budget.budget import Budget
-from harvester.budget.forecast import Forecast, Shorter, Start, beginning, forecast, shorter
+from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
 from harvester.budget.limits import Limits
 from harvester.client import client
-from harvester.client.attempt import Means
-from harvester.client.circuit_breaker import Gate
-from harvester.client.limit_discovery import Inquiry
-from harvester.clock import next_month, utc_text
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.client.limit_discovery import LimitDiscovery
+from harvester.clock import next_month, utc_iso
 from harvester.dataset import opening
-from harvester.dataset.opening import Glimpse
-from harvester.errors import ConnectionsBusy, Stopping
-from harvester.events import Watcher
+from harvester.dataset.opening import DatasetSnapshot
+from harvester.errors import ConnectionsBusy, RunStopping
+from harvester.events import RunObserver
 from harvester.progress import WindowState
 from harvester.run.assembly import Job
-from harvester.run.job import Budgets, budgeted
-from harvester.run.preflight import Survey, count
+from harvester.run.job import Budgets, open_budgets
+from harvester.run.preflight import ListCount, count
 from harvester.run.telemetry import window_report
-from harvester.shutdown import Stopper
+from harvester.shutdown import ShutdownSignal
 from harvester.storage import filesystem
 from harvester.storage.location import STDOUT, resolve
 
@@ -40,18 +40,18 @@ class Plan:
     windows: None where no token was there to know them. said: Bitly's word on the plan, which nothing relies upon.
     """
 
-    found: Survey
+    found: ListCount
     attempts: int
     limits: Limits
     account: str | None
     windows: list[WindowState]
     forecast: Forecast
-    shorter: list[Shorter]
+    suggestions: list[Suggestion]
     said: list[PlanLimit]
     now: datetime
 
 
-async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) -> Plan:
+async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Survey a job's list, look at its budget, and say when it would end.
 
     token_known: False where there is no token, so that neither the account's budget nor Bitly can be asked. offline:
@@ -60,45 +60,47 @@ async def make(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) 
     Raises:
         UsageError, OutputError: as `job.run` does. Stopping: Bitly says that the month is spent.
     """
-    stopper = Stopper()
+    shutdown = ShutdownSignal()
     with ExitStack() as stack:
-        folder = stack.enter_context(filesystem.folder(None))
+        folder = stack.enter_context(filesystem.scratch_folder(None))
         place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
-        seen = stack.enter_context(opening.looked_at(place, job.query, pin_reference=job.pin_reference))
-        found = await count(job, seen.ledger, seen.rows, folder, job.sources, stopper, watcher)
+        seen = stack.enter_context(opening.peek(place, job.query, pin_reference=job.pin_reference))
+        found = await count(job, seen.ledger, seen.rows, folder, job.sources, shutdown, observer)
         if not token_known:
             return _plan(job, found, seen, None, [])
         private = place.private if place and place.begun else folder
-        budgets = stack.enter_context(budgeted(job, seen.query.facet, private, watcher))
-        said = [] if offline else await _ask(job, budgets, seen, stopper, watcher)
+        budgets = stack.enter_context(open_budgets(job, seen.query.facet, private, observer))
+        said = [] if offline else await _ask(job, budgets, seen, shutdown, observer)
         return _plan(job, found, seen, budgets.facet, said)
 
 
-async def _ask(job: Job, budgets: Budgets, seen: Glimpse, stopper: Stopper, watcher: Watcher) -> list[PlanLimit]:
+async def _ask(
+    job: Job, budgets: Budgets, seen: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
+) -> list[PlanLimit]:
     """Ask Bitly for limits of endpoint and plan: three helper calls at most, counted like every other."""
     try:
         await budgets.slots.join()
     except ConnectionsBusy as error:
-        watcher.warn(f"{error}; Bitly was not asked for its limits")
+        observer.warn(f"{error}; Bitly was not asked for its limits")
         return []
-    clock = budgets.clock.elapsed
-    gate = Gate(job.gate_rules, clock)
-    means = Means(job.token, budgets.facet, gate, stopper, clock)
+    clock = budgets.clock.boot_seconds
+    gate = CircuitBreaker(job.gate_rules, clock)
+    means = ClientContext(job.token, budgets.facet, gate, shutdown, clock)
     async with client.opened(budgets.slots, job.asking, seen.query, means) as asker:
-        inquiry = Inquiry(asker, budgets.facet, budgets.helpers, seen.query.facet, stopper)
+        inquiry = LimitDiscovery(asker, budgets.facet, budgets.helpers, seen.query.facet, shutdown)
         try:
             told = await inquiry.learn()
             if told:
-                watcher.note(told.text, told.event, **told.fields)
-            return await inquiry.plan() if stopper.stop is None else []
-        except Stopping:
+                observer.note(told.text, told.event, **told.fields)
+            return await inquiry.plan() if shutdown.stop is None else []
+        except RunStopping:
             return []
         finally:
-            if stopper.stop is not None:
-                watcher.warn(stopper.stop.message)
+            if shutdown.stop is not None:
+                observer.warn(shutdown.stop.message)
 
 
-def _plan(job: Job, found: Survey, seen: Glimpse, budget: Budget | None, said: list[PlanLimit]) -> Plan:
+def _plan(job: Job, found: ListCount, seen: DatasetSnapshot, budget: Budget | None, said: list[PlanLimit]) -> Plan:
     limits = budget.limits if budget else job.wanted.limits()
     hour = budget.said.limit if budget and budget.said else None
     unreserved = replace(job.wanted, reserve=0.0).limits(hour)
@@ -119,7 +121,7 @@ def _plan(job: Job, found: Survey, seen: Glimpse, budget: Budget | None, said: l
         account=budget.account.name if budget else None,
         windows=windows,
         forecast=forecast(attempts, limits, start),
-        shorter=[] if _month_is_spent(windows) else shorter(attempts, limits, own, unreserved, start),
+        suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         said=said,
         now=now,
     )
@@ -141,18 +143,20 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "invalid": found.invalid,
         },
         "settled": found.settled,
-        "left_failed": found.links - found.settled - found.calls,
+        "given_up": found.links - found.settled - found.calls,
         "calls": found.calls,
         "attempts": plan.attempts,
         "limits": asdict(plan.limits),
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
         "plan_limits": [asdict(limit) for limit in plan.said],
-        "now": utc_text(plan.now),
+        "now": utc_iso(plan.now),
         "this_month": course.this_month,
-        "pauses": [utc_text(pause) for pause in course.pauses],
-        "ends": utc_text(course.ends) if course.ends else None,
-        "shorter": [{"option": each.option, "why": each.why, "ends": utc_text(each.ends)} for each in plan.shorter],
+        "pauses": [utc_iso(pause) for pause in course.pauses],
+        "ends": utc_iso(course.ends) if course.ends else None,
+        "suggestions": [
+            {"option": each.option, "why": each.why, "ends": utc_iso(each.ends)} for each in plan.suggestions
+        ],
     }
 
 
@@ -165,9 +169,9 @@ def as_text(plan: Plan) -> str:
         f"{found.settled:>12,}  settled already",
         f"{found.calls:>12,}  calls to make",
     ]
-    left_failed = found.links - found.settled - found.calls
-    if left_failed:
-        lines.append(f"{left_failed:>12,}  failed too often, and are left alone without --retry-failed")
+    given_up = found.links - found.settled - found.calls
+    if given_up:
+        lines.append(f"{given_up:>12,}  failed too often, and are left alone without --retry-failed")
     if plan.attempts > found.calls:
         lines.append(f"{plan.attempts:>12,}  attempts, with the repeats that this output has needed so far")
     return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
@@ -196,7 +200,7 @@ def _budget_lines(plan: Plan) -> list[str]:
 def _window_line(state: WindowState) -> str:
     if not state.limit:
         return f"  {state.window:<7}no limit; {state.used:,} used"
-    line = f"  {state.window:<7}{state.left:,} of {state.limit:,} left ({_SOURCES[state.source]})"
+    line = f"  {state.window:<7}{state.remaining:,} of {state.limit:,} left ({_SOURCES[state.source]})"
     return f"{line}, until {_shown(state.until)}" if state.until else line
 
 
@@ -211,9 +215,9 @@ def _end_lines(plan: Plan) -> list[str]:
             f"  this month covers {course.this_month:,} of {plan.attempts:,} attempts; the run then stops with exit "
             f"code 7, and the same command goes on from {_shown(again)}: {_times(len(course.pauses))} in all"
         )
-    if plan.shorter:
+    if plan.suggestions:
         lines.append("  sooner with")
-        lines += [f"    {each.option} ({each.why}): {_shown(each.ends)}" for each in plan.shorter]
+        lines += [f"    {each.option} ({each.why}): {_shown(each.ends)}" for each in plan.suggestions]
         lines.append("    a shorter list: each link costs a call, whether it was ever clicked or not")
     return lines
 
@@ -227,6 +231,6 @@ def _shown(moment: datetime | None) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def play(job: Job, watcher: Watcher, *, token_known: bool, offline: bool) -> Plan:
+def play(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Make the plan, from outside an event loop. Raises as `make`."""
-    return asyncio.run(make(job, watcher, token_known=token_known, offline=offline))
+    return asyncio.run(make(job, observer, token_known=token_known, offline=offline))

@@ -13,13 +13,13 @@ from typing import Any
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
-from harvester.clock import utc_text
+from harvester.clock import utc_iso
 from harvester.errors import OutputError
-from harvester.progress import Outcome, Status, Waiting, WindowState
+from harvester.progress import RunOutcome, RunProgress, WaitReason, WindowState
 
 
 def harvest_report(
-    status: Status, outcome: Outcome | None, invocation: dict[str, Any], budget: dict[str, Any]
+    status: RunProgress, outcome: RunOutcome | None, invocation: dict[str, Any], budget: dict[str, Any]
 ) -> dict[str, Any]:
     """Give how a harvest stands, or how it ended. outcome: None while it runs; invocation, budget: their reports."""
     stop = outcome.stop if outcome else None
@@ -28,16 +28,16 @@ def harvest_report(
         "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
         "input_read_to_end": status.read_to_end,
         "list": asdict(status.listed) if status.read_to_end else None,
-        "ended": utc_text(datetime.now(UTC)) if outcome else None,
+        "ended": utc_iso(datetime.now(UTC)) if outcome else None,
         "invocation": invocation,
-        "left": status.outstanding,
-        "left_failed": status.left_failed,
+        "remaining": status.outstanding,
+        "given_up": status.given_up,
         "pending": status.pending,
         "budget": budget,
     }
 
 
-def budget_report(budget: Budget, waiting: Waiting | None) -> dict[str, Any]:
+def budget_report(budget: Budget, waiting: WaitReason | None) -> dict[str, Any]:
     """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
     try:
         windows = budget.windows()
@@ -46,10 +46,10 @@ def budget_report(budget: Budget, waiting: Waiting | None) -> dict[str, Any]:
     return {
         "account": budget.account.name,
         "token": budget.account.token,
-        "binds": {
+        "limited_by": {
             "window": waiting.window,
             "limit": waiting.limit or None,
-            "until": utc_text(waiting.until) if waiting.until else None,
+            "until": utc_iso(waiting.until) if waiting.until else None,
         }
         if waiting
         else None,
@@ -63,8 +63,8 @@ def window_report(state: WindowState) -> dict[str, Any]:
         "window": state.window,
         "limit": state.limit or None,
         "used": state.used,
-        "left": state.left,
-        "until": utc_text(state.until) if state.until else None,
+        "remaining": state.remaining,
+        "until": utc_iso(state.until) if state.until else None,
         "source": state.source,
     }
 
@@ -107,7 +107,7 @@ class Minute:
         return list(self._counts)[:-1]
 
 
-class Outlook:
+class EtaEstimator:
     """Tells a status what is ahead. connections: at once."""
 
     def __init__(self, budget: Budget, connections: int) -> None:
@@ -120,7 +120,7 @@ class Outlook:
         self._free = 0
         self._rate = 0.0
 
-    async def look(self, status: Status) -> None:
+    async def look(self, status: RunProgress) -> None:
         """Bring a status up to date; a forecast is made in a thread, and only now and then.
 
         What the budget's file does not tell at the moment stays as it was.
@@ -133,20 +133,20 @@ class Outlook:
             status.windows = self._budget.windows()
             await self._look_ahead(status, now)
 
-    def look_back(self, status: Status) -> None:
+    def look_back(self, status: RunProgress) -> None:
         """Tell what the budget holds when the run is over, and nothing more will be sent."""
         with suppress(OutputError):
             self._budget.close()
             status.windows = self._budget.windows()
 
-    def _measure(self, status: Status) -> None:
+    def _measure(self, status: RunProgress) -> None:
         """Learn the server's own speed while nothing of ours holds calls back."""
         self._free = 0 if status.waiting else self._free + 1
         if self._free >= _FREE_SECONDS and len(status.per_second) >= _FREE_SECONDS:
             self._rate = sum(status.per_second[-_FREE_SECONDS:]) / _FREE_SECONDS
 
-    async def _look_ahead(self, status: Status, now: float) -> None:
-        left, limits = status.left, self._budget.limits
+    async def _look_ahead(self, status: RunProgress, now: float) -> None:
+        left, limits = status.remaining, self._budget.limits
         if left is None or (now < self._due and limits == self._limits):
             return
         each = status.attempts.total / status.settled if status.settled >= _ENOUGH_CALLS else 1.0
@@ -170,7 +170,7 @@ HOUR_SECONDS = 3600.0
 _SAMPLE_SECONDS = 30.0
 
 
-class Pulse:
+class Throughput:
     """Counts the verdicts of one run.
 
     lists: what the run reads. clock: seconds that no step of the wall clock moves.
@@ -212,9 +212,9 @@ class Pulse:
         calls, seconds = self.rate()
         return {
             "number": number,
-            "started": utc_text(self._started),
+            "started": utc_iso(self._started),
             "lists": list(self.lists),
             "calls": self._calls,
-            "last_verdict": None if self._last is None else utc_text(datetime.fromtimestamp(self._last, UTC)),
+            "last_verdict": None if self._last is None else utc_iso(datetime.fromtimestamp(self._last, UTC)),
             "rate": {"calls": calls, "seconds": round(seconds, 1)},
         }

@@ -19,7 +19,7 @@ _NAME = re.compile(re.escape(_PREFIX) + r"\w{8}", re.ASCII)
 
 
 @contextmanager
-def folder(parent: str | None) -> Iterator[str]:
+def scratch_folder(parent: str | None) -> Iterator[str]:
     """Make a folder for as long as it is used. parent: where, None for the user's temporary folder.
 
     Raises:
@@ -91,7 +91,7 @@ def _close(lock: int | None) -> None:
         os.close(lock)
 
 
-def like_folder(path: str) -> None:
+def inherit_folder_mode(path: str) -> None:
     """Give a new file or folder the permissions of the folder that it lies in: private there, shared where that is."""
     mode = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
     with suppress(PermissionError):  # somebody else's, who made it a moment before
@@ -123,7 +123,7 @@ def make_folder(path: str) -> None:
 # --- the files beside the rows ------------------------------------------------------------------------------------
 
 
-def replace(path: str, chunks: Iterable[bytes]) -> None:
+def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
     """Put a file in place of another, so that no reader ever sees half of it."""
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, f".{name}.tmp")
@@ -144,7 +144,7 @@ def sync_file(path: str) -> None:
         os.fsync(stream.fileno())
 
 
-def cut(path: str, size: int) -> None:
+def truncate_file(path: str, size: int) -> None:
     """Take away what a file has behind so many bytes, durably."""
     with open(path, "r+b") as stream:
         stream.truncate(size)

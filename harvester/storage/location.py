@@ -13,7 +13,7 @@ import psutil
 
 from harvester.errors import OutputError, UsageError
 from harvester.storage import filesystem
-from harvester.storage.filesystem import like_folder
+from harvester.storage.filesystem import inherit_folder_mode
 from harvester.storage.object_store import is_url, normal
 
 STDOUT = "-"
@@ -44,7 +44,7 @@ _NETWORK = frozenset({
 })  # fmt: skip
 
 
-class Form(StrEnum):
+class OutputKind(StrEnum):
     """What the consumer gets: parts in a folder or an object store, one growing file, or rows on standard output."""
 
     FOLDER = "folder"
@@ -54,13 +54,13 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OutputLocation:
     """The resolved --out. out: the folder, file or URL. public: the folder of the `_` files. private: of the state.
 
     What goes to an object store is made in public first, which then lies within private.
     """
 
-    form: Form
+    form: OutputKind
     out: str
     public: str
     private: str
@@ -80,12 +80,12 @@ class Place:
     @property
     def in_parts(self) -> bool:
         """True when rows are published in immutable parts."""
-        return self.form in {Form.FOLDER, Form.STORE}
+        return self.form in {OutputKind.FOLDER, OutputKind.STORE}
 
     @property
     def disk(self) -> str:
         """The local path that stands for the output where its disk is meant."""
-        return self.private if self.form is Form.STORE else self.out
+        return self.private if self.form is OutputKind.STORE else self.out
 
     @property
     def begun(self) -> bool:
@@ -103,7 +103,7 @@ def _as_text(path: str) -> str:
 
 
 @contextmanager
-def taken(out: str, work_dir: str | None = None) -> Iterator[Place]:
+def located(out: str, work_dir: str | None = None) -> Iterator[OutputLocation]:
     """Tell what --out and --work-dir mean; for standard output the state lies in a folder that goes with this context.
 
     Raises:
@@ -112,11 +112,11 @@ def taken(out: str, work_dir: str | None = None) -> Iterator[Place]:
     if out != STDOUT:
         yield resolve(out, work_dir)
         return
-    with filesystem.folder(work_dir) as private:
-        yield Place(Form.STDOUT, STDOUT, private, private)
+    with filesystem.scratch_folder(work_dir) as private:
+        yield OutputLocation(OutputKind.STDOUT, STDOUT, private, private)
 
 
-def resolve(out: str, work_dir: str | None = None) -> Place:
+def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
     """Tell what --out, a folder or a growing file, and --work-dir mean; makes nothing.
 
     Raises:
@@ -130,16 +130,16 @@ def resolve(out: str, work_dir: str | None = None) -> Place:
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         public = out + ".harvester"
-        place = Place(Form.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
+        place = OutputLocation(OutputKind.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
     else:
         _check_folder(out)
         private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
-        place = Place(Form.FOLDER, out, out, private)
+        place = OutputLocation(OutputKind.FOLDER, out, out, private)
     _check_local(place.private)
     return place
 
 
-def _in_store(url: str, work_dir: str | None) -> Place:
+def _in_store(url: str, work_dir: str | None) -> OutputLocation:
     if not work_dir:
         raise UsageError(
             f"--out {url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
@@ -147,21 +147,23 @@ def _in_store(url: str, work_dir: str | None) -> Place:
         )
     private = os.path.abspath(work_dir)
     _check_local(private)
-    return Place(Form.STORE, url, os.path.join(private, "public"), private)
+    return OutputLocation(OutputKind.STORE, url, os.path.join(private, "public"), private)
 
 
-def check_state(place: Place) -> None:
+def check_state(place: OutputLocation) -> None:
     """Make sure that the output does not keep its state where --work-dir does not point.
 
     Raises:
         UsageError: it does.
     """
-    inside = os.path.join(place.public, "ledger.sqlite" if place.form is Form.FILE else "_harvester/ledger.sqlite")
+    inside = os.path.join(
+        place.public, "ledger.sqlite" if place.form is OutputKind.FILE else "_harvester/ledger.sqlite"
+    )
     if place.ledger != inside and os.path.exists(inside):
         raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
 
 
-def check_unused(place: Place) -> None:
+def check_unused(place: OutputLocation) -> None:
     """Make sure that an output whose ledger is not there was not begun before.
 
     Raises:
@@ -174,11 +176,11 @@ def check_unused(place: Place) -> None:
     )
     if _begun(place):
         raise lost
-    if place.form is Form.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
+    if place.form is OutputKind.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
         raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
 
 
-def _begun(place: Place) -> bool:
+def _begun(place: OutputLocation) -> bool:
     names = set(os.listdir(place.public)) | set(os.listdir(place.private))
     return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
 
@@ -223,14 +225,14 @@ def lock_folder(state: str, server: str) -> str:
         folder = os.path.join(folder, name)
         if not os.path.isdir(folder):
             os.makedirs(folder, exist_ok=True)
-            like_folder(folder)
+            inherit_folder_mode(folder)
     return folder
 
 
 def _make_shared(path: str) -> None:
     if not os.path.exists(path):
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        like_folder(path)
+        inherit_folder_mode(path)
 
 
 def _check_folder(out: str) -> None:

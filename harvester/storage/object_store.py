@@ -80,7 +80,7 @@ def normal(url: str) -> str:
     return f"{scheme}://{path}"
 
 
-def open_store(url: str, hurried: threading.Event | None = None) -> "Objects":
+def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStorage":
     """Open what is under a store's URL; makes no request. Credentials are the environment's (docs/object-stores.md).
 
     hurried: set when there is to be little patience; `Objects.hurry` sets it too.
@@ -106,7 +106,7 @@ def open_store(url: str, hurried: threading.Event | None = None) -> "Objects":
     if scheme == "s3":
         _check_endpoint()
     try:
-        return Objects(url, library, opened(_SMALL_REQUEST_SECONDS), opened(_REQUEST_SECONDS), hurried)
+        return ObjectStorage(url, library, opened(_SMALL_REQUEST_SECONDS), opened(_REQUEST_SECONDS), hurried)
     except (library.exceptions.BaseError, ValueError) as error:
         raise UsageError(f"{url}: {_reason(error)} (docs/object-stores.md, credentials)") from error
 
@@ -149,7 +149,7 @@ def _check_endpoint() -> None:
         raise UsageError("AWS_ENDPOINT_URL: plain HTTP can be read on the way: use https, or set AWS_ALLOW_HTTP=true")
 
 
-class Objects:
+class ObjectStorage:
     """The objects directly under a prefix. Every method blocks, is patient, and belongs to any thread.
 
     Every method may raise OutputError: the store refused, or stayed out for longer than the patience lasts.

@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, cast
 
-from harvester.storage.object_store import Objects
+from harvester.storage.object_store import ObjectStorage
 
 
-class Shelf(Protocol):
+class Storage(Protocol):
     """A flat set of files by name, in a folder or in an object store.
 
     Every method may raise OutputError: the store is out.
@@ -32,7 +32,7 @@ class Shelf(Protocol):
         """Say what a person would call the file."""
 
 
-class FolderShelf:
+class LocalStorage:
     """The files of a folder."""
 
     def __init__(self, folder: str) -> None:
@@ -56,7 +56,7 @@ class FolderShelf:
 class StoreShelf:
     """The objects under a prefix of an object store."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: ObjectStorage) -> None:
         self._objects = objects
 
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ _MOST_IN_MEMORY = 2 * 1024 * 1024
 """Keys; past that they go to a temporary file."""
 
 
-class Distinct:
+class DuplicateFinder:
     """Keys of 16 bytes, such as digests, that should all be different; `close` gives the disk back."""
 
     def __init__(self, most_in_memory: int = _MOST_IN_MEMORY) -> None:

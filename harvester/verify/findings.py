@@ -41,7 +41,7 @@ class Findings:
     count: int = 0
 
     @property
-    def holds(self) -> bool:
+    def ok(self) -> bool:
         """True when no problem was found."""
         return not self.count
 
@@ -56,7 +56,7 @@ def as_dict(found: Findings) -> dict[str, Any]:
     """Give findings as an object for programs."""
     return {
         "out": found.out,
-        "holds": found.holds,
+        "holds": found.ok,
         "run_id": found.run_id,
         "complete": found.complete,
         "ended": found.ended,
@@ -101,7 +101,7 @@ def _counts(found: Findings) -> str:
 
 
 def _last_line(found: Findings) -> str:
-    if not found.holds:
+    if not found.ok:
         return f"{found.out} does not hold: {_many(found.count, 'problem')}"
     state = "complete" if found.complete and found.ended else "not complete"
     if not found.ended:

@@ -7,9 +7,9 @@ from itertools import zip_longest
 from typing import Any, BinaryIO
 
 from harvester.dataset.journal import path_of, read
-from harvester.dataset.ledger import Ledger, Mark, Part, Snapshot, State
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, Snapshot, State
 from harvester.errors import OutputError
-from harvester.storage.location import Form, Place
+from harvester.storage.location import OutputKind, OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
@@ -17,10 +17,10 @@ _LOOKS = 5
 """A run may publish a journal between a look at the ledger and one at the journal: then look again."""
 
 
-class Reconciler:
+class LedgerCheck:
     """An output's ledger and journals, to be held against what was published."""
 
-    def __init__(self, place: Place, ledger: Ledger, found: Findings) -> None:
+    def __init__(self, place: OutputLocation, ledger: Ledger, found: Findings) -> None:
         self._place = place
         self._ledger = ledger
         self._found = found
@@ -128,25 +128,25 @@ class Reconciler:
         return found
 
 
-def _extents(snapshot: Snapshot, form: Form) -> Iterator[tuple[int, int, int]]:
-    """Yield generation, start and end of the journals' bytes that are committed and not published."""
-    meant = {part.generation for part in snapshot.parts}
-    mark = snapshot.mark if form is Form.FILE else Mark()
-    for generation, end in snapshot.journals.items():
-        if generation not in meant and generation >= mark.generation:
-            yield generation, mark.place if generation == mark.generation else 0, end
+def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, int]]:
+    """Yield segment, start and end of the journals' bytes that are committed and not published."""
+    meant = {part.segment for part in snapshot.parts}
+    mark = snapshot.mark if form is OutputKind.FILE else FileCheckpoint()
+    for segment, end in snapshot.journals.items():
+        if segment not in meant and segment >= mark.segment:
+            yield segment, mark.place if segment == mark.segment else 0, end
 
 
-def _rows_in(folder: str, generation: int, start: int, end: int) -> int | None:
+def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     """Count a journal's rows between two places; None if it does not reach so far."""
     rows, at = 0, start
-    for record in read(path_of(folder, generation), start, end):
+    for record in read(path_of(folder, segment), start, end):
         rows += record.state == State.ROW
         at = record.end
     return rows if at >= end else None
 
 
-def reconciler(place: Place | None, why: str, found: Findings) -> Reconciler | None:
+def reconciler(place: OutputLocation | None, why: str, found: Findings) -> LedgerCheck | None:
     """Open an output's ledger to be read; None, and the reason in found, where it cannot be.
 
     why: the reason where there is no place.
@@ -166,13 +166,13 @@ def reconciler(place: Place | None, why: str, found: Findings) -> Reconciler | N
             ledger.close()
             return None
         ledger.check()
-        return Reconciler(place, ledger, found)
+        return LedgerCheck(place, ledger, found)
     except BaseException:
         ledger.close()
         raise
 
 
-def _unreadable(place: Place) -> str:
+def _unreadable(place: OutputLocation) -> str:
     """Say why a ledger cannot be read; nothing if it can. Raises OutputError for what is none."""
     path = place.ledger
     try:

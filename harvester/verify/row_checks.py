@@ -9,7 +9,7 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any, Protocol
 
-from harvester.rows.decode import Bad
+from harvester.rows.decode import BadRow
 from harvester.rows.row import SCHEMA_VERSION
 from harvester.rows.schema import COLUMNS, Column, Kind, Shape
 
@@ -74,7 +74,7 @@ def _window(query: Mapping[str, Any]) -> str:
     return _SEPARATOR + _SEPARATOR.join((query["facet"], query["unit"], str(query["units"]), query["unit_reference"]))
 
 
-class Form:
+class ObjectShape:
     """What objects of one kind must be: their keys in order, and each key's type."""
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
@@ -90,7 +90,7 @@ class Form:
         return self._explain(row)
 
     def _explain(self, row: Any) -> str:
-        if isinstance(row, Bad):
+        if isinstance(row, BadRow):
             return str(row)
         if type(row) is not dict:
             return "not a JSON object"
@@ -118,7 +118,7 @@ class _Common:
     def __init__(self, shape: Shape, query: Mapping[str, Any], run_id: str, found: Found) -> None:
         self.calls = 0
         self._found = found
-        self._form = Form(COLUMNS[shape])
+        self._form = ObjectShape(COLUMNS[shape])
         self._size = query["size"]
         self._pinned_names = ("run_id", *_QUERY, "schema_version")
         self._pinned_of = itemgetter(*self._pinned_names)

@@ -11,19 +11,19 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import UNITS
 from harvester.dataset import manifest as manifests
 from harvester.dataset.publisher import FAILURES, SUCCESS
-from harvester.rows.decode import Broken, Hashed, rows_of
+from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import FAILURE, Shape
-from harvester.storage.storage import Shelf
+from harvester.storage.storage import Storage
 from harvester.verify.findings import Findings
-from harvester.verify.ledger_checks import Reconciler
-from harvester.verify.row_checks import Form, is_moment
+from harvester.verify.ledger_checks import LedgerCheck
+from harvester.verify.row_checks import ObjectShape, is_moment
 
 _SILENT_SECONDS = 180.0
 """A run writes its manifest once a minute; one that has not for so long was killed."""
 _HALF = re.compile(r"\.part-.*\.tmp")
 _KINDS = ("refused", "failed", "invalid")
-_FAILURE = Form(FAILURE)
+_FAILURE = ObjectShape(FAILURE)
 
 
 def has_ended(manifest: Mapping[str, Any]) -> bool:
@@ -83,7 +83,7 @@ def _calls_told(manifest: Mapping[str, Any]) -> int:
     return sum(part.get("calls", part["rows"]) for part in manifest["parts"])
 
 
-def check_names(manifest: Mapping[str, Any], names: list[str], shelf: Shelf, found: Findings) -> None:
+def check_names(manifest: Mapping[str, Any], names: list[str], shelf: Storage, found: Findings) -> None:
     """Is _SUCCESS there exactly when it should be? Is something there that no run has left there in good order?"""
     path = shelf.path(SUCCESS)
     if found.ended and manifest["complete"] and SUCCESS not in names:
@@ -103,7 +103,7 @@ def _age_seconds(manifest: Mapping[str, Any]) -> float:
 
 
 def check_failures(
-    shelf: Shelf, manifest: Mapping[str, Any], names: list[str], ledger: Reconciler | None, found: Findings
+    shelf: Storage, manifest: Mapping[str, Any], names: list[str], ledger: LedgerCheck | None, found: Findings
 ) -> None:
     """Are the lines of `_failures.ndjson` well formed, and as many as the manifest counts?"""
     path = shelf.path(FAILURES)
@@ -135,9 +135,9 @@ def check_failures(
 def _lines_of(stream: Any, path: str, found: Findings) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for number, line in rows_of(Hashed(stream), Format.NDJSON, Shape.NESTED):
+        for number, line in rows_of(HashingReader(stream), Format.NDJSON, Shape.NESTED):
             yield number, line
-    except Broken as error:
+    except UnreadableFile as error:
         found.problem(path, number + 1, str(error))
 
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from harvester.dataset import manifest as manifests
 from harvester.dataset.publisher import MANIFEST, SUCCESS
 from harvester.errors import OutputError, UsageError
-from harvester.rows.decode import Bad, Broken, Hashed, rows_of
+from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, Place, resolve
+from harvester.storage.location import GROWING_ENDINGS, OutputLocation, resolve
 from harvester.storage.object_store import is_url, normal, open_store
-from harvester.storage.storage import FolderShelf, Shelf, StoreShelf
-from harvester.verify.duplicates import Distinct
+from harvester.storage.storage import LocalStorage, Storage, StoreShelf
+from harvester.verify.duplicates import DuplicateFinder
 from harvester.verify.findings import Findings
-from harvester.verify.ledger_checks import Reconciler, reconciler
+from harvester.verify.ledger_checks import LedgerCheck, reconciler
 from harvester.verify.row_checks import Check, call_key, check_for
 from harvester.verify.sidecar_checks import check_failures, check_manifest, check_names, has_ended
 
@@ -36,10 +36,10 @@ class Output(NamedTuple):
     """
 
     name: str
-    beside: Shelf
-    rows: Shelf
+    beside: Storage
+    rows: Storage
     growing: bool
-    place: Place | None
+    place: OutputLocation | None
     why: str = ""
 
 
@@ -57,7 +57,7 @@ class _File(NamedTuple):
 class _Repeated(NamedTuple):
     """Keys that should all be different, and what a person calls two that are the same."""
 
-    keys: Distinct
+    keys: DuplicateFinder
     of: Callable[[Mapping[str, Any]], bytes]
     text: str
 
@@ -74,12 +74,12 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
         return Output(out, shelf, shelf, False, *_place_of(out, work_dir))
     path, out = manifests.locate(out)
     growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
-    beside = FolderShelf(os.path.dirname(path))
-    rows = FolderShelf(os.path.dirname(out)) if growing else beside
+    beside = LocalStorage(os.path.dirname(path))
+    rows = LocalStorage(os.path.dirname(out)) if growing else beside
     return Output(out, beside, rows, growing, *_place_of(out, work_dir))
 
 
-def _place_of(out: str, work_dir: str | None) -> tuple[Place | None, str]:
+def _place_of(out: str, work_dir: str | None) -> tuple[OutputLocation | None, str]:
     try:
         return resolve(out, work_dir), ""
     except UsageError as error:  # a store without its work dir, or a file system where no run can have its state
@@ -142,12 +142,12 @@ def _look(output: Output) -> tuple[list[str], bytes]:
     return names, text
 
 
-def _text_of(shelf: Shelf) -> bytes:
+def _text_of(shelf: Storage) -> bytes:
     with closing(shelf.open(MANIFEST)) as stream:
         return stream.read()
 
 
-def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> Reconciler | None:
+def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> LedgerCheck | None:
     try:
         ledger = reconciler(output.place, output.why, found)
     except OutputError as error:
@@ -163,7 +163,7 @@ def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> Reconciler 
 
 
 def _files(
-    output: Output, manifest: Mapping[str, Any], names: list[str], ledger: Reconciler | None, found: Findings
+    output: Output, manifest: Mapping[str, Any], names: list[str], ledger: LedgerCheck | None, found: Findings
 ) -> Iterator[_File]:
     """Yield the files of rows that are to be read; say which there are besides."""
     path, listed = output.beside.path(MANIFEST), {part["path"]: part for part in manifest["parts"]}
@@ -215,7 +215,7 @@ class _Rows:
 
     def check(self, files: list[_File]) -> None:
         """Check every file, and that no record_id is in two rows."""
-        with closing(Distinct()) as keys, closing(Distinct()) as calls:
+        with closing(DuplicateFinder()) as keys, closing(DuplicateFinder()) as calls:
             for file in files:
                 self._check_file(file, keys, calls)
             for repeated in (
@@ -230,7 +230,7 @@ class _Rows:
             text = f"rows were fetched from {min(self._fetched)} to {max(self._fetched)}, not all of them between the "
             self._found.remarks.append(f"{text}manifest's started and updated: a clock was set")
 
-    def _check_file(self, file: _File, keys: Distinct, calls: Distinct) -> None:
+    def _check_file(self, file: _File, keys: DuplicateFinder, calls: DuplicateFinder) -> None:
         path, found = self._shelf.path(file.name), self._found
         try:
             stream = self._shelf.open(file.name)
@@ -248,7 +248,7 @@ class _Rows:
             calls.add,
         )
         with closing(stream):
-            hashed = Hashed(stream, file.bytes if self._growing else None)
+            hashed = HashingReader(stream, file.bytes if self._growing else None)
             rows = self._read(hashed, file, path, check, keys)
             if rows is not None and self._growing and stream.read(1):
                 found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
@@ -261,7 +261,7 @@ class _Rows:
         elif file.bytes:
             self._found.problem(path, None, "it is gone; its rows are settled, so put it back")
 
-    def _read(self, hashed: Hashed, file: _File, path: str, check: Check, keys: Distinct) -> int | None:
+    def _read(self, hashed: HashingReader, file: _File, path: str, check: Check, keys: DuplicateFinder) -> int | None:
         """Look at a file's rows; give their number, or None if it cannot be read to its end."""
         number, look, add = 0, check.look, keys.add
         try:
@@ -271,7 +271,7 @@ class _Rows:
                     add(key)
             check.end()
             hashed.drain()
-        except Broken as error:
+        except UnreadableFile as error:
             self._found.problem(path, number + 1, str(error))
             try:
                 hashed.drain()
@@ -282,7 +282,7 @@ class _Rows:
             return None
         return number
 
-    def _hold(self, file: _File, path: str, hashed: Hashed, rows: int, check: Check) -> None:
+    def _hold(self, file: _File, path: str, hashed: HashingReader, rows: int, check: Check) -> None:
         """Hold what was read against what should be there."""
         found = self._found
         found.parts += 1
@@ -323,9 +323,9 @@ class _Rows:
     def _again(self, file: _File) -> Iterator[tuple[int, Any]]:
         try:
             with closing(self._shelf.open(file.name)) as stream:
-                rows = rows_of(Hashed(stream, file.bytes if self._growing else None), file.format, self._shape)
-                yield from ((number, row) for number, row in rows if not isinstance(row, Bad))
-        except (OSError, Broken):
+                rows = rows_of(HashingReader(stream, file.bytes if self._growing else None), file.format, self._shape)
+                yield from ((number, row) for number, row in rows if not isinstance(row, BadRow))
+        except (OSError, UnreadableFile):
             return
 
     def _call_key(self, row: Any) -> bytes:
