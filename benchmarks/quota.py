@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.quota [--weeks 6] [--folder /dev/shm]
 
-The harvests are those of tests/test_six_weeks.py: the real pool, client, gate and budget. Also: what counting an
+The harvests are those of tests/simulation/test_six_weeks.py: the real pool, client, gate and budget. Also: what counting an
 attempt costs.
 """
 
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
-from tests.simulated import World
-from tests.virtual import THREADED, at_once
-from tests.weeks import Weeks
+from tests.support.simulated_bitly import World
+from tests.support.simulated_weeks import Weeks
+from tests.support.virtual_time import THREADED, at_once
 
 NO_MONTH = 0
 HOURS_A_WEEK = 168
@@ -76,7 +76,7 @@ def cases() -> list[Case]:
 
 def six_weeks(weeks: int) -> Case:
     """Give the long one: 1,000 an hour, with others on the token, outages and months' ends."""
-    from tests.test_six_weeks import shared_world  # noqa: PLC0415 - it imports pytest
+    from tests.simulation.test_six_weeks import shared_world  # noqa: PLC0415 - it imports pytest
 
     def made(folder: Path) -> Weeks:
         return Weeks(folder, shared_world(), RequestedLimits(per_month=400_000), weeks * HOURS_A_WEEK * 1000)

@@ -14,11 +14,11 @@ import pytest
 import trustme
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from tests.commands import STATE_DIR, TOKEN_STORE
-from tests.servers import in_thread
+from tests.support.commands import STATE_DIR, TOKEN_STORE
+from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
-    from tests.buckets import S3, Case
+    from tests.support.s3_server import S3, Case
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what the harvests in virtual time came to."""
-    passed = [report for report in terminalreporter.stats.get("passed", []) if "test_six_weeks" in report.nodeid]
+    passed = [report for report in terminalreporter.stats.get("passed", []) if "simulation/" in report.nodeid]
     lines = [line for report in passed for line in report.capstdout.splitlines() if line]
     if lines:
         terminalreporter.section("weeks in virtual time")
@@ -119,7 +119,7 @@ def serve() -> Iterator[Callable[..., Served]]:
 @pytest.fixture(scope="session")
 def s3_server() -> "Iterator[S3]":
     """Serve an S3 once for all tests."""
-    from tests.buckets import serving_s3  # noqa: PLC0415 - a second that most files need not wait for
+    from tests.support.s3_server import serving_s3  # noqa: PLC0415 - a second that most files need not wait for
 
     with serving_s3() as s3:
         yield s3
@@ -128,7 +128,7 @@ def s3_server() -> "Iterator[S3]":
 @pytest.fixture
 def case(s3_server: "S3", quick_path: Path, serve: Callable[..., Served]) -> "Iterator[Case]":
     """A prefix of its own, in an S3 without faults."""
-    from tests.buckets import Case  # noqa: PLC0415
+    from tests.support.s3_server import Case  # noqa: PLC0415
 
     s3_server.calm()
     yield Case(s3_server, quick_path, serve())

@@ -13,8 +13,8 @@ import pytest
 from harvester import __version__
 from harvester.cli.exit_codes import BY_REASON, EXIT_CODES
 from harvester.shutdown import StopReason
-from tests.commands import ROOT, environment, harvester
 from tests.conftest import Served
+from tests.support.commands import ROOT, environment, harvester
 
 README = (ROOT / "README.md").read_text()
 BEGIN, END = "<!-- help: begin -->", "<!-- help: end -->"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import harvester
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 PACKAGE = ROOT / "harvester"
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,127 @@
+"""Killed before and after every operation on its files, harvester carries on: nothing lost, doubled or asked twice."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Served
+from tests.support.commands import NO_LIMITS, ROOT, environment
+from tests.support.killed_forks import ANY
+from tests.support.output_checks import check_reconciled, failures, rows
+
+LINKS = [f"bit.ly/{i}" for i in range(9)]
+REFUSED = ["bit.ly/missing-1", "bit.ly/gone-2"]
+LINES = [*LINKS[:3], REFUSED[0], LINKS[2], "not a link", *LINKS[3:], REFUSED[1], LINKS[0]]
+
+# Every operation that the promise rests on must have been interrupted, or this test has lost its subject.
+ALWAYS = {
+    "write journal", "fsync journal", "fsync folder", "commit ledger", "unlink journal", "write manifest",
+    "fsync manifest", "rename manifest", "write failures", "fsync failures", "rename failures", "fsync success",
+    "rename success",
+}  # fmt: skip
+OF_FORM = {
+    "out": ALWAYS | {"write part", "fsync part", "rename part"},
+    "results.ndjson": ALWAYS | {"write growing", "fsync growing"},
+}
+
+
+class Crasher:
+    """Gives orders to tests/support/killed_forks.py."""
+
+    def __init__(self, process: "subprocess.Popen[str]", report: Path) -> None:
+        self._process = process
+        self._pid = report.with_name(report.name + ".pid")
+
+    @property
+    def pid(self) -> int:
+        """The run that goes on."""
+        return int(self._pid.read_text())
+
+    def run(self, arguments: list[str], operation: str = "", nth: int = 0, when: str = "") -> dict[str, Any]:
+        order = {"arguments": arguments, "operation": operation, "nth": nth, "when": when}
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        result: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return result
+
+
+@contextmanager
+def crashing(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Crasher]:
+    report = folder / "report"
+    command = [sys.executable, "-m", "tests.support.killed_forks", str(report)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment(env)) as process:
+        yield Crasher(process, report)
+        assert process.stdin
+        process.stdin.close()
+
+
+def published(out: Path) -> dict[str, bytes]:
+    """What a consumer may have read: whole parts, or the growing file as far as it goes."""
+    if out.is_dir():
+        return {part.name: part.read_bytes() for part in out.glob("part-*")}
+    return {out.name: out.read_bytes()} if out.exists() else {}
+
+
+def check_only_grew(before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    for name, content in before.items():
+        assert after[name].startswith(content)
+        if name.startswith("part-"):
+            assert after[name] == content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_operation_costs_nothing(
+    quick_path: Path, serve: Callable[..., Served], form: str, when: str
+) -> None:
+    served = serve()
+    links = quick_path / "links.txt"
+    links.write_text("\n".join(LINES) + "\n")
+    with crashing(quick_path) as crasher:
+        whole = crasher.run(arguments_for(links, quick_path / "whole" / form, served))
+        assert OF_FORM[form] - whole["counts"].keys() == set()
+        del whole["counts"][ANY]
+        for operation, count in whole["counts"].items():
+            for nth in range(1, count + 1):
+                served.sandbox.answered.clear()
+                out = quick_path / f"{operation} {nth}" / form
+                arguments = arguments_for(links, out, served)
+                killed = run_through(crasher, arguments, out, (operation, nth, when), served.sandbox.answered)
+                # Threads meet differently each time, so the last of many may not come; the first always does.
+                assert killed or nth > 1
+
+
+def arguments_for(links: Path, out: Path, served: Served) -> list[str]:
+    limits = [*NO_LIMITS, "--connections", "1", "--part-rows", "3"]
+    return ["run", str(links), "--out", str(out), "--base-url", served.url, *limits]
+
+
+def run_through(
+    crasher: Crasher, arguments: list[str], out: Path, point: tuple[str, int, str], answered: Counter[str]
+) -> bool:
+    """Kill at the point, kill the recovery too, let the third run end, and check; False if the point did not come."""
+    first = crasher.run(arguments, *point)
+    seen = published(out)
+    second = crasher.run(arguments, ANY, 1 + point[1] * 7 % 30, point[2])
+    kills = first["killed"] + second["killed"]
+    now = published(out)
+    check_only_grew(seen, now)
+    assert crasher.run(arguments)["code"] == 0
+    check_only_grew(now, published(out))
+    check_reconciled(out, {*LINKS, *REFUSED})
+    assert sum(line["kind"] == "invalid" for line in failures(out)) == 1
+    assert len(rows(out)) == len(LINKS)
+    repeated = sum(answered.values()) - len(answered)
+    assert repeated <= kills, "with one connection a kill costs at most the one answer that was on its way"
+    return bool(first["killed"])

@@ -1,0 +1,96 @@
+"""Thirty kills at random moments, a list that is edited meanwhile, signals: nothing lost, nothing doubled."""
+
+import random
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.sandbox import Sandbox
+from tests.conftest import Served
+from tests.crash.test_kill_at_every_operation import check_only_grew, published
+from tests.support.commands import NO_LIMITS, start
+from tests.support.output_checks import check_reconciled, failures, manifest, rows
+
+KILLS = 30
+CONNECTIONS = 5
+
+
+def make_links(count: int, seed: str) -> list[str]:
+    """Distinct bitlinks, a fifth of which the sandbox refuses."""
+    kinds = ("missing", "gone", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok")
+    return [f"bit.ly/{kinds[i % len(kinds)]}-{seed}-{i}" for i in range(count)]
+
+
+def make_lines(links: list[str], rng: random.Random) -> list[str]:
+    """The links in disorder, in the forms people paste, a tenth of them doubled, some of those side by side."""
+    lines = []
+    for link in links:
+        lines.append(rng.choice(("{}", "https://{}", "HTTP://{}/", '"{}"', "{}?utm=1\r")).format(link))
+        if rng.random() < 0.05:
+            lines.append(link)
+    rng.shuffle(lines)
+    return lines + rng.sample(links, len(links) // 20)
+
+
+def end(process: subprocess.Popen[bytes], number: signal.Signals | None, after: float) -> int:
+    """Send a run a signal after some seconds, if it has not ended before; give its exit code."""
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        if number is not None:
+            process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert b"Traceback" not in err, err.decode()
+    return process.returncode
+
+
+def repeated(sandbox: Sandbox) -> int:
+    """Count the definite answers that were not a link's first, once the server has sent what was on its way."""
+    while sandbox.at_once:
+        threading.Event().wait(0.005)
+    return sandbox.answered.total() - len(sandbox.answered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+def test_a_storm_of_kills_costs_at_most_five_calls_each(
+    tmp_path: Path, serve: Callable[..., Served], form: str
+) -> None:
+    rng = random.Random(f"storm {form}")
+    served = serve(latency_ms=25)
+    links = make_links(5000, "a")
+    path, out = tmp_path / "links.txt", tmp_path / form
+    path.write_text("\n".join(make_lines(links, rng)))
+    arguments = ["run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS, "--part-rows", "700"]
+    gone: set[str] = set()
+    for kill in range(KILLS):
+        process, seen = start(*arguments), published(out)
+        if kill == KILLS // 2:
+            # While it runs, because editors do not ask: the next invocation reads the new list.
+            gone, links = set(links[:100]), links[100:] + make_links(200, "b")
+            path.write_text("\r\n".join(make_lines(links, rng)))
+        assert end(process, signal.SIGKILL, rng.uniform(0.2, 1.4)) == -signal.SIGKILL, "it ended before the storm did"
+        # What a kill cuts off may be repeated by the next run or, if that is killed at once, by one after it.
+        assert repeated(served.sandbox) <= CONNECTIONS * kill
+        check_only_grew(seen, published(out))
+    before = Counter(served.sandbox.answered)
+    process = start(*arguments)
+    while served.sandbox.answered.total() < before.total() + 200:
+        threading.Event().wait(0.005)
+    assert end(process, signal.SIGTERM, 0.0) == 5
+    assert manifest(out)["stopped"]["reason"] == "signal"
+    terminated, seen = Counter(served.sandbox.answered), published(out)
+    assert end(start(*arguments), None, 120) == 0
+    last = served.sandbox.answered - terminated
+    assert not last.keys() & (terminated - before).keys(), "a call was repeated after SIGTERM"
+    assert repeated(served.sandbox) <= CONNECTIONS * KILLS
+    check_only_grew(seen, published(out))
+    settled = {row["bitlink"] for row in rows(out)} | {line["bitlink"] for line in failures(out)}
+    assert set(links) <= settled <= set(links) | gone
+    check_reconciled(out, settled)
+    assert served.sandbox.too_many_connections == 0

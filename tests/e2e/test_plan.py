@@ -1,0 +1,143 @@
+"""`harvester plan` from outside: what it counts, what it asks, and that it changes nothing."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Served
+from tests.support.commands import NO_LIMITS, harvester, start
+
+LINKS = [f"bit.ly/{i}" for i in range(300)]
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> str:
+    path = tmp_path / "links.txt"
+    path.write_text("\n".join([*LINKS, "bit.ly/0", "nonsense", "https://bit.ly/1/"]))
+    return str(path)
+
+
+def plan(*arguments: str, **options: Any) -> dict[str, Any]:
+    done = harvester("plan", *arguments, "--json", **options)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_plan_counts_the_list_and_makes_no_metrics_call(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served, out = serve(per_minute=100, per_hour=1000, per_month=5000), tmp_path / "out"
+    found = plan(links, "--out", str(out), "--base-url", served.url)
+    assert found["list"] == {"lines": 303, "links": 300, "duplicates": 2, "invalid": 1}
+    assert (found["settled"], found["calls"], found["attempts"]) == (0, 300, 300)
+    assert found["ends"] > found["now"]
+    assert [window["window"] for window in found["windows"]] == ["minute", "hour", "month"]
+    assert [window["source"] for window in found["windows"]] == ["bitly", "bitly", "default"]
+    assert found["plan_limits"][0]["limit"] == 5000
+    assert served.sandbox.requests.total() == 0
+    assert served.sandbox.helped.total() == 3
+    assert not out.exists()
+
+
+def test_its_helper_calls_are_counted_and_offline_makes_none(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served = serve(per_hour=1000)
+    command = (links, "--out", str(tmp_path / "out"), "--base-url", served.url)
+    assert plan(*command, "--offline")["windows"][2]["used"] == 0
+    assert served.sandbox.helped.total() == 0
+    plan(*command)
+    assert plan(*command, "--offline")["windows"][2]["used"] == served.sandbox.helped.total() > 0
+
+
+def test_without_a_token_it_counts_and_forecasts_and_asks_nobody(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served = serve(per_hour=1000)
+    command = (links, "--out", str(tmp_path / "out"), "--base-url", served.url)
+    found = plan(*command, env={"BITLY_TOKEN": ""})
+    assert found["calls"] == 300
+    assert found["account"] is None
+    assert served.sandbox.helped.total() == 0
+
+
+def test_it_knows_what_is_settled_even_while_a_run_has_the_output(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served, out = serve(latency_ms=50), tmp_path / "out"
+    command = (links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    assert harvester("run", *command, "--max-calls", "100").returncode == 5
+    assert (plan(*command)["settled"], plan(*command)["calls"]) == (100, 200)
+    process = start("run", *command)
+    while served.sandbox.answered.total() < 120:
+        signal.sigtimedwait([], 0.01)
+    assert 100 <= plan(*command)["settled"] < 300
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert served.sandbox.answered.total() == len(served.sandbox.answered)
+    rest = plan(*command)["calls"]
+    before = served.sandbox.requests.total()
+    assert harvester("run", *command).returncode == 0
+    assert served.sandbox.requests.total() - before == rest
+    found = plan(*command)
+    assert (found["settled"], found["calls"], found["ends"]) == (
+        300,
+        0,
+        found["now"],
+    )
+
+
+def test_another_query_than_the_outputs_is_refused_like_a_run(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    command = (links, "--out", str(tmp_path / "out"), "--base-url", serve().url, *NO_LIMITS)
+    assert harvester("run", *command).returncode == 0
+    done = harvester("plan", *command, "--units", "7")
+    assert done.returncode == 2
+    assert "another query" in done.stderr
+
+
+def test_for_a_person_it_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served = serve(per_hour=1000)
+    done = harvester(
+        "plan",
+        links,
+        "--out",
+        str(tmp_path / "out"),
+        "--base-url",
+        served.url,
+        "--per-month",
+        "200",
+        "--reserve",
+        "50%",
+    )
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "2 duplicates, 1 invalid",
+        "300  calls to make",
+        "would end",
+        "97 of 100 left (as asked for)",
+        "this month covers 97 of 300 attempts",
+        "exit code 7",
+        "--reserve 0%",
+        "--per-month 5000 (if the plan is Core)",
+    ):
+        assert said in done.stdout
+
+
+def test_run_says_what_the_month_covers_before_it_starts(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served = serve()
+    limits = ("--per-minute", "0", "--per-hour", "0", "--per-month", "10")
+    done = harvester("run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *limits)
+    assert done.returncode == 7
+    assert "this month covers 10 of the 300 calls" in done.stderr
+    assert served.sandbox.requests.total() == 10

@@ -1,0 +1,130 @@
+"""Whose fault is it? Links that always fail beside a server that is out, told apart in the test's own process."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harvester.cli.exit_codes import SOME_FAILED, STOPPED, exit_code
+from harvester.shutdown import StopReason
+from tests.e2e.test_run_against_a_hostile_server import many
+from tests.support.commands import NO_LIMITS, harvester
+from tests.support.in_process import QUICK_GATE, harvest
+from tests.support.output_checks import failures, manifest, rows
+from tests.support.scripted_bitly import Scripted, scripted
+
+
+@pytest.fixture
+def bitly() -> Iterator[Scripted]:
+    with scripted() as server:
+        yield server
+
+
+def out_between(bitly: Scripted, first: int, last: int) -> None:
+    """Let the server be out for the requests of these numbers, counted from 0."""
+    bitly.out = lambda: first <= len(bitly.requests) - 1 <= last
+
+
+# --- links at fault -------------------------------------------------------------------------------------------------
+
+
+async def test_poisoned_links_at_the_end_of_a_list_have_failed_and_are_no_outage(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, [*many("ok", 10), *many("503", 3)])
+    assert exit_code(outcome) == SOME_FAILED
+    assert outcome.stop is None
+    assert len(rows(quick_path / "out")) == 10
+    lines = failures(quick_path / "out")
+    assert sorted(line["bitlink"] for line in lines) == [f"bit.ly/{name}" for name in many("503", 3)]
+    assert {(line["kind"], line["status"], line["attempts"]) for line in lines} == {("failed", 503, 5)}
+    # Five attempts for each, and a witness or two for each at most.
+    assert 10 + 3 * 5 <= len(bitly.requests) <= 10 + 3 * 5 + 6
+
+
+async def test_a_single_poisoned_link_that_ends_a_list_costs_one_witness(bitly: Scripted, quick_path: Path) -> None:
+    outcome = await harvest(bitly.url, quick_path, ["ok", "503"])
+    assert exit_code(outcome) == SOME_FAILED
+    assert [line["attempts"] for line in failures(quick_path / "out")] == [5]
+    assert (len(bitly.visits("503")), len(bitly.visits("ok"))) == (5, 2)
+
+
+async def test_a_server_that_has_answered_nobody_is_out(bitly: Scripted, quick_path: Path) -> None:
+    rules = replace(QUICK_GATE, limit_seconds=0.3)
+    outcome = await harvest(bitly.url, quick_path, many("503", 3), gate_rules=rules)
+    assert exit_code(outcome) == STOPPED
+    assert failures(quick_path / "out") == []
+
+
+async def test_a_row_of_an_earlier_run_is_a_witness_too(bitly: Scripted, quick_path: Path) -> None:
+    assert (await harvest(bitly.url, quick_path, ["ok"])).complete
+    outcome = await harvest(bitly.url, quick_path, ["ok", "503"])
+    assert exit_code(outcome) == SOME_FAILED
+    assert (len(bitly.visits("503")), len(bitly.visits("ok"))) == (5, 2)
+
+
+async def test_sixty_poisoned_links_in_a_row_are_the_links_fault(bitly: Scripted, quick_path: Path) -> None:
+    """Twenty in a row look like an outage, until a link that answered before is answered again."""
+    names = [*many("ok", 5), *many("503", 60), *many("ok--more", 5)]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == SOME_FAILED
+    assert outcome.stop is None
+    counts = manifest(quick_path / "out")["dataset"]
+    assert counts == {"calls": 70, "rows": 10, "refused": 0, "failed": 60, "pending": 0}
+    assert {(line["kind"], line["status"]) for line in failures(quick_path / "out")} == {("failed", 503)}
+
+
+# --- the server at fault --------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_goes_down_for_the_last_two_links_costs_no_failure(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    out_between(bitly, 18, 18 + 15)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 20))
+    assert outcome.complete
+    assert len(rows(quick_path / "out")) == 20
+    assert failures(quick_path / "out") == []
+
+
+async def test_an_outage_in_the_middle_costs_no_failure_and_few_requests(bitly: Scripted, quick_path: Path) -> None:
+    def out() -> bool:
+        return len(bitly.requests) > 200 and bitly.requests[-1].at < bitly.requests[200].at + 1.5
+
+    bitly.out = out
+    outcome = await harvest(bitly.url, quick_path, many("ok", 500))
+    assert outcome.complete
+    assert len(rows(quick_path / "out")) == 500
+    assert failures(quick_path / "out") == []
+    # Twenty calls that fail before it is known to be an outage, with their repeats until then; a few probes after that.
+    assert 520 <= len(bitly.requests) < 600
+
+
+async def test_an_outage_longer_than_its_limit_ends_the_run_and_the_next_carries_on(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    bitly.out = lambda: len(bitly.requests) > 10
+    rules = replace(QUICK_GATE, limit_seconds=0.3)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 50), gate_rules=rules)
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.OUTAGE
+    assert exit_code(outcome) == STOPPED
+    assert failures(quick_path / "out") == []
+    assert len(rows(quick_path / "out")) == 10
+    bitly.out = lambda: False
+    assert (await harvest(bitly.url, quick_path, many("ok", 50))).complete
+    assert len(rows(quick_path / "out")) == 50
+
+
+@pytest.mark.slow
+def test_the_outage_limit_is_an_option(bitly: Scripted, tmp_path: Path) -> None:
+    bitly.out = lambda: True
+    links, out = tmp_path / "links.txt", tmp_path / "out"
+    links.write_text("".join(f"bit.ly/{name}\n" for name in many("ok", 30)))
+    command = ("run", str(links), "--out", str(out), "--base-url", bitly.url, *NO_LIMITS)
+    done = harvester(*command, "--outage-limit", "1s")
+    assert done.returncode == 5, done.stderr
+    assert "--outage-limit" in done.stderr
+    assert manifest(out)["stopped"]["reason"] == "outage"
+    assert failures(out) == []

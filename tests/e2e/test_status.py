@@ -1,0 +1,536 @@
+"""`harvester status`: what is told of a run from its manifest alone, in every state that it can be in."""
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.dataset import manifest
+from harvester.errors import UsageError
+from harvester.reporting import run_status as advice
+from harvester.reporting import run_status as glance
+from harvester.reporting import status_text as printing
+from harvester.reporting import status_text as tell
+from harvester.reporting.prometheus import WINDOWS
+from harvester.reporting.run_status import State, look
+from harvester.run.telemetry import Throughput
+from harvester.shutdown import StopReason
+from harvester.storage import filesystem
+from tests.conftest import Served
+from tests.support.commands import NO_LIMITS, environment, harvester, start
+from tests.support.output_checks import manifest as manifest_of
+from tests.support.output_checks import public
+
+NOBODY = 65534
+NOW = datetime(2026, 11, 23, 14, 5, 0, tzinfo=UTC)
+WRITTEN: dict[str, Any] = {
+    "schema_version": 1,
+    "tool": "harvester 0.1.0",
+    "run_id": "9a0822b22f12",
+    "work_dir": None,
+    "query": {
+        "facet": "referrers",
+        "unit": "day",
+        "units": -1,
+        "unit_reference": "2026-11-23T06:00:00Z",
+        "size": 50,
+    },
+    "format": "ndjson.gz",
+    "shape": "nested",
+    "started": "2026-11-23T06:00:00Z",
+    "updated": "2026-11-23T14:04:30Z",
+    "complete": False,
+    "stopped": None,
+    "input_read_to_end": True,
+    "list": {"lines": 5, "blank": 0, "comments": 0, "headers": 0, "invalid": 0, "duplicates": 0, "links": 5},
+    "ended": None,
+    "invocation": {
+        "number": 2,
+        "started": "2026-11-23T12:00:00Z",
+        "lists": ["links.txt"],
+        "calls": 1500,
+        "last_verdict": "2026-11-23T14:04:29Z",
+        "rate": {"calls": 900, "seconds": 3600.0},
+    },
+    "remaining": 4000,
+    "given_up": 0,
+    "budget": {
+        "account": "d6a7cd2a7371",
+        "token": "d6a7cd2a7371",
+        "limited_by": {"window": "hour", "limit": 1000, "until": "2026-11-23T14:30:00Z"},
+        "windows": [
+            {"window": "minute", "limit": 100, "used": 10, "remaining": 90, "until": None, "source": "default"},
+            {"window": "hour", "limit": 1000, "used": 1000, "remaining": 0, "until": None, "source": "default"},
+            {"window": "month", "limit": None, "used": 2000, "remaining": None, "until": None, "source": "asked"},
+        ],
+    },
+    "dataset": {"calls": 5005, "rows": 990, "refused": 10, "failed": 5, "pending": 4000},
+    "attempts": {"total": 1005, "retried": 0, "throttled": 0, "helper": 1},
+    "parts": [{"path": "part-0.ndjson", "rows": 990, "bytes": 400000, "sha256": "00"}],
+}
+STOPPED = {"reason": "month_spent", "message": "the month is spent", "until": "2026-12-01T00:00:00Z"}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., str]:
+    """Write a manifest, changed where the test says so, and give its folder."""
+
+    def write(**changes: Any) -> str:
+        (tmp_path / "_manifest.json").write_text(json.dumps(deepcopy(WRITTEN) | changes))
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> str:
+    path = tmp_path / "my links.txt"
+    path.write_text("".join(f"bit.ly/{i}\n" for i in range(60)))
+    return str(path)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may look into, unlike pytest's."""
+    with tempfile.TemporaryDirectory(prefix="harvester-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def status(*arguments: str) -> dict[str, Any]:
+    done = harvester("status", *arguments, "--json", env={"BITLY_TOKEN": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def wait_for_manifest(out: Path) -> None:
+    while not (out / "_manifest.json").exists() and not Path(f"{out}.harvester/_manifest.json").exists():
+        os.sched_yield()
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_writes_is_what_status_reads(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
+    out = tmp_path / "out"
+    assert harvester("run", links, "--out", str(out), "--base-url", serve().url, *NO_LIMITS).returncode == 0
+    found = manifest_of(out)
+    assert manifest.misfit(found, manifest.FORM) is None
+    assert found.keys() == WRITTEN.keys() == {key.removesuffix("?") for key in manifest.FORM}
+    assert found["invocation"].keys() == WRITTEN["invocation"].keys()
+    assert found["invocation"]["calls"] == found["invocation"]["rate"]["calls"] == 60
+    assert found["remaining"] == 0
+    assert found["ended"] >= found["invocation"]["last_verdict"] >= found["invocation"]["started"]
+
+
+@pytest.mark.parametrize("name", ["out", "results.ndjson"])
+def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
+    tmp_path: Path, links: str, serve: Callable[..., Served], name: str
+) -> None:
+    out, hanging, served = tmp_path / name, serve(latency_ms=60_000), serve()
+    options = ("run", links, "--out", str(out), *NO_LIMITS)
+    process = start(*options, "--base-url", hanging.url)
+    wait_for_manifest(out)
+    seen = status(str(out))
+    assert (seen["state"], seen["next"]["command"], seen["ended"]) == ("running", None, None)
+    process.kill()
+    process.communicate()
+    later = look(str(out), datetime.now(UTC) + timedelta(minutes=10))
+    assert later.state is State.STALE
+    assert "no news since" in tell.as_text(later)
+    command = later.next.command
+    assert command == f"harvester run '{links}' --out {out}"
+    again = harvester(*shlex.split(command)[1:], "--base-url", served.url, *NO_LIMITS)
+    assert again.returncode == 0, again.stderr
+    assert status(str(out))["state"] == "complete"
+    assert status(str(public(out)))["out"] == str(out)
+    assert status(str(public(out) / "_manifest.json"))["invocation"]["number"] == 2
+
+
+def test_a_spent_month_says_from_when_on_and_the_command_it_gives_is_right(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    out, served = str(tmp_path / "out"), serve()
+    query = ("--facet", "countries", "--size", "7", "--account", "team")
+    limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
+    done = harvester("run", links, "--out", out, *query, *limits, "--per-month", "20")
+    assert done.returncode == 7, done.stderr
+    seen = status(out)
+    assert seen["state"] == "stopped"
+    assert seen["next"]["after"] == seen["stopped"]["until"]
+    assert seen["next"]["after_seconds"] > 0
+    assert (seen["settled"], seen["calls"]["pending"]) == (20, 40)
+    assert seen["next"]["command"] == f"harvester run '{links}' --out {out} --facet countries --size 7 --account team"
+    again = harvester(*shlex.split(seen["next"]["command"])[1:], *limits, "--per-month", "0")
+    assert again.returncode == 0, again.stderr
+    assert status(out)["settled"] == 60
+
+
+@pytest.mark.parametrize("name", ["out", "results.ndjson"])
+def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
+    tmp_path: Path, links: str, serve: Callable[..., Served], name: str
+) -> None:
+    out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
+    begun = harvester("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), "--max-calls", "3", *options)
+    assert begun.returncode == 5
+    command = status(out)["next"]["command"]
+    assert command == f"harvester run '{links}' --out {out} --work-dir {tmp_path / 'work'}"
+    assert harvester(*shlex.split(command)[1:], *options).returncode == 0
+    assert status(out)["settled"] == 60
+
+
+def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_is_said(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    links, out, served = tmp_path / "links.txt", str(tmp_path / "out"), serve(errors=1.0)
+    links.write_text("bit.ly/a\n")
+    command = ("run", str(links), "--out", out, "--base-url", served.url, "--attempts", "1", *NO_LIMITS)
+    for _ in range(3):
+        assert harvester(*command).returncode == 3
+        assert not status(out)["next"]["command"].endswith("--retry-failed")
+    assert harvester(*command).returncode == 3
+    seen = status(out)
+    assert (seen["state"], seen["given_up"]) == ("failures", 1)
+    assert seen["next"]["command"].endswith(f"--out {out} --retry-failed")
+
+
+def test_another_user_sees_it_without_a_look_at_the_private_folder(
+    open_folder: Path, serve: Callable[..., Served]
+) -> None:
+    links, out = open_folder / "links.txt", open_folder / "out"
+    links.write_text("bit.ly/a\n")
+    assert harvester("run", str(links), "--out", str(out), "--base-url", serve().url, *NO_LIMITS).returncode == 0
+    private = out / "_harvester"
+    private.chmod(0)  # keeps this user out of it, unless it is root, who becomes another one
+    become = f"import os; os.getuid() or os.setuid({NOBODY})"
+    check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
+    code = (
+        "from harvester.cli import main\nfrom harvester.config import parsing\n"
+        f"from harvester.reporting import run_status, status_text\n{become}\n{check}\n"
+        f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(), cwd="/"
+    )
+    private.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert "complete: every call is settled" in done.stdout
+
+
+def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_path: Path) -> None:
+    path, over = str(tmp_path / "_manifest.json"), threading.Event()
+    forms = [WRITTEN | {"parts": WRITTEN["parts"] * count} for count in (0, 5000)]
+    texts = [json.dumps(form).encode() for form in forms]
+    filesystem.atomic_replace(path, [texts[0]])
+
+    def replace() -> None:
+        while not over.is_set():
+            for text in texts:
+                filesystem.atomic_replace(path, [text])
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        files: set[int] = set()
+        while files != {0, 5000}:
+            files.add(look(path, NOW).parts[0])
+            assert files <= {0, 5000}
+    finally:
+        over.set()
+        writer.join()
+
+
+# --- states ---------------------------------------------------------------------------------------------------------
+
+ENDED = {"ended": "2026-11-23T14:04:30Z"}
+EMPTY = dict.fromkeys(WRITTEN["list"], 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "says"),
+    [
+        ({}, "running", "nothing: it goes on by itself"),
+        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
+        ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
+        (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
+        (ENDED, "failures", "asks again for what failed"),
+        (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
+        (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
+        (ENDED | {"complete": True, "remaining": 0}, "complete", "every call is settled"),
+    ],
+)
+def test_each_state_is_told_from_the_others_and_has_its_next_step(
+    written: Callable[..., str], changes: dict[str, Any], state: str, says: str
+) -> None:
+    seen = look(written(**changes), NOW)
+    assert seen.state == state
+    assert says in seen.next.summary
+    assert says in tell.as_text(seen)
+    assert state in tell.as_line(seen)
+    assert tell.as_dict(seen)["state"] == state
+
+
+def test_an_end_that_is_weeks_old_is_an_end_still(written: Callable[..., str]) -> None:
+    assert look(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is State.COMPLETE
+
+
+def test_a_manifest_of_an_older_version_is_understood(written: Callable[..., str]) -> None:
+    new = {key.removesuffix("?") for key in manifest.FORM if key.endswith("?")}
+    for changes, state in (({}, State.RUNNING), ({"stopped": STOPPED}, State.STOPPED)):
+        folder = written(**changes)
+        path = Path(folder) / "_manifest.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in new}))
+        seen = look(folder, NOW)
+        assert seen.state is state
+        assert (seen.remaining, seen.rate) == (None, None)
+        assert "harvester run LINKS" in tell.as_text(seen) or state is State.RUNNING
+
+
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: StopReason) -> None:
+    seen = look(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
+    assert advice._BY_REASON[reason] in seen.next.summary
+    assert (seen.next.command is None) == (reason is StopReason.PARAMETER_REFUSED)
+
+
+def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:
+    seen = look(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
+    assert "carries on" in seen.next.summary
+
+
+def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
+    seen = look(written(**ENDED, stopped={"reason": "token_refused", "message": "401", "until": None}), NOW)
+    assert "BITLY_TOKEN" in seen.next.summary
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_text_has_every_number_and_says_what_binds_until_when(written: Callable[..., str]) -> None:
+    text = tell.as_text(look(written(), NOW))
+    for part in (
+        "30 s old",
+        "1,000 calls (990 rows, 10 refused)",
+        "900 calls an hour (900 in 1 h)",
+        "the hour's limit of 1,000, until 2026-11-23 14:30:00 UTC (in 25 min)",
+        "token d6a7cd2a7371",
+        "minute 10 of 100 used",
+        "month  2,000 used, no limit",
+        "1 with 990 rows, 400,000 bytes",
+        "over links.txt",
+    ):
+        assert part in text
+
+
+def test_what_is_left_ends_about_when_the_hours_limit_lets_it(written: Callable[..., str]) -> None:
+    seen = look(written(), NOW)
+    assert seen.ends is not None
+    assert 3 <= (seen.ends - NOW) / timedelta(hours=1) <= 4.1
+    assert "would end about" in tell.as_text(seen)
+
+
+def test_an_unknown_rest_has_no_end(written: Callable[..., str]) -> None:
+    seen = look(written(remaining=None, list=None, input_read_to_end=False), NOW)
+    assert seen.ends is None
+    assert "left" not in tell.as_text(seen).split()
+
+
+def test_a_window_that_is_over_is_not_waited_for(written: Callable[..., str]) -> None:
+    assert "which is over" in tell.as_text(look(written(), NOW + timedelta(hours=2)))
+    assert "waiting" not in tell.as_text(look(written(**ENDED, complete=True), NOW))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
+    binds = {"window": window, "limit": None, "until": None}
+    seen = look(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
+    assert f"for {window}" not in tell.as_text(seen)
+
+
+def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
+    lists = {"lists": ["-", "-odd.txt"]}
+    seen = look(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
+    assert "standard input" in seen.next.summary
+    assert "harvester run - ./-odd.txt --out" in str(seen.next.command)
+
+
+def test_the_rate_is_the_last_hours_however_long_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    pulse = Throughput(lambda: now)
+    for minute in range(600):
+        now = 60.0 * minute
+        for _ in range(3 if minute < 500 else 1):
+            pulse.beat()
+        pulse.rate()
+    assert pulse.rate() == (60, 3600.0)
+    assert len(pulse._samples) < 70
+
+
+def test_text_from_a_manifest_cannot_act_upon_a_terminal(written: Callable[..., str]) -> None:
+    evil = "\x1b]0;owned\x07\x9b31m\u202e"
+    folder = written(**ENDED, stopped=STOPPED | {"message": evil, "reason": evil}, run_id=evil)
+    for option in ((), ("--json",), ("--watch",), ("--watch", "--json")):
+        done = harvester("status", folder, *option)
+        assert done.returncode == 0, done.stderr
+        assert not set("\x1b\x07\x9b\u202e") & set(done.stdout)
+    assert status(folder)["stopped"]["message"] == evil
+
+
+# --- what is no manifest --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        (json.dumps(WRITTEN)[:-40], "not JSON"),
+        ("[]", "not a manifest"),
+        ("null", "not a manifest"),
+        ('{"name": "app", "version": 3}', "not a manifest .*schema_version is missing"),
+        (json.dumps(WRITTEN | {"schema_version": 2, "tool": "harvester 9.0"}), "harvester 9.0.*update"),
+        (json.dumps(WRITTEN | {"updated": "yesterday"}), "not a manifest"),
+        (json.dumps(WRITTEN | {"updated": "2026-11-23T14:04:30"}), "not a manifest"),
+        (json.dumps(WRITTEN | {"dataset": WRITTEN["dataset"] | {"rows": -1}}), "dataset.rows"),
+        (json.dumps(WRITTEN | {"budget": []}), "budget is no object"),
+        (json.dumps(WRITTEN | {"parts": [{"path": 3}]}), "parts.path"),
+        (json.dumps(WRITTEN | {"remaining": 10**18}), None),
+    ],
+)
+def test_what_is_no_manifest_is_told_as_such(tmp_path: Path, text: str, message: str | None) -> None:
+    (tmp_path / "_manifest.json").write_text(text)
+    if message is None:
+        assert tell.as_text(look(str(tmp_path), NOW))
+        return
+    with pytest.raises(UsageError, match=message):
+        look(str(tmp_path), NOW)
+
+
+@pytest.mark.parametrize("name", ["nothing", "results.ndjson", "links.txt/out", "-"])
+def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -> None:
+    (tmp_path / "links.txt").write_text("bit.ly/a\n")
+    done = harvester("status", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing was begun" in done.stderr or "standard output leave no manifest" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_pipe_of_that_name_does_not_hold_it_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "_manifest.json")
+    with pytest.raises(UsageError, match="not a file"):
+        look(str(tmp_path))
+
+
+# --- watching -------------------------------------------------------------------------------------------------------
+
+
+def test_watching_through_a_pipe_gives_an_object_a_line_at_each_change_and_ends_with_the_run(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served, out = serve(latency_ms=20), tmp_path / "out"
+    process = start("run", links, "--out", str(out), "--base-url", served.url, "--part-rows", "10", *NO_LIMITS)
+    wait_for_manifest(out)
+    watching = harvester("status", str(out), "--watch", "--every", "0.02s", "--json")
+    process.communicate()
+    assert watching.returncode == 0, watching.stderr
+    seen = [json.loads(line) for line in watching.stdout.splitlines()]
+    assert seen[-1]["state"] == "complete"
+    assert {each["state"] for each in seen[:-1]} <= {"running"}
+    for each in seen:
+        for volatile in ("now", "age_seconds"):
+            del each[volatile]
+    assert all(one != other for one, other in pairwise(seen))
+
+
+def test_what_has_not_changed_is_not_said_again(
+    written: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            written(**ENDED, complete=True)
+
+    folder = written(updated=datetime.now(UTC).isoformat())
+    printing.follow(glance.changes(folder, 5.0, sleep), json=False)
+    assert looks == [5.0] * 3
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["running:", "complete:"]
+
+
+def test_an_interrupt_ends_watching_well(written: Callable[..., str]) -> None:
+    process = start("status", written(updated=datetime.now(UTC).isoformat()), "--watch", "--every", "1h")
+    assert process.stdout
+    assert b"running" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def test_on_a_terminal_it_is_drawn_in_place(written: Callable[..., str]) -> None:
+    folder = written(updated=datetime.now(UTC).isoformat())
+    controller, terminal = pty.openpty()
+    env = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
+    process = start("status", folder, "--watch", "--every", "0.02s", env=env, stdout=terminal)
+    os.close(terminal)
+    shown = b""
+    while b"it is running" not in shown:
+        shown += os.read(controller, 65536)
+    filesystem.atomic_replace(
+        os.path.join(folder, "_manifest.json"), [json.dumps(WRITTEN | ENDED | {"complete": True}).encode()]
+    )
+    try:
+        while chunk := os.read(controller, 65536):
+            shown += chunk
+    except OSError:  # Linux: the other side has closed it
+        pass
+    os.close(controller)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert b"complete: every call is settled" in shown
+    assert b"\x1b[1A" in shown
+
+
+def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str]) -> None:
+    controller, terminal = pty.openpty()
+    process = start("status", written(**ENDED, complete=True), "--watch", env={"TERM": "dumb"}, stdout=terminal)
+    os.close(terminal)
+    shown = os.read(controller, 65536)
+    process.communicate(timeout=30)
+    os.close(controller)
+    assert shown.startswith(b"2026-11-23 14:04:30 UTC complete: 990 rows")
+    assert b"\x1b" not in shown
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> None:
+    with open("/dev/full", "wb") as full:
+        process = start("status", written(), stdout=full)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 8
+    assert err == b"harvester: standard output: No space left on device\n"
+
+
+def test_status_needs_neither_network_nor_platform(written: Callable[..., str]) -> None:
+    code = (
+        "import sys\nfrom harvester.cli.main import main\n"
+        f"try:\n    main(['status', {written()!r}])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'aiohttp', 'aiolimiter', 'tenacity', 'psutil', 'platformdirs', 'prometheus_client'}\n"
+        "found = heavy & set(sys.modules)\nassert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

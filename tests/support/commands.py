@@ -1,0 +1,71 @@
+"""Runs the real command in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+NO_LIMITS = ("--per-minute", "0", "--per-hour", "0", "--per-month", "0")
+STATE_DIR = "HARVESTER_STATE_DIR"
+"""conftest.py points it at a folder of the tests' own: the user's budget is none of their business."""
+TOKEN_STORE = "HARVESTER_TOKEN_STORE"
+"""So with the user's own token, which must never be sent by a test."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The test's own environment and state folder, a token, and nothing else that changes what harvester does."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in {STATE_DIR, TOKEN_STORE}
+        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
+    }
+    return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
+
+
+def start(
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: IO[bytes] | int | None = subprocess.DEVNULL,
+    stdout: IO[bytes] | int | None = subprocess.PIPE,
+    cwd: Path | None = None,
+    wrapper: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """Start `harvester ARGUMENTS`; the caller ends it."""
+    return subprocess.Popen(
+        [*wrapper, sys.executable, "-m", "harvester", *arguments],
+        env=environment(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=cwd or ROOT,
+    )
+
+
+def harvester(
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    timeout: float = 60.0,
+    cwd: Path | None = None,
+    wrapper: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run `harvester ARGUMENTS` to its end, and give its exit code and what it wrote."""
+    process = start(
+        *arguments,
+        env=env,
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        cwd=cwd,
+        wrapper=wrapper,
+    )
+    try:
+        out, err = process.communicate(stdin, timeout=timeout)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())

@@ -1,0 +1,315 @@
+"""What Bitly is: a sample for every rule of its answers, the request's path and parameters, hints."""
+
+import json
+import re
+from dataclasses import fields as fields_of
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from harvester.bitly.bitlinks import parse
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, path
+from harvester.bitly.verdicts import (
+    BODY_LIMIT,
+    KEPT_BODY,
+    Answer,
+    MonthSpent,
+    ParameterRefused,
+    PlanRefused,
+    Refused,
+    Throttled,
+    TokenRefused,
+    Transient,
+    Unknown,
+    Unreadable,
+    classify,
+    hint,
+)
+from harvester.errors import InvalidBitlink
+
+REFERRERS = FACETS["referrers"]
+SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.json"))
+VERDICTS = (
+    Answer,
+    Refused,
+    Transient,
+    Unreadable,
+    Unknown,
+    Throttled,
+    MonthSpent,
+    TokenRefused,
+    PlanRefused,
+    ParameterRefused,
+)
+
+
+def load(sample: Path) -> dict[str, Any]:
+    """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter)."""
+    result: dict[str, Any] = json.loads(sample.read_text(encoding="utf-8"))
+    return result
+
+
+def plain(value: Any) -> Any:
+    """A field as a sample writes it: a moment as text."""
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=[sample.stem for sample in SAMPLES])
+def test_each_sample_gets_its_verdict(sample: Path) -> None:
+    said = load(sample)
+    found = classify(
+        said["status"],
+        CIMultiDict(said["headers"]),
+        said["body"].encode(),
+        REFERRERS,
+        whole=said.get("whole", True),
+    )
+    assert type(found).__name__ == said["verdict"], said["rule"]
+    assert {name: plain(getattr(found, name)) for name in said["fields"]} == said["fields"]
+
+
+def test_every_verdict_has_a_sample() -> None:
+    assert {load(sample)["verdict"] for sample in SAMPLES} == {kind.__name__ for kind in VERDICTS}
+
+
+def test_a_sample_says_its_rule_and_nothing_a_verdict_lacks() -> None:
+    names = {kind.__name__: {field.name for field in fields_of(kind)} for kind in VERDICTS}
+    for sample in SAMPLES:
+        said = load(sample)
+        assert said["rule"]
+        assert set(said["fields"]) <= names[said["verdict"]], sample.name
+
+
+@pytest.mark.parametrize("facet", FACETS.values(), ids=list(FACETS))
+def test_the_recorded_shape_is_read_for_each_facet(facet: Any) -> None:
+    found = classify(200, CIMultiDict(), b'{"metrics":[{"value":"FR","clicks":7}]}', facet)
+    assert found == Answer([{"value": "FR", "clicks": 7}], 7, None, None)
+
+
+def test_what_was_not_understood_is_kept_up_to_2_kib() -> None:
+    for status in (200, 418):
+        found = classify(status, CIMultiDict(), b"x" * 10_000, REFERRERS)
+        assert isinstance(found, Unreadable | Unknown)
+        assert found.body == "x" * KEPT_BODY
+
+
+def test_keys_beside_value_and_clicks_do_not_reach_the_row() -> None:
+    found = classify(200, CIMultiDict(), b'{"metrics":[{"value":"a","clicks":1,"new":{"x":[]}}]}', REFERRERS)
+    assert isinstance(found, Answer)
+    assert found.metrics == [{"value": "a", "clicks": 1}]
+
+
+def test_the_same_answer_with_another_message_case_means_the_same() -> None:
+    found = classify(429, CIMultiDict(), b'{"message":" monthly_rate_limit_exceeded "}', REFERRERS)
+    assert isinstance(found, MonthSpent)
+
+
+STATUSES = st.one_of(
+    st.integers(0, 999),
+    st.sampled_from([200, 400, 401, 402, 403, 404, 405, 407, 410, 429, 500, 502, 503, 504]),
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**65), 2**65),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["FORBIDDEN", "RATE_LIMIT_EXCEEDED", "INVALID_ARG_", "INVALID_ARG_SIZE", "NOT_FOUND", "GONE"]),
+)
+KEYS = st.sampled_from(
+    ["message", "resource", "errors", "field", "metrics", "value", "clicks", "units", "unit_reference"]
+)
+TREES = st.recursive(
+    SCALARS, lambda deeper: st.one_of(st.lists(deeper, max_size=4), st.dictionaries(KEYS, deeper, max_size=6))
+)
+BODIES = st.one_of(
+    st.binary(max_size=300),
+    TREES.map(lambda tree: json.dumps(tree).encode()),
+    st.fixed_dictionaries({"metrics": st.lists(st.fixed_dictionaries({"value": SCALARS, "clicks": SCALARS}))}).map(
+        lambda tree: json.dumps(tree).encode()
+    ),
+)
+DATES = st.builds(
+    "{:02d} {} {} {:02d}:{:02d}:{:02d} {}".format,
+    st.integers(0, 32),
+    st.sampled_from(["Jan", "Feb", "Dec"]),
+    st.sampled_from(["0", "1", "0001", "1969", "2026", "9999", "10000", "99999999999999999999"]),
+    st.integers(0, 25),
+    st.integers(0, 60),
+    st.integers(0, 61),
+    st.sampled_from(["GMT", "-0000", "+0000", "-2359", "+2359", "+9999", "+99999999999", "EST", "x", ""]),
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["Retry-After", "X-Ratelimit-Reason", "Content-Type"]),
+    st.one_of(st.text(max_size=30), DATES, st.sampled_from(["text/plain", "9" * 400, "-1", "1e3", "inf", "٣"])),
+)
+
+
+@given(STATUSES, HEADERS, BODIES, st.booleans())
+def test_an_answer_of_any_bytes_gets_a_verdict(status: int, headers: dict[str, str], body: bytes, whole: bool) -> None:
+    found = classify(status, CIMultiDict(headers), body, REFERRERS, whole=whole)
+    assert isinstance(found, VERDICTS)
+    assert isinstance(found, Answer | Unreadable) == (status == 200)
+    json.dumps([plain(getattr(found, field.name)) for field in fields_of(found)], ensure_ascii=False).encode()
+
+
+@given(BODIES)
+def test_an_answers_clicks_add_up_in_64_bits(body: bytes) -> None:
+    found = classify(200, CIMultiDict(), body, REFERRERS)
+    if isinstance(found, Answer):
+        assert found.clicks_listed == sum(metric["clicks"] for metric in found.metrics)
+        assert 0 <= found.clicks_listed < 2**63
+        assert all(set(metric) == {"value", "clicks"} for metric in found.metrics)
+
+
+def test_json_nested_very_deeply_gets_a_verdict() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    assert isinstance(classify(200, CIMultiDict(), deep, REFERRERS), Unreadable)
+    assert isinstance(classify(403, CIMultiDict(), deep, REFERRERS), Unknown)
+
+
+def test_the_body_limit_is_what_the_design_says() -> None:
+    assert BODY_LIMIT == 4 * 1024 * 1024
+
+
+# --- the hint -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30.0),
+        (" 30 ", 30.0),
+        ("0", None),
+        ("000", None),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("inf", None),
+        ("nan", None),
+        ("٣", None),
+        ("Mon, 23 Nov 2026 06:00:00 GMT", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("Mon, 23 Nov 2026 08:00:00 +0200", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("Mon, 23 Nov 2026 06:00:00 -0000", datetime(2026, 11, 23, 6, tzinfo=UTC)),
+        ("Fri, 32 Nov 2026 06:00:00 GMT", None),
+    ],
+)
+def test_a_hint_is_seconds_or_a_date_and_nothing_else(text: str, expected: object) -> None:
+    assert hint(CIMultiDict({"Retry-After": text})) == expected
+
+
+def test_without_the_header_there_is_no_hint() -> None:
+    assert hint(CIMultiDict()) is None
+
+
+def test_a_date_in_the_past_is_given_as_it_is_for_the_clock_to_judge() -> None:
+    assert hint(CIMultiDict({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"})) == datetime(
+        1994, 11, 6, 8, 49, 37, tzinfo=UTC
+    )
+
+
+@pytest.mark.parametrize("text", ["Fri, 31 Dec 9999 23:59:59 -0100", "Mon, 01 Jan 0001 00:00:00 +0100"])
+def test_a_date_beyond_the_calendar_is_no_hint(text: str) -> None:
+    found = hint(CIMultiDict({"Retry-After": text}))
+    assert found is None or isinstance(found, datetime)
+
+
+@given(st.one_of(DATES, st.text(max_size=40), st.integers().map(str)))
+def test_a_hint_of_any_text_is_positive_seconds_or_a_moment_in_utc_or_none(text: str) -> None:
+    found = hint(CIMultiDict({"Retry-After": text}))
+    if isinstance(found, datetime):
+        assert found.utcoffset() == timedelta(0)
+    else:
+        assert found is None or 0 < found < 1e10
+
+
+# --- the request --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bitlink", "expected"),
+    [
+        ("bit.ly/3xYz", "/bitlinks/bit.ly/3xYz/referrers"),
+        ("es.pn/SuperBowl", "/bitlinks/es.pn/SuperBowl/referrers"),
+        ("bit.ly/a-b_c~d.e", "/bitlinks/bit.ly/a-b_c~d.e/referrers"),
+        ("bit.ly/é", "/bitlinks/bit.ly/%C3%A9/referrers"),
+        ("bit.ly/🦡", "/bitlinks/bit.ly/%F0%9F%A6%A1/referrers"),
+        ("bücher.example/x", "/bitlinks/b%C3%BCcher.example/x/referrers"),
+        ("bit.ly/a+b:c", "/bitlinks/bit.ly/a%2Bb%3Ac/referrers"),
+        ("bit.ly/a%2Fb", "/bitlinks/bit.ly/a%252Fb/referrers"),
+        ("bit.ly/a?b#c&d=e", "/bitlinks/bit.ly/a%3Fb%23c%26d%3De/referrers"),
+        ("bit.ly/../../user", "/bitlinks/bit.ly/..%2F..%2Fuser/referrers"),
+        ("bit.ly/a\\b", "/bitlinks/bit.ly/a%5Cb/referrers"),
+    ],
+)
+def test_the_slash_between_the_halves_is_literal_and_the_rest_is_encoded(bitlink: str, expected: str) -> None:
+    assert path(bitlink, REFERRERS) == expected
+
+
+@pytest.mark.parametrize("name", FACETS)
+def test_a_facets_path_ends_in_its_name(name: str) -> None:
+    assert path("bit.ly/x", FACETS[name]) == f"/bitlinks/bit.ly/x/{name}"
+
+
+@pytest.mark.parametrize(
+    "text", ["bit.ly/../../user", "bit.ly/..", "bit.ly/.", "../user", "./x", "bit.ly/../", "/user"]
+)
+def test_a_name_that_climbs_is_no_bitlink(text: str) -> None:
+    with pytest.raises(InvalidBitlink):
+        parse(text)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["bit.ly", "/", "..", ".", "%2F", "%2e", "%", "?", "#", "\\", "é", "%C2%AF", "a", "+", ";", "@"]
+        ),
+        max_size=10,
+    ).map("".join)
+)
+def test_no_bitlink_reaches_another_route(text: str) -> None:
+    try:
+        bitlink = parse("bit.ly/" + text)
+    except InvalidBitlink:
+        return
+    whole = path(bitlink, REFERRERS)
+    segments = whole.split("/")
+    assert segments[:3] == ["", "bitlinks", "bit.ly"]
+    assert segments[4:] == ["referrers"]
+    assert segments[3] not in {"", ".", ".."}
+    assert re.fullmatch(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", segments[3])
+    assert unquote(segments[3]) == bitlink.partition("/")[2]
+
+
+def test_the_parameters_encode_plus_and_colon() -> None:
+    query = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+    assert query.parameters == "unit=day&units=-1&unit_reference=2026-11-23T06%3A00%3A00%2B0000&size=50"
+
+
+@given(st.sampled_from(["minute", "hour", "day", "week", "month"]), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_the_parameters_say_what_the_query_says(unit: str, units: int, size: int) -> None:
+    query = Query("countries", unit, units, "2026-01-02T03:04:05Z", size)
+    assert dict(parse_qsl(query.parameters)) == {
+        "unit": unit,
+        "units": str(units),
+        "unit_reference": "2026-01-02T03:04:05+0000",
+        "size": str(size),
+    }
+    assert query.as_dict() == {
+        "facet": "countries",
+        "unit": unit,
+        "units": units,
+        "unit_reference": "2026-01-02T03:04:05Z",
+        "size": size,
+    }

@@ -1,0 +1,502 @@
+"""What a dataset makes of a journal that is torn, cut, damaged or gone, and of a ledger that is."""
+
+import errno
+import io
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.dataset import file_publisher, publisher
+from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.ledger import Ledger, State
+from harvester.dataset.opening import open_dataset
+from harvester.errors import DatasetBusy, OutputError, UsageError
+from harvester.rows.encode import Format, PartFormat, RequestedPartFormat
+from harvester.rows.schema import Shape
+from harvester.storage.location import located, resolve
+from tests.support.committing import keep
+from tests.support.output_checks import rows
+
+QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+FORMS = ["out", "results.ndjson"]
+
+
+@contextmanager
+def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Dataset]:
+    place = resolve(str(out), str(work_dir) if work_dir else None)
+    warn = (warnings if warnings is not None else []).append
+    with open_dataset(place, QUERY, PartLimits(1000, 1_000_000), warn) as store:
+        yield store
+
+
+def settle(store: Dataset, *names: str) -> None:
+    """Record a row for each name, or a refusal for those that begin with `no`."""
+    for name in names:
+        bitlink = f"bit.ly/{name}"
+        key = store.rows.key(bitlink)
+        if name.startswith("no"):
+            line = store.rows.failure("refused", bitlink=bitlink, file="f", line=1, status=404, message="NOT_FOUND")
+            store.record(key, State.REFUSED, line, None)
+        else:
+            answer = Answer([{"value": name, "clicks": 1}], 1, 30, None)
+            store.record(key, State.ROW, store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z"), None)
+
+
+def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
+    """The commits wait for them too: a power cut must not cost what would be answered meanwhile."""
+    query = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+    with open_dataset(resolve(str(tmp_path / "out")), query, PartLimits(1, 2**20), print) as store:
+        for number in range(8):
+            assert not store.backlogged
+            settle(store, f"n{number}")
+            store.commit(store.take_batch())
+        assert store.backlogged
+        store.publish()
+        assert not store.backlogged
+
+
+def known(store: Dataset, *names: str) -> list[str]:
+    keys = {store.rows.key(f"bit.ly/{name}"): name for name in names}
+    return [keys[key] for key in store.known(list(keys))]
+
+
+def journal(out: Path) -> Path:
+    private = out / "_harvester" if out.suffix == "" else out.with_name(out.name + ".harvester")
+    (found,) = private.glob("journal-*.log")
+    return found
+
+
+def each_cut(source: Path, form: str, sizes: Iterable[int]) -> Iterator[tuple[int, Path]]:
+    """Copy a dataset's folder once for each size, cut its journal to that, and give the size and the output."""
+    for cut in sizes:
+        copy = source.with_name("copy")
+        shutil.copytree(source, copy)
+        with journal(copy / form).open("r+b") as stream:
+            stream.truncate(cut)
+        yield cut, copy / form
+        shutil.rmtree(copy)
+
+
+def telling_cuts(whole: bytes) -> list[int]:
+    """Give the sizes about each line's end and about what stands before its JSON, and every eleventh."""
+    ends = [0, *(place for place, byte in enumerate(whole, 1) if byte == ord("\n"))]
+    near = {end + step for end in ends for step in (-2, -1, 0, 1, 7, 8, 9, 10, 41, 42, 43, 44, 45)}
+    return sorted(size for size in near | set(range(0, len(whole), 11)) if 0 <= size < len(whole))
+
+
+def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
+    """Publish all that the dataset has, and give the bitlinks of its rows."""
+    with dataset(out, warnings) as store:
+        store.end_part()
+        keep(store)
+    return [row["bitlink"].removeprefix("bit.ly/") for row in rows(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str) -> None:
+    source = quick_path / "source"
+    source.mkdir()
+    names = ["a", "no-b", "c"]
+    with dataset(source / form) as store:
+        settle(store, *names)
+    whole = journal(source / form).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut, out in each_cut(source, form, range(len(whole) + 1)):
+        there = names[: sum(end <= cut for end in ends)]
+        with dataset(out) as store:
+            assert sorted(known(store, *names)) == sorted(there)
+        assert finish(out) == [name for name in there if name != "no-b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(quick_path: Path, form: str) -> None:
+    source = quick_path / "source"
+    source.mkdir()
+    names = ["a", "no-b", "c", "d"]
+    with dataset(source / form) as store:
+        settle(store, *names)
+        store.ledger.commit(  # committed, and not yet published
+            entries=list(store.take_batch().entries.items()),
+            invocation=1,
+            journals={0: journal(source / form).stat().st_size},
+        )
+    whole = journal(source / form).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut, out in each_cut(source, form, telling_cuts(whole)):
+        warnings: list[str] = []
+        there = names[: sum(end <= cut for end in ends)]
+        with dataset(out, warnings) as store:
+            assert sorted(known(store, *names)) == sorted(there)
+            settle(store, *names[len(there) :])
+        assert [warning.split()[0] for warning in warnings] == [str(len(names) - len(there))]
+        assert sorted(finish(out)) == ["a", "c", "d"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str) -> None:
+    """Failed twice, failed and then a row, refused and then a row, all in one journal: never two rows, never stuck."""
+    source = quick_path / "source"
+    source.mkdir()
+    history = [("a", State.FAILED), ("b", State.FAILED), ("c", State.REFUSED), ("a", State.FAILED), ("b", State.ROW),
+               ("c", State.ROW), ("d", State.ROW)]  # fmt: skip
+    for name, state in history:  # each in a run of its own, and published as far as that goes
+        with dataset(source / form) as store:
+            settle_as(store, name, state)
+            keep(store)
+    whole = journal(source / form).read_bytes()
+    for _, out in each_cut(source, form, telling_cuts(whole)):
+        with dataset(out) as store:
+            known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
+            for name, found in known.items():
+                if not found or next(iter(found.values())).state is not State.ROW:
+                    settle_as(store, name, State.ROW)
+            keep(store)
+        assert sorted(finish(out)) == ["a", "b", "c", "d"]
+
+
+def settle_as(store: Dataset, name: str, state: State) -> None:
+    bitlink = f"bit.ly/{name}"
+    key = store.rows.key(bitlink)
+    found = store.known([key])
+    line = store.rows.failure(state.name.lower(), bitlink=bitlink, file="f", line=1)
+    if state is State.ROW:
+        line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
+    store.record(key, state, line, found[key].state if found else None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_that_is_gone_costs_only_what_was_not_published(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b")
+        keep(store)
+    journal(quick_path / form).unlink()
+    with dataset(quick_path / form) as store:
+        left = known(store, "a", "b")
+        assert left == ([] if form == "out" else ["a", "b"])
+        settle(store, *({"a", "b"} - set(left)), "c")
+    assert sorted(finish(quick_path / form)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_inside_what_is_committed_is_an_error_that_says_what_to_do(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b", "c")
+        keep(store)
+    damaged = bytearray(journal(quick_path / form).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    journal(quick_path / form).write_bytes(damaged)
+    with pytest.raises(OutputError, match="move the file away"), dataset(quick_path / form):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_torn_tail_is_the_end_of_the_journal(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a", "b", "c")
+    torn = bytearray(journal(quick_path / form).read_bytes())
+    second = torn.index(b"\n") + 60
+    torn[second] ^= 1
+    journal(quick_path / form).write_bytes(torn)
+    with dataset(quick_path / form) as store:
+        assert known(store, "a", "b", "c") == ["a"]
+    assert finish(quick_path / form) == ["a"]
+
+
+def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: Path) -> None:
+    out, state = quick_path / "results.ndjson", quick_path / "results.ndjson.harvester"
+    with dataset(out) as store:
+        for name in ("a", "b", "c"):
+            settle(store, name)
+            keep(store)
+        mark = store.ledger.mark().bytes
+    whole = out.read_bytes()
+    assert 0 < mark < len(whole), "some rows were appended behind the mark"
+    shutil.copytree(state, quick_path / "kept")
+    for size in range(mark, len(whole) + 1):
+        shutil.rmtree(state)
+        shutil.copytree(quick_path / "kept", state)
+        out.write_bytes(whole[:size])
+        inode = out.stat().st_ino
+        assert finish(out) == ["a", "b", "c"]
+        assert out.read_bytes() == whole
+        assert out.stat().st_ino == inode
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for 100 bytes more."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        with monkeypatch.context() as full:
+            full.setattr(file_publisher, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False)
+            with pytest.raises(OutputError, match="No space left"):
+                keep(store)
+        begun = out.read_bytes()
+        settle(store, "c")
+        keep(store)
+        assert out.read_bytes().startswith(begun)
+    assert finish(out) == ["a", "b", "c"]
+
+
+def test_failures_that_could_not_be_written_hold_up_no_other_thread(quick_path: Path) -> None:
+    with dataset(quick_path / "out") as store, ThreadPoolExecutor(1) as other:
+        settle(store, "no-a", "no-b")
+        keep(store)
+        lines = store.ledger.failure_lines()
+        next(lines)  # and then the disk was full
+        try:
+            assert other.submit(store.ledger.journals).result(timeout=10)
+        finally:
+            del lines
+
+
+def test_the_failures_are_given_in_their_order_page_by_page(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvester.dataset.ledger._PAGE_LINES", 2)
+    names = ["no-a", "no-b", "no-c", "no-d", "no-e"]
+    with dataset(quick_path / "out") as store:
+        settle(store, *names)
+        for bad in ("x", "y", "z"):
+            store.note_invalid(store.rows.failure("invalid", file="f", line=1, text=bad))
+        keep(store)
+        found = [orjson.loads(each) for each in store.ledger.failure_lines()]
+    assert [each["bitlink"] or each["text"] for each in found] == [*(f"bit.ly/{name}" for name in names), *"xyz"]
+
+
+class Stalling:
+    """A reader that takes a row, is slow until it is given up, and then goes on."""
+
+    most_waiting = 100
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.asked = 0
+
+    def write(self, line: bytes) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            raise OutputError("takes no more rows")
+        self.taken.append(orjson.loads(line)["bitlink"])
+
+    def check(self) -> None:
+        """It is still there."""
+
+    hurry = leave = check
+
+
+def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
+    reader = Stalling()
+    with (
+        located("-", None) as place,
+        open_dataset(place, QUERY, PartLimits(1000, 1_000_000), print, sink=reader) as store,
+    ):
+        settle(store, "a", "b", "c")
+        for _ in range(2):
+            with pytest.raises(OutputError, match="takes no more rows"):
+                store.commit(store.take_batch())
+    assert reader.taken == ["bit.ly/a"]
+
+
+def test_bytes_of_another_program_in_the_growing_file_are_refused(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a")
+        keep(store)
+    with out.open("ab") as stream:
+        stream.write(b'{"not":"ours"}\n')
+    with pytest.raises(OutputError, match="another program"), dataset(out):
+        pass
+
+
+def test_zeros_that_a_power_failure_left_are_cut(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a")
+        keep(store)
+    with out.open("ab") as stream:
+        stream.write(b"\0" * 5000)
+    assert finish(out) == ["a"]
+    assert b"\0" not in out.read_bytes()
+
+
+def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+    finish(out)
+    with out.open("r+b") as stream:
+        stream.truncate(10)
+    with pytest.raises(OutputError, match="somebody has cut it"), dataset(out):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lost_ledger_is_refused(quick_path: Path, form: str) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, "a")
+        keep(store)
+    journal(quick_path / form).with_name("ledger.sqlite").unlink()
+    with pytest.raises(OutputError, match="is gone"), dataset(quick_path / form):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", [0, 4096 + 3])
+def test_a_damaged_ledger_is_refused(quick_path: Path, form: str, where: int) -> None:
+    with dataset(quick_path / form) as store:
+        settle(store, *(f"link-{i}" for i in range(2000)))
+        keep(store)
+    ledger = journal(quick_path / form).with_name("ledger.sqlite")
+    with ledger.open("r+b") as stream:
+        stream.seek(where)
+        stream.write(b"\xff" * 64)
+    with pytest.raises(OutputError, match="the ledger is damaged"), dataset(quick_path / form):
+        pass
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["part there", "part moved away by a loader"])
+def test_a_ledger_older_than_its_output_is_refused(quick_path: Path, moved: bool) -> None:
+    out, backup = quick_path / "out", quick_path / "backup"
+    with dataset(out) as store:
+        settle(store, "a")
+        keep(store)
+    shutil.copytree(out / "_harvester", backup)
+    finish(out)
+    (part,) = out.glob("part-*")
+    if moved:
+        publisher.write_manifest(resolve(str(out)), {"parts": [{"path": part.name}]})
+        part.unlink()
+    shutil.rmtree(out / "_harvester")
+    shutil.copytree(backup, out / "_harvester")
+    with pytest.raises(OutputError, match="older than this output"), dataset(out):
+        pass
+
+
+def test_a_second_process_is_refused(quick_path: Path) -> None:
+    with (
+        dataset(quick_path / "out"),
+        pytest.raises(DatasetBusy, match="another harvester"),
+        dataset(quick_path / "out"),
+    ):
+        pass
+
+
+def test_a_part_that_a_loader_moved_away_stays_settled(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+    assert finish(out) == ["a"]
+    for part in out.glob("part-*"):
+        part.unlink()
+    with dataset(out) as store:
+        assert known(store, "a") == ["a"]
+    assert finish(out) == []
+
+
+def test_a_work_dir_belongs_to_one_output(quick_path: Path) -> None:
+    work = quick_path / "work"
+    with dataset(quick_path / "one", work_dir=work) as store:
+        settle(store, "a")
+    with pytest.raises(UsageError, match="belongs to --out"), dataset(quick_path / "two", work_dir=work):
+        pass
+
+
+def test_a_work_dir_whose_name_begins_like_the_output_belongs_to_its_own(quick_path: Path) -> None:
+    with dataset(quick_path / "lake1", work_dir=quick_path / "lake1-work") as store:
+        settle(store, "a")
+    with (
+        pytest.raises(UsageError, match="belongs to --out"),
+        dataset(quick_path / "lake", work_dir=quick_path / "lake1-work"),
+    ):
+        pass
+
+
+def test_what_somebody_makes_of_a_part_is_theirs(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+    finish(out)
+    for part in out.glob("part-*"):
+        part.rename(part.with_name(part.name + ".gz"))
+    with dataset(out) as store:
+        assert known(store, "a") == ["a"]
+
+
+def test_something_in_the_way_of_a_part_is_named_each_time(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        settle(store, "a")
+        (out / f"part-{store.run_id}-00000.ndjson.gz").mkdir()
+        store.end_part()
+        for _ in range(2):
+            with pytest.raises(OutputError, match="move it away"):
+                keep(store)
+    next(out.glob("part-*")).rmdir()
+    assert finish(out) == ["a"]
+
+
+def test_a_run_without_a_verdict_pins_nothing(quick_path: Path) -> None:
+    with dataset(quick_path / "out"):
+        pass
+    place, other = resolve(str(quick_path / "out")), replace(QUERY, facet="countries")
+    with open_dataset(place, other, PartLimits(1000, 1_000_000), list[str]().append) as store:
+        assert store.query == other
+
+
+def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
+    work = quick_path / "work"
+    with dataset(quick_path / "out", work_dir=work) as store:
+        settle(store, "a")
+        store.end_part()
+        keep(store)
+    shutil.rmtree(work)
+    with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
+        pass
+
+
+def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) -> None:
+    out = quick_path / "out"
+    plain = RequestedPartFormat(Format.NDJSON, Shape.NESTED)
+    policy = PartLimits(1000, 1_000_000)
+    with open_dataset(resolve(str(out)), QUERY, policy, print, asked=plain) as store:
+        settle(store, "a", "b", "no-c")
+        store.end_part()
+        keep(store)
+        settle(store, "d")
+        keep(store)
+    make_first_version(out / "_harvester" / "ledger.sqlite")
+    with closing(Ledger(str(out / "_harvester" / "ledger.sqlite"), read_only=True)) as ledger:
+        assert [(part.rows, part.calls, part.sealed) for part in ledger.parts()] == [(2, 2, True)]
+    assert finish(out) == ["a", "b", "d"]
+    with dataset(out) as store:
+        assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
+        assert store.making == PartFormat(Format.NDJSON, Shape.NESTED)
+
+
+def make_first_version(ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as db:
+        db.execute("ALTER TABLE parts DROP COLUMN calls")
+        db.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
+        db.execute("DELETE FROM meta WHERE name IN ('format', 'shape')")

@@ -1,0 +1,279 @@
+"""`harvester schema`: one definition of the row, said in six ways, which real rows and real parts fit."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+import sqlglot
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError
+from pyarrow import parquet
+from sqlglot import exp
+
+import harvester
+from harvester.bitly.query import Query
+from harvester.bitly.verdicts import Answer
+from harvester.rows.encode import Format, arrow_schema, flattened
+from harvester.rows.row import SCHEMA_VERSION, RowBuilder
+from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
+from harvester.rows.schema_export import Target, schema_for
+from tests.conftest import Served
+from tests.support.commands import ROOT, TOKEN
+from tests.support.in_process import command
+
+PUBLISHED = ROOT / "tests" / "published"
+SHAPES = list(Shape)
+EVERY = [(target, shape, form) for target in Target for shape in Shape for form in Format]
+
+
+def described(columns: tuple[Column, ...]) -> list[dict[str, Any]]:
+    return [{"name": each.name, "kind": each.kind.value, "nullable": each.nullable} for each in columns]
+
+
+CHECKER = FormatChecker(formats=[])
+CHECKER.checks("date-time", ValueError)(lambda text: isinstance(datetime.fromisoformat(text), datetime))
+
+
+@cache
+def validator(shape: Shape) -> Draft202012Validator:
+    schema = json.loads(schema_for(Target.JSON_SCHEMA, shape, Format.GZIP))
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=CHECKER)
+
+
+def rows_of(answer: Answer, shape: Shape) -> list[dict[str, Any]]:
+    made = RowBuilder(Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), "0a")
+    row = made.row("bit.ly/a", made.key("bit.ly/a"), answer, "2026-11-23T06:00:01Z") + b"\n"
+    return [json.loads(line) for line in (flattened(row) if shape is Shape.FLAT else [row])]
+
+
+MANY = Answer([{"value": "direct", "clicks": 2**63 - 2}, {"value": "", "clicks": 1}], 2**63 - 1, 30, "2026-11-23")
+NONE = Answer([], 0, None, None)
+
+
+# --- version 1 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("row-*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_was_published_once_stays_as_it_was(path: Path, shape: Shape) -> None:
+    published = json.loads(path.read_text())
+    for columns, before in ((COLUMNS[shape], published[shape]), (METRIC, published["metric"])):
+        names = {each["name"] for each in before}
+        assert [each for each in described(columns) if each["name"] in names] == before
+
+
+def test_this_version_is_held_as_it_is() -> None:
+    """A new column is a new version: tests/published gets a file, and those before it stay."""
+    held = json.loads((PUBLISHED / f"row-{SCHEMA_VERSION}.json").read_text())
+    assert held == {**{shape.value: described(COLUMNS[shape]) for shape in Shape}, "metric": described(METRIC)}
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "shape", "form"), EVERY)
+def test_every_target_has_every_column_in_the_rows_order(target: Target, shape: Shape, form: Format) -> None:
+    printed, place = schema_for(target, shape, form), -1
+    for column in COLUMNS[shape]:
+        place = printed.index(column.name, place + 1)
+        assert column.means.replace("'", "''" if target is Target.SNOWFLAKE else "'") in printed
+
+
+@pytest.mark.parametrize("target", list(Target))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_format_changes_how_files_are_read_and_no_column(target: Target, shape: Shape) -> None:
+    tables = {schema_for(target, shape, form).partition("\n);")[0].partition("\n)\n")[0] for form in Format}
+    tables = {table.partition("\n")[2] if table.startswith("--") else table for table in tables}
+    assert len(tables) == 1
+
+
+def test_the_schema_goes_to_standard_output_alone_and_is_a_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
+    done = command(capsys, "schema", "--for", "json-schema", "--shape", "flat")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == schema_for(Target.JSON_SCHEMA, Shape.FLAT, Format.GZIP) + "\n"
+    assert json.loads(done.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_the_schema_needs_no_token_and_a_target(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "")
+    assert command(capsys, "schema", "--for", "duckdb").code == 0
+    done = command(capsys, "schema")
+    assert (done.code, done.out) == (2, "")
+    assert "--for" in done.err
+    wrong = command(capsys, "schema", "--for", "snowfalke")
+    assert wrong.code == 2
+    assert 'Did you mean "snowflake"?' in wrong.err
+
+
+def test_shape_and_format_may_be_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my.toml").write_text('shape = "flat"\nformat = "parquet"\n')
+    done = command(capsys, "--config", str(tmp_path / "my.toml"), "schema", "--for", "athena")
+    assert done.out == schema_for(Target.ATHENA, Shape.FLAT, Format.PARQUET) + "\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes what is always full")
+def test_a_schema_that_cannot_be_written_is_no_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115 - closing it fails
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        done = command(capsys, "schema", "--for", "duckdb")
+    with suppress(OSError):
+        full.close()
+    assert (done.code, done.err) == (8, "harvester: standard output: No space left on device\n")
+
+
+# --- JSON Schema ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("answer", [MANY, NONE])
+def test_rows_are_valid_and_so_are_those_of_a_later_version(shape: Shape, answer: Answer) -> None:
+    for row in rows_of(answer, shape):
+        validator(shape).validate(row)
+        validator(shape).validate({**row, "added_later": 1})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("column", COLUMNS[Shape.NESTED] + METRIC, ids=lambda column: column.name)
+def test_a_row_without_a_key_or_with_another_type_is_not_valid(shape: Shape, column: Column) -> None:
+    row = rows_of(MANY, shape)[0]
+    if column.name not in row:
+        column = COLUMNS[shape][0]
+    without = {name: value for name, value in row.items() if name != column.name}
+    wrong: Any = 7 if column.kind is Kind.TEXT else "seven"
+    for bad in (without, {**row, column.name: wrong}, {**row, column.name: {}}):
+        with pytest.raises(ValidationError):
+            validator(shape).validate(bad)
+
+
+def test_null_is_valid_only_where_a_column_may_be_null() -> None:
+    for shape in SHAPES:
+        for column in COLUMNS[shape]:
+            row = {**rows_of(MANY, shape)[0], column.name: None}
+            assert validator(shape).is_valid(row) == column.nullable, column.name
+
+
+@pytest.mark.parametrize("moment", ["2026-11-23T06:00:00", "2026-11-23T06:00:00+01:00", "2026-11-31T06:00:00Z", "Z"])
+def test_a_moment_that_is_none_in_utc_is_not_valid(moment: str) -> None:
+    row = rows_of(MANY, Shape.NESTED)[0]
+    assert not validator(Shape.NESTED).is_valid({**row, "fetched_at": moment})
+
+
+# --- real parts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def numbers() -> list[str]:
+    return [*(f"bit.ly/{i}" for i in range(12)), "bit.ly/missing"]
+
+
+async def harvested(out: Path, served: Served, links: list[str], shape: Shape, form: Format) -> Path:
+    given: Any = {"token": TOKEN, "base_url": served.url, "per_minute": 0, "per_hour": 0, "per_month": 0}
+    await harvester.harvest(links, out=out, part_rows=5, shape=shape, format=form, **given)
+    return out
+
+
+@pytest.mark.parametrize("form", list(Format))
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_real_parts_load_into_duckdb_with_the_printed_table(
+    tmp_path: Path, serve: Callable[..., Served], numbers: list[str], shape: Shape, form: Format
+) -> None:
+    out = await harvested(tmp_path / "dt=2026-11-23", serve(), numbers, shape, form)
+    with duckdb.connect(config={"threads": 1}) as database:
+        database.execute(schema_for(Target.DUCKDB, shape, form))
+        database.execute(f"INSERT INTO bitly_metrics FROM bitly_parts('{tmp_path}/dt=*/part-*.{form}')")
+        loaded: pa.Table = database.sql("FROM bitly_metrics ORDER BY record_id").to_arrow_table()
+    read = harvester.read(out).sort_by("record_id")
+    assert loaded.column_names == read.column_names
+    as_loaded = [pa.timestamp("us", "UTC") if pa.types.is_timestamp(kind) else kind for kind in read.schema.types]
+    assert plain(loaded) == plain(read.cast(pa.schema(list(zip(read.column_names, as_loaded, strict=True)))))
+
+
+def plain(table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+async def test_published_rows_are_valid(tmp_path: Path, serve: Callable[..., Served], numbers: list[str]) -> None:
+    for shape in SHAPES:
+        out = await harvested(tmp_path / shape, serve(), numbers, shape, Format.NDJSON)
+        lines = [line for path in out.glob("part-*") for line in path.read_text().splitlines()]
+        assert len(lines) >= 12
+        for line in lines:
+            validator(shape).validate(json.loads(line))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape) -> None:
+    parquet.write_table(arrow_schema(shape).empty_table(), tmp_path / "part.parquet")
+    with duckdb.connect() as database:
+        database.execute(schema_for(Target.DUCKDB, shape, Format.PARQUET))
+        table = database.execute("SELECT column_name, column_type FROM (DESCRIBE bitly_metrics)").fetchall()
+        part = f"SELECT column_name, column_type FROM (DESCRIBE FROM '{tmp_path}/part.parquet')"
+        assert database.execute(part).fetchall() == table
+
+
+# --- what cannot be tried here --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", list(Format))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("target", "statements"),
+    [
+        (Target.DUCKDB, [exp.Create, exp.Create]),
+        (Target.SNOWFLAKE, [exp.Create, exp.Create, exp.Copy]),
+        (Target.ATHENA, [exp.Create]),
+    ],
+)
+def test_sql_is_read_by_a_parser_of_its_dialect(
+    target: Target, statements: list[type], shape: Shape, form: Format
+) -> None:
+    parsed = sqlglot.parse(schema_for(target, shape, form), read=target.value)
+    assert [type(each) for each in parsed] == statements
+    assert parsed[0] is not None
+    table = parsed[0].find(exp.Schema)
+    assert table is not None
+    assert [column.name for column in table.expressions] == [column.name for column in COLUMNS[shape]]
+
+
+def test_bigquery_has_a_repeated_record_of_metrics_and_says_what_may_be_null() -> None:
+    fields = {each["name"]: each for each in json.loads(schema_for(Target.BIGQUERY, Shape.NESTED, Format.GZIP))}
+    metrics = fields["metrics"]
+    assert (metrics["type"], metrics["mode"]) == ("RECORD", "REPEATED")
+    assert [(each["name"], each["type"], each["mode"]) for each in metrics["fields"]] == [
+        ("value", "STRING", "REQUIRED"),
+        ("clicks", "INTEGER", "REQUIRED"),
+    ]
+    assert (fields["fetched_at"]["type"], fields["fetched_at"]["mode"]) == ("TIMESTAMP", "REQUIRED")
+    assert fields["units_returned"]["mode"] == "NULLABLE"
+
+
+def test_spark_has_a_struct_type() -> None:
+    struct = json.loads(schema_for(Target.SPARK, Shape.NESTED, Format.PARQUET))
+    fields = {each["name"]: each for each in struct["fields"]}
+    assert struct["type"] == "struct"
+    assert all(set(each) == {"name", "type", "nullable", "metadata"} for each in struct["fields"])
+    assert fields["metrics"]["type"]["elementType"]["fields"][1]["type"] == "long"
+    assert fields["unit_reference"]["type"] == "timestamp"
+
+
+def write_published() -> None:
+    held = {**{shape.value: described(COLUMNS[shape]) for shape in Shape}, "metric": described(METRIC)}
+    (PUBLISHED / f"row-{SCHEMA_VERSION}.json").write_text(json.dumps(held, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write_published()

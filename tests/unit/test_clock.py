@@ -1,0 +1,89 @@
+"""The machine's clocks, and the calendar's months."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from harvester import clock as clocks
+from harvester.clock import Clock, from_epoch, month_of, next_month
+from tests.support.commands import ROOT, environment
+
+
+def test_elapsed_seconds_are_alike_for_all_processes_since_the_machines_start() -> None:
+    before = Clock().boot_seconds()
+    program = "from harvester.clock import Clock; clock = Clock(); print(clock.boot); print(clock.boot_seconds())"
+    other = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert other[0] == Clock().boot
+    assert before < float(other[1]) < Clock().boot_seconds()
+
+
+def test_the_wall_clock_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 12.5)
+    assert Clock().wall() == 12.5
+
+
+@pytest.mark.skipif(clocks._BOOTTIME is None, reason="Linux's clock")
+def test_on_linux_elapsed_seconds_go_on_while_the_machine_sleeps() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= Clock().boot_seconds() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_elsewhere_elapsed_seconds_are_the_monotonic_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "_BOOTTIME", None)
+    monkeypatch.setattr(time, "monotonic", lambda: 77.0)
+    assert Clock().boot_seconds() == 77.0
+
+
+def test_a_boot_has_the_name_that_the_kernel_gives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = tmp_path / "boot_id"
+    name.write_text("0b1d-2c3e\n")
+    monkeypatch.setattr(clocks, "_BOOT_ID", str(name))
+    assert Clock().boot == "0b1d-2c3e"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_boot_has_no_name_where_the_system_does_not_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    name = tmp_path / "boot_id"
+    if content is not None:
+        name.write_bytes(content)
+    monkeypatch.setattr(clocks, "_BOOT_ID", str(name))
+    assert Clock().boot == ""
+
+
+def test_a_moment_is_in_utc() -> None:
+    assert from_epoch(1_795_435_200.0) == datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("when", "month"),
+    [
+        (datetime(2026, 11, 30, 23, 59, 59, 999_000, tzinfo=UTC), "2026-11"),
+        (datetime(2026, 12, 1, tzinfo=UTC), "2026-12"),
+        (datetime(2027, 1, 1, tzinfo=UTC), "2027-01"),
+        (datetime.fromisoformat("2026-12-01T01:00:00+02:00"), "2026-11"),
+    ],
+)
+def test_a_month_is_utcs(when: datetime, month: str) -> None:
+    assert month_of(when.timestamp()) == month
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
+        (datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)),
+        (datetime(2028, 2, 29, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC)),
+        (datetime(2026, 12, 31, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
+        (datetime.fromisoformat("2026-12-01T01:00:00+02:00"), datetime(2026, 12, 1, tzinfo=UTC)),
+    ],
+)
+def test_the_next_month_begins_on_its_first_in_utc(when: datetime, expected: datetime) -> None:
+    assert next_month(when) == expected
