@@ -11,6 +11,7 @@ import orjson
 from harvester.config.parsing import path_of
 from harvester.dataset.publisher import MANIFEST
 from harvester.errors import OutputError, UsageError
+from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
 from harvester.storage.location import GROWING_ENDINGS
@@ -46,7 +47,8 @@ def read(
     if isinstance(columns, str):
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
-    arrow, path = _arrow(), path_of("out", os.fsdecode(out), facet, moment)
+    arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
+    path = path_of("out", os.fsdecode(out), facet, moment)
     objects = open_store(path) if is_url(path) else None
     schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)
@@ -61,16 +63,6 @@ def read(
     except (arrow.ArrowInvalid, OSError) as error:
         raise OutputError(f"{path} has something in it that is no row: {error}") from error
     return arrow.concat_tables([wanted.empty_table(), *tables])
-
-
-def _arrow() -> Any:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        import pyarrow.json  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise UsageError("harvester.read needs pyarrow: pip install 'harvester[arrow]'") from error
-    return pa
 
 
 def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from harvester.errors import UsageError
+from harvester.extras import install_line
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
@@ -146,7 +147,7 @@ def _keyring() -> "KeyringBackend":
         import keyring  # noqa: PLC0415 - an extra, and slow to import
         from keyring.backends import fail, null  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise _NoKeyring("the system keyring needs an extra (pip install 'harvester[keyring]')") from error
+        raise _NoKeyring(f"the system keyring needs an extra ({install_line('keyring')})") from error
     with _explained():
         backend = keyring.get_keyring()
     if isinstance(backend, fail.Keyring):

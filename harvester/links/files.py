@@ -15,7 +15,8 @@ from typing import NamedTuple
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import Batch, _batch_of, _take_apart
 from harvester.links.lines import CHUNK, line_groups
-from harvester.links.tables import ColumnBatch, csv_cells, ndjson_cells, parquet_cells, tsv_cells
+from harvester.links.parquet import parquet_cells
+from harvester.links.tables import ColumnBatch, csv_cells, ndjson_cells, tsv_cells
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst")

@@ -2,11 +2,11 @@
 
 import gzip
 import io
-import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from harvester.errors import InputBroken
+from harvester.extras import import_zstd
 
 CHUNK = 64 * 1024
 LINE_LIMIT = 64 * 1024
@@ -44,7 +44,7 @@ def _decompressed(raw: io.BufferedReader, name: str) -> io.BufferedIOBase:
     if stream.begin.startswith(_GZIP_MAGIC):
         stream = _Begun(gzip.GzipFile(fileobj=cast("BinaryIO", stream)))
     elif stream.begin == _ZSTD_MAGIC or (stream.begin[1:] == _ZSTD_SKIPPABLE and stream.begin[0] >> 4 == 5):
-        stream = _Begun(_Zstd(stream, _zstd(name)))
+        stream = _Begun(_Zstd(stream, import_zstd(f"{name}: a zstd list needs a library", InputBroken)))
     if stream.begin[:2] in _UTF16_BOMS:
         raise InputBroken(f"{name}: UTF-16; write it as UTF-8 first: iconv -f UTF-16 -t UTF-8 {name}")
     return stream
@@ -76,18 +76,6 @@ class _Begun(io.BufferedIOBase):
             return self.read1(CHUNK if size is None or size < 0 else size)
         rest, self._rest = self._rest[:size], self._rest[size:]
         return rest + self._raw.read(size - len(rest))
-
-
-def _zstd(name: str) -> Any:
-    """Give the module that reads zstd: Python's own from 3.14 on, and before that its twin from PyPI."""
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only zstd lists need it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise InputBroken(f"{name}: a zstd list needs a library: pip install 'harvester[zstd]'") from error
-    return zstd
 
 
 class _Zstd(io.BufferedIOBase):

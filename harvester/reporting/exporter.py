@@ -5,6 +5,7 @@ from typing import Any
 
 from harvester.config.options import OutputOptions
 from harvester.errors import UsageError
+from harvester.extras import install_line
 
 
 def exporter_for(
@@ -20,5 +21,5 @@ def exporter_for(
     try:
         from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
+        raise UsageError(f"--metrics-file needs a library more: {install_line('metrics')}") from error
     return TextfileExporter(options.metrics_file, options.out, warn).show

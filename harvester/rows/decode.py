@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from harvester.errors import UsageError
+from harvester.extras import import_pyarrow, import_zstd
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import COLUMNS, Kind, Shape
 
@@ -147,21 +146,10 @@ def _unpacked(stream: HashingReader, form: Format) -> tuple[Any, tuple[type[Exce
         case Format.GZIP:
             return gzip.GzipFile(fileobj=cast("BinaryIO", stream)), (OSError, EOFError, zlib.error)
         case Format.ZSTD:
-            zstd = _zstd()
+            zstd = import_zstd("parts in zstd need a library")
             return zstd.ZstdFile(cast("BinaryIO", stream)), (OSError, EOFError, zstd.ZstdError)
         case _:
             return stream, (OSError,)
-
-
-def _zstd() -> Any:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only this format needs it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError("parts in zstd need a library: pip install 'harvester[zstd]'") from error
-    return zstd
 
 
 # --- parquet ------------------------------------------------------------------------------------------------------
@@ -169,18 +157,14 @@ def _zstd() -> Any:
 
 def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, Any]]:
     """Read one row group after the other; from a copy, because Parquet is read from its end."""
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        from pyarrow import parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise UsageError("parts in Parquet need a library: pip install 'harvester[parquet]'") from error
+    arrow = import_pyarrow("parts in Parquet need a library")
     number = 0
     with ExitStack() as stack:
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="harvester-"))
         shutil.copyfileobj(stream, copy, _CHUNK)
         copy.seek(0)
         try:
-            file = stack.enter_context(parquet.ParquetFile(copy))
+            file = stack.enter_context(arrow.parquet.ParquetFile(copy))
             if misfit := _misfit(file.schema_arrow, arrow_schema(shape)):
                 raise UnreadableFile(misfit)
             for group in range(file.num_row_groups):
@@ -189,7 +173,7 @@ def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, An
                     for row in _rows_in(batch, shape):
                         number += 1
                         yield number, row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UnreadableFile(f"cannot be read as Parquet: {error}") from error
 
 

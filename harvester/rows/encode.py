@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 import orjson
 
 from harvester.errors import UsageError
+from harvester.extras import import_pyarrow, import_zstd
 from harvester.rows.row import one_line
 from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
 
@@ -230,13 +230,7 @@ def _gzip(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
 
 
 def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only this format needs it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError("--format ndjson.zst needs a library: pip install 'harvester[zstd]'") from error
+    zstd = import_zstd("--format ndjson.zst needs a library")
     # As gzip has one, and the zstd command writes one: a reader sees a flipped bit.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
     return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
@@ -246,24 +240,22 @@ class _Parquet:
     """Row groups of about the same size, zstd; pyarrow reads the lines, outside of Python's lock."""
 
     def __init__(self, target: HashingWriter, shape: Shape) -> None:
-        try:
-            import pyarrow  # noqa: ICN001, PLC0415 - an extra
-            from pyarrow import json, parquet  # noqa: PLC0415
-        except ImportError as error:
-            raise UsageError("--format parquet needs a library: pip install 'harvester[parquet]'") from error
-        self._arrow, self._json = pyarrow, json
+        self._arrow = import_pyarrow("--format parquet needs a library")
         self._schema = arrow_schema(shape)
-        self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
+        self._writer = self._arrow.parquet.ParquetWriter(target, self._schema, compression="zstd")
         self._group: list[Any] = []
         self._size = 0
 
     def write(self, block: bytes) -> None:
         """Take lines; a row group is written when enough have come."""
-        table = self._json.read_json(
+        json = self._arrow.json
+        table = json.read_json(
             self._arrow.BufferReader(block),  # unlike a file of Python's it is read without Python's lock
             # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
-            read_options=self._json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
+            read_options=json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=json.ParseOptions(
+                explicit_schema=self._schema, unexpected_field_behavior="error"
+            ),
         )
         self._group.append(table.cast(self._schema))
         self._size += len(block)
@@ -284,21 +276,20 @@ class _Parquet:
 
 def arrow_schema(shape: Shape) -> Any:
     """Give the columns as an Arrow schema; needs pyarrow."""
-    import pyarrow as pa  # noqa: PLC0415 - an extra
-
+    arrow = import_pyarrow("the schema in Arrow's types needs pyarrow")
     types = {
-        Kind.TEXT: pa.string(),
-        Kind.INTEGER: pa.int64(),
-        Kind.BOOLEAN: pa.bool_(),
-        Kind.MOMENT: pa.timestamp("ms", "UTC"),
+        Kind.TEXT: arrow.string(),
+        Kind.INTEGER: arrow.int64(),
+        Kind.BOOLEAN: arrow.bool_(),
+        Kind.MOMENT: arrow.timestamp("ms", "UTC"),
     }
 
     def field(column: Column) -> Any:
-        return pa.field(column.name, types[column.kind], nullable=column.nullable)
+        return arrow.field(column.name, types[column.kind], nullable=column.nullable)
 
-    metric = pa.struct([field(column) for column in METRIC])
-    types[Kind.METRICS] = pa.list_(pa.field("element", metric, nullable=False))
-    return pa.schema([field(column) for column in COLUMNS[shape]])
+    metric = arrow.struct([field(column) for column in METRIC])
+    types[Kind.METRICS] = arrow.list_(arrow.field("element", metric, nullable=False))
+    return arrow.schema([field(column) for column in COLUMNS[shape]])
 
 
 _WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {

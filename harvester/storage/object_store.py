@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from harvester.errors import OutputError, StoreRefused, UsageError
+from harvester.extras import install_line
 
 PATIENCE_SECONDS = 120.0
 """A store that fails is asked again for so long; then the run ends and the same command goes on."""
@@ -117,7 +118,7 @@ def _library() -> Any:
         import obstore.exceptions  # noqa: PLC0415
         import obstore.store  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("an object store needs a library: pip install 'harvester[cloud]'") from error
+        raise UsageError(f"an object store needs a library: {install_line('cloud')}") from error
     return obstore
 
 
