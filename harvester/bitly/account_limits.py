@@ -7,7 +7,8 @@ from urllib.parse import quote, urlencode
 
 from harvester.bitly.facets import Facet
 from harvester.bitly.query import endpoint_of
-from harvester.bitly.verdicts import object_in, truncate
+from harvester.bitly.verdicts import truncate
+from harvester.jsonlines import object_in
 
 PLATFORM_LIMITS = "/user/platform_limits"
 GROUPS = "/groups"

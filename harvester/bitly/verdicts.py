@@ -15,6 +15,7 @@ import orjson
 
 from harvester.bitly.facets import _INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import utc_iso
+from harvester.jsonlines import object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of a decoded answer that are read; a facet's answer is a few KiB."""
@@ -262,15 +263,6 @@ def _refused_fields(said: Mapping[str, Any], message: str) -> set[str]:
         if isinstance(error, dict) and isinstance(error.get("field"), str):
             fields.add(error["field"].strip().upper())
     return fields
-
-
-def object_in(body: bytes) -> Mapping[str, Any]:
-    """Give a body's JSON object, or an empty one: any part may be missing, and gateways answer HTML."""
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def body_excerpt(body: bytes) -> str:

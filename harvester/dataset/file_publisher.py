@@ -10,6 +10,7 @@ from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.publisher import rows_in
 from harvester.errors import OutputError
+from harvester.jsonlines import whole_lines
 from harvester.storage.filesystem import sync_file, sync_folder, truncate_file
 from harvester.storage.location import OutputLocation
 
@@ -96,7 +97,7 @@ class AppendPublisher:
 
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all whole rows in the file."""
-        for _, line in _whole_lines(self._place.out, 0):
+        for _, line in whole_lines(self._place.out, 0):
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
     def _compare_tail(self, sizes: Mapping[int, int]) -> int:
@@ -122,11 +123,11 @@ class AppendPublisher:
         The mark is made durable at once, while the ledger still says that lines are gone.
         """
         if start < size:
-            end = max((end for end, _ in _whole_lines(self._place.out, start)), default=start)
+            end = max((end for end, _ in whole_lines(self._place.out, start)), default=start)
             if end < size:
                 warn(f"{self._place.out}: a torn last row was cut, its call is asked again")
                 truncate_file(self._place.out, end)
-            rows = self._mark.rows + sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
+            rows = self._mark.rows + sum(1 for _ in whole_lines(self._place.out, self._mark.bytes))
             segment, place = max(sizes.items(), default=(self._mark.segment, 0))
             self._mark, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         self._sync()
@@ -152,15 +153,3 @@ class AppendPublisher:
             if segment >= mark.segment:
                 start = mark.place if segment == mark.segment else 0
                 yield from rows_in(self._place, segment, start, size)
-
-
-def _whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
-    if not os.path.exists(path):
-        return
-    with open(path, "rb", buffering=_CHUNK) as stream:
-        stream.seek(start)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            start += len(line)
-            yield start, line

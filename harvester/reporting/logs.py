@@ -16,6 +16,7 @@ import structlog
 from harvester.bitly.query import Query
 from harvester.errors import UsageError
 from harvester.events import Event, Field, InvalidLine, level
+from harvester.jsonlines import as_json
 from harvester.progress import RunProgress
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped
@@ -84,22 +85,15 @@ def _logger() -> Any:
     )
 
 
+_MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+"""A moment, always in UTC here, is written as `2026-11-23T06:00:00Z`."""
+
+
 def _line(event: dict[str, Any], **_: object) -> bytes:
     """Give an event as JSON whose line nothing ends but its end: no separator of any reader stands in it."""
     order = ("timestamp", "level", "event", "message")
     sorted_out = {name: event[name] for name in order} | event
-    return escaped(orjson.dumps(_clean(sorted_out)).decode()).encode()
-
-
-def _clean(value: Any) -> Any:
-    """Give a value as JSON takes it: names of files that are no UTF-8 are written with backslashes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if isinstance(value, Mapping):
-        return {str(name): _clean(each) for name, each in value.items()}
-    return [_clean(each) for each in value] if isinstance(value, list | tuple) else value
+    return escaped(as_json(sorted_out, _MOMENTS)).encode()
 
 
 _LONG_WAIT = timedelta(minutes=1)

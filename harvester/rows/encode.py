@@ -11,7 +11,7 @@ import orjson
 
 from harvester.errors import UsageError
 from harvester.extras import import_pyarrow, import_zstd
-from harvester.rows.row import one_line
+from harvester.jsonlines import one_line
 from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
 
 _GZIP_LEVEL = 6
@@ -253,9 +253,7 @@ class _Parquet:
             self._arrow.BufferReader(block),  # unlike a file of Python's it is read without Python's lock
             # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
             read_options=json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=json.ParseOptions(
-                explicit_schema=self._schema, unexpected_field_behavior="error"
-            ),
+            parse_options=json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
         )
         self._group.append(table.cast(self._schema))
         self._size += len(block)

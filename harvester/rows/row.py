@@ -1,14 +1,13 @@
 """A verdict to its NDJSON line: the row a loader reads, and the line of a call without one."""
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import orjson
 
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.jsonlines import one_line
 
 SCHEMA_VERSION = 1
 _SEPARATOR = "\x1f"
@@ -93,18 +92,3 @@ class RowBuilder:
 def moment_fetched(row: bytes) -> float:
     """Give when a row's answer was read, seconds since 1970."""
     return datetime.fromisoformat(orjson.loads(row)["fetched_at"]).timestamp()
-
-
-def one_line(record: Mapping[str, Any]) -> bytes:
-    r"""Write a record as JSON that every reader takes for one line.
-
-    Some readers (Python's str.splitlines, JavaScript before 2019) also end lines at U+0085, U+2028 and U+2029, which
-    JSON allows bare in strings.
-    """
-    line = orjson.dumps(record)
-    if line.isascii():
-        return line
-    if b"\xe2\x80\xa8" in line or b"\xe2\x80\xa9" in line or b"\xc2\x85" in line:
-        line = line.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-        line = line.replace(b"\xc2\x85", b"\\u0085")
-    return line
