@@ -15,11 +15,11 @@ import orjson
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester._version import __version__
+from harvester.bitly.facets import FacetName
 from harvester.cli.exit_codes import BY_REASON, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, report_error
 from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config import sources
 from harvester.config.options import (
-    FacetName,
     FormatName,
     LoginOptions,
     RunOptions,

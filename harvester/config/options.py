@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
 
 T = TypeVar("T")
-FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
 LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]

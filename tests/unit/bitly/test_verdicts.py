@@ -51,7 +51,10 @@ VERDICTS = (
 
 
 def load(sample: Path) -> dict[str, Any]:
-    """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter)."""
+    """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter).
+
+    Optional: facet (default referrers), whole (default true).
+    """
     result: dict[str, Any] = json.loads(sample.read_text(encoding="utf-8"))
     return result
 
@@ -71,7 +74,7 @@ def test_each_sample_gets_its_verdict(sample: Path) -> None:
         said["status"],
         CIMultiDict(said["headers"]),
         said["body"].encode(),
-        REFERRERS,
+        FACETS[said.get("facet", "referrers")],
         whole=said.get("whole", True),
     )
     assert type(found).__name__ == said["verdict"], said["rule"]

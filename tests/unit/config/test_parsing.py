@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.bitly.facets import FACETS
+from harvester.bitly.facets import FACETS, FacetName
 from harvester.bitly.query import BASE_URL, UNITS
 from harvester.budget.limits import RequestedLimits
 from harvester.config.credentials import checked_base_url, token_source
 from harvester.config.options import (
     AccessOptions,
-    FacetName,
     LimitOptions,
     OutputOptions,
     QueryOptions,
