@@ -7,7 +7,7 @@ To add a facet whose answer lists value and clicks, such as `browsers`:
 
 1. add its name to `FacetName` and its entry to `FACETS`, below; a test compares the two;
 2. add a recorded or documented answer to tests/samples, as `200-browsers.json` with `"facet": "browsers"`;
-3. run tests/unit/bitly and tests/unit/config; name it in README.md, "Options".
+3. run tests/unit/bitly, tests/unit/config and tests/test_docs.py, which asks for the new choice in the printed help.
 
 A facet of another shape needs a reader beside `_read_value_and_clicks` too, and columns in `rows/schema.py`.
 """
