@@ -21,7 +21,7 @@ from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
 from harvester.links.files import ListFormat, read, resolve_lists, spool
 from harvester.links.lines import CHUNK, LINE_LIMIT
-from harvester.links.tables import BadRecord, ColumnBatch, csv_cells
+from harvester.links.tables import BadRecord, ColumnBatch, read_csv
 from tests.unit.links.test_files import merged, peak_bytes, places, read_until_broken, write
 
 if sys.version_info >= (3, 14):
@@ -354,11 +354,11 @@ def test_records_do_not_depend_on_how_lines_arrive(content: str, size: int, colu
     def together(groups: list[list[bytes | None]]) -> tuple[int, int, list[BadRecord], list[tuple[int, str]]] | str:
         whole: list[ColumnBatch] = []
         try:
-            whole.extend(csv_cells(groups, column, "f"))
+            whole.extend(read_csv(groups, column, "f"))
         except InputBroken as error:
             return str(error)
-        flaws = [flaw for cells in whole for flaw in cells.flaws]
-        found = [cell for cells in whole for cell in cells.found]
+        flaws = [flaw for cells in whole for flaw in cells.bad]
+        found = [cell for cells in whole for cell in cells.values]
         return sum(cells.headers for cells in whole), sum(cells.blank for cells in whole), flaws, found
 
     assert together([lines]) == together([lines[start : start + size] for start in range(0, len(lines), size)])
@@ -539,7 +539,7 @@ def test_parquet_from_a_pipe_is_read_through_a_copy(tmp_path: Path) -> None:
 )
 def test_a_lists_form_follows_from_its_name(tmp_path: Path, name: str, form: ListFormat) -> None:
     [source] = resolve_lists([write(tmp_path, b"", name)])
-    assert source.form is form
+    assert source.format is form
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
@@ -552,7 +552,10 @@ def test_a_format_that_is_said_holds_for_every_list(tmp_path: Path) -> None:
     path = write(tmp_path, b"link\tn\nbit.ly/a\t1\n", "links.csv")
     assert places(taken(path, list_format="tsv")) == [("bit.ly/a", 2)]
     assert places(taken(write(tmp_path, b"# c\nbit.ly/a\n", "l.csv"), list_format="lines")) == [("bit.ly/a", 2)]
-    assert [source.form for source in resolve_lists(["-", path], list_format="tsv")] == [ListFormat.TSV, ListFormat.TSV]
+    assert [source.format for source in resolve_lists(["-", path], list_format="tsv")] == [
+        ListFormat.TSV,
+        ListFormat.TSV,
+    ]
     with pytest.raises(UsageError, match="--list-format xml: one of lines, csv"):
         resolve_lists([path], list_format="xml")
 
