@@ -28,9 +28,9 @@ class Target(StrEnum):
     ATHENA = "athena"
 
 
-def schema_for(target: Target, shape: Shape, form: Format) -> str:
-    """Return the content of a schema file for a target, without the last line feed. form: the format of the parts."""
-    return _PRINTERS[target](shape, form)
+def schema_for(target: Target, shape: Shape, part_format: Format) -> str:
+    """Return the content of a schema file for a target, without the last line feed."""
+    return _PRINTERS[target](shape, part_format)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ _JSON_TYPES: Mapping[Kind, dict[str, Any]] = {
 }
 
 
-def _json_schema(shape: Shape, form: Format) -> str:  # noqa: ARG001 - rows of Parquet have the same keys
+def _json_schema(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - rows of Parquet have the same keys
     return _json(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -86,7 +86,7 @@ _BIGQUERY_TYPES = {
 }
 
 
-def _bigquery(shape: Shape, form: Format) -> str:  # noqa: ARG001 - a table is the same for all formats
+def _bigquery(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - a table is the same for all formats
     return _json([_bigquery_field(column) for column in COLUMNS[shape]])
 
 
@@ -101,7 +101,7 @@ def _bigquery_field(column: Column) -> dict[str, Any]:
 _SPARK_TYPES = {Kind.TEXT: "string", Kind.INTEGER: "long", Kind.BOOLEAN: "boolean", Kind.MOMENT: "timestamp"}
 
 
-def _spark(shape: Shape, form: Format) -> str:  # noqa: ARG001 - Spark's readers take one type for all formats
+def _spark(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - Spark's readers take one type for all formats
     return _json(_spark_struct(COLUMNS[shape]))
 
 
@@ -150,8 +150,8 @@ class _Sql(NamedTuple):
         return "\n".join(lines)
 
 
-def _title(shape: Shape, form: Format, whom: str) -> str:
-    return f"-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {form}: {whom}"
+def _title(shape: Shape, part_format: Format, whom: str) -> str:
+    return f"-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {part_format}: {whom}"
 
 
 _DUCKDB = _Sql(
@@ -166,21 +166,21 @@ _DUCKDB = _Sql(
 )
 
 
-def _duckdb(shape: Shape, form: Format) -> str:
+def _duckdb(shape: Shape, part_format: Format) -> str:
     """Return a table, and a macro that reads files with its column types, which DuckDB would have to guess."""
     columns = COLUMNS[shape]
-    if form is Format.PARQUET:
+    if part_format is Format.PARQUET:
         source = "read_parquet(files, union_by_name = true)"
     else:
         types = ",\n".join(f"    {column.name}: '{_DUCKDB.type_of(column)}'" for column in columns)
         source = f"read_json(files, format = 'newline_delimited', columns = {{\n{types}\n}})"
     names = ",\n    ".join(column.name for column in columns)  # not *: a folder such as dt=2026-11-23 adds a column
-    return f"""{_title(shape, form, "DuckDB, from 1.4 on")}
+    return f"""{_title(shape, part_format, "DuckDB, from 1.4 on")}
 CREATE TABLE IF NOT EXISTS {_TABLE} (
 {_DUCKDB.columns(shape)}
 );
 
--- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{form}')
+-- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{part_format}')
 CREATE OR REPLACE MACRO {_FILES}(files) AS TABLE
 SELECT
     {names}
@@ -197,7 +197,7 @@ _SNOWFLAKE = _Sql(
     },
     comment=lambda text: f" COMMENT {_quoted(text)}",
 )
-_SNOWFLAKE_FORMS = {
+_SNOWFLAKE_FILE_FORMATS = {
     Format.NDJSON: "TYPE = JSON COMPRESSION = NONE",
     Format.GZIP: "TYPE = JSON COMPRESSION = GZIP",
     Format.ZSTD: "TYPE = JSON COMPRESSION = ZSTD",
@@ -210,18 +210,18 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _snowflake(shape: Shape, form: Format) -> str:
-    return f"""{_title(shape, form, "Snowflake; the stage is yours to make")}
+def _snowflake(shape: Shape, part_format: Format) -> str:
+    return f"""{_title(shape, part_format, "Snowflake; the stage is yours to make")}
 CREATE TABLE IF NOT EXISTS {_TABLE} (
 {_SNOWFLAKE.columns(shape)}
 );
 
-CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FORMS[form]};
+CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FILE_FORMATS[part_format]};
 
 -- What was loaded within 64 days is not loaded again.
 COPY INTO {_TABLE}
 FROM @{_STAGE}
-PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{form.replace(".", "[.]")}'
+PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{part_format.replace(".", "[.]")}'
 FILE_FORMAT = (FORMAT_NAME = '{_FILES}')
 MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE;"""
 
@@ -246,13 +246,13 @@ STORED AS TEXTFILE"""
 _ATHENA_PARQUET = "STORED AS PARQUET"
 
 
-def _athena(shape: Shape, form: Format) -> str:
-    return f"""{_title(shape, form, "Athena; BUCKET is yours to name")}
+def _athena(shape: Shape, part_format: Format) -> str:
+    return f"""{_title(shape, part_format, "Athena; BUCKET is yours to name")}
 CREATE EXTERNAL TABLE IF NOT EXISTS {_TABLE} (
 {_ATHENA.columns(shape)}
 )
 PARTITIONED BY (`dt` string COMMENT "of the folder, dt=2026-11-23")
-{_ATHENA_PARQUET if form is Format.PARQUET else _ATHENA_LINES}
+{_ATHENA_PARQUET if part_format is Format.PARQUET else _ATHENA_LINES}
 LOCATION 's3://BUCKET/lake/referrers/'
 TBLPROPERTIES (
     'projection.enabled' = 'true',
