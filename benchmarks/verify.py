@@ -17,7 +17,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
 from harvester.dataset.opening import open_dataset
-from harvester.dataset.publisher import write_failures, write_manifest, write_success
+from harvester.dataset.sidecars import Sidecars
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.storage.location import resolve
@@ -84,9 +84,10 @@ def finish(store: Dataset, calls: int) -> None:
     written = store.write_manifest(
         ended | {"list": {**listed, "lines": calls, "links": calls}, "ended": None, "invocation": invocation}
     )
-    write_manifest(store.place, written | {"ended": written["updated"]})
-    write_failures(store.place, [])
-    write_success(store.place)
+    sidecars = Sidecars(store.place.public, None, print)
+    sidecars.write_manifest(written | {"ended": written["updated"]}, last=True)
+    sidecars.write_failures([])
+    sidecars.write_success()
 
 
 def measure(out: Path, rows: int, made: tuple[Format, Shape]) -> bool:

@@ -29,7 +29,7 @@ from harvester.config.keywords import (
 )
 from harvester.config.options import RunOptions
 from harvester.config.parsing import laid_out
-from harvester.dataset.publisher import MANIFEST
+from harvester.dataset.sidecars import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.links.feed import IterableFeed, Links, lists_of

@@ -1,7 +1,6 @@
 """What a harvest has published, as an Arrow table: a folder's parts, or the growing file as far as it is certain."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from harvester.config.parsing import path_of
-from harvester.dataset.publisher import MANIFEST
+from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.sidecars import MANIFEST
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_PART = re.compile(rf"part-[0-9a-f]+-\d{{5,}}\.({'|'.join(map(re.escape, Format))})")
 _COMPRESSION = {Format.NDJSON: None, Format.GZIP: "gzip", Format.ZSTD: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into a block; an answer has 4 MiB at most, and JSON may write it longer."""
@@ -110,14 +109,17 @@ def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
 
 
 def _parts_in_store(arrow: Any, objects: ObjectStorage, schema: "pa.Schema") -> Iterator["pa.Table"]:
-    for name, form in _parts_among([thing.name for thing in objects.listing()], objects.url):
-        chunks = objects.chunks(name)
-        if chunks is not None:
-            yield _part(arrow, arrow.BufferReader(b"".join(chunks)), form, schema)
+    for name, form in _parts_among(objects.names(), objects.url):
+        try:
+            with objects.open(name) as stream:
+                data = stream.read()
+        except FileNotFoundError:
+            continue  # a loader has taken it just now
+        yield _part(arrow, arrow.BufferReader(data), form, schema)
 
 
 def _parts_among(names: list[str], out: str) -> list[tuple[str, Format]]:
-    parts = [(name, Format(match[1])) for name in sorted(names) if (match := _PART.fullmatch(name))]
+    parts = [(name, Format(match["format"])) for name in sorted(names) if (match := PART_NAME.fullmatch(name))]
     if not parts and MANIFEST not in names and "_harvester" not in names:
         raise UsageError(f"{out}: nothing in it was written by harvester")
     return parts

@@ -105,7 +105,7 @@ class BudgetBusy(OutputError):
 
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Make of an error of the system one of ours, which names the file."""
+    """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""
     try:
         yield
     except OSError as error:

@@ -119,7 +119,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("aiolimiter", {"client.pacer"}),
         ("tenacity", {"client.client", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),
-        ("sqlite3", {"budget.database", "dataset.ledger"}),
+        ("sqlite3", {"budget.database", "storage.sqlite"}),
         ("cyclopts", {"cli.main", "config.options", "config.sources"}),
         ("psutil", {"storage.location"}),
         ("platformdirs", {"config.token_store", "storage.location"}),
@@ -139,10 +139,16 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
 @pytest.mark.parametrize(
     ("word", "rooms"),
     [
-        (r"\b(?:os\.)?(?:fsync|rename)\(", {"dataset.journal", "dataset.publisher", "storage.filesystem"}),
+        (
+            r"\b(?:os\.)?(?:fsync|rename)\(",
+            {"dataset.journal", "dataset.publisher", "storage.filesystem", "storage.storage"},
+        ),
         (r"(?<!\.)\bprint\(", {"cli.demo", "cli.main", "cli.show", "reporting.terminal"}),
         (r"\bsys\.exit\(|\b_exit\(", {"cli.main", "cli.signals"}),
-        (r"\bSELECT |\bINSERT |\bUPDATE .* SET", {"budget.database", "budget.usage", "dataset.ledger"}),
+        (
+            r"\bSELECT |\bINSERT |\bUPDATE .* SET",
+            {"budget.database", "budget.usage", "dataset.ledger", "storage.sqlite"},
+        ),
     ],
 )
 def test_side_effects_stay_in_their_rooms(word: str, rooms: set[str]) -> None:

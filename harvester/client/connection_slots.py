@@ -6,13 +6,12 @@ process, however it ends.
 """
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import ConnectionsBusy, OutputError
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.storage.filesystem import inherit_folder_mode, try_lock
 
 SEATS = 5
 """Processes that may share a machine's connections: Bitly's limit, as each needs one at least."""
@@ -69,7 +68,7 @@ class ConnectionSlots:
         """Take a free slot; None when there is none, because others have not given theirs back yet."""
         for number in range(max(self._most, SEATS)):
             if number not in self._held:
-                lock = self._lock(f"slot-{number}", fcntl.LOCK_EX)
+                lock = self._lock(f"slot-{number}")
                 if lock is not None:
                     self._held[number] = lock
                     return number
@@ -89,14 +88,14 @@ class ConnectionSlots:
 
     def _take_a_seat(self) -> bool:
         for number in range(SEATS):
-            lock = self._lock(f"seat-{number}", fcntl.LOCK_EX)
+            lock = self._lock(f"seat-{number}")
             if lock is not None:
                 self._seat, self._seat_lock = number, lock
                 return True
         return False
 
     def _is_taken(self, number: int) -> bool:
-        lock = self._lock(f"seat-{number}", fcntl.LOCK_SH)
+        lock = self._lock(f"seat-{number}", shared=True)
         if lock is None:
             return True
         os.close(lock)
@@ -109,11 +108,10 @@ class ConnectionSlots:
         inherit_folder_mode(path)
         return descriptor
 
-    def _lock(self, name: str, how: int) -> int | None:
+    def _lock(self, name: str, *, shared: bool = False) -> int | None:
         with self._explained():
             descriptor = self._open(os.path.join(self._folder, name))
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            if try_lock(descriptor, shared=shared):
                 return descriptor
         os.close(descriptor)
         return None

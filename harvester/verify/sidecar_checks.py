@@ -10,7 +10,7 @@ from typing import Any
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import UNITS
 from harvester.dataset import manifest as manifests
-from harvester.dataset.publisher import FAILURES, SUCCESS
+from harvester.dataset.sidecars import FAILURES, SUCCESS
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import FAILURE, Shape

@@ -8,14 +8,15 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from harvester.dataset import manifest as manifests
-from harvester.dataset.publisher import MANIFEST, SUCCESS
+from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.sidecars import MANIFEST, SUCCESS
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
 from harvester.storage.location import GROWING_ENDINGS, OutputLocation, resolve
 from harvester.storage.object_store import is_url, normal, open_store
-from harvester.storage.storage import LocalStorage, Storage, StoreShelf
+from harvester.storage.storage import LocalStorage, Storage
 from harvester.verify.duplicates import DuplicateFinder
 from harvester.verify.findings import Findings
 from harvester.verify.ledger_checks import LedgerCheck, reconciler
@@ -26,7 +27,6 @@ _LOOKS, _LOOK_SECONDS = 20, 0.1
 _COMPLETE = re.compile(rb'"complete":\s*true')
 _LOCATED = 1000
 """So many repeated record_ids are looked for in the files; what is beyond is counted."""
-_NAME = re.compile(rf"part-([0-9a-f]+)-(\d{{5,}})\.({'|'.join(map(re.escape, Format))})")
 
 
 class Output(NamedTuple):
@@ -70,7 +70,7 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
     """
     if is_url(out):
         out = normal(out.removesuffix("/" + MANIFEST))
-        shelf = StoreShelf(open_store(out))
+        shelf = open_store(out)
         return Output(out, shelf, shelf, False, *_place_of(out, work_dir))
     path, out = manifests.locate(out)
     growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
@@ -168,13 +168,17 @@ def _files(
     """Yield the files of rows that are to be read; say which there are besides."""
     path, listed = output.beside.path(MANIFEST), {part["path"]: part for part in manifest["parts"]}
     for name, part in listed.items():
-        match = _NAME.fullmatch(name)
-        if name != os.path.basename(output.name) if output.growing else not match or match[1] != manifest["run_id"]:
+        match = PART_NAME.fullmatch(name)
+        if (
+            name != os.path.basename(output.name)
+            if output.growing
+            else not match or match["run_id"] != manifest["run_id"]
+        ):
             found.problem(path, None, f"it lists {name!r:.80}, which is no name of a part of this run")
             continue
         if not output.growing and part.get("sha256") is None:
             found.problem(path, None, f"it has no sha256 of {name}")
-        form = Format(match[3]) if match and not output.growing else Format.NDJSON
+        form = Format(match["format"]) if match and not output.growing else Format.NDJSON
         if form != manifest.get("format", form):
             found.problem(path, None, f"it lists {name}, and its format is {manifest['format']}")
         yield _File(name, form, part["rows"], part.get("calls", part["rows"]), part["bytes"], part.get("sha256"))
@@ -183,10 +187,10 @@ def _files(
     newer = ledger.parts if ledger else {}
     for name in names:
         if name not in listed and not name.startswith(("_", ".")):
-            match = _NAME.fullmatch(name)
+            match = PART_NAME.fullmatch(name)
             if match and name in newer:
                 more = newer[name]
-                yield _File(name, Format(match[3]), more.rows, more.calls, more.bytes, more.sha256)
+                yield _File(name, Format(match["format"]), more.rows, more.calls, more.bytes, more.sha256)
             else:
                 _tell_unknown(name, output.rows.path(name), found, known=ledger is not None)
 
