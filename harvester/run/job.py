@@ -146,7 +146,7 @@ def open_budgets(job: Job, facet: str, private: str, observer: RunObserver) -> I
         helpers = Budget(
             book, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
         )
-        book.set_fast(fast=budget.fast)
+        book.sync_each_commit(not budget.high_rate)
         try:
             yield Budgets(budget, helpers, slots, book.clock)
         finally:
