@@ -185,10 +185,11 @@ def _begun(place: OutputLocation) -> bool:
     return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 
-def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -> str:
+def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
     """Give the folder of what all runs of this machine share: the one asked for, or the user's state folder.
 
-    Where it cannot be written, as with a read-only home, it is the private folder, with a warning.
+    Where it cannot be written, as with a read-only home, it is the private folder, with a warning. private: its path,
+    or what makes it when it is needed.
 
     Raises:
         UsageError: the folder asked for is on a network file system.
@@ -207,6 +208,7 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
             pass
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
+        private = private() if callable(private) else private
         warn(
             f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
             "spend is not seen. Name a --state-dir that can be written"
