@@ -130,9 +130,10 @@ class Budget:
 
     def close(self) -> None:
         """Give back what was counted and will not be sent."""
-        with self._database.transaction():
-            self._load()
-            self._give_back()
+        if self._lease.left:
+            with self._database.transaction():
+                self._load()
+                self._give_back()
 
     def room(self) -> float:
         """Return how many attempts may go at this moment; infinite without limits."""

@@ -239,7 +239,8 @@ class BudgetDatabase:
             self._set_anchor(now, max(self.clock.wall(), latest))
         elif not self.clock.boot:  # a boot without a name: it may be another one, which has been up for longer
             self._set_anchor(now, max(self.clock.wall(), self.utc(now)))
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
+        if meta.get("boot") != self.clock.boot:  # in most cases nothing is written here, and nothing synced
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
         horizon = now - SPANS[HOUR] - LATE_SECONDS
         self._db.execute("DELETE FROM attempts WHERE at <= ?", (horizon,))
         # The newest by name, not by the calendar, which may be wrong until the first response.
