@@ -50,14 +50,13 @@ class ConnectionSlots:
             os.makedirs(self._folder, exist_ok=True)
         for attempt in range(_TRIES):
             if attempt:
-                await asyncio.sleep(
-                    _PAUSE_SECONDS
-                )  # another process may hold it for a moment, to see whether it is taken
+                # Another process may hold a lock for a moment, to see whether it is taken.
+                await asyncio.sleep(_PAUSE_SECONDS)
             if self._lock_process():
                 return
         raise ConnectionsBusy(
-            f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: run this one when "
-            f"one of them has ended (their locks are in {self._folder})"
+            f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: run this "
+            f"one when one of them has ended (their locks are in {self._folder})"
         )
 
     @property
