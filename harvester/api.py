@@ -8,8 +8,6 @@ import inspect
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, Unpack, cast
@@ -33,6 +31,7 @@ from harvester.dataset.sidecars import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.links.feed import IterableFeed, Links, lists_of
+from harvester.lookup import look_up
 from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.logs import LoggingObserver
@@ -108,7 +107,7 @@ def stream(
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
-    """Give one link's row. bitlink: in any form that a list may have.
+    """Return one link's row. bitlink: in any form that a list may have.
 
     A few of these go at once, the others wait; for many links take `stream`.
 
@@ -121,12 +120,16 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     name = parse(bitlink)
     chosen = run_options(options, MetricsKeywords, STDOUT)
     read_token = token_reader(token, chosen)
-    failures: list[Row] = []
+    rows, failures = list[bytes](), list[Row]()
+    observer = LoggingObserver(failures.append)
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
-    async with turns, aclosing(_rows(IterableFeed([name]), chosen, read_token, failures.append, learn=False)) as rows:
-        found = [row async for row in rows]
-    if found:
-        return found[0]
+    async with turns:
+        job = await in_daemon(partial(build_job, IterableFeed([]), chosen, observer.warn, read_token))
+        outcome = await look_up(job, [name], lambda _, row: rows.append(row), ShutdownSignal(), observer)
+    if rows:
+        row: Row = orjson.loads(rows[0])
+        return row
+    _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
 
@@ -165,14 +168,11 @@ async def _rows(
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
-    *,
-    learn: bool = True,
 ) -> AsyncGenerator[Row, None]:
-    """Yield rows. learn: ask Bitly for its limits, which is not worth a helper call for one link."""
+    """Yield a run's rows."""
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
-    job = replace(job, harvesting=replace(job.harvesting, learn=learn))
     observer.query = job.query
     async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
         async for line in rows:
@@ -180,9 +180,9 @@ async def _rows(
     if observer.error is not None:
         raise observer.error
     outcome = rows.outcome()
-    _raise_for(lists, outcome)
-    if stop := outcome.stop:
-        raise RunStopped(stop.reason.value, stop.message, stop.until)
+    if isinstance(lists, IterableFeed) and lists.error is not None:
+        raise lists.error
+    _raise_stopped(outcome)
 
 
 def _object_in(path: str) -> dict[str, Any]:
@@ -197,3 +197,11 @@ def _raise_for(lists: list[str] | IterableFeed, outcome: RunOutcome) -> None:
         raise lists.error
     if outcome.stop is not None and outcome.stop.reason is StopReason.OUTPUT:
         raise OutputError(outcome.stop.message)
+
+
+def _raise_stopped(outcome: RunOutcome) -> None:
+    """Raise why a run ended early, if it did."""
+    if stop := outcome.stop:
+        if stop.reason is StopReason.OUTPUT:
+            raise OutputError(stop.message)
+        raise RunStopped(stop.reason.value, stop.message, stop.until)

@@ -1,12 +1,16 @@
-"""run.abort_rules."""
+"""When a run's verdicts make going on a waste of calls, and why it then stops."""
 
 from harvester.bitly.verdicts import (
     Answer,
+    MonthSpent,
+    ParameterRefused,
+    PlanRefused,
     Refused,
+    TokenRefused,
     Unreadable,
     Verdict,
 )
-from harvester.client.stops import _said, for_every_call
+from harvester.client.attempt import month_spent, reason
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50
@@ -56,7 +60,7 @@ class AbortRules:
             return None
         return Stop(
             StopReason.UNREADABLE,
-            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({_said(verdict)}). Look at their "
+            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({reason(verdict)}). Look at their "
             "beginnings in _failures.ndjson: a proxy's page, or a change of Bitly's",
         )
 
@@ -76,7 +80,7 @@ class AbortRules:
         if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
             return Stop(
                 StopReason.ALL_REFUSED,
-                f"the first {self.calls} calls were all refused alike ({_said(verdict)}). Check that these links "
+                f"the first {self.calls} calls were all refused alike ({reason(verdict)}). Check that these links "
                 "belong to the token's account; to go on all the same, say --max-failures 100%",
             )
         return None
@@ -98,3 +102,29 @@ class AbortRules:
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
             "_failures.ndjson says which and why",
         )
+
+
+def for_every_call(verdict: Verdict) -> Stop | None:
+    """Return the stop for a verdict that every further call would get too; None for any other."""
+    match verdict:
+        case MonthSpent():
+            return month_spent(verdict)
+        case TokenRefused():
+            return Stop(
+                StopReason.TOKEN_REFUSED,
+                f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
+                "BITLY_TOKEN, --token-file or --token-command",
+            )
+        case PlanRefused():
+            return Stop(
+                StopReason.PLAN_REFUSED,
+                f"the account's plan lacks this facet ({reason(verdict)}). Choose another --facet, or upgrade the plan",
+            )
+        case ParameterRefused():
+            option = "--" + verdict.field.replace("_", "-")
+            return Stop(
+                StopReason.PARAMETER_REFUSED,
+                f"Bitly refused {option} ({reason(verdict)}): every call would fail. Correct it, with a new --out",
+            )
+        case _:
+            return None

@@ -21,7 +21,7 @@ from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import Known, State, should_retry
-from harvester.errors import BudgetBusy, InputBroken, OutputError, RunStopping
+from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Link
 from harvester.links.feed import GIVEN, FileFeed, IterableFeed
@@ -108,11 +108,14 @@ class Harvest:
         self._no_more = False
         self._then: Stop | None = None
         self._again = 0
-        self._fresh_asked = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
-        client.sender.pace.sprint = lambda: self.status.read_to_end and len(self._ready) < budget.room()
-        client.fresh_asked = lambda: self._fresh_asked > 0
+        client.pace_by(self)
+
+    @property
+    def remaining(self) -> int | None:
+        """Calls that no worker has taken yet; None until the list was read to its end."""
+        return len(self._ready) if self.status.read_to_end else None
 
     async def run(self, links: list[Source] | IterableFeed) -> RunOutcome:
         """Harvest the links, and leave everything that was answered committed and published.
@@ -181,7 +184,7 @@ class Harvest:
                 await self._take_up(batch)
                 await self._wait_until_needed()
             self.status.read_to_end = True
-            self._client.sender.pace.hurry()
+            self._client.input_ended()
         except InputBroken as error:
             self._then = Stop(StopReason.INPUT, str(error))  # once the calls that could be read are made
         except OutputError as error:
@@ -265,7 +268,7 @@ class Harvest:
         """Make calls until there are no more; those that fail in passing wait elsewhere to be repeated."""
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._ask(call)
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
                 if not isinstance(verdict, Transient | Unreadable):
                     self._settle(call, verdict, 1)
                 elif self._again < ROOM:
@@ -278,14 +281,6 @@ class Harvest:
                     await self._shutdown.unless_stopping(self._keeper.committed())
         except RunStopping:
             return
-
-    async def _ask(self, call: Call) -> Verdict:
-        fresh = call.previous is not State.FAILED
-        self._fresh_asked += fresh
-        try:
-            return await self._client.fetch(call.link.bitlink, fresh=fresh)
-        finally:
-            self._fresh_asked -= fresh
 
     async def _next(self) -> Call | None:
         while not self._ready:
@@ -379,14 +374,7 @@ class Harvest:
     async def _learn(self) -> None:
         if not self._options.learn:
             return
-        try:
-            told = await self._inquiry.learn()
-        except BudgetBusy:
-            return
-        except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
-            raise RunStopping from error
-        if told:
+        if told := await self._inquiry.learn():
             self._observer.note(told.text, told.event, **told.fields)
 
     def report(self, outcome: RunOutcome | None) -> dict[str, Any]:

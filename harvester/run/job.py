@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,7 +135,7 @@ class Budgets:
 
 
 @contextmanager
-def open_budgets(job: Job, facet: str, private: str, observer: RunObserver) -> Iterator[Budgets]:
+def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver) -> Iterator[Budgets]:
     """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
     folder = state_folder(job.state_dir, private, observer.warn)
     server = _server_of(job.asking.base_url)
@@ -146,7 +146,7 @@ def open_budgets(job: Job, facet: str, private: str, observer: RunObserver) -> I
         helpers = Budget(
             book, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
         )
-        book.set_fast(fast=budget.fast)
+        book.sync_each_commit(not budget.high_rate)
         try:
             yield Budgets(budget, helpers, slots, book.clock)
         finally:

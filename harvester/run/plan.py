@@ -102,7 +102,7 @@ async def _ask(
 
 def _plan(job: Job, found: ListCount, seen: DatasetSnapshot, budget: Budget | None, said: list[PlanLimit]) -> Plan:
     limits = budget.limits if budget else job.wanted.limits()
-    hour = budget.said.limit if budget and budget.said else None
+    hour = budget.reported.limit if budget and budget.reported else None
     unreserved = replace(job.wanted, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []

@@ -181,10 +181,11 @@ def _begun(place: OutputLocation) -> bool:
     return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 
-def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -> str:
+def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
     """Return the folder of the state that all runs on this machine share: --state-dir, or the user's state folder.
 
-    If it is not writable, as with a read-only home, warn and return the private folder.
+    If it is not writable, as with a read-only home, warn and return the private folder. private: its path, or a
+    function that makes it on demand.
 
     Raises:
         UsageError: --state-dir is on a network file system.
@@ -203,6 +204,7 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
             pass
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
+        private = private() if callable(private) else private
         warn(
             f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
             "spend is not seen. Name a --state-dir that can be written"

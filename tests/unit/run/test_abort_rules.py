@@ -18,9 +18,8 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
 )
-from harvester.client.stops import for_every_call
 from harvester.errors import RunStopping
-from harvester.run.abort_rules import AbortRules
+from harvester.run.abort_rules import AbortRules, for_every_call
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 
 ROW = Answer([], 0, None, None)
