@@ -25,14 +25,16 @@ from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import RunStopping
 from harvester.events import Event, RunObserver
+from harvester.links.feed import GIVEN, IterableFeed
 from harvester.links.files import Source
 from harvester.progress import RunOutcome, RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import Job
 from harvester.run.committer import announced
-from harvester.run.harvest import Harvest, HarvestOptions, names_of
+from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import _look_ahead
 from harvester.run.telemetry import Throughput, window_report
+from harvester.run.worklist import Worklist
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import BUDGET_FILE, OutputKind, located, lock_folder, state_folder
 from harvester.threads import in_daemon
@@ -173,7 +175,17 @@ async def _harvest(
 ) -> RunOutcome:
     clock = budgets.clock.boot_seconds
     rules = AbortRules(job.failure_limit, first_rows=opened.totals.rows == 0)
-    options = replace(_options_for(job, opened.place.form), to_make=to_make)
+    options = _options_for(job, opened.place.form)
+    worklist = Worklist(
+        job.given or sources,
+        opened,
+        budgets.facet,
+        shutdown,
+        observer,
+        RunProgress(to_make=to_make, most=options.max_calls),
+        retry_failed=options.retry_failed,
+        retry_refused=options.retry_refused,
+    )
     asking, budget = job.asking, budgets.facet
     gate = CircuitBreaker(job.gate_rules, clock)
     windows = budget.windows()
@@ -182,8 +194,10 @@ async def _harvest(
     means = ClientContext(job.token, budget, gate, shutdown, clock)
     async with client.opened(budgets.slots, asking, opened.query, means) as asker:
         inquiry = LimitDiscovery(asker, budget, budgets.helpers, opened.query.facet, shutdown)
-        harvest = Harvest(opened, asker, budget, inquiry, shutdown, rules, observer, options, job.metrics, pulse)
-        return await harvest.run(job.given or sources)
+        harvest = Harvest(
+            worklist, opened, asker, budget, inquiry, shutdown, rules, observer, options, job.metrics, pulse
+        )
+        return await harvest.run()
 
 
 def describe(account: str, windows: Sequence[WindowState]) -> str:
@@ -198,6 +212,11 @@ def _described(state: WindowState) -> str:
     if not state.limit:
         return f"{state.window} {state.used:,} used of no limit"
     return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
+
+
+def names_of(links: list[Source] | IterableFeed) -> list[str]:
+    """Name the lists, as the manifest does."""
+    return [GIVEN] if isinstance(links, IterableFeed) else [source.name for source in links]
 
 
 def _options_for(job: Job, form: OutputKind) -> HarvestOptions:
