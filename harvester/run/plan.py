@@ -21,9 +21,8 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
-from harvester.run.assembly import Job
-from harvester.run.job import Budgets, open_budgets
-from harvester.run.preflight import ListCount, count
+from harvester.run.job import Budgets, Job, open_budgets
+from harvester.run.preflight import ListCount, Preflight
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
 from harvester.storage import filesystem
@@ -65,7 +64,8 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(filesystem.scratch_folder(None))
         place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         seen = stack.enter_context(opening.peek(place, job.query, pin_reference=job.pin_reference))
-        found = await count(job, seen.ledger, seen.rows, folder, job.sources, shutdown, observer)
+        preflight = Preflight(job.harvesting, shutdown, observer, strict=job.strict)
+        found = await preflight.count(seen.ledger, seen.rows, folder, job.sources)
         if not token_known:
             return _plan(job, found, seen, None, [])
         private = place.private if place and place.begun else folder
