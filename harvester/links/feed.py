@@ -106,7 +106,7 @@ class _Threaded:
         self._channel.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LEAVE_SECONDS):
-                await self._channel.over()
+                await self._channel.ended()
 
     def _pump(self, links: Iterable[object]) -> None:
         try:
