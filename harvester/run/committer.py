@@ -35,16 +35,14 @@ Metrics = Callable[[Mapping[str, Any]], Awaitable[None]]
 class Committer:
     """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
 
-    in_hand: the worklist's keys of calls without a committed verdict; a commit removes its own. report: gives the
-    manifest's part that the harvest knows; None stands for a run that goes on. counters: the run's attempts, which the
-    ledger adds up over all runs.
+    in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
+    knows; None stands for a run that goes on. counters: the run's attempts, which the ledger adds up over all runs.
     metrics: called with each manifest, also where there is no file of it.
     """
 
     def __init__(
         self,
         store: Dataset,
-        in_hand: set[bytes],
         shutdown: ShutdownSignal,
         report: Callable[[RunOutcome | None], dict[str, Any]],
         counters: AttemptCounts,
@@ -53,8 +51,8 @@ class Committer:
         least_free_bytes: int = LEAST_FREE_BYTES,
         metrics: Metrics | None = None,
     ) -> None:
+        self.in_hand: set[bytes] = set()
         self._store = store
-        self._in_hand = in_hand
         self._shutdown = shutdown
         self._report = report
         self._counters = counters
@@ -164,7 +162,7 @@ class Committer:
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
         if batch.durable:
-            self._in_hand.difference_update(batch.keys)
+            self.in_hand.difference_update(batch.keys)
         else:
             self._store.give_back(batch)
         self._done.set()

@@ -15,14 +15,16 @@ from typing import Any
 
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
-from harvester.client.client import KNOWN_GOOD_LINKS, Client
+from harvester.client.client import Client
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import State
 from harvester.errors import BudgetBusy, InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver
-from harvester.progress import RunOutcome
+from harvester.links.feed import GIVEN, IterableFeed
+from harvester.links.files import Source
+from harvester.progress import RunOutcome, RunProgress
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Metrics
 from harvester.run.telemetry import EtaEstimator, Throughput, budget_report, harvest_report
@@ -46,11 +48,13 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
 
-    learn: fetch Bitly's limits; for a link or two that is not worth a helper call.
+    to_make: calls that the list needs, None if it was not counted. learn: fetch Bitly's limits; for a link or two that
+    is not worth a helper call.
     """
 
     workers: int
     max_calls: int | None = None
+    to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
     commit_seconds: float = COMMIT_SECONDS
@@ -60,14 +64,13 @@ class HarvestOptions:
 
 
 class Harvest:
-    """One run over one worklist; call `run` once.
+    """One run over one list; call `run` once.
 
-    metrics: called with each manifest. throughput: counts this run's verdicts; it names the lists.
+    metrics: called with each manifest. throughput: counts this run's verdicts.
     """
 
     def __init__(
         self,
-        worklist: Worklist,
         store: Dataset,
         client: Client,
         budget: Budget,
@@ -79,9 +82,7 @@ class Harvest:
         metrics: Metrics | None = None,
         throughput: Throughput | None = None,
     ) -> None:
-        self.progress = worklist.progress
-        self.progress.attempts = client.sender.counters
-        self._worklist = worklist
+        self.progress = RunProgress(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
         self._store = store
         self._client = client
         self._budget = budget
@@ -94,7 +95,6 @@ class Harvest:
         self._throughput = throughput or Throughput()
         self._committer = Committer(
             store,
-            worklist.in_hand,
             shutdown,
             self.report,
             client.sender.counters,
@@ -106,7 +106,6 @@ class Harvest:
         self._fresh_calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
-        self._inform_client()
 
     def _inform_client(self) -> None:
         """Tell the client what only a harvest knows: whether the rest of the list fits into the windows, so that the
@@ -116,13 +115,27 @@ class Harvest:
         self._client.sender.pace.sprint = lambda: (left := worklist.remaining) is not None and left < budget.room()
         self._client.fresh_asked = lambda: self._fresh_calls > 0
 
-    async def run(self) -> RunOutcome:
-        """Make the worklist's calls, and leave every verdict committed and every row published.
+    async def run(self, links: list[Source] | IterableFeed) -> RunOutcome:
+        """Make the calls that the list needs, and leave every verdict committed and every row published.
 
         Raises:
             OutputError: the verdicts could not be committed or published at the end.
             CallsDropped: calls were left though nothing asked the run to stop: a bug.
         """
+        self._worklist = Worklist(
+            links,
+            self._store,
+            self._committer,
+            self._client.known_good_links,
+            self._budget,
+            self._shutdown,
+            self._observer,
+            self.progress,
+            retry_failed=self._options.retry_failed,
+            retry_refused=self._options.retry_refused,
+        )
+        self._inform_client()
+        self._throughput.lists = names_of(links)
         self._throughput.begin()
         cancelling = asyncio.create_task(self._cancel_after_grace())
         try:
@@ -191,8 +204,7 @@ class Harvest:
     async def _feed(self) -> None:
         """Fill the worklist no faster than its calls are made."""
         try:
-            while (calls := await self._worklist.read(self._committer)) is not None:
-                self._note_known_good()
+            while (calls := await self._worklist.read()) is not None:
                 if calls and not self._begun:
                     await self._begin()
                 self._worklist.add(calls)
@@ -214,12 +226,6 @@ class Harvest:
         await self._learn()
         await self._committer.in_thread(self._store.take_success_back)
         self._begun = True
-
-    def _note_known_good(self) -> None:
-        links = self._client.known_good_links
-        for bitlink in self._worklist.known_good:
-            if len(links) < KNOWN_GOOD_LINKS and bitlink not in links:
-                links.append(bitlink)
 
     # --- the workers -----------------------------------------------------------------------------------------------
 
@@ -362,6 +368,11 @@ class Harvest:
         invocation = self._throughput.report(self._store.invocation)
         budget = budget_report(self._budget, self._client.sender.waiting)
         return harvest_report(self.progress, outcome, invocation, budget)
+
+
+def names_of(links: list[Source] | IterableFeed) -> list[str]:
+    """Return the lists' names for the manifest."""
+    return [GIVEN] if isinstance(links, IterableFeed) else [source.name for source in links]
 
 
 @lru_cache(1)

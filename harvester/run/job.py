@@ -26,16 +26,15 @@ from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.stream_publisher import QueueSink, RowSink
 from harvester.errors import RunStopping
 from harvester.events import Event, RunObserver
-from harvester.links.feed import GIVEN, IterableFeed
+from harvester.links.feed import IterableFeed
 from harvester.links.files import Source
 from harvester.progress import RunOutcome, RunProgress, WindowState
 from harvester.rows.encode import RequestedPartFormat
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import Metrics, announced
-from harvester.run.harvest import Harvest, HarvestOptions
+from harvester.run.harvest import Harvest, HarvestOptions, names_of
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Throughput, window_report
-from harvester.run.worklist import Worklist
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 from harvester.storage.location import BUDGET_FILE, OutputKind, OutputLocation, located, lock_folder, state_folder
 from harvester.threads import in_daemon
@@ -100,11 +99,10 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
             ):
                 await budgets.slots.join()
-                lists = _names_of(job)
+                lists = names_of(job.given or job.sources)
                 async with announced(dataset, budgets.facet, lists, shutdown, job.metrics) as throughput:
                     links, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                progress = RunProgress(to_make=calls, most=job.harvesting.max_calls)
-                return await _harvest(job, dataset, budgets, links, shutdown, observer, progress, throughput)
+                return await _harvest(job, dataset, budgets, links, shutdown, observer, throughput, to_make=calls)
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -166,11 +164,6 @@ def _time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[N
         timer.cancel()
 
 
-def _names_of(job: Job) -> list[str]:
-    """Return the lists' names for the manifest."""
-    return [GIVEN] if job.given is not None else [source.name for source in job.sources]
-
-
 async def _check_list(
     job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
 ) -> tuple[list[Source] | IterableFeed, int | None]:
@@ -228,21 +221,21 @@ async def _harvest(
     links: list[Source] | IterableFeed,
     shutdown: ShutdownSignal,
     observer: RunObserver,
-    progress: RunProgress,
     throughput: Throughput,
+    *,
+    to_make: int | None,
 ) -> RunOutcome:
-    clock, budget, options = budgets.clock.boot_seconds, budgets.facet, _options_for(job, dataset.place.form)
+    clock, budget = budgets.clock.boot_seconds, budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
-    retries = {"retry_failed": options.retry_failed, "retry_refused": options.retry_refused}
-    worklist = Worklist(links, dataset, budget, shutdown, observer, progress, **retries)
+    options = replace(_options_for(job, dataset.place.form), to_make=to_make)
     _report_budget(budget, observer)
     context = ClientContext(job.token, budget, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
     async with client.opened(budgets.slots, job.asking, dataset.query, context) as asker:
         discovery = LimitDiscovery(asker, budget, budgets.helpers, dataset.query.facet, shutdown)
         harvest = Harvest(
-            worklist, dataset, asker, budget, discovery, shutdown, rules, observer, options, job.metrics, throughput
+            dataset, asker, budget, discovery, shutdown, rules, observer, options, job.metrics, throughput
         )
-        return await harvest.run()
+        return await harvest.run(links)
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:

@@ -45,14 +45,17 @@ class Call(NamedTuple):
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
-    progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that would
-    otherwise be left alone. known_good: the first few bitlinks of the list that have a row already.
+    committer: reads the ledger in its thread, and takes keys out of hand. known_good_links: the client's, to which
+    bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. retry_failed,
+    retry_refused: make calls again that would otherwise be left alone.
     """
 
     def __init__(
         self,
         links: list[Source] | IterableFeed,
         store: Dataset,
+        committer: Committer,
+        known_good_links: deque[str],
         budget: Budget,
         shutdown: ShutdownSignal,
         observer: RunObserver,
@@ -61,14 +64,15 @@ class Worklist:
         retry_failed: bool = False,
         retry_refused: bool = False,
     ) -> None:
-        self.in_hand: set[bytes] = set()
-        self.known_good: list[str] = []
+        self.progress = progress
         self._feed = links if isinstance(links, IterableFeed) else FileFeed(links)
         self._store = store
+        self._committer = committer
+        self._in_hand = committer.in_hand
+        self._known_good_links = known_good_links
         self._budget = budget
         self._shutdown = shutdown
         self._observer = observer
-        self.progress = progress
         self._retry_failed = retry_failed
         self._retry_refused = retry_refused
         self._ready: deque[Call] = deque()
@@ -83,10 +87,8 @@ class Worklist:
 
     # --- filling ---------------------------------------------------------------------------------------------------
 
-    async def read(self, committer: Committer) -> list[Call] | None:
+    async def read(self) -> list[Call] | None:
         """Read the next batch of lines and return the calls that it needs, which may be none; None at the list's end.
-
-        committer: its thread reads the ledger.
 
         Raises:
             RunStopping: the run is ending. InputBroken: the list cannot be read further.
@@ -97,7 +99,7 @@ class Worklist:
             return None
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
-        known = await committer.in_thread(self._store.known, [key for _, key in claimed])
+        known = await self._committer.in_thread(self._store.known, [key for _, key in claimed])
         return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
 
     def add(self, calls: list[Call]) -> None:
@@ -140,10 +142,10 @@ class Worklist:
     def _claim(self, link: Link) -> bytes | None:
         """Take a bitlink into hand and return its key; None if it is in hand already, whatever its call's state."""
         key = self._store.rows.key(link.bitlink)
-        if key in self.in_hand:
+        if key in self._in_hand:
             self.progress.listed.duplicates += 1
             return None
-        self.in_hand.add(key)
+        self._in_hand.add(key)
         return key
 
     def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
@@ -154,14 +156,14 @@ class Worklist:
             return Call(link, key, None)
         if known.seen == self._store.invocation:
             listed.duplicates += 1
-            self.in_hand.discard(key)
+            self._in_hand.discard(key)
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             return Call(link, key, known.state)
         self._store.note_seen(key)
-        if known.state is State.ROW and len(self.known_good) < KNOWN_GOOD_LINKS:
-            self.known_good.append(link.bitlink)
+        if known.state is State.ROW and len(self._known_good_links) < KNOWN_GOOD_LINKS:
+            self._known_good_links.append(link.bitlink)
         self.progress.known += 1
         self.progress.given_up += known.state is State.FAILED
         return None

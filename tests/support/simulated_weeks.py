@@ -19,11 +19,10 @@ from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import next_month
 from harvester.links import files as sources
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.worklist import Worklist
 from harvester.shutdown import ShutdownSignal, StopReason
 from tests.support.simulated_bitly import MemoryStore, Promise, SimulatedBitly, World, pool_of
 from tests.support.virtual_time import VirtualClock, run
@@ -99,9 +98,8 @@ class Weeks:
             options = HarvestOptions(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
             observer = Reporter(quiet=True)
-            links = sources.resolve_lists([str(self.list)])
-            worklist = Worklist(links, store, budget, shutdown, observer, RunProgress())
-            return await Harvest(worklist, store, client, budget, inquiry, shutdown, rules, observer, options).run()
+            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options)
+            return await harvest.run(sources.resolve_lists([str(self.list)]))
 
     @property
     def repeated(self) -> int:

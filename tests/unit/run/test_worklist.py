@@ -1,6 +1,7 @@
 """The worklist: what of a list becomes a call, what is a duplicate, and when the list is read on."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,26 +17,28 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.support.in_process import Listener
 from tests.support.simulated_bitly import MemoryStore
 
-HERE: Any = SimpleNamespace()
 
+class Here:
+    """Stands where the committer does: its thread is this one."""
 
-async def _here(work: Callable[..., Any], *arguments: object) -> Any:
-    return work(*arguments)
+    def __init__(self) -> None:
+        self.in_hand: set[bytes] = set()
 
-
-HERE.in_thread = _here
-"""Stands where the committer does: its thread is this one."""
+    async def in_thread(self, work: Callable[..., Any], *arguments: object) -> Any:
+        return work(*arguments)
 
 
 def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool) -> Worklist:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
-    stand_in: Any = store or MemoryStore(invocation=2)
-    return Worklist(IterableFeed(links), stand_in, budget, ShutdownSignal(), Listener(), RunProgress(), **retry)
+    here: Any = Here()
+    dataset: Any = store or MemoryStore(invocation=2)
+    feed, shutdown = IterableFeed(links), ShutdownSignal()
+    return Worklist(feed, dataset, here, deque(), budget, shutdown, Listener(), RunProgress(), **retry)
 
 
 async def read_all(made: Worklist) -> list[Call]:
     calls: list[Call] = []
-    while (found := await made.read(HERE)) is not None:
+    while (found := await made.read()) is not None:
         made.add(found)
         calls += found
     made.close()
@@ -47,7 +50,7 @@ async def test_a_link_named_twice_becomes_one_call() -> None:
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a", "bit.ly/b"]
     listed = made.progress.listed
     assert (listed.lines, listed.links, listed.duplicates) == (3, 2, 1)
-    assert made.in_hand == {b"bit.ly/a", b"bit.ly/b"}
+    assert made._in_hand == {b"bit.ly/a", b"bit.ly/b"}
 
 
 async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_mention_is_a_duplicate() -> None:
@@ -55,7 +58,7 @@ async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_men
     made = worklist(["bit.ly/a", "bit.ly/b", "bit.ly/c"], store)
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/c"]
     assert (made.progress.known, made.progress.listed.duplicates, made.progress.pending) == (1, 1, 1)
-    assert made.known_good == ["bit.ly/a"]
+    assert list(made._known_good_links) == ["bit.ly/a"]
 
 
 @pytest.mark.parametrize(("retry", "calls"), [(False, 0), (True, 1)])
@@ -67,7 +70,7 @@ async def test_a_refused_link_is_asked_for_again_only_if_that_was_asked_for(retr
 
 async def test_how_many_calls_remain_is_known_at_the_lists_end_and_no_sooner() -> None:
     made = worklist(["bit.ly/a", "bit.ly/b"])
-    calls = await made.read(HERE)
+    calls = await made.read()
     assert calls
     made.add(calls)
     assert made.remaining is None
@@ -100,4 +103,4 @@ async def test_workers_that_wait_are_woken_by_the_end_and_a_reader_by_the_shutdo
     assert not await worker
     made._shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
     with pytest.raises(RunStopping):
-        await made.read(HERE)
+        await made.read()
