@@ -71,7 +71,7 @@ class Harvest:
 
     def __init__(
         self,
-        store: Dataset,
+        dataset: Dataset,
         client: Client,
         budget: Budget,
         discovery: LimitDiscovery,
@@ -83,7 +83,7 @@ class Harvest:
         throughput: Throughput | None = None,
     ) -> None:
         self.progress = RunProgress(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
-        self._store = store
+        self._dataset = dataset
         self._client = client
         self._budget = budget
         self._discovery = discovery
@@ -93,19 +93,29 @@ class Harvest:
         self._options = options
         self._estimator = EtaEstimator(budget, options.workers)
         self._throughput = throughput or Throughput()
+        attempts, commit_seconds = client.sender.counters, options.commit_seconds
         self._committer = Committer(
-            store,
-            shutdown,
-            self.report,
-            client.sender.counters,
-            commit_seconds=options.commit_seconds,
-            metrics=metrics,
+            dataset, shutdown, self.report, attempts, commit_seconds=commit_seconds, metrics=metrics
         )
         self._stop_at_end: Stop | None = None
         self._retrying = 0
         self._fresh_calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
+
+    def _worklist_of(self, links: list[Source] | IterableFeed) -> Worklist:
+        return Worklist(
+            links,
+            self._dataset,
+            self._committer,
+            self._client.known_good_links,
+            self._budget,
+            self._shutdown,
+            self._observer,
+            self.progress,
+            retry_failed=self._options.retry_failed,
+            retry_refused=self._options.retry_refused,
+        )
 
     def _inform_client(self) -> None:
         """Tell the client what only a harvest knows: whether the rest of the list fits into the windows, so that the
@@ -122,18 +132,7 @@ class Harvest:
             OutputError: the verdicts could not be committed or published at the end.
             CallsDropped: calls were left though nothing asked the run to stop: a bug.
         """
-        self._worklist = Worklist(
-            links,
-            self._store,
-            self._committer,
-            self._client.known_good_links,
-            self._budget,
-            self._shutdown,
-            self._observer,
-            self.progress,
-            retry_failed=self._options.retry_failed,
-            retry_refused=self._options.retry_refused,
-        )
+        self._worklist = self._worklist_of(links)
         self._inform_client()
         self._throughput.lists = names_of(links)
         self._throughput.begin()
@@ -172,7 +171,7 @@ class Harvest:
         # cancelled has no verdict, stays pending, and is fetched by the next run.
         await self._shutdown.wait()
         await asyncio.sleep(GRACE_SECONDS)
-        self._store.abandon()
+        self._dataset.abandon()
         for task in list(self._tasks):
             task.cancel()
 
@@ -196,7 +195,7 @@ class Harvest:
         Raises:
             RunStopping: the run is ending.
         """
-        while self._store.backlogged:
+        while self._dataset.backlogged:
             await self._shutdown.unless_stopping(self._committer.committed())
 
     # --- the feeder ------------------------------------------------------------------------------------------------
@@ -224,7 +223,7 @@ class Harvest:
     async def _begin(self) -> None:
         """Prepare for the first call: fetch Bitly's limits, remove `_SUCCESS`."""
         await self._learn()
-        await self._committer.in_thread(self._store.take_success_back)
+        await self._committer.in_thread(self._dataset.take_success_back)
         self._begun = True
 
     # --- the workers -----------------------------------------------------------------------------------------------
@@ -297,12 +296,12 @@ class Harvest:
             stop = Stop(StopReason.OUTPUT, str(error))
         if stop is not None:
             self._shutdown.request(stop)
-        if self._store.waiting >= COMMIT_VERDICTS:
+        if self._dataset.waiting >= COMMIT_VERDICTS:
             self._committer.hurry()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        line = self._store.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
-        self._store.record(call.key, State.ROW, line, call.previous)
+        line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
+        self._dataset.record(call.key, State.ROW, line, call.previous)
         self._throughput.beat()
         self.progress.pending -= 1
         self.progress.rows += 1
@@ -311,7 +310,7 @@ class Harvest:
         # A server that does not know the path may be the wrong server: until it has answered a call of this run, its
         # refusals count as failures, which later runs try again.
         refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
-        line = self._store.rows.failure(
+        line = self._dataset.rows.failure(
             "refused" if refused else "failed",
             bitlink=call.link.bitlink,
             file=call.link.file,
@@ -321,7 +320,7 @@ class Harvest:
             attempts=attempts,
             body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
         )
-        self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
+        self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._observer.failure(line)
         self._throughput.beat()
         self.progress.pending -= 1
@@ -365,7 +364,7 @@ class Harvest:
 
     def report(self, outcome: RunOutcome | None) -> dict[str, Any]:
         """Return the harvest's part of the manifest. outcome: None while it runs."""
-        invocation = self._throughput.report(self._store.invocation)
+        invocation = self._throughput.report(self._dataset.invocation)
         budget = budget_report(self._budget, self._client.sender.waiting)
         return harvest_report(self.progress, outcome, invocation, budget)
 

@@ -12,7 +12,7 @@ from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import Known, Ledger, State, should_retry
 from harvester.errors import OutputError, RunStopping, UsageError
-from harvester.events import Event, InvalidLine, RunObserver
+from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
@@ -33,48 +33,6 @@ class ListCount:
     links: int = 0
     settled: int = 0
     calls: int = 0
-
-
-def count_list(
-    ledger: Ledger,
-    rows: RowBuilder,
-    sources: Sequence[Source],
-    *,
-    folder: str,
-    retry_failed: bool,
-    retry_refused: bool,
-    invalid: Callable[[InvalidLine], None],
-    check: Callable[[int], None],
-) -> ListCount:
-    """Read the sources to their end and count. Blocks.
-
-    folder: for a scratch file. invalid: called with each line that is no bitlink. check: called after each batch with
-    the number of lines read; it raises to abandon the count.
-
-    Raises:
-        InputBroken: a source cannot be read.
-    """
-    found = ListCount()
-
-    def keys() -> Iterator[list[bytes]]:
-        for batch in read(sources):
-            found.lines += batch.lines
-            check(found.lines)
-            found.invalid += len(batch.invalid)
-            found.duplicates += len(batch.links)
-            for bad in batch.invalid:
-                invalid(bad)
-            yield [rows.key(link.bitlink) for link in batch.links]
-
-    def count(known: Known | None) -> None:
-        found.links += 1
-        pending = known is None or should_retry(known, retry_failed=retry_failed, retry_refused=retry_refused)
-        found.calls += pending
-        found.settled += known is not None and not pending and known.state is not State.FAILED
-
-    ledger.count_distinct(keys(), count, os.path.join(folder, "scratch.sqlite"))
-    found.duplicates -= found.links
-    return found
 
 
 @contextmanager
@@ -153,20 +111,36 @@ class Preflight:
         """
         # The thread is awaited even when the run is ending: it uses the ledger, which is closed after the run. Its own
         # check ends it with the next batch.
-        return await in_daemon(
-            lambda: count_list(
-                ledger,
-                rows,
-                sources,
-                folder=folder,
-                retry_failed=self._options.retry_failed,
-                retry_refused=self._options.retry_refused,
-                invalid=self._observer.invalid if self._strict else lambda _: None,
-                check=self._count_check(),
+        return await in_daemon(partial(self._count_list, ledger, rows, folder, sources))
+
+    def _count_list(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: Sequence[Source]) -> ListCount:
+        """Read the sources to their end and count; blocks. Raises as `count`."""
+        found, check, options = ListCount(), self._count_check(), self._options
+
+        def keys() -> Iterator[list[bytes]]:
+            for batch in read(sources):
+                found.lines += batch.lines
+                check(found.lines)
+                found.invalid += len(batch.invalid)
+                found.duplicates += len(batch.links)
+                for bad in batch.invalid if self._strict else ():
+                    self._observer.invalid(bad)
+                yield [rows.key(link.bitlink) for link in batch.links]
+
+        def count(known: Known | None) -> None:
+            found.links += 1
+            pending = known is None or should_retry(
+                known, retry_failed=options.retry_failed, retry_refused=options.retry_refused
             )
-        )
+            found.calls += pending
+            found.settled += known is not None and not pending and known.state is not State.FAILED
+
+        ledger.count_distinct(keys(), count, os.path.join(folder, "scratch.sqlite"))
+        found.duplicates -= found.links
+        return found
 
     def _count_check(self) -> Callable[[int], None]:
+        """Return a callback that reports the lines read so far, and raises RunStopping if the run is ending."""
         reported = time.monotonic()
 
         def check(lines: int) -> None:

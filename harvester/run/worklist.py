@@ -53,7 +53,7 @@ class Worklist:
     def __init__(
         self,
         links: list[Source] | IterableFeed,
-        store: Dataset,
+        dataset: Dataset,
         committer: Committer,
         known_good_links: deque[str],
         budget: Budget,
@@ -66,7 +66,7 @@ class Worklist:
     ) -> None:
         self.progress = progress
         self._feed = links if isinstance(links, IterableFeed) else FileFeed(links)
-        self._store = store
+        self._dataset = dataset
         self._committer = committer
         self._in_hand = committer.in_hand
         self._known_good_links = known_good_links
@@ -99,7 +99,7 @@ class Worklist:
             return None
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
-        known = await self._committer.in_thread(self._store.known, [key for _, key in claimed])
+        known = await self._committer.in_thread(self._dataset.known, [key for _, key in claimed])
         return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
 
     def add(self, calls: list[Call]) -> None:
@@ -136,12 +136,14 @@ class Worklist:
         listed.invalid += len(batch.invalid)
         for bad in batch.invalid:
             self._observer.invalid(bad)
-            line = self._store.rows.failure("invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason)
-            self._store.note_invalid(line)
+            line = self._dataset.rows.failure(
+                "invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason
+            )
+            self._dataset.note_invalid(line)
 
     def _claim(self, link: Link) -> bytes | None:
         """Take a bitlink into hand and return its key; None if it is in hand already, whatever its call's state."""
-        key = self._store.rows.key(link.bitlink)
+        key = self._dataset.rows.key(link.bitlink)
         if key in self._in_hand:
             self.progress.listed.duplicates += 1
             return None
@@ -154,14 +156,14 @@ class Worklist:
         if known is None:
             listed.links += 1
             return Call(link, key, None)
-        if known.seen == self._store.invocation:
+        if known.seen == self._dataset.invocation:
             listed.duplicates += 1
             self._in_hand.discard(key)
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             return Call(link, key, known.state)
-        self._store.note_seen(key)
+        self._dataset.note_seen(key)
         if known.state is State.ROW and len(self._known_good_links) < KNOWN_GOOD_LINKS:
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
