@@ -27,9 +27,8 @@ from harvester.links.feed import GIVEN
 from harvester.progress import RunOutcome, RunProgress
 from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Job
 from harvester.run.harvest import GRACE_SECONDS
-from harvester.run.job import open_budgets
+from harvester.run.job import Job, open_budgets
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import filesystem
 

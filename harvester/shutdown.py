@@ -1,4 +1,4 @@
-"""When a run ends before its list does, and why: reasons, the switch that everyone watches, the rules of verdicts."""
+"""Ending a run before its list does: the reasons, the signal that all tasks watch, the limit of failures."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class StopReason(StrEnum):
-    """Why a run stopped; written to the manifest, and turned into an exit code by the command."""
+    """Why a run stopped: written to the manifest, and mapped to the command's exit code."""
 
     SIGNAL = "signal"
     MAX_TIME = "max_time"
@@ -36,7 +36,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a run ends early. message: for a person, with what to do next. until: when to run again, UTC, if known."""
+    """A reason to end a run. message: for a person, with what to do next. until: when to run again, UTC, if known."""
 
     reason: StopReason
     message: str
@@ -44,57 +44,63 @@ class Stop:
 
 
 class ShutdownSignal:
-    """The switch that ends a run: whoever finds a reason turns it, and whoever waits is woken by it."""
+    """The signal that ends a run: any task may request it, once, and all tasks that wait are woken.
+
+    It cancels nothing by itself. Waits (for the pace, a window, a back-off, the next line) go through
+    `sleep_unless_stopping` or `unless_stopping` and end at once with RunStopping; an attempt in flight does not watch
+    the signal, because it is counted already, and gets the harvest's grace instead. stop: the first reason requested.
+    """
 
     def __init__(self) -> None:
         self.stop: Stop | None = None
-        self._turned = asyncio.Event()
+        self._requested = asyncio.Event()
 
     def request(self, stop: Stop) -> None:
-        """End the run for this reason, unless it is ending already."""
+        """End the run for this reason; later reasons are dropped."""
         if self.stop is None:
             self.stop = stop
-            self._turned.set()
+            self._requested.set()
 
     async def wait(self) -> None:
-        """Return when the run is to end."""
-        await self._turned.wait()
+        """Return when the run is asked to end."""
+        await self._requested.wait()
 
     async def sleep_unless_stopping(self, seconds: float) -> None:
-        """Sleep, unless the run ends meanwhile.
+        """Sleep.
 
         Raises:
-            Stopping: it does.
+            RunStopping: the run is ending; raised at once.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._turned.wait()
+                await self._requested.wait()
         except TimeoutError:
             return
         raise RunStopping
 
     async def unless_stopping(self, work: Awaitable[T]) -> T:
-        """Await work, and give it up when the run ends first.
+        """Await work and return its result, which is preferred if both come at once.
 
         Raises:
-            Stopping: the run ended first; work was cancelled.
+            RunStopping: the run is ending; work is cancelled.
         """
         if self.stop is not None:
-            _drop(work)
+            _discard(work)
             raise RunStopping
         task = asyncio.ensure_future(work)
-        turned = asyncio.ensure_future(self._turned.wait())
+        requested = asyncio.ensure_future(self._requested.wait())
         try:
-            await asyncio.wait({task, turned}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             raise RunStopping
         finally:
-            turned.cancel()
+            requested.cancel()
             task.cancel()
 
 
-def _drop(work: Awaitable[object]) -> None:
+def _discard(work: Awaitable[object]) -> None:
+    """Dispose of work that was never awaited, without asyncio's warning."""
     if asyncio.iscoroutine(work):
         work.close()
     elif isinstance(work, asyncio.Future):
@@ -103,9 +109,10 @@ def _drop(work: Awaitable[object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """How many calls may be refused or fail before the run stops: a count, or a share of the calls made.
+    """The most calls that may be refused or fail before the run stops: a count, or a share of the calls made.
 
-    A share is looked at from SHARE_FLOOR calls on, because the first failure of three would be a third, and at the end.
+    A share is checked from SHARE_FLOOR calls on, because the first failure among three would be a third, and at the
+    end of the list.
     """
 
     count: int | None = None
@@ -114,7 +121,7 @@ class FailureLimit:
     SHARE_FLOOR = 100
 
     def exceeded(self, failed: int, calls: int, *, final: bool = False) -> bool:
-        """True when failed calls of calls made are too many. final: no more will be made."""
+        """True if failed is more than is allowed of calls. final: no more calls will be made."""
         if self.count is not None and failed > self.count:
             return True
         return self.share is not None and (final or calls >= self.SHARE_FLOOR) and failed > self.share * calls

@@ -25,8 +25,8 @@ from harvester.reporting.summary import summary
 from harvester.reporting.terminal import can_be_drawn_upon, escaped
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.run import job as jobs
-from harvester.run.assembly import Job
 from harvester.run.harvest import HarvestOptions
+from harvester.run.job import Job
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.shutdown import ShutdownSignal
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from harvester.client.token import Token
     from harvester.progress import RunOutcome
     from harvester.reporting.reporter import Reporter
-    from harvester.run.assembly import Job
+    from harvester.run.job import Job
 
 
 _SHOW = ShowOptions()

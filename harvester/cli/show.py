@@ -25,7 +25,8 @@ from harvester.lookup import look_up
 from harvester.progress import RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
-from harvester.run.assembly import Job, build_job
+from harvester.run.assembly import build_job
+from harvester.run.job import Job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon

@@ -110,7 +110,7 @@ class _ThreadReader:
         self._queue.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._queue.over()
+                await self._queue.ended()
 
     def _pump(self, links: Iterable[object]) -> None:
         try:

@@ -14,17 +14,20 @@ from harvester.client.attempt import month_spent, reason
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50
-"""This many first calls, all refused alike, are not the links' fault."""
+"""If this many first calls are all refused with one status and message, the fault is not the links'."""
 NO_ROUTE = 20
-"""This many first calls answered with a plain 404 mean that the base URL is wrong."""
+"""If this many first calls all get a plain-text 404, the base URL is wrong."""
 UNREADABLE = 20
-"""This many unreadable answers in a row mean that something else than Bitly answers."""
+"""If this many answers in a row are unreadable, something other than Bitly is answering."""
 
 
 class AbortRules:
-    """Watches the verdicts of one invocation for what makes going on a waste of calls.
+    """Decides from the verdicts of one run whether further calls would be wasted. Holds counts, does no I/O.
 
-    first_rows: True when the dataset has no row yet; a dataset with rows has shown that its query and token work.
+    Some verdicts end a run alone (a spent month, a refused token: `for_every_call`). The others do so by their number:
+    unreadable answers in a row, first calls all refused alike, more failures than --max-failures.
+
+    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work.
     """
 
     def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
@@ -38,11 +41,11 @@ class AbortRules:
 
     @property
     def answered(self) -> bool:
-        """True when a call of this invocation had a row: the base URL is that of a server that knows the path."""
+        """True once a call of this run has a row: the server at the base URL knows the path."""
         return self._rows > 0
 
     def see(self, verdict: Verdict) -> Stop | None:
-        """Take note of a call's last verdict, and say whether the run should end."""
+        """Count a call's last verdict; return the reason to stop if the run should end."""
         if isinstance(verdict, Answer):
             self.calls += 1
             self._rows += 1
@@ -67,7 +70,7 @@ class AbortRules:
     def _all_alike(self, verdict: Verdict) -> Stop | None:
         if not isinstance(verdict, Refused) or self._rows:
             return None
-        # A plain 404 may quote the path it did not know.
+        # A plain 404 may quote the path, which differs from call to call: its message is not compared.
         kind = (verdict.status, "" if verdict.no_route else verdict.message)
         self._alike[kind] = self._alike.get(kind, 0) + 1
         alike = self._alike[kind] == self.calls
@@ -86,7 +89,7 @@ class AbortRules:
         return None
 
     def at_end(self) -> Stop | None:
-        """Look at the share of failures once more when the list is over, however short it was."""
+        """Check the share of failures at the end of the list, even if the list was shorter than SHARE_FLOOR."""
         if self._limit is None or not self._limit.exceeded(self.failed, max(self.calls, 1), final=True):
             return None
         return self._stop_for_failures()

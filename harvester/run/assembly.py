@@ -1,10 +1,7 @@
 """Options to a job: the border between what was written and what is done."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from harvester.bitly.query import Query
-from harvester.budget.limits import RequestedLimits
 from harvester.client import client
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.token import Token
@@ -14,44 +11,11 @@ from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
 from harvester.links import files
 from harvester.links.feed import IterableFeed
-from harvester.links.files import Source
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import Metrics
 from harvester.run.harvest import HarvestOptions
-from harvester.shutdown import FailureLimit
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All that a run needs to know.
-
-    pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
-    for the token's own. state_dir: where the budget is kept, None for the user's state folder. metrics: shows each
-    manifest's numbers somewhere else too. given: links instead of sources. sink: who reads what goes to no file, None
-    for standard output.
-    """
-
-    sources: list[Source]
-    token: Token
-    out: str
-    work_dir: str | None
-    query: Query
-    pin_reference: bool
-    wanted: RequestedLimits
-    asking: client.ClientSettings
-    parts: PartLimits
-    harvesting: HarvestOptions
-    failure_limit: FailureLimit | None = None
-    max_time_seconds: float | None = None
-    strict: bool = False
-    gate_rules: BreakerRules = field(default_factory=BreakerRules)
-    account: str | None = None
-    state_dir: str | None = None
-    making: RequestedPartFormat = field(default_factory=RequestedPartFormat)
-    metrics: Metrics | None = None
-    given: IterableFeed | None = None
-    sink: RowSink | None = None
+from harvester.run.job import Job
 
 
 def build_job(

@@ -22,7 +22,7 @@ from harvester.bitly.query import Query
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
-from harvester.run.job import _entered
+from harvester.run.job import enter_in_thread
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import object_store as stores
 from harvester.storage.location import resolve
@@ -465,6 +465,6 @@ def test_a_signal_is_heard_while_a_store_that_is_out_is_opened() -> None:
         shutdown = ShutdownSignal()
         asyncio.get_running_loop().call_soon(shutdown.request, Stop(StopReason.SIGNAL, "SIGTERM was received"))
         with ExitStack() as stack:
-            return await _entered(stack, opening(), shutdown, hurried)
+            return await enter_in_thread(stack, opening(), shutdown, hurried)
 
     assert asyncio.run(enter()) is True
