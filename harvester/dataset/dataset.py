@@ -7,10 +7,9 @@ a third one: a part of a hundred MB takes seconds to make, and minutes to upload
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
@@ -20,9 +19,11 @@ from harvester.dataset.bucket import Bucket
 from harvester.dataset.file_publisher import AppendPublisher
 from harvester.dataset.journal import Journal
 from harvester.dataset.ledger import Entry, Known, Ledger, State, Totals
+from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.recovery import recover
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import explained
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.storage.location import OutputKind, OutputLocation
@@ -32,6 +33,7 @@ Warn = Callable[[str], None]
 UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; past that the workers wait for the disk."""
 _ENDED_LIMIT = 8
+_COUNTERS = tuple(counter.name for counter in fields(AttemptCounts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,51 +296,48 @@ class Dataset:
         if self._bucket:
             self._bucket.hurry()
 
-    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
-
-        report: what the harvest knows, and pending, its calls without a verdict.
-        """
+    def write_manifest(self, report: RunReport) -> Manifest:
+        """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
-        pending = report.pop("pending")
-        calls = totals.rows + totals.refused + totals.failed + pending
-        manifest = {
-            "schema_version": 1,
-            "tool": f"harvester {__version__}",
-            "run_id": self.run_id,
-            "work_dir": self.place.work_dir,
-            "query": self.query.as_dict(),
-            "format": self.making.format,
-            "shape": self.making.shape,
-            "started": self._started,
-            "updated": utc_iso(datetime.now(UTC)),
-            **report,
-            "dataset": {
-                "calls": calls,
-                "rows": totals.rows,
-                "refused": totals.refused,
-                "failed": totals.failed,
-                "pending": pending,
-            },
-            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
-            "parts": self._publisher.parts(),
-        }
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                publisher.write_manifest(self.place, manifest)
-                if self._bucket:
-                    self._bucket.show_manifest(last=manifest["ended"] is not None)
+        calls = totals.rows + totals.refused + totals.failed + report.pending
+        manifest = Manifest(
+            schema_version=NEWEST,
+            tool=f"harvester {__version__}",
+            run_id=self.run_id,
+            work_dir=self.place.work_dir,
+            query=self.query.as_dict(),
+            format=self.making.format,
+            shape=self.making.shape,
+            started=self._started,
+            updated=utc_iso(datetime.now(UTC)),
+            complete=report.complete,
+            stopped=report.stopped,
+            input_read_to_end=report.input_read_to_end,
+            list=report.list,
+            ended=report.ended,
+            invocation=report.invocation,
+            remaining=report.remaining,
+            given_up=report.given_up,
+            budget=report.budget,
+            dataset=DatasetCounts(calls, totals.rows, totals.refused, totals.failed, report.pending),
+            attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
+            parts=tuple(PublishedPart(**part) for part in self._publisher.parts()),
+        )
+        self._replace_manifest(manifest)
         return manifest
 
-    def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a manifest of this run's once more: nothing has changed but the moment."""
-        renewed = {**manifest, "updated": utc_iso(datetime.now(UTC))}
+    def renew_manifest(self, manifest: Manifest) -> Manifest:
+        """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
+        renewed = manifest.renewed()
+        self._replace_manifest(renewed)
+        return renewed
+
+    def _replace_manifest(self, manifest: Manifest) -> None:
         if self.place.form is not OutputKind.STDOUT:
             with explained(self.place.public):
-                publisher.write_manifest(self.place, renewed)
+                publisher.write_manifest(self.place, manifest.to_json())
                 if self._bucket:
-                    self._bucket.show_manifest(last=False)
-        return renewed
+                    self._bucket.show_manifest(last=manifest.ended is not None)
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` by what the ledger has."""

@@ -26,10 +26,10 @@ from harvester.events import RunObserver
 from harvester.links.batch import Batch, Link
 from harvester.links.feed import GIVEN, FileFeed, IterableFeed
 from harvester.links.files import Source
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import RunOutcome
 from harvester.run.abort_rules import AbortRules
-from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Metrics
-from harvester.run.telemetry import EtaEstimator, Throughput, budget_report, harvest_report
+from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
+from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 ROOM = 100
@@ -84,10 +84,12 @@ class Harvest:
         rules: AbortRules,
         observer: RunObserver,
         options: HarvestOptions,
-        metrics: Metrics | None = None,
-        pulse: Throughput | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        self.status = RunProgress(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
+        heartbeat = heartbeat or Heartbeat(store, Telemetry(budget, store.invocation))
+        self._telemetry = heartbeat.telemetry
+        self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.max_calls)
+        self.status = self._telemetry.progress
         self._store = store
         self._client = client
         self._budget = budget
@@ -96,10 +98,8 @@ class Harvest:
         self._rules = rules
         self._observer = observer
         self._options = options
-        self._outlook = EtaEstimator(budget, options.workers)
-        self._pulse = pulse or Throughput()
         self._keeper = Committer(
-            store, shutdown, self.report, client.sender.counters, commit_seconds=options.commit_seconds, metrics=metrics
+            store, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
         )
         self._ready: deque[Call] = deque()
         self._in_hand = self._keeper.in_hand
@@ -120,13 +120,14 @@ class Harvest:
         Raises:
             OutputError: what was answered could not be committed or published at the end.
         """
-        self._pulse.lists = names_of(links)
-        self._pulse.begin()
+        self._telemetry.lists = names_of(links)
+        self._telemetry.throughput.restart()
         ending = asyncio.create_task(self._cut_short())
         try:
             async with self._keeper:
                 async with asyncio.TaskGroup() as around:
-                    beside = [around.create_task(work) for work in (self._keep_telling(), self._keep_learning())]
+                    telling = self._telemetry.keep_observer_informed(self._observer, self._options.tell_seconds)
+                    beside = [around.create_task(work) for work in (telling, self._keep_learning())]
                     try:
                         await self._ask_all(links)
                     finally:
@@ -164,7 +165,7 @@ class Harvest:
         if done and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME, StopReason.MAX_CALLS}:
             stop = None
         settled = done and not status.failed and not status.given_up
-        self._outlook.look_back(status)
+        self._telemetry.end()
         outcome = RunOutcome(settled and stop is None, stop, status)
         await self._keeper.finish(outcome)
         # A task that is cancelled ends its group in silence: without a reason to stop no call may be left.
@@ -336,7 +337,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._store.rows.row(call.link.bitlink, call.key, answer, _second_text(int(time.time())))
         self._store.record(call.key, State.ROW, line, call.previous)
-        self._pulse.beat()
+        self._telemetry.throughput.count_verdict()
         self.status.pending -= 1
         self.status.rows += 1
 
@@ -355,19 +356,12 @@ class Harvest:
         )
         self._store.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._observer.failure(line)
-        self._pulse.beat()
+        self._telemetry.throughput.count_verdict()
         self.status.pending -= 1
         self.status.refused += refused
         self.status.failed += not refused
 
     # --- telling ---------------------------------------------------------------------------------------------------
-
-    async def _keep_telling(self) -> None:
-        while True:
-            self.status.waiting, self.status.trouble = self._client.sender.waiting, self._client.sender.trouble
-            await self._outlook.look(self.status)
-            self._observer.progress(self.status)
-            await asyncio.sleep(self._options.tell_seconds)
 
     async def _keep_learning(self) -> None:
         with suppress(RunStopping):
@@ -388,11 +382,6 @@ class Harvest:
             raise RunStopping from error
         if told:
             self._observer.note(told.text, told.event, **told.fields)
-
-    def report(self, outcome: RunOutcome | None) -> dict[str, Any]:
-        """Give the manifest's part that a harvest knows; outcome: None while it runs."""
-        invocation, budget = self._pulse.report(self._store.invocation), self._budget
-        return harvest_report(self.status, outcome, invocation, budget_report(budget, self._client.sender.waiting))
 
 
 def names_of(links: list[Source] | IterableFeed) -> list[str]:

@@ -29,10 +29,10 @@ from harvester.links.files import Source
 from harvester.progress import RunOutcome, RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import Job
-from harvester.run.committer import announced
+from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions, names_of
 from harvester.run.preflight import _look_ahead
-from harvester.run.telemetry import Throughput, window_report
+from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import BUDGET_FILE, OutputKind, located, lock_folder, state_folder
 from harvester.threads import in_daemon
@@ -72,9 +72,10 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
             with open_budgets(job, opened.query.facet, place.private, observer) as budgets:
                 await budgets.slots.join()
                 lists = names_of(job.given or job.sources)
-                async with announced(opened, budgets.facet, lists, shutdown, job.metrics) as pulse:
+                heartbeat = Heartbeat(opened, Telemetry(budgets.facet, opened.invocation, lists), job.metrics)
+                async with heartbeat.before_harvest(shutdown):
                     sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, shutdown, observer)
-                return await _harvest(job, opened, budgets, sources, shutdown, observer, pulse, to_make=calls)
+                return await _harvest(job, opened, budgets, sources, shutdown, observer, heartbeat, to_make=calls)
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -167,7 +168,7 @@ async def _harvest(
     sources: list[Source],
     shutdown: ShutdownSignal,
     observer: RunObserver,
-    pulse: Throughput,
+    heartbeat: Heartbeat,
     *,
     to_make: int | None,
 ) -> RunOutcome:
@@ -182,7 +183,7 @@ async def _harvest(
     means = ClientContext(job.token, budget, gate, shutdown, clock)
     async with client.opened(budgets.slots, asking, opened.query, means) as asker:
         inquiry = LimitDiscovery(asker, budget, budgets.helpers, opened.query.facet, shutdown)
-        harvest = Harvest(opened, asker, budget, inquiry, shutdown, rules, observer, options, job.metrics, pulse)
+        harvest = Harvest(opened, asker, budget, inquiry, shutdown, rules, observer, options, heartbeat)
         return await harvest.run(job.given or sources)
 
 

@@ -2,12 +2,13 @@
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from harvester.dataset.journal import path_of, read
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, Snapshot, State
+from harvester.dataset.manifest import DatasetCounts, Manifest
 from harvester.errors import OutputError
 from harvester.storage.location import OutputKind, OutputLocation
 from harvester.verify.findings import Findings
@@ -36,17 +37,16 @@ class LedgerCheck:
         """Give the parts that were published or are about to be, by name."""
         return {part.name: part for part in self._snapshot.parts}
 
-    def begun_since(self, manifest: Mapping[str, Any]) -> bool:
+    def begun_since(self, manifest: Manifest) -> bool:
         """True when a run has begun since the manifest was written."""
-        known: int = manifest.get("invocation", {}).get("number", 0)
-        return int(self._snapshot.meta.get("invocation", 0)) > known
+        return int(self._snapshot.meta.get("invocation", 0)) > manifest.invocation.number
 
-    def reconcile(self, manifest: Mapping[str, Any], name: str) -> None:
+    def reconcile(self, manifest: Manifest, name: str) -> None:
         """Hold manifest and ledger against each other. name: what to call the manifest."""
         meta, found = self._snapshot.meta, self._found
-        if meta.get("run_id") != manifest["run_id"]:
-            text = f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}"
-            if any(manifest["dataset"][key] for key in ("rows", "refused", "failed")):
+        if meta.get("run_id") != manifest.run_id:
+            text = f"run_id is {manifest.run_id}, and the ledger's is {meta.get('run_id')}"
+            if manifest.dataset.settled or manifest.dataset.failed:
                 found.problem(name, None, text)
             else:  # a dataset that has no call yet is begun anew by the next run, and its manifest follows
                 found.remarks.append(f"{name} is older than the ledger: {text}")
@@ -55,7 +55,7 @@ class LedgerCheck:
         if self._place.in_parts:
             self._reconcile_parts(manifest, name)
         if found.ended:
-            self._reconcile_counts(manifest["dataset"], name)
+            self._reconcile_counts(manifest.dataset, name)
         found.ledger = True
 
     def reconcile_failures(self, stream: BinaryIO, name: str) -> None:
@@ -82,17 +82,17 @@ class LedgerCheck:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._place.ledger, None, text)
 
-    def _reconcile_parts(self, manifest: Mapping[str, Any], name: str) -> None:
+    def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
         known = {part.name: part for part in self._snapshot.parts if part.sealed}
-        listed = {entry["path"]: entry for entry in manifest["parts"]}
+        listed = {entry.path: entry for entry in manifest.parts}
         for path, entry in listed.items():
             part = known.get(path)
             if part is None:
                 self._found.problem(name, None, f"it lists {path}, which the ledger does not know as published")
                 continue
             for key in ("rows", "calls", "bytes", "sha256"):
-                if entry.get(key, getattr(part, key)) != getattr(part, key):
-                    text = f"{key} of {path} is {entry[key]}, and {getattr(part, key)} in the ledger"
+                if getattr(entry, key) != getattr(part, key):
+                    text = f"{key} of {path} is {getattr(entry, key)}, and {getattr(part, key)} in the ledger"
                     self._found.problem(name, None, text)
         if missing := sorted(known.keys() - listed.keys()):
             text = f"it does not list {', '.join(missing)}, which the ledger knows as published"
@@ -101,11 +101,11 @@ class LedgerCheck:
             else:
                 self._found.remarks.append(f"{name} is older than the ledger: {text}")
 
-    def _reconcile_counts(self, counts: Mapping[str, int], name: str) -> None:
+    def _reconcile_counts(self, counts: DatasetCounts, name: str) -> None:
         totals = self._snapshot.totals
         for key, has in (("rows", totals.rows), ("refused", totals.refused), ("failed", totals.failed)):
-            if counts[key] != has:
-                self._found.problem(name, None, f"dataset.{key} is {counts[key]}, and {has} in the ledger")
+            if getattr(counts, key) != has:
+                self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, and {has} in the ledger")
 
     # --- rows in journals ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from harvester.dataset import manifest as manifests
+from harvester.dataset.manifest import Manifest
 from harvester.dataset.publisher import MANIFEST, SUCCESS
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
@@ -105,16 +106,16 @@ def _verify(output: Output, found: Findings) -> None:
         names, text = _look(output)
         path = output.beside.path(MANIFEST)
         try:
-            manifest = manifests.parsed(text, path)
+            manifest = manifests.parse(text, path)
         except manifests.NewerForm:
             raise
         except UsageError as error:
             found.problem(path, None, f"{str(error).removeprefix(f'{path}: ')}; nothing else was checked")
             return
-        found.run_id, found.complete = manifest["run_id"], manifest["complete"]
+        found.run_id, found.complete = manifest.run_id, manifest.complete
         ledger = _ledger_of(output, found, stack)
-        if ledger is None and found.unchecked and (work_dir := manifest.get("work_dir")):
-            found.unchecked[-1] += f" (the manifest's run had --work-dir {work_dir})"
+        if ledger is None and found.unchecked and manifest.work_dir:
+            found.unchecked[-1] += f" (the manifest's run had --work-dir {manifest.work_dir})"
         found.ended = has_ended(manifest) and not (ledger and ledger.begun_since(manifest))
         check_names(manifest, names, output.beside, found)
         if check_manifest(manifest, path, found):
@@ -163,21 +164,21 @@ def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> LedgerCheck
 
 
 def _files(
-    output: Output, manifest: Mapping[str, Any], names: list[str], ledger: LedgerCheck | None, found: Findings
+    output: Output, manifest: Manifest, names: list[str], ledger: LedgerCheck | None, found: Findings
 ) -> Iterator[_File]:
     """Yield the files of rows that are to be read; say which there are besides."""
-    path, listed = output.beside.path(MANIFEST), {part["path"]: part for part in manifest["parts"]}
+    path, listed = output.beside.path(MANIFEST), {part.path: part for part in manifest.parts}
     for name, part in listed.items():
         match = _NAME.fullmatch(name)
-        if name != os.path.basename(output.name) if output.growing else not match or match[1] != manifest["run_id"]:
+        if name != os.path.basename(output.name) if output.growing else not match or match[1] != manifest.run_id:
             found.problem(path, None, f"it lists {name!r:.80}, which is no name of a part of this run")
             continue
-        if not output.growing and part.get("sha256") is None:
+        if not output.growing and part.sha256 is None:
             found.problem(path, None, f"it has no sha256 of {name}")
         form = Format(match[3]) if match and not output.growing else Format.NDJSON
-        if form != manifest.get("format", form):
-            found.problem(path, None, f"it lists {name}, and its format is {manifest['format']}")
-        yield _File(name, form, part["rows"], part.get("calls", part["rows"]), part["bytes"], part.get("sha256"))
+        if form != manifest.format:
+            found.problem(path, None, f"it lists {name}, and its format is {manifest.format}")
+        yield _File(name, form, part.rows, part.calls, part.bytes, part.sha256)
     if output.growing:
         return
     newer = ledger.parts if ledger else {}
@@ -205,11 +206,11 @@ def _tell_unknown(name: str, path: str, found: Findings, *, known: bool) -> None
 class _Rows:
     """Reads the files of rows, each one once; and again where record_ids are repeated, to say where."""
 
-    def __init__(self, output: Output, manifest: Mapping[str, Any], found: Findings) -> None:
+    def __init__(self, output: Output, manifest: Manifest, found: Findings) -> None:
         self._shelf = output.rows
         self._growing = output.growing
         self._manifest = manifest
-        self._shape = Shape(manifest.get("shape", Shape.NESTED))
+        self._shape = Shape(manifest.shape)
         self._found = found
         self._fetched: list[str] = []
 
@@ -223,7 +224,7 @@ class _Rows:
                 _Repeated(calls, self._call_key, "the call of this row is told of in {first} already"),
             ):
                 self._tell_repeated(files, repeated)
-        started, updated = self._manifest["started"], self._manifest["updated"]
+        started, updated = self._manifest.started, self._manifest.updated
         # While a run goes on, parts may be newer than the manifest.
         latest = max(self._fetched, default="") if self._found.ended else ""
         if self._fetched and not (started <= min(self._fetched) and latest <= updated):
@@ -242,8 +243,8 @@ class _Rows:
             return
         check = check_for(
             self._shape,
-            self._manifest["query"],
-            self._manifest["run_id"],
+            self._manifest.query,
+            self._manifest.run_id,
             lambda number, text: found.problem(path, number, text),
             calls.add,
         )
@@ -330,7 +331,7 @@ class _Rows:
 
     def _call_key(self, row: Any) -> bytes:
         try:
-            return call_key(row["bitlink"], self._manifest["query"])
+            return call_key(row["bitlink"], self._manifest.query)
         except (TypeError, KeyError):
             return b""
 
