@@ -12,17 +12,16 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from harvester.events import Event, Field
-from harvester.progress import RunProgress
+from harvester.progress import RunProgress, duration
 from harvester.reporting.reporter import clock, explained, moves, trouble_of
-from harvester.reporting.summary import duration
 from harvester.reporting.terminal import escaped, put
 
 SHORTEST_SECONDS = 0.25
@@ -47,7 +46,6 @@ class Display:
         self._told: list[str] = []
         self._due = 0.0
         self._closed = False
-        self._before = _on_continue(lambda *_: self._forget())
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
         """Say a text, escaped, above what is shown."""
@@ -66,7 +64,7 @@ class Display:
             if now < self._due or self._closed or not _takes_more():
                 return True
             if not _in_foreground():
-                self._forget()
+                self.forget()
                 return True
             self._due = now + SHORTEST_SECONDS
             columns, rows = _size()
@@ -81,8 +79,6 @@ class Display:
                 self._closed = True
                 if _takes_more():
                     self._draw([])
-                if self._before is not None:
-                    signal.signal(signal.SIGCONT, self._before)
 
     def _draw(self, lines: list[Text]) -> None:
         before, after = self._erasure(), "\n".join(map(self._styled, lines))
@@ -110,16 +106,22 @@ class Display:
             self._console.print(line, end="", no_wrap=True, overflow="ignore", crop=False)
         return captured.get()
 
-    def _forget(self) -> None:
-        """Draw below what the shell has written while the run was stopped, or in the background."""
+    def forget(self) -> None:
+        """Draw the next frame below the cursor: the shell has written over the last one."""
         self._drawn = [0]
 
 
-def _on_continue(forget: Any) -> Any:
-    """Have a function called when a stopped process goes on; gives what was to be done before."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGCONT, forget)
+@contextmanager
+def redrawn_after_stop(display: Display) -> Iterator[None]:
+    """Handle SIGCONT while inside: after Ctrl-Z and `fg` the display goes on below what the shell has written.
+
+    For the command alone, and in the main thread: a signal handler belongs to the whole process.
+    """
+    before = signal.signal(signal.SIGCONT, lambda *_: display.forget())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before or signal.SIG_DFL)
 
 
 def _takes_more() -> bool:

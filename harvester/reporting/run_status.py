@@ -17,7 +17,7 @@ from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest
 from harvester.dataset.manifest import Found, Manifest
 from harvester.errors import UsageError
-from harvester.shutdown import StopReason
+from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
 
 class State(StrEnum):
@@ -38,33 +38,6 @@ class NextStep(NamedTuple):
     summary: str
     command: str | None = None
     after: datetime | None = None
-
-
-_CARRIES_ON = "the same command carries on, with the options it was begun with"
-_BY_REASON: dict[StopReason, str] = {
-    StopReason.SIGNAL: _CARRIES_ON,
-    StopReason.MAX_TIME: _CARRIES_ON,
-    StopReason.MAX_CALLS: _CARRIES_ON,
-    StopReason.OUTAGE: f"when Bitly answers again, {_CARRIES_ON}",
-    StopReason.THROTTLED: f"in an hour or so, {_CARRIES_ON}",
-    StopReason.MONTH_SPENT: _CARRIES_ON,
-    StopReason.TOKEN_REFUSED: f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then "
-    f"{_CARRIES_ON}",
-    StopReason.PLAN_REFUSED: "name another --facet with another --out; or when the plan has been changed, "
-    f"{_CARRIES_ON}",
-    StopReason.PARAMETER_REFUSED: "correct the option that Bitly refused, and name another --out with it",
-    StopReason.CONNECTION_REFUSED: f"mend the way to Bitly (certificate, proxy); then {_CARRIES_ON}",
-    StopReason.NO_ROUTE: f"correct --base-url; then {_CARRIES_ON}",
-    StopReason.TOO_MANY_FAILURES: f"see in _failures.ndjson why; then {_CARRIES_ON}, or with a larger --max-failures",
-    StopReason.ALL_REFUSED: "make sure that the links belong to the token's account; then the same command carries on, "
-    "or with --max-failures 100% if they do",
-    StopReason.UNREADABLE: f"see in _failures.ndjson what answered instead of Bitly; then {_CARRIES_ON}",
-    StopReason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
-    StopReason.CONSUMER_GONE: _CARRIES_ON,
-    StopReason.INPUT: f"mend the list; then {_CARRIES_ON}",
-    StopReason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
-}
-_NO_COMMAND = {StopReason.PARAMETER_REFUSED}
 
 
 def command_for(
@@ -104,7 +77,7 @@ def next_step(
         case State.CLOCK_SKEW:
             return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
         case State.STALE:
-            return NextStep(f"{_CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
+            return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
         case State.STOPPED:
             return _after_stop(command, reason, until, piped)
         case State.FAILURES if asked_again:
@@ -123,10 +96,12 @@ def next_step(
 
 
 def _after_stop(command: str, reason: str | None, until: datetime | None, piped: str) -> NextStep:
+    # A later version may write a reason that this one does not know.
     known = StopReason(reason) if reason in set(StopReason) else None
-    if known in _NO_COMMAND:
-        return NextStep(_BY_REASON[known])
-    return NextStep((_CARRIES_ON if known is None else _BY_REASON[known]) + piped, command, until)
+    consequence = CONSEQUENCES[known] if known else Consequence(STOPPED)
+    if not consequence.same_command:
+        return NextStep(consequence.next_step)
+    return NextStep(consequence.next_step + piped, command, until)
 
 
 SILENT_SECONDS = 180.0

@@ -1,4 +1,4 @@
-"""How a run stands, as a text for a person, a line for a log, an object for a program."""
+"""The state of a run as text for a person, as a line for a log, and as an object for a program."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ import orjson
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import WAIT_REASONS
+from harvester.progress import duration, limit_in_words
 from harvester.reporting.run_status import RunStatus, State
 from harvester.reporting.terminal import escaped, print_out
 
@@ -39,13 +39,12 @@ _PASSED_ON = (
     "attempts",
     "budget",
 )
-"""What the object has as it stands in the manifest."""
-_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+"""Keys that the object takes from the manifest unchanged."""
 
 
 def as_text(seen: RunStatus) -> str:
-    """Give the lines for a person."""
-    lines = [f"{seen.out}: {_says(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
+    """Return the lines for a person."""
+    lines = [f"{seen.out}: {_sentence(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
     files, rows, size = seen.parts
     lines.append(_line("parts", f"{files:,} with {rows:,} rows, {size:,} bytes"))
     if stopped := seen.manifest.stopped:
@@ -59,7 +58,7 @@ def as_text(seen: RunStatus) -> str:
 
 
 def as_line(seen: RunStatus) -> str:
-    """Give one line for a log."""
+    """Return one line for a log."""
     counts, per_hour = seen.manifest.dataset, seen.manifest.invocation.rate.per_hour
     line = (
         f"{_shown(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
@@ -72,7 +71,7 @@ def as_line(seen: RunStatus) -> str:
 
 
 def as_dict(seen: RunStatus) -> dict[str, Any]:
-    """Give the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
+    """Return the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
     manifest, step = seen.manifest.to_json(), seen.next
     per_hour = seen.manifest.invocation.rate.per_hour
     files, rows, size = seen.parts
@@ -81,7 +80,7 @@ def as_dict(seen: RunStatus) -> dict[str, Any]:
         "out": seen.out,
         "manifest": seen.path,
         "state": seen.state,
-        "summary": _says(seen),
+        "summary": _sentence(seen),
         "now": utc_iso(seen.now),
         "updated": manifest["updated"],
         "age_seconds": round(seen.age_seconds, 1),
@@ -103,13 +102,13 @@ def as_dict(seen: RunStatus) -> dict[str, Any]:
     }
 
 
-def _says(seen: RunStatus) -> str:
+def _sentence(seen: RunStatus) -> str:
     return _STATES[seen.state].format(updated=_shown(seen.updated))
 
 
 def _news_lines(seen: RunStatus) -> list[str]:
     age = seen.age_seconds
-    old = f"{_duration(age)} old" if age >= 0 else f"{_duration(-age)} ahead of this machine's clock"
+    old = f"{duration(age)} old" if age >= 0 else f"{duration(-age)} ahead of this machine's clock"
     lines = [_line("news", f"{_shown(seen.updated)}, {old}")]
     run = seen.manifest.invocation
     lines.append(_line("run", f"number {run.number}, begun {run.started}, over {', '.join(run.lists)}"))
@@ -130,7 +129,7 @@ def _call_lines(seen: RunStatus) -> list[str]:
         end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
         lines.append(_line("left", f"{manifest.remaining:,} calls of the list{end}"))
     if rate.per_hour is not None:
-        span = f"{rate.calls:,} in {_duration(rate.seconds)}"
+        span = f"{rate.calls:,} in {duration(rate.seconds)}"
         lines.append(_line("rate", f"{rate.per_hour:,.0f} calls an hour ({span})"))
     return lines
 
@@ -154,9 +153,7 @@ def _waiting(seen: RunStatus) -> str | None:
     limited_by, until = seen.manifest.budget.limited_by, seen.waiting_until
     if not limited_by or seen.ended:
         return None
-    text = WAIT_REASONS.get(limited_by.window, limited_by.window)
-    if limited_by.limit:
-        text += f" of {limited_by.limit:,}"
+    text = limit_in_words(limited_by.window, limited_by.limit)
     return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
 
 
@@ -170,34 +167,22 @@ def _shown(moment: datetime) -> str:
 
 def _until(moment: datetime, now: datetime) -> str:
     seconds = (moment - now).total_seconds()
-    return f"in {_duration(seconds)}" if seconds > 0 else "which is over"
+    return f"in {duration(seconds)}" if seconds > 0 else "which is over"
 
 
 def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
     return None if moment is None else round((moment - now).total_seconds(), 1)
 
 
-def _duration(seconds: float) -> str:
-    """Write a duration in the two largest units that it has."""
-    rest, said = int(seconds), []
-    for size, unit in _UNITS:
-        if rest >= size:
-            said.append(f"{rest // size} {unit}")
-            rest %= size
-        elif said:
-            break
-    return " ".join(said[:2]) or "0 s"
-
-
-def put_glance(seen: RunStatus, *, json: bool) -> None:
-    """Print how a run stands."""
+def print_status(seen: RunStatus, *, json: bool) -> None:
+    """Print the state of a run."""
     print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
 def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
-    """Print how a run stands, again and again: on a terminal in place, else a line at each change."""
+    """Print each state that looks yields: on a terminal in place, elsewhere one line at each change."""
     if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        _put_changes(looks, _as_json if json else as_line)
+        _print_changes(looks, _as_json if json else as_line)
     else:
         _redraw(looks)
 
@@ -206,7 +191,7 @@ def _as_json(seen: RunStatus, option: int = 0) -> str:
     return as_json(as_dict(seen), option)
 
 
-def _put_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
+def _print_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
     last = None
     for seen in looks:
         if (seen.manifest, seen.state) != last:

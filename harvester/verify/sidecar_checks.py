@@ -1,4 +1,4 @@
-"""The files beside the rows: is what manifest, `_failures.ndjson` and `_SUCCESS` say consistent?"""
+"""Checks of the files beside the rows: manifest, `_failures.ndjson` and `_SUCCESS` must agree."""
 
 import re
 from collections import Counter
@@ -20,26 +20,26 @@ from harvester.verify.ledger_checks import LedgerCheck
 from harvester.verify.row_checks import ObjectShape, is_moment
 
 _SILENT_SECONDS = 180.0
-"""A run writes its manifest once a minute; one that has not for so long was killed."""
-_HALF = re.compile(r"\.part-.*\.tmp")
+"""A run writes its manifest every 60 s; after three intervals without one it was killed."""
+_UNFINISHED_PART = re.compile(r"\.part-.*\.tmp")
 _KINDS = ("refused", "failed", "invalid")
 _FAILURE = ObjectShape(FAILURE)
 
 
 def has_ended(manifest: Manifest) -> bool:
-    """True for a manifest that was written at a run's end, whatever has begun since."""
+    """Return True for a manifest of a run's end, even if another run has begun since."""
     return manifest.complete or manifest.stopped is not None or manifest.ended is not None
 
 
 def check_manifest(manifest: Manifest, path: str, found: Findings) -> bool:
-    """Check what a manifest says by itself; False if rows cannot be held against it."""
+    """Check a manifest by itself. Return False if its query is damaged, so that rows cannot be compared with it."""
     problems = list(_inconsistencies(manifest))
     query = _query_misfit(manifest)
     for text in [*problems, *([query] if query else [])]:
         found.problem(path, None, text)
-    rows, told = manifest.dataset.rows, _calls_told(manifest)
-    if has_ended(manifest) and not manifest.complete and told < rows:
-        found.remarks.append(f"{path}: {rows - told} of its {rows} calls with a row are not published yet")
+    rows, published = manifest.dataset.rows, _calls_in_parts(manifest)
+    if has_ended(manifest) and not manifest.complete and published < rows:
+        found.remarks.append(f"{path}: {rows - published} of its {rows} calls with a row are not published yet")
     return query is None
 
 
@@ -59,7 +59,7 @@ def _query_misfit(manifest: Manifest) -> str | None:
 
 
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
-    """Yield what does not add up inside a manifest."""
+    """Yield contradictions within a manifest."""
     counts, listed = manifest.dataset, manifest.list
     if counts.calls != counts.rows + counts.refused + counts.failed + counts.pending:
         yield "dataset.calls is not rows + refused + failed + pending"
@@ -70,7 +70,7 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
         yield "started or updated is no moment in UTC, such as 2026-11-23T06:00:00Z"
     if manifest.complete and (manifest.stopped or not manifest.input_read_to_end or counts.pending):
         yield "complete, and yet stopped, with calls pending, or with a list that was not read to its end"
-    calls = _calls_told(manifest)
+    calls = _calls_in_parts(manifest)
     if calls > counts.rows or (manifest.complete and calls != counts.rows):
         yield f"its parts tell of {calls} calls, and dataset.rows is {counts.rows}"
     for name, times in Counter(part.path for part in manifest.parts).items():
@@ -78,20 +78,20 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
             yield f"it lists {name} {times} times"
 
 
-def _calls_told(manifest: Manifest) -> int:
-    """Count the calls that the parts tell of."""
+def _calls_in_parts(manifest: Manifest) -> int:
+    """Return the number of calls whose rows are in the parts."""
     return sum(part.calls for part in manifest.parts)
 
 
 def check_names(manifest: Manifest, names: list[str], shelf: Storage, found: Findings) -> None:
-    """Is _SUCCESS there exactly when it should be? Is something there that no run has left there in good order?"""
+    """Check that _SUCCESS is there exactly when the list is complete, and report temporary files of killed runs."""
     path = shelf.path(SUCCESS)
     if found.ended and manifest.complete and SUCCESS not in names:
         found.problem(path, None, "it is not there, and the manifest says complete: run the same command again")
     if found.ended and not manifest.complete and SUCCESS in names:
         found.problem(path, None, "it is there, and the manifest does not say complete")
     if has_ended(manifest) or _age_seconds(manifest) > _SILENT_SECONDS:
-        for name in filter(_HALF.fullmatch, names):
+        for name in filter(_UNFINISHED_PART.fullmatch, names):
             text = f"{shelf.path(name)} was left over by a run that was killed; the next run clears it away"
             found.remarks.append(text)
 
@@ -105,7 +105,7 @@ def _age_seconds(manifest: Manifest) -> float:
 def check_failures(
     shelf: Storage, manifest: Manifest, names: list[str], ledger: LedgerCheck | None, found: Findings
 ) -> None:
-    """Are the lines of `_failures.ndjson` well formed, and as many as the manifest counts?"""
+    """Check that the lines of `_failures.ndjson` are well formed, and as many as the manifest counts."""
     path = shelf.path(FAILURES)
     if FAILURES not in names:
         if found.ended:

@@ -22,14 +22,13 @@ import pytest
 
 from harvester.dataset import manifest
 from harvester.errors import UsageError
-from harvester.reporting import run_status as advice
 from harvester.reporting import run_status as glance
 from harvester.reporting import status_text as printing
 from harvester.reporting import status_text as tell
 from harvester.reporting.prometheus import WINDOWS
 from harvester.reporting.run_status import State, look
 from harvester.run.telemetry import Throughput
-from harvester.shutdown import StopReason
+from harvester.shutdown import CONSEQUENCES, StopReason
 from harvester.storage import filesystem
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, environment, harvester, start
@@ -295,7 +294,7 @@ def test_an_end_that_is_weeks_old_is_an_end_still(written: Callable[..., str]) -
 @pytest.mark.parametrize("reason", list(StopReason))
 def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: StopReason) -> None:
     seen = look(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
-    assert advice._BY_REASON[reason] in seen.next.summary
+    assert CONSEQUENCES[reason].next_step in seen.next.summary
     assert (seen.next.command is None) == (reason is StopReason.PARAMETER_REFUSED)
 
 
