@@ -1,4 +1,4 @@
-"""A run's numbers for Prometheus' textfile collector: docs/metrics.md has their names and what they mean."""
+"""Export of a manifest's numbers to a file for Prometheus' textfile collector; docs/metrics.md documents them."""
 
 import asyncio
 import os
@@ -17,13 +17,13 @@ from harvester.threads import in_daemon
 
 ENDING = ".prom"
 WINDOWS = ("pace", "minute", "hour", "month", "throttled", "outage", "budget", "connections")
-"""What a run may wait for, as the manifest calls it."""
+"""The limits that may block sending, by their names in the manifest."""
 PATIENCE_SECONDS = 5.0
-"""A file system that takes longer than so may finish, but is not waited for."""
+"""A write that takes longer goes on in its thread, and the run no longer waits for it."""
 
 
 class TextfileExporter:
-    """Writes manifests' numbers to a file, whole or not at all, with the mode that the umask gives it.
+    """Replaces a file with a manifest's numbers atomically; its mode follows the umask.
 
     out: what the run calls its output. warn: called when the file cannot be written, once.
 
@@ -40,7 +40,7 @@ class TextfileExporter:
         self._writing = False
 
     async def show(self, manifest: Manifest) -> None:
-        """Write a manifest's numbers, if that is possible in a moment; what goes wrong is only said."""
+        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most; the first error goes to warn, none is raised."""
         if self._writing:
             return
         self._writing = True
@@ -77,12 +77,12 @@ def _checked(path: str) -> str:
 
 
 def _text(name: str) -> str:
-    """Give a name that may be no UTF-8 as text that is."""
+    """Return a file name as valid UTF-8 text."""
     return os.fsencode(name).decode(errors="replace")
 
 
 class _Numbers(Collector):
-    """One manifest, as the library wants to be asked for it."""
+    """A prometheus_client collector over one manifest."""
 
     def __init__(self, manifest: Manifest, run: str, out: str) -> None:
         self._manifest = manifest
@@ -90,7 +90,7 @@ class _Numbers(Collector):
         self._out = out
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is known: a number that is not has no sample."""
+        """Yield the metrics; an unknown number has no sample."""
         yield self._info()
         yield from self._calls()
         yield from self._attempts()

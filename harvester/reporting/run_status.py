@@ -1,4 +1,4 @@
-"""`harvester status`: how a run stands, from its manifest alone: no lock, no private file, no token."""
+"""`harvester status`: the state of a run, from its manifest alone: no lock, no private file, no token."""
 
 import shlex
 import time
@@ -21,7 +21,7 @@ from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, S
 
 
 class State(StrEnum):
-    """How a run stands, as far as its manifest tells."""
+    """The state of a run, as far as its manifest shows it."""
 
     RUNNING = "running"
     STALE = "stale"
@@ -33,7 +33,7 @@ class State(StrEnum):
 
 
 class NextStep(NamedTuple):
-    """What to do. command: None where no command helps. after: UTC, None for now."""
+    """What to do next. command: None where no command helps. after: when to run it, UTC; None for now."""
 
     summary: str
     command: str | None = None
@@ -43,7 +43,7 @@ class NextStep(NamedTuple):
 def command_for(
     out: str, lists: Sequence[str], query: Mapping[str, Any], account: str | None, work_dir: str | None
 ) -> str:
-    """Write the command that carries an output on, as far as its manifest knows it.
+    """Return the command that continues an output, as far as its manifest knows the options.
 
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
     as --account named it, or None. work_dir: so too.
@@ -51,7 +51,7 @@ def command_for(
     words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escape_braces(out)]
     for option in fields(QueryOptions):
         value = query.get(option.name, option.default)
-        # The moment is kept with the output; whoever does not name it gets the one that is kept.
+        # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
         if option.name != "unit_reference" and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
     words += ["--account", account] if account else []
@@ -65,7 +65,7 @@ def _as_argument(name: str) -> str:
 def next_step(
     state: State, command: str, *, reason: str | None, until: datetime | None, asked_again: bool, input_piped: bool
 ) -> NextStep:
-    """Say what to do next.
+    """Return what to do next.
 
     command: carries the output on. reason, until: of a run that stopped. asked_again: some calls have failed, and the
     same command asks for them. input_piped: a list came on standard input.
@@ -105,14 +105,14 @@ def _after_stop(command: str, reason: str | None, until: datetime | None, piped:
 
 
 SILENT_SECONDS = 180.0
-"""A run writes its manifest once a minute; three that did not come are no delay any more."""
+"""A run writes its manifest every 60 s; after three intervals without one it is taken for dead."""
 AHEAD_SECONDS = 60.0
-"""Two machines' clocks may differ by so much without a word about it."""
+"""Tolerated difference between two machines' clocks."""
 ENDED = frozenset({State.STOPPED, State.FAILURES, State.EMPTY, State.COMPLETE})
 _ENOUGH_CALLS = 100
-"""An output with so many calls shows how many attempts one takes."""
+"""Calls from which on the attempts per call are estimated from the output itself."""
 _MOST_HOURS = 50_000
-"""Nobody plans for five years, and a look must not take long."""
+"""Longer forecasts are not made: nobody plans for five years, and the simulation would take too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
