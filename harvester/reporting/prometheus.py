@@ -40,7 +40,7 @@ class TextfileExporter:
         self._writing = False
 
     async def show(self, manifest: Manifest) -> None:
-        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most; the first error goes to warn, none is raised."""
+        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most. Errors are not raised; the first goes to warn."""
         if self._writing:
             return
         self._writing = True
