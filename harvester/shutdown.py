@@ -1,10 +1,10 @@
-"""Ending a run before its list does: the reasons, the signal that all tasks watch, the limit of failures."""
+"""Why a run ends before its list does, what follows from each reason, and the signal that ends it."""
 
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from harvester.errors import RunStopping
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class StopReason(StrEnum):
-    """Why a run stopped: written to the manifest, and mapped to the command's exit code."""
+    """Why a run stopped, as the manifest has it."""
 
     SIGNAL = "signal"
     MAX_TIME = "max_time"
@@ -32,6 +32,72 @@ class StopReason(StrEnum):
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
     NOT_BEGUN = "not_begun"
+
+
+OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
+"""Exit codes of the command; `cli.exit_codes` says what each means."""
+
+CARRIES_ON = "the same command carries on, with the options it was begun with"
+
+
+class Consequence(NamedTuple):
+    """What follows from a stop.
+
+    next_step: what to do, for a person. repeating_helps: False if something must change before the same command gets
+    any further. same_command: False if no command carries this output on.
+    """
+
+    exit_code: int
+    next_step: str = CARRIES_ON
+    repeating_helps: bool = True
+    same_command: bool = True
+
+
+CONSEQUENCES: dict[StopReason, Consequence] = {
+    StopReason.SIGNAL: Consequence(STOPPED),
+    StopReason.MAX_TIME: Consequence(STOPPED),
+    StopReason.MAX_CALLS: Consequence(STOPPED),
+    StopReason.OUTAGE: Consequence(STOPPED, f"when Bitly answers again, {CARRIES_ON}"),
+    StopReason.THROTTLED: Consequence(STOPPED, f"in an hour or so, {CARRIES_ON}"),
+    StopReason.MONTH_SPENT: Consequence(MONTH_SPENT),
+    StopReason.TOKEN_REFUSED: Consequence(
+        REFUSED,
+        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then {CARRIES_ON}",
+        repeating_helps=False,
+    ),
+    StopReason.PLAN_REFUSED: Consequence(
+        REFUSED,
+        f"name another --facet with another --out; or when the plan has been changed, {CARRIES_ON}",
+        repeating_helps=False,
+    ),
+    StopReason.PARAMETER_REFUSED: Consequence(
+        USAGE,
+        "correct the option that Bitly refused, and name another --out with it",
+        repeating_helps=False,
+        same_command=False,
+    ),
+    StopReason.CONNECTION_REFUSED: Consequence(
+        USAGE, f"mend the way to Bitly (certificate, proxy); then {CARRIES_ON}", repeating_helps=False
+    ),
+    StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.TOO_MANY_FAILURES: Consequence(
+        TOO_MANY_FAILED, f"see in _failures.ndjson why; then {CARRIES_ON}, or with a larger --max-failures"
+    ),
+    StopReason.ALL_REFUSED: Consequence(
+        TOO_MANY_FAILED,
+        "make sure that the links belong to the token's account; then the same command carries on, "
+        "or with --max-failures 100% if they do",
+        repeating_helps=False,
+    ),
+    StopReason.UNREADABLE: Consequence(
+        TOO_MANY_FAILED, f"see in _failures.ndjson what answered instead of Bitly; then {CARRIES_ON}"
+    ),
+    StopReason.OUTPUT: Consequence(OUTPUT, f"mend what the message names; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.CONSUMER_GONE: Consequence(OK),
+    StopReason.INPUT: Consequence(USAGE, f"mend the list; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {CARRIES_ON}"),
+}
+"""The one table by reason: exit code, advice, and whether an orchestrator may simply repeat the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +175,9 @@ def _discard(work: Awaitable[object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """The most calls that may be refused or fail before the run stops: a count, or a share of the calls made.
+    """The number of refused and failed calls that stops a run: a count, or a share of the calls made.
 
-    A share is checked from SHARE_FLOOR calls on, because the first failure among three would be a third, and at the
-    end of the list.
+    A share applies from SHARE_FLOOR calls on, because one failure in three calls is a third already, and at the end.
     """
 
     count: int | None = None
@@ -121,7 +186,7 @@ class FailureLimit:
     SHARE_FLOOR = 100
 
     def exceeded(self, failed: int, calls: int, *, final: bool = False) -> bool:
-        """True if failed is more than is allowed of calls. final: no more calls will be made."""
+        """Return True when `failed` of `calls` are too many. final: no more calls will be made."""
         if self.count is not None and failed > self.count:
             return True
         return self.share is not None and (final or calls >= self.SHARE_FLOOR) and failed > self.share * calls

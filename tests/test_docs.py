@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harvester import __version__
-from harvester.cli.exit_codes import BY_REASON, EXIT_CODES
-from harvester.shutdown import StopReason
+from harvester.cli.exit_codes import EXIT_CODES
+from harvester.shutdown import CONSEQUENCES, StopReason
 from tests.conftest import Served
 from tests.support.commands import ROOT, environment, harvester
 
@@ -38,7 +38,7 @@ def test_every_exit_code_is_in_the_readme() -> None:
 
 
 def test_every_reason_to_stop_has_an_exit_code() -> None:
-    assert set(BY_REASON) == set(StopReason)
+    assert set(CONSEQUENCES) == set(StopReason)
 
 
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:

@@ -66,9 +66,11 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
             making=RequestedPartFormat(Format.NDJSON),
             state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
         )
-        with closing(Reporter()) as observer:
+        with closing(Reporter()) as observer, ExitStack() as stack:
             if can_be_drawn_upon([links], folder):
-                observer.speak(live_display.Display())
+                display = live_display.Display()
+                stack.enter_context(live_display.redrawn_after_stop(display))
+                observer.write_to(display)
             return await jobs.run(job, ShutdownSignal(), observer)
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from harvester._version import __version__
 from harvester.bitly.facets import FacetName
-from harvester.cli.exit_codes import BY_REASON, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, exit_code, report_error
+from harvester.cli.exit_codes import exit_code, report_error
 from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config import sources
 from harvester.config.options import (
@@ -32,7 +32,7 @@ from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.jsonlines import as_json
 from harvester.reporting.terminal import can_be_drawn_upon, open_closed_streams, print_out, say
-from harvester.shutdown import ShutdownSignal
+from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, USAGE, ShutdownSignal
 
 if TYPE_CHECKING:
     from harvester.cli.show import Shown
@@ -232,7 +232,7 @@ def show(
 
     shown = asyncio.run(go())
     if shown.stop is not None:
-        return BY_REASON[shown.stop.reason]
+        return CONSEQUENCES[shown.stop.reason].exit_code
     return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK
 
 
@@ -277,7 +277,7 @@ def status(
 
     path = path_of("OUT", _dashed(out), facet, unit_reference)
     if not watch:
-        status_text.put_glance(run_status.look(path), json=json)
+        status_text.print_status(run_status.look(path), json=json)
         return OK
     with suppress(KeyboardInterrupt):
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=json)
@@ -557,12 +557,16 @@ def _told(lists: list[str], options: RunOptions, work: Callable[["Reporter"], in
 
     log_format, quiet, out = parsing.log_format_of(options.say), options.say.quiet, options.output.out
     observer = _observer(log_format, quiet=quiet, show_failures=live and out == "-")
+    drawn: AbstractContextManager[None] = nullcontext()
     if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):
         from harvester.reporting import live_display  # with rich, which a batch job need not wait for
 
-        observer.speak(live_display.Display())
+        display = live_display.Display()
+        observer.write_to(display)
+        drawn = live_display.redrawn_after_stop(display)
     try:
-        return work(observer)
+        with drawn:
+            return work(observer)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -576,9 +580,11 @@ def _observer(log_format: str, *, quiet: bool = False, show_failures: bool = Fal
 
     observer = Reporter(quiet=quiet, show_failures=show_failures)
     if log_format == "json":
-        from harvester.reporting.logs import JsonLog
+        from harvester.reporting.logs import JsonLog, route_warnings_to
 
-        observer.speak(JsonLog())
+        log = JsonLog()
+        route_warnings_to(log)
+        observer.write_to(log)
     return observer
 
 

@@ -8,19 +8,21 @@ to upload.
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import Journal
 from harvester.dataset.ledger import Entry, Known, Ledger, State, Totals
+from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.publisher import Publisher
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import explained
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.storage.location import OutputLocation
@@ -29,6 +31,7 @@ Warn = Callable[[str], None]
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
+_COUNTERS = tuple(counter.name for counter in fields(AttemptCounts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,42 +308,40 @@ class Dataset:
         """Wait for no reader at all from now on: the run is given up."""
         self._publisher.leave()
 
-    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Replace `_manifest.json`, unless rows go to standard output, and return its content.
-
-        report: the run's own keys, and `pending`, the number of calls without a verdict.
-        """
+    def write_manifest(self, report: RunReport) -> Manifest:
+        """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
-        pending = report.pop("pending")
-        calls = totals.rows + totals.refused + totals.failed + pending
-        manifest = {
-            "schema_version": 1,
-            "tool": f"harvester {__version__}",
-            "run_id": self.run_id,
-            "work_dir": self.place.work_dir,
-            "query": self.query.as_dict(),
-            "format": self.part_format.format,
-            "shape": self.part_format.shape,
-            "started": self._started,
-            "updated": utc_iso(datetime.now(UTC)),
-            **report,
-            "dataset": {
-                "calls": calls,
-                "rows": totals.rows,
-                "refused": totals.refused,
-                "failed": totals.failed,
-                "pending": pending,
-            },
-            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
-            "parts": self._publisher.parts(),
-        }
-        self._sidecars.write_manifest(manifest, last=manifest["ended"] is not None)
+        calls = totals.rows + totals.refused + totals.failed + report.pending
+        manifest = Manifest(
+            schema_version=NEWEST,
+            tool=f"harvester {__version__}",
+            run_id=self.run_id,
+            work_dir=self.place.work_dir,
+            query=self.query.as_dict(),
+            format=self.part_format.format,
+            shape=self.part_format.shape,
+            started=self._started,
+            updated=utc_iso(datetime.now(UTC)),
+            complete=report.complete,
+            stopped=report.stopped,
+            input_read_to_end=report.input_read_to_end,
+            list=report.list,
+            ended=report.ended,
+            invocation=report.invocation,
+            remaining=report.remaining,
+            given_up=report.given_up,
+            budget=report.budget,
+            dataset=DatasetCounts(calls, totals.rows, totals.refused, totals.failed, report.pending),
+            attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
+            parts=tuple(PublishedPart(**part) for part in self._publisher.parts()),
+        )
+        self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest
 
-    def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write this run's last manifest again with a new `updated`, and return it."""
-        renewed = {**manifest, "updated": utc_iso(datetime.now(UTC))}
-        self._sidecars.write_manifest(renewed, last=False)
+    def renew_manifest(self, manifest: Manifest) -> Manifest:
+        """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
+        renewed = manifest.renewed()
+        self._sidecars.write_manifest(renewed.to_json(), last=renewed.ended is not None)
         return renewed
 
     def write_failures(self) -> None:

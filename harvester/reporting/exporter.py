@@ -1,16 +1,14 @@
 """The exporter that `--metrics-file` asks for; its library is an extra that most runs do without."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from harvester.config.options import OutputOptions
+from harvester.dataset.manifest import Manifest
 from harvester.errors import UsageError
 from harvester.extras import install_line
 
 
-def exporter_for(
-    options: OutputOptions, warn: Callable[[str], None]
-) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
+def exporter_for(options: OutputOptions, warn: Callable[[str], None]) -> Callable[[Manifest], Awaitable[None]] | None:
     """Return the coroutine function that exports a manifest's numbers, or None without `--metrics-file`.
 
     Raises:

@@ -24,10 +24,10 @@ from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver
 from harvester.links.feed import GIVEN, IterableFeed
 from harvester.links.files import Source
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import RunOutcome
 from harvester.run.abort_rules import AbortRules
-from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Metrics
-from harvester.run.telemetry import EtaEstimator, Throughput, budget_report, harvest_report
+from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
+from harvester.run.telemetry import Telemetry
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
@@ -79,10 +79,12 @@ class Harvest:
         rules: AbortRules,
         observer: RunObserver,
         options: HarvestOptions,
-        metrics: Metrics | None = None,
-        throughput: Throughput | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        self.progress = RunProgress(attempts=client.sender.counters, to_make=options.to_make, most=options.max_calls)
+        heartbeat = heartbeat or Heartbeat(dataset, Telemetry(budget, dataset.invocation))
+        self._telemetry = heartbeat.telemetry
+        self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.max_calls)
+        self.progress = self._telemetry.progress
         self._dataset = dataset
         self._client = client
         self._budget = budget
@@ -91,11 +93,8 @@ class Harvest:
         self._rules = rules
         self._observer = observer
         self._options = options
-        self._estimator = EtaEstimator(budget, options.workers)
-        self._throughput = throughput or Throughput()
-        attempts, commit_seconds = client.sender.counters, options.commit_seconds
         self._committer = Committer(
-            dataset, shutdown, self.report, attempts, commit_seconds=commit_seconds, metrics=metrics
+            dataset, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
         )
         self._stop_at_end: Stop | None = None
         self._retrying = 0
@@ -125,13 +124,14 @@ class Harvest:
         """
         self._worklist = self._worklist_of(links)
         self._client.pace_by(self._worklist)
-        self._throughput.lists = names_of(links)
-        self._throughput.begin()
+        self._telemetry.lists = names_of(links)
+        self._telemetry.throughput.restart()
         cancelling = asyncio.create_task(self._cancel_after_grace())
         try:
             async with self._committer:
                 async with asyncio.TaskGroup() as around:
-                    beside = [around.create_task(work) for work in (self._keep_reporting(), self._keep_learning())]
+                    reporting = self._telemetry.keep_observer_informed(self._observer, self._options.tell_seconds)
+                    beside = [around.create_task(work) for work in (reporting, self._keep_learning())]
                     try:
                         await self._make_calls()
                     finally:
@@ -172,7 +172,7 @@ class Harvest:
         if done and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME, StopReason.MAX_CALLS}:
             stop = None
         settled = done and not progress.failed and not progress.given_up
-        self._estimator.look_back(progress)
+        self._telemetry.end()
         outcome = RunOutcome(settled and stop is None, stop, progress)
         await self._committer.finish(outcome)
         # A cancelled task leaves its group without an error, so that lost calls would pass for a finished list.
@@ -285,7 +285,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
         self._dataset.record(call.key, State.ROW, line, call.previous)
-        self._throughput.beat()
+        self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.rows += 1
 
@@ -305,20 +305,12 @@ class Harvest:
         )
         self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
         self._observer.failure(line)
-        self._throughput.beat()
+        self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.refused += refused
         self.progress.failed += not refused
 
     # --- beside the calls ------------------------------------------------------------------------------------------
-
-    async def _keep_reporting(self) -> None:
-        sender = self._client.sender
-        while True:
-            self.progress.waiting, self.progress.trouble = sender.waiting, sender.trouble
-            await self._estimator.look(self.progress)
-            self._observer.progress(self.progress)
-            await asyncio.sleep(self._options.tell_seconds)
 
     async def _keep_learning(self) -> None:
         with suppress(RunStopping):
@@ -337,12 +329,6 @@ class Harvest:
             return
         if learned := await self._discovery.learn():
             self._observer.note(learned.text, learned.event, **learned.fields)
-
-    def report(self, outcome: RunOutcome | None) -> dict[str, Any]:
-        """Return the harvest's part of the manifest. outcome: None while it runs."""
-        invocation = self._throughput.report(self._dataset.invocation)
-        budget = budget_report(self._budget, self._client.sender.waiting)
-        return harvest_report(self.progress, outcome, invocation, budget)
 
 
 def names_of(links: list[Source] | IterableFeed) -> list[str]:

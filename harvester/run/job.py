@@ -31,10 +31,10 @@ from harvester.links.files import Source
 from harvester.progress import RunOutcome, RunProgress, WindowState
 from harvester.rows.encode import RequestedPartFormat
 from harvester.run.abort_rules import AbortRules
-from harvester.run.committer import Metrics, announced
+from harvester.run.committer import Heartbeat, Metrics
 from harvester.run.harvest import Harvest, HarvestOptions, names_of
 from harvester.run.preflight import Preflight, spool_paths
-from harvester.run.telemetry import Throughput, window_report
+from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 from harvester.storage.location import BUDGET_FILE, OutputKind, OutputLocation, located, lock_folder, state_folder
 from harvester.threads import in_daemon
@@ -100,9 +100,10 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
             ):
                 await budgets.slots.join()
                 lists = names_of(job.given or job.sources)
-                async with announced(dataset, budgets.facet, lists, shutdown, job.metrics) as throughput:
+                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.metrics)
+                async with heartbeat.before_harvest(shutdown):
                     links, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                return await _harvest(job, dataset, budgets, links, shutdown, observer, throughput, to_make=calls)
+                return await _harvest(job, dataset, budgets, links, shutdown, observer, heartbeat, to_make=calls)
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -218,7 +219,7 @@ async def _harvest(
     links: list[Source] | IterableFeed,
     shutdown: ShutdownSignal,
     observer: RunObserver,
-    throughput: Throughput,
+    heartbeat: Heartbeat,
     *,
     to_make: int | None,
 ) -> RunOutcome:
@@ -229,9 +230,7 @@ async def _harvest(
     context = ClientContext(job.token, budget, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
     async with client.opened(budgets.slots, job.asking, dataset.query, context) as asker:
         discovery = LimitDiscovery(asker, budget, budgets.helpers, dataset.query.facet, shutdown)
-        harvest = Harvest(
-            dataset, asker, budget, discovery, shutdown, rules, observer, options, job.metrics, throughput
-        )
+        harvest = Harvest(dataset, asker, budget, discovery, shutdown, rules, observer, options, heartbeat)
         return await harvest.run(links)
 
 

@@ -219,8 +219,8 @@ def test_a_bug_is_an_event_with_its_traceback(
 def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
     code = (
         "import asyncio, logging, threading, warnings\n"
-        "from harvester.reporting.logs import JsonLog\n"
-        "JsonLog()\n"
+        "from harvester.reporting.logs import JsonLog, route_warnings_to\n"
+        "route_warnings_to(JsonLog())\n"
         "warnings.simplefilter('always')\n"
         "warnings.warn('an old\\nway')\n"
         "logging.getLogger('aiohttp').error('lost\\nconnection')\n"

@@ -1,6 +1,7 @@
 """`--metrics-file`: what Prometheus' textfile collector finds, that it never stops a run, and the example alerts."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harvester.dataset.manifest import Manifest, parse
 from harvester.errors import UsageError
 from harvester.reporting import prometheus as metrics_file
 from harvester.reporting.prometheus import TextfileExporter
@@ -47,10 +49,14 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
     return found[0]
 
 
+def manifest_with(**changes: Any) -> Manifest:
+    return parse(json.dumps(WRITTEN | changes).encode(), "_manifest.json")
+
+
 def written(folder: Path, name: str = "run.prom", out: str = "out", **changes: Any) -> list[Sample]:
     """What a manifest, changed where the test says so, becomes."""
     warnings: list[str] = []
-    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(WRITTEN | changes))
+    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(manifest_with(**changes)))
     assert warnings == []
     return samples_in(folder / name)
 
@@ -200,8 +206,8 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
     shown = TextfileExporter(str(tmp_path / "a.prom"), "out", warnings.append)
-    asyncio.run(shown.show(WRITTEN))
-    asyncio.run(shown.show(WRITTEN))
+    asyncio.run(shown.show(manifest_with()))
+    asyncio.run(shown.show(manifest_with()))
     release.set()
     assert len(entered) == len(warnings) == 1
     assert "it takes too long" in warnings[0]

@@ -20,9 +20,12 @@ import harvester as harvester_package
 from harvester.arrow import read
 from harvester.bitly.query import Query
 from harvester.dataset.dataset import PartLimits
+from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
+from harvester.progress import RunProgress
 from harvester.run.job import enter_in_thread
+from harvester.run.telemetry import Throughput, run_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import object_store as stores
 from harvester.storage.location import resolve
@@ -447,7 +450,9 @@ def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
     place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
     with open_dataset(place, QUERY, PartLimits(10, 2**20), print) as dataset:
-        written = dataset.write_manifest({"pending": 0, "ended": None})
+        written = dataset.write_manifest(
+            run_report(RunProgress(), None, Throughput().report(1, ()), BudgetReport("", "", None, ()))
+        )
         shown = tmp_path / "store/_manifest.json"
         shown.unlink()
         dataset.renew_manifest(written)
