@@ -28,7 +28,7 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import RunOptions
-from harvester.config.parsing import laid_out
+from harvester.config.parsing import fill_output
 from harvester.dataset.publisher import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
@@ -75,7 +75,7 @@ async def harvest(
     target = path_of("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = laid_out(run_options(options, HarvestKeywords, target))
+    chosen = fill_output(run_options(options, HarvestKeywords, target))
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
     metrics = exporter_for(chosen.output, observer.warn)

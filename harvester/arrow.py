@@ -69,7 +69,7 @@ def _arrow() -> Any:
         import pyarrow.json  # noqa: PLC0415
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("harvester.read needs pyarrow: pip install 'harvester[arrow]'") from error
+        raise UsageError("harvester.read needs pyarrow: pip install 'bitly-harvester[arrow]'") from error
     return pa
 
 

@@ -20,12 +20,13 @@ FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
 
-_ASKED = Group("What is asked", sort_key=1)
-_WRITTEN = Group("What is written", sort_key=2)
-_LIMITS = Group("Limits", sort_key=3)
-_ENDS = Group("When to stop", sort_key=4)
-_ACCESS = Group("Access", sort_key=5)
-_MORE = Group("More", sort_key=6)
+_QUERY = Group("Query", sort_key=1)
+_OUTPUT = Group("Output", sort_key=2)
+_LIST = Group("List", sort_key=3)
+_LIMITS = Group("Limits", sort_key=4)
+_STOPPING = Group("Stopping", sort_key=5)
+_ACCESS = Group("Access", sort_key=6)
+_LOGGING = Group("Logging", sort_key=7)
 
 
 @Parameter(name="*")
@@ -33,19 +34,19 @@ _MORE = Group("More", sort_key=6)
 class QueryOptions:
     """What is asked of Bitly for each link: it belongs to the output."""
 
-    facet: Annotated[FacetName, Parameter(group=_ASKED)] = "referrers"
+    facet: Annotated[FacetName, Parameter(group=_QUERY)] = "referrers"
     "Bitly's break-down of the clicks."
 
-    unit: Annotated[UnitName, Parameter(group=_ASKED)] = "day"
+    unit: Annotated[UnitName, Parameter(group=_QUERY)] = "day"
     "What --units counts."
 
-    units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
+    units: Annotated[int, Parameter(group=_QUERY, allow_leading_hyphen=True)] = -1
     "How many units back from --unit-reference; -1 for all that the plan keeps."
 
-    unit_reference: Annotated[str | None, Parameter(group=_ASKED)] = None
+    unit_reference: Annotated[str | None, Parameter(group=_QUERY)] = None
     "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
 
-    size: Annotated[int, Parameter(group=_ASKED)] = 50
+    size: Annotated[int, Parameter(group=_QUERY)] = 50
     "The most metrics that one row lists."
 
 
@@ -54,31 +55,31 @@ class QueryOptions:
 class OutputOptions:
     """What is written, and where."""
 
-    out: Annotated[str, Parameter(group=_WRITTEN)]
+    out: Annotated[str, Parameter(group=_OUTPUT)]
     (
         "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
         "{dt}, the UTC day of --unit-reference, are filled in."
     )
 
-    work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    work_dir: Annotated[str | None, Parameter(group=_OUTPUT)] = None
     "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
 
-    part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
+    part_rows: Annotated[int, Parameter(group=_OUTPUT)] = 1_000_000
     "A part is published when it has this many rows."
 
-    part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
+    part_bytes: Annotated[str, Parameter(group=_OUTPUT)] = "128MiB"
     "A part is published when it has this many bytes as NDJSON, before compression."
 
-    part_age: Annotated[str, Parameter(group=_WRITTEN)] = "6h"
+    part_age: Annotated[str, Parameter(group=_OUTPUT)] = "6h"
     "A part is published when its first row is this old."
 
-    format: Annotated[FormatName | None, Parameter(group=_WRITTEN)] = None
+    format: Annotated[FormatName | None, Parameter(group=_OUTPUT)] = None
     "What a folder's parts are; by default ndjson.gz, which every loader takes."
 
-    shape: Annotated[ShapeName | None, Parameter(group=_WRITTEN)] = None
+    shape: Annotated[ShapeName | None, Parameter(group=_OUTPUT)] = None
     "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
 
-    metrics_file: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    metrics_file: Annotated[str | None, Parameter(group=_OUTPUT)] = None
     "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
 
 
@@ -87,19 +88,19 @@ class OutputOptions:
 class ListOptions:
     """What is made of the list."""
 
-    retry_failed: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    retry_failed: Annotated[bool, Parameter(group=_LIST, negative="")] = False
     "Ask again also for calls that have failed in three runs."
 
-    retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    retry_refused: Annotated[bool, Parameter(group=_LIST, negative="")] = False
     "Ask again for calls that Bitly has refused."
 
-    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    column: Annotated[str | None, Parameter(group=_LIST)] = None
     "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
 
-    list_format: Annotated[ListFormatName | None, Parameter(group=_ASKED)] = None
+    list_format: Annotated[ListFormatName | None, Parameter(group=_LIST)] = None
     "What the lists are, whatever their names say."
 
-    strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
+    strict: Annotated[bool, Parameter(group=_STOPPING, negative="")] = False
     "Do not begin unless every line of the list is a bitlink."
 
 
@@ -135,7 +136,7 @@ class LimitOptions:
     timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
     "Time for one attempt, such as 30s."
 
-    outage_limit: Annotated[str, Parameter(group=_ENDS)] = "15m"
+    outage_limit: Annotated[str, Parameter(group=_STOPPING)] = "15m"
     "Stop when the server has been out for this long."
 
 
@@ -144,13 +145,13 @@ class LimitOptions:
 class StopOptions:
     """When a run ends before its list does."""
 
-    max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
+    max_failures: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
 
-    max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
+    max_time: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Stop after this time, such as 90s, 15m or 6h."
 
-    max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
+    max_calls: Annotated[int | None, Parameter(group=_STOPPING)] = None
     "Stop after this many calls."
 
 
@@ -177,10 +178,10 @@ class AccessOptions:
 class LogOptions:
     """What a person is told."""
 
-    quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
+    quiet: Annotated[bool, Parameter(group=_LOGGING, negative="")] = False
     "Say nothing but warnings and errors."
 
-    log_format: Annotated[LogFormatName, Parameter(group=_MORE)] = "text"
+    log_format: Annotated[LogFormatName, Parameter(group=_LOGGING)] = "text"
     "How standard error is written: text, or json, one event a line (docs/logging.md)."
 
 
@@ -193,9 +194,9 @@ class RunOptions:
     query: QueryOptions = field(default_factory=QueryOptions)
     list: ListOptions = field(default_factory=ListOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
-    ends: StopOptions = field(default_factory=StopOptions)
+    stopping: StopOptions = field(default_factory=StopOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
-    say: LogOptions = field(default_factory=LogOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
 
 @Parameter(name="*")
@@ -248,7 +249,7 @@ class ShowOptions:
     limits: LimitOptions = field(default_factory=LimitOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
 
-    max_time: Annotated[str, Parameter(group=_ENDS)] = "1m"
+    max_time: Annotated[str, Parameter(group=_STOPPING)] = "1m"
     "Wait no longer than this for limits, or for a server that is out."
 
 

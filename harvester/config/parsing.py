@@ -38,7 +38,7 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     return query, options.unit_reference is None
 
 
-def laid_out(options: RunOptions) -> RunOptions:
+def fill_output(options: RunOptions) -> RunOptions:
     """Give the options with the placeholders in --out and --work-dir filled in: `lake/{facet}/dt={dt}`.
 
     Once only: what it gives may have braces that stand for themselves.
@@ -126,8 +126,8 @@ def check_counts(options: RunOptions) -> None:
     _at_least("--connections", options.limits.connections, 1)
     _at_least("--attempts", options.limits.attempts, 1)
     _at_least("--part-rows", options.output.part_rows, 1)
-    if options.ends.max_calls is not None:
-        _at_least("--max-calls", options.ends.max_calls, 1)
+    if options.stopping.max_calls is not None:
+        _at_least("--max-calls", options.stopping.max_calls, 1)
 
 
 # --- checks -------------------------------------------------------------------------------------------------------

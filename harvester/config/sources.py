@@ -17,6 +17,8 @@ from cyclopts.argument import Argument, ArgumentCollection
 from harvester.errors import UsageError
 
 PREFIX = "HARVESTER_"
+DASH = "\x00dash"
+"""Stands for a lone `-` on the command line, which cyclopts would take for an option."""
 COMMAND_LINE, DEFAULT = "command line", "default"
 _TOKEN_VARIABLE = "BITLY_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_OPTIONS = ("token_file", "token_command")
@@ -42,6 +44,11 @@ class Setting(NamedTuple):
     name: str
     value: Any
     source: str
+
+
+def undashed(text: str) -> str:
+    """Return `-` for the word that stands for it, and any other text as it is."""
+    return "-" if text == DASH else text
 
 
 def options_of(command: App) -> dict[str, Argument]:
@@ -253,7 +260,11 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
 
 
 def explained(error: CycloptsError) -> str:
-    """Say what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
+    """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
+    return _explained(error).replace(DASH, "-")
+
+
+def _explained(error: CycloptsError) -> str:
     if isinstance(error, CoercionError) and error.token and error.argument and not error.msg:
         expected = _expected(error.argument.hint)
         if not expected.startswith("one of "):  # of which cyclopts names the nearest

@@ -146,7 +146,7 @@ def _keyring() -> "KeyringBackend":
         import keyring  # noqa: PLC0415 - an extra, and slow to import
         from keyring.backends import fail, null  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise _NoKeyring("the system keyring needs an extra (pip install 'harvester[keyring]')") from error
+        raise _NoKeyring("the system keyring needs an extra (pip install 'bitly-harvester[keyring]')") from error
     with _explained():
         backend = keyring.get_keyring()
     if isinstance(backend, fail.Keyring):

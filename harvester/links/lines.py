@@ -86,7 +86,7 @@ def _zstd(name: str) -> Any:
         else:
             from backports import zstd  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise InputBroken(f"{name}: a zstd list needs a library: pip install 'harvester[zstd]'") from error
+        raise InputBroken(f"{name}: a zstd list needs a library: pip install 'bitly-harvester[zstd]'") from error
     return zstd
 
 

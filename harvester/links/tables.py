@@ -368,7 +368,7 @@ def _arrow(file: str) -> tuple[Any, Any]:
         import pyarrow  # noqa: PLC0415, ICN001 - an extra, and slow to import
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError as error:
-        raise InputBroken(f"{file}: a Parquet list needs pyarrow: pip install 'harvester[parquet]'") from error
+        raise InputBroken(f"{file}: a Parquet list needs pyarrow: pip install 'bitly-harvester[parquet]'") from error
     return pyarrow, parquet
 
 

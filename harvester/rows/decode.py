@@ -160,7 +160,7 @@ def _zstd() -> Any:
         else:
             from backports import zstd  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise UsageError("parts in zstd need a library: pip install 'harvester[zstd]'") from error
+        raise UsageError("parts in zstd need a library: pip install 'bitly-harvester[zstd]'") from error
     return zstd
 
 
@@ -173,7 +173,7 @@ def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, An
         import pyarrow as pa  # noqa: PLC0415 - an extra
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("parts in Parquet need a library: pip install 'harvester[parquet]'") from error
+        raise UsageError("parts in Parquet need a library: pip install 'bitly-harvester[parquet]'") from error
     number = 0
     with ExitStack() as stack:
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="harvester-"))

@@ -73,7 +73,7 @@ def build_job(
     """
     query, pin_reference = parsing.query_of(options.query)
     parsing.check_counts(options)
-    output, limits, ends = options.output, options.limits, options.ends
+    output, limits, ends = options.output, options.limits, options.stopping
     return Job(
         sources=[]
         if isinstance(lists, IterableFeed)
@@ -116,7 +116,7 @@ def _asking(base_url: str, limits: LimitOptions) -> client.ClientSettings:
 def _harvesting(options: RunOptions) -> HarvestOptions:
     return HarvestOptions(
         workers=options.limits.connections,
-        max_calls=options.ends.max_calls,
+        max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
     )

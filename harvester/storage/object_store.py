@@ -117,7 +117,7 @@ def _library() -> Any:
         import obstore.exceptions  # noqa: PLC0415
         import obstore.store  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("an object store needs a library: pip install 'harvester[cloud]'") from error
+        raise UsageError("an object store needs a library: pip install 'bitly-harvester[cloud]'") from error
     return obstore
 
 

@@ -424,10 +424,10 @@ def test_without_the_extra_its_install_line_is_said(tmp_path: Path, serve: Calla
     assert harvest(served.url, env)[0] == 2
     code, said = keep(served.url, "--store", "keyring", env=env)
     assert code == 2
-    assert "pip install 'harvester[keyring]'" in said
+    assert "pip install 'bitly-harvester[keyring]'" in said
     code, said = keep(served.url, env=env)
     assert code == 0
-    assert "pip install 'harvester[keyring]'" in said
+    assert "pip install 'bitly-harvester[keyring]'" in said
     assert harvest(served.url, env)[0] == 0
 
 
