@@ -69,7 +69,7 @@ def sandbox(
     try:
         asyncio.run(serve())
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--port {port}: {getattr(error, 'strerror', error)}") from error
+        raise UsageError(f"{port}: {getattr(error, 'strerror', error)}", option="--port") from error
     return OK
 
 

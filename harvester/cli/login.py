@@ -240,7 +240,7 @@ async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) 
             await web.TCPSite(runner, "127.0.0.1", port).start()
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UsageError(f"--port {port}: {why}; give another, and register its redirect URI") from error
+            raise UsageError(f"{port}: {why}; give another, and register its redirect URI", option="--port") from error
         taken = runner.addresses[0][1]
         # Another name for this machine would be somebody's who has made it one (DNS rebinding).
         hosts |= {f"127.0.0.1:{taken}", f"localhost:{taken}"}

@@ -22,16 +22,16 @@ _TOKEN_COMMAND_SECONDS = 60
 def checked_base_url(url: str) -> str:
     """Give the base URL, if the token may be sent there: HTTPS, or this machine. Raises UsageError."""
     if set(url) & set("@?#"):
-        raise UsageError("--base-url: no user name, query or fragment may stand in it")
+        raise UsageError(": no user name, query or fragment may stand in it", option="--base-url")
     try:
         parts = urlsplit(url)
         fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:  # a port or an address that is none
         fine = False
     if not fine or not parts.hostname or not re.fullmatch(r"[!-~]+", url):
-        raise UsageError(f"--base-url {url}: a URL such as {BASE_URL} was expected")
+        raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise UsageError(f"--base-url {url}: the token would travel unencrypted; use https")
+        raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")
     return url.rstrip("/")
 
 
@@ -48,7 +48,7 @@ def store_of(text: str | None) -> TokenStoreName | None:
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Give the function that reads the token from where the options say; it raises UsageError and may block."""
     if options.token_file is not None and options.token_command is not None:
-        raise UsageError("--token-file and --token-command: give one of them")
+        raise UsageError("and --token-command: give one of them", option="--token-file")
     if options.token_file is not None:
         path = options.token_file
         warn_of_readers("--token-file", path, warn)
@@ -108,7 +108,7 @@ def secret_in_file(option: str, path: str, what: str) -> str:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return checked_secret(stream.readline(), f"{option} {path}", what)
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
 
 def _token_from_command(command: str) -> str:
@@ -116,7 +116,9 @@ def _token_from_command(command: str) -> str:
         printed = _printed_by(shlex.split(command))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Not the exception's text: it could hold what the command printed.
-        raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
+        raise UsageError(
+            f"failed ({type(error).__name__}): run it by hand to see why", option="--token-command"
+        ) from error
     return checked_secret(printed.partition("\n")[0], "--token-command", "token")
 
 

@@ -72,14 +72,14 @@ def wanted_limits(options: LimitOptions) -> RequestedLimits:
 def _reserve_of(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
     if not match or float(match[1]) >= 100:
-        raise UsageError(f"--reserve {text}: a share such as 10% was expected, below 100%")
+        raise UsageError(f"{text}: a share such as 10% was expected, below 100%", option="--reserve")
     return float(match[1]) / 100
 
 
 def account_of(options: LimitOptions) -> str | None:
     """Give the account's name. Raises UsageError for one that cannot be shown."""
     if options.account is not None and not re.fullmatch(r"[^\x00-\x20\x7f-\x9f]{1,100}", options.account):
-        raise UsageError("--account: a name without spaces, of at most 100 characters, was expected")
+        raise UsageError(": a name without spaces, of at most 100 characters, was expected", option="--account")
     return options.account
 
 
@@ -93,7 +93,7 @@ def failure_limit_of(text: str | None) -> FailureLimit | None:
     except ValueError:
         value = -1
     if not value >= 0 or (percent and value > 100):  # not even a number is not >= 0
-        raise UsageError(f"--max-failures {text}: a count such as 25, or a share such as 5%, was expected")
+        raise UsageError(f"{text}: a count such as 25, or a share such as 5%, was expected", option="--max-failures")
     return FailureLimit(share=value / 100) if percent else FailureLimit(count=int(value))
 
 
@@ -103,7 +103,7 @@ def seconds_of(option: str, text: str) -> float:
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
     whole = "".join(number + unit for number, unit in pieces) == text.strip().lower()
     if not whole or not 0 < seconds <= _LONGEST_SECONDS:
-        raise UsageError(f"{option} {text}: a time such as 90s, 15m or 6h was expected")
+        raise UsageError(f"{text}: a time such as 90s, 15m or 6h was expected", option=option)
     return seconds
 
 
@@ -111,7 +111,7 @@ def bytes_of(option: str, text: str) -> int:
     """Read a size: `1048576`, `64MB`, `128MiB`. Raises UsageError."""
     match = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", text.strip().lower())
     if not match or not int(match[1]):
-        raise UsageError(f"{option} {text}: a size such as 64MB or 128MiB was expected")
+        raise UsageError(f"{text}: a size such as 64MB or 128MiB was expected", option=option)
     return int(match[1]) * _SIZES[match[2]]
 
 
@@ -135,14 +135,14 @@ def check_counts(options: RunOptions) -> None:
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"{option} {value}: one of {', '.join(known)} was expected")
+        raise UsageError(f"{value}: one of {', '.join(known)} was expected", option=option)
 
 
 def _at_least(option: str, value: int, least: int, hint: str = "") -> None:
     if value > _MOST:
-        raise UsageError(f"{option} {value}: at most {_MOST} was expected")
+        raise UsageError(f"{value}: at most {_MOST} was expected", option=option)
     if value < least:
-        raise UsageError(f"{option} {value}: at least {least} was expected{f' ({hint})' if hint else ''}")
+        raise UsageError(f"{value}: at least {least} was expected{f' ({hint})' if hint else ''}", option=option)
 
 
 def _moment(text: str) -> datetime:
@@ -150,7 +150,9 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"--unit-reference {text}: a moment such as 2026-11-23T00:00:00Z was expected") from error
+        raise UsageError(
+            f"{text}: a moment such as 2026-11-23T00:00:00Z was expected", option="--unit-reference"
+        ) from error
 
 
 _MEANINGS = {"dt": "the UTC day of --unit-reference", "facet": "--facet"}
@@ -172,7 +174,9 @@ def fill_placeholders(path: str, values: Mapping[str, str | None], *, name: str,
     try:
         pieces = list(Formatter().parse(path))
     except ValueError as error:
-        raise UsageError(f"{name} {path}: a brace without its other half; write {{{{ or }}}} for a brace") from error
+        raise UsageError(
+            f"{path}: a brace without its other half; write {{{{ or }}}} for a brace", option=name
+        ) from error
     return "".join(text + _value(path, piece, values, name, because) for text, *piece in pieces)
 
 
@@ -188,12 +192,13 @@ def _value(path: str, piece: list[str | None], values: Mapping[str, str | None],
         return ""
     shown = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
     if shown not in _MEANINGS:
-        raise UsageError(f"{name} {path}: {{{shown}}} is no placeholder; {_nearest(shown)}")
+        raise UsageError(f"{path}: {{{shown}}} is no placeholder; {_nearest(shown)}", option=name)
     if (value := values[field]) is None:
         today = datetime.now(UTC).date()
         raise UsageError(
-            f"{name} {path}: {{{shown}}} is {_MEANINGS[shown]}, which is not given{because}. "
-            f"Today's would be --unit-reference {today}"
+            f"{path}: {{{shown}}} is {_MEANINGS[shown]}, which is not given{because}. "
+            f"Today's would be --unit-reference {today}",
+            option=name,
         )
     return value
 

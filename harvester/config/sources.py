@@ -1,7 +1,6 @@
 """Where an option's value comes from: the command line, then a variable, then the file, then the default."""
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
@@ -14,7 +13,7 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
-from harvester.errors import UsageError
+from harvester.errors import HarvesterError, UsageError
 
 PREFIX = "HARVESTER_"
 DASH = "\x00dash"
@@ -66,7 +65,11 @@ def _by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
 
 
 def _name_of(argument: Argument) -> str:
-    return argument.name.removeprefix("--").replace("-", "_")
+    return _key_of(argument.name)
+
+
+def _key_of(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 # --- variables ----------------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def _read(path: str) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         option = PREFIX + "CONFIG" if os.environ.get(PREFIX + "CONFIG") == path else "--config"
-        raise UsageError(f"{option} {path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}", option=option) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
@@ -274,12 +277,11 @@ def _explained(error: CycloptsError) -> str:
     return str(error)
 
 
-def at_its_source(message: str) -> str:
-    """Let a message that begins with an option's name begin with the variable or the key that its value is from."""
-    if option := re.match(r"--[a-z-]+", message):
-        origin = _origins.get(option[0][2:].replace("-", "_"))
-        return origin + message[option.end() :] if origin else message
-    return message
+def at_its_source(error: HarvesterError) -> str:
+    """Return an error's text; the variable or the key that an option's value came from stands instead of the option."""
+    if isinstance(error, UsageError) and error.option and (origin := _origins.get(_key_of(error.option))):
+        return error.named(origin)
+    return str(error)
 
 
 # --- showing ------------------------------------------------------------------------------------------------------

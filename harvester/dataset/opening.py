@@ -56,7 +56,9 @@ def open_dataset(
     """
     check_state(place)
     if place.form is OutputKind.STORE and policy.bytes > MOST_PART_BYTES:
-        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
+        raise UsageError(
+            f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
+        )
     bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is OutputKind.STORE else None
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:
@@ -150,7 +152,9 @@ def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, wanted: Que
     out = ledger.meta()["out"]
     inside = os.path.commonpath([place.private, place.public]) == place.public
     if out != place.name and not inside:  # first: another output may well have another query
-        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
+        raise UsageError(
+            f"{place.private} belongs to --out {out}, not to {place.out}: name another", option="--work-dir"
+        )
     if begun != wanted:
         raise UsageError(
             f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(wanted)}\n"

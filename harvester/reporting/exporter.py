@@ -20,5 +20,7 @@ def exporter_for(
     try:
         from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UsageError("--metrics-file needs a library more: pip install 'bitly-harvester[metrics]'") from error
+        raise UsageError(
+            "needs a library more: pip install 'bitly-harvester[metrics]'", option="--metrics-file"
+        ) from error
     return TextfileExporter(options.metrics_file, options.out, warn).show

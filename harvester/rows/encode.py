@@ -236,7 +236,9 @@ def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
         else:
             from backports import zstd  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise UsageError("--format ndjson.zst needs a library: pip install 'bitly-harvester[zstd]'") from error
+        raise UsageError(
+            "ndjson.zst needs a library: pip install 'bitly-harvester[zstd]'", option="--format"
+        ) from error
     # As gzip has one, and the zstd command writes one: a reader sees a flipped bit.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
     return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
@@ -250,7 +252,9 @@ class _Parquet:
             import pyarrow  # noqa: ICN001, PLC0415 - an extra
             from pyarrow import json, parquet  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("--format parquet needs a library: pip install 'bitly-harvester[parquet]'") from error
+            raise UsageError(
+                "parquet needs a library: pip install 'bitly-harvester[parquet]'", option="--format"
+            ) from error
         self._arrow, self._json = pyarrow, json
         self._schema = arrow_schema(shape)
         self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
