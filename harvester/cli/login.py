@@ -52,7 +52,7 @@ def play(options: LoginOptions, tell: Tell) -> str:
     Raises:
         UsageError: there is no token, or no place to keep it.
     """
-    base_url = credentials.checked_base_url(options.kept.base_url)
+    base_url = parsing.checked_base_url(options.kept.base_url)
     flow = None if options.with_token else _flow_of(options, base_url, tell)
     vault = TokenStore(base_url, options.kept.token_store)
     store = vault.choose(credentials.store_of(options.store), tell)  # before a code is spent for nothing
@@ -69,7 +69,7 @@ def undo(options: TokenStoreOptions, tell: Tell) -> str:
     Raises:
         UsageError: the place does not give it up.
     """
-    vault = TokenStore(credentials.checked_base_url(options.base_url), options.token_store)
+    vault = TokenStore(parsing.checked_base_url(options.base_url), options.token_store)
     if not vault.forget(tell):
         return f"no token was kept for {vault.server}"
     return f"no token is kept for {vault.server} any more; it stays valid until it is revoked at Bitly"

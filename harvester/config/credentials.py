@@ -7,38 +7,20 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
-from harvester.config.parsing import _one_of
+from harvester.config.parsing import check_choice, checked_base_url
 from harvester.config.token_store import TokenStore, TokenStoreName
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
 
 
-def checked_base_url(url: str) -> str:
-    """Give the base URL, if the token may be sent there: HTTPS, or this machine. Raises UsageError."""
-    if set(url) & set("@?#"):
-        raise UsageError(": no user name, query or fragment may stand in it", option="--base-url")
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port or an address that is none
-        fine = False
-    if not fine or not parts.hostname or not re.fullmatch(r"[!-~]+", url):
-        raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")
-    return url.rstrip("/")
-
-
 def store_of(text: str | None) -> TokenStoreName | None:
     """Read --store; None leaves it to what there is. Raises UsageError."""
     if text is not None:
-        _one_of("--store", text, tuple(TokenStoreName))
+        check_choice("--store", text, tuple(TokenStoreName))
     return None if text is None else TokenStoreName(text)
 
 
@@ -157,12 +139,3 @@ def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None
         return  # reading it says why
     if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
         warn(f"{option} {path} can be read by others: chmod 600 {path}")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
