@@ -1,4 +1,4 @@
-"""Commands around a harvest: `login`, `logout`, `sandbox` and `demo`."""
+"""Commands before the first harvest: `login`, `logout`, `sandbox` and `demo`."""
 
 import asyncio
 import signal

@@ -1,4 +1,7 @@
-"""The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
+"""The options of the commands as dataclasses, with the names, defaults and help texts that people see.
+
+A value is what was written: `parsing` checks it and gives it its unit. The groups are the headings of `--help`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -32,7 +35,7 @@ _LOGGING = Group("Logging", sort_key=7)
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """What is asked of Bitly for each link: it belongs to the output."""
+    """The query that each link is asked; it is fixed when the output is begun."""
 
     facet: Annotated[FacetName, Parameter(group=_QUERY)] = "referrers"
     "Bitly's break-down of the clicks."
@@ -53,7 +56,7 @@ class QueryOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is written, and where."""
+    """Where rows are written, and in which form."""
 
     out: Annotated[str, Parameter(group=_OUTPUT)]
     (
@@ -86,7 +89,7 @@ class OutputOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """What is made of the list."""
+    """How the list is read, and which of its calls are made again."""
 
     retry_failed: Annotated[bool, Parameter(group=_LIST, negative="")] = False
     "Ask again also for calls that have failed in three runs."
@@ -107,7 +110,7 @@ class ListOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
-    """How fast, how often and how long Bitly is asked."""
+    """How fast, how often and how long requests are made."""
 
     connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
     "Connections at once; Bitly allows five from one IP address."
@@ -143,7 +146,7 @@ class LimitOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class StopOptions:
-    """When a run ends before its list does."""
+    """When a run stops before the end of its list."""
 
     max_failures: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
@@ -158,7 +161,7 @@ class StopOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
-    """Whom to ask, and with which token."""
+    """The server, and the source of the token."""
 
     base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
     "Bitly's API, or a sandbox."
@@ -176,7 +179,7 @@ class AccessOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What a person is told."""
+    """What is written to standard error, and how."""
 
     quiet: Annotated[bool, Parameter(group=_LOGGING, negative="")] = False
     "Say nothing but warnings and errors."
@@ -188,7 +191,7 @@ class LogOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `harvester run` can be told."""
+    """The options of `harvester run` and `harvester plan`."""
 
     output: OutputOptions
     query: QueryOptions = field(default_factory=QueryOptions)
@@ -202,7 +205,7 @@ class RunOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TokenStoreOptions:
-    """Which kept token is meant: each server has its own."""
+    """The server whose stored token is meant, and the folder of the store."""
 
     base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
     "The API that the token is for: Bitly's, or a sandbox."
@@ -214,7 +217,7 @@ class TokenStoreOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LoginOptions:
-    """What `harvester login` can be told."""
+    """The options of `harvester login`."""
 
     with_token: Annotated[bool, Parameter(negative="")] = False
     "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
@@ -243,7 +246,7 @@ class LoginOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions:
-    """What `harvester show` can be told."""
+    """The options of `harvester show`."""
 
     query: QueryOptions = field(default_factory=QueryOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
@@ -254,7 +257,7 @@ class ShowOptions:
 
 
 def by_name(options: Any) -> dict[str, Any]:
-    """Give a group's options, those of the groups in it too, as one mapping of names to values."""
+    """Return the values of a group's options, also of the groups in it, by name."""
     found: dict[str, Any] = {}
     for each in fields(options):
         value = getattr(options, each.name)
@@ -263,17 +266,17 @@ def by_name(options: Any) -> dict[str, Any]:
 
 
 def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Build a group of options, and the groups in it, from names and values; what is not given has its default.
+    """Return a group of options, with the groups in it, from values by name; others have their defaults.
 
     Raises:
-        UsageError: a name that is none of its options, or none for an option without a default.
+        UsageError: an unknown name, or no value for an option without a default.
     """
     refuse_unknown(given, names_in(kind))
     return _built(kind, given)
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UsageError for a name that is not known, with the one that was probably meant."""
+    """Raise UsageError for an unknown name, with the known name nearest to it."""
     for name in given:
         if name not in known:
             nearest = get_close_matches(name, known, 1)
@@ -282,12 +285,12 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def names_in(kind: type) -> list[str]:
-    """Name the options of a group, those of the groups in it too."""
+    """Return the names of a group's options, also of the groups in it."""
     return list(hints_in(kind))
 
 
 def hints_in(kind: type) -> dict[str, Any]:
-    """Give the options of a group, those of the groups in it too, with the types that they have."""
+    """Return the type hints of a group's options, also of the groups in it, by name."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
@@ -301,7 +304,7 @@ def _built(kind: type[T], given: Mapping[str, Any]) -> T:
             values[name] = _built(hint, given)
         elif name in given:
             values[name] = given[name]
-    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing := [name for name in needed if name not in values]:
+    required = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in required if name not in values]:
         raise UsageError(f"{', '.join(missing)}: a value is needed")
     return kind(**values)

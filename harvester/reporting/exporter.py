@@ -1,4 +1,4 @@
-"""The exporter that `--metrics-file` asks for; its library is an extra that most runs do without."""
+"""The exporter for `--metrics-file`. Its library is an extra, and is imported only for runs with this option."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any

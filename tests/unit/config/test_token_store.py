@@ -393,11 +393,11 @@ def test_a_keyring_that_waits_for_a_person_is_not_waited_for_all_night(
             return TOKEN
 
     monkeypatch.setattr(vaults, "_keyring", Prompting)
-    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(vaults, "_KEYRING_TIMEOUT_SECONDS", 0.01)
     with pytest.raises(UsageError, match="TimeoutError"):
         vault.read()
     somebody_came.set()
-    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(vaults, "_KEYRING_TIMEOUT_SECONDS", 60.0)
     assert vault.read() == (TOKEN, "the system keyring")
 
 
