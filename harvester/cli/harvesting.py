@@ -99,8 +99,13 @@ def _run_job(job: "Job", observer: "Reporter") -> "RunOutcome":
         stop_on_signals(shutdown, observer)
         return await jobs.run(job, shutdown, observer)
 
-    sys.setswitchinterval(SWITCH_SECONDS)
+    switch_threads_quickly()
     return asyncio.run(harvested())
+
+
+def switch_threads_quickly() -> None:
+    """Let the event loop have the interpreter soon while the thread that writes parts computes, in this process."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def _plan(lists: list[str], options: RunOptions, observer: "Reporter", *, json: bool, offline: bool) -> int:
@@ -145,17 +150,12 @@ def _observed(lists: list[str], options: RunOptions, work: Callable[["Reporter"]
 
 
 def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> "Reporter":
-    """Return an observer that writes to standard error, as text or as JSON.
-
-    As JSON, the interpreter's and its libraries' own messages are redirected too, for the rest of the process.
-    """
+    """Return an observer that writes to standard error, as text or as JSON."""
     from harvester.reporting.reporter import Reporter
 
     observer = Reporter(quiet=quiet, show_failures=show_failures)
     if log_format == "json":
         from harvester.reporting.logs import JsonLog
 
-        log = JsonLog()
-        log.redirect_interpreter()
-        observer.speak(log)
+        observer.speak(JsonLog())
     return observer

@@ -49,7 +49,7 @@ class TokenStore:
 
     def __init__(self, base_url: str, folder: str | None = None) -> None:
         self.server = server_of(base_url)
-        import platformdirs  # noqa: PLC0415 - a look at a manifest needs none of it
+        import platformdirs  # noqa: PLC0415 - `status` and `verify` do without it
 
         own = os.path.join(platformdirs.user_data_dir("harvester", appauthor=False), "tokens")
         self._file = _TokenFile(os.path.abspath(folder) if folder else own, self.server, explicit=folder is not None)

@@ -27,6 +27,7 @@ class JsonLog:
 
     def __init__(self) -> None:
         self._log = _logger()
+        self._take_over()
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
         """Write an event; its message is the text's first line. If nobody takes it, nothing more is written."""
@@ -37,8 +38,8 @@ class JsonLog:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
             self._log = _logger()
 
-    def redirect_interpreter(self) -> None:
-        """Report warnings, libraries' log records and what dies in threads as events, for the rest of the process."""
+    def _take_over(self) -> None:
+        """Have the interpreter and its libraries speak JSON too, whatever they have to say."""
         handler = _Handler(self)
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logging.captureWarnings(capture=True)

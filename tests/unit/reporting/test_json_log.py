@@ -221,7 +221,7 @@ def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
     code = (
         "import asyncio, logging, threading, warnings\n"
         "from harvester.reporting.logs import JsonLog\n"
-        "JsonLog().redirect_interpreter()\n"
+        "JsonLog()\n"
         "warnings.simplefilter('always')\n"
         "warnings.warn('an old\\nway')\n"
         "logging.getLogger('aiohttp').error('lost\\nconnection')\n"
