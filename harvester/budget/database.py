@@ -142,7 +142,7 @@ class BudgetDatabase:
         if version > _VERSION:
             raise OutputError(
                 f"{self.path}: of version {version}, and this harvester knows {_VERSION}: update it (pip install "
-                "--upgrade harvester). Or name another --state-dir, where counting begins anew"
+                "--upgrade bitly-harvester). Or name another --state-dir, where counting begins anew"
             )
         if version or self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise OutputError(

@@ -64,7 +64,7 @@ def report_error(error: Exception, observer: "Reporter") -> int:
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            text = sources.at_its_source(str(error))
+            text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))

@@ -95,7 +95,9 @@ def _store_of(place: OutputLocation, limits: PartLimits, hurried: threading.Even
     if place.form is not OutputKind.STORE:
         return None
     if limits.bytes > MOST_PART_BYTES:
-        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
+        raise UsageError(
+            f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
+        )
     return open_store(place.out, hurried)
 
 
@@ -197,7 +199,9 @@ def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, query: Quer
     out = ledger.meta()["out"]
     inside = os.path.commonpath([place.private, place.public]) == place.public
     if out != place.name and not inside:  # checked first: another output may well have another query
-        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
+        raise UsageError(
+            f"{place.private} belongs to --out {out}, not to {place.out}: name another", option="--work-dir"
+        )
     if begun != query:
         raise UsageError(
             f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"

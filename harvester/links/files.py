@@ -74,10 +74,12 @@ def resolve_lists(paths: Sequence[str], column: str | None = None, list_format: 
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once")
     if list_format is not None and list_format not in list(ListFormat):
-        raise UsageError(f"--list-format {list_format}: one of {', '.join(ListFormat)} was expected")
+        raise UsageError(f"{list_format}: one of {', '.join(ListFormat)} was expected", option="--list-format")
     sources = [_source(path, column, list_format) for argument in paths for path in _matches(argument)]
     if column is not None and all(source.format is ListFormat.LINES for source in sources):
-        raise UsageError(f"--column {column}: a list of lines has no columns; say what it is with --list-format")
+        raise UsageError(
+            f"{column}: a list of lines has no columns; say what it is with --list-format", option="--column"
+        )
     for source in sources:
         _check_beginning(source)
     return sources

@@ -1,4 +1,4 @@
-"""The exporter that `--metrics-file` asks for; its library is an extra that most runs do without."""
+"""The exporter for `--metrics-file`. Its library is an extra, and is imported only for runs with this option."""
 
 from collections.abc import Awaitable, Callable
 
@@ -19,5 +19,5 @@ def exporter_for(options: OutputOptions, warn: Callable[[str], None]) -> Callabl
     try:
         from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UsageError(f"--metrics-file needs a library more: {install_line('metrics')}") from error
+        raise UsageError(f"needs a library more: {install_line('metrics')}", option="--metrics-file") from error
     return TextfileExporter(options.metrics_file, options.out, warn).show

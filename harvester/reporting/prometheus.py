@@ -40,7 +40,7 @@ class TextfileExporter:
         self._writing = False
 
     async def show(self, manifest: Manifest) -> None:
-        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most. The first error goes to warn; none is raised."""
+        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most. The first error goes to warn; none raises."""
         if self._writing:
             return
         self._writing = True
@@ -66,13 +66,17 @@ class TextfileExporter:
 def _checked(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith(ENDING) or name == ENDING:
-        raise UsageError(f"--metrics-file {path}: a name such as harvester{ENDING} was expected; no other is collected")
+        raise UsageError(
+            f"{path}: a name such as harvester{ENDING} was expected; no other is collected", option="--metrics-file"
+        )
     if not os.path.isdir(folder):
-        raise UsageError(f"--metrics-file {path}: there is no folder {folder}; it is the textfile collector's")
+        raise UsageError(
+            f"{path}: there is no folder {folder}; it is the textfile collector's", option="--metrics-file"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--metrics-file {path}: Permission denied; {folder} must let this user write")
+        raise UsageError(f"{path}: Permission denied; {folder} must let this user write", option="--metrics-file")
     if os.path.isdir(path):
-        raise UsageError(f"--metrics-file {path}: a folder; name a file in it")
+        raise UsageError(f"{path}: a folder; name a file in it", option="--metrics-file")
     return os.path.join(folder, name)
 
 

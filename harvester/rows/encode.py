@@ -236,7 +236,7 @@ def _gzip(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
 
 
 def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
-    zstd = import_zstd("--format ndjson.zst needs a library")
+    zstd = import_zstd("ndjson.zst needs a library", option="--format")
     # Readers detect a flipped bit, as in gzip and in what the zstd command writes.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
     return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
@@ -246,7 +246,7 @@ class _Parquet:
     """Parquet with zstd and row groups of about _GROUP_BYTES. pyarrow parses the lines without Python's lock."""
 
     def __init__(self, target: HashingWriter, shape: Shape) -> None:
-        self._arrow = import_pyarrow("--format parquet needs a library")
+        self._arrow = import_pyarrow("parquet needs a library", option="--format")
         self._schema = arrow_schema(shape)
         self._writer = self._arrow.parquet.ParquetWriter(target, self._schema, compression="zstd")
         self._group: list[Any] = []

@@ -124,7 +124,9 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
         file; or the private state would lie on a network file system.
     """
     if not out:
-        raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
+        raise UsageError(
+            ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
+        )
     if is_url(out):
         return _in_store(normal(out), work_dir)
     out = os.path.abspath(out)
@@ -142,8 +144,9 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
 def _in_store(url: str, work_dir: str | None) -> OutputLocation:
     if not work_dir:
         raise UsageError(
-            f"--out {url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
-            "paid for and published, such as --work-dir /var/lib/harvester/bitly"
+            f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
+            "paid for and published, such as --work-dir /var/lib/harvester/bitly",
+            option="--out",
         )
     private = os.path.abspath(work_dir)
     _check_local(private)

@@ -65,16 +65,21 @@ def normal(url: str) -> str:
     """
     scheme, _, rest = url.partition("://")
     if scheme not in _SCHEMES:
-        raise UsageError(f"--out {scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file")
+        raise UsageError(
+            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
+        )
     if "@" in rest.split("/")[0]:
-        raise UsageError(f"--out {scheme}://: credentials stand in the environment, never in the address")
+        raise UsageError(f"{scheme}://: credentials stand in the environment, never in the address", option="--out")
     path = rest.rstrip("/")
     bucket, _, prefix = path.partition("/")
     if (not bucket and scheme != "file") or not prefix:
-        raise UsageError(f"--out {url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly")
+        raise UsageError(
+            f"{url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly", option="--out"
+        )
     if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
         raise UsageError(
-            f"--out {url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII"
+            f"{url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
+            option="--out",
         )
     return f"{scheme}://{path}"
 

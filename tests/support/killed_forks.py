@@ -23,6 +23,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
+from harvester.cli import harvesting
 from harvester.cli import main as cli
 from harvester.cli.signals import die_of_signals
 from harvester.config.options import RunOptions
@@ -180,7 +181,7 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
 def run(arguments: list[str]) -> int:
     """Do what `harvester` does with a command line, and give its exit code."""
     links, options = asked(arguments)
-    return cli.run(links, options=options)
+    return harvesting.run(links, options=options)
 
 
 def asked(arguments: list[str]) -> tuple[list[str], RunOptions]:

@@ -742,7 +742,7 @@ def test_values_may_be_what_python_has_for_them() -> None:
         "-",
     )
     assert found.query.unit_reference == "2026-11-01T00:00:00+00:00"
-    assert (found.limits.timeout, found.ends.max_time, found.ends.max_failures) == ("5.000000", "90", "5")
+    assert (found.limits.timeout, found.stopping.max_time, found.stopping.max_failures) == ("5.000000", "90", "5")
     assert found.output.work_dir == "work"
 
 

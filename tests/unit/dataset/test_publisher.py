@@ -208,7 +208,7 @@ def test_a_missing_library_is_named_before_anything_is_created(
         check=False,
     )
     assert done.returncode == 2
-    assert f"--format {form} needs a library: pip install 'harvester[{extra}]'" in done.stderr
+    assert f"--format {form} needs a library: pip install 'bitly-harvester[{extra}]'" in done.stderr
     assert not list(tmp_path.glob("lake/**/part-*"))
     assert not (tmp_path / "lake" / "out").exists()
 

@@ -189,7 +189,7 @@ def test_without_the_library_the_install_line_is_said(tmp_path: Path, links: str
         env={**os.environ, "BITLY_TOKEN": "any"},
     )
     assert done.returncode == 2
-    assert "pip install 'harvester[metrics]'" in done.stderr
+    assert "pip install 'bitly-harvester[metrics]'" in done.stderr
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

@@ -356,7 +356,7 @@ def test_slashes_at_the_end_are_dropped(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(UsageError, match=r"pip install 'harvester\[cloud\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'bitly-harvester\[cloud\]'"):
         stores.open_store("s3://lake/a")
 
 
