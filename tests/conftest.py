@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from tests.support.commands import STATE_DIR, TOKEN_STORE
+from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def own_state() -> Iterator[Path]:
         os.environ[TOKEN_STORE] = str(folder / "tokens")
         os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
         yield folder
+        close_command_server()
         for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
             del os.environ[name]
 

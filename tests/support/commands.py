@@ -1,11 +1,14 @@
-"""Runs the real command in a process of its own."""
+"""Runs the real command in a process of its own: a new interpreter, or a fork of one that is ready."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO
+
+from tests.support.command_client import CommandServer
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -54,7 +57,26 @@ def harvester(
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `harvester ARGUMENTS` to its end, and give its exit code and what it wrote."""
+    """Run `harvester ARGUMENTS` to its end; return its exit code and what it wrote.
+
+    The process is a fork of one that has imported harvester, unless something about its start is asked for: a wrapper,
+    or a variable that is read only then.
+    """
+    variables = environment(env)
+    if not wrapper and _server().can_run(variables):
+        return _server().run(arguments, variables, cwd or ROOT, stdin, timeout)
+    return started(*arguments, env=env, stdin=stdin, timeout=timeout, cwd=cwd, wrapper=wrapper)
+
+
+def started(
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    timeout: float = 60.0,
+    cwd: Path | None = None,
+    wrapper: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run `harvester ARGUMENTS` to its end in a new interpreter: for tests of the start itself."""
     process = start(
         *arguments,
         env=env,
@@ -69,3 +91,15 @@ def harvester(
         process.communicate()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
+
+
+@cache
+def _server() -> CommandServer:
+    return CommandServer(environment())
+
+
+def close_command_server() -> None:
+    """End the process that commands are forked from, if there is one."""
+    if _server.cache_info().currsize:
+        _server().close()
+        _server.cache_clear()
