@@ -33,8 +33,8 @@ def quick_folder() -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first, so that it is not what everybody waits for at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Run what is slow first, so that nothing long is left for one worker while the others are idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

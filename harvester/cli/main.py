@@ -516,7 +516,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code."""
     open_closed_streams()
     die_of_signals()
-    sys.exit(_guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)]))
+    code = _guarded([_DASH if word == "-" else word for word in (sys.argv[1:] if argv is None else argv)])
+    sys.exit(_flush_output(code))
+
+
+def _flush_output(code: int) -> int:
+    """Flush standard output; return the exit code, which is OUTPUT instead of OK if that fails.
+
+    A failed print leaves its text in the buffer. The interpreter would try to write it once more as it ends, fail
+    again, and exit with 120 whatever code was given.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _hush()
+    except OSError:
+        _hush()
+        return code or OUTPUT
+    return code
 
 
 def _guarded(words: list[str]) -> int:

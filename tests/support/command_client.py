@@ -1,20 +1,18 @@
-"""Runs commands as children of tests/support/command_server.py, which has imported harvester already."""
+"""Starts commands as children of tests/support/command_server.py, which has imported harvester already."""
 
 import json
 import os
-import selectors
-import signal
+import select
 import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any
 
 _ROOT = Path(__file__).parents[2]
-_READ_AT_START = ("PYTHON", "LANG", "LC_", "SSL_", "TZ", "LD_", "TMPDIR")
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "SSL_", "TZ", "LD_")
 """Variables that Python, or a module as it is imported, reads once; a command that changes them needs a new process."""
 _NUMBER = struct.Struct("q")
 
@@ -39,32 +37,12 @@ class CommandServer:
         """Return whether a fork of the server behaves as a new process with these variables would."""
         return _read_at_start(env) == self._env
 
-    def run(
-        self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path, stdin: bytes | None, timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end. stdin: written into a pipe; None for an empty input.
-
-        Raises:
-            subprocess.TimeoutExpired: it took longer, and was killed.
-        """
-        pipes = [os.pipe() for _ in range(4)]
-        (stdin_read, stdin_write), (out, out_write), (err, err_write), (report, report_write) = pipes
-        order = json.dumps({"arguments": arguments, "env": env, "cwd": str(cwd)}).encode("utf-8", "surrogateescape")
-        socket.send_fds(self._orders, [order], [stdin_read, out_write, err_write, report_write])
-        for descriptor in (stdin_read, out_write, err_write, report_write):
-            os.close(descriptor)
-        with ExitStack() as stack:
-            for descriptor in (out, err, report):
-                stack.callback(os.close, descriptor)
-            exchange = _Exchange(stdin_write, stdin or b"", {out: b"", err: b"", report: b""})
-            in_time = exchange.run(time.monotonic() + timeout)
-            pid = _NUMBER.unpack(exchange.received[report][: _NUMBER.size])[0]
-            if not in_time:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired([*arguments], timeout, exchange.received[out], exchange.received[err])
-        status = _NUMBER.unpack(exchange.received[report][_NUMBER.size :])[0]
-        texts = (exchange.received[stream].decode() for stream in (out, err))
-        return subprocess.CompletedProcess(["harvester", *arguments], os.waitstatus_to_exitcode(status), *texts)
+    def fork(self, order: Mapping[str, Any], streams: Sequence[int]) -> tuple[int, int]:
+        """Start a command; return its process id and the descriptor on which its wait status will arrive."""
+        report, theirs = os.pipe()
+        socket.send_fds(self._orders, [json.dumps(order).encode("ascii")], [*streams, theirs])
+        os.close(theirs)
+        return _NUMBER.unpack(os.read(report, _NUMBER.size))[0], report
 
     def close(self) -> None:
         """End the server."""
@@ -72,47 +50,45 @@ class CommandServer:
         self._process.wait()
 
 
-class _Exchange:
-    """Writes the input and reads all outputs at once, so that no pipe is full for ever."""
+class ForkedCommand(subprocess.Popen[bytes]):
+    """A command that the server has forked; to the test it is a Popen, although the process is no child of the test's.
 
-    def __init__(self, stdin: int, data: bytes, received: dict[int, bytes]) -> None:
-        self._stdin = stdin
-        self._data = memoryview(data)
-        self.received = received
+    Popen starts and awaits a process in the three methods replaced here, and leaves all else to the others.
+    """
 
-    def run(self, until: float) -> bool:
-        """Exchange until every output has ended; return False if that took too long."""
-        os.set_blocking(self._stdin, False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stdin, selectors.EVENT_WRITE)
-            for descriptor in self.received:
-                selector.register(descriptor, selectors.EVENT_READ)
-            try:
-                while selector.get_map().keys() - {self._stdin}:
-                    ready = selector.select(until - time.monotonic())
-                    if not ready and time.monotonic() >= until:
-                        return False
-                    for key, _ in ready:
-                        self._step(selector, key.fd)
-            finally:
-                if self._stdin in selector.get_map():
-                    os.close(self._stdin)
-        return True
+    def __init__(
+        self,
+        server: CommandServer,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        **streams: IO[bytes] | int | None,
+    ) -> None:
+        self._server = server
+        self._order = {"arguments": arguments, "env": dict(env), "cwd": str(cwd)}
+        super().__init__(["harvester", *arguments], **streams)  # type: ignore[call-overload]
 
-    def _step(self, selector: selectors.BaseSelector, descriptor: int) -> None:
-        if descriptor == self._stdin:
-            if not self._write():
-                selector.unregister(descriptor)
-                os.close(descriptor)
-        elif chunk := os.read(descriptor, 2**16):
-            self.received[descriptor] += chunk
-        else:
-            selector.unregister(descriptor)
-
-    def _write(self) -> bool:
-        """Write some of the input; return False when all is written or nobody reads it."""
+    def _execute_child(self, *arguments: Any) -> None:
+        pipes = arguments[10:16]  # behind args, executable … shell
+        stdin, _, _, stdout, _, stderr = pipes
+        streams = [own if theirs == -1 else theirs for own, theirs in enumerate((stdin, stdout, stderr))]
         try:
-            self._data = self._data[os.write(self._stdin, self._data) :] if self._data else self._data
-        except BrokenPipeError:
-            return False
-        return bool(self._data)
+            self.pid, self._report = self._server.fork(self._order, streams)
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+        return self._ended_within(0)
+
+    def _wait(self, timeout: float | None) -> int:
+        if self._ended_within(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _ended_within(self, seconds: float | None) -> int | None:
+        if self.returncode is None and select.select([self._report], [], [], seconds)[0]:
+            self.returncode = os.waitstatus_to_exitcode(_NUMBER.unpack(os.read(self._report, _NUMBER.size))[0])
+            os.close(self._report)
+        return self.returncode

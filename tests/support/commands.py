@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from tests.support.command_client import CommandServer
+from tests.support.command_client import CommandServer, ForkedCommand
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -25,7 +25,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if name in {STATE_DIR, TOKEN_STORE}
-        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
+        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_", "PYTHONUNBUFFERED")))
     }
     return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
 
@@ -37,15 +37,25 @@ def start(
     stdout: IO[bytes] | int | None = subprocess.PIPE,
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
+    new_interpreter: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start `harvester ARGUMENTS`; the caller ends it."""
+    """Start `harvester ARGUMENTS`; the caller ends it.
+
+    The process is a fork of one that has imported harvester, unless the start itself is what matters: with
+    new_interpreter, under a wrapper, or with variables that only a new interpreter reads.
+    """
+    variables, folder = environment(env), cwd or ROOT
+    if not wrapper and not new_interpreter and _server().can_run(variables):
+        return ForkedCommand(
+            _server(), arguments, variables, folder, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
+        )
     return subprocess.Popen(
         [*wrapper, sys.executable, "-m", "harvester", *arguments],
-        env=environment(env),
+        env=variables,
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
-        cwd=cwd or ROOT,
+        cwd=folder,
     )
 
 
@@ -57,33 +67,9 @@ def harvester(
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `harvester ARGUMENTS` to its end; return its exit code and what it wrote.
-
-    The process is a fork of one that has imported harvester, unless something about its start is asked for: a wrapper,
-    or a variable that is read only then.
-    """
-    variables = environment(env)
-    if not wrapper and _server().can_run(variables):
-        return _server().run(arguments, variables, cwd or ROOT, stdin, timeout)
-    return started(*arguments, env=env, stdin=stdin, timeout=timeout, cwd=cwd, wrapper=wrapper)
-
-
-def started(
-    *arguments: str,
-    env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
-    timeout: float = 60.0,
-    cwd: Path | None = None,
-    wrapper: Sequence[str] = (),
-) -> subprocess.CompletedProcess[str]:
-    """Run `harvester ARGUMENTS` to its end in a new interpreter: for tests of the start itself."""
-    process = start(
-        *arguments,
-        env=env,
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-        cwd=cwd,
-        wrapper=wrapper,
-    )
+    """Run `harvester ARGUMENTS` to its end, as `start` does; return its exit code and what it wrote."""
+    source = subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+    process = start(*arguments, env=env, stdin=source, cwd=cwd, wrapper=wrapper)
     try:
         out, err = process.communicate(stdin, timeout=timeout)
     except BaseException:
