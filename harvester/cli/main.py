@@ -25,7 +25,7 @@ from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
-from harvester.shutdown import OK, USAGE
+from harvester.shutdown import OK, OUTPUT, USAGE
 
 if TYPE_CHECKING:
     from harvester.client.token import Token
@@ -36,7 +36,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_closed_streams()
     die_of_signals()
     words = sys.argv[1:] if argv is None else argv
-    sys.exit(_exit_code([DASH if word == "-" else word for word in words]))
+    sys.exit(_flush_output(_exit_code([DASH if word == "-" else word for word in words])))
+
+
+def _flush_output(code: int) -> int:
+    """Flush standard output; return the exit code, which is OUTPUT instead of OK if that fails.
+
+    A failed print leaves its text in the buffer. The interpreter would try to write it once more as it ends, fail
+    again, and exit with 120 whatever code was given.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+    except OSError:
+        discard_output()
+        return code or OUTPUT
+    return code
 
 
 def _exit_code(words: list[str]) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def reading_through(out: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
         process.stdin.write(LINKS.encode())
         process.stdin.flush()
         while manifest(out)["invocation"]["number"] == 1:
-            os.sched_yield()
+            time.sleep(0.002)
         yield process
     finally:
         process.kill()

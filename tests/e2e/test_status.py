@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import fields
@@ -121,7 +122,7 @@ def status(*arguments: str) -> dict[str, Any]:
 
 def wait_for_manifest(out: Path) -> None:
     while not (out / "_manifest.json").exists() and not Path(f"{out}.harvester/_manifest.json").exists():
-        os.sched_yield()
+        time.sleep(0.002)
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_run_that_has_just_begun_is_written_and_a_kill_leaves_a_whole_file(
         *NO_LIMITS,
     )
     while not path.exists():
-        os.sched_yield()
+        time.sleep(0.002)
     process.kill()
     process.communicate()
     assert value(samples_in(path), "harvester_ended_timestamp_seconds") == 0
@@ -138,7 +139,7 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
     options = ("--metrics-file", str(folder / "mine.prom"), "--base-url", serve(latency_ms=100).url, *NO_LIMITS)
     process = start("run", links, "--out", str(out), "--part-rows", "5", *options)
     while not (folder / "mine.prom").exists():
-        os.sched_yield()
+        time.sleep(0.002)
     shutil.rmtree(folder)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
