@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.quota [--weeks 6] [--folder /dev/shm]
 
-The harvests are those of tests/simulation/test_six_weeks.py: the real pool, client, gate and budget. Also: what counting an
-attempt costs.
+The harvests are those of tests/simulation/test_six_weeks.py: the real pool, client, gate and budget. Also: what
+counting an attempt costs.
 """
 
 import argparse
