@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from harvester import __version__
-from harvester.cli.exit_codes import BY_REASON, EXIT_CODES
-from harvester.progress import WAIT_REASONS
+from harvester.cli.exit_codes import EXIT_CODES, exit_code
+from harvester.progress import WAIT_REASONS, RunOutcome, RunProgress
 from harvester.reporting.run_status import State
 from harvester.rows.schema import COLUMNS, FAILURE, METRIC, Shape
-from harvester.shutdown import StopReason
+from harvester.shutdown import Stop, StopReason
 from tests.conftest import Served
 from tests.support.commands import ROOT, environment, harvester
 
@@ -66,13 +66,10 @@ def test_every_exit_code_is_in_the_readme() -> None:
     assert {int(code): text.replace("`", "") for code, text in shown.items()} == EXIT_CODES
 
 
-def test_every_reason_to_stop_has_an_exit_code() -> None:
-    assert set(BY_REASON) == set(StopReason)
-
-
-def test_every_reason_to_stop_is_documented_with_its_exit_code() -> None:
+def test_every_reason_to_stop_has_an_exit_code_and_is_documented_with_it() -> None:
     shown = dict(re.findall(r"^\| `(\w+)` \| .* \| (\d) \|$", STATUS, re.MULTILINE))
-    assert {reason: int(code) for reason, code in shown.items()} == {str(each): BY_REASON[each] for each in StopReason}
+    codes = {each: exit_code(RunOutcome(False, Stop(each, ""), RunProgress())) for each in StopReason}
+    assert {reason: int(code) for reason, code in shown.items()} == codes
 
 
 def test_every_state_is_documented() -> None:
