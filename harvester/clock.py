@@ -17,8 +17,8 @@ class Clock:
         self.boot = _boot_id()
 
     def boot_seconds(self) -> float:
-        """Return seconds since boot, alike for all processes; no step of the wall clock moves them."""
-        # On Linux they include the time asleep, as Bitly's windows do; elsewhere waits get longer.
+        """Return seconds since boot, the same for all processes and unaffected by changes of the wall clock."""
+        # On Linux they include time asleep, as Bitly's windows do. Elsewhere they do not, which makes waits longer.
         return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
 
     def wall(self) -> float:

@@ -1,6 +1,6 @@
 """One link, or a few, without a dataset: the budget and the client alone.
 
-For `harvester show` and `harvester.metrics`. Rows are handed over the moment they are answered and nothing is kept, so
+For `harvester show` and `harvester.metrics`. A row is handed over as soon as it is answered and nothing is stored, so
 there is no journal, no ledger and no private folder. The month, the windows and the machine's connections count as in
 any run, and a run's abort rules hold.
 """
@@ -103,7 +103,7 @@ class Lookup:
             await asyncio.wait({calls})
             if not calls.cancelled():
                 calls.result()
-        except BaseExceptionGroup as group:  # the first: on_row's
+        except BaseExceptionGroup as group:  # the first is on_row's
             raise group.exceptions[0] from None
         finally:
             for task in (reporting, ending, calls):
@@ -125,7 +125,7 @@ class Lookup:
         return asyncio.get_running_loop().call_later(seconds, self._shutdown.request, stop)
 
     async def _cut_short(self, calls: asyncio.Task[None]) -> None:
-        """Give calls in flight some seconds once the run is to end."""
+        """Cancel the calls in flight GRACE_SECONDS after the run was asked to stop."""
         await self._shutdown.wait()
         await asyncio.sleep(GRACE_SECONDS)
         calls.cancel()
@@ -148,7 +148,7 @@ class Lookup:
                 group.create_task(self._work(group))
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
-        """Make calls until there are no more; those to repeat wait in tasks of their own."""
+        """Make calls until none is left; each retry waits in a task of its own."""
         try:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()

@@ -26,9 +26,9 @@ from harvester.jsonlines import object_in
 BODY_LIMIT = 4 * 1024 * 1024
 """Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""
 KEPT_BODY = 2048
-"""Bytes kept from the beginning of a body that no rule understands."""
+"""Bytes kept from the beginning of a body that no rule covers."""
 _MESSAGE_LIMIT = 200
-"""Characters kept of a text of Bitly's."""
+"""Characters kept of a text from Bitly."""
 
 Hint = float | datetime | None
 """The wait that the server asks for: a number of seconds, or the moment (UTC) at which it ends."""
@@ -273,5 +273,5 @@ def body_excerpt(body: bytes) -> str:
 
 
 def truncate(text: str) -> str:
-    """Return the part of a text of Bitly's that is kept."""
+    """Return at most the first _MESSAGE_LIMIT characters of a text from Bitly."""
     return text[:_MESSAGE_LIMIT]

@@ -1,4 +1,4 @@
-"""May the next attempt go now? Windows, month and throttling of a token, in a file that all processes share.
+"""Permission for the next attempt, from a token's windows, month and throttling in a file that all processes share.
 
 An attempt is counted, in one transaction, before it is sent: a kill at any moment can only leave too much counted.
 Nothing here sleeps or knows asyncio: `try_acquire` answers "counted, send it" or how long to wait and why.
@@ -129,7 +129,7 @@ class Budget:
             return RetryAfter(_BUSY_SECONDS, "budget")
 
     def close(self) -> None:
-        """Give back what was counted and will not be sent."""
+        """Undo the count of leased attempts that will not be sent."""
         if self._lease.left:
             with self._database.transaction():
                 self._load()
@@ -153,7 +153,7 @@ class Budget:
             self._give_back()
             refusal = self._refuse(now)
             lease = self._count(now) if refusal is None else None
-        self._lease = lease or self._lease  # behind the commit: only now is it counted
+        self._lease = lease or self._lease  # after the commit: only now is it counted
         return refusal
 
     def _check_present(self) -> None:
@@ -188,7 +188,7 @@ class Budget:
         self._usage.add(attempts, now)
         months = months_near(self._database.utc(now))
         self.month.spend(months, attempts)
-        if self.month.reported_spent:  # a day has passed since
+        if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
         return _Lease(attempts, attempts - 1, self._usage.last_at, months, self._usage.total)
 
@@ -266,12 +266,12 @@ class Budget:
         since_reopened = self._usage.total - self._usage.state.throttle.reopened.get(window, 0)
         return max(min(self._usage.used(window, now), since_reopened) - 1, 0)
 
-    # --- Bitly's own word ------------------------------------------------------------------------------------------
+    # --- Bitly's report --------------------------------------------------------------------------------------------
 
     def ask_due(self, *, begin: bool = False) -> bool:
-        """Return whether to ask Bitly for its limits now, and record that somebody does: one process is told True.
+        """Return whether to ask Bitly for its limits now, and record that it is asked: only one process gets True.
 
-        begin: at the start of a run, to learn what was used meanwhile.
+        begin: True at the start of a run, to learn what was used since the last one.
         """
         if not self.requested.needs_report:
             return False

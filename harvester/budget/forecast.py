@@ -1,8 +1,4 @@
-"""When calls would end: the budget's rules, run ahead in thought.
-
-Pure. A window gives back each attempt its span after it was made, so what was sent in one hour decides when the next
-hour's go; a month's end gives a new month's calls, in whatever state the windows are.
-"""
+"""Estimate of when a number of calls would end: a simulation of the budget's rules. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,7 +13,7 @@ from harvester.clock import next_month
 from harvester.progress import WindowState
 
 ANSWER_SECONDS = 0.3
-"""What an answer is taken to need where no window says how fast calls may go."""
+"""Assumed time for a response, in seconds, where no limit sets the pace."""
 _MOST_STEPS = 50_000
 _LONGEST = timedelta(days=366 * 200)
 PLANS = {5_000: "Core", 25_000: "Growth", 50_000: "Premium"}
@@ -27,11 +23,11 @@ _WORTH_SAYING = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a forecast begins.
+    """The state that a forecast starts from.
 
-    now: UTC. leaving: seconds from now and how many attempts leave the hour's window then, in order. minute_used:
-    attempts in the minute's window. month_left: attempts that the present month still has; None without a limit.
-    connections: at once. answer_seconds: what an answer takes.
+    now: UTC. minute_used: attempts in the minute's window. leaving: pairs of seconds from now and the number of
+    attempts that leave the hour's window then, in order. month_left: attempts left in the current month; None without
+    a limit. connections: calls in flight at once. answer_seconds: duration of one call.
     """
 
     now: datetime
@@ -44,9 +40,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When calls would end. ends: None for later than anybody plans. pauses: when a month was spent before that.
+    """The estimated end of calls. ends: None if it is more than 200 years away.
 
-    this_month: attempts that would go before the present month's end.
+    pauses: the moments at which a month's limit runs out before the end. this_month: attempts that would be sent
+    before the current month ends.
     """
 
     ends: datetime | None
@@ -56,7 +53,7 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A change that would bring the end forward. option: what to say; why: in words."""
+    """A change that would make the calls end earlier. option: the option to give. why: its condition, in words."""
 
     option: str
     why: str
@@ -64,7 +61,7 @@ class Suggestion:
 
 
 def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) -> Start:
-    """Give where a forecast begins at present. windows: the budget's. Raises OutputError for the budget's file."""
+    """Return the current state to start a forecast from. windows: the budget's. Raises OutputError for its file."""
     return Start(
         budget.at(budget.opens_in()),
         leaving=budget.leaving(),
@@ -75,7 +72,7 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
 
 
 def forecast(attempts: int, limits: Limits, start: Start) -> Forecast:
-    """Say when so many attempts would have been made, if nothing is throttled and no server is out."""
+    """Return when this number of attempts would be done, without throttling and outages."""
     course = _Course(attempts, limits, start)
     while course.remaining:
         if course.now - start.now > _LONGEST:
@@ -85,7 +82,11 @@ def forecast(attempts: int, limits: Limits, start: Start) -> Forecast:
 
 
 class _Course:
-    """A forecast under way."""
+    """A running simulation: `now` jumps from one batch of attempts, or wait, to the next."""
+
+    # A sliding window frees each attempt one span after it was sent, so what was sent in one hour decides when the next
+    # hour's attempts go: `_leaving` replays that, batch by batch. The minute's window is not replayed but spread evenly
+    # as a time per attempt. A new month gives its full limit, whatever state the windows are in.
 
     def __init__(self, attempts: int, limits: Limits, start: Start) -> None:
         self.remaining = attempts
@@ -99,13 +100,13 @@ class _Course:
         self._leaving = deque((start.now + timedelta(seconds=seconds), count) for seconds, count in start.leaving)
         self._in_hour = sum(count for _, count in self._leaving)
         per_attempt = start.answer_seconds / start.connections
-        if limits.per_minute and not self._fits(start):  # a short list is not paced
+        if limits.per_minute and not self._fits(start):  # what fits into the free windows is sent without pacing
             per_attempt = max((SPANS[MINUTE] + LATE_SECONDS) / limits.per_minute, per_attempt)
         self._seconds_each = per_attempt
         self._most = max(limits.per_minute or limits.per_hour or 1000, attempts // _MOST_STEPS, 1)
 
     def _fits(self, start: Start) -> bool:
-        """Say whether all goes into the room that the windows have now."""
+        """Return whether all attempts fit into what is free in the windows now."""
         rooms = [self._limits.per_minute - start.minute_used]
         if self._limits.per_hour:
             rooms.append(self._limits.per_hour - self._in_hour)
@@ -114,7 +115,7 @@ class _Course:
         return self.remaining <= min(rooms)
 
     def step(self) -> None:
-        """Send what may go now, or wait for what lets more go."""
+        """Send the next batch, or advance to when the next attempt is allowed."""
         self._turn_month()
         if self._month_left == 0:
             self.pauses.append(self.now)
@@ -150,9 +151,9 @@ class _Course:
 def suggestions_for(
     attempts: int, limits: Limits, own: Limits, without_reserve: Limits, start: Start
 ) -> list[Suggestion]:
-    """Name the changes that would bring the end forward, each by itself.
+    """Return the changes that would make the calls end earlier, each on its own.
 
-    own: the limits without what throttled answers have taught.
+    own: the limits without what was learned from throttled responses.
     """
     ends = forecast(attempts, limits, start).ends
     found = []

@@ -1,10 +1,6 @@
-"""What a throttled answer teaches: until when nobody asks, and how much passes, as a state that outlives the process.
+"""The pause after a throttled response, and the limits learned from it, as state that outlives the process.
 
-Pure: the budget keeps the state and gives the time. One throttled answer closes for everyone; when the time is over one
-probe goes first. If the probe passes within two minutes it was the minute's limit, else the hour's: that window then
-holds no more than what last passed, once learned no less than half of what it held, and is raised again by a factor
-that gets smaller, after a patience that gets longer, each time it turns out to be too much. Where Bitly itself says
-that its hour is full there is nothing to learn: others have used the token, too.
+Pure: the budget stores the state and passes in the time.
 """
 
 import math
@@ -14,11 +10,11 @@ from datetime import datetime
 
 LONGEST_HINT_SECONDS = 3600.0
 PROBE_SECONDS = 35.0
-"""A probe that has not been answered after so long is given up for lost, with its process."""
+"""A probe without a response after this time counts as lost, together with its process."""
 _JITTER = 0.1
 _MINUTE_STRIKES = 2
 _LONGEST_MINUTE_SECONDS = 150.0
-"""Two strikes' longest wait, 60 s and 60 s with the jitter, and some time to answer."""
+"""The longest wait of two strikes (60 s each, plus jitter) and some time for the response."""
 _DECREASE = 0.9
 _MOST_DECREASE = 0.5
 _FIRST_STEP = 2.0
@@ -27,23 +23,23 @@ _NEARLY_FULL = 0.9
 _HALF_FULL = 0.5
 _MOST_PATIENCE = 5000
 _REMEMBERED = 10
-"""A ceiling that has reached the window's own limit is forgotten after so many times its patience."""
+"""A ceiling that has reached the window's own limit is forgotten after this multiple of its patience."""
 
 MINUTE, HOUR = "minute", "hour"
 _LEAST_HOUR = 100
-"""An hour without a limit, whose minute has none, is lowered to so much at once, at the most."""
+"""The least that an unlimited hour is lowered to in one step, if its minute has no limit either."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}
-"""A window is lowered to one part in so many at once, at the most: who had just begun, before others' use throttled it,
-has learned next to nothing. An hour's takes long to be regained.
+"""One step lowers a window to no less than this fraction of its limit (one tenth, one quarter). A run that is throttled
+by other clients' use soon after its start has measured next to nothing, and an hour's limit takes long to regain.
 """
 
 
 @dataclass(slots=True)
 class LearnedLimit:
-    """What a window may hold since a throttled answer. since: the total at which it was set or last raised.
+    """A window's limit as learned from a throttled response. since: the total when it was set or last raised.
 
-    patience: attempts after which it is raised. step: by what factor. own: the largest limit that a process had of
-    itself, up to which it is raised; 0 for none.
+    patience: attempts without a throttled response before it is raised. step: the factor by which it is raised. own:
+    the upper end of the raising, the largest limit that any process had configured; 0 for none.
     """
 
     limit: int
@@ -55,12 +51,13 @@ class LearnedLimit:
 
 @dataclass(slots=True)
 class AdaptiveLimit:
-    """A token's state at an endpoint. Times are the clock's elapsed seconds; None where it is open.
+    """The throttling of one token at one endpoint: open, closed, or closed with a probe in flight.
 
-    closed_at: of the last throttled answer that told something. began_at: of the first since it was open. opens_at:
-    when the probe may go, or when the one that is under way is lost. passed: attempts that had passed in each window
-    before the first throttled answer. reopened: by window, the total before the probe that last found it open anew.
-    full: since it closed, Bitly has counted as many in its hour as it allows, and we keep no more than that.
+    Times are seconds since boot. opens_at: when the probe may be sent, or, once it is sent, when it counts as lost;
+    None while open. began_at: the first throttled response since the endpoint was open. closed_at: the last one, not
+    counting late ones to attempts that were sent before it. passed: attempts that passed in each window before the
+    first throttled response. reopened: by window, the total before the probe that last reopened it. full: while closed,
+    Bitly reported its hour as used up, and our own limit is no larger than Bitly's.
     """
 
     opens_at: float | None = None
@@ -75,17 +72,17 @@ class AdaptiveLimit:
 
     @property
     def closed(self) -> bool:
-        """True from a throttled answer until a probe has passed."""
+        """True from a throttled response until a probe has passed."""
         return self.opens_at is not None
 
     def lowered(self, window: str, limit: int) -> int:
-        """Give what a window may hold whose own limit is this one; 0 means none."""
+        """Return a window's limit in force: the smaller of its own and the learned one. 0 means no limit."""
         ceiling = self.ceilings.get(window)
         return limit if ceiling is None else min(limit or ceiling.limit, ceiling.limit)
 
 
 def close(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
-    """Take note of a throttled answer that tells something: nobody asks for so long. passed: as in Throttle."""
+    """Close the endpoint for `seconds` after a throttled response. passed: as in AdaptiveLimit."""
     if not state.closed:
         state.strikes, state.passed, state.full, state.began_at = 0, dict(passed), False, now
     state.strikes += 1
@@ -95,26 +92,32 @@ def close(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str,
 
 
 def note_late(state: AdaptiveLimit) -> None:
-    """Take note of a throttled answer to an attempt that was under way before: it was thought to have passed."""
+    """Correct `passed` by one attempt: it was sent before the endpoint closed, and its response was throttled, too."""
     state.passed = {window: max(passed - 1, 0) for window, passed in state.passed.items()}
 
 
 def note_full(state: AdaptiveLimit) -> None:
-    """Take note that Bitly's own count says that its hour is full, of which we keep no more than it allows."""
+    """Record that Bitly reports its hour as used up, where our own hourly limit is no larger than Bitly's."""
     state.full = state.closed
 
 
 def begin_probe(state: AdaptiveLimit, now: float) -> None:
-    """Let the attempt that goes now be the probe."""
+    """Make the attempt that is sent now the probe."""
     state.probing, state.opens_at = True, now + PROBE_SECONDS
 
 
 def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
-    """Take note that a probe has passed: open for everyone, and lower the window that was to blame.
+    """Reopen the endpoint for all processes after a probe that passed, and lower the window whose limit was hit.
 
-    None is when Bitly's hour was full: that is its limit as it was told, and others have used up what we had not.
-    total: attempts so far. limits: what each window may hold at present, 0 for no limit.
+    total: attempts so far. limits: each window's limit in force, 0 for none.
     """
+    # Bitly does not say which limit was hit. The time it took to pass again does: a sliding minute frees within about
+    # two minutes, so a longer wait means the hour. That window's new limit is what last passed in it. From then on it
+    # is raised by a factor after some patience, and each time the raised limit proves too high, the factor gets smaller
+    # and the patience longer, so that the limit settles just below Bitly's.
+    #
+    # If Bitly reported its hour as used up there is nothing to learn: our limit is right, and other clients of the same
+    # token used the rest.
     window = _to_blame(state, sent_at, limits)
     if not state.full:
         state.ceilings[window] = _learned(state, window, total, limits)
@@ -126,11 +129,11 @@ def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str
 
 def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, int]) -> LearnedLimit:
     passed, limit = state.passed.get(window, 0), limits[window]
-    if window == HOUR and not limit:  # no part of it is known, but that it holds a minute
+    if window == HOUR and not limit:  # nothing is known of the hour, except that it holds a minute
         passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
-    if limit and passed >= limit:  # its windows begin at other moments than ours
+    if limit and passed >= limit:  # Bitly's windows begin at other moments than ours
         passed = min(math.floor(limit * _DECREASE), limit - 1)
-    if window in state.ceilings:  # a window that slides, or refills, lets only little pass soon after a probe
+    if window in state.ceilings:  # a sliding or refilling window lets little pass soon after a probe
         passed = max(passed, math.floor(limit * _MOST_DECREASE))
     passed = max(passed, limit // _LEAST_PART[window], 1)
     return _lower(state.ceilings.get(window), passed, total)
@@ -138,10 +141,11 @@ def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, in
 
 def _to_blame(state: AdaptiveLimit, sent_at: float, limits: dict[str, int]) -> str:
     long = sent_at - state.closed_at > _LONGEST_MINUTE_SECONDS
-    lowest = limits[MINUTE] == 1  # so it is not the minute that holds too much
+    lowest = limits[MINUTE] == 1  # the minute cannot be lowered any further
     if long or lowest or state.strikes > _MINUTE_STRIKES:
         return HOUR
-    # Near the hour's end the wait for it is short, too.
+    # Near the hour's end the wait for the hour is short, too. It was the hour if that was nearly full, but the minute
+    # not even half.
     nearly_full = limits[HOUR] and state.passed.get(HOUR, 0) >= _NEARLY_FULL * limits[HOUR]
     return HOUR if nearly_full and state.passed.get(MINUTE, 0) < _HALF_FULL * limits[MINUTE] else MINUTE
 
@@ -154,12 +158,13 @@ def _lower(ceiling: LearnedLimit | None, limit: int, total: int) -> LearnedLimit
 
 
 def raise_ceilings(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) -> bool:
-    """Raise what has passed long enough without a throttled answer; say whether anything changed.
+    """Raise each learned limit whose patience is over; return True if the state changed.
 
-    limits: the windows' own, 0 for no limit. A ceiling that has reached its own is kept for a while, so that its
-    patience is remembered if that is too much after all. Processes may have other limits of their own: the largest
-    counts, so that one's smaller limit does not forget what another needs.
+    limits: the windows' own, without what was learned; 0 for none.
     """
+    # A ceiling that has reached the window's own limit is kept for a while, so that its patience is not lost if that
+    # limit proves too high after all. Processes may be configured with different limits: the largest one counts,
+    # because a process with a smaller one would otherwise forget a ceiling that another still needs.
     changed = _widen(state, limits)
     if state.closed:
         return changed
@@ -189,11 +194,13 @@ def _due(ceiling: LearnedLimit, total: int) -> bool:
 
 
 def closing_seconds(strikes: int, hint: float | datetime | None, wall: float, rng: random.Random) -> float:
-    """Give how long to close after so many throttled answers in a row, with jitter that only lengthens it.
+    """Return the seconds to stay closed. strikes: throttled responses in a row. wall: now, seconds since 1970.
 
-    A hint is followed, up to an hour. Without one it is until the next minute's edge, then doubling, and never past
-    the next hour's edge; so it is, too, when a hint has twice been too short. wall: now, seconds since 1970.
+    A hint is followed, up to an hour. Without one, and from the third strike on if the hint is shorter, the pause ends
+    at the next minute's edge, then grows by doubling, but never past the next hour's edge.
     """
+    # The jitter keeps several hosts from sending their probes at the same moment. It only lengthens the pause, because
+    # a probe before the time asked for would be throttled again.
     hinted, edge = hinted_seconds(hint, wall, LONGEST_HINT_SECONDS), _until_next_edge(strikes, wall)
     seconds = max(hinted, edge) if strikes > _MINUTE_STRIKES else hinted or edge
     return seconds * (1 + _JITTER * rng.random())
@@ -206,7 +213,7 @@ def _until_next_edge(strikes: int, wall: float) -> float:
 
 
 def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -> float:
-    """Give the seconds a server asked to wait, at most longest; 0.0 for no hint, zero and moments past.
+    """Return the seconds that a server asked to wait, at most `longest`; 0.0 for no hint, zero or a past moment.
 
     wall: now, seconds since 1970.
     """
@@ -216,20 +223,21 @@ def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -
 
 ASK_SECONDS = 300.0
 ASK_ATTEMPTS = 100
-"""Bitly is asked again for its limits at most so often, so that helper calls stay at one in a hundred."""
+"""The least time and attempts between two requests for the limits, so that helper calls stay below one in a hundred."""
 ASK_CLOSED_SECONDS = 60.0
-"""Once after a throttled answer already so soon: only as long as it is closed can Bitly say that its hour is full."""
+"""The least time for one early request after a throttled response: Bitly reports a full hour only while it is full."""
 ASK_AFTER_REFUSAL_SECONDS = 86400.0
-"""Where Bitly answered, and did not tell."""
+"""The wait after a response that did not contain the limits."""
 _UNDER_WAY = 5
-"""Attempts that we have counted and Bitly perhaps not yet, when it says how many it has counted."""
+"""Margin for attempts in flight: we have counted them, but Bitly's count may not include them yet."""
 
 
 @dataclass(slots=True)
 class ReportedLimits:
-    """What Bitly has said of the endpoint. limit: per hour; None: nothing that makes sense. Times: elapsed seconds.
+    """The hourly limit and usage that Bitly last reported for one endpoint. limit: None if it made no sense.
 
-    base_*: Bitly's count and our total when its present hour was first seen, from which others' use is told.
+    asked_at: seconds since boot. base_count, base_total: Bitly's count and our total when its current hour was first
+    seen; their growth since then differs by what other clients of the token used.
     """
 
     asked_at: float
@@ -240,7 +248,7 @@ class ReportedLimits:
     base_total: int = 0
 
     def asking_pays(self, throttle: AdaptiveLimit, *, total: int, now: float, begin: bool) -> bool:
-        """Say whether it should be asked again. total: our attempts ever. begin: a run begins."""
+        """Return whether to ask Bitly again. total: our attempts ever. begin: True at the start of a run."""
         age = now - self.asked_at
         if self.limit is None:
             return age >= ASK_AFTER_REFUSAL_SECONDS
@@ -248,19 +256,19 @@ class ReportedLimits:
             return age >= ASK_SECONDS
         if throttle.closed and throttle.began_at > self.asked_at and age >= ASK_CLOSED_SECONDS:
             return True
-        told_since = throttle.closed_at > self.asked_at
-        return age >= ASK_SECONDS and (told_since or total - self.asked_total >= ASK_ATTEMPTS)
+        throttled_since = throttle.closed_at > self.asked_at
+        return age >= ASK_SECONDS and (throttled_since or total - self.asked_total >= ASK_ATTEMPTS)
 
     def ask_soon(self, now: float) -> None:
-        """Let it be asked again before long, and not only after a day: the question did not reach it."""
+        """Allow the next request after ASK_SECONDS instead of a day: this one did not reach Bitly."""
         self.asked_at = now - ASK_AFTER_REFUSAL_SECONDS + ASK_SECONDS
 
     def others(self, count: int, *, total: int, used: int) -> int:
-        """Tell from Bitly's count how many attempts were not ours, and keep it for the next time.
+        """Return how many attempts in Bitly's count were made by other clients, and store the count for next time.
 
         total: our attempts ever. used: those in the hour's window.
         """
-        if self.limit is None or count < self.count:  # the first, or an hour of Bitly's has begun
+        if self.limit is None or count < self.count:  # the first report, or Bitly has begun a new hour
             self.base_count, self.base_total = count, total
         self.count = count
         others = (count - self.base_count) - (total - self.base_total) - _UNDER_WAY

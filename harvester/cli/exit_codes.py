@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_ERROR = 4000
-"""Characters: an option's value, which an error may repeat, can be as long as anything."""
+"""Characters of an error that are shown: it may repeat an option's value, which can be of any length."""
 
 EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
@@ -50,7 +50,7 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
 
 
 def exit_code(outcome: "RunOutcome") -> int:
-    """Give the exit code of a run's end: the table is EXIT_CODES."""
+    """Return the exit code of a run's outcome, one of EXIT_CODES."""
     if outcome.stop is not None:
         return CONSEQUENCES[outcome.stop.reason].exit_code
     if outcome.status.listed.links == 0:
@@ -59,7 +59,7 @@ def exit_code(outcome: "RunOutcome") -> int:
 
 
 def report_error(error: Exception, observer: "Reporter") -> int:
-    """Tell of an error, and give its exit code; the only place where errors become exit codes."""
+    """Report an error and return its exit code; the only place where errors become exit codes."""
     observer.close()
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)

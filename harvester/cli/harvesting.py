@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from harvester.run.job import Job
 
 SWITCH_SECONDS = 0.0001
-"""How long the thread that writes parts keeps the interpreter while the event loop waits for it. With Python's usual
-5 ms, calls were up to 9 % slower while a part was written (benchmarks/forms.py).
+"""The longest that the thread writing parts keeps the interpreter while the event loop waits for it. With Python's
+default of 5 ms, calls were up to 9 % slower while a part was written (benchmarks/forms.py).
 """
 
 
@@ -105,7 +105,7 @@ def _run_job(job: "Job", observer: "Reporter") -> "RunOutcome":
 
 
 def switch_threads_quickly() -> None:
-    """Let the event loop have the interpreter soon while the thread that writes parts computes, in this process."""
+    """Shorten this process's thread switch interval, so that writing parts does not hold up the event loop."""
     sys.setswitchinterval(SWITCH_SECONDS)
 
 

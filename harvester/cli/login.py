@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The settings of a login in the browser. base_url: checked."""
+    """The settings of a login in the browser. base_url: validated."""
 
     base_url: str
     app: App
@@ -130,7 +130,7 @@ def _asked_for(what: str) -> str:
 
 
 async def _authorized_token(flow: Flow, tell: Tell) -> str:
-    """Let a person authorize the app in a browser, and return the token."""
+    """Return the token that the person grants by authorizing the app in a browser."""
     state = secrets.token_urlsafe(32)
     redirect = Redirect(state)
     async with listening(flow.port, redirect, tell) as listener:

@@ -82,7 +82,7 @@ def _usage_text(error: CycloptsError) -> str:
 
 
 def _asks_for_json(words: list[str]) -> bool:
-    """Look for the option in a command line that could not be parsed."""
+    """Return whether a command line that could not be parsed has `--log-format json`."""
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 
 
@@ -244,7 +244,7 @@ def _launch(
 
 def _configure(path: Path | None) -> None:
     if path == Path() and not os.environ.get(sources.PREFIX + "CONFIG", "."):
-        path = None  # an empty variable says nothing
+        path = None  # an empty variable counts as unset
     file = () if path is None else (sources.File(str(path), app),)
     app.config = (sources.from_variables, *file)
 
@@ -296,7 +296,7 @@ def show_config(
 
 
 def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
-    """Give the token that these settings lead to, and its fingerprint and source as a setting."""
+    """Return the token that these settings select, and its fingerprint and source as a setting."""
     from harvester.client.token import Token
     from harvester.config import credentials
     from harvester.config.options import AccessOptions, made_of, names_in

@@ -1,4 +1,4 @@
-"""Commands that read: `status` and `verify` an output, `schema` its rows' form, `show` a few links from Bitly."""
+"""Commands that only read: `status` and `verify` an output, `schema` for loaders, `show` a few links from Bitly."""
 
 import asyncio
 from contextlib import suppress

@@ -33,7 +33,7 @@ from harvester.threads import in_daemon
 
 _LOOK_SECONDS = 0.1
 """How often the current wait is checked."""
-_UNSAID = {"pace", "budget"}
+_UNREPORTED = {"pace", "budget"}
 """Waits too short to mention."""
 _BAR, _LEAST_BAR = 24, 5
 _BESIDE_BAR, _BESIDE_SHARE = 56, 36
@@ -48,7 +48,7 @@ _REFUSED = {
 
 @dataclass(slots=True)
 class Shown:
-    """How the links fared. stop: why some were not fetched."""
+    """The number of links without a row, by cause. stop: why some were not fetched."""
 
     refused: int = 0
     failed: int = 0
@@ -83,7 +83,7 @@ def _named(text: str) -> Bitlink:
 
 
 def _watched(job: Job) -> Job:
-    """Leave --max-time to the `_Waits`, which knows what is waited for and is called often."""
+    """Return the job without --max-time: `_Waits` enforces it, knowing the current wait and called often."""
     return replace(job, max_time_seconds=None, harvesting=replace(job.harvesting, tell_seconds=_LOOK_SECONDS))
 
 
@@ -131,22 +131,22 @@ class _Waits:
         self._seconds = seconds_of("--max-time", max_time)
         self._began = time.monotonic()
         self._in_order = in_order
-        self._said: str | None = None
-        self._repeated = False
+        self._reported: str | None = None
+        self._retry_reported = False
 
     def invalid(self, line: InvalidLine) -> None:
-        """There is none: they were looked at before."""
+        """Do nothing: the links were parsed before the lookup."""
 
     def failure(self, line: bytes) -> None:
-        """Say why a link has no row."""
+        """Report why a link has no row."""
         failure = orjson.loads(line)
-        said = f"{failure['status'] or 'no answer'} {failure['message']}".strip()
+        reason = f"{failure['status'] or 'no answer'} {failure['message']}".strip()
         if failure["kind"] == "refused":
             self.shown.refused += 1
-            say(f"{failure['bitlink']}: {_REFUSED.get(failure['status'], 'refused')} ({said})")
+            say(f"{failure['bitlink']}: {_REFUSED.get(failure['status'], 'refused')} ({reason})")
         else:
             self.shown.failed += 1
-            say(f"{failure['bitlink']}: failed ({said}); try it again later")
+            say(f"{failure['bitlink']}: failed ({reason}); try it again later")
         self._in_order.came(failure["bitlink"], None)
 
     def warn(self, text: str) -> None:
@@ -154,7 +154,7 @@ class _Waits:
         say(f"warning: {text}")
 
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
-        """Do nothing: news of a long run are not worth a line here."""
+        """Do nothing: notes are for long runs."""
 
     def progress(self, status: RunProgress) -> None:
         """Report a new wait, or end the run if it lasts too long."""
@@ -163,15 +163,15 @@ class _Waits:
         if left <= 0 or (until is not None and (until - datetime.now(UTC)).total_seconds() > left):
             why = self._too_long(waiting, status.trouble)
             self._shutdown.request(Stop(StopReason.MAX_TIME, why, utc_iso(until) if until else None))
-        elif waiting is not None and waiting.window not in _UNSAID and waiting.window != self._said:
-            self._said = waiting.window
+        elif waiting is not None and waiting.window not in _UNREPORTED and waiting.window != self._reported:
+            self._reported = waiting.window
             say(f"waiting for {explained(waiting)}; for {self._most} at most (--max-time)")
-        elif waiting is None and status.trouble and not self._repeated:
-            self._repeated = True
+        elif waiting is None and status.trouble and not self._retry_reported:
+            self._retry_reported = True
             say(f"no good answer yet ({status.trouble}); asking again, for {self._most} at most (--max-time)")
 
     def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
-        if waiting is None or waiting.window in _UNSAID:
+        if waiting is None or waiting.window in _UNREPORTED:
             why = f" ({trouble})" if trouble else ""
             return f"not all was answered within {self._most} (--max-time){why}: run it again in a moment"
         return f"waiting for {explained(waiting)} takes longer than {self._most} (--max-time)"

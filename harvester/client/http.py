@@ -1,7 +1,7 @@
 """Connections to Bitly: one aiohttp session of one connection for each slot that this process holds.
 
-All of aiohttp's features are off that would send a request twice, hold a connection longer than needed, or read
-without bounds.
+Every feature of aiohttp is off that would send a request twice, hold a connection longer than needed, or read without
+a bound.
 """
 
 import asyncio
@@ -137,7 +137,7 @@ class Pool:
         return self._slots.held == 0
 
     async def get(self, shutdown: ShutdownSignal) -> Slot:
-        """Return a free slot as soon as there is one; to be given back with put.
+        """Return a free slot as soon as there is one; the caller returns it with `put`.
 
         Raises:
             RunStopping: the run ended first.
@@ -147,7 +147,7 @@ class Pool:
         return await shutdown.unless_stopping(self._free.get())
 
     def put(self, slot: Slot) -> None:
-        """Give a slot back."""
+        """Return a slot to the pool; one beyond this process's share is closed by the next `rebalance`."""
         if self._too_many > 0:
             self._too_many -= 1
             self._surplus.append(slot)
@@ -199,8 +199,8 @@ async def pooled(
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
     slots: joined already; left by the caller. made_late: called when a connection took so long that the attempt goes
-    later than it was counted, by clock. Proxy variables are honoured, netrc is not: it would put another's password
-    beside the token.
+    later than it was counted, by clock. Proxy variables are honoured, netrc is not: it would add a password of
+    its own to the token.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
@@ -240,19 +240,19 @@ def _open_slot(
 
     def connected() -> None:
         if clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt says it
+            with suppress(OutputError):  # the next attempt meets the same error and reports it
                 made_late()
 
-    # There is no public way to choose how connections close, and five is Bitly's limit for them.
+    # aiohttp has no public way to choose how connections close. It matters because Bitly allows only five at once.
     connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
     return slot
 
 
 def _proxy_for(base: URL) -> str | None:
-    """Give the proxy that the environment names for the base URL; this machine is reached without one.
+    """Return the proxy URL that the environment sets for the base URL; None for loopback and exceptions in NO_PROXY.
 
     Raises:
-        UsageError: it is not an HTTP proxy.
+        UsageError: the URL is not an HTTP proxy's.
     """
     if base.scheme == "http" or not base.host or proxy_bypass(f"{base.host}:{base.port}"):
         return None  # only loopback may be plain http
@@ -264,12 +264,12 @@ def _proxy_for(base: URL) -> str | None:
 
 
 async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -> tuple[int, bytes]:
-    """Send a form once, on a connection of its own, and give the answer's status and body; redirects are answers.
+    """Send a form once, on a connection of its own, and return the response's status and body; follows no redirect.
 
-    Not for the API's calls: no budget knows of it. Proxies and certificates are treated as everywhere.
+    Not for API calls, because no budget counts it. Uses proxies and certificates as those do.
 
     Raises:
-        UsageError: no answer came, or none that can be read.
+        UsageError: there was no response, or it could not be read.
     """
     target = URL(url)
     session = aiohttp.ClientSession(
@@ -318,12 +318,12 @@ async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
 
 
 def for_good(error: Exception) -> str | None:
-    """Say what to do about a connection that will not come about by trying again; None if it may."""
+    """Return the cause of a connection error that no retry can mend, with advice; None for any other."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
-        said = str(getattr(cause, "verify_message", "") or cause).rstrip(".")
+        reason = str(getattr(cause, "verify_message", "") or cause).rstrip(".")
         advice = _ADVICE.get(getattr(cause, "verify_code", 0)) or _missing_authority()
-        return f"the certificate of {error.host}:{error.port} was refused ({said}). {advice}"
+        return f"the certificate of {error.host}:{error.port} was refused ({reason}). {advice}"
     if isinstance(error, aiohttp.ClientConnectorSSLError) and getattr(error.os_error, "reason", "") in _NO_TLS:
         return (
             f"{error.host}:{error.port} does not speak TLS ({error.os_error}). Check --base-url, and HTTPS_PROXY: most "
@@ -345,9 +345,9 @@ def _missing_authority() -> str:
 
 
 def in_passing(error: Exception) -> str:
-    """Say what kept an answer from coming; of a proxy no more than its host and port, for its URL may hold a password.
+    """Return why there was no response; names a proxy by host and port only, because its URL may hold a password.
 
-    error: one that for_good gives None for.
+    error: one for which `for_good` returns None.
     """
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered {error.status} {error.message}"
@@ -361,7 +361,7 @@ def in_passing(error: Exception) -> str:
 
 
 def _reason_of(error: OSError) -> str:
-    """Say what a system call was answered; asyncio puts its own words in place of the system's."""
+    """Return the system's text for an OSError, whose own text asyncio replaces with its own."""
     if isinstance(error.errno, int) and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__

@@ -9,12 +9,12 @@ from harvester.errors import OutputError
 
 
 def escaped(text: str) -> str:
-    """Escape everything in a foreign text that a terminal would act upon; JSON keeps its meaning."""
+    """Escape every character of a foreign text that a terminal would act upon, in JSON's notation."""
     return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
 
 
 def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
-    """Say whether standard error is a terminal that can be drawn upon, and neither rows nor lists come over it."""
+    """Return whether standard error is a terminal with cursor control that shows no rows and takes no typed list."""
     typed = "-" in lists and sys.stdin.isatty()
     return out != "-" and not typed and sys.stderr.isatty() and _moves_its_cursor(os.environ)
 

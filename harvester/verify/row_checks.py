@@ -118,7 +118,7 @@ class _Common:
     def __init__(self, shape: Shape, query: Mapping[str, Any], run_id: str, found: Found) -> None:
         self.calls = 0
         self._found = found
-        self._form = ObjectShape(COLUMNS[shape])
+        self._shape = ObjectShape(COLUMNS[shape])
         self._size = query["size"]
         self._pinned_names = ("run_id", *_QUERY, "schema_version")
         self._pinned_of = itemgetter(*self._pinned_names)
@@ -134,12 +134,12 @@ class _Common:
 
     def _misfit(self, row: Any) -> str | None:
         """Return what is wrong with the keys that both shapes have; None if nothing is."""
-        if misfit := self._form.misfit(row):
+        if misfit := self._shape.misfit(row):
             return misfit
         if self._pinned_of(row) != self._pinned:
-            for name, has, wanted in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
-                if has != wanted:
-                    return f"{name} is {has!r:.60}, and {wanted!r:.60} in the manifest"
+            for name, actual, expected in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
+                if actual != expected:
+                    return f"{name} is {actual!r:.60}, and {expected!r:.60} in the manifest"
         if row["fetched_at"] != self._fetched_at:
             if not is_moment(row["fetched_at"]):
                 return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
@@ -186,7 +186,7 @@ class Nested(_Common):
         return _misfit_of_sums(row, clicked, len(metrics), self._size)
 
     def end(self) -> None:
-        """Nothing goes over several rows."""
+        """Do nothing: each row is checked on its own."""
 
 
 class Flat(_Common):
@@ -227,7 +227,7 @@ class Flat(_Common):
         return None
 
     def _misfit_of_call(self, row: dict[str, Any]) -> str | None:
-        """Say what a row has that the first one of its call has not, if the row before it is of the same call."""
+        """Return how a row differs from the first row of its call; None if it begins another call."""
         if self._now is None or row["bitlink"] != self._first["bitlink"]:
             return None
         other = next(name for name in self._first if name not in _OWN and row[name] != self._first[name])
@@ -262,7 +262,7 @@ class Flat(_Common):
         return digest.digest()[:16]
 
     def end(self) -> None:
-        """The call's rows are over: do they add up?"""
+        """End the current call: check the sums over its rows."""
         if self._now is not None:
             misfit = _misfit_of_sums(self._first, self._clicks, self._metrics, self._size)
             if misfit:
