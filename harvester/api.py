@@ -27,7 +27,6 @@ from harvester.config.keywords import (
 )
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.dataset.sidecars import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.links.feed import IterableFeed, Links, lists_of
@@ -39,7 +38,7 @@ from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
 from harvester.shutdown import ShutdownSignal, StopReason
-from harvester.storage.location import STDOUT, resolve
+from harvester.storage.location import MANIFEST, STDOUT, resolve
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]
