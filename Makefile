@@ -1,24 +1,29 @@
 # make demo: see it work.  make test: the whole suite.  Both install what they need into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PYTEST := $(BIN)/python -m pytest -n 4
 
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast lint bench clean
+.PHONY: demo test fast nightly lint bench clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
 
 test: .venv/dev
 	$(COMPILE)
-	$(BIN)/python -m pytest -n 4
+	$(PYTEST)
 
 fast: .venv/dev
 	$(COMPILE)
-	$(BIN)/python -m pytest -n 4 -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
+
+# The long forms of simulations and kill storms; make test has a short form of each.
+nightly: .venv/dev
+	$(COMPILE)
+	$(PYTEST) -m nightly
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -32,11 +37,13 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.verify
 	$(BIN)/python -m benchmarks.forms
 	$(BIN)/python -m benchmarks.parquet
+	$(BIN)/python -m benchmarks.house
 
 # Debian and Ubuntu keep venv in a package of its own.
 .venv/pyvenv.cfg:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harvester needs Python 3.11 or later: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harvester needs Python 3.11 or later: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'venv is missing; on Debian and Ubuntu: apt-get install -y python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
 
 .venv/run: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(INSTALL) . && touch $@

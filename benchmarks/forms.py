@@ -23,7 +23,7 @@ import aiohttp
 from benchmarks.bare_pool import WORKERS, work
 from benchmarks.measuring import output_of, serving
 from benchmarks.verify import fill
-from harvester.cli.main import HANDOVER_SECONDS
+from harvester.cli.harvesting import SWITCH_SECONDS
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
 
@@ -85,7 +85,7 @@ async def pace(url: str, publish: Callable[[], None]) -> Pace:
 
 def measure_one(url: str, rows: int, form: tuple[Format, Shape]) -> Pace:
     """Commit rows, then make the part of them."""
-    sys.setswitchinterval(HANDOVER_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with tempfile.TemporaryDirectory() as folder, fill(Path(folder) / "out", rows, form) as store:
         return asyncio.run(pace(url, store.publish))
 

@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.quota [--weeks 6] [--folder /dev/shm]
 
-The harvests are those of tests/simulation/test_six_weeks.py: the real pool, client, gate and budget. Also: what
-counting an attempt costs.
+The harvests are those of tests/simulation/test_six_weeks.py: the real connection slots, client, circuit breaker and
+budget. Also prints what counting an attempt costs.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def take_cost(folder: Path, wanted: RequestedLimits) -> float:
         tempfile.TemporaryDirectory(prefix="harvester-quota-", dir=folder) as place,
         closing(BudgetDatabase(f"{place}/budget.sqlite")) as book,
     ):
-        book.set_fast(fast=True)
+        book.sync_each_commit(False)
         budget = Budget(book, Account("bitly:443", "token", "account"), "endpoint", wanted)
         began = time.process_time()
         for _ in range(TAKES):

@@ -9,17 +9,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measuring import run
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
+from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
-from harvester.dataset.publisher import write_failures, write_manifest, write_success
+from harvester.dataset.sidecars import Sidecars
+from harvester.progress import ListCounts, RunOutcome, RunProgress
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
+from harvester.run.telemetry import Throughput, run_report
 from harvester.storage.location import resolve
 
 MOST_CPU_SECONDS = 15.0
@@ -76,17 +78,13 @@ def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
 
 def finish(store: Dataset, calls: int) -> None:
     """Write what stands beside the rows."""
-    listed = dict.fromkeys(("blank", "comments", "headers", "invalid", "duplicates"), 0)
-    budget: dict[str, Any] = {"account": "", "token": "", "limited_by": None, "windows": []}
-    ended = {"complete": True, "stopped": None, "input_read_to_end": True, "budget": budget, "pending": 0}
-    invocation = {"number": store.invocation, "started": str(store.ledger.meta()["started"]), "lists": [], "calls": 0}
-    invocation |= {"last_verdict": None, "rate": {"calls": 0, "seconds": 0}}
-    written = store.write_manifest(
-        ended | {"list": {**listed, "lines": calls, "links": calls}, "ended": None, "invocation": invocation}
-    )
-    write_manifest(store.place, written | {"ended": written["updated"]})
-    write_failures(store.place, [])
-    write_success(store.place)
+    progress = RunProgress(listed=ListCounts(lines=calls, links=calls), read_to_end=True)
+    outcome = RunOutcome(complete=True, stop=None, status=progress)
+    invocation = Throughput().report(store.invocation, ())
+    store.write_manifest(run_report(progress, outcome, invocation, BudgetReport("", "", None, ())))
+    sidecars = Sidecars(store.place.public, None, print)
+    sidecars.write_failures([])
+    sidecars.write_success()
 
 
 def measure(out: Path, rows: int, made: tuple[Format, Shape]) -> bool:

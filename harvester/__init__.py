@@ -43,12 +43,12 @@ _HOMES = {"harvest": "api", "metrics": "api", "stream": "api", "read": "arrow"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: the command must not wait for aiohttp."""
+    """Import a public name when it is first used: the command must not wait for aiohttp."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """harvester from Python: a harvest, a stream of rows and one link's metrics, awaited in the caller's event loop.
 
-Nothing is printed and no signal is handled; what a person may want to know goes to the logger `harvester`.
+Nothing is printed and no signal handler is installed; notes and warnings go to the logger `harvester`.
 """
 
 import asyncio
@@ -8,8 +8,6 @@ import inspect
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, Unpack, cast
@@ -28,11 +26,12 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import RunOptions
-from harvester.config.parsing import laid_out
-from harvester.dataset.publisher import MANIFEST
+from harvester.config.parsing import fill_output
+from harvester.dataset.sidecars import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.links.feed import IterableFeed, Links, lists_of
+from harvester.lookup import look_up
 from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.logs import LoggingObserver
@@ -44,7 +43,7 @@ from harvester.storage.location import STDOUT, resolve
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]
-"""A row or a failure as it is published: the README's "What it writes"."""
+"""A row, or a failure as in `_failures.ndjson`, as it is published."""
 
 _CANCELLED = "cancelled"
 _CUT = (
@@ -53,34 +52,38 @@ _CUT = (
     "read it in a task of its own"
 )
 _AT_ONCE = 2
-"""Calls of `metrics` that one loop makes at once: each takes a seat among the machine's five harvesters."""
+"""Calls of `metrics` that run at once in one event loop, because each counts among the machine's five harvesters."""
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
 
 async def harvest(
     links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
 ) -> dict[str, Any]:
-    """Harvest links into a folder or a growing file; the same call again resumes. Gives `_manifest.json` as a dict.
+    """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, gives links. out: as in `run`, {facet} and {dt} too. token: a text, or a callable that
-    gives one, which is called again when Bitly refuses it; by default as the command does. options: those of `run`.
+    also an asynchronous one, yields links. out: as in `run`, with {facet} and {dt}. token: a text, or a callable that
+    returns one, which is called again when Bitly refuses it; by default the sources of the command. options: those of
+    `run`.
 
-    A run that was stopped gives its manifest too, whose `stopped` says why.
+    A run that was stopped returns its manifest too, whose `stopped` says why.
 
     Raises:
-        UsageError: nothing was asked. DatasetBusy, ConnectionsBusy: others are at work. OutputError: the output cannot
-        be written. What links raises, once all that was answered is published.
+        UsageError: nothing was asked of Bitly. DatasetBusy: another process writes this output. ConnectionsBusy: other
+        processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
+        so far has been published.
     """
     target = path_of("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = laid_out(run_options(options, HarvestKeywords, target))
+    chosen = fill_output(run_options(options, HarvestKeywords, target))
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
     metrics = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, metrics=metrics))
-    path = os.path.join(resolve(job.out, job.work_dir).public, MANIFEST)  # now: the working directory may change
+    path = os.path.join(
+        resolve(job.out, job.work_dir).public, MANIFEST
+    )  # resolved now, because the working directory may change
     outcome = await jobs.run(job, ShutdownSignal(), observer)
     _raise_for(lists, outcome)
     return await in_daemon(partial(_object_in, path))
@@ -93,13 +96,13 @@ def stream(
     on_failure: Callable[[Row], object] | None = None,
     **options: Unpack[StreamKeywords],
 ) -> AsyncGenerator[Row, None]:
-    """Give rows as they come, in no order; nothing is kept. A slow consumer slows the calls.
+    """Yield rows as they arrive, in no order; nothing is stored. A slow consumer slows the calls down.
 
     links, token, options: as for `harvest`. on_failure: called in the event loop with each refused or failed call and
-    each link that is none, as in `_failures.ndjson`; what it raises ends the stream.
+    each invalid link, as in `_failures.ndjson`; an exception of it ends the stream.
 
-    Raises, while it is iterated over:
-        Stopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
+    Raises, during the iteration:
+        RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
@@ -108,7 +111,7 @@ def stream(
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
-    """Give one link's row. bitlink: in any form that a list may have.
+    """Return one link's row. bitlink: in any form that a list may have.
 
     A few of these go at once, the others wait; for many links take `stream`.
 
@@ -121,41 +124,45 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     name = parse(bitlink)
     chosen = run_options(options, MetricsKeywords, STDOUT)
     read_token = token_reader(token, chosen)
-    failures: list[Row] = []
+    rows, failures = list[bytes](), list[Row]()
+    observer = LoggingObserver(failures.append)
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
-    async with turns, aclosing(_rows(IterableFeed([name]), chosen, read_token, failures.append, learn=False)) as rows:
-        found = [row async for row in rows]
-    if found:
-        return found[0]
+    async with turns:
+        job = await in_daemon(partial(build_job, IterableFeed([]), chosen, observer.warn, read_token))
+        outcome = await look_up(job, [name], lambda _, row: rows.append(row), ShutdownSignal(), observer)
+    if rows:
+        row: Row = orjson.loads(rows[0])
+        return row
+    _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
 
 
 class _Stream(AsyncGenerator[Row, None]):
-    """A stream's rows; what ends it early without a word, as a cancelled wait does, is said to who reads on."""
+    """A stream's rows. Once a cancelled wait has ended it early, the next read raises RunStopped instead of ending."""
 
     def __init__(self, rows: AsyncGenerator[Row, None]) -> None:
         self._rows = cast("AsyncGeneratorType[Row, None]", rows)
         self._over = False
 
     async def asend(self, value: None) -> Row:
-        """Give the next row."""
+        """Return the next row."""
         if self._rows.ag_frame is None and not self._over:
             raise RunStopped(_CANCELLED, _CUT)
         try:
             return await self._rows.asend(value)
         except asyncio.CancelledError:
             raise
-        except BaseException:  # the list's end, or why it was not reached
+        except BaseException:  # the end of the list, or the reason why it was not reached
             self._over = True
             raise
 
     async def athrow(self, *error: Any) -> Row:
-        """Raise an error where the stream waits, which ends it."""
+        """Raise an error where the stream waits, and so end it."""
         return await self._rows.athrow(*error)
 
     async def aclose(self) -> None:
-        """End the run; when this returns nothing of it is left."""
+        """End the run, and wait until its tasks, threads and files are gone."""
         self._over = True
         await self._rows.aclose()
 
@@ -165,14 +172,11 @@ async def _rows(
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
-    *,
-    learn: bool = True,
 ) -> AsyncGenerator[Row, None]:
-    """Yield rows. learn: ask Bitly for its limits, which is not worth a helper call for one link."""
+    """Yield a run's rows."""
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
-    job = replace(job, harvesting=replace(job.harvesting, learn=learn))
     observer.query = job.query
     async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
         async for line in rows:
@@ -180,9 +184,9 @@ async def _rows(
     if observer.error is not None:
         raise observer.error
     outcome = rows.outcome()
-    _raise_for(lists, outcome)
-    if stop := outcome.stop:
-        raise RunStopped(stop.reason.value, stop.message, stop.until)
+    if isinstance(lists, IterableFeed) and lists.error is not None:
+        raise lists.error
+    _raise_stopped(outcome)
 
 
 def _object_in(path: str) -> dict[str, Any]:
@@ -192,8 +196,16 @@ def _object_in(path: str) -> dict[str, Any]:
 
 
 def _raise_for(lists: list[str] | IterableFeed, outcome: RunOutcome) -> None:
-    """Raise what the caller's iterable has raised, and what made the output unfit to be trusted."""
+    """Raise what the caller's iterable raised, or OutputError if the run ended because of its output."""
     if isinstance(lists, IterableFeed) and lists.error is not None:
         raise lists.error
     if outcome.stop is not None and outcome.stop.reason is StopReason.OUTPUT:
         raise OutputError(outcome.stop.message)
+
+
+def _raise_stopped(outcome: RunOutcome) -> None:
+    """Raise why a run ended early, if it did."""
+    if stop := outcome.stop:
+        if stop.reason is StopReason.OUTPUT:
+            raise OutputError(stop.message)
+        raise RunStopped(stop.reason.value, stop.message, stop.until)

@@ -1,16 +1,15 @@
-"""What a harvest has published, as an Arrow table: a folder's parts, or the growing file as far as it is certain."""
+"""The published rows of an output as an Arrow table: a folder's parts, or the committed bytes of a growing file."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from harvester.config.parsing import path_of
-from harvester.dataset.publisher import MANIFEST
+from harvester.dataset.manifest import NAME, Manifest, parse
+from harvester.dataset.publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
+from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
 from harvester.storage.location import GROWING_ENDINGS
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_PART = re.compile(rf"part-[0-9a-f]+-\d{{5,}}\.({'|'.join(map(re.escape, Format))})")
 _COMPRESSION = {Format.NDJSON: None, Format.GZIP: "gzip", Format.ZSTD: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
-"""A row must fit into a block; an answer has 4 MiB at most, and JSON may write it longer."""
+"""A row must fit into one block. A response has at most 4 MiB, and its row may be longer: JSON escapes characters."""
 
 
 def read(
@@ -33,20 +31,21 @@ def read(
     facet: str = "referrers",
     unit_reference: str | datetime | None = None,
 ) -> "pa.Table":
-    """Give the rows of an output as a pyarrow.Table, while a run goes on too; `.to_pandas()` makes a data frame of it.
+    """Return the rows of an output as a pyarrow.Table, also during a run; `.to_pandas()` turns it into a data frame.
 
     columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks,
-    unit_reference and fetched_at are timestamps in UTC. facet, unit_reference: what {facet} and {dt} in out stand for.
+    unit_reference and fetched_at are timestamps in UTC. facet, unit_reference: fill {facet} and {dt} in out.
 
     Raises:
-        UsageError: pyarrow is not there, or nothing that harvester has written. OutputError: it is damaged.
+        UsageError: pyarrow is not installed, or harvester wrote nothing there. OutputError: the output is damaged.
     """
     if not isinstance(out, str | bytes | os.PathLike):
         raise UsageError(f"out: a path was expected, not {type(out).__name__}")
     if isinstance(columns, str):
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
-    arrow, path = _arrow(), path_of("out", os.fsdecode(out), facet, moment)
+    arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
+    path = path_of("out", os.fsdecode(out), facet, moment)
     objects = open_store(path) if is_url(path) else None
     schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)
@@ -63,42 +62,43 @@ def read(
     return arrow.concat_tables([wanted.empty_table(), *tables])
 
 
-def _arrow() -> Any:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        import pyarrow.json  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise UsageError("harvester.read needs pyarrow: pip install 'harvester[arrow]'") from error
-    return pa
-
-
 def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
     with stream:
         data = stream.read_buffer()
-    if not data.size:  # which Arrow takes for damage
+    if not data.size:  # Arrow reports an empty file as damaged
         return schema.empty_table()
     table = arrow.json.read_json(
         arrow.BufferReader(data),
         arrow.json.ReadOptions(block_size=_BLOCK_BYTES),
         arrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     )
-    return table.cast(schema)  # which says what is never null
+    return table.cast(schema)  # the cast sets which columns are never null
 
 
 def _shape_of(out: str, objects: ObjectStorage | None) -> Shape:
-    """Give the shape that the rows have, as the manifest says."""
-    if objects:
-        return Shape(orjson.loads(objects.get(MANIFEST) or b"{}").get("shape", Shape.NESTED))
+    """Return the shape of the rows, as the manifest has it; nested where there is no manifest."""
+    path = f"{out}/{NAME}"
     try:
-        with open(os.path.join(out, MANIFEST), "rb") as stream:
-            return Shape(orjson.loads(stream.read()).get("shape", Shape.NESTED))
+        text = objects.get(NAME) if objects else _bytes_of(path)
     except (FileNotFoundError, NotADirectoryError):
-        return Shape.NESTED
+        text = None
+    return Shape.NESTED if text is None else Shape(_manifest_in(text, path).shape)
+
+
+def _bytes_of(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _manifest_in(text: bytes, path: str) -> Manifest:
+    try:
+        return parse(text, path)
+    except UsageError as error:
+        raise OutputError(f"{path}: no manifest of harvester's; run the harvest again, which writes it anew") from error
 
 
 def _tables(arrow: Any, out: str, schema: "pa.Schema", objects: ObjectStorage | None) -> Iterator["pa.Table"]:
-    """Yield what was published, a table for each file."""
+    """Yield the published rows, one table for each file."""
     if objects:
         yield from _parts_in_store(arrow, objects, schema)
     elif os.path.isdir(out):
@@ -114,19 +114,22 @@ def _parts(arrow: Any, out: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
         try:
             yield _part(arrow, os.path.join(out, name), form, schema)
         except FileNotFoundError:
-            continue  # a loader has taken it just now
+            continue  # a loader has moved it away since the listing
 
 
 def _parts_in_store(arrow: Any, objects: ObjectStorage, schema: "pa.Schema") -> Iterator["pa.Table"]:
-    for name, form in _parts_among([thing.name for thing in objects.listing()], objects.url):
-        chunks = objects.chunks(name)
-        if chunks is not None:
-            yield _part(arrow, arrow.BufferReader(b"".join(chunks)), form, schema)
+    for name, form in _parts_among(objects.names(), objects.url):
+        try:
+            with objects.open(name) as stream:
+                data = stream.read()
+        except FileNotFoundError:
+            continue  # a loader has taken it just now
+        yield _part(arrow, arrow.BufferReader(data), form, schema)
 
 
 def _parts_among(names: list[str], out: str) -> list[tuple[str, Format]]:
-    parts = [(name, Format(match[1])) for name in sorted(names) if (match := _PART.fullmatch(name))]
-    if not parts and MANIFEST not in names and "_harvester" not in names:
+    parts = [(name, Format(match["format"])) for name in sorted(names) if (match := PART_NAME.fullmatch(name))]
+    if not parts and NAME not in names and "_harvester" not in names:
         raise UsageError(f"{out}: nothing in it was written by harvester")
     return parts
 
@@ -139,25 +142,22 @@ def _part(arrow: Any, source: Any, form: Format, schema: "pa.Schema") -> "pa.Tab
 
 
 def _growing(arrow: Any, out: str) -> Any:
-    """Open the growing file up to where the manifest says that it is certain."""
+    """Return the growing file's bytes as far as the manifest counts them; those behind may be half a row."""
     folder = out + ".harvester"
-    path = os.path.join(folder, MANIFEST)
+    path = os.path.join(folder, NAME)
     try:
-        with open(path, "rb") as stream:
-            certain = sum(part["bytes"] for part in orjson.loads(stream.read())["parts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: no manifest of harvester's; run the harvest again, which writes it anew") from error
+        committed = sum(part.bytes for part in _manifest_in(_bytes_of(path), path).parts)
     except FileNotFoundError as error:
         if os.path.isdir(folder):
-            return arrow.BufferReader(b"")  # begun, and nothing is certain yet
+            return arrow.BufferReader(b"")  # the run has begun, and nothing is committed yet
         raise UsageError(f"{out}: not begun by harvester, or its folder {folder} is gone") from error
-    if not certain:
+    if not committed:
         return arrow.BufferReader(b"")
     try:
         with arrow.memory_map(out) as whole:
-            data = whole.read_buffer(certain)
+            data = whole.read_buffer(committed)
     except FileNotFoundError as error:
         raise OutputError(f"{out} is gone; its folder {folder} is still there") from error
-    if data.size < certain:
-        raise OutputError(f"{out} has {data.size} bytes and had {certain}: somebody has cut it")
+    if data.size < committed:
+        raise OutputError(f"{out} has {data.size} bytes and had {committed}: somebody has cut it")
     return arrow.BufferReader(data)

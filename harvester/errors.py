@@ -34,7 +34,19 @@ class RunStopping(HarvesterError):
 
 
 class UsageError(HarvesterError):
-    """The command, its configuration or its input must change before anything can be asked."""
+    """The command, its configuration or its input must change before anything can be asked.
+
+    option: the option whose value is wrong, which the text is about and begins with; None where it is no option's.
+    """
+
+    def __init__(self, text: str, *, option: str | None = None) -> None:
+        self.option = option
+        self._text = text
+        super().__init__(self.named(option) if option else text)
+
+    def named(self, origin: str) -> str:
+        """Return the text with another name for its option: that of the variable or key that the value came from."""
+        return origin + ("" if self._text.startswith(":") else " ") + self._text
 
 
 class InputBroken(UsageError):
@@ -105,7 +117,7 @@ class BudgetBusy(OutputError):
 
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Make of an error of the system one of ours, which names the file."""
+    """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""
     try:
         yield
     except OSError as error:

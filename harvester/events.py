@@ -1,4 +1,4 @@
-"""The names of all that a run tells: stable, so that programs may rely upon them (docs/logging.md)."""
+"""The events of a run and the interface of their observer. Names of events are stable (docs/logging.md)."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol, TypeAlias
 from harvester.progress import RunProgress
 
 Field: TypeAlias = object
-"""What JSON has, and moments."""
+"""A value that JSON can hold, or a datetime."""
 
 
 class Event(StrEnum):
-    """What has happened."""
+    """The name of an event."""
 
     RUN_STARTED = "run.started"
     LIST_READING = "list.reading"
@@ -37,7 +37,7 @@ _ERRORS = {Event.RUN_REFUSED, Event.RUN_CRASHED}
 
 
 def level(event: Event) -> str:
-    """Say how much an event matters: `info`, which --quiet leaves out, `warning` or `error`."""
+    """Return an event's level: `info`, which --quiet leaves out, `warning` or `error`."""
     if event in _ERRORS:
         return "error"
     return "warning" if event in _WARNINGS else "info"
@@ -61,19 +61,19 @@ class InvalidLine(NamedTuple):
 
 
 class RunObserver(Protocol):
-    """Whom a harvest tells what a person may want to know."""
+    """Receives the events of a run."""
 
     def invalid(self, line: InvalidLine) -> None:
-        """A line of the list is no bitlink."""
+        """Called with each line of the list that is no bitlink."""
 
     def failure(self, line: bytes) -> None:
-        """A call was refused or failed: its line of `_failures.ndjson`."""
+        """Called with the `_failures.ndjson` line of each refused or failed call."""
 
     def warn(self, text: str) -> None:
-        """Something is not as it should be."""
+        """Called with a warning."""
 
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
-        """Something that is as it should be, and takes a while: in words, and for programs as an event with fields."""
+        """Called with a fact worth knowing: text for a person, event and fields for a program."""
 
     def progress(self, status: RunProgress) -> None:
-        """Some time has passed."""
+        """Called about every second with the progress."""

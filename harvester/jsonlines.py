@@ -1,30 +1,66 @@
-"""jsonlines."""
+"""JSON as harvester reads and writes it: objects that may be damaged, records of one line, names that are not UTF-8."""
 
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 
+_CHUNK = 1024 * 1024
+
 
 def object_in(text: bytes | None) -> dict[str, Any]:
-    """Read a JSON object that somebody may have spoilt; nothing in it then."""
+    """Return the JSON object in a text, or an empty one if the text is missing, damaged or another JSON value."""
     try:
-        found = orjson.loads(text or b"")
+        value = orjson.loads(text or b"")
     except orjson.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
+
+
+def one_line(record: Mapping[str, Any]) -> bytes:
+    r"""Return a record as JSON that every reader takes for one line, without its line feed.
+
+    Some readers (Python's str.splitlines, JavaScript before 2019) also end lines at U+0085, U+2028 and U+2029, which
+    JSON allows bare in strings.
+    """
+    line = orjson.dumps(record)
+    if line.isascii():
+        return line
+    if b"\xe2\x80\xa8" in line or b"\xe2\x80\xa9" in line or b"\xc2\x85" in line:
+        line = line.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+        line = line.replace(b"\xc2\x85", b"\\u0085")
+    return line
 
 
 def as_json(value: Any, option: int = 0) -> str:
-    """Give a value as JSON; names of files that are no UTF-8 are written with backslashes. option: orjson's."""
+    """Return a value as JSON text. A file name that is not UTF-8 gets backslash escapes. option: flags of orjson."""
     try:
         return orjson.dumps(value, option=option).decode()
     except TypeError:
-        return orjson.dumps(_utf8(value), option=option).decode()
+        return orjson.dumps(_with_escapes(value), option=option).decode()
 
 
-def _utf8(value: Any) -> Any:
+def whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
+    """Yield each complete line from the byte `start` on, with the position behind it.
+
+    A last line without a line feed is torn and left out. A file that does not exist reads as an empty one.
+    """
+    if not os.path.exists(path):
+        return
+    with open(path, "rb", buffering=_CHUNK) as stream:
+        stream.seek(start)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield start, line
+
+
+def _with_escapes(value: Any) -> Any:
+    """Return a value whose strings are all valid UTF-8: Python reads other bytes of a file name as lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {name: _utf8(each) for name, each in value.items()}
-    return [_utf8(each) for each in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, Mapping):
+        return {_with_escapes(str(name)): _with_escapes(item) for name, item in value.items()}
+    return [_with_escapes(item) for item in value] if isinstance(value, list | tuple) else value

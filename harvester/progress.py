@@ -1,4 +1,4 @@
-"""How far a run is and how it ended: what the manifest, the progress line and the exit code are made from."""
+"""The progress and the outcome of a run, from which manifest, progress line and exit code are made; and their words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ from harvester.shutdown import Stop
 
 
 class WindowState(NamedTuple):
-    """What a window holds. until: when there is room again, or when the month ends; None with room to spare.
+    """The use of one of the budget's windows, in attempts. limit: 0 for none. until: when the window has room again, or
+    when the month ends; None while there is room.
 
     source: where the limit comes from: `asked`, `default`, `bitly` or `throttled`.
     """
@@ -22,15 +23,15 @@ class WindowState(NamedTuple):
 
     @property
     def remaining(self) -> int | None:
-        """How many attempts may still go; None without a limit."""
+        """Attempts that may still be sent; None without a limit."""
         return max(self.limit - self.used, 0) if self.limit else None
 
 
 @dataclass(slots=True)
 class AttemptCounts:
-    """Attempts of this run, and among them those that repeated one or were throttled.
+    """Attempts for metrics: all, repetitions among them, and those that Bitly throttled.
 
-    helper: requests beside them that asked for Bitly's own limits; the month counts them too.
+    helper: further requests, for Bitly's own limits; they count against the month too.
     """
 
     total: int = 0
@@ -40,9 +41,9 @@ class AttemptCounts:
 
 
 class WaitReason(NamedTuple):
-    """Why nothing is sent at present: the window that binds, what it may hold (0: not a number), until when (UTC).
+    """The limit that currently blocks sending. limit: attempts it allows; 0 if it is not a count. until: UTC.
 
-    why: what an outage looked like lately.
+    why: how the latest attempts failed, during an outage.
     """
 
     window: str
@@ -53,7 +54,7 @@ class WaitReason(NamedTuple):
 
 @dataclass(slots=True)
 class ListCounts:
-    """The present list, line by line: lines = blank + comments + headers + invalid + duplicates + links."""
+    """Lines of the present list: lines = blank + comments + headers + invalid + duplicates + links."""
 
     lines: int = 0
     blank: int = 0
@@ -74,20 +75,41 @@ WAIT_REASONS = {
     "budget": "the budget's file, which another process holds",
     "connections": "a connection: other harvesters of this machine use all",
 }
-"""What binds, by the name that it has in `Waiting` and in the manifest."""
+"""The limits that may block sending, by their names in WaitReason and in the manifest."""
+
+
+def limit_in_words(window: str, limit: int | None) -> str:
+    """Return what blocks sending in words: `the hour's limit of 1,000`. limit: attempts; 0 or None if not a count."""
+    text = WAIT_REASONS.get(window, window)
+    return f"{text} of {limit:,}" if limit else text
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, in its two largest units unless the second is zero: `3.2 s`, `4 min 10 s`, `2 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min" + f" {rest} s" * bool(rest)
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h" + f" {minutes} min" * bool(minutes)
+    return f"{hours // 24} days" + f" {hours % 24} h" * bool(hours % 24)
 
 
 @dataclass(slots=True)
 class RunProgress:
-    """How far a run is; what the progress line and the manifest are made from.
+    """The progress of one run, updated in place in the event loop.
 
-    asked: calls made in this run. known: links that needed none, given_up: those among them that have failed too
-    often. pending: calls taken up and without a verdict. waiting: the window that binds now. trouble: how the last
-    attempt failed, if it did so in passing.
+    asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
+    pending: calls taken from the list and without a verdict. waiting: the limit that blocks sending now. trouble: how
+    the last attempt failed, if the failure was transient.
 
-    to_make: calls of this run, None where the list was not counted before. most: calls it may make at most.
-    windows: what the budget holds. per_second: calls settled in each of the last seconds, at most 60, the latest last.
-    ends: when all would be settled, as far as that can be known; spent: when the month will be spent before that.
+    to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
+    per_second: calls settled in each of the last seconds, at most 60, the latest last. ends: estimate of when all calls
+    are settled; spent: when the month will be spent, if that is earlier.
     """
 
     listed: ListCounts = field(default_factory=ListCounts)
@@ -111,26 +133,28 @@ class RunProgress:
 
     @property
     def settled(self) -> int:
-        """Calls of this run that have their verdict."""
+        """Calls of this run that have a verdict."""
         return self.rows + self.refused + self.failed
 
     @property
     def outstanding(self) -> int | None:
-        """Calls that the list still needs; None while that is not known."""
+        """Calls that the list still needs; None while unknown."""
         if self.read_to_end:
             return self.pending
         return None if self.to_make is None else max(self.to_make - self.settled, self.pending)
 
     @property
     def remaining(self) -> int | None:
-        """Calls that this run has still to make; None while that is not known."""
-        left = self.outstanding
-        return left if left is None or self.most is None else min(left, max(self.most - self.settled, 0))
+        """Calls that this run has still to make; None while unknown."""
+        needed = self.outstanding
+        if needed is None or self.most is None:
+            return needed
+        return min(needed, max(self.most - self.settled, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
+    """The end of a run. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
 
     complete: bool
     stop: Stop | None

@@ -1,7 +1,7 @@
-"""A Bitly look-alike on loopback: the metrics routes, the limits, the errors; answers follow from a link's name.
+"""A fake Bitly on loopback for trials, demos and tests: the metrics routes, the limits, the errors and the login.
 
-Back-halves that begin with `missing`, `gone` or `foreign` are answered 404, 410 and 403; all others have metrics that
-depend on the name alone. The token `revoked` is refused.
+Responses depend on the link's name alone. Back-halves that begin with `missing`, `gone` or `foreign` get 404, 410 and
+403; all others get metrics. The token `revoked` is rejected, every other one accepted.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import hashlib
 import re
 import secrets
 import time
-from base64 import b64decode
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -55,7 +54,7 @@ _REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class SandboxOptions:
-    """What the sandbox allows (0: no limit) and how it behaves. errors: the share of answers that are 500 or 503."""
+    """The sandbox's limits (0: none) and its behaviour. errors: the share of responses that are 500 or 503."""
 
     connections: int = MAX_CONNECTIONS
     per_minute: int = 100
@@ -69,7 +68,12 @@ _ORGANIZATION = "Osandbox"
 
 
 class Sandbox:
-    """What the look-alike has seen: requests, definite answers by bitlink, and breaches of its limits."""
+    """The fake server and its counts.
+
+    requests: attempts by bitlink. answered: responses by bitlink that settle its call (metrics, 403, 404, 410). helped:
+    requests by path of the routes that report limits. throttled: requests over a limit. too_many_connections: requests
+    beyond the allowed connections. at_once, most_at_once: requests in progress now, and at most so far.
+    """
 
     def __init__(self, options: SandboxOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.options = options
@@ -86,14 +90,14 @@ class Sandbox:
         self._used: Counter[tuple[str, int]] = Counter()
 
     def app(self) -> web.Application:
-        """Give the aiohttp application, with Bitly's routes below /v4 and /sandbox/seen for what it has seen."""
+        """Return the aiohttp application: Bitly's routes below /v4, and the counts at /sandbox/seen."""
         app = web.Application()
         self.consent.add_to(app.router)
         for facet in FACETS.values():
             app.router.add_get("/v4/bitlinks/{domain}/{back_half}" + facet.path, self._handler(facet.name))
-        app.router.add_get("/v4" + PLATFORM_LIMITS, self._tell_platform_limits)
-        app.router.add_get("/v4" + GROUPS, self._tell_groups)
-        app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._tell_plan_limits)
+        app.router.add_get("/v4" + PLATFORM_LIMITS, self._platform_limits)
+        app.router.add_get("/v4" + GROUPS, self._groups)
+        app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._plan_limits)
         app.router.add_get("/sandbox/seen", self._seen)
         app.router.add_route("*", "/{path:.*}", _no_route)
         return app
@@ -113,7 +117,7 @@ class Sandbox:
         back_half = request.match_info["back_half"]
         bitlink = f"{request.match_info['domain']}/{back_half}"
         self.requests[bitlink] += 1
-        if refusal := self._refused_at_once(request):
+        if refusal := self._reject(request):
             return refusal
         if self.options.latency_ms:
             await asyncio.sleep(self.options.latency_ms / 1000)
@@ -126,7 +130,8 @@ class Sandbox:
                 return _json(status, body)
         return _json(200, metrics_for(bitlink, facet, int(request.query.get("size", "50"))))
 
-    def _refused_at_once(self, request: web.Request) -> web.Response | None:
+    def _reject(self, request: web.Request) -> web.Response | None:
+        """Return the response to a request with a bad token or over a limit, else None."""
         authorization = request.headers.get("Authorization", "")
         if not authorization.startswith("Bearer "):
             return _json(401, {"message": "UNAUTHORIZED"})
@@ -142,7 +147,7 @@ class Sandbox:
         return None
 
     def _over_a_limit(self, endpoint: str) -> str | None:
-        """Count a request in its fixed windows, unless one is full; give the message of that one's refusal."""
+        """Count a request in its fixed windows, or return the message of the first one that is full."""
         options, since = self.options, self._clock() - self._began
         month = datetime.now(UTC).month
         windows = (
@@ -158,7 +163,7 @@ class Sandbox:
         return None
 
     def _fails(self, bitlink: str) -> bool:
-        """Decide by the link's name and the number of its attempt whether this one fails."""
+        """Return True if this attempt fails, which depends on the link's name and the attempt's number alone."""
         if not self.options.errors:
             return False
         seed = hashlib.sha256(f"{bitlink}#{self.requests[bitlink]}".encode()).digest()
@@ -166,35 +171,35 @@ class Sandbox:
 
     # --- helper routes ---------------------------------------------------------------------------------------------
 
-    async def _tell_platform_limits(self, request: web.Request) -> web.Response:
-        """Tell the hour's limit and count, as Bitly does; nothing where there is no such limit."""
-        if refusal := self._refused_helper(request):
+    async def _platform_limits(self, request: web.Request) -> web.Response:
+        """Report limit and count of the hour, as Bitly does; an empty list without an hourly limit."""
+        if refusal := self._reject_helper(request):
             return refusal
-        asked, hour = request.query.get("path", ""), int((self._clock() - self._began) // 3600)
-        known = asked in {endpoint_of(facet) for facet in FACETS.values()}
+        endpoint, hour = request.query.get("path", ""), int((self._clock() - self._began) // 3600)
+        known = endpoint in {endpoint_of(facet) for facet in FACETS.values()}
         if not known or not self.options.per_hour:
             return _json(200, {"platform_limits": []})
         method = {"name": "GET", "limit": self.options.per_hour, "count": self._used["hour metrics", hour]}
-        return _json(200, {"platform_limits": [{"endpoint": asked, "methods": [method]}]})
+        return _json(200, {"platform_limits": [{"endpoint": endpoint, "methods": [method]}]})
 
-    async def _tell_groups(self, request: web.Request) -> web.Response:
+    async def _groups(self, request: web.Request) -> web.Response:
         group = {"guid": "Gsandbox", "organization_guid": _ORGANIZATION, "name": "sandbox"}
-        return self._refused_helper(request) or _json(200, {"groups": [group]})
+        return self._reject_helper(request) or _json(200, {"groups": [group]})
 
-    async def _tell_plan_limits(self, request: web.Request) -> web.Response:
+    async def _plan_limits(self, request: web.Request) -> web.Response:
         limit = {
             "name": "api_requests",
             "description": "API requests",
             "limit": self.options.per_month,
             "count": self._used["month", datetime.now(UTC).month],
         }
-        return self._refused_helper(request) or _json(
+        return self._reject_helper(request) or _json(
             200, {"organization_guid": _ORGANIZATION, "plan_limits": [limit] if self.options.per_month else []}
         )
 
-    def _refused_helper(self, request: web.Request) -> web.Response | None:
+    def _reject_helper(self, request: web.Request) -> web.Response | None:
         self.helped[request.path.removeprefix("/v4")] += 1
-        return self._refused_at_once(request)
+        return self._reject(request)
 
     async def _seen(self, _: web.Request) -> web.Response:
         return _json(
@@ -210,7 +215,7 @@ class Sandbox:
 
 
 def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
-    """Give the answer that the sandbox has for a bitlink: a function of its arguments alone."""
+    """Return the sandbox's response body for a bitlink, a function of the arguments alone."""
     seed = hashlib.sha256(f"{bitlink} {facet}".encode()).digest()
     values = _VALUES.get(facet, _VALUES["referrers"])
     count = min(seed[0] % (len(values) + 1), size)
@@ -239,10 +244,10 @@ def _json(status: int, body: dict[str, Any]) -> web.Response:
 
 @asynccontextmanager
 async def serving(sandbox: Sandbox, port: int = 0) -> AsyncIterator[str]:
-    """Serve the sandbox on 127.0.0.1 and give its base URL; port 0 takes a free one.
+    """Serve the sandbox on 127.0.0.1 and yield its base URL; port 0 takes a free one.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     runner = web.AppRunner(sandbox.app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -260,26 +265,26 @@ _LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a code was given for; the exchange must say the same."""
+    """What an authorization code was issued for; its exchange must repeat it."""
 
     client_id: str
     redirect_uri: str
 
 
 class Consent:
-    """Who was given access. codes: those not yet exchanged. tokens: those given, in their order."""
+    """The login. codes: authorization codes not yet exchanged. tokens: all that were issued, in order."""
 
     def __init__(self) -> None:
         self.codes: dict[str, Grant] = {}
         self.tokens: list[str] = []
 
     def add_to(self, router: web.UrlDispatcher) -> None:
-        """Add the routes, which are at the server's root and not below /v4."""
+        """Add the login's routes, which are at the server's root and not below /v4."""
         router.add_get("/oauth/authorize", self._authorize)
         router.add_post("/oauth/access_token", self._exchange)
 
     async def _authorize(self, request: web.Request) -> web.Response:
-        """Send the browser back at once, as Bitly's page does when a person has clicked."""
+        """Redirect the browser at once, as Bitly's page does after a click."""
         grant = Grant(request.query.get("client_id", ""), request.query.get("redirect_uri", ""))
         if grant.client_id not in CLIENT_SECRETS:
             return web.Response(status=400, text="unknown client_id")
@@ -295,27 +300,13 @@ class Consent:
 
     async def _exchange(self, request: web.Request) -> web.Response:
         form = await request.post()
-        if form.get("grant_type") == "password":
-            return self._by_password(request, {name: str(value) for name, value in form.items()})
-        given = {name: str(form.get(name, "")) for name in ("client_id", "client_secret", "code", "redirect_uri")}
-        if not _is_registered(given["client_id"], given["client_secret"]):
-            return _refused("INVALID_CLIENT")
-        if self.codes.pop(given["code"], None) != Grant(given["client_id"], given["redirect_uri"]):
-            return _refused("INVALID_CODE")
-        fields = {"access_token": self._new_token(), "login": "sandbox", "apiKey": "R_sandbox"}
-        return web.Response(text=urlencode(fields), content_type="application/x-www-form-urlencoded")
-
-    def _by_password(self, request: web.Request, form: dict[str, str]) -> web.Response:
-        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-        try:
-            client_id, _, client_secret = b64decode(sent, validate=True).decode().partition(":")
-        except ValueError:
-            return _refused("INVALID_CLIENT")
-        if scheme != "Basic" or not _is_registered(client_id, client_secret):
-            return _refused("INVALID_CLIENT")
-        if not form.get("username") or form.get("password") in {None, "", "wrong"}:
-            return _refused("INVALID_LOGIN")
-        return _json(200, {"access_token": self._new_token()})
+        fields = {name: str(form.get(name, "")) for name in ("client_id", "client_secret", "code", "redirect_uri")}
+        if not _is_registered(fields["client_id"], fields["client_secret"]):
+            return _error("INVALID_CLIENT")
+        if self.codes.pop(fields["code"], None) != Grant(fields["client_id"], fields["redirect_uri"]):
+            return _error("INVALID_CODE")
+        answer = {"access_token": self._new_token(), "login": "sandbox", "apiKey": "R_sandbox"}
+        return web.Response(text=urlencode(answer), content_type="application/x-www-form-urlencoded")
 
     def _new_token(self) -> str:
         self.tokens.append(secrets.token_hex(20))
@@ -326,5 +317,5 @@ def _is_registered(client_id: str, client_secret: str) -> bool:
     return client_id in CLIENT_SECRETS and CLIENT_SECRETS[client_id] == client_secret
 
 
-def _refused(message: str) -> web.Response:
+def _error(message: str) -> web.Response:
     return _json(400, {"message": message})

@@ -1,10 +1,10 @@
-"""When a run ends before its list does, and why: reasons, the switch that everyone watches, the rules of verdicts."""
+"""Why a run ends before its list does, what follows from each reason, and the signal that ends it."""
 
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from harvester.errors import RunStopping
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class StopReason(StrEnum):
-    """Why a run stopped; written to the manifest, and turned into an exit code by the command."""
+    """Why a run stopped, as the manifest has it."""
 
     SIGNAL = "signal"
     MAX_TIME = "max_time"
@@ -34,9 +34,75 @@ class StopReason(StrEnum):
     NOT_BEGUN = "not_begun"
 
 
+OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
+"""Exit codes of the command; `cli.exit_codes` says what each means."""
+
+CARRIES_ON = "the same command carries on, with the options it was begun with"
+
+
+class Consequence(NamedTuple):
+    """What follows from a stop.
+
+    next_step: what to do, for a person. repeating_helps: False if something must change before the same command gets
+    any further. same_command: False if no command carries this output on.
+    """
+
+    exit_code: int
+    next_step: str = CARRIES_ON
+    repeating_helps: bool = True
+    same_command: bool = True
+
+
+CONSEQUENCES: dict[StopReason, Consequence] = {
+    StopReason.SIGNAL: Consequence(STOPPED),
+    StopReason.MAX_TIME: Consequence(STOPPED),
+    StopReason.MAX_CALLS: Consequence(STOPPED),
+    StopReason.OUTAGE: Consequence(STOPPED, f"when Bitly answers again, {CARRIES_ON}"),
+    StopReason.THROTTLED: Consequence(STOPPED, f"in an hour or so, {CARRIES_ON}"),
+    StopReason.MONTH_SPENT: Consequence(MONTH_SPENT),
+    StopReason.TOKEN_REFUSED: Consequence(
+        REFUSED,
+        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then {CARRIES_ON}",
+        repeating_helps=False,
+    ),
+    StopReason.PLAN_REFUSED: Consequence(
+        REFUSED,
+        f"name another --facet with another --out; or when the plan has been changed, {CARRIES_ON}",
+        repeating_helps=False,
+    ),
+    StopReason.PARAMETER_REFUSED: Consequence(
+        USAGE,
+        "correct the option that Bitly refused, and name another --out with it",
+        repeating_helps=False,
+        same_command=False,
+    ),
+    StopReason.CONNECTION_REFUSED: Consequence(
+        USAGE, f"mend the way to Bitly (certificate, proxy); then {CARRIES_ON}", repeating_helps=False
+    ),
+    StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.TOO_MANY_FAILURES: Consequence(
+        TOO_MANY_FAILED, f"see in _failures.ndjson why; then {CARRIES_ON}, or with a larger --max-failures"
+    ),
+    StopReason.ALL_REFUSED: Consequence(
+        TOO_MANY_FAILED,
+        "make sure that the links belong to the token's account; then the same command carries on, "
+        "or with --max-failures 100% if they do",
+        repeating_helps=False,
+    ),
+    StopReason.UNREADABLE: Consequence(
+        TOO_MANY_FAILED, f"see in _failures.ndjson what answered instead of Bitly; then {CARRIES_ON}"
+    ),
+    StopReason.OUTPUT: Consequence(OUTPUT, f"mend what the message names; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.CONSUMER_GONE: Consequence(OK),
+    StopReason.INPUT: Consequence(USAGE, f"mend the list; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {CARRIES_ON}"),
+}
+"""The one table by reason: exit code, advice, and whether an orchestrator may simply repeat the command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a run ends early. message: for a person, with what to do next. until: when to run again, UTC, if known."""
+    """A reason to end a run. message: for a person, with what to do next. until: when to run again, UTC, if known."""
 
     reason: StopReason
     message: str
@@ -44,57 +110,63 @@ class Stop:
 
 
 class ShutdownSignal:
-    """The switch that ends a run: whoever finds a reason turns it, and whoever waits is woken by it."""
+    """The signal that ends a run: any task may request it, once, and all tasks that wait are woken.
+
+    It cancels nothing by itself. Waits (for the pace, a window, a back-off, the next line) go through
+    `sleep_unless_stopping` or `unless_stopping` and end at once with RunStopping; an attempt in flight does not watch
+    the signal, because it is counted already, and gets the harvest's grace instead. stop: the first reason requested.
+    """
 
     def __init__(self) -> None:
         self.stop: Stop | None = None
-        self._turned = asyncio.Event()
+        self._requested = asyncio.Event()
 
     def request(self, stop: Stop) -> None:
-        """End the run for this reason, unless it is ending already."""
+        """End the run for this reason; later reasons are dropped."""
         if self.stop is None:
             self.stop = stop
-            self._turned.set()
+            self._requested.set()
 
     async def wait(self) -> None:
-        """Return when the run is to end."""
-        await self._turned.wait()
+        """Return when the run is asked to end."""
+        await self._requested.wait()
 
     async def sleep_unless_stopping(self, seconds: float) -> None:
-        """Sleep, unless the run ends meanwhile.
+        """Sleep.
 
         Raises:
-            Stopping: it does.
+            RunStopping: the run is ending; raised at once.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._turned.wait()
+                await self._requested.wait()
         except TimeoutError:
             return
         raise RunStopping
 
     async def unless_stopping(self, work: Awaitable[T]) -> T:
-        """Await work, and give it up when the run ends first.
+        """Await work and return its result, which is preferred if both come at once.
 
         Raises:
-            Stopping: the run ended first; work was cancelled.
+            RunStopping: the run is ending; work is cancelled.
         """
         if self.stop is not None:
-            _drop(work)
+            _discard(work)
             raise RunStopping
         task = asyncio.ensure_future(work)
-        turned = asyncio.ensure_future(self._turned.wait())
+        requested = asyncio.ensure_future(self._requested.wait())
         try:
-            await asyncio.wait({task, turned}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             raise RunStopping
         finally:
-            turned.cancel()
+            requested.cancel()
             task.cancel()
 
 
-def _drop(work: Awaitable[object]) -> None:
+def _discard(work: Awaitable[object]) -> None:
+    """Dispose of work that was never awaited, without asyncio's warning."""
     if asyncio.iscoroutine(work):
         work.close()
     elif isinstance(work, asyncio.Future):
@@ -103,9 +175,9 @@ def _drop(work: Awaitable[object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """How many calls may be refused or fail before the run stops: a count, or a share of the calls made.
+    """The number of refused and failed calls that stops a run: a count, or a share of the calls made.
 
-    A share is looked at from SHARE_FLOOR calls on, because the first failure of three would be a third, and at the end.
+    A share applies from SHARE_FLOOR calls on, because one failure in three calls is a third already, and at the end.
     """
 
     count: int | None = None
@@ -114,7 +186,7 @@ class FailureLimit:
     SHARE_FLOOR = 100
 
     def exceeded(self, failed: int, calls: int, *, final: bool = False) -> bool:
-        """True when failed calls of calls made are too many. final: no more will be made."""
+        """Return True when `failed` of `calls` are too many. final: no more calls will be made."""
         if self.count is not None and failed > self.count:
             return True
         return self.share is not None and (final or calls >= self.SHARE_FLOOR) and failed > self.share * calls

@@ -1,7 +1,6 @@
-"""From a thread to the event loop: a bounded queue whose writer waits for room, and whose reader may leave."""
+"""Between threads and the event loop: a bounded queue, and blocking work that nobody waits for at the end."""
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,18 +11,29 @@ T = TypeVar("T")
 
 
 class ReaderGone(Exception):
-    """The reader has closed the channel: nothing that is put into it is read any more."""
+    """The reader has closed the queue: nothing that is put into it is read any more."""
 
 
 class ThreadToLoopQueue(Generic[T]):
-    """Made and read in an event loop, written in one thread. room: things that may wait in it."""
+    """A bounded queue from one thread to the event loop. Created and read in the loop, written by the thread.
+
+    Either side ends it by itself: the writer with `end`, after which the reader still gets what waits; the reader with
+    `close`, after which what waits is dropped and a blocked writer gets ReaderGone.
+
+    janus 2.0 bounds memory and wakes a blocked writer too, but does not replace this class: it has one shutdown for
+    both sides, so that a reader who leaves cannot wait for the writer's end (`ended`); it starts a task for each
+    wake-up, which a loop that ends finds pending; and between its check that the loop is open and its call into the
+    loop, a writer that outlives the loop, as the thread of a user's blocking iterable may, gets a RuntimeError.
+
+    room: items that may wait.
+    """
 
     def __init__(self, room: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = room
-        self._things: deque[T] = deque()
-        self._changed = threading.Condition()
-        self._told = asyncio.Event()
+        self._items: deque[T] = deque()
+        self._condition = threading.Condition()
+        self._changed = asyncio.Event()
         self._ended = False
         self._closed = False
 
@@ -32,60 +42,61 @@ class ThreadToLoopQueue(Generic[T]):
         """True when the reader has left."""
         return self._closed
 
-    def put(self, thing: T) -> None:
-        """Add something, as soon as there is room; blocks.
+    def put(self, item: T) -> None:
+        """Add an item, blocking until there is room.
 
         Raises:
-            ReaderGone: the reader has closed the channel.
+            ReaderGone: the reader has closed the queue.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._things) < self._room)
+        with self._condition:
+            self._condition.wait_for(lambda: self._closed or len(self._items) < self._room)
             if self._closed:
                 raise ReaderGone
-            self._things.append(thing)
-        self._tell()
+            self._items.append(item)
+        self._wake_reader()
 
     def end(self) -> None:
-        """Say that nothing more will come."""
+        """Mark the end: the writer adds no more items."""
         self._ended = True
-        self._tell()
+        self._wake_reader()
 
     async def take(self, most: int) -> list[T]:
-        """Give what is there, most things at most, as soon as there is anything; nothing at the end."""
+        """Wait for at least one item, and return up to most of them; an empty list at the end."""
         while True:
-            self._told.clear()
-            with self._changed:
+            self._changed.clear()
+            with self._condition:
                 ended = self._ended
-                taken = [self._things.popleft() for _ in range(min(most, len(self._things)))]
-                self._changed.notify_all()
-            if taken or ended or self._closed:
-                return taken
-            await self._told.wait()
+                items = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+                self._condition.notify_all()
+            if items or ended or self._closed:
+                return items
+            await self._changed.wait()
 
-    async def over(self) -> None:
-        """Return when the writer has said that nothing more will come."""
+    async def ended(self) -> None:
+        """Return when the writer has called `end`."""
         while not self._ended:
-            self._told.clear()
+            self._changed.clear()
             if not self._ended:
-                await self._told.wait()
+                await self._changed.wait()
 
     def close(self) -> None:
-        """Leave: what is there is dropped, and who waits for room is woken."""
-        with self._changed:
+        """Leave as the reader: drop the items, and wake a writer that waits for room."""
+        with self._condition:
             self._closed = True
-            self._things.clear()
-            self._changed.notify_all()
-        self._tell()
+            self._items.clear()
+            self._condition.notify_all()
+        self._wake_reader()
 
-    def _tell(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._told.set)
+    def _wake_reader(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so that there is no reader to wake
+            self._loop.call_soon_threadsafe(self._changed.set)
 
 
 async def in_daemon(work: Callable[[], T]) -> T:
-    """Do work that may block for ever (reading from a silent pipe) in a thread that nobody waits for at the end.
+    """Run work that may block for ever, such as reading from a silent pipe, in a daemon thread, and return its result.
 
-    Raises what work raises.
+    Raises what work raises. If cancelled, the thread goes on, and the process ends without waiting for it: that is why
+    no executor does this, whose threads are joined at exit.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -98,15 +109,15 @@ async def in_daemon(work: Callable[[], T]) -> T:
         else:
             future.set_exception(error)
 
-    def do() -> None:
+    def run() -> None:
         result: T | None = None
         caught: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # handed to whoever waits, who would wait for ever without it
+        except BaseException as error:  # SystemExit too: the awaiting task would otherwise wait for ever
             caught = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so that nobody awaits the result
             loop.call_soon_threadsafe(deliver, result, caught)
 
-    threading.Thread(target=do, name="harvester-reader", daemon=True).start()
+    threading.Thread(target=run, name="harvester-reader", daemon=True).start()
     return await future

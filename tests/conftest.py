@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from tests.support.commands import STATE_DIR, TOKEN_STORE
+from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def quick_folder() -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first, so that it is not what everybody waits for at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Run what is slow first, so that nothing long is left for one worker while the others are idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -74,6 +74,7 @@ def own_state() -> Iterator[Path]:
         os.environ[TOKEN_STORE] = str(folder / "tokens")
         os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
         yield folder
+        close_command_server()
         for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
             del os.environ[name]
 

@@ -1,4 +1,4 @@
-"""Bitly's helper routes, which tell an account's limits: where to ask, and what an answer says. Pure, as `bitly` is."""
+"""The routes by which Bitly reports an account's limits: the target of each request and the parser of its response."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from urllib.parse import quote, urlencode
 
 from harvester.bitly.facets import Facet
 from harvester.bitly.query import endpoint_of
-from harvester.bitly.verdicts import object_in, truncate
+from harvester.bitly.verdicts import truncate
+from harvester.jsonlines import object_in
 
 PLATFORM_LIMITS = "/user/platform_limits"
 GROUPS = "/groups"
@@ -16,7 +17,10 @@ _MOST_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class PlatformLimit:
-    """What Bitly allows at an endpoint, taken as an hour's (it does not say of what), and has counted so far."""
+    """Bitly's limit for one endpoint and the requests counted so far.
+
+    Bitly does not document the period of this limit; it is taken as an hour.
+    """
 
     limit: int
     count: int
@@ -24,7 +28,7 @@ class PlatformLimit:
 
 @dataclass(frozen=True, slots=True)
 class PlanLimit:
-    """One of the plan's monthly limits, by Bitly's name; which of them counts API requests is not documented."""
+    """One of the plan's monthly limits under Bitly's name; which of them counts API requests is not documented."""
 
     name: str
     description: str
@@ -33,7 +37,7 @@ class PlanLimit:
 
 
 def platform_limits_target(facet: Facet) -> str:
-    """Give path and query that ask for the limits of a facet's endpoint, below the base URL.
+    """Return path and query string, below the base URL, of the request for the limits of a facet's endpoint.
 
     https://dev.bitly.com/api-reference/#getPlatformLimits.
     """
@@ -41,12 +45,12 @@ def platform_limits_target(facet: Facet) -> str:
 
 
 def plan_limits_target(organization: str) -> str:
-    """Give the path that asks for an organization's plan limits, below the base URL."""
+    """Return the path, below the base URL, of the request for an organization's plan limits."""
     return f"/organizations/{quote(organization, safe='')}/plan_limits"
 
 
 def read_platform_limit(body: bytes, facet: Facet) -> PlatformLimit | None:
-    """Find the limit of a facet's endpoint in an answer of `/user/platform_limits`; None if it makes no sense."""
+    """Return the limit of a facet's endpoint from a response of `/user/platform_limits`, or None if it has none."""
     for entry in _objects(object_in(body).get("platform_limits")):
         if not str(entry.get("endpoint")).endswith(endpoint_of(facet)):
             continue
@@ -58,17 +62,17 @@ def read_platform_limit(body: bytes, facet: Facet) -> PlatformLimit | None:
 
 
 def read_plan_limits(body: bytes) -> list[PlanLimit]:
-    """Read an answer of `/organizations/{guid}/plan_limits`; what makes no sense in it is left out."""
-    found = []
+    """Return the limits in a response of `/organizations/{guid}/plan_limits`, without malformed entries."""
+    limits = []
     for entry in _objects(object_in(body).get("plan_limits")):
         name, limit, count = entry.get("name"), entry.get("limit"), entry.get("count")
         if isinstance(name, str) and _is_count(limit) and _is_count(count):
-            found.append(PlanLimit(truncate(name), truncate(str(entry.get("description") or "")), limit, count))
-    return found
+            limits.append(PlanLimit(truncate(name), truncate(str(entry.get("description") or "")), limit, count))
+    return limits
 
 
 def read_organization(body: bytes) -> str | None:
-    """Find the organization's guid in an answer of `/groups`: the first group's."""
+    """Return the guid of the first group's organization from a response of `/groups`, or None."""
     for group in _objects(object_in(body).get("groups")):
         guid = group.get("organization_guid")
         if isinstance(guid, str) and guid:
@@ -77,6 +81,8 @@ def read_organization(body: bytes) -> str | None:
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:
+    """Return the objects in a JSON list; nothing for another value."""
+    """Return the objects in a JSON list; nothing for another value."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

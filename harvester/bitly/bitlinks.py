@@ -1,7 +1,7 @@
-"""One line of text to a bitlink's name, or the reason why it is none.
+"""The parser of bitlinks: a line of text becomes `domain/back-half`, or an error that says why it cannot.
 
-The rules are Bitly's where it states them, and otherwise what people are known to paste. The result is a fixed
-point: parsing a bitlink's name gives the same name.
+The rules are Bitly's where it states them, and follow from what people paste where it does not. Parsing is idempotent:
+a parsed bitlink parses to itself, so that the keys of calls do not depend on how a list writes its links.
 """
 
 import re
@@ -14,30 +14,30 @@ Bitlink = NewType("Bitlink", str)
 """`domain/back-half`: the domain in lower case, the back-half as it was written."""
 
 MAX_CHARACTERS = 2048
-"""Longer names are refused: the request line would pass what servers accept."""
+"""Longer names are invalid: the request line would exceed what servers accept."""
 
-# Nearly every line of a real list looks like this, and needs none of the careful steps below.
+# Fast path: nearly every line of a real list has this form and needs none of the steps below.
 _PLAIN = re.compile(r"(?:https?://)?([a-z0-9-]+(?:\.[a-z0-9-]+)+)/([A-Za-z0-9_-]+)", re.ASCII)
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _NOT_ASCII_ESCAPES = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
 _DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 
-# What a list's own syntax leaves behind when it is pasted: none of it can be in a back-half, and a call would be lost.
+# Remains of a list's own syntax in pasted text. No back-half contains any of these, so a call would be wasted.
 _NEVER = frozenset("\"'`“”‘’«»<>()[]{},;|\\^")
 _QUOTES = "\"'`“”‘’«»"
 _AROUND = _QUOTES + "\ufeff" + " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
 
 def parse(text: str) -> Bitlink:
-    """Give the bitlink's name that a line of text means.
+    """Return the bitlink that a line of text names.
 
-    Dropped: surrounding spaces and quotes, `http://` and `https://` in any case, query, fragment, one trailing
-    slash, the preview page's `+`. Lowered: the domain, and nothing else, because back-halves are case-sensitive
-    (https://support.bitly.com/hc/en-us/articles/230898888). Custom domains stay what they are.
+    Removed: surrounding spaces and quotes, `http://` and `https://` in any case, query, fragment, one trailing slash,
+    the preview page's `+`. Only the domain is converted to lower case, because back-halves are case-sensitive
+    (https://support.bitly.com/hc/en-us/articles/230898888). Custom domains are kept.
 
     Raises:
-        InvalidBitlink: anything that cannot be `domain/back-half`; the text is the reason.
+        InvalidBitlink: the text cannot be `domain/back-half`; the message is the reason.
     """
     if plain := _PLAIN.fullmatch(text):
         if len(text) <= MAX_CHARACTERS:
@@ -57,7 +57,7 @@ def parse(text: str) -> Bitlink:
 
 
 def is_bitlink(text: str) -> bool:
-    """Say whether a text means a bitlink."""
+    """Return True if a text names a bitlink."""
     try:
         parse(text)
     except InvalidBitlink:
@@ -66,7 +66,7 @@ def is_bitlink(text: str) -> bool:
 
 
 def _strip_decoration(text: str) -> str:
-    """Take off what people paste around a bitlink."""
+    """Remove what people paste around a bitlink: quotes, scheme, query and fragment."""
     bare = text.strip(_AROUND)
     if scheme := _SCHEME.match(bare):
         bare = bare[scheme.end() :]
@@ -74,7 +74,7 @@ def _strip_decoration(text: str) -> str:
 
 
 def _unescape(back_half: str) -> str:
-    """Undo a browser's percent-encoding of what is not ASCII; an escaped slash or dot stays escaped."""
+    """Decode a browser's percent-encoding of non-ASCII characters; an escaped slash or dot stays escaped."""
 
     def decode(escapes: re.Match[str]) -> str:
         octets = bytes.fromhex(escapes[0].replace("%", ""))
@@ -100,7 +100,7 @@ def _check_back_half(back_half: str) -> None:
         raise InvalidBitlink("nothing after the slash")
     if "/" in back_half:
         raise InvalidBitlink("more than two segments: a bitlink is domain/back-half")
-    # Bitly would see another route in these: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
+    # Servers resolve dot segments, so Bitly would see another route: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
     if back_half in {".", ".."}:
         raise InvalidBitlink("a path, not a back-half")
     for character in back_half:

@@ -1,19 +1,49 @@
-"""bitly.facets."""
+"""Bitly's break-downs of a link's clicks, as a table: one entry for each facet that can be harvested.
+
+All that other code needs to know of a facet is derived from its entry: the request (`query`), how an answer is read
+(`verdicts`), the limits to ask for (`account_limits`), the choices of `--facet`, and the sandbox's routes.
+
+To add a facet whose answer lists value and clicks, such as `browsers`:
+
+1. add its name to `FacetName` and its entry to `FACETS`, below; a test compares the two;
+2. add a recorded or documented answer to tests/samples, as `200-browsers.json` with `"facet": "browsers"`;
+3. run tests/unit/bitly, tests/unit/config and tests/test_docs.py, which asks for the new choice in the printed help.
+
+A facet of another shape needs a reader beside `_read_value_and_clicks` too, and columns in `rows/schema.py`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-_INT64_MAX = 2**63 - 1
+INT64_MAX = 2**63 - 1
+"""The largest count that a row can hold: loaders have 64-bit integers."""
 
 Metric = dict[str, Any]
+"""One entry of a break-down: `{"value": str, "clicks": int}`."""
+
+FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 
 
 class NotTheFacet(ValueError):
-    """A 200 without the facet's rows: the specification requires no field, so its schema would let `{}` pass."""
+    """A 200 without the facet's rows. Bitly's specification requires no field, so its schema would accept `{}`."""
 
 
-def _value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """One of Bitly's break-downs.
+
+    path: below `/bitlinks/{bitlink}`. read: the decoded JSON object of a 200 → the row's metrics; raises NotTheFacet.
+    takes_size: whether the route has the parameter `size`.
+    """
+
+    name: FacetName
+    path: str
+    read: Callable[[Mapping[str, Any]], list[Metric]]
+    takes_size: bool = True
+
+
+def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
     """Read `metrics[] {value, clicks}`, the shape that four facets share."""
     items = body.get("metrics")
     if not isinstance(items, list):
@@ -25,32 +55,19 @@ def _value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
         value, clicks = item.get("value"), item.get("clicks")
         if type(value) is not str:
             raise NotTheFacet("a value is not a string")
-        # type() and not isinstance(): true is an int. Past 64 bits orjson reads a float.
-        if type(clicks) is not int or not 0 <= clicks <= _INT64_MAX:
+        # type() and not isinstance(): true is an int. orjson reads an integer past 64 bits as a float.
+        if type(clicks) is not int or not 0 <= clicks <= INT64_MAX:
             raise NotTheFacet("clicks is not a count")
         metrics.append({"value": value, "clicks": clicks})
     return metrics
 
 
-@dataclass(frozen=True, slots=True)
-class Facet:
-    """One of Bitly's break-downs: where it is asked for, and how its rows are read.
-
-    read: a decoded 200's object to the row's metrics; raises NotTheFacet.
-    """
-
-    name: str
-    path: str
-    read: Callable[[Mapping[str, Any]], list[Metric]]
-    takes_size: bool = True
-
-
 FACETS: Mapping[str, Facet] = {
     facet.name: facet
     for facet in (
-        Facet("referrers", "/referrers", _value_and_clicks),
-        Facet("referrer_name", "/referrer_name", _value_and_clicks),
-        Facet("referring_domains", "/referring_domains", _value_and_clicks),
-        Facet("countries", "/countries", _value_and_clicks),
+        Facet("referrers", "/referrers", _read_value_and_clicks),
+        Facet("referrer_name", "/referrer_name", _read_value_and_clicks),
+        Facet("referring_domains", "/referring_domains", _read_value_and_clicks),
+        Facet("countries", "/countries", _read_value_and_clicks),
     )
 }

@@ -1,4 +1,8 @@
-"""Bitly's OAuth2 web flow as pure functions: the page to open, what its redirect says, what the exchange answers."""
+"""Bitly's OAuth 2 authorization code flow as pure functions: authorization URL, redirect, and token request.
+
+https://dev.bitly.com/authentication.html. A redirect comes from a browser, so it may be forged, repeated or another
+login's; a token response may repeat the secrets that were sent. Neither may get a secret into a message.
+"""
 
 import hmac
 import re
@@ -11,8 +15,9 @@ from harvester.bitly.query import BASE_URL
 from harvester.errors import HarvesterError, UsageError
 
 CALLBACK = "/callback"
-_FIELDS = 20
-_LONGEST = 4096
+_MAX_FIELDS = 20
+_MAX_CHARACTERS = 4096
+"""Of a code or a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,46 +29,46 @@ class App:
 
 
 class ForeignRedirect(HarvesterError):
-    """A redirect that is not the answer to this login: it is refused, and the true one waited for."""
+    """A redirect that does not belong to this login. It is rejected, and the login goes on waiting."""
 
 
 class Redirect:
-    """The one redirect that a login waits for, known by its state."""
+    """The single redirect that a login accepts, recognised by its `state` parameter."""
 
     def __init__(self, state: str) -> None:
         self._state = state
-        self._taken = False
+        self._received = False
 
     def __repr__(self) -> str:
         return "Redirect(…)"
 
     def code_in(self, query: str) -> str:
-        """Give the code in a redirect's query, once.
+        """Return the authorization code in the query of a redirect; works once.
 
         Raises:
-            ForeignRedirect: the state is another, or the redirect has come before.
-            UsageError: Bitly says no, so that nothing more will come.
+            ForeignRedirect: another login's state, or a repeated redirect.
+            UsageError: the person or Bitly denied access, so no other redirect will follow.
         """
         try:
-            fields = parse_qs(query, keep_blank_values=True, max_num_fields=_FIELDS)
+            fields = parse_qs(query, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
         except ValueError as error:
             raise ForeignRedirect("it cannot be read") from error
         if not hmac.compare_digest(_only(fields, "state").encode(), self._state.encode()):
             raise ForeignRedirect("its state is not this login's")
-        if self._taken:
+        if self._received:
             raise ForeignRedirect("it has come before")
-        self._taken = True
+        self._received = True
         if "error" in fields:
-            why = _word_in(fields, ()).strip() or "no reason is told"
+            why = _error_code(fields, ()).strip() or "no reason is told"
             raise UsageError(f"no access was given ({why}): harvester login asks again")
         code = _only(fields, "code")
-        if not re.fullmatch(r"[!-~]+", code) or len(code) > _LONGEST:
+        if not re.fullmatch(r"[!-~]+", code) or len(code) > _MAX_CHARACTERS:
             raise UsageError("Bitly's redirect has no code in it: run harvester login again")
         return code
 
 
 def authorize_url(base_url: str, client_id: str, redirect_uri: str, state: str) -> str:
-    """Give the address of the page on which a person allows an app to use the account."""
+    """Return the URL of the page on which a person lets an app use the account."""
     # Bitly's page is not on its API's host: https://dev.bitly.com/authentication.html
     origin = "https://bitly.com" if _origin(base_url) == _origin(BASE_URL) else _origin(base_url)
     fields = {"client_id": client_id, "redirect_uri": redirect_uri, "state": state}
@@ -71,7 +76,7 @@ def authorize_url(base_url: str, client_id: str, redirect_uri: str, state: str) 
 
 
 def exchange(base_url: str, app: App, code: str, redirect_uri: str) -> tuple[str, dict[str, str]]:
-    """Give the address at which a code is exchanged for a token, and the form to send there."""
+    """Return the URL and the form of the request that exchanges a code for a token."""
     form = {
         "client_id": app.client_id,
         "client_secret": app.client_secret,
@@ -82,10 +87,10 @@ def exchange(base_url: str, app: App, code: str, redirect_uri: str) -> tuple[str
 
 
 def parse_token_response(status: int, body: bytes, hidden: tuple[str, ...]) -> str:
-    """Give the token in the answer to an exchange. hidden: what no message may repeat.
+    """Return the token in the response to the exchange. hidden: secrets that no message may repeat.
 
     Raises:
-        UsageError: there is none in it.
+        UsageError: the response has no token.
     """
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("<"):
@@ -93,38 +98,38 @@ def parse_token_response(status: int, body: bytes, hidden: tuple[str, ...]) -> s
             f"the exchange was answered with an HTML page ({status}), which Bitly does not do: check --base-url, "
             "HTTPS_PROXY and NO_PROXY"
         )
-    fields = _fields_of(text)
+    fields = _parse_fields(text)
     token = _only(fields, "access_token")
-    if status == 200 and re.fullmatch(r"[!-~]+", token) and len(token) <= _LONGEST:
+    if status == 200 and re.fullmatch(r"[!-~]+", token) and len(token) <= _MAX_CHARACTERS:
         return token
     raise UsageError(
-        f"the exchange was refused ({status}{_word_in(fields, hidden)}): check the client's id, its secret and its "
+        f"the exchange was refused ({status}{_error_code(fields, hidden)}): check the client's id, its secret and its "
         "redirect URI; a code is good once and for a short time, so run harvester login again"
     )
 
 
-def _fields_of(text: str) -> dict[str, list[str]]:
-    """Read a form (as the web flow is answered) or a JSON object (as the other flow is)."""
+def _parse_fields(text: str) -> dict[str, list[str]]:
+    """Parse a form, as Bitly answers this flow, or a JSON object, as it answers others."""
     try:
         if not text.startswith("{"):
-            return parse_qs(text, max_num_fields=_FIELDS)
-        found = orjson.loads(text)
+            return parse_qs(text, max_num_fields=_MAX_FIELDS)
+        record = orjson.loads(text)
     except ValueError:
         return {}
-    return {name: [value] for name, value in found.items() if isinstance(value, str)}
+    return {name: [value] for name, value in record.items() if isinstance(value, str)}
 
 
-def _word_in(fields: dict[str, list[str]], hidden: tuple[str, ...]) -> str:
-    """Give an error's code, such as invalid_grant, and nothing that might be a secret."""
+def _error_code(fields: dict[str, list[str]], hidden: tuple[str, ...]) -> str:
+    """Return the error's code, such as ` invalid_grant`, or nothing where it might be a secret."""
     for name in ("error", "message", "status_txt"):
-        word = _only(fields, name)
-        if re.fullmatch(r"[A-Za-z_]{3,60}", word) and not any(word in secret or secret in word for secret in hidden):
-            return f" {word}"
+        code = _only(fields, name)
+        if re.fullmatch(r"[A-Za-z_]{3,60}", code) and not any(code in secret or secret in code for secret in hidden):
+            return f" {code}"
     return ""
 
 
 def _only(fields: dict[str, list[str]], name: str) -> str:
-    """Give the value of a field that must stand there once; else nothing."""
+    """Return the value of a field that occurs exactly once, or an empty text."""
     values = fields.get(name, [])
     return values[0] if len(values) == 1 else ""
 

@@ -1,4 +1,4 @@
-"""bitly.query."""
+"""The request for one bitlink: Bitly's base URL, the path of a facet and its query parameters."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -9,17 +9,17 @@ from harvester.bitly.facets import FACETS, Facet
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
-"""At once, from one IP address: https://dev.bitly.com/docs/getting-started/rate-limits."""
+"""Connections that Bitly accepts at once from one IP address: https://dev.bitly.com/docs/getting-started/rate-limits."""
 
 UNITS = ("minute", "hour", "day", "week", "month")
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of every bitlink: pinned for a dataset.
+    """The facet and the window requested for every bitlink; fixed when a dataset begins.
 
-    units: -1 means all that the plan keeps. unit_reference: the end of the window, UTC, `2026-11-23T06:00:00Z`.
-    size: the most rows that one answer lists; Bitly's own default is 50.
+    units: length of the window in `unit`s; -1 for all that the plan keeps. unit_reference: the end of the window, UTC,
+    `2026-11-23T06:00:00Z`. size: the largest number of metrics that one response lists; Bitly's own default is 50.
     """
 
     facet: str
@@ -29,13 +29,13 @@ class Query:
     size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the query's five settings by name."""
+        """Return the five fields by name."""
         return asdict(self)
 
     @property
     def parameters(self) -> str:
-        """The request's query string, without the question mark."""
-        reference = self.unit_reference.removesuffix("Z") + "+0000"  # the form of Bitly's own answers
+        """The query string of the request, without the question mark."""
+        reference = self.unit_reference.removesuffix("Z") + "+0000"  # as Bitly's own responses write it
         pairs: list[tuple[str, Any]] = [
             ("unit", self.unit),
             ("units", self.units),
@@ -50,10 +50,10 @@ _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")
 
 
 def path(bitlink: str, facet: Facet) -> str:
-    """Give the path below the base URL for a bitlink's facet.
+    """Return the path, below the base URL, of a facet of a bitlink.
 
-    The slash between the two halves stays literal (documented); each half is encoded by itself, so that no bitlink
-    can reach another route.
+    The slash between domain and back-half stays literal, as documented. Each half is percent-encoded by itself, so that
+    no bitlink (`bit.ly/../../user`) can reach another route.
     """
     if _NOTHING_TO_ENCODE.fullmatch(bitlink):
         return f"/bitlinks/{bitlink}{facet.path}"
@@ -62,5 +62,5 @@ def path(bitlink: str, facet: Facet) -> str:
 
 
 def endpoint_of(facet: Facet) -> str:
-    """Give Bitly's name for a facet's endpoint: the path's template, literally."""
+    """Return the path template by which Bitly names a facet's endpoint, such as `/bitlinks/{bitlink}/referrers`."""
     return "/bitlinks/{bitlink}" + facet.path

@@ -1,7 +1,13 @@
-"""What Bitly's API v4 is, as data and pure functions: facets, a query's request, and what an answer means.
+"""The verdict on one of Bitly's responses: what it means for the call that was made.
 
-Nothing here does I/O. Rules come from https://dev.bitly.com/api-reference (documented) and from recorded answers
-where the documentation is silent or wrong; tests/samples has one for every rule.
+The body's `message` decides before the status does. Bitly has sent RATE_LIMIT_EXCEEDED as 403 (recorded in 2019), sends
+a spent month as 429, where waiting is useless, and answers 403 both for somebody else's link and for a revoked token.
+A client that looks at the status alone gives good links up, or spends its quota on hopeless retries.
+
+A link is refused, which is final, only on an answer that is documented or recorded as being about that link. Any other
+answer is Unknown: the call has failed and can be made again later, so that no link is lost to a guess.
+
+Every rule has a sample in tests/samples.
 """
 
 from collections.abc import Mapping
@@ -13,27 +19,27 @@ from typing import Any
 
 import orjson
 
-from harvester.bitly.facets import _INT64_MAX, Facet, Metric, NotTheFacet
+from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import utc_iso
+from harvester.jsonlines import object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
-"""Bytes of a decoded answer that are read; a facet's answer is a few KiB."""
+"""Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""
 KEPT_BODY = 2048
-"""Bytes kept of an answer that could not be understood."""
+"""Bytes kept from the beginning of a body that no rule understands."""
 _MESSAGE_LIMIT = 200
-
-
-# --- verdicts -----------------------------------------------------------------------------------------------------
+"""Characters kept of a text of Bitly's."""
 
 Hint = float | datetime | None
-"""How long, or until when, the server asks to wait: seconds, or a moment in UTC."""
+"""The wait that the server asks for: a number of seconds, or the moment (UTC) at which it ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The facet's rows: the call is settled.
+    """The facet's metrics; the call gets a row.
 
-    units_returned: what Bitly used, which is less than was asked where the plan cuts history.
+    clicks_listed: the sum over metrics. units_returned: the units that Bitly used, fewer than requested where the plan
+    limits history; None if the response does not say.
     """
 
     metrics: list[Metric]
@@ -44,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A definite no for this link: settled without a row. no_route: the server did not know the path at all."""
+    """A definite no for this link, which is final. no_route: the server did not know the path at all."""
 
     status: int
     message: str
@@ -53,7 +59,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """No answer to the question this time: ask again after a while. status: None when nothing came back."""
+    """A failure that may pass: retry with backoff. status: HTTP's, or None if no response came."""
 
     status: int | None
     message: str
@@ -62,7 +68,7 @@ class Transient:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A complete 200 that is not the facet's JSON: ask once more, then give the call up. body: its beginning."""
+    """A complete 200 that is not the facet's JSON: retry once, then the call has failed. body: its beginning."""
 
     status: int
     message: str
@@ -71,7 +77,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """An answer no rule knows: the call has failed, and is never written off for good. body: its beginning."""
+    """A response that no rule covers: the call has failed, but is never refused. body: its beginning."""
 
     status: int
     message: str
@@ -80,7 +86,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """The minute's or the hour's limit is spent: everyone waits, and the call is charged no attempt."""
+    """The limit of the minute or the hour is spent: all calls wait, and this one loses no attempt."""
 
     status: int
     message: str
@@ -89,7 +95,7 @@ class Throttled:
 
 @dataclass(frozen=True, slots=True)
 class MonthSpent:
-    """The account's month is spent: waiting is useless, so the run stops."""
+    """The account's monthly limit is spent: waiting is useless, so the run stops."""
 
     status: int
     message: str
@@ -97,7 +103,7 @@ class MonthSpent:
 
 @dataclass(frozen=True, slots=True)
 class TokenRefused:
-    """The token is missing, wrong or revoked: every call would get this."""
+    """The token is missing, wrong or revoked: every call would get this response."""
 
     status: int
     message: str
@@ -105,7 +111,7 @@ class TokenRefused:
 
 @dataclass(frozen=True, slots=True)
 class PlanRefused:
-    """The account's plan lacks the facet: every call would get this."""
+    """The account's plan does not include the facet: every call would get this response."""
 
     status: int
     message: str
@@ -113,7 +119,7 @@ class PlanRefused:
 
 @dataclass(frozen=True, slots=True)
 class ParameterRefused:
-    """A query parameter is wrong, so every call would get this. field: its name."""
+    """Bitly rejects a query parameter, so every call would get this response. field: the parameter's name."""
 
     status: int
     message: str
@@ -139,37 +145,34 @@ _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
-    """Say what an answer of Bitly's means for its call.
+    """Return the verdict on a response to a call.
 
-    Pure: no clock, no socket. Every rule has a sample in tests/samples.
+    headers: with case-insensitive names, as aiohttp has them. whole: False if the body was cut off at BODY_LIMIT.
 
-    headers: case-insensitive names, as aiohttp gives them.
-    whole: False when the body was cut at BODY_LIMIT.
-
-    Raises nothing: bytes of any kind get a verdict.
+    Raises nothing: any bytes get a verdict.
     """
     return _read_success(body, facet, whole=whole) if status == 200 else classify_error(status, headers, body)
 
 
 def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
-    """Say what an answer other than 200 means, on whatever route it came. Raises nothing."""
-    said = object_in(body)
-    message = str(said.get("message") or "").strip().upper()
-    # The message decides, not the status: throttling has come as 403 (recorded in 2019), and a spent month comes
-    # as 429 (https://dev.bitly.com/docs/getting-started/rate-limits).
+    """Return the verdict on a response other than 200, on any route. Raises nothing."""
+    error = object_in(body)
+    message = str(error.get("message") or "").strip().upper()
+    # The month before the throttling, because both come as 429, and the message before the status, because throttling
+    # has come as 403: https://dev.bitly.com/docs/getting-started/rate-limits, and the docstring above.
     if message == "API_USAGE_LIMIT_EXCEEDED" or message.startswith("MONTHLY_"):
         return MonthSpent(status, truncate(message))
     if status == 429 or message == "RATE_LIMIT_EXCEEDED" or (status == 403 and "X-Ratelimit-Reason" in headers):
         return Throttled(status, truncate(message) or "no message", hint(headers))
     if status in _TRANSIENT_STATUSES:
         return Transient(status, truncate(message) or "no message", hint(headers))
-    return _read_refusal(status, headers, body, said, message)
+    return _classify_refusal(status, headers, body, error, message)
 
 
 def hint(headers: Mapping[str, str]) -> Hint:
-    """Read `Retry-After`: seconds or a date; zero, the unreadable and the absent are no hint.
+    """Return the wait that `Retry-After` asks for, or None if it is absent, zero or malformed.
 
-    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. Bitly has sent none in any recorded answer.
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. No recorded response of Bitly has it.
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -185,28 +188,28 @@ def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreada
     try:
         if not whole:
             raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        said = orjson.loads(body)
-        if type(said) is not dict:
+        record = orjson.loads(body)
+        if type(record) is not dict:
             raise NotTheFacet("not a JSON object")
-        metrics = facet.read(said)
+        metrics = facet.read(record)
         clicks_listed = sum(metric["clicks"] for metric in metrics)
-        if clicks_listed > _INT64_MAX:
+        if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
-    except NotTheFacet as why:
-        return Unreadable(200, str(why), body_excerpt(body))
+    except NotTheFacet as error:
+        return Unreadable(200, str(error), body_excerpt(body))
     except orjson.JSONDecodeError:
         return Unreadable(200, "not JSON", body_excerpt(body))
-    units, reference = said.get("units"), said.get("unit_reference")
+    units, reference = record.get("units"), record.get("unit_reference")
     return Answer(
         metrics=metrics,
         clicks_listed=clicks_listed,
-        units_returned=units if type(units) is int and -_INT64_MAX <= units <= _INT64_MAX else None,
+        units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
         unit_reference_returned=_reference_text(reference),
     )
 
 
 def _reference_text(reference: object) -> str | None:
-    """Write the answer's own unit_reference in UTC where it can be read, and as it came where not.
+    """Return the response's own unit_reference in UTC, or unchanged if it cannot be parsed.
 
     Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
     """
@@ -215,7 +218,7 @@ def _reference_text(reference: object) -> str | None:
     return None
 
 
-@lru_cache(16)  # as the query pins it, it is mostly the same
+@lru_cache(16)  # the query fixes it, so nearly all responses of a run have the same one
 def _moment_text(reference: str | int) -> str:
     try:
         if isinstance(reference, int):
@@ -226,10 +229,10 @@ def _moment_text(reference: str | int) -> str:
         return truncate(str(reference))
 
 
-def _read_refusal(
-    status: int, headers: Mapping[str, str], body: bytes, said: Mapping[str, Any], message: str
+def _classify_refusal(
+    status: int, headers: Mapping[str, str], body: bytes, error: Mapping[str, Any], message: str
 ) -> Verdict:
-    """Tell a no for this link from a no for every link; what neither fits is Unknown."""
+    """Distinguish a refusal of this link from a refusal of every call; return Unknown if it is clearly neither."""
     text = truncate(message)
     plain = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain"
     if status == 401:
@@ -237,47 +240,38 @@ def _read_refusal(
     if status == 402:
         return PlanRefused(status, text or "UPGRADE_REQUIRED")
     if status == 403 and message == "FORBIDDEN":
-        # With a resource it is this link that is not yours; bare, the token is bad or revoked (both recorded).
-        return Refused(status, text) if said.get("resource") else TokenRefused(status, text)
+        # With a `resource` the link belongs to somebody else; without, the token is bad or revoked (both recorded).
+        return Refused(status, text) if error.get("resource") else TokenRefused(status, text)
     if status == 404 and message == "NOT_FOUND":
         return Refused(status, text)
-    if status == 404 and plain and not said:
+    if status == 404 and plain and not error:
         return Refused(status, truncate(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
     if status == 400:
-        fields = _refused_fields(said, message)
-        if about_all := fields & _QUERY_FIELDS:
-            return ParameterRefused(status, text, min(about_all).lower())
+        fields = _rejected_fields(error, message)
+        if parameters := fields & _QUERY_FIELDS:
+            return ParameterRefused(status, text, min(parameters).lower())
         if fields & _LINK_FIELDS:
             return Refused(status, text)
     return Unknown(status, text or f"HTTP {status}", body_excerpt(body))
 
 
-def _refused_fields(said: Mapping[str, Any], message: str) -> set[str]:
-    """Name the request's fields that a 400 complains of, in upper case."""
+def _rejected_fields(error: Mapping[str, Any], message: str) -> set[str]:
+    """Return the names, in upper case, of the request's fields that a 400 rejects."""
     fields = {message.removeprefix("INVALID_ARG_")} if message.startswith("INVALID_ARG_") else set()
-    errors = said.get("errors")
-    for error in errors if isinstance(errors, list) else ():
-        if isinstance(error, dict) and isinstance(error.get("field"), str):
-            fields.add(error["field"].strip().upper())
+    details = error.get("errors")
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict) and isinstance(detail.get("field"), str):
+            fields.add(detail["field"].strip().upper())
     return fields
 
 
-def object_in(body: bytes) -> Mapping[str, Any]:
-    """Give a body's JSON object, or an empty one: any part may be missing, and gateways answer HTML."""
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
 def body_excerpt(body: bytes) -> str:
-    """Give the beginning of a body that could not be understood, for a person to look at."""
+    """Return the beginning of a body, as text for a person to look at."""
     return body[:KEPT_BODY].decode(errors="replace")
 
 
 def truncate(text: str) -> str:
-    """Give as much of a text of Bitly's as is kept of it."""
+    """Return the part of a text of Bitly's that is kept."""
     return text[:_MESSAGE_LIMIT]

@@ -1,14 +1,18 @@
 """May the next attempt go now? Windows, month and throttling of a token, in a file that all processes share.
 
-An attempt is counted in one transaction before it is sent, so a kill can only make us too careful. Windows are kept by
-a clock that no step of the wall clock moves; the month by a calendar that was read from the wall clock once a boot, and
-from the server's own dates since. Nothing here sleeps or knows of asyncio: every question is answered with "yes, and
-it is counted" or with how long to wait and why.
+An attempt is counted, in one transaction, before it is sent: a kill at any moment can only leave too much counted.
+Nothing here sleeps or knows asyncio: `try_acquire` answers "counted, send it" or how long to wait and why.
+
+Two errors, met in one way. A busy file, which another process holds for longer than the event loop may wait, is a
+`RetryAfter` like any other. A file that cannot be read or written is an OutputError that ends the run, because
+nothing may be sent uncounted. What a response teaches (throttled, answered, the month, the date) is recorded when the
+file allows; the caller may drop it then, since the next `try_acquire` meets the same file before anything is sent.
 """
 
 import math
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -18,22 +22,28 @@ from harvester.budget.limits import THROTTLED, Account, Limits, MonthExhausted, 
 from harvester.budget.throttling import HOUR, MINUTE, ReportedLimits
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_near
 from harvester.clock import from_epoch, month_of, next_month
+from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 
 _POLL_SECONDS = 0.2
-_FAST_PER_MINUTE = 1200
-"""From so many attempts a minute on, a count need not be on the disk before the attempt goes."""
+_BUSY_SECONDS = 0.5
+"""The wait before a busy file is tried again."""
+_HIGH_RATE_PER_MINUTE = 1200
 _CHECK_SECONDS = 1.0
 _MOST_LEASED = 64
-"""Where no window is to be held, so many attempts of one tenth of a second are counted at once."""
 
 
 @dataclass(slots=True)
 class _Lease:
-    """Attempts that were counted at once, to be sent before a moment.
+    """Attempts counted in one transaction, to be sent before `until`; only where no window has a limit.
 
-    months: those that they were counted in. total: the scope's, with them. given_back: not all were sent, and size is
-    what was.
+    One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): without windows
+    calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for a tenth of a
+    second, the precision of a record, and doubles up to 64 attempts as long as it is used up in time; what is left is
+    given back. A kill costs the month what is left of one lease.
+
+    size: attempts counted, or sent if some were given back. months: those they were counted in. total: the endpoint's
+    total with them.
     """
 
     size: int = 0
@@ -45,324 +55,338 @@ class _Lease:
 
 
 class Budget:
-    """A token's windows at one endpoint, and its account's month; several may share a Book."""
+    """A token's windows at one endpoint, and its account's month; several may share a database.
+
+    Every method but `try_acquire` may raise OutputError, BudgetBusy among it; properties are as of the last attempt or
+    look. Times are seconds since boot.
+    """
 
     def __init__(
         self,
-        book: BudgetDatabase,
+        database: BudgetDatabase,
         account: Account,
         endpoint: str,
-        wanted: RequestedLimits,
+        requested: RequestedLimits,
         rng: random.Random | None = None,
     ) -> None:
-        self.month = MonthlyQuota(book, account)
-        self.wanted = wanted
-        self._book = book
+        self.month = MonthlyQuota(database, account)
+        self.requested = requested
+        self._database = database
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
         self._lease = _Lease()
         self._check_due = 0.0
-        self._scope = EndpointUsage(book, account.server, account.token, endpoint)
+        self._usage = EndpointUsage(database, account.server, account.token, endpoint)
         self._refresh_limits()
 
     @property
     def account(self) -> Account:
-        """Whose budget it is at present."""
+        """The account and token that attempts are counted for now."""
         return self.month.account
 
     @property
     def limits(self) -> Limits:
-        """The limits kept at present, as of the last attempt or look: asked for, said by Bitly, or learned."""
+        """The limits in force: requested, reported by Bitly, or learned."""
         return self._limits
 
     @property
     def closed(self) -> bool:
-        """True from a throttled answer until a probe's, as of the last attempt or look."""
-        return self._scope.state.throttle.closed
+        """True from a throttled response until a probe has passed."""
+        return self._usage.state.throttle.closed
 
     @property
-    def fast(self) -> bool:
-        """True where attempts may go so fast that each cannot be synced to the disk."""
-        return not (0 < self._limits.per_minute < _FAST_PER_MINUTE or 0 < self._limits.per_hour < 60 * _FAST_PER_MINUTE)
+    def high_rate(self) -> bool:
+        """True where attempts may go so fast that a commit cannot wait for the disk each time."""
+        minute, hour = self._limits.per_minute, self._limits.per_hour
+        return not (0 < minute < _HIGH_RATE_PER_MINUTE or 0 < hour < 60 * _HIGH_RATE_PER_MINUTE)
 
     @property
-    def said(self) -> ReportedLimits | None:
-        """What Bitly has said of its limits, as of the last attempt or look."""
-        return self._scope.state.said
+    def reported(self) -> ReportedLimits | None:
+        """The limits that Bitly last reported."""
+        return self._usage.state.reported
 
     def use_token(self, fingerprint: str) -> None:
-        """Count for another token from now on; the account stays the same."""
-        self.close()
+        """Count for another token of the same account from the next attempt on. Raises nothing."""
+        with suppress(OutputError):  # then the rest of a lease stays counted
+            self.close()
+        self._lease = _Lease()
+        self._usage.token = fingerprint
         self.month.account = self.account._replace(token=fingerprint)
-        self._scope.open_for(fingerprint)
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
     def try_acquire(self) -> RetryAfter | MonthExhausted | None:
-        """Count an attempt and give None if it may be sent now; otherwise count nothing and say why not."""
-        if self._lease.left and self._book.clock.boot_seconds() < self._lease.until:
+        """Count an attempt and return None if it may be sent now; otherwise count nothing and return why not.
+
+        Raises:
+            OutputError: the file cannot be read or written, so that nothing may be sent. A busy one is a RetryAfter.
+        """
+        if self._lease.left and self._database.clock.boot_seconds() < self._lease.until:
             self._lease.left -= 1
             return None
-        self._check_present()
-        with self._book.transaction() as now:
-            self._load()
-            self._give_back()
-            refused = self._refuse(now)
-            lease = self._count(now) if refused is None else None
-        self._lease = lease or self._lease  # only now is it counted
-        return refused
+        try:
+            return self._count_or_refuse()
+        except BudgetBusy:
+            return RetryAfter(_BUSY_SECONDS, "budget")
 
     def close(self) -> None:
         """Give back what was counted and will not be sent."""
-        with self._book.transaction():
-            self._load()
-            self._give_back()
+        if self._lease.left:
+            with self._database.transaction():
+                self._load()
+                self._give_back()
 
     def room(self) -> float:
-        """Give how many attempts may go at this moment; infinite without limits."""
-        with self._book.transaction() as now:
+        """Return how many attempts may go at this moment; infinite without limits."""
+        with self._database.transaction() as now:
             self._load()
-            if self._scope.state.throttle.closed:
+            if self._usage.state.throttle.closed:
                 return 0.0
-            rooms = [limit - self._scope.used(window, now) for window, limit in self._held()]
+            rooms = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
             if self._limits.per_month:
-                rooms.append(self._limits.per_month - self.month.spent_near(self._book.utc(now)))
+                rooms.append(self._limits.per_month - self.month.spent_near(self._database.utc(now)))
         return max(min(rooms, default=math.inf), 0)
 
+    def _count_or_refuse(self) -> RetryAfter | MonthExhausted | None:
+        self._check_present()
+        with self._database.transaction() as now:
+            self._load()
+            self._give_back()
+            refusal = self._refuse(now)
+            lease = self._count(now) if refusal is None else None
+        self._lease = lease or self._lease  # behind the commit: only now is it counted
+        return refusal
+
     def _check_present(self) -> None:
-        now = self._book.clock.boot_seconds()
+        now = self._database.clock.boot_seconds()
         if now >= self._check_due:
             self._check_due = now + _CHECK_SECONDS
-            self._book.check_present()
+            self._database.check_present()
 
     def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
-        if refused := self.month.refuse(self._limits.per_month, self._book.utc(now)) or self._closed(now):
-            return refused
-        waits = [RetryAfter(self._scope.wait(window, held, now), window, held) for window, held in self._held()]
+        utc = self._database.utc(now)
+        if refusal := self.month.refuse(self._limits.per_month, utc) or self._throttled_wait(now):
+            return refusal
+        waits = [
+            RetryAfter(self._usage.wait(window, limit, now), window, limit) for window, limit in self._limited_windows()
+        ]
         longest = max(waits, key=lambda wait: wait.seconds, default=None)
         return longest if longest and longest.seconds > 0.0 else None
 
-    def _closed(self, now: float) -> RetryAfter | None:
-        state = self._scope.state.throttle
+    def _throttled_wait(self, now: float) -> RetryAfter | None:
+        state = self._usage.state.throttle
         if state.opens_at is None or state.opens_at <= now:
             return None
         left = state.opens_at - now
         return RetryAfter(min(left, _POLL_SECONDS) if state.probing else left, THROTTLED)
 
     def _count(self, now: float) -> _Lease:
-        """Count an attempt that goes now, and perhaps more; while it is throttled, it is the probe."""
+        """Count the attempt that goes now, and perhaps a lease with it; while throttled, the attempt is the probe."""
         attempts = self._lease_size(now)
-        if self._scope.state.throttle.closed:
-            throttling.begin_probe(self._scope.state.throttle, now)
-            self._scope.save()
-        self._scope.add(attempts, now)
-        months = months_near(self._book.utc(now))
+        if self._usage.state.throttle.closed:
+            throttling.begin_probe(self._usage.state.throttle, now)
+            self._usage.save()
+        self._usage.add(attempts, now)
+        months = months_near(self._database.utc(now))
         self.month.spend(months, attempts)
-        if self.month.told_before:  # a day has passed
-            self.month.renew_told(self._book.utc(now))
-        return _Lease(attempts, attempts - 1, self._scope.last_at, months, self._scope.total)
+        if self.month.reported_spent:  # a day has passed since
+            self.month.renew_report(self._database.utc(now))
+        return _Lease(attempts, attempts - 1, self._usage.last_at, months, self._usage.total)
 
     def _lease_size(self, now: float) -> int:
-        """Say how many attempts to count at once: one, but where nothing but the month could refuse them."""
-        if self._limits.per_minute or self._limits.per_hour or self._scope.state.throttle.closed:
+        """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
+        if self._limits.per_minute or self._limits.per_hour or self._usage.state.throttle.closed:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
-        if self._limits.per_month:  # others must not be told that the month is over because of what is only leased
-            size = min(size, (self._limits.per_month - self.month.spent_near(self._book.utc(now))) // _MOST_LEASED)
-        return 1 if self.month.told_before else max(size, 1)
+        if self._limits.per_month:  # no other process may be refused because of attempts that are only leased
+            left = self._limits.per_month - self.month.spent_near(self._database.utc(now))
+            size = min(size, left // _MOST_LEASED)
+        return 1 if self.month.reported_spent else max(size, 1)
 
     def _give_back(self) -> None:
-        """Take what is left of the lease back; windows that others have counted in since keep it, which is careful."""
+        """Undo the count of what is left of the lease; not in the windows if others have counted there since."""
         lease = self._lease
         if lease.left:
             self.month.spend(lease.months, -lease.left)
-            if self._scope.total == lease.total:
-                self._scope.take_back(lease.left)
+            if self._usage.total == lease.total:
+                self._usage.remove(lease.left)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
     def made_late(self) -> None:
-        """Count an attempt again: it was counted, but goes only now (a slow connection).
-
-        In the windows, and in a month that has begun since.
+        """Count an attempt once more, in the windows and in a month that has begun since: it was counted a while ago,
+        but is sent only now, because its connection was slow.
         """
-        with self._book.transaction() as now:
+        with self._database.transaction() as now:
             self._load()
-            self._scope.add(1, now)
-            utc = self._book.utc(now)
+            self._usage.add(1, now)
+            utc = self._database.utc(now)
             before = months_near(utc - LATEST_SECONDS)
             self.month.spend([month for month in months_near(utc) if month not in before], 1)
 
-    # --- windows and month -----------------------------------------------------------------------------------------
-
-    def _held(self) -> list[tuple[str, int]]:
+    def _limited_windows(self) -> list[tuple[str, int]]:
         return [(window, limit) for window in SPANS if (limit := self._limits.of(window))]
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        """A throttled answer came to an attempt sent at sent_at (elapsed seconds): close for everyone.
+        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while.
 
-        Answers to attempts that were already under way when it closed say nothing new.
+        A response to an attempt that was under way when an earlier one closed the endpoint only corrects what passed.
         """
-        with self._book.transaction() as now:
+        with self._database.transaction() as now:
             self._load()
             self._give_back()
-            state = self._scope.state.throttle
+            state = self._usage.state.throttle
             if state.closed and sent_at < state.closed_at:
                 throttling.note_late(state)
             else:
                 strikes = state.strikes + 1 if state.closed else 1
-                seconds = throttling.closing_seconds(strikes, hint, self._book.utc(now), self._rng)
+                seconds = throttling.closing_seconds(strikes, hint, self._database.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
                 throttling.close(state, now=now, seconds=seconds, passed=passed)
-            self._scope.save()
+            self._usage.save()
 
     def answered(self, *, sent_at: float) -> None:
-        """An answer came that was not throttled: if it is the probe's, open again.
+        """Record a response that was not throttled; reopens the endpoint if it was the probe's.
 
-        One to an attempt that was under way before a throttled answer says nothing of what came after.
+        A response to an attempt that was under way before the throttled one says nothing about what came after it.
         """
-        if not self._scope.state.throttle.closed:
+        if not self._usage.state.throttle.closed:
             return
-        with self._book.transaction():
+        with self._database.transaction():
             self._load()
-            state = self._scope.state.throttle
+            state = self._usage.state.throttle
             if state.probing and sent_at >= state.closed_at:
                 limits = {window: self._limits.of(window) for window in SPANS}
-                throttling.reopen(state, sent_at=sent_at, total=self._scope.total, limits=limits)
-                self._scope.save()
+                throttling.reopen(state, sent_at=sent_at, total=self._usage.total, limits=limits)
+                self._usage.save()
                 self._refresh_limits()
 
     def _passed(self, window: str, now: float) -> int:
-        """Count what passed in a window before the throttled answer that has just come."""
-        reopened = self._scope.total - self._scope.state.throttle.reopened.get(window, 0)
-        return max(min(self._scope.used(window, now), reopened) - 1, 0)
+        """Return how many attempts passed in a window before the throttled response that has just come."""
+        since_reopened = self._usage.total - self._usage.state.throttle.reopened.get(window, 0)
+        return max(min(self._usage.used(window, now), since_reopened) - 1, 0)
 
-    # --- what Bitly says -------------------------------------------------------------------------------------------
+    # --- Bitly's own word ------------------------------------------------------------------------------------------
 
     def ask_due(self, *, begin: bool = False) -> bool:
-        """Say whether Bitly should be asked for its limits; True is given to one process only.
+        """Return whether to ask Bitly for its limits now, and record that somebody does: one process is told True.
 
-        begin: True at the beginning of a run, which wants to know what was used meanwhile.
+        begin: at the start of a run, to learn what was used meanwhile.
         """
-        if not self.wanted.curious:
+        if not self.requested.needs_report:
             return False
-        with self._book.transaction() as now:
+        with self._database.transaction() as now:
             self._load()
-            said = self._scope.state.said
-            if said and not said.asking_pays(self._scope.state.throttle, total=self._scope.total, now=now, begin=begin):
+            reported, total = self._usage.state.reported, self._usage.total
+            throttle = self._usage.state.throttle
+            if reported and not reported.asking_pays(throttle, total=total, now=now, begin=begin):
                 return False
-            self._scope.state.said = replace(
-                said or ReportedLimits(0.0, 0), asked_at=now, asked_total=self._scope.total
-            )
-            self._scope.save()
+            self._usage.state.reported = replace(reported or ReportedLimits(0.0, 0), asked_at=now, asked_total=total)
+            self._usage.save()
             return True
 
     def not_answered(self) -> None:
-        """Take note that the question for the limits did not reach Bitly: it may be asked again before long."""
-        with self._book.transaction() as now:
+        """Record that the request for the limits did not reach Bitly: it may be repeated before long."""
+        with self._database.transaction() as now:
             self._load()
-            said = self._scope.state.said
-            if said is not None and said.limit is None:
-                said.ask_soon(now)
-                self._scope.save()
+            reported = self._usage.state.reported
+            if reported is not None and reported.limit is None:
+                reported.ask_soon(now)
+                self._usage.save()
 
     def observe(self, limit: int, count: int | None) -> int:
-        """Take note of Bitly's limit for an hour, and of its count; give how many attempts of others it showed.
+        """Record Bitly's hourly limit and count, and return how many attempts of other clients they reveal.
 
-        Those are counted in our windows, as if they had been made now. count: None where it makes no sense.
+        Those are counted in our windows, as if they had been made now. count: None if it makes no sense.
         """
-        with self._book.transaction() as now:
+        with self._database.transaction() as now:
             self._load()
-            said = self._scope.state.said or ReportedLimits(now, self._scope.total)
-            others = (
-                0 if count is None else said.others(count, total=self._scope.total, used=self._scope.used(HOUR, now))
-            )
+            reported = self._usage.state.reported or ReportedLimits(now, self._usage.total)
+            others = 0
+            if count is not None:
+                others = reported.others(count, total=self._usage.total, used=self._usage.used(HOUR, now))
             if others:
-                self._scope.add(others, now)
-            said.limit = limit
-            self._scope.state.said = said
-            if count is not None and count >= limit >= self._own().per_hour > 0:
-                throttling.note_full(self._scope.state.throttle)
-            self._scope.save()
+                self._usage.add(others, now)
+            reported.limit = limit
+            self._usage.state.reported = reported
+            if count is not None and count >= limit >= self.own_limits.per_hour > 0:
+                throttling.note_full(self._usage.state.throttle)
+            self._usage.save()
             self._refresh_limits()
-        self._book.set_fast(fast=self.fast)
+        self._database.sync_each_commit(not self.high_rate)
         return others
 
-    # --- telling ---------------------------------------------------------------------------------------------------
+    # --- state -----------------------------------------------------------------------------------------------------
 
     def windows(self) -> list[WindowState]:
-        """Give what minute, hour and month hold at this moment."""
-        with self._book.transaction() as now:
+        """Return the state of minute, hour and month, in this order."""
+        with self._database.transaction() as now:
             self._load()
             states = [self._window_state(window, now) for window in SPANS]
-            until = next_month(from_epoch(self._book.utc(now)))
-            source = "default" if self.wanted.per_month is None else "asked"
-            spent, limit = self.month.spent(month_of(self._book.utc(now))), self._limits.per_month
-            if self.month.told_lately(self._book.utc(now)):
+            utc = self._database.utc(now)
+            source = "default" if self.requested.per_month is None else "asked"
+            spent, limit = self.month.spent(month_of(utc)), self._limits.per_month
+            if self.month.reported_lately(utc):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
-        return [*states, WindowState("month", limit, spent, until, source)]
+        return [*states, WindowState("month", limit, spent, next_month(from_epoch(utc)), source)]
 
     def leaving(self) -> list[tuple[float, int]]:
-        """Give in how many seconds attempts leave the hour's window, and how many: by the minute, in order."""
-        with self._book.transaction() as now:
+        """Return when attempts leave the hour's window: seconds from now in steps of a minute, and how many; sorted."""
+        with self._database.transaction() as now:
             self._load()
-            records = self._scope.records(now)
-        found: dict[int, int] = {}
+            records = self._usage.records(now)
+        by_minute: dict[int, int] = {}
         for seconds, count in records:
             minute = math.ceil(seconds / SPANS[MINUTE])
-            found[minute] = found.get(minute, 0) + count
-        return [(minute * SPANS[MINUTE], count) for minute, count in sorted(found.items())]
+            by_minute[minute] = by_minute.get(minute, 0) + count
+        return [(minute * SPANS[MINUTE], count) for minute, count in sorted(by_minute.items())]
 
     def opens_in(self) -> float:
-        """Give in how many seconds the next attempt may go, as far as throttling is concerned; 0.0 for now."""
-        with self._book.transaction() as now:
+        """Return the seconds until throttling lets an attempt go; 0.0 for now."""
+        with self._database.transaction() as now:
             self._load()
-            opens_at = self._scope.state.throttle.opens_at
+            opens_at = self._usage.state.throttle.opens_at
         return max((opens_at or now) - now, 0.0)
 
     @property
     def own_limits(self) -> Limits:
-        """The limits without what throttled answers have taught: asked for, or said by Bitly."""
-        return self._own()
+        """The limits without what throttled responses have taught: requested, or reported by Bitly."""
+        reported = self._usage.state.reported
+        return self.requested.limits(reported.limit if reported else None)
 
     def at(self, seconds: float) -> datetime:
-        """Give the moment that comes in so many seconds, by the budget's calendar."""
-        return from_epoch(self._book.utc(self._book.clock.boot_seconds()) + seconds)
+        """Return the moment in `seconds` from now, by the budget's calendar."""
+        return from_epoch(self._database.utc(self._database.clock.boot_seconds()) + seconds)
 
     def _window_state(self, window: str, now: float) -> WindowState:
-        limit, used = self._limits.of(window), self._scope.used(window, now)
-        wait = self._scope.wait(window, limit, now) if limit else 0.0
-        until = from_epoch(self._book.utc(now + wait)) if wait else None
+        limit, used = self._limits.of(window), self._usage.used(window, now)
+        wait = self._usage.wait(window, limit, now) if limit else 0.0
+        until = from_epoch(self._database.utc(now + wait)) if wait else None
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:
-        if self._scope.state.throttle.lowered(window, own := self._own().of(window)) != own:
+        if self._usage.state.throttle.lowered(window, own := self.own_limits.of(window)) != own:
             return "throttled"
-        if (self.wanted.per_minute if window == MINUTE else self.wanted.per_hour) is not None:
+        requested = self.requested.per_minute if window == MINUTE else self.requested.per_hour
+        if requested is not None:
             return "asked"
-        return "bitly" if self._scope.state.said and self._scope.state.said.limit is not None else "default"
-
-    # --- limits ----------------------------------------------------------------------------------------------------
+        return "bitly" if self.reported and self.reported.limit is not None else "default"
 
     def _load(self) -> None:
-        """Read what any process has last written of this scope."""
-        if self._scope.load():
+        """Read what any process wrote last about this endpoint."""
+        if self._usage.load():
             self._refresh_limits()
-        if self._scope.state.throttle.ceilings and self._raise_ceilings():
-            self._scope.save()
+        if self._usage.state.throttle.ceilings and self._raise_ceilings():
+            self._usage.save()
             self._refresh_limits()
 
     def _raise_ceilings(self) -> bool:
-        own = self._own()
+        own = self.own_limits
         limits = {window: own.of(window) for window in SPANS}
-        return throttling.raise_ceilings(self._scope.state.throttle, total=self._scope.total, limits=limits)
-
-    def _own(self) -> Limits:
-        said = self._scope.state.said
-        return self.wanted.limits(said.limit if said else None)
+        return throttling.raise_ceilings(self._usage.state.throttle, total=self._usage.total, limits=limits)
 
     def _refresh_limits(self) -> None:
-        own, state = self._own(), self._scope.state.throttle
+        own, state = self.own_limits, self._usage.state.throttle
         per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
         self._limits = Limits(per_minute, per_hour, own.per_month)

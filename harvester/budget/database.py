@@ -1,14 +1,17 @@
-"""The budget's file: one for all runs of a machine, its clocks, and what is kept of each token.
+"""The budget's SQLite file, shared by all processes of a machine: its schema, transactions, and calendar.
 
-Times in it are elapsed seconds of one boot; whoever opens it in another boot moves them there.
+Two clocks. Windows are kept in seconds since boot, which no step of the wall clock moves; when the file is opened in
+another boot, its times are moved into that one. Months need a calendar: an anchor pairs one moment since boot with
+one of the wall clock, and from there the calendar advances by boot seconds. It is read from the wall clock once a
+boot, and corrected by the dates of Bitly's responses. So setting the clock neither opens a window nor starts a month.
 """
 
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -18,14 +21,16 @@ from harvester.clock import Clock
 from harvester.errors import BudgetBusy, OutputError
 
 LATE_SECONDS = 0.5
-"""An attempt leaves its window this much late: the network may hold one request back and not the next."""
+"""Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
+closer together than they were sent."""
 SPANS = {MINUTE: 60.0, HOUR: 3600.0}
 _MONTHS_KEPT = 14
 _MOVED_SECONDS = 60.0
-"""Two machines' wall clocks may differ by so much, when a state folder is carried from one to the other."""
+"""How far the wall clocks of two machines may differ when a state folder is carried from one to the other."""
 _BUSY_SECONDS = 10.0
-"""So long a process waits for the file when it opens it; later, in the event loop, it is _LOOP_BUSY_SECONDS."""
+"""The longest wait for another process's transaction while the file is being opened."""
 _LOOP_BUSY_SECONDS = 0.5
+"""The same for an open file: the wait blocks the event loop."""
 _BUSY_PAUSE_SECONDS = 0.01
 
 _SCHEMA = """
@@ -37,81 +42,67 @@ CREATE TABLE IF NOT EXISTS scopes (id INTEGER PRIMARY KEY, server TEXT, token TE
 -- Attempts number first and on were made at this time, in elapsed seconds, up to the next record's first.
 CREATE TABLE IF NOT EXISTS attempts (scope INTEGER, first INTEGER, at REAL, PRIMARY KEY (scope, first)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS attempts_at ON attempts (scope, at);
--- Attempts of a token, and of an account, by month. told: when Bitly said that the month is spent, by the calendar.
+-- Attempts of a token, and of an account, by month. reported: when Bitly said that the month is spent (calendar).
 CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent INTEGER,
-    told REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
+    reported REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
 """
 _VERSION = 1
-"""The tables' form, as `PRAGMA user_version` says it; 0: a file that is new, or older than the numbering."""
-_ADDED = (("months", "told", "REAL"),)
-"""Columns that a file of version 0 may lack: table, column, type."""
+"""The schema's version, kept as `PRAGMA user_version`; 0 in a new file."""
 
 
 @dataclass(slots=True)
 class State:
-    """A scope's state, as it is kept in the file."""
+    """An endpoint's state as the file keeps it, as JSON."""
 
     throttle: AdaptiveLimit
-    said: ReportedLimits | None = None
+    reported: ReportedLimits | None = None
 
     @classmethod
-    def read(cls, text: str) -> "State":
-        """Read what `text` wrote."""
+    def parse(cls, text: str) -> "State":
+        """Parse what `to_json` wrote."""
         stored = orjson.loads(text)
-        throttle = stored.get("throttle") or {}
+        throttle, reported = stored.get("throttle") or {}, stored.get("reported")
         ceilings = {window: LearnedLimit(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
-        said = stored.get("said")
-        return cls(
-            AdaptiveLimit(**_known(AdaptiveLimit, throttle), ceilings=ceilings),
-            ReportedLimits(**_known(ReportedLimits, said)) if said else None,
-        )
+        return cls(AdaptiveLimit(**throttle, ceilings=ceilings), ReportedLimits(**reported) if reported else None)
 
-    def text(self) -> str:
-        """Write it as JSON."""
+    def to_json(self) -> str:
+        """Return the state as JSON."""
         return orjson.dumps(asdict(self)).decode()
 
     def after_reboot(self) -> "State":
-        """Give what of it still holds when its times mean nothing any more."""
-        told = self.said is not None and self.said.limit is not None  # else it may be asked once more
-        said = replace(self.said, asked_at=0.0) if self.said and told else None
-        return State(AdaptiveLimit(ceilings=self.throttle.ceilings), said)
-
-
-def _known(kind: type[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what another version of harvester has noted beside."""
-    return {each.name: stored[each.name] for each in fields(kind) if each.name in stored}
-
-
-def _columns(file: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in file.execute(f"PRAGMA table_info({table})")}
+        """Return what still holds when the times of an earlier boot mean nothing any more."""
+        answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
+        reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
+        return State(AdaptiveLimit(ceilings=self.throttle.ceilings), reported)
 
 
 class BudgetDatabase:
-    """The open budget file; made if it was not there, ended by close.
+    """The open budget file, created if it does not exist; `close` ends it.
 
-    Every method may raise OutputError: the file is damaged, or cannot be written.
+    Every method may raise OutputError: the file is damaged, or cannot be written. BudgetBusy: another process holds it.
     """
 
     def __init__(self, path: str, clock: Clock | None = None) -> None:
         self.path = path
         self.clock = clock or Clock()
         self._anchor_elapsed = self._anchor_wall = 0.0
-        self._version = -1
+        self._data_version = -1
         with self.explained():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
             try:
-                self._share()
-                self._make_tables()
+                self._enable_wal()
+                self._create_schema()
                 with self.transaction():
-                    self._begin()
+                    self._enter_boot()
                 self._inode: int | None = os.stat(path).st_ino
                 self._db.execute(f"PRAGMA busy_timeout = {_LOOP_BUSY_SECONDS * 1000:.0f}")
             except BaseException:
                 self._db.close()
                 raise
 
-    def _share(self) -> None:
-        # Everywhere else SQLite waits by itself for others; whoever changes a new file's mode it only tells "locked".
+    def _enable_wal(self) -> None:
+        # SQLite's busy timeout does not cover a change of journal mode: two processes that create the file at the
+        # same moment would get "locked" at once.
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -122,62 +113,58 @@ class BudgetDatabase:
                     raise
                 time.sleep(_BUSY_PAUSE_SECONDS)
 
-    def _make_tables(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise OutputError(
-                f"{self.path}: of version {version}, and this harvester knows {_VERSION}: update it (pip install "
-                "--upgrade harvester). Or name another --state-dir, where counting begins anew"
-            )
-        if version == _VERSION:
+    def _create_schema(self) -> None:
+        """Create the tables of a new file.
+
+        Raises:
+            OutputError: the file is of another version, or is no budget at all; it is left as it is.
+        """
+        if self._version() == _VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _SCHEMA.split(";\n"):
-                self._db.execute(statement)
-            self._add_columns()
-            self._db.execute("DELETE FROM meta WHERE name = 'schema'")
-            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            if self._version() != _VERSION:  # no other process has created them meanwhile
+                self._require_new()
+                for statement in _SCHEMA.split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {_VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _add_columns(self) -> None:
-        """Bring an older file's tables to this form: what was counted stays.
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
-        Raises:
-            OutputError: they lack something else.
-        """
-        for table, column, kind in _ADDED:
-            if column not in _columns(self._db, table):
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-        with closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(_SCHEMA)
-            for table in ("meta", "scopes", "attempts", "months"):
-                if missing := _columns(model, table) - _columns(self._db, table):
-                    raise OutputError(
-                        f"{self.path}: {table} has no {', '.join(sorted(missing))}: no budget of harvester's, or of a "
-                        "version too old to be taken over. Move it away (counting begins anew; then give --per-month "
-                        "only what is left of this month), or name another --state-dir"
-                    )
+    def _require_new(self) -> None:
+        version = self._version()
+        if version > _VERSION:
+            raise OutputError(
+                f"{self.path}: of version {version}, and this harvester knows {_VERSION}: update it (pip install "
+                "--upgrade bitly-harvester). Or name another --state-dir, where counting begins anew"
+            )
+        if version or self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise OutputError(
+                f"{self.path}: no budget of harvester's, or of another version ({version}). Move it away (counting "
+                "begins anew; then give --per-month only what is left of this month), or name another --state-dir"
+            )
 
     def close(self) -> None:
         """Close the file; what was counted stays."""
         self._db.close()
 
-    def set_fast(self, *, fast: bool) -> None:
-        """Say whether a count may go without being synced: then a power cut, though no kill, may forget the last."""
+    def sync_each_commit(self, enabled: bool) -> None:
+        """Choose whether a commit waits for the disk; if not, a power cut, though no kill, may lose the last ones."""
         with self.explained():
-            self._db.execute(f"PRAGMA synchronous={'NORMAL' if fast else 'FULL'}")
+            self._db.execute(f"PRAGMA synchronous={'FULL' if enabled else 'NORMAL'}")
 
     def utc(self, now: float) -> float:
-        """Give the calendar's seconds since 1970 at elapsed seconds now: the wall clock's steps do not move it."""
+        """Return the calendar's time (seconds since 1970) at `now` seconds since boot."""
         return self._anchor_wall + now - self._anchor_elapsed
 
     def check_present(self) -> None:
-        """Make sure that the path still names the open file: otherwise others count in another one."""
+        """Raise OutputError if the path no longer names the open file: other processes would count in another one."""
         try:
             found = os.stat(self.path).st_ino
         except OSError:
@@ -189,16 +176,16 @@ class BudgetDatabase:
             )
 
     def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
-        """Execute a statement, within `explained`."""
+        """Execute a statement, inside `transaction`."""
         return self._db.execute(statement, parameters)
 
     @contextmanager
     def transaction(self) -> Iterator[float]:
-        """Hold the file alone; gives the elapsed seconds at which it was got."""
+        """Open a write transaction, which excludes all other processes; yields the seconds since boot at its begin."""
         with self.explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._look_at_anchor()
+                self._refresh_anchor()
                 yield self.clock.boot_seconds()
                 self._db.execute("COMMIT")  # it may be here that a full disk is noticed
             except BaseException:
@@ -208,7 +195,7 @@ class BudgetDatabase:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, and those by which damage shows that SQLite does not see."""
+        """Turn SQLite's errors into ours, also the Python errors by which damage shows that SQLite does not notice."""
         try:
             yield
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -225,15 +212,15 @@ class BudgetDatabase:
     # --- clocks ----------------------------------------------------------------------------------------------------
 
     def set_date(self, seen: float, now: float) -> None:
-        """Set the calendar right by a date that the server gave; seen: seconds since 1970."""
+        """Set the calendar: it was `seen` (seconds since 1970) at `now` seconds since boot."""
         with self.transaction():
             self._set_anchor(now, seen)
 
-    def _look_at_anchor(self) -> None:
-        # Another process may have set it; data_version changes when one has written.
+    def _refresh_anchor(self) -> None:
+        # Another process may have set it; SQLite changes data_version whenever another connection has committed.
         version = self._db.execute("PRAGMA data_version").fetchone()[0]
-        if version != self._version:
-            self._version = version
+        if version != self._data_version:
+            self._data_version = version
             meta = self._meta()
             if "anchor_wall" in meta:
                 self._anchor_elapsed, self._anchor_wall = meta["anchor_elapsed"], meta["anchor_wall"]
@@ -241,21 +228,22 @@ class BudgetDatabase:
     def _meta(self) -> dict[str, Any]:
         return dict(self._db.execute("SELECT name, value FROM meta"))
 
-    def _begin(self) -> None:
-        """Make the file's times this boot's."""
+    def _enter_boot(self) -> None:
+        """Move the file's times into this boot if they are of another, and forget what no window or month needs."""
         meta, now = self._meta(), self.clock.boot_seconds()
         newest = self._db.execute("SELECT max(last_at) FROM scopes").fetchone()[0] or 0.0
         if meta.get("boot") != self.clock.boot or newest > now + 1.0 or meta["anchor_elapsed"] > now + 1.0:
             self._move_times(meta, now)
-            # Time has not gone back since the last attempt, whatever the wall clock says now.
+            # The last attempt lies in the past, whatever the wall clock says now.
             latest = newest - meta["anchor_elapsed"] + meta["anchor_wall"] if "anchor_wall" in meta else 0.0
             self._set_anchor(now, max(self.clock.wall(), latest))
-        elif not self.clock.boot:  # perhaps another boot, which has been up for longer than the last
+        elif not self.clock.boot:  # a boot without a name: it may be another one, which has been up for longer
             self._set_anchor(now, max(self.clock.wall(), self.utc(now)))
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
+        if meta.get("boot") != self.clock.boot:  # in most cases nothing is written here, and nothing synced
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
         horizon = now - SPANS[HOUR] - LATE_SECONDS
         self._db.execute("DELETE FROM attempts WHERE at <= ?", (horizon,))
-        # The newest are kept, whatever the calendar says: it may be wrong until the first answer.
+        # The newest by name, not by the calendar, which may be wrong until the first response.
         delete = "DELETE FROM months WHERE month NOT IN (SELECT DISTINCT month FROM months ORDER BY month DESC LIMIT ?)"
         self._db.execute(delete, (_MONTHS_KEPT,))
 
@@ -265,10 +253,11 @@ class BudgetDatabase:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
 
     def _move_times(self, meta: dict[str, Any], now: float) -> None:
-        """Move the times of an earlier boot into this one's, as late as they can have been.
+        """Convert the times of an earlier boot into this one's, as late as they can have been.
 
-        An attempt of this machine's is at least as old as this boot. What another machine has counted, before the
-        folder was carried here, is as old as the wall clocks say. The younger of the two is taken.
+        An attempt of this machine is at least as old as this boot. An attempt that another machine counted, before the
+        folder was carried here, is as old as the wall clocks say. The younger of the two ages is taken, so that no
+        window opens early.
         """
         for scope, last_at, state in self._db.execute("SELECT id, last_at, state FROM scopes").fetchall():
             horizon = last_at - SPANS[HOUR] - LATE_SECONDS
@@ -281,7 +270,7 @@ class BudgetDatabase:
                 age = max(min(now, self.clock.wall() - wall - _MOVED_SECONDS), 0.0)
                 update = "UPDATE attempts SET at = ? WHERE scope = ? AND first = ?"
                 self._db.execute(update, (now - age, scope, first))
-            moved = State.read(state).after_reboot().text()
+            moved = State.parse(state).after_reboot().to_json()
             update = (
                 "UPDATE scopes SET state = ?, last_at = (SELECT coalesce(max(at), 0) FROM attempts WHERE scope = id)"
             )

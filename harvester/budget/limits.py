@@ -1,4 +1,4 @@
-"""What a budget is asked to keep and what it answers, as plain values: limits, whose they are, waits, windows."""
+"""A budget's inputs and answers as plain values: limits, the account they belong to, waits."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Limits:
     per_month: int
 
     def of(self, window: str) -> int:
-        """Give a window's limit by its name."""
+        """Return the limit of the window of this name, `minute` or `hour`."""
         return self.per_minute if window == MINUTE else self.per_hour
 
 
@@ -29,7 +29,7 @@ DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
 
 @dataclass(frozen=True, slots=True)
 class RequestedLimits:
-    """The limits as they were asked for: None where nothing was said. reserve: the share left to others, 0 to 1."""
+    """The limits that the options ask for, None where they do not. reserve: the share left to other clients, 0 to 1."""
 
     per_minute: int | None = None
     per_hour: int | None = None
@@ -37,27 +37,27 @@ class RequestedLimits:
     reserve: float = 0.0
 
     @property
-    def curious(self) -> bool:
-        """True when Bitly's own word on the endpoint's limits would change anything."""
+    def needs_report(self) -> bool:
+        """True if the limits that Bitly reports for the endpoint would change anything."""
         return self.per_minute is None or self.per_hour != 0
 
-    def limits(self, said_per_hour: int | None = None) -> Limits:
-        """Give the limits to keep. said_per_hour: Bitly's, if it has said; its minute is a tenth of it."""
+    def limits(self, reported_per_hour: int | None = None) -> Limits:
+        """Return the limits in force. reported_per_hour: Bitly's hourly limit if known; its minute is a tenth of it."""
         per_hour, per_minute = DEFAULTS.per_hour, DEFAULTS.per_minute
-        if said_per_hour is not None:
-            per_hour, per_minute = said_per_hour, max(said_per_hour // 10, 1)
+        if reported_per_hour is not None:
+            per_hour, per_minute = reported_per_hour, max(reported_per_hour // 10, 1)
         return Limits(
-            self._kept(per_minute if self.per_minute is None else self.per_minute),
-            self._kept(per_hour if self.per_hour is None else self.per_hour),
-            self._kept(DEFAULTS.per_month if self.per_month is None else self.per_month),
+            self._less_reserve(per_minute if self.per_minute is None else self.per_minute),
+            self._less_reserve(per_hour if self.per_hour is None else self.per_hour),
+            self._less_reserve(DEFAULTS.per_month if self.per_month is None else self.per_month),
         )
 
-    def _kept(self, limit: int) -> int:
+    def _less_reserve(self, limit: int) -> int:
         return limit and max(math.floor(limit * (1 - self.reserve) + 1e-9), 1)
 
 
 class Account(NamedTuple):
-    """Whose budget it is. server: host and port; token: its fingerprint; name: of the account that has the month."""
+    """The owner of a budget. server: host and port. token: its fingerprint. name: the account that has the month."""
 
     server: str
     token: str
@@ -65,7 +65,7 @@ class Account(NamedTuple):
 
 
 class RetryAfter(NamedTuple):
-    """Not now: seconds until it is worth asking again, the window that says so, and what it may hold."""
+    """Not now: the seconds to wait before asking again, the window that is full, and its limit (0: it has none)."""
 
     seconds: float
     window: str
@@ -73,7 +73,7 @@ class RetryAfter(NamedTuple):
 
 
 class MonthExhausted(NamedTuple):
-    """Not this month: the moment at which the next one begins. told: Bitly has said so, whatever we have counted."""
+    """Not this month. until: the start of the next one. reported: Bitly said so, whatever was counted here."""
 
     until: datetime
-    told: bool = False
+    reported: bool = False

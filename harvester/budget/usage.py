@@ -1,4 +1,11 @@
-"""A token at an endpoint in the budget's file: its attempts, what its windows hold of them, and its state."""
+"""What was spent, as the budget's file has it: an endpoint's attempts in sliding windows, an account's months.
+
+Sliding windows, exact at any rate: attempts are numbered, and a record holds the number of its first attempt and a
+time. A record serves all attempts of one tenth of a second and carries the end of that tenth, so its attempts count a
+little longer than they must, never shorter, and an hour has at most 36,000 records at any rate. The attempts in a
+window are then the total minus the number that begins its oldest record, and the window has room again when the record
+that holds the limit-th attempt from the end has left it: one indexed row each, however much was sent.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,211 +17,210 @@ from harvester.budget.limits import Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import HOUR, AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
 
-_PER_SECOND = 10
-"""Attempts of one tenth of a second share a record, which has the time of its end: a file stays small at any rate."""
+_RECORDS_PER_SECOND = 10
 
 
 class EndpointUsage:
-    """A scope as it was last loaded; all but `open_for` runs within the caller's transaction, behind `load`.
+    """A token's attempts at one endpoint, and its state, as last loaded.
 
-    total: attempts ever. last_at: the time of the last record. Times: elapsed seconds.
+    Every method runs inside the caller's transaction, after `load`. token: may be set; the next `load` follows it.
+    total: attempts ever. last_at: the last record's time. Times: seconds since boot.
     """
 
-    def __init__(self, book: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
+    def __init__(self, database: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
         self.state = State(AdaptiveLimit())
         self.total = 0
         self.last_at = 0.0
-        self.server = server
-        self.endpoint = endpoint
-        self._book = book
+        self.token = token
+        self._server = server
+        self._endpoint = endpoint
+        self._database = database
+        self._id = 0
         self._text = ""
-        self.open_for(token)
-
-    def open_for(self, token: str) -> None:
-        """Make it a token's scope, new or known; what was loaded stays until the next load."""
-        key = (self.server, token, self.endpoint)
-        with self._book.transaction():
-            self._book.execute("INSERT OR IGNORE INTO scopes (server, token, endpoint) VALUES (?, ?, ?)", *key)
-            select = "SELECT id FROM scopes WHERE server = ? AND token = ? AND endpoint = ?"
-            self._id = int(self._book.execute(select, *key).fetchone()[0])
 
     def load(self) -> bool:
-        """Read what any process has last written of this scope; True when its state is another."""
-        select = "SELECT total, last_at, state FROM scopes WHERE id = ?"
-        self.total, self.last_at, text = self._book.execute(select, self._id).fetchone()
+        """Read what any process wrote last; True if the state has changed."""
+        key = (self._server, self.token, self._endpoint)
+        select = "SELECT id, total, last_at, state FROM scopes WHERE server = ? AND token = ? AND endpoint = ?"
+        found = self._database.execute(select, *key).fetchone()
+        if found is None:
+            self._database.execute("INSERT INTO scopes (server, token, endpoint) VALUES (?, ?, ?)", *key)
+            found = self._database.execute(select, *key).fetchone()
+        self._id, self.total, self.last_at, text = found
         if text == self._text:
             return False
-        self._text, self.state = text, State.read(text)
+        self._text, self.state = text, State.parse(text)
         return True
 
     def save(self) -> None:
         """Write the state."""
-        self._text = self.state.text()
-        self._book.execute("UPDATE scopes SET state = ? WHERE id = ?", self._text, self._id)
+        self._text = self.state.to_json()
+        self._database.execute("UPDATE scopes SET state = ? WHERE id = ?", self._text, self._id)
 
     def add(self, attempts: int, now: float) -> None:
         """Count attempts made now."""
-        at = math.ceil(now * _PER_SECOND) / _PER_SECOND
+        at = math.ceil(now * _RECORDS_PER_SECOND) / _RECORDS_PER_SECOND
         if self.last_at < at:
-            self._book.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._id, self.total, at)
+            self._database.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._id, self.total, at)
             horizon = now - SPANS[HOUR] - LATE_SECONDS
-            self._book.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._id, horizon)
+            self._database.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._id, horizon)
             self.last_at = at
         self.total += attempts
         update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
-        self._book.execute(update, self.total, self.last_at, self._id)
+        self._database.execute(update, self.total, self.last_at, self._id)
 
-    def take_back(self, attempts: int) -> None:
+    def remove(self, attempts: int) -> None:
         """Undo the count of the last attempts."""
         self.total -= attempts
-        self._book.execute("UPDATE scopes SET total = ? WHERE id = ?", self.total, self._id)
+        self._database.execute("UPDATE scopes SET total = ? WHERE id = ?", self.total, self._id)
 
     # --- windows ---------------------------------------------------------------------------------------------------
 
     def used(self, window: str, now: float) -> int:
-        """Count the attempts in a sliding window."""
+        """Return the number of attempts in a sliding window."""
         horizon = now - SPANS[window] - LATE_SECONDS
         select = "SELECT first FROM attempts WHERE scope = ? AND at > ? ORDER BY at, first LIMIT 1"
-        found = self._book.execute(select, self._id, horizon).fetchone()
+        found = self._database.execute(select, self._id, horizon).fetchone()
         return self.total - found[0] if found else 0
 
     def wait(self, window: str, limit: int, now: float) -> float:
-        """Give the seconds until a window has room: 0.0 when it has."""
+        """Return the seconds until a window has room; 0.0 if it has."""
         if self.used(window, now) < limit:
             return 0.0
-        # There is room when the attempt that is now the limit-th before the next has left.
+        # There is room once the attempt that is now the limit-th from the end has left.
         select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
-        at = self._book.execute(select, self._id, self.total - limit).fetchone()[0]
+        at = self._database.execute(select, self._id, self.total - limit).fetchone()[0]
         return float(at + SPANS[window] + LATE_SECONDS - now)
 
     def records(self, now: float) -> list[tuple[float, int]]:
-        """Give the records of the hour's window, in order: seconds until each leaves, and how many attempts it has."""
+        """Return the records of the hour's window, oldest first: seconds until each leaves it, and its attempts."""
         horizon = now - SPANS[HOUR] - LATE_SECONDS
         select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
-        rows = self._book.execute(select, self._id, horizon).fetchall()
+        rows = self._database.execute(select, self._id, horizon).fetchall()
         ends = [first for first, _ in rows[1:]] + [self.total] * bool(rows)
         return [(at - horizon, end - first) for (first, at), end in zip(rows, ends, strict=True)]
 
 
 LATEST_SECONDS = 60.0
-"""An attempt is not made later than so after it was counted."""
+"""The longest time between counting an attempt and sending it."""
 _EDGE_SECONDS = 5.0
-"""An attempt so near to a month's edge counts on both sides of it: Bitly's clock need not be ours."""
-_BELIEVED_SECONDS = 86400.0
-"""Bitly's word that the month is spent is believed for so long: a plan may be bought."""
-_BELIEVED_DATE_SECONDS = 86400.0
+"""An attempt this close to a month's edge counts in both months: Bitly's clock may differ from ours."""
+_TRUSTED_SECONDS = 86400.0
+"""How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
+_TRUSTED_DATE_SECONDS = 86400.0
+"""A Date header further than this from both of our clocks is taken for the server's mistake."""
 
 
 class MonthlyQuota:
-    """An account's months; several may share a Book.
+    """An account's attempts by calendar month, over all endpoints.
 
-    told_before: True while Bitly's last word is that the month is spent, and an attempt goes all the same. utc: seconds
-    since 1970, by the budget's calendar. What takes utc or months runs within the caller's transaction.
+    reported_spent: Bitly's last word is that the month is spent, though an attempt goes all the same. utc: seconds
+    since 1970 by the budget's calendar. Methods that take utc or months run inside the caller's transaction.
     """
 
-    def __init__(self, book: BudgetDatabase, account: Account) -> None:
+    def __init__(self, database: BudgetDatabase, account: Account) -> None:
         self.account = account
-        self.told_before = False
-        self._book = book
+        self.reported_spent = False
+        self._database = database
 
-    # --- what is spent ---------------------------------------------------------------------------------------------
+    # --- attempts --------------------------------------------------------------------------------------------------
 
     def spend(self, months: Sequence[str], attempts: int) -> None:
-        """Count attempts in months; fewer than none are taken back."""
+        """Count attempts in these months; a negative number is given back."""
         insert = (
             "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (server, account, month) DO UPDATE SET spent = spent + excluded.spent"
         )
         for month in months:
             for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, attempts)
+                self._database.execute(insert, self.account.server, name, month, attempts)
 
     def spent(self, month: str) -> int:
-        """Count the account's attempts in a calendar month, or the token's if that has more."""
+        """Return the account's attempts in a calendar month, or the token's if those are more."""
         return max(spent for spent, _ in self._rows(month))
 
     def spent_near(self, utc: float) -> int:
-        """Count the account's attempts in the month that an attempt would count in, the fuller one near an edge."""
+        """Return the account's attempts in the month in which an attempt would count; near an edge in the fuller."""
         return max(self.spent(month) for month in months_near(utc))
 
     def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
-        """Give None if an attempt has room in its months, and otherwise why not. limit: a month's; 0 for none."""
-        if self.told_lately(utc):
-            return MonthExhausted(next_month(from_epoch(utc)), told=True)
+        """Return None if the month has room for an attempt, otherwise why not. limit: attempts a month, 0 for none."""
+        if self.reported_lately(utc):
+            return MonthExhausted(next_month(from_epoch(utc)), reported=True)
         if not limit:
             return None
         full = [month for month in months_near(utc) if self.spent(month) >= limit]
         if not full:
             return None
         over = next_month(datetime.fromisoformat(f"{full[-1]}-01T00:00:00+00:00"))
-        # Near the edge it is only moments until the next month's calls count there alone.
+        # Close to the edge it is only moments until attempts count in the next month alone.
         left = over.timestamp() + 2 * _EDGE_SECONDS - utc
         return RetryAfter(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthExhausted(over)
 
     def _names(self) -> set[str]:
-        """Give whom an attempt is counted for: an account that is given a name later has not spent less."""
+        """Return the names that an attempt is counted under: account and token, so that naming the account later does
+        not make it seem to have spent less.
+        """
         return {self.account.name, self.account.token}
 
     def _rows(self, month: str) -> list[tuple[int, float | None]]:
-        select = "SELECT spent, told FROM months WHERE server = ? AND account = ? AND month = ?"
-        rows = [self._book.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
+        select = "SELECT spent, reported FROM months WHERE server = ? AND account = ? AND month = ?"
+        rows = [self._database.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
         return [row or (0, None) for row in rows]
 
-    # --- what Bitly says -------------------------------------------------------------------------------------------
+    # --- Bitly's word ----------------------------------------------------------------------------------------------
 
-    def told_lately(self, utc: float) -> bool:
-        """Say whether Bitly's word that the month is spent is still believed; keeps whether it was ever given."""
-        told = max((told for _, told in self._rows(month_of(utc)) if told is not None), default=None)
-        self.told_before = told is not None
-        return told is not None and utc - told < _BELIEVED_SECONDS
+    def reported_lately(self, utc: float) -> bool:
+        """Return whether Bitly reported within a day that the month is spent; sets reported_spent."""
+        reported = max((at for _, at in self._rows(month_of(utc)) if at is not None), default=None)
+        self.reported_spent = reported is not None
+        return reported is not None and utc - reported < _TRUSTED_SECONDS
 
-    def renew_told(self, utc: float) -> None:
-        """Believe Bitly's word anew: an attempt goes to ask, and others wait for what it hears."""
-        update = "UPDATE months SET told = ? WHERE server = ? AND account = ? AND month = ?"
+    def renew_report(self, utc: float) -> None:
+        """Trust the report for another day: the attempt that goes now checks it, and everyone else waits for that."""
+        update = "UPDATE months SET reported = ? WHERE server = ? AND account = ? AND month = ?"
         for name in self._names():
-            self._book.execute(update, utc, self.account.server, name, month_of(utc))
+            self._database.execute(update, utc, self.account.server, name, month_of(utc))
 
     def mark_spent(self) -> None:
-        """Take note that Bitly says the month is spent: nobody asks again before a day has passed, or the month."""
-        self._tell(told=True)
+        """Record that Bitly reports the month as spent: no attempt goes before a day has passed, or the month."""
+        self._report(spent=True)
 
     def clear_spent(self) -> None:
-        """Take note that an attempt passed in a month of which Bitly had said that it was spent: it was not, or a plan
-        was bought since.
-        """
-        self._tell(told=False)
+        """Forget that Bitly reported the month as spent, because an attempt has been answered since."""
+        self._report(spent=False)
 
-    def _tell(self, *, told: bool) -> None:
-        with self._book.transaction() as now:
-            utc = self._book.utc(now)
-            # A refusal that came just behind a month's edge was perhaps meant for the month before.
-            month = month_of(utc - LATEST_SECONDS if told else utc)
+    def _report(self, *, spent: bool) -> None:
+        with self._database.transaction() as now:
+            utc = self._database.utc(now)
+            # A refusal just behind a month's edge was perhaps meant for the month before.
+            month = month_of(utc - LATEST_SECONDS if spent else utc)
             insert = (
-                "INSERT INTO months (server, account, month, spent, told) VALUES (?, ?, ?, 0, ?) "
-                "ON CONFLICT (server, account, month) DO UPDATE SET told = excluded.told"
+                "INSERT INTO months (server, account, month, spent, reported) VALUES (?, ?, ?, 0, ?) "
+                "ON CONFLICT (server, account, month) DO UPDATE SET reported = excluded.reported"
             )
             for name in self._names():
-                self._book.execute(insert, self.account.server, name, month, utc if told else None)
-            self.told_before = told
+                self._database.execute(insert, self.account.server, name, month, utc if spent else None)
+            self.reported_spent = spent
 
     def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
-        """Set the calendar right by the date of a server's answer, which has whole seconds and was under way.
+        """Correct the calendar by a response's Date header, which has whole seconds and took some time to arrive.
 
-        sent_at: when its attempt was sent, elapsed seconds: the date is of a moment since then. None: just now.
+        sent_at: when the request was sent, seconds since boot; the date is of a moment since then. None: just now.
         """
-        now = self._book.clock.boot_seconds()
-        earliest, utc = date.timestamp(), self._book.utc(now)
+        now = self._database.clock.boot_seconds()
+        earliest, utc = date.timestamp(), self._database.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
         nearest = min(max(utc, earliest), latest)
-        trusted = (utc, self._book.clock.wall())
-        if all(abs(nearest - seconds) > _BELIEVED_DATE_SECONDS for seconds in trusted):
-            return  # neither of our clocks knows of such a day: a server's mistake
+        ours = (utc, self._database.clock.wall())
+        if all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in ours):
+            return
         if abs(nearest - utc) > _EDGE_SECONDS / 2:
-            self._book.set_date(nearest, now)
+            self._database.set_date(nearest, now)
 
 
 def months_near(utc: float) -> list[str]:
-    """Name the months in which an attempt at this moment counts: two near an edge."""
+    """Return the months in which an attempt at this moment counts: two near an edge, otherwise one."""
     return _months_of(int(utc // _EDGE_SECONDS))
 
 

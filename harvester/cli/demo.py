@@ -1,4 +1,4 @@
-"""`harvester demo`: the main job from end to end, against a sandbox in the same process."""
+"""`harvester demo`: a harvest from end to end, against a sandbox in the same process."""
 
 import asyncio
 import tempfile
@@ -25,8 +25,8 @@ from harvester.reporting.summary import summary
 from harvester.reporting.terminal import can_be_drawn_upon, escaped
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.run import job as jobs
-from harvester.run.assembly import Job
 from harvester.run.harvest import HarvestOptions
+from harvester.run.job import Job
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.shutdown import ShutdownSignal
 
@@ -35,7 +35,7 @@ _SHOWN = 5
 
 
 def play(out: str | None) -> RunOutcome:
-    """Harvest the bundled list from a sandbox, and print what came out. out: None for a new temporary folder."""
+    """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
     folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
     began = time.monotonic()
     with ExitStack() as stack:
@@ -48,7 +48,7 @@ def play(out: str | None) -> RunOutcome:
 
 
 async def _harvest(links: str, folder: str) -> RunOutcome:
-    # The month is the sandbox's; minute and hour are wide, so that the demonstration takes seconds.
+    # Minute and hour are wide, so that the demonstration takes seconds; the month is below the sandbox's.
     sandbox = Sandbox(SandboxOptions(per_minute=6000, per_hour=0, per_month=5000, latency_ms=80, errors=0.02))
     async with serving(sandbox) as url:
         print(f"sandbox: {url} (five connections, 80 ms an answer, 2 % errors)\nlist:    {links}\n", flush=True)
@@ -64,11 +64,13 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
             parts=PartLimits(rows=1_000_000, bytes=128 * 1024 * 1024),
             harvesting=HarvestOptions(workers=MAX_CONNECTIONS),
             making=RequestedPartFormat(Format.NDJSON),
-            state_dir=str(Path(folder) / "_harvester"),  # the user's own budget is none of a demonstration's business
+            state_dir=str(Path(folder) / "_harvester"),  # its calls must not count in the user's own budget
         )
-        with closing(Reporter()) as observer:
+        with closing(Reporter()) as observer, ExitStack() as stack:
             if can_be_drawn_upon([links], folder):
-                observer.speak(live_display.Display())
+                display = live_display.Display()
+                stack.enter_context(live_display.redrawn_after_stop(display))
+                observer.write_to(display)
             return await jobs.run(job, ShutdownSignal(), observer)
 
 

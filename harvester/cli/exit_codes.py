@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, what each means, and which reason or error leads to which."""
+"""The meaning of each exit code, and the errors that lead to one; `shutdown.CONSEQUENCES` has the reasons to stop."""
 
 import traceback
 from typing import TYPE_CHECKING
@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 from harvester.config import sources
 from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
 from harvester.events import Event
-from harvester.shutdown import StopReason
+from harvester.shutdown import (
+    BUG,
+    CONSEQUENCES,
+    MONTH_SPENT,
+    OK,
+    OUTPUT,
+    REFUSED,
+    SOME_FAILED,
+    STOPPED,
+    TOO_MANY_FAILED,
+    USAGE,
+)
 
 if TYPE_CHECKING:
     from harvester.progress import RunOutcome
@@ -15,8 +26,6 @@ if TYPE_CHECKING:
 
 _LONGEST_ERROR = 4000
 """Characters: an option's value, which an error may repeat, can be as long as anything."""
-
-OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
 
 EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
@@ -31,27 +40,6 @@ EXIT_CODES: dict[int, str] = {
     OUTPUT: "the output could not be written, or (verify) does not hold",
 }
 
-BY_REASON: dict[StopReason, int] = {
-    StopReason.SIGNAL: STOPPED,
-    StopReason.MAX_TIME: STOPPED,
-    StopReason.MAX_CALLS: STOPPED,
-    StopReason.OUTAGE: STOPPED,
-    StopReason.THROTTLED: STOPPED,
-    StopReason.MONTH_SPENT: MONTH_SPENT,
-    StopReason.TOKEN_REFUSED: REFUSED,
-    StopReason.PLAN_REFUSED: REFUSED,
-    StopReason.PARAMETER_REFUSED: USAGE,
-    StopReason.CONNECTION_REFUSED: USAGE,
-    StopReason.NO_ROUTE: USAGE,
-    StopReason.INPUT: USAGE,
-    StopReason.NOT_BEGUN: USAGE,
-    StopReason.TOO_MANY_FAILURES: TOO_MANY_FAILED,
-    StopReason.ALL_REFUSED: TOO_MANY_FAILED,
-    StopReason.UNREADABLE: TOO_MANY_FAILED,
-    StopReason.OUTPUT: OUTPUT,
-    StopReason.CONSUMER_GONE: OK,
-}
-
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (ReaderClosed, OK),
     (OutputError, OUTPUT),
@@ -64,7 +52,7 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
 def exit_code(outcome: "RunOutcome") -> int:
     """Give the exit code of a run's end: the table is EXIT_CODES."""
     if outcome.stop is not None:
-        return BY_REASON[outcome.stop.reason]
+        return CONSEQUENCES[outcome.stop.reason].exit_code
     if outcome.status.listed.links == 0:
         return USAGE
     return OK if outcome.complete else SOME_FAILED
@@ -76,7 +64,7 @@ def report_error(error: Exception, observer: "Reporter") -> int:
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
         if code != OK:
-            text = sources.at_its_source(str(error))
+            text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))

@@ -1,4 +1,8 @@
-"""`harvester login` and `harvester logout`: a token is fetched or read, and kept; or forgotten."""
+"""`harvester login` and `harvester logout`: get a token from Bitly or from a person, and store it; or delete it.
+
+In the browser it is OAuth's authorization code flow: Bitly redirects the browser to a server on loopback with a code,
+which is exchanged for the token. The random `state` ties the redirect to this login.
+"""
 
 import asyncio
 import os
@@ -37,7 +41,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How the web flow is gone through. base_url: a checked one."""
+    """The settings of a login in the browser. base_url: checked."""
 
     base_url: str
     app: App
@@ -47,35 +51,37 @@ class Flow:
 
 
 def play(options: LoginOptions, tell: Tell) -> str:
-    """Get a token and keep it; give what to say at the end. tell: says a line to a person in between.
+    """Get a token, store it and return the closing message. tell: called with each line for the person meanwhile.
 
     Raises:
-        UsageError: there is no token, or no place to keep it.
+        UsageError: no token was given, or none can be stored.
     """
-    base_url = credentials.checked_base_url(options.kept.base_url)
+    base_url = parsing.checked_base_url(options.kept.base_url)
     flow = None if options.with_token else _flow_of(options, base_url, tell)
-    vault = TokenStore(base_url, options.kept.token_store)
-    store = vault.choose(credentials.store_of(options.store), tell)  # before a code is spent for nothing
-    token = asyncio.run(_allowed(flow, tell)) if flow else _given_token()
-    where = vault.keep(token, store)
+    tokens = TokenStore(base_url, options.kept.token_store)
+    store = tokens.choose(
+        credentials.store_of(options.store), tell
+    )  # before a code is spent: it can be exchanged only once
+    token = asyncio.run(_authorized_token(flow, tell)) if flow else _given_token()
+    where = tokens.keep(token, store)
     if os.environ.get("BITLY_TOKEN", "").strip():
         tell("BITLY_TOKEN is set, and goes before the kept token: unset it")
-    return f"the token for {vault.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
+    return f"the token for {tokens.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
 
 
 def undo(options: TokenStoreOptions, tell: Tell) -> str:
-    """Forget the kept token; give what to say at the end.
+    """Delete the stored token and return the closing message.
 
     Raises:
-        UsageError: the place does not give it up.
+        UsageError: the store cannot be changed.
     """
-    vault = TokenStore(credentials.checked_base_url(options.base_url), options.token_store)
-    if not vault.forget(tell):
-        return f"no token was kept for {vault.server}"
-    return f"no token is kept for {vault.server} any more; it stays valid until it is revoked at Bitly"
+    tokens = TokenStore(parsing.checked_base_url(options.base_url), options.token_store)
+    if not tokens.forget(tell):
+        return f"no token was kept for {tokens.server}"
+    return f"no token is kept for {tokens.server} any more; it stays valid until it is revoked at Bitly"
 
 
-# --- what a person or a pipe gives ----------------------------------------------------------------------------------
+# --- from a person or a pipe ----------------------------------------------------------------------------------
 
 
 def _given_token() -> str:
@@ -123,8 +129,8 @@ def _asked_for(what: str) -> str:
 # --- the web flow -----------------------------------------------------------------------------------------------------
 
 
-async def _allowed(flow: Flow, tell: Tell) -> str:
-    """Have a person allow the app to use the account, and give the token that comes of it."""
+async def _authorized_token(flow: Flow, tell: Tell) -> str:
+    """Let a person authorize the app in a browser, and return the token."""
     state = secrets.token_urlsafe(32)
     redirect = Redirect(state)
     async with listening(flow.port, redirect, tell) as listener:
@@ -148,7 +154,7 @@ async def _allowed(flow: Flow, tell: Tell) -> str:
 
 
 async def _first(waits: list[asyncio.Future[str]], timeout_seconds: float) -> str:
-    """Give what comes first. Raises UsageError when nothing comes in time, or Bitly says no."""
+    """Return the first code that arrives. Raises UsageError if none arrives in time, or access was denied."""
     try:
         done, _ = await asyncio.wait(waits, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if not done:
@@ -165,13 +171,13 @@ async def _first(waits: list[asyncio.Future[str]], timeout_seconds: float) -> st
 async def _open(address: str, tell: Tell) -> None:
     opened = False
     with suppress(webbrowser.Error):
-        opened = await in_daemon(lambda: webbrowser.open(address))  # a browser in the terminal is waited for
+        opened = await in_daemon(lambda: webbrowser.open(address))  # blocks while a browser in the terminal runs
     if not opened:
         tell("no browser could be opened: open the address by hand, or take --no-browser on a machine without one")
 
 
 async def _pasted(redirect: Redirect, tell: Tell) -> str:
-    """Read lines until one is the redirect's address; never ends when standard input does."""
+    """Return the code from the first pasted line that is the redirect's address; waits for ever at the end of input."""
     async for line in _lines():
         try:
             return redirect.code_in(line.partition("?")[2].partition("#")[0])
@@ -182,14 +188,14 @@ async def _pasted(redirect: Redirect, tell: Tell) -> str:
 
 
 async def _lines() -> AsyncIterator[str]:
-    """Give standard input's lines, but for empty ones.
+    """Yield standard input's lines, without empty ones.
 
-    Read from the descriptor: a thread that waits inside sys.stdin would keep the interpreter from ending.
+    Reads the descriptor, because a thread that holds the lock of sys.stdin would keep the interpreter from ending.
     """
-    text, some = b"", b"more"
-    while some and len(text) < _PASTED_BYTES:
-        some = await in_daemon(lambda: os.read(0, _PASTED_BYTES))
-        *lines, text = (text + (some or b"\n")).split(b"\n")
+    text, chunk = b"", b"more"
+    while chunk and len(text) < _PASTED_BYTES:
+        chunk = await in_daemon(lambda: os.read(0, _PASTED_BYTES))
+        *lines, text = (text + (chunk or b"\n")).split(b"\n")
         for line in filter(None, map(bytes.strip, lines)):
             yield line.decode(errors="replace")
 
@@ -212,7 +218,7 @@ _PAGE = "<!doctype html><html lang=en><meta charset=utf-8><title>harvester</titl
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What is being listened on. redirect_uri: where Bitly is to send the browser. code: what it brings."""
+    """A server for one redirect. redirect_uri: where Bitly sends the browser. code: what the redirect brings."""
 
     redirect_uri: str
     code: asyncio.Future[str]
@@ -220,10 +226,10 @@ class Listener:
 
 @asynccontextmanager
 async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) -> AsyncIterator[Listener]:
-    """Listen for a redirect; port 0 takes a free one. The code may end in a UsageError, as `Redirect.code_in` says.
+    """Listen for a redirect on 127.0.0.1. port: 0 for a free one. The code may raise what `Redirect.code_in` raises.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port cannot be opened.
     """
     code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     hosts: set[str] = set()
@@ -240,9 +246,9 @@ async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) 
             await web.TCPSite(runner, "127.0.0.1", port).start()
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UsageError(f"--port {port}: {why}; give another, and register its redirect URI") from error
+            raise UsageError(f"{port}: {why}; give another, and register its redirect URI", option="--port") from error
         taken = runner.addresses[0][1]
-        # Another name for this machine would be somebody's who has made it one (DNS rebinding).
+        # Any other Host means that somebody has pointed a name of theirs at 127.0.0.1 (DNS rebinding).
         hosts |= {f"127.0.0.1:{taken}", f"localhost:{taken}"}
         yield Listener(f"http://127.0.0.1:{taken}{CALLBACK}", code)
     finally:
@@ -278,6 +284,6 @@ def _answer(
 
 
 def _page(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:
-    """Give a page; nothing of what was asked stands in it."""
+    """Return a page, which repeats nothing of the request."""
     body = _PAGE.format(text)
     return web.Response(status=status, text=body, content_type="text/html", headers={**_HEADERS, **(headers or {})})

@@ -15,30 +15,29 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
-from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.clock import utc_iso
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
-from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import InvalidBitlink, OutputError, UsageError
 from harvester.events import Event, Field, InvalidLine
 from harvester.links.feed import IterableFeed
+from harvester.lookup import look_up
 from harvester.progress import RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
-from harvester.run.assembly import Job, build_job
-from harvester.run.job import RowStream
+from harvester.run.assembly import build_job
+from harvester.run.job import Job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
 
 _LOOK_SECONDS = 0.1
-"""So often it is looked at what is waited for."""
+"""How often the current wait is checked."""
 _UNSAID = {"pace", "budget"}
-"""Waits of less than a second or so."""
+"""Waits too short to mention."""
 _BAR, _LEAST_BAR = 24, 5
 _BESIDE_BAR, _BESIDE_SHARE = 56, 36
-"""Characters that a terminal must have beside a bar, and to show shares at all."""
+"""Columns that the table needs beside a bar, and to show shares at all."""
 _REFUSED = {
     400: "Bitly takes it for no bitlink",
     403: "not this token's to see",
@@ -49,7 +48,7 @@ _REFUSED = {
 
 @dataclass(slots=True)
 class Shown:
-    """What became of the links. stop: why not all were asked for."""
+    """How the links fared. stop: why some were not fetched."""
 
     refused: int = 0
     failed: int = 0
@@ -57,26 +56,23 @@ class Shown:
 
 
 async def show(texts: Sequence[str], options: ShowOptions, shutdown: ShutdownSignal, *, json: bool) -> Shown:
-    """Ask for the links that the texts mean, and print what comes; what has no row is said on standard error.
+    """Fetch the links that the texts name and print their rows; links without a row go to standard error.
 
     Raises:
-        UsageError: a text is no bitlink, an option means nothing, there is no token: nothing was asked.
-        ConnectionsBusy, OutputError: as `job.run` says.
+        UsageError: a text is no bitlink, an option is invalid, there is no token; nothing was sent.
+        ConnectionsBusy, OutputError: as `look_up`.
     """
     names = list(dict.fromkeys(_named(text) for text in texts))
     chosen = made_of(RunOptions, {**by_name(options), "out": STDOUT})
-    sink, in_order = QueueSink(), _InOrder(names, _print_row if json else _print_table)
-    teller = _Teller(shutdown, options.max_time, in_order)
-    job = await in_daemon(partial(build_job, IterableFeed(names), chosen, teller.warn, None, sink))
-    async with RowStream(_small(job, len(names)), sink, shutdown, teller) as rows:
-        async for line in rows:
-            in_order.came(orjson.loads(line)["bitlink"], line)
-    outcome = rows.outcome()
-    in_order.rest()
-    teller.shown.stop = outcome.stop
+    in_order = _InOrder(names, _print_row if json else _print_table)
+    waits = _Waits(shutdown, options.max_time, in_order)
+    job = await in_daemon(partial(build_job, IterableFeed([]), chosen, waits.warn))
+    outcome = await look_up(_watched(job), names, in_order.came, shutdown, waits)
+    in_order.write_rest()
+    waits.shown.stop = outcome.stop
     if outcome.stop is not None:
         say(f"harvester: {_ending(outcome.stop)}")
-    return teller.shown
+    return waits.shown
 
 
 def _named(text: str) -> Bitlink:
@@ -86,10 +82,9 @@ def _named(text: str) -> Bitlink:
         raise UsageError(f"{text}: not a bitlink: {why}; nothing was asked") from why
 
 
-def _small(job: Job, links: int) -> Job:
-    """Let the teller, who knows what is waited for, keep the time; and let a link cost one call, not a helper's too."""
-    harvesting = replace(job.harvesting, tell_seconds=_LOOK_SECONDS, learn=links >= ASK_ATTEMPTS)
-    return replace(job, max_time_seconds=None, harvesting=harvesting)
+def _watched(job: Job) -> Job:
+    """Leave --max-time to the `_Waits`, which knows what is waited for and is called often."""
+    return replace(job, max_time_seconds=None, harvesting=replace(job.harvesting, tell_seconds=_LOOK_SECONDS))
 
 
 def _ending(stop: Stop) -> str:
@@ -97,37 +92,37 @@ def _ending(stop: Stop) -> str:
 
 
 class _InOrder:
-    """Puts rows in the order in which their links were asked for, each as soon as those before it are known."""
+    """Writes rows in the order of their links on the command line, each as soon as those before it are settled."""
 
-    def __init__(self, links: Sequence[str], put: Callable[[bytes], None]) -> None:
+    def __init__(self, links: Sequence[str], write: Callable[[bytes], None]) -> None:
         self._expected = deque(links)
-        self._came: dict[str, bytes | None] = {}
-        self._put = put
+        self._rows: dict[str, bytes | None] = {}
+        self._write = write
 
     def came(self, link: str, line: bytes | None) -> None:
-        """Take a link's row; None for one that has none."""
-        self._came[link] = line
-        while self._expected and self._expected[0] in self._came:
-            self._put_one(self._expected.popleft())
+        """Record a link's row; None if it has none."""
+        self._rows[link] = line
+        while self._expected and self._expected[0] in self._rows:
+            self._write_one(self._expected.popleft())
 
-    def rest(self) -> None:
-        """Put what waits behind links of which nothing was heard."""
+    def write_rest(self) -> None:
+        """Write the rows that wait behind links that were never settled."""
         while self._expected:
-            self._put_one(self._expected.popleft())
+            self._write_one(self._expected.popleft())
 
-    def _put_one(self, link: str) -> None:
-        if not (line := self._came.get(link)):
+    def _write_one(self, link: str) -> None:
+        if not (line := self._rows.get(link)):
             return
         try:
-            self._put(line)
+            self._write(line)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OutputError(f"standard output: {error.strerror}; the answer was paid for, and is lost") from error
 
 
-class _Teller:
-    """Says what is waited for as soon as it is waited for, and ends the run when that takes too long."""
+class _Waits:
+    """The observer of a lookup: reports a wait as soon as it begins, and ends the run at --max-time."""
 
     def __init__(self, shutdown: ShutdownSignal, max_time: str, in_order: _InOrder) -> None:
         self.shown = Shown()
@@ -159,10 +154,10 @@ class _Teller:
         say(f"warning: {text}")
 
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:
-        """What a long run says at its beginning is not worth a line here."""
+        """Do nothing: news of a long run are not worth a line here."""
 
     def progress(self, status: RunProgress) -> None:
-        """Look at what is waited for."""
+        """Report a new wait, or end the run if it lasts too long."""
         waiting, left = status.waiting, self._seconds - (time.monotonic() - self._began)
         until = waiting.until if waiting else None
         if left <= 0 or (until is not None and (until - datetime.now(UTC)).total_seconds() > left):
@@ -203,7 +198,7 @@ def _print_table(line: bytes) -> None:
 
 
 def _table(row: dict[str, Any], width: int) -> Table:
-    """Draw a row's metrics: what a narrow terminal has no room for is left out."""
+    """Return the table of a row's metrics, without the columns that a narrow terminal has no room for."""
     total, metrics = row["clicks_listed"] or 1, row["metrics"]
     most = max((metric["clicks"] for metric in metrics), default=0) or 1
     bar = min(_BAR, width - _BESIDE_BAR)
@@ -226,7 +221,7 @@ def _text(text: str) -> Text:
 
 
 def _window(row: dict[str, Any]) -> str:
-    """Say which time the clicks are of, as far as Bitly tells."""
+    """Return the time span that the clicks were counted in, as far as Bitly reports it."""
     units = row["units_returned"] if row["units_returned"] is not None else row["units"]
     many = f"all {row['unit']}s" if units == -1 else f"{units:,} {row['unit']}{'s' if units != 1 else ''}"
     return f"{many} up to {row['unit_reference']}"

@@ -1,4 +1,4 @@
-"""Signals: one ends a run in good order, a second one the process at once."""
+"""Signal handlers: the first signal stops a run in order, the second one ends the process at once."""
 
 import asyncio
 import os
@@ -13,21 +13,24 @@ if TYPE_CHECKING:
 
 
 def die_of_signals() -> None:
-    """Let a signal before the run has begun end the process, also PID 1, to which the kernel gives no default."""
+    """Install handlers that end the process; without them, PID 1 would ignore these signals until the run has begun."""
 
-    def heard(number: int, _: object) -> None:
+    def exit_with(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, heard)
+            signal.signal(number, exit_with)
 
 
 def stop_on_signals(shutdown: ShutdownSignal, observer: "Reporter") -> None:
-    """End the run at the first signal, and the process at the second: what is known is in the journal by then."""
+    """Install handlers that stop the run at the first signal and end the process at the second.
+
+    To end at once loses no answer: each is in the journal as soon as it is known.
+    """
     loop = asyncio.get_running_loop()
 
-    def heard(number: signal.Signals) -> None:
+    def stop(number: signal.Signals) -> None:
         if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
             observer.close()
             os._exit(128 + number)
@@ -36,5 +39,5 @@ def stop_on_signals(shutdown: ShutdownSignal, observer: "Reporter") -> None:
         shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and shells in the background ignore some
-            loop.add_signal_handler(number, heard, number)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup and by shells for background jobs: keep it
+            loop.add_signal_handler(number, stop, number)

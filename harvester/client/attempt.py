@@ -1,6 +1,10 @@
-"""One attempt: pace, slot, gate, budget, request; and what its answer says of the server and its limits.
+"""One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits.
 
-Whoever must wait does so without a slot.
+The order matters. The pace comes first, because it may take long and costs nothing. Then a slot: an attempt that held
+none might be allowed by the budget and still wait for a connection, and would count in the wrong second. Breaker and
+budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget counts
+the attempt before it is sent, so a kill can leave too much counted, never too little. An attempt that may not go gives
+its slot back before it waits: a waiter never holds a connection.
 """
 
 import asyncio
@@ -8,8 +12,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import NamedTuple
 
 import aiohttp
@@ -21,26 +25,27 @@ from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, V
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.counting import Counting
 from harvester.client.http import Pool, Slot, for_good, in_passing, read_bounded
 from harvester.client.pacer import Pacer
 from harvester.client.token import Token
-from harvester.errors import BudgetBusy, RunStopping
+from harvester.clock import next_month, utc_iso
+from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 _LONGEST_PAUSE_SECONDS = 60.0
-"""Whoever waits asks again at least so often: another process may have learned something, or the machine slept."""
+"""A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
 _DATE_SECONDS = 60.0
+"""How often a response's Date header is compared with the budget's calendar."""
 _THROTTLED_SECONDS = 2 * 3600.0
-"""After so long with nothing but throttled answers the run stops: it may be the month."""
+"""After this long with nothing but throttled responses the run stops: the month may be spent."""
 
 NOT_ASKED = 0
-"""The status of a helper route that was not asked."""
+"""The status of a helper request that was not sent."""
 
 
 class HelperResponse(NamedTuple):
-    """What a helper route has answered."""
+    """A helper route's response."""
 
     status: int
     headers: Mapping[str, str]
@@ -49,37 +54,36 @@ class HelperResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClientContext:
-    """What asking takes beside connections. clock: the budget's elapsed seconds."""
+    """What a client works with beside connections. clock: the budget's seconds since boot."""
 
     token: Token
     budget: Budget
-    gate: CircuitBreaker
+    breaker: CircuitBreaker
     shutdown: ShutdownSignal
     clock: Callable[[], float]
 
 
 class AttemptSender:
-    """Makes attempts, one at a time for each who asks.
+    """Sends attempts; several tasks may use it at once.
 
-    timeout_seconds: for an attempt in all. trouble: how the last attempt failed, if it did so in passing. waiting: why
-    nothing is sent at present. counting: the budget as it is asked here.
+    timeout_seconds: for one attempt in all. trouble: the last attempt's transient failure; None once one did better.
+    waiting: the limit that currently keeps an attempt from being sent.
     """
 
     def __init__(
-        self, pool: Pool, query: Query, means: ClientContext, *, base_url: str, timeout_seconds: float
+        self, pool: Pool, query: Query, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
+        self.pacer = Pacer(context.budget, context.shutdown)
         self._pool = pool
         self._timeout_seconds = timeout_seconds
-        self._token = means.token
-        self._budget = means.budget
-        self.counting = Counting(means.budget, means.shutdown)
-        self.pace = Pacer(self.counting, means.shutdown)
-        self._gate = means.gate
-        self._shutdown = means.shutdown
-        self._clock = means.clock
+        self._token = context.token
+        self._budget = context.budget
+        self._breaker = context.breaker
+        self._shutdown = context.shutdown
+        self._clock = context.clock
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
@@ -88,7 +92,7 @@ class AttemptSender:
         self._date_due = 0.0
 
     def url(self, bitlink: str) -> URL:
-        """Give where a bitlink is asked for."""
+        """Return the URL of a bitlink's metrics."""
         return URL.build(
             scheme=self._base.scheme,
             authority=self._base.raw_authority,
@@ -98,32 +102,34 @@ class AttemptSender:
         )
 
     async def send(
-        self, url: URL, header: str, *, may_probe: bool, evidence: bool, witness: bool = False
+        self, url: URL, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False
     ) -> Verdict | None:
-        """Make an attempt if gate and budget allow it now, and give its verdict; None after a wait, when they do not.
+        """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
-        may_probe: in an outage it may be the one that goes. evidence: how it ends says something of the server.
+        may_probe: in an outage this attempt may be the probe. evidence: its outcome says something about the server.
+        known_good: its link was answered before.
 
         Raises:
-            Stopping: the run ended before the attempt was sent.
+            RunStopping: the run ended before the attempt was sent.
         """
-        found, sent_at = await self._send_when_allowed(url, header, may_probe=may_probe)
-        if found is not None:
-            self._note(found, sent_at, evidence=evidence, witness=witness)
-        return found
+        verdict, sent_at = await self._send_when_allowed(url, header, may_probe=may_probe)
+        if verdict is not None:
+            self._record(verdict, sent_at, evidence=evidence, known_good=known_good)
+        return verdict
 
     async def look_up(self, target: str, budget: Budget) -> HelperResponse | None:
-        """Ask a helper route once, in a slot; None when no answer came, NOT_ASKED when the budget has no room now.
+        """Send a helper request once, in a slot. Return None if no response came, NOT_ASKED if the budget is full.
 
-        target: path and query below the base URL, encoded.
+        target: path and query below the base URL, encoded. budget: of the helper routes.
 
         Raises:
-            Stopping: the run ended first.
+            RunStopping: the run ended first.
         """
         slot = await self._pool.get(self._shutdown)
         try:
-            self._keep_token(budget)
-            if self.counting.must(budget.try_acquire) is not None:
+            if budget.account.token != self._budget.account.token:  # it was rotated since
+                budget.use_token(self._budget.account.token)
+            if self._try_acquire(budget) is not None:
                 return HelperResponse(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
@@ -132,79 +138,77 @@ class AttemptSender:
             async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
                 body, whole = await read_bounded(response)
                 return HelperResponse(response.status, response.headers, body) if whole else None
-        except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError, BudgetBusy):
+        except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError):
             return None
         finally:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
 
-    def _keep_token(self, budget: Budget) -> None:
-        """Count helper routes, too, for the token that is in use now: it may have been rotated since."""
-        token = self._budget.account.token
-        if budget.account.token != token:
-            self.counting.must(partial(budget.use_token, token))
-
-    def _note(self, found: Verdict, sent_at: float, *, evidence: bool, witness: bool) -> None:
-        """Tell gate and budget what an answer says of the server and its limits."""
-        if isinstance(found, Throttled):
+    def _record(self, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
+        """Record in breaker and budget what a response says about the server and its limits."""
+        if isinstance(verdict, Throttled):
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
-            self.counting.ask(partial(self._budget.throttled, found.hint, sent_at=sent_at))
-            self._gate.throttled()
-            return
-        self.trouble = None
-        if isinstance(found, Transient):
-            self.trouble = f"{found.status or 'no answer'} {found.message}".strip()
-            self._gate.record_failure(sent_at=sent_at, evidence=evidence)
+            self._breaker.throttled()
+        elif isinstance(verdict, Transient):
+            self.trouble = f"{verdict.status or 'no answer'} {verdict.message}".strip()
+            self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         else:
-            self._gate.record_success(evidence=evidence, witness=witness)
-        if not isinstance(found, Transient) or found.status is not None:
+            self.trouble = None
+            self._breaker.record_success(evidence=evidence, known_good=known_good)
+        if not isinstance(verdict, Transient) or verdict.status is not None:
+            self._record_in_budget(verdict, sent_at)
+
+    def _record_in_budget(self, verdict: Verdict, sent_at: float) -> None:
+        # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
+        # it is broken, the next attempt is refused for it.
+        with suppress(OutputError):
+            if isinstance(verdict, Throttled):
+                self._budget.throttled(verdict.hint, sent_at=sent_at)
+                return
             self._throttled_since = None
-            if isinstance(found, MonthSpent):
-                self.counting.ask(self._budget.month.mark_spent)
-            elif self._budget.month.told_before and isinstance(found, Answer):
-                self.counting.ask(self._budget.month.clear_spent)
+            if isinstance(verdict, MonthSpent):
+                self._budget.month.mark_spent()
+            elif self._budget.month.reported_spent and isinstance(verdict, Answer):
+                self._budget.month.clear_spent()
             if self._budget.closed:
-                self.counting.ask(partial(self._budget.answered, sent_at=sent_at))
+                self._budget.answered(sent_at=sent_at)
 
     async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
-        """Send within a slot if gate and budget allow it now, else wait without the slot and give no verdict.
-
-        Gives the verdict and when its request was sent.
-        """
-        sent_at, refused = 0.0, self._gate.closed(fresh=may_probe)
-        if refused is None:
-            await self.pace.keep(self._budget.limits.per_minute, self._wait_for_pace)
+        """Return a verdict and when its request was sent; None after a wait, if breaker or budget did not allow it."""
+        sent_at, refusal = 0.0, self._breaker.refuse(may_probe=may_probe)
+        if refusal is None:
+            await self.pacer.acquire(self._waits_for_pace)
             if self._pool.empty_handed:
                 self.waiting = WaitReason("connections", 0, None)
             slot = await self._pool.get(self._shutdown)
             try:
                 if self._shutdown.stop is not None:
                     raise RunStopping
-                refused = self._gate.enter(fresh=may_probe)
+                refusal = self._breaker.enter(may_probe=may_probe)
                 slot.sent_at = self._clock()
-                refused = refused or self._take(slot.sent_at)
-                if refused is None:
+                refusal = refusal or self._count(slot.sent_at)
+                if refusal is None:
                     self.waiting = None
                     self.counters.total += 1
-                    # Behind enter and take, which may have waited for the file: so no probe seems to be older than what
-                    # it is to open.
+                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                    # throttled response that closed the endpoint meanwhile.
                     sent_at = self._clock()
                     return await self._request(slot, url, header), sent_at
             finally:
                 self._pool.put(slot)
-        await self._wait(refused)
+        await self._wait(refusal)
         return None, sent_at
 
-    def _wait_for_pace(self) -> None:
-        # A window that binds says more.
+    def _waits_for_pace(self) -> None:
+        # A window that is full says more, and stays.
         self.waiting = self.waiting or WaitReason("pace", self._budget.limits.per_minute, None)
 
-    async def _wait(self, refused: RetryAfter) -> None:
-        why = (self.trouble or "") if refused.window == OUTAGE else ""
-        self.waiting = WaitReason(refused.window, refused.limit, self._budget.at(refused.seconds), why)
-        await self._shutdown.sleep_unless_stopping(min(refused.seconds, _LONGEST_PAUSE_SECONDS))
-        if self._gate.over_limit:
+    async def _wait(self, refusal: RetryAfter) -> None:
+        why = (self.trouble or "") if refusal.window == OUTAGE else ""
+        self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
+        await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
+        if self._breaker.over_limit:
             message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
             self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
@@ -214,15 +218,23 @@ class AttemptSender:
             )
             self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
-    def _take(self, now: float) -> RetryAfter | None:
-        """Count the attempt, or say how long to wait; ends the run when that is until the next month."""
-        refused = self.counting.take()
-        if refused is not None:
-            self._gate.leave(sent_at=now)
-        if isinstance(refused, MonthExhausted):
-            self.counting.end(refused)
+    def _count(self, now: float) -> RetryAfter | None:
+        """Count an attempt that has entered the breaker, or return how long to wait; ends the run at a spent month."""
+        refusal = self._try_acquire(self._budget)
+        if refusal is not None:
+            self._breaker.leave(sent_at=now)
+        if isinstance(refusal, MonthExhausted):
+            self._shutdown.request(_month_exhausted(refusal, self._budget))
             raise RunStopping
-        return refused
+        return refusal
+
+    def _try_acquire(self, budget: Budget) -> RetryAfter | MonthExhausted | None:
+        """Ask a budget, and end the run if it cannot count: nothing is sent uncounted."""
+        try:
+            return budget.try_acquire()
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error
 
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
@@ -232,38 +244,59 @@ class AttemptSender:
             ) as response:
                 try:
                     body, whole = await read_bounded(response)
-                except (zlib.error, ValueError):  # compressed in a way that was not asked for, or wrongly
+                except (zlib.error, ValueError):  # an encoding that was not asked for, or a damaged one
                     body, whole = b"", True
                 kept_alive = whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-                return self._understand(response, body, slot.sent_at, whole=whole)
+                return self._classify(response, body, slot.sent_at, whole=whole)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return self._explain(error)
+            return self._failure(error)
         finally:
             if not kept_alive:
-                await asyncio.sleep(0)  # the transport closes its socket in the loop's next round
+                await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
 
-    def _understand(self, response: aiohttp.ClientResponse, body: bytes, sent_at: float, *, whole: bool) -> Verdict:
-        found = classify(response.status, response.headers, body, self._facet, whole=whole)
-        if self._token.has_to_hide(body, found):
+    def _classify(self, response: aiohttp.ClientResponse, body: bytes, sent_at: float, *, whole: bool) -> Verdict:
+        verdict = classify(response.status, response.headers, body, self._facet, whole=whole)
+        if self._token.has_to_hide(body, verdict):
             body = self._token.redact(body.decode(errors="replace")).encode()
             return classify(response.status, response.headers, body, self._facet, whole=whole)
-        if isinstance(found, Answer) and self._clock() >= self._date_due:
+        if isinstance(verdict, Answer) and self._clock() >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
-        return found
+        return verdict
 
     def _see_date(self, text: str, sent_at: float) -> None:
-        """Let the budget's calendar follow the server's: it is the server that begins a month anew."""
+        """Correct the budget's calendar by the server's date: it is the server that begins a new month."""
         self._date_due = self._clock() + _DATE_SECONDS
-        with suppress(ValueError, OverflowError):
+        with suppress(ValueError, OverflowError, OutputError):
             date = parsedate_to_datetime(text)
             if date.tzinfo is not None:
-                self.counting.ask(partial(self._budget.month.see_date, date, sent_at=sent_at))
+                self._budget.month.see_date(date, sent_at=sent_at)
 
-    def _explain(self, error: Exception) -> Verdict:
-        """Give foreign errors their meaning: the only border that they cross."""
+    def _failure(self, error: Exception) -> Verdict:
+        """Turn a foreign error into a verdict, or end the run; no other code sees aiohttp's errors."""
         if stop := for_good(error):
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return Transient(None, f"no whole answer within {self._timeout_seconds:g} s")
         return Transient(None, self._token.redact(in_passing(error))[:200])
+
+
+def _month_exhausted(exhausted: MonthExhausted, budget: Budget) -> Stop:
+    name, limit = budget.account.name, budget.limits.per_month
+    message = f"the {limit:,} attempts of the month (--per-month) are spent by account {name}; allow more, or wait"
+    if exhausted.reported:
+        message = f"Bitly has said that the month of account {name} is spent; it is asked again once a day"
+    return Stop(StopReason.MONTH_SPENT, message, utc_iso(exhausted.until))
+
+
+def month_spent(verdict: MonthSpent) -> Stop:
+    """Return the stop for Bitly's report that the month is spent, until the next month by the wall clock."""
+    message = f"Bitly says that the account's month is spent ({reason(verdict)})"
+    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
+
+
+def reason(verdict: Verdict) -> str:
+    """Return the status and message of a verdict that is no Answer."""
+    assert not isinstance(verdict, Answer)
+    status = "no answer" if verdict.status is None else str(verdict.status)
+    return f"{status} {verdict.message}".strip()

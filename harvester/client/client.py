@@ -1,8 +1,9 @@
-"""One call to one verdict: attempts, retries, and whose fault it is when they fail.
+"""One call to its verdict: attempts, retries, and whose fault it is when they fail.
 
-A throttled answer, and any transient one during an outage, is the server's affair: the attempt is made again and the
-call is charged nothing. Before a call is written off, most others must have been answered since it first failed, and
-one of late; unless they were, a link that answered before is asked, the witness.
+A throttled response, and any transient failure while the breaker is open, is the server's fault: the attempt is
+repeated and the call is charged nothing. Before a call is written off as failed, it must be shown that the server
+answers others: most calls since it first failed were answered, and one recently. Otherwise a known-good link decides,
+one that was answered before: if that fails too, the server is out and the call is repeated later.
 """
 
 import time
@@ -10,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import tenacity
 
@@ -19,18 +19,17 @@ from harvester.bitly.verdicts import Answer, Hint, Throttled, TokenRefused, Tran
 from harvester.budget.throttling import hinted_seconds
 from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.counting import BUSY_SECONDS
 from harvester.client.http import Pool, pooled
-from harvester.errors import BudgetBusy
+from harvester.client.pacer import RemainingCalls
 
 KNOWN_GOOD_LINKS = 8
 _SOON_SECONDS = 10.0
-"""A witness that is answered later than so after a call has failed says nothing of that failure."""
+"""A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How to ask. attempts: HTTP tries that a call is worth. timeout_seconds: for one of them, in all."""
+    """How to make calls. attempts: tries before a call has failed. timeout_seconds: for one try in all."""
 
     base_url: str
     connections: int
@@ -40,45 +39,56 @@ class ClientSettings:
 
 
 class Client:
-    """Asks Bitly; made by `opened`.
+    """Makes calls; created by `opened`.
 
-    fresh_asked: True while a call that has not failed before is being asked. witnesses: links that have been answered,
-    lately.
+    known_good_links: bitlinks that were answered, the latest last; those of an earlier run may be added.
     """
 
-    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, means: ClientContext) -> None:
+    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
         self.sender = AttemptSender(
-            pool, query, means, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
+            pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good_links: deque[str] = deque(maxlen=KNOWN_GOOD_LINKS)
-        self.fresh_asked: Callable[[], bool] = lambda: False
+        self._fresh_calls = 0
         self._settings = settings
-        self._token = means.token
-        self._budget = means.budget
-        self._gate = means.gate
-        self._shutdown = means.shutdown
-        self._clock = means.clock
+        self._token = context.token
+        self._budget = context.budget
+        self._breaker = context.breaker
+        self._shutdown = context.shutdown
+        self._clock = context.clock
+
+    def pace_by(self, worklist: RemainingCalls) -> None:
+        """Send without pacing once the calls that remain in the worklist fit into the free window."""
+        self.sender.pacer.worklist = worklist
+
+    def input_ended(self) -> None:
+        """Release the attempts that wait for the pace if the remaining calls fit; called at the input's end."""
+        self.sender.pacer.input_ended()
 
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
-        """Make a call's first attempt and give its verdict, which is never Throttled.
+        """Make a call's first attempt and return its verdict, which is never Throttled.
 
-        fresh: False for a call that failed in an earlier run: if it does again, that says nothing of the server.
+        fresh: False for a call that failed in an earlier run: if it fails again, that says nothing about the server.
 
         Raises:
-            Stopping: the run ended before the attempt was sent.
+            RunStopping: the run ended before the attempt was sent.
         """
-        return await self._attempt(bitlink, fresh=fresh, again=False)
+        self._fresh_calls += fresh
+        try:
+            return await self._attempt(bitlink, fresh=fresh, again=False)
+        finally:
+            self._fresh_calls -= fresh
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
-        """Repeat a call whose first attempt gave a Transient or Unreadable verdict; give the last one, and how many
-        attempts it was charged in all.
+        """Repeat a call whose first attempt had a Transient or Unreadable verdict; return the last verdict, and how
+        many attempts the call was charged in all.
 
         Raises:
-            Stopping: the run ended first, and the call is left for the next.
+            RunStopping: the run ended first; the call is left for the next run.
         """
-        # The first attempt, already made, is given to who repeats: stop and wait then count from there. In an outage
-        # it is charged to nobody.
-        earlier: list[Verdict] = [] if self._gate.outage else [first]
+        # The retrier starts with the first attempt's verdict, so that its stop and wait rules count that attempt too.
+        # In an outage it is charged to no call, so the retrier starts from nothing.
+        earlier: list[Verdict] = [] if self._breaker.is_open else [first]
         failed_at, charged = self._clock(), 0
 
         async def attempt() -> Verdict:
@@ -89,7 +99,7 @@ class Client:
             self.sender.counters.retried += 1
             verdict = await self._attempt(bitlink, fresh=False, again=True)
             if isinstance(verdict, Transient) and charged >= self._settings.attempts:
-                return await self._doubt(bitlink, verdict, failed_at)
+                return await self._confirm(bitlink, verdict, failed_at)
             return verdict
 
         return await repeated(
@@ -100,93 +110,88 @@ class Client:
         )
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
-        """Send until there is a verdict that is the call's own. again: it has been asked before in this run."""
+        """Send until a verdict is the call's own. again: it was sent before in this run."""
         url = self.sender.url(bitlink)
         renewed = False
         while True:
-            if self._witness_goes(fresh):
-                await self._ask_witness()
+            if self._known_good_goes(fresh):
+                await self._send_known_good()
                 continue
             header = self._token.header
-            probes = fresh or not self.fresh_asked()
-            found = await self.sender.send(url, header, may_probe=probes, evidence=fresh)
-            if found is None or isinstance(found, Throttled):
+            may_probe = fresh or not self._fresh_calls
+            verdict = await self.sender.send(url, header, may_probe=may_probe, evidence=fresh)
+            if verdict is None or isinstance(verdict, Throttled):
                 continue
-            if isinstance(found, Transient):
-                if not again or not self._gate.outage:
-                    return found
-            elif isinstance(found, TokenRefused) and not renewed and await self._renewed(header):
+            if isinstance(verdict, Transient):
+                if not again or not self._breaker.is_open:
+                    return verdict
+            elif isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
                 renewed = True  # once: a source may have another token each time, and none that is any good
             else:
-                if isinstance(found, Answer) and bitlink not in self.known_good_links:
+                if isinstance(verdict, Answer) and bitlink not in self.known_good_links:
                     self.known_good_links.append(bitlink)
-                return found
+                return verdict
 
-    async def _renewed(self, header: str) -> bool:
+    async def _renew_token(self, header: str) -> bool:
         renewed = await self._token.renewed(header, self._shutdown)
-        counted = not renewed
-        while not counted:
-            try:
-                self.sender.counting.must(partial(self._budget.use_token, self._token.fingerprint))
-                counted = True
-            except BudgetBusy:
-                await self._shutdown.sleep_unless_stopping(BUSY_SECONDS)
+        if renewed:
+            self._budget.use_token(self._token.fingerprint)
         return renewed
 
     # --- whose fault is it? ----------------------------------------------------------------------------------------
 
-    def _witness_goes(self, fresh: bool) -> bool:
-        """Say whether an outage's next probe should be the witness, because calls may fail by their own fault."""
-        if not self._gate.outage or not self.known_good_links:
+    def _known_good_goes(self, fresh: bool) -> bool:
+        """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
+        if not self._breaker.is_open or not self.known_good_links:
             return False
-        return self._gate.wants_witness or not (fresh or self.fresh_asked())
+        return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
 
-    async def _ask_witness(self) -> None:
-        """Ask for a link that was answered before, to learn whether the server is there; what it says is dropped."""
+    async def _send_known_good(self) -> None:
+        """Send an attempt for a known-good link to learn whether the server is there; its answer is dropped."""
         url, header = self.sender.url(self.known_good_links[0]), self._token.header
-        found = await self.sender.send(url, header, may_probe=True, evidence=False, witness=True)
-        if found is not None:
+        verdict = await self.sender.send(url, header, may_probe=True, evidence=False, known_good=True)
+        if verdict is not None:
             self.sender.counters.retried += 1
-            if isinstance(found, Transient):
+            if isinstance(verdict, Transient):
                 self.known_good_links.rotate(-1)  # it may have come to fail by itself since
 
-    async def _doubt(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
-        """Make sure that a call which is about to be written off has failed by itself; give its last verdict.
+    async def _confirm(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
+        """Make sure that a call about to be written off has failed by its own fault, and return its last verdict.
 
-        failed_at: when it first failed. Unless most others have been answered since, a witness decides; if the server
-        was out, or answers only some, the call is asked again. Where nobody has ever been answered, that is an outage.
+        failed_at: when it first failed. Unless most other calls were answered since, a known-good link decides. If the
+        server is out, or answers only some, the call is sent again. Where no call was ever answered, that is an outage.
         """
-        while isinstance(verdict, Transient) and not self._gate.blames(failed_at):
-            if not self.known_good_links and self._gate.ever_answered:
+        while isinstance(verdict, Transient) and not self._breaker.blames(failed_at):
+            if not self.known_good_links and self._breaker.ever_answered:
                 return verdict
-            failures, doubted_at = self._gate.probes_failed, self._clock()
-            self._gate.doubt()
-            while self.known_good_links and self._gate.outage:
-                await self._ask_witness()
-            late = self._clock() - doubted_at > _SOON_SECONDS  # it had to wait, and the server may be another by now
-            if late or not self.known_good_links or self._gate.probes_failed != failures:
+            failures, began = self._breaker.probes_failed, self._clock()
+            self._breaker.suspect()
+            while self.known_good_links and self._breaker.is_open:
+                await self._send_known_good()
+            late = self._clock() - began > _SOON_SECONDS  # by now the server may be well again
+            if late or not self.known_good_links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
 
 
 @asynccontextmanager
 async def opened(
-    slots: ConnectionSlots, settings: ClientSettings, query: Query, means: ClientContext
+    slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
 ) -> AsyncIterator[Client]:
-    """Open a client, and close its connections at the end. slots: joined already; left by the caller.
+    """Open a client, and close its connections at the end. slots: joined and left by the caller.
 
     Raises:
-        UsageError: as `pooled` says.
+        UsageError: as `pooled`.
     """
     async with pooled(
         slots,
-        means.shutdown,
+        context.shutdown,
         base_url=settings.base_url,
         timeout_seconds=settings.timeout_seconds,
-        clock=means.clock,
-        made_late=means.budget.made_late,
+        clock=context.clock,
+        made_late=context.budget.made_late,
     ) as pool:
-        yield Client(pool, settings, query, means)
+        yield Client(pool, settings, query, context)
 
 
 _LONGEST_BACKOFF_SECONDS = 60.0
@@ -200,11 +205,11 @@ async def repeated(
     backoff_seconds: float,
     pause: Callable[[float], Awaitable[None]],
 ) -> tuple[Verdict, int]:
-    """Attempt until a verdict is neither Transient nor Unreadable, or attempts are made; give the last, and how many.
+    """Attempt until a verdict is neither Transient nor Unreadable; return the last one and the number of attempts.
 
-    backoff_seconds: the first pause is at most so long.
+    attempts: at most. backoff_seconds: the longest first pause.
     """
-    # A retrier of its own for every call: one shared by tasks would mix up their results.
+    # Each call has a retrier of its own: tasks that share one mix up their results.
     retrier = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
         stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), _UnreadableTwice()),
@@ -219,7 +224,7 @@ async def repeated(
 class _Backoff(tenacity.wait.wait_base):
     """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
 
-    A server's hint counts if it asks for longer.
+    The server's `Retry-After` counts if it asks for longer.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -237,7 +242,7 @@ def _last_verdict(state: tenacity.RetryCallState) -> Verdict:
 
 
 class _UnreadableTwice(tenacity.stop.stop_base):
-    """Something that is not the facet's JSON is asked for once more, not oftener."""
+    """Stops once two responses were not the facet's JSON: such a call is repeated once."""
 
     def __init__(self) -> None:
         self._seen = 0

@@ -1,56 +1,61 @@
 """The machine's connections to one server, shared by its live processes through kernel locks.
 
-Bitly counts connections by IP address, so five harvesters with five connections each would be twenty too many. A seat
-is a lock that a process holds for its life; a slot is a lock that it holds for each connection. Both end with the
-process, however it ends.
+Bitly counts connections by IP address, so five processes with five connections each would be twenty too many. There
+are two kinds of lock files, held with flock, which the kernel releases however a process ends. A process lock, one of
+five, is held for the process's life: from the locks that are taken each process sees how many share the connections,
+and its own lock's rank decides who gets the odd one. A slot is a lock held for each open connection.
+
+Shares change as processes come and go, and no process is told: each looks twice a second, closes what exceeds its
+share, and takes the slots that others have released. So a new process may have to wait for its first connection, but
+at no moment are more open than Bitly allows.
 """
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import ConnectionsBusy, OutputError
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.storage.filesystem import inherit_folder_mode, try_lock
 
-SEATS = 5
-"""Processes that may share a machine's connections: Bitly's limit, as each needs one at least."""
-_SEAT_TRIES = 20
-_SEAT_PAUSE_SECONDS = 0.05
+MOST_PROCESSES = 5
+"""Processes that may share a machine's connections: Bitly's limit, because each needs at least one."""
+_TRIES = 20
+_PAUSE_SECONDS = 0.05
 
 
 class ConnectionSlots:
-    """This process's part of the machine's connections; ended by leave.
+    """This process's share of the machine's connections, from `join` to `leave`.
 
-    join, share and grab may raise OutputError: the folder cannot be written, or somebody has taken it away.
+    join, share and grab may raise OutputError: the folder cannot be written, or was removed.
 
-    folder: where the locks of this server lie. most: connections that this process would use, if it were alone.
+    folder: of this server's lock files. most: connections that this process would use if it were alone.
     """
 
     def __init__(self, folder: str, most: int) -> None:
         self._folder = folder
         self._most = most
-        self._seat = -1
-        self._seat_lock = -1
+        self._process = -1
+        self._process_lock = -1
         self._held: dict[int, int] = {}
 
     async def join(self) -> None:
-        """Take a seat.
+        """Take a process lock.
 
         Raises:
             ConnectionsBusy: all are taken.
         """
         with self._explained():
             os.makedirs(self._folder, exist_ok=True)
-        for attempt in range(_SEAT_TRIES):
+        for attempt in range(_TRIES):
             if attempt:
-                await asyncio.sleep(_SEAT_PAUSE_SECONDS)  # another process may just be looking who is there
-            if self._take_a_seat():
+                # Another process may hold a lock for a moment, to see whether it is taken.
+                await asyncio.sleep(_PAUSE_SECONDS)
+            if self._lock_process():
                 return
         raise ConnectionsBusy(
-            f"{SEATS} harvests already share this machine's {SEATS} connections to Bitly: run this one when "
-            f"one of them has ended (their locks are in {self._folder})"
+            f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: run this "
+            f"one when one of them has ended (their locks are in {self._folder})"
         )
 
     @property
@@ -60,43 +65,43 @@ class ConnectionSlots:
 
     @property
     def share(self) -> int:
-        """How many slots this process may hold now: the seats taken share them, one at least each."""
-        seats = [number for number in range(SEATS) if number == self._seat or self._is_taken(number)]
-        total, rank = max(self._most, SEATS), seats.index(self._seat)
-        return min(self._most, total // len(seats) + (rank < total % len(seats)))
+        """How many slots this process may hold now: live processes share them evenly, at least one each."""
+        processes = [number for number in range(MOST_PROCESSES) if number == self._process or self._is_taken(number)]
+        total, rank = max(self._most, MOST_PROCESSES), processes.index(self._process)
+        return min(self._most, total // len(processes) + (rank < total % len(processes)))
 
     def grab(self) -> int | None:
-        """Take a free slot; None when there is none, because others have not given theirs back yet."""
-        for number in range(max(self._most, SEATS)):
+        """Take a free slot and return its number; None while other processes have not released theirs."""
+        for number in range(max(self._most, MOST_PROCESSES)):
             if number not in self._held:
-                lock = self._lock(f"slot-{number}", fcntl.LOCK_EX)
+                lock = self._lock(f"slot-{number}")
                 if lock is not None:
                     self._held[number] = lock
                     return number
         return None
 
     def give_back(self, number: int) -> None:
-        """Give a slot back whose connection is closed."""
+        """Release a slot whose connection is closed."""
         os.close(self._held.pop(number))
 
     def leave(self) -> None:
-        """Give everything back."""
+        """Release all slots and the process lock."""
         for number in list(self._held):
             self.give_back(number)
-        if self._seat_lock >= 0:
-            os.close(self._seat_lock)
-            self._seat_lock = -1
+        if self._process_lock >= 0:
+            os.close(self._process_lock)
+            self._process_lock = -1
 
-    def _take_a_seat(self) -> bool:
-        for number in range(SEATS):
-            lock = self._lock(f"seat-{number}", fcntl.LOCK_EX)
+    def _lock_process(self) -> bool:
+        for number in range(MOST_PROCESSES):
+            lock = self._lock(f"seat-{number}")
             if lock is not None:
-                self._seat, self._seat_lock = number, lock
+                self._process, self._process_lock = number, lock
                 return True
         return False
 
     def _is_taken(self, number: int) -> bool:
-        lock = self._lock(f"seat-{number}", fcntl.LOCK_SH)
+        lock = self._lock(f"seat-{number}", shared=True)
         if lock is None:
             return True
         os.close(lock)
@@ -109,11 +114,10 @@ class ConnectionSlots:
         inherit_folder_mode(path)
         return descriptor
 
-    def _lock(self, name: str, how: int) -> int | None:
+    def _lock(self, name: str, *, shared: bool = False) -> int | None:
         with self._explained():
             descriptor = self._open(os.path.join(self._folder, name))
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            if try_lock(descriptor, shared=shared):
                 return descriptor
         os.close(descriptor)
         return None

@@ -1,7 +1,7 @@
-"""Connections to Bitly: a session for each slot of the machine that this process holds, and what comes over it.
+"""Connections to Bitly: one aiohttp session of one connection for each slot that this process holds.
 
-Nothing of aiohttp's that would send a request twice, hold a connection longer than needed or read without bounds is
-left on.
+All of aiohttp's features are off that would send a request twice, hold a connection longer than needed, or read
+without bounds.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from harvester.threads import in_daemon
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _LATE_SECONDS = 0.2
-"""A connection that took longer to make leaves too little of the budget's half second for the way."""
+"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
 _REBALANCE_SECONDS = 0.5
 _HEADERS = {
     "Accept": "application/json",  # the same routes can answer CSV
@@ -37,7 +37,7 @@ _HEADERS = {
     "User-Agent": f"harvester/{__version__}",
 }
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
-"""OpenSSL's words for an answer in plain text. Any other handshake that breaks off may do better the next time."""
+"""OpenSSL's reasons for a server that speaks plain text. Any other failed handshake may succeed the next time."""
 _CLOCK = (
     "Set this machine's clock if it is wrong; otherwise whoever runs the server, or the proxy that inspects TLS before "
     "it, must renew it (SSL_CERT_FILE does not help)"
@@ -51,11 +51,11 @@ _ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
 
 
 class _Disconnected(aiohttp.ClientError):
-    """The server hung up before it answered."""
+    """The server closed the connection before it answered."""
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself after a disconnection: nobody would count that attempt."""
+    """Keep aiohttp from resending a GET by itself after a disconnection: that attempt would not be counted."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -65,9 +65,10 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 
 
 class _Abrupt(ResponseHandler):
-    """Closes without TLS's farewell, for up to 30 s of which the connection would still count.
+    """Aborts the socket instead of waiting (up to 30 s) for the peer's TLS close_notify; Bitly would count the
+    connection all that time.
 
-    connected: called when it is made, before anything is sent.
+    connected: called when the connection is made, before anything is sent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
@@ -75,22 +76,22 @@ class _Abrupt(ResponseHandler):
         self._connected = connected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take it into use."""
+        """Report the new connection."""
         super().connection_made(transport)
         self._connected()
 
     def close(self) -> None:
-        """Close at once."""
+        """Abort the socket."""
         self.abort()
 
 
 class _Resolver(AbstractResolver):
-    """Looks names up in threads that nobody waits for: one that hangs must not hold up the end of the run."""
+    """Resolves names in daemon threads: a lookup that hangs must not delay the end of the run."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Give a name's addresses, as the system's resolver has them. Raises OSError."""
+        """Return a name's addresses from the system's resolver. Raises OSError."""
         kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
         found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
         numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -102,13 +103,13 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Do nothing."""
 
 
 class Slot:
-    """One of the machine's connections, in this process's hands: a session of one connection.
+    """One of the machine's connections, held by this process: a session of one connection.
 
-    sent_at: when the attempt was counted that goes over it, elapsed seconds.
+    sent_at: when its current attempt was counted, seconds since boot.
     """
 
     def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
@@ -120,7 +121,7 @@ class Slot:
 class Pool:
     """The slots that this process holds, kept at its share while other processes come and go.
 
-    open_slot: makes a slot's session.
+    open_slot: opens a slot's session.
     """
 
     def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
@@ -132,21 +133,21 @@ class Pool:
 
     @property
     def empty_handed(self) -> bool:
-        """True while other processes have not yet given up a connection."""
+        """True until other processes have released a connection."""
         return self._slots.held == 0
 
     async def get(self, shutdown: ShutdownSignal) -> Slot:
-        """Give a free slot, to be given back with put.
+        """Return a free slot as soon as there is one; to be given back with put.
 
         Raises:
-            Stopping: the run ended first.
+            RunStopping: the run ended first.
         """
         if not self._free.empty():
             return self._free.get_nowait()
         return await shutdown.unless_stopping(self._free.get())
 
     def put(self, slot: Slot) -> None:
-        """Take a slot back."""
+        """Give a slot back."""
         if self._too_many > 0:
             self._too_many -= 1
             self._surplus.append(slot)
@@ -154,7 +155,7 @@ class Pool:
             self._free.put_nowait(slot)
 
     async def rebalance(self) -> None:
-        """Give back what is more than the share, and take what is less, as far as others have given it back."""
+        """Release slots beyond the share, and take those missing as far as others have released them."""
         share = self._slots.share
         self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
         while self._too_many and not self._free.empty():
@@ -165,7 +166,7 @@ class Pool:
             self._free.put_nowait(self._open_slot(number))
 
     async def keep_balanced(self, shutdown: ShutdownSignal) -> None:
-        """Rebalance until cancelled; ends the run when the locks have gone."""
+        """Rebalance until cancelled; end the run if the lock files have gone."""
         try:
             while True:
                 await asyncio.sleep(_REBALANCE_SECONDS)
@@ -174,7 +175,7 @@ class Pool:
             shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
     async def close(self) -> None:
-        """Close the sessions that are not in use, and give their slots back."""
+        """Close the sessions that are not in use, and release their slots."""
         while not self._free.empty():
             self._surplus.append(self._free.get_nowait())
         while self._surplus:

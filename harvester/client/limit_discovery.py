@@ -1,4 +1,4 @@
-"""What Bitly itself says of an account's limits, asked for over its helper routes."""
+"""The limits that Bitly itself reports for an endpoint and an account, fetched over its helper routes."""
 
 from harvester.bitly.account_limits import (
     GROUPS,
@@ -12,22 +12,22 @@ from harvester.bitly.account_limits import (
 from harvester.bitly.facets import FACETS
 from harvester.bitly.verdicts import MonthSpent, classify_error
 from harvester.budget.budget import Budget
-from harvester.client.attempt import NOT_ASKED, HelperResponse
+from harvester.client.attempt import NOT_ASKED, HelperResponse, month_spent
 from harvester.client.client import Client
-from harvester.client.stops import month_spent
+from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
-from harvester.shutdown import ShutdownSignal
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 HELPERS = "helpers"
-"""The helper routes' own windows, under this name; the month is the account's."""
+"""The endpoint under which the budget counts helper requests: they have windows of their own, the month is shared."""
 _COUNTED_OVER = 1.1
-"""Perhaps Bitly counts throttled attempts, too: a count of up to so many times the limit is a full hour's."""
+"""Bitly perhaps counts throttled attempts too: up to this many times the limit, a count stands for a full hour."""
 
 
 class LimitDiscovery:
-    """Asks for a facet's limits when that pays, and has the budget keep them.
+    """Fetches a facet's limits whenever that pays, and records them in the budget.
 
-    budget: the facet's; helpers: the helper routes'.
+    budget: of the facet's endpoint. helpers: of the helper routes.
     """
 
     def __init__(self, client: Client, budget: Budget, helpers: Budget, facet: str, shutdown: ShutdownSignal) -> None:
@@ -36,77 +36,86 @@ class LimitDiscovery:
         self._helpers = helpers
         self._facet = FACETS[facet]
         self._shutdown = shutdown
-        self._asked = 0
-        self._told = False
+        self._requests = 0
+        self._reported = False
 
     async def learn(self) -> EventMessage | None:
-        """Ask Bitly for the endpoint's limits, if that is due; give what a person should know of it.
+        """Fetch the endpoint's limits if that is due, and return what a person should know; None for no news.
 
         Raises:
-            Stopping: the run ended, or the answer is that the month is spent. OutputError: the budget's file.
+            RunStopping: the run ended, Bitly reports the month as spent, or the budget's file is broken.
         """
-        if not self._budget.ask_due(begin=self._asked == 0):
+        try:
+            if not self._budget.ask_due(begin=self._requests == 0):
+                return None
+            self._requests += 1
+            return self._record(await self._client.sender.look_up(platform_limits_target(self._facet), self._helpers))
+        except BudgetBusy:
             return None
-        self._asked += 1
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error
+
+    def _record(self, response: HelperResponse | None) -> EventMessage | None:
         before = self._budget.limits
-        looked = await self._client.sender.look_up(platform_limits_target(self._facet), self._helpers)
-        said = read_platform_limit(looked.body, self._facet) if looked and looked.status == 200 else None
-        if said is None:
-            self._stop_if_spent(looked)
-            if looked is None or looked.status in {NOT_ASKED, 429} or looked.status >= 500:
+        reported = read_platform_limit(response.body, self._facet) if response and response.status == 200 else None
+        if reported is None:
+            self._stop_if_spent(response)
+            if response is None or response.status in {NOT_ASKED, 429} or response.status >= 500:
                 self._budget.not_answered()
-            return self._untold(_what_came(looked))
-        sensible = said.count <= said.limit * _COUNTED_OVER
-        others = self._budget.observe(said.limit, min(said.count, said.limit) if sensible else None)
+            return self._unavailable(_what_came(response))
+        sensible = reported.count <= reported.limit * _COUNTED_OVER
+        others = self._budget.observe(reported.limit, min(reported.count, reported.limit) if sensible else None)
         changed = self._budget.limits != before
-        news, self._told = changed or others or not self._told, True
-        return self._tell(said.limit, said.count, others, sensible=sensible, changed=changed) if news else None
+        news, self._reported = changed or others or not self._reported, True
+        return self._news(reported.limit, reported.count, others, sensible=sensible, changed=changed) if news else None
 
-    def _untold(self, why: str) -> EventMessage:
-        text = f"Bitly did not tell its limits ({why}); going on with {_kept(self._budget)}"
-        return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._keeping()})
+    def _unavailable(self, why: str) -> EventMessage:
+        text = f"Bitly did not tell its limits ({why}); going on with {_in_words(self._budget)}"
+        return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._limits()})
 
-    def _tell(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> EventMessage:
-        told = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
+    def _news(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> EventMessage:
+        text = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
         if not sensible:
-            told += ", which makes no sense and is not relied upon"
+            text += ", which makes no sense and is not relied upon"
         if others:
-            told += f", {others:,} of them not by this machine"
+            text += f", {others:,} of them not by this machine"
         if changed:
-            told += f"; keeping {_kept(self._budget)}"
+            text += f"; keeping {_in_words(self._budget)}"
         return EventMessage(
-            Event.LIMITS_REPORTED, told, {"limit": limit, "count": count, "others": others, **self._keeping()}
+            Event.LIMITS_REPORTED, text, {"limit": limit, "count": count, "others": others, **self._limits()}
         )
 
-    def _keeping(self) -> dict[str, Field]:
+    def _limits(self) -> dict[str, Field]:
         return {"per_minute": self._budget.limits.per_minute, "per_hour": self._budget.limits.per_hour}
 
     async def plan(self) -> list[PlanLimit]:
-        """Ask for the plan's limits, in two calls; empty when Bitly does not tell."""
+        """Fetch the plan's limits with two helper requests; empty if Bitly does not report them."""
         groups = await self._client.sender.look_up(GROUPS, self._helpers)
         organization = read_organization(groups.body) if groups and groups.status == 200 else None
         if organization is None:
             return []
-        looked = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
-        return read_plan_limits(looked.body) if looked and looked.status == 200 else []
+        response = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
+        return read_plan_limits(response.body) if response and response.status == 200 else []
 
-    def _stop_if_spent(self, looked: HelperResponse | None) -> None:
-        known = looked is not None and looked.status not in {NOT_ASKED, 200}
-        found = classify_error(looked.status, looked.headers, looked.body) if looked and known else None
-        if isinstance(found, MonthSpent):
+    def _stop_if_spent(self, response: HelperResponse | None) -> None:
+        if response is None or response.status in {NOT_ASKED, 200}:
+            return
+        verdict = classify_error(response.status, response.headers, response.body)
+        if isinstance(verdict, MonthSpent):
             self._budget.month.mark_spent()
-            self._shutdown.request(month_spent(found))
+            self._shutdown.request(month_spent(verdict))
 
 
-def _kept(budget: Budget) -> str:
+def _in_words(budget: Budget) -> str:
     per_minute, per_hour = budget.limits.per_minute, budget.limits.per_hour
     minute = f"{per_minute:,} a minute" if per_minute else "no limit a minute"
     return f"{minute} and {per_hour:,} an hour" if per_hour else f"{minute} and no limit an hour"
 
 
-def _what_came(looked: HelperResponse | None) -> str:
-    if looked is None:
+def _what_came(response: HelperResponse | None) -> str:
+    if response is None:
         return "no answer"
-    if looked.status == NOT_ASKED:
+    if response.status == NOT_ASKED:
         return "no call was left to ask"
-    return "an answer without them" if looked.status == 200 else f"HTTP {looked.status}"
+    return "an answer without them" if response.status == 200 else f"HTTP {response.status}"

@@ -1,75 +1,100 @@
-"""The pace that spreads attempts over the minute's window (aiolimiter)."""
+"""The pace that spreads attempts evenly over the minute's window (aiolimiter).
+
+The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds. It
+is pointless where all that is left fits into the window: a list of 80 links under 100 a minute goes at once. So an
+attempt that finds the pace full asks once more: is the list known to end, and are fewer calls left than may go now?
+"""
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
-from harvester.client.counting import Counting
+from harvester.budget.budget import Budget
+from harvester.errors import OutputError
 from harvester.shutdown import ShutdownSignal
 
 
-class Pacer:
-    """Holds attempts back so that a window fills evenly.
+class RemainingCalls(Protocol):
+    """The worklist, as far as the pace depends on it."""
 
-    sprint: True when what is left of the list fits into the room left, so that there is nothing to pace.
+    @property
+    def remaining(self) -> int | None:
+        """Calls that no worker has taken yet; None until the list was read to its end."""
+
+
+class Pacer:
+    """Holds attempts back so that the minute's window fills evenly.
+
+    worklist: None paces every attempt; may be set once it exists.
     """
 
-    def __init__(self, counting: Counting, shutdown: ShutdownSignal) -> None:
-        self.sprint: Callable[[], bool] = lambda: False
-        self._counting = counting
+    def __init__(self, budget: Budget, shutdown: ShutdownSignal) -> None:
+        self.worklist: RemainingCalls | None = None
+        self._budget = budget
         self._shutdown = shutdown
-        self._paced = 0
+        self._per_minute = 0
         self._limiter: AsyncLimiter | None = None
-        self._pacing: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
 
-    async def keep(self, per_minute: int, waits: Callable[[], None]) -> None:
-        """Wait until an attempt keeps the pace. per_minute: the window's limit, 0 for none; waits: called before.
+    async def acquire(self, will_wait: Callable[[], None]) -> None:
+        """Wait until an attempt keeps the pace. will_wait: called before a wait.
 
         Raises:
-            Stopping: the run ended first.
+            RunStopping: the run ended first.
         """
-        if per_minute != self._paced:
-            self._paced, self._limiter = per_minute, _limiter(per_minute)
+        per_minute = self._budget.limits.per_minute
+        if per_minute != self._per_minute:
+            self._per_minute, self._limiter = per_minute, _limiter(per_minute)
         if self._limiter is None:
             return
         if self._limiter.has_capacity():
             await self._limiter.acquire()  # at once
             return
-        waits()
-        if not self._counting.ask(self.sprint):
-            waiting = asyncio.ensure_future(_acquire(self._limiter))
-            self._pacing.add(waiting)
-            try:
-                await self._shutdown.unless_stopping(waiting)
-            except asyncio.CancelledError:
-                # A wait that `hurry` ended before it had begun; whoever is cancelled itself stays so.
-                task = asyncio.current_task()
-                if not waiting.cancelled() or (task is not None and task.cancelling()):
-                    raise
-            finally:
-                self._pacing.discard(waiting)
+        will_wait()
+        if not self._rest_fits():
+            await self._wait(self._limiter)
 
-    def hurry(self) -> None:
-        """The list has come to its end: if what is left fits into the room left, nobody waits for the pace any more."""
-        if not self._pacing:
-            return
-        fits = self._counting.ask(self.sprint)
-        for waiting in self._pacing if fits else ():
-            waiting.cancel()
+    def input_ended(self) -> None:
+        """Release all waiters at once if the remaining calls fit into the free window; called at the input's end."""
+        if self._waiters and self._rest_fits():
+            for waiter in self._waiters:
+                waiter.cancel()
+
+    def _rest_fits(self) -> bool:
+        remaining = self.worklist.remaining if self.worklist else None
+        if remaining is None:
+            return False
+        with suppress(OutputError):  # busy: the pace holds. Broken: the budget says so before the attempt is sent
+            return remaining < self._budget.room()
+        return False
+
+    async def _wait(self, limiter: AsyncLimiter) -> None:
+        waiter = asyncio.ensure_future(_acquire(limiter))
+        self._waiters.add(waiter)
+        try:
+            await self._shutdown.unless_stopping(waiter)
+        except asyncio.CancelledError:
+            # Either `input_ended` cancelled the waiter before it had begun, or this task itself was cancelled.
+            task = asyncio.current_task()
+            if not waiter.cancelled() or (task is not None and task.cancelling()):
+                raise
+        finally:
+            self._waiters.discard(waiter)
 
 
 async def _acquire(limiter: AsyncLimiter) -> None:
-    with suppress(asyncio.CancelledError):  # there is nothing to wait for any more
+    with suppress(asyncio.CancelledError):  # by `input_ended`: the wait is over
         await limiter.acquire()
 
 
 def _limiter(per_minute: int) -> AsyncLimiter | None:
-    """Give the limiter that smooths below the minute's window.
+    """Return a limiter that smooths below the minute's window.
 
-    A full bucket would let nearly twice the limit through in its first minute, and a bucket of one cannot keep a
-    high rate; one of 1 % does (measured: 99.5 % at 500 a second).
+    Its burst is 1 % of the window: a full bucket would let nearly twice the limit through in its first minute, and a
+    bucket of one cannot keep a high rate (measured: 1 % reaches 99.5 % at 500 a second).
     """
     if not per_minute:
         return None

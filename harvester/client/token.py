@@ -1,4 +1,4 @@
-"""The bearer token while it is in use: never shown, and read from its source again when Bitly refuses it."""
+"""The bearer token in use: never shown, and read again from its source when Bitly refuses it."""
 
 import asyncio
 import hashlib
@@ -11,13 +11,13 @@ from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
 
 _SECRET = 20
-"""A token of so many characters comes by chance in no answer."""
+"""A token this long does not occur in a response by chance."""
 
 
 class Token:
-    """The bearer token; it may be rotated while a run goes on.
+    """The bearer token; it may be rotated during a run.
 
-    read: gives the token, and may block; raises UsageError where there is none. It is called at once.
+    read: returns the token and may block; raises UsageError if there is none. Called at once.
     """
 
     def __init__(self, read: Callable[[], str]) -> None:
@@ -35,17 +35,17 @@ class Token:
 
     @property
     def fingerprint(self) -> str:
-        """A name for the token from which it cannot be told."""
+        """A name for the token that does not reveal it."""
         return fingerprint(self._value)
 
     def redact(self, text: str) -> str:
-        """Give a text without the token in it."""
+        """Return a text with the token replaced."""
         return text.replace(self._value, "[token]")
 
     def has_to_hide(self, body: bytes, verdict: Verdict) -> bool:
-        """Say whether a body must not be kept as it is: some servers show what they were sent.
+        """Return whether a body shows the token, as some servers echo their requests.
 
-        A sandbox's token may be a word like any other, which belongs into a good answer.
+        A sandbox's token may be an ordinary word, which may stand in a good answer.
         """
         return self._value.encode() in body and (self._long or not isinstance(verdict, Answer))
 
@@ -54,22 +54,22 @@ class Token:
         return len(self._value) >= _SECRET
 
     def hidden_if_long(self, text: str) -> str:
-        """Give a text without the token in it, unless the token may be a word like any other."""
+        """Return a text with the token replaced, unless the token is so short that it may be an ordinary word."""
         return self.redact(text) if self._long else text
 
     async def renewed(self, refused: str, shutdown: ShutdownSignal) -> bool:
-        """Say whether there is another token now than the one whose header was refused.
+        """Read the token again if its header is still the refused one; return whether there is another now.
 
         Raises:
-            Stopping: the run ended while the source was being asked.
+            RunStopping: the run ended while the source was read.
         """
         async with self._lock:
             if self.header == refused:
-                with suppress(UsageError):  # what Bitly said of the old one is the better message
+                with suppress(UsageError):  # Bitly's message about the old one is more useful
                     self._value = await shutdown.unless_stopping(in_daemon(self._read))
             return self.header != refused
 
 
 def fingerprint(token: str) -> str:
-    """Give the first 12 hex digits of a token's SHA-256: what state, logs and manifests call it."""
+    """Return the first 12 hex digits of a token's SHA-256: its name in state, logs and manifests."""
     return hashlib.sha256(token.encode()).hexdigest()[:12]

@@ -1,4 +1,8 @@
-"""config.credentials."""
+"""The token: which source it comes from, and reading it.
+
+Precedence: --token-file or --token-command, BITLY_TOKEN, the store of `harvester login`. The source is read again when
+Bitly refuses the token, because it may have been rotated. No error repeats a secret.
+"""
 
 import atexit
 import os
@@ -7,48 +11,33 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
-from harvester.config.parsing import _one_of
+from harvester.config.parsing import check_choice, checked_base_url
 from harvester.config.token_store import TokenStore, TokenStoreName
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
 
 
-def checked_base_url(url: str) -> str:
-    """Give the base URL, if the token may be sent there: HTTPS, or this machine. Raises UsageError."""
-    if set(url) & set("@?#"):
-        raise UsageError("--base-url: no user name, query or fragment may stand in it")
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port or an address that is none
-        fine = False
-    if not fine or not parts.hostname or not re.fullmatch(r"[!-~]+", url):
-        raise UsageError(f"--base-url {url}: a URL such as {BASE_URL} was expected")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise UsageError(f"--base-url {url}: the token would travel unencrypted; use https")
-    return url.rstrip("/")
-
-
 def store_of(text: str | None) -> TokenStoreName | None:
-    """Read --store; None leaves it to what there is. Raises UsageError."""
+    """Return the store that --store names, or None for the default. Raises UsageError."""
     if text is not None:
-        _one_of("--store", text, tuple(TokenStoreName))
+        check_choice("--store", text, tuple(TokenStoreName))
     return None if text is None else TokenStoreName(text)
 
 
-# --- the token ----------------------------------------------------------------------------------------------------
-
-
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
-    """Give the function that reads the token from where the options say; it raises UsageError and may block."""
+    """Return a function that reads the token from the source that the options name; it blocks, and raises UsageError.
+
+    warn: called if others can read the file.
+
+    Raises:
+        UsageError: two sources are named.
+    """
     if options.token_file is not None and options.token_command is not None:
-        raise UsageError("--token-file and --token-command: give one of them")
+        raise UsageError("and --token-command: give one of them", option="--token-file")
     if options.token_file is not None:
         path = options.token_file
         warn_of_readers("--token-file", path, warn)
@@ -56,29 +45,29 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
     if options.token_command is not None:
         command = options.token_command
         return lambda: _token_from_command(command)
-    return lambda: _token_from_environment() or _kept_token(options)
+    return lambda: _token_from_environment() or _stored_token(options)
 
 
 def has_token(options: AccessOptions) -> bool:
-    """Say whether a token is named or kept anywhere; whether it can be read is another question.
+    """Return True if a source is named or a token is stored, without reading the source.
 
     Raises:
-        UsageError: nothing is named, and the kept token cannot be looked for.
+        UsageError: no source is named, and the store cannot be read.
     """
     named = options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip()
-    return bool(named) or _vault_of(options).read() is not None
+    return bool(named) or _store_for(options).read() is not None
 
 
 def token_origin(options: AccessOptions) -> str:
-    """Name the source that `token_source` would read."""
+    """Return the name of the source that `token_source` would read."""
     if options.token_file is not None:
         return f"--token-file {options.token_file}"
     if options.token_command is not None:
         return "--token-command"
     if os.environ.get("BITLY_TOKEN", "").strip():
         return "BITLY_TOKEN"
-    kept = _vault_of(options).read()
-    return kept[1] if kept else "BITLY_TOKEN"
+    stored = _store_for(options).read()
+    return stored[1] if stored else "BITLY_TOKEN"
 
 
 def _token_from_environment() -> str | None:
@@ -86,49 +75,54 @@ def _token_from_environment() -> str | None:
     return checked_secret(text, "BITLY_TOKEN", "token") if text.strip() else None
 
 
-def _kept_token(options: AccessOptions) -> str:
-    kept = _vault_of(options).read()
-    if kept is None:
+def _stored_token(options: AccessOptions) -> str:
+    stored = _store_for(options).read()
+    if stored is None:
         server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
         raise UsageError(
             "no token: set BITLY_TOKEN, give --token-file or --token-command (Bitly makes one under Settings > API), "
             f"or keep one: harvester login{server}"
         )
-    text, where = kept
+    text, where = stored
     return checked_secret(text, f"{where} (made by harvester login)", "token")
 
 
-def _vault_of(options: AccessOptions) -> TokenStore:
+def _store_for(options: AccessOptions) -> TokenStore:
     return TokenStore(checked_base_url(options.base_url), options.token_store)
 
 
 def secret_in_file(option: str, path: str, what: str) -> str:
-    """Give a file's first line, a secret. Raises UsageError where there is none, without repeating it."""
+    """Return the secret in a file's first line. Raises UsageError if it is none or cannot be read.
+
+    option: the option that names the file. what: what the secret is, for errors.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return checked_secret(stream.readline(), f"{option} {path}", what)
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
 
 def _token_from_command(command: str) -> str:
     try:
         printed = _printed_by(shlex.split(command))
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        # Not the exception's text: it could hold what the command printed.
-        raise UsageError(f"--token-command failed ({type(error).__name__}): run it by hand to see why") from error
+        # Without the exception's text, which may contain what the command printed.
+        raise UsageError(
+            f"failed ({type(error).__name__}): run it by hand to see why", option="--token-command"
+        ) from error
     return checked_secret(printed.partition("\n")[0], "--token-command", "token")
 
 
 def _printed_by(words: list[str]) -> str:
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: S603 - the user's own command
     with process:
-        atexit.register(process.kill)  # a run that ends meanwhile does not wait for its reader
+        atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
             printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
         except BaseException:
             process.kill()
-            process.wait()  # leaving the block does not wait after Ctrl-C
+            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
             raise
         finally:
             atexit.unregister(process.kill)
@@ -138,7 +132,7 @@ def _printed_by(words: list[str]) -> str:
 
 
 def checked_secret(text: str, source: str, what: str) -> str:
-    """Give a secret without the white space around it. Raises UsageError for what is none, without repeating it."""
+    """Return a secret without surrounding white space. Raises UsageError if it is empty or has unusual characters."""
     secret = text.strip()
     if not secret:
         raise UsageError(f"{source}: no {what} in it")
@@ -148,19 +142,10 @@ def checked_secret(text: str, source: str, what: str) -> str:
 
 
 def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None:
-    """Warn of a file that others can read."""
+    """Warn if other users can read a file."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return  # reading it says why
+        return  # reading it will raise an error that says why
     if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
         warn(f"{option} {path} can be read by others: chmod 600 {path}")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,4 +1,4 @@
-"""The options as Python gives them: keywords with the names that they have in `run`, and what values they may have."""
+"""Options from Python: keyword arguments with the names of the options of `run`, and the types they may have."""
 
 import inspect
 import operator
@@ -18,7 +18,7 @@ TokenGiven: TypeAlias = str | Callable[[], str] | None
 
 
 class MetricsKeywords(TypedDict, total=False):
-    """Options for one link: what is asked, limits, access."""
+    """Options for one link: query, limits, access."""
 
     facet: str
     unit: str
@@ -43,7 +43,7 @@ class MetricsKeywords(TypedDict, total=False):
 
 
 class StreamKeywords(MetricsKeywords, total=False):
-    """Options for rows that are not kept: also when to end, and where the state lies meanwhile."""
+    """Options for rows that are not stored: also the list, when to stop, and the folder of the temporary state."""
 
     work_dir: AnyPath | None
     max_failures: str | int | None
@@ -54,7 +54,7 @@ class StreamKeywords(MetricsKeywords, total=False):
 
 
 class HarvestKeywords(StreamKeywords, total=False):
-    """Options for a harvest: also of its output, and of what is asked again."""
+    """Options for a harvest: also its output, and which calls are made again."""
 
     part_rows: int
     part_bytes: str | int
@@ -67,31 +67,31 @@ class HarvestKeywords(StreamKeywords, total=False):
 
 
 def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions:
-    """Build the options of a run from keywords; allowed: the TypedDict that names them.
+    """Return the options of a run. given: by keyword. allowed: the TypedDict of the keywords that may occur.
 
     Raises:
-        UsageError: a keyword that is none of them, or a value of another kind.
+        UsageError: an unknown keyword, or a value of the wrong type.
     """
     refuse_unknown(given, list(get_type_hints(allowed)))
     hints = hints_in(RunOptions)
     values = {name: _as(name, hints[name], value) for name, value in given.items()}
-    # The command reads it too: both must count into one budget.
+    # The command reads this variable too: both must count in the same budget file.
     values.setdefault("state_dir", os.environ.get("HARVESTER_STATE_DIR"))
     return made_of(RunOptions, {**values, "out": out})
 
 
 def path_of(name: str, value: object) -> str:
-    """Give a path as a text. Raises UsageError for what is none."""
+    """Return a path as text. Raises UsageError for a value that is no path."""
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
     return os.fsdecode(value)
 
 
 def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | None:
-    """Give what reads the token, which may block; None where the options say where it is.
+    """Return a function that returns the token and may block; None if no token was passed.
 
     Raises:
-        UsageError: it is given twice, or is neither a text nor a callable.
+        UsageError: the options name a source too, or the token is neither a text nor a callable.
     """
     if token is None:
         return None
@@ -100,17 +100,17 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
     if isinstance(token, str):
         return lambda: credentials.checked_secret(token, "token", "token")
     if callable(token):
-        return lambda: _called(token)
+        return lambda: _result_of(token)
     raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
 
 
-def _called(token: Callable[[], object]) -> str:
+def _result_of(token: Callable[[], object]) -> str:
     try:
         found = token()
     except HarvesterError:
         raise
-    except BaseException as error:  # it runs in a thread, where nobody else hears of sys.exit either
-        # Not its text: that could hold the token.
+    except BaseException as error:  # in a thread nobody else would notice, not even of sys.exit
+        # Without its text, which may contain the token.
         raise UsageError(f"token: the callable that gives it raised {type(error).__name__}") from error
     if inspect.iscoroutine(found):
         found.close()
@@ -121,7 +121,7 @@ def _called(token: Callable[[], object]) -> str:
 
 
 def _as(name: str, hint: Any, value: object) -> object:
-    """Give a value the type that the option has on the command line."""
+    """Return a value as the type that the option has on the command line. Raises UsageError."""
     kinds = _kinds(hint)
     if value is None and type(None) in kinds:
         return None
@@ -138,7 +138,7 @@ def _as(name: str, hint: Any, value: object) -> object:
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """Give the types in a hint; choices are texts, which are looked at later."""
+    """Return the types in a hint; a Literal counts as text, whose choices are checked later."""
     if get_origin(hint) is Literal:
         return (str,)
     return tuple(kind for each in get_args(hint) for kind in _kinds(each)) or (hint,)

@@ -1,4 +1,7 @@
-"""The options of the commands, as they are written: on the command line, in variables, in the file, from Python."""
+"""The options of the commands as dataclasses, with the names, defaults and help texts that people see.
+
+A value is what was written: `parsing` checks it and gives it its unit. The groups are the headings of `--help`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -7,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
 
 T = TypeVar("T")
-FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
 LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]
@@ -20,93 +23,94 @@ FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
 
-_ASKED = Group("What is asked", sort_key=1)
-_WRITTEN = Group("What is written", sort_key=2)
-_LIMITS = Group("Limits", sort_key=3)
-_ENDS = Group("When to stop", sort_key=4)
-_ACCESS = Group("Access", sort_key=5)
-_MORE = Group("More", sort_key=6)
+_QUERY = Group("Query", sort_key=1)
+_OUTPUT = Group("Output", sort_key=2)
+_LIST = Group("List", sort_key=3)
+_LIMITS = Group("Limits", sort_key=4)
+_STOPPING = Group("Stopping", sort_key=5)
+_ACCESS = Group("Access", sort_key=6)
+_LOGGING = Group("Logging", sort_key=7)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """What is asked of Bitly for each link: it belongs to the output."""
+    """The query that each link is asked; it is fixed when the output is begun."""
 
-    facet: Annotated[FacetName, Parameter(group=_ASKED)] = "referrers"
+    facet: Annotated[FacetName, Parameter(group=_QUERY)] = "referrers"
     "Bitly's break-down of the clicks."
 
-    unit: Annotated[UnitName, Parameter(group=_ASKED)] = "day"
+    unit: Annotated[UnitName, Parameter(group=_QUERY)] = "day"
     "What --units counts."
 
-    units: Annotated[int, Parameter(group=_ASKED, allow_leading_hyphen=True)] = -1
+    units: Annotated[int, Parameter(group=_QUERY, allow_leading_hyphen=True)] = -1
     "How many units back from --unit-reference; -1 for all that the plan keeps."
 
-    unit_reference: Annotated[str | None, Parameter(group=_ASKED)] = None
+    unit_reference: Annotated[str | None, Parameter(group=_QUERY)] = None
     "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
 
-    size: Annotated[int, Parameter(group=_ASKED)] = 50
+    size: Annotated[int, Parameter(group=_QUERY)] = 50
     "The most metrics that one row lists."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is written, and where."""
+    """Where rows are written, and in which form."""
 
-    out: Annotated[str, Parameter(group=_WRITTEN)]
+    out: Annotated[str, Parameter(group=_OUTPUT)]
     (
         "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
         "{dt}, the UTC day of --unit-reference, are filled in."
     )
 
-    work_dir: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    work_dir: Annotated[str | None, Parameter(group=_OUTPUT)] = None
     "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
 
-    part_rows: Annotated[int, Parameter(group=_WRITTEN)] = 1_000_000
+    part_rows: Annotated[int, Parameter(group=_OUTPUT)] = 1_000_000
     "A part is published when it has this many rows."
 
-    part_bytes: Annotated[str, Parameter(group=_WRITTEN)] = "128MiB"
+    part_bytes: Annotated[str, Parameter(group=_OUTPUT)] = "128MiB"
     "A part is published when it has this many bytes as NDJSON, before compression."
 
-    part_age: Annotated[str, Parameter(group=_WRITTEN)] = "6h"
+    part_age: Annotated[str, Parameter(group=_OUTPUT)] = "6h"
     "A part is published when its first row is this old."
 
-    format: Annotated[FormatName | None, Parameter(group=_WRITTEN)] = None
+    format: Annotated[FormatName | None, Parameter(group=_OUTPUT)] = None
     "What a folder's parts are; by default ndjson.gz, which every loader takes."
 
-    shape: Annotated[ShapeName | None, Parameter(group=_WRITTEN)] = None
+    shape: Annotated[ShapeName | None, Parameter(group=_OUTPUT)] = None
     "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
 
-    metrics_file: Annotated[str | None, Parameter(group=_WRITTEN)] = None
+    metrics_file: Annotated[str | None, Parameter(group=_OUTPUT)] = None
     "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """What is made of the list."""
+    """How the list is read, and which of its calls are made again."""
 
-    retry_failed: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    retry_failed: Annotated[bool, Parameter(group=_LIST, negative="")] = False
     "Ask again also for calls that have failed in three runs."
 
-    retry_refused: Annotated[bool, Parameter(group=_ASKED, negative="")] = False
+    retry_refused: Annotated[bool, Parameter(group=_LIST, negative="")] = False
     "Ask again for calls that Bitly has refused."
 
-    column: Annotated[str | None, Parameter(group=_ASKED)] = None
+    column: Annotated[str | None, Parameter(group=_LIST)] = None
     "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
 
-    list_format: Annotated[ListFormatName | None, Parameter(group=_ASKED)] = None
+    list_format: Annotated[ListFormatName | None, Parameter(group=_LIST)] = None
     "What the lists are, whatever their names say."
 
-    strict: Annotated[bool, Parameter(group=_ENDS, negative="")] = False
+    strict: Annotated[bool, Parameter(group=_STOPPING, negative="")] = False
     "Do not begin unless every line of the list is a bitlink."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
-    """How fast, how often and how long Bitly is asked."""
+    """How fast, how often and how long requests are made."""
 
     connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
     "Connections at once; Bitly allows five from one IP address."
@@ -135,29 +139,29 @@ class LimitOptions:
     timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
     "Time for one attempt, such as 30s."
 
-    outage_limit: Annotated[str, Parameter(group=_ENDS)] = "15m"
+    outage_limit: Annotated[str, Parameter(group=_STOPPING)] = "15m"
     "Stop when the server has been out for this long."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class StopOptions:
-    """When a run ends before its list does."""
+    """When a run stops before the end of its list."""
 
-    max_failures: Annotated[str | None, Parameter(group=_ENDS)] = None
+    max_failures: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
 
-    max_time: Annotated[str | None, Parameter(group=_ENDS)] = None
+    max_time: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Stop after this time, such as 90s, 15m or 6h."
 
-    max_calls: Annotated[int | None, Parameter(group=_ENDS)] = None
+    max_calls: Annotated[int | None, Parameter(group=_STOPPING)] = None
     "Stop after this many calls."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
-    """Whom to ask, and with which token."""
+    """The server, and the source of the token."""
 
     base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
     "Bitly's API, or a sandbox."
@@ -175,33 +179,33 @@ class AccessOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What a person is told."""
+    """What is written to standard error, and how."""
 
-    quiet: Annotated[bool, Parameter(group=_MORE, negative="")] = False
+    quiet: Annotated[bool, Parameter(group=_LOGGING, negative="")] = False
     "Say nothing but warnings and errors."
 
-    log_format: Annotated[LogFormatName, Parameter(group=_MORE)] = "text"
+    log_format: Annotated[LogFormatName, Parameter(group=_LOGGING)] = "text"
     "How standard error is written: text, or json, one event a line (docs/logging.md)."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `harvester run` can be told."""
+    """The options of `harvester run` and `harvester plan`."""
 
     output: OutputOptions
     query: QueryOptions = field(default_factory=QueryOptions)
     list: ListOptions = field(default_factory=ListOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
-    ends: StopOptions = field(default_factory=StopOptions)
+    stopping: StopOptions = field(default_factory=StopOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
-    say: LogOptions = field(default_factory=LogOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TokenStoreOptions:
-    """Which kept token is meant: each server has its own."""
+    """The server whose stored token is meant, and the folder of the store."""
 
     base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
     "The API that the token is for: Bitly's, or a sandbox."
@@ -213,7 +217,7 @@ class TokenStoreOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LoginOptions:
-    """What `harvester login` can be told."""
+    """The options of `harvester login`."""
 
     with_token: Annotated[bool, Parameter(negative="")] = False
     "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
@@ -242,18 +246,18 @@ class LoginOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions:
-    """What `harvester show` can be told."""
+    """The options of `harvester show`."""
 
     query: QueryOptions = field(default_factory=QueryOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
 
-    max_time: Annotated[str, Parameter(group=_ENDS)] = "1m"
+    max_time: Annotated[str, Parameter(group=_STOPPING)] = "1m"
     "Wait no longer than this for limits, or for a server that is out."
 
 
 def by_name(options: Any) -> dict[str, Any]:
-    """Give a group's options, those of the groups in it too, as one mapping of names to values."""
+    """Return the values of a group's options, also of the groups in it, by name."""
     found: dict[str, Any] = {}
     for each in fields(options):
         value = getattr(options, each.name)
@@ -262,17 +266,17 @@ def by_name(options: Any) -> dict[str, Any]:
 
 
 def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Build a group of options, and the groups in it, from names and values; what is not given has its default.
+    """Return a group of options, with the groups in it, from values by name; others have their defaults.
 
     Raises:
-        UsageError: a name that is none of its options, or none for an option without a default.
+        UsageError: an unknown name, or no value for an option without a default.
     """
     refuse_unknown(given, names_in(kind))
     return _built(kind, given)
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UsageError for a name that is not known, with the one that was probably meant."""
+    """Raise UsageError for an unknown name, with the known name nearest to it."""
     for name in given:
         if name not in known:
             nearest = get_close_matches(name, known, 1)
@@ -281,12 +285,12 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def names_in(kind: type) -> list[str]:
-    """Name the options of a group, those of the groups in it too."""
+    """Return the names of a group's options, also of the groups in it."""
     return list(hints_in(kind))
 
 
 def hints_in(kind: type) -> dict[str, Any]:
-    """Give the options of a group, those of the groups in it too, with the types that they have."""
+    """Return the type hints of a group's options, also of the groups in it, by name."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
@@ -300,7 +304,7 @@ def _built(kind: type[T], given: Mapping[str, Any]) -> T:
             values[name] = _built(hint, given)
         elif name in given:
             values[name] = given[name]
-    needed = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing := [name for name in needed if name not in values]:
+    required = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in required if name not in values]:
         raise UsageError(f"{', '.join(missing)}: a value is needed")
     return kind(**values)

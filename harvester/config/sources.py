@@ -1,7 +1,10 @@
-"""Where an option's value comes from: the command line, then a variable, then the file, then the default."""
+"""Where an option's value comes from. Precedence: command line, variables, file, default.
+
+Variables and file are sources of cyclopts' settings (https://cyclopts.readthedocs.io/en/latest/config_file.html),
+called in order: each fills in the options that have no value yet.
+"""
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
@@ -14,16 +17,20 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
-from harvester.errors import UsageError
+from harvester.errors import HarvesterError, UsageError
 
 PREFIX = "HARVESTER_"
+DASH = "\x00dash"
+"""Stands for a lone `-` on the command line, which cyclopts would take for an option."""
 COMMAND_LINE, DEFAULT = "command line", "default"
 _TOKEN_VARIABLE = "BITLY_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_OPTIONS = ("token_file", "token_command")
-"""The first source that names one of these says where the token is, and so does a variable that holds the token."""
-_APART = frozenset({"sandbox", "demo"})
-"""Commands whose options mean something else than the same ones of `run`: they take only what is meant for them."""
-_WIDEST = 48
+"""Once a source names one of these, sources of lower precedence are ignored for both; BITLY_TOKEN precedes the file."""
+_SEPARATE = frozenset({"sandbox", "demo"})
+"""Commands whose options have other meanings than those of `run` with the same names. They take no value that is for
+all commands: only HARVESTER_SANDBOX_PORT and the like, and their own table in the file.
+"""
+_WIDEST_COLUMN = 48
 _EXPECTED: dict[type, str] = {
     str: "text in quotes",
     int: "a whole number",
@@ -31,26 +38,31 @@ _EXPECTED: dict[type, str] = {
     bool: "true or false",
     Path: "text in quotes",
 }
-_LONGEST = 60
+_LONGEST_SHOWN = 60
 _origins: dict[str, str] = {}
-"""Of the command's options those that are from a variable or a file, and what they are called there."""
+"""Option to the variable, or the file and key, that its value came from. Filled while the command line is parsed."""
 
 
 class Setting(NamedTuple):
-    """An option's effective value, and where it comes from: the command line, a variable, a file's key, the default."""
+    """An option's effective value. source: `command line`, a variable, a file with the table, or `default`."""
 
     name: str
     value: Any
     source: str
 
 
+def undashed(text: str) -> str:
+    """Return `-` for the word that stands for it, and any other text as it is."""
+    return "-" if text == DASH else text
+
+
 def options_of(command: App) -> dict[str, Argument]:
-    """Give a command's options by their names, as they stand in a file."""
+    """Return a command's options by the names that they have in a file."""
     return _by_name(command.assemble_argument_collection())
 
 
 def commands_of(app: App) -> dict[str, App]:
-    """Give the commands that have settings, by their names."""
+    """Return the commands that have settings, by name."""
     return {name: app[name] for name in app.resolved_commands() if not name.startswith("-") and name != "config"}
 
 
@@ -59,18 +71,21 @@ def _by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
 
 
 def _name_of(argument: Argument) -> str:
-    return argument.name.removeprefix("--").replace("-", "_")
+    return _key_of(argument.name)
+
+
+def _key_of(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 # --- variables ----------------------------------------------------------------------------------------------------
 
 
 def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
-    """Give the options that were not on the command line the values of their variables; an empty one says nothing.
+    """Fill options without a value from their variables; an empty variable counts as not set.
 
-    HARVESTER_PER_MINUTE is for every command that has such an option; HARVESTER_RUN_PER_MINUTE, which goes before, for
-    run alone.
-    A source of cyclopts' settings: https://cyclopts.readthedocs.io/en/latest/config_file.html.
+    HARVESTER_PER_MINUTE is for every command that has such an option; HARVESTER_RUN_PER_MINUTE is for run alone, and
+    takes precedence.
     """
     _origins.clear()
     if not commands:
@@ -85,17 +100,17 @@ def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentColle
 
 
 def _variables(command: str, option: str) -> tuple[str, ...]:
-    """Name the variables that an option may come from, the one that counts first."""
+    """Return the variables of an option, in order of precedence."""
     own, shared = f"{PREFIX}{command}_{option}".upper(), f"{PREFIX}{option}".upper()
-    return (own,) if command in _APART else (own, shared)
+    return (own,) if command in _SEPARATE else (own, shared)
 
 
 def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the variables whose names are nearly, but not quite, those of an option; with the nearest."""
+    """Yield each variable whose name is almost that of an option's variable, with that name."""
     unknown = {name for name in environment if name.startswith(PREFIX)}
     known: set[str] = set()
     for command, made in commands_of(app).items():
-        if not unknown:  # mostly after the first one; a command's options take milliseconds to find
+        if not unknown:  # usually at once; to collect a command's options takes milliseconds
             return
         own = {each for option in options_of(made) for each in _variables(command, option)}
         known |= own
@@ -111,20 +126,20 @@ def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tup
 class File:
     """A TOML file of options, checked against all commands; a source of cyclopts' settings.
 
-    A key above all tables is for every command that has such an option, a key in a command's table for that command,
-    and goes before. sandbox and demo take what stands in their tables alone.
+    A key above all tables is for every command that has such an option. A key in a command's table is for that command,
+    and takes precedence. sandbox and demo use their own tables alone.
     """
 
     def __init__(self, path: str, app: App) -> None:
-        """Read and check it.
+        """Read and check the file.
 
         Raises:
-            UsageError: it cannot be read, or has a key that no command knows or a value of another type.
+            UsageError: it cannot be read, or has a key that no command knows, or a value of the wrong type.
         """
         self._path = path
         self._content = _read(path)
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
-        shared = [options for command, options in commands.items() if command not in _APART]
+        shared = [options for command, options in commands.items() if command not in _SEPARATE]
         everything = {name: option for options in shared for name, option in options.items()}
         for key, value in self._content.items():
             if key in commands:
@@ -135,19 +150,19 @@ class File:
                 self._check(key, value, "", everything)
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG002
-        """Give the options that have no value yet those of the file."""
+        """Fill options without a value from the file."""
         if not commands:
             return
-        table, place = self._content.get(commands[-1], {}), f"[{commands[-1]}]"
+        table, location = self._content.get(commands[-1], {}), f"[{commands[-1]}]"
         known = set(_by_name(arguments))
         if os.environ.get(_TOKEN_VARIABLE, "").strip():
             known.difference_update(_TOKEN_OPTIONS)
         own = {
-            name: _Given(f"{self._path} {place}", _written(table[name]), f"{self._path}: {place} {name}")
+            name: _Given(f"{self._path} {location}", _written(table[name]), f"{self._path}: {location} {name}")
             for name in known & table.keys()
         }
         _fill(arguments, own, "the file")
-        if commands[-1] not in _APART:
+        if commands[-1] not in _SEPARATE:
             shared = known & self._content.keys()
             found = {
                 name: _Given(self._path, _written(self._content[name]), f"{self._path}: {name}") for name in shared
@@ -174,7 +189,7 @@ def _read(path: str) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         option = PREFIX + "CONFIG" if os.environ.get(PREFIX + "CONFIG") == path else "--config"
-        raise UsageError(f"{option} {path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}", option=option) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
@@ -224,20 +239,20 @@ def _shown(value: Any) -> str:
 
 
 def _bounded(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def _written(value: Any) -> str:
-    """Write a value as it would stand on the command line."""
+    """Return a value as it is written on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Given(NamedTuple):
-    """A value as it is written in a variable or a file. place: where. name: what its option is called there."""
+    """A value as it is written in a variable or a file. source: its name in `harvester config`. origin: in errors."""
 
-    place: str
+    source: str
     value: str
-    name: str
+    origin: str
 
 
 def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: str) -> None:
@@ -245,44 +260,47 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
     rivals = any(by_name[name].tokens for name in _TOKEN_OPTIONS if name in by_name)
     for name, given in found.items():
         if not by_name[name].tokens and not (rivals and name in _TOKEN_OPTIONS):
-            by_name[name].append(Token(keyword=given.place, value=given.value, source=source))
-            _origins[name] = given.name
+            by_name[name].append(Token(keyword=given.source, value=given.value, source=source))
+            _origins[name] = given.origin
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
 def explained(error: CycloptsError) -> str:
-    """Say what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
+    """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
+    return _explained(error).replace(DASH, "-")
+
+
+def _explained(error: CycloptsError) -> str:
     if isinstance(error, CoercionError) and error.token and error.argument and not error.msg:
         expected = _expected(error.argument.hint)
-        if not expected.startswith("one of "):  # of which cyclopts names the nearest
+        if not expected.startswith("one of "):  # for choices cyclopts names the nearest
             name = error.token.keyword or error.argument.name
             return f"{name} {_bounded(error.token.value)}: {expected} was expected"
     error.verbose = False
     return str(error)
 
 
-def at_its_source(message: str) -> str:
-    """Let a message that begins with an option's name begin with the variable or the key that its value is from."""
-    if option := re.match(r"--[a-z-]+", message):
-        origin = _origins.get(option[0][2:].replace("-", "_"))
-        return origin + message[option.end() :] if origin else message
-    return message
+def at_its_source(error: HarvesterError) -> str:
+    """Return an error's text; the variable or the key that an option's value came from stands instead of the option."""
+    if isinstance(error, UsageError) and error.option and (origin := _origins.get(_key_of(error.option))):
+        return error.named(origin)
+    return str(error)
 
 
 # --- showing ------------------------------------------------------------------------------------------------------
 
 
 class _Recorded(Exception):
-    """The arguments are known, and nothing is to be run."""
+    """Raised once the settings are recorded, so that the command does not run."""
 
 
 def effective(app: App, words: list[str]) -> list[Setting]:
-    """Give the settings that a command would have: words as on the command line, the app's sources behind them.
+    """Return the settings that a command would have. words: as on the command line.
 
     Raises:
-        CycloptsError: a word that is none of the command's. UsageError: no such command.
+        CycloptsError: a word that is not an option of the command. UsageError: no such command.
     """
     if words[0] not in commands_of(app):
         raise UsageError(
@@ -294,13 +312,13 @@ def effective(app: App, words: list[str]) -> list[Setting]:
         found.extend(_setting(name, argument) for name, argument in _by_name(arguments).items())
         raise _Recorded
 
-    before, app.config = app.config, (*app.config, record)
+    sources, app.config = app.config, (*app.config, record)
     try:
         app.parse_known_args(words)
     except _Recorded:
         return found
     finally:
-        app.config = before
+        app.config = sources
     return found
 
 
@@ -313,36 +331,38 @@ def _setting(name: str, argument: Argument) -> Setting:
 
 
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
-    """Give settings for a program: value and source by name; token: its fingerprint."""
+    """Return settings as a JSON object: value and source by name. token: its fingerprint."""
     named = [*settings, token] if token else settings
     found = {name: {"value": _text(value), "source": _text(source)} for name, value, source in named}
     return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
 def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "") -> str:
-    """Give settings as a file that would have the same effect, each with where it comes from.
+    """Return settings as a TOML file with the same effect, each with a comment that names its source.
 
-    table: the command whose table they stand in; those of `run` are for all commands. token: its fingerprint, which is
-    shown beside, because a file does not hold the token.
+    table: the command whose table they stand in; empty for `run`, whose settings are for all commands. token: its
+    fingerprint, shown as a comment, because the token never stands in a file of options.
     """
     rows = [(_toml_line(name, value), source) for name, value, source in settings]
     if token:
         rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
-    width = min(max(len(row) for row, _ in rows), _WIDEST)
+    width = min(max(len(row) for row, _ in rows), _WIDEST_COLUMN)
     return "\n".join([f"[{table}]"] * bool(table) + [f"{row:<{width}}  # {source}" for row, source in rows])
 
 
 def _toml_line(name: str, value: Any) -> str:
     if value is None:
         return f"# {name}"
-    held = _text(value) == value
+    is_utf8 = _text(value) == value
     return (
-        f"{name} = {_toml(value)}" if held else f"# {name} = {_toml(_text(value))} in UTF-8, which alone a file holds"
+        f"{name} = {_toml(value)}"
+        if is_utf8
+        else f"# {name} = {_toml(_text(value))} in UTF-8, which alone a file holds"
     )
 
 
 def _text(value: Any) -> Any:
-    """Give a path that is no UTF-8 as text that is."""
+    """Return a text with replacement characters where it is not UTF-8, as a path may be."""
     return os.fsencode(value).decode(errors="replace") if isinstance(value, str) else value
 
 

@@ -1,6 +1,6 @@
-"""Where a token is kept between runs: a file of the user's own or the system's keyring, for each server apart.
+"""The store of tokens between runs: one token for each server, in a private file or in the system's keyring.
 
-The file goes first: it is there only if somebody wanted it, and a run that finds it never wakes the keyring.
+The file is read first. It exists only if somebody chose it, and reading it never makes the keyring ask for a password.
 """
 
 import errno
@@ -16,49 +16,52 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from harvester.errors import UsageError
+from harvester.extras import install_line
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
 
 
 SERVICE = "harvester"
-"""What the keyring calls us; the server is the user's name there."""
-_LONGEST = 64 * 1024
+"""The service name in the keyring, where the server stands as the user name."""
+_LONGEST_TOKEN_BYTES = 64 * 1024
 _KEYRING = "the system keyring"
-_PATIENCE_SECONDS = 60.0
-_IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR)
-"""What opening a symbolic link as a file or as a folder is answered."""
+_KEYRING_TIMEOUT_SECONDS = 60.0
+_SYMLINK_ERRNOS = (errno.ELOOP, errno.ENOTDIR)
+"""Error numbers of opening a symbolic link with O_NOFOLLOW: as a file, as a folder."""
 
 
 class TokenStoreName(StrEnum):
-    """Where a token can be kept."""
+    """The kinds of store."""
 
     KEYRING = "keyring"
     FILE = "file"
 
 
 class _NoKeyring(UsageError):
-    """There is no keyring here that keeps anything."""
+    """No keyring that stores anything is available."""
 
 
 class TokenStore:
-    """The kept token of one server, and of no other: a sandbox's never goes to Bitly.
+    """The stored token of one server. It is never sent to another: a sandbox's token never goes to Bitly.
 
-    base_url: a checked one. folder: where files are kept; None for one in the user's data folder.
+    base_url: checked. folder: the folder of token files; None for one in the user's data folder.
     """
 
     def __init__(self, base_url: str, folder: str | None = None) -> None:
         self.server = server_of(base_url)
-        import platformdirs  # noqa: PLC0415 - a look at a manifest needs none of it
+        import platformdirs  # noqa: PLC0415 - `status` and `verify` do without it
 
         own = os.path.join(platformdirs.user_data_dir("harvester", appauthor=False), "tokens")
-        self._file = _TokenFile(os.path.abspath(folder) if folder else own, self.server, asked=folder is not None)
+        self._file = _TokenFile(os.path.abspath(folder) if folder else own, self.server, explicit=folder is not None)
 
     def read(self) -> tuple[str, str] | None:
-        """Give what is kept, unchecked, and where; None where nothing is. May block for a minute: keyrings ask people.
+        """Return the stored token, unchecked, and the name of its store; None if there is none.
+
+        Blocks for up to a minute, because a keyring may ask a person for a password.
 
         Raises:
-            UsageError: the file is not the user's alone, or the keyring failed, or nobody answered it.
+            UsageError: others can read or write the file, or the keyring failed or timed out.
         """
         text = self._file.read()
         if text is not None:
@@ -66,14 +69,14 @@ class TokenStore:
         with suppress(_NoKeyring):
             backend = _keyring()
             with _explained():
-                text = _in_time(lambda: backend.get_password(SERVICE, self.server))
+                text = _with_timeout(lambda: backend.get_password(SERVICE, self.server))
         return None if text is None else (text, _KEYRING)
 
     def choose(self, store: TokenStoreName | None, tell: Callable[[str], None]) -> TokenStoreName:
-        """Give the store to keep a token in, made ready: the one asked for, else the keyring, else the file.
+        """Return the store to write to, once it is known to work: the one requested, else the keyring, else the file.
 
         Raises:
-            UsageError: it cannot be used.
+            UsageError: it does not work.
         """
         if store is not TokenStoreName.FILE:
             try:
@@ -84,14 +87,14 @@ class TokenStore:
                 tell(f"{error}: the token goes into a file")
             else:
                 return TokenStoreName.KEYRING
-        self._file.make_room()
+        self._file.ensure_folder()
         return TokenStoreName.FILE
 
     def keep(self, token: str, store: TokenStoreName) -> str:
-        """Keep a token, instead of an older one, and say where.
+        """Store a token in place of an older one, and return the store's name.
 
         Raises:
-            UsageError: it cannot be kept there.
+            UsageError: the store fails.
         """
         if store is TokenStoreName.FILE:
             self._file.write(token)
@@ -99,17 +102,17 @@ class TokenStore:
         backend = _keyring()
         with _explained():
             backend.set_password(SERVICE, self.server, token)
-            kept = backend.get_password(SERVICE, self.server)
-        if kept != token:
+            stored = backend.get_password(SERVICE, self.server)
+        if stored != token:
             raise UsageError("the system keyring does not keep what it is given: harvester login --store file")
-        self._file.remove()  # it would go first
+        self._file.remove()  # it would take precedence
         return _KEYRING
 
     def forget(self, tell: Callable[[str], None]) -> bool:
-        """Forget the token wherever it is kept, and tell each place; say whether there was one.
+        """Delete the token from both stores, and return True if there was one. tell: called for each store.
 
         Raises:
-            UsageError: the file or the keyring does not give it up.
+            UsageError: the file or the keyring cannot be changed.
         """
         found = self._file.remove()
         if found:
@@ -125,7 +128,7 @@ class TokenStore:
 
 
 def server_of(base_url: str) -> str:
-    """Name the server of a base URL: host and port, without HTTPS's own port."""
+    """Return the server of a base URL: host and port, without the port if it is that of HTTPS."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
@@ -137,16 +140,16 @@ def server_of(base_url: str) -> str:
 
 
 def _keyring() -> "KeyringBackend":
-    """Give the system's keyring.
+    """Return the system's keyring.
 
     Raises:
-        _NoKeyring: there is none that keeps anything. UsageError: it cannot be loaded.
+        _NoKeyring: there is none, or it stores nothing. UsageError: it cannot be loaded.
     """
     try:
         import keyring  # noqa: PLC0415 - an extra, and slow to import
         from keyring.backends import fail, null  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise _NoKeyring("the system keyring needs an extra (pip install 'harvester[keyring]')") from error
+        raise _NoKeyring(f"the system keyring needs an extra ({install_line('keyring')})") from error
     with _explained():
         backend = keyring.get_keyring()
     if isinstance(backend, fail.Keyring):
@@ -156,22 +159,22 @@ def _keyring() -> "KeyringBackend":
     return backend
 
 
-def _in_time(ask: Callable[[], str | None]) -> str | None:
-    """Give what a keyring answers; it may be showing a password prompt, which at night nobody sees.
+def _with_timeout(ask: Callable[[], str | None]) -> str | None:
+    """Return what a keyring returns, within a minute: at night nobody answers a password prompt.
 
-    Raises what it raises, and TimeoutError.
+    Raises what the keyring raises, or TimeoutError.
     """
     answers: SimpleQueue[str | Exception | None] = SimpleQueue()
 
     def work() -> None:
         try:
             answers.put(ask())
-        except Exception as error:  # handed to whoever waits
+        except Exception as error:  # raised in the waiting thread
             answers.put(error)
 
     Thread(target=work, name="harvester-keyring", daemon=True).start()
     try:
-        answer = answers.get(timeout=_PATIENCE_SECONDS)
+        answer = answers.get(timeout=_KEYRING_TIMEOUT_SECONDS)
     except Empty:
         raise TimeoutError from None
     if isinstance(answer, Exception):
@@ -183,7 +186,7 @@ def _in_time(ask: Callable[[], str | None]) -> str | None:
 def _explained() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # backends raise what they like, and their texts may hold the token
+    except Exception as error:  # backends raise anything, and their texts may contain the token
         raise UsageError(
             f"the system keyring failed ({type(error).__name__}): unlock it, or do without: harvester login "
             "--store file, BITLY_TOKEN, --token-file or --token-command"
@@ -194,20 +197,20 @@ def _explained() -> Iterator[None]:
 
 
 class _TokenFile:
-    """A file of mode 0600 for one server, in a folder that nobody else can write.
+    """A file of mode 0600 with one server's token, in a folder that nobody else can write.
 
-    asked: the folder was named by the user, so that one that cannot be entered is an error.
+    explicit: the user named the folder, so that failing to open it is an error.
     """
 
-    def __init__(self, folder: str, server: str, *, asked: bool) -> None:
+    def __init__(self, folder: str, server: str, *, explicit: bool) -> None:
         self._folder = folder
-        self._name = quote(server, safe="") + ".token"  # no two servers have the same
-        self._asked = asked
+        self._name = quote(server, safe="") + ".token"  # unique for each server
+        self._explicit = explicit
         self.path = os.path.join(folder, self._name)
 
     def read(self) -> str | None:
-        """Give what is in it; None where there is none. Raises UsageError when others could have read or made it."""
-        with self._entered() as folder, self._saying_where():
+        """Return the first line; None without a file. Raises UsageError if others could have read or written it."""
+        with self._opened() as folder, self._naming_the_file():
             if folder is None:
                 return None
             try:
@@ -217,34 +220,34 @@ class _TokenFile:
                 return None
             try:
                 self._check(os.fstat(descriptor))
-                return os.read(descriptor, _LONGEST).decode(errors="replace").partition("\n")[0]
+                return os.read(descriptor, _LONGEST_TOKEN_BYTES).decode(errors="replace").partition("\n")[0]
             finally:
                 os.close(descriptor)
 
-    def make_room(self) -> None:
-        """Make the folder, if it is not there. Raises UsageError where that cannot be, or others can write it."""
+    def ensure_folder(self) -> None:
+        """Create the folder if it does not exist. Raises UsageError if that fails, or others can write to it."""
         if not os.path.isabs(self._folder):
             raise UsageError(f"{self._folder}: there is no home folder; name a folder by --token-store")
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self._folder}: {error.strerror}; name another folder by --token-store") from error
-        with self._entered() as folder:
+        with self._opened() as folder:
             if folder is None:
                 raise UsageError(f"{self._folder} cannot be entered: name another folder by --token-store")
 
     def write(self, token: str) -> None:
-        """Put a token in place of what was there, whole or not at all."""
-        self.make_room()
-        with self._entered() as folder, self._saying_where():
-            if folder is None:  # None would mean the working directory below
+        """Replace the file atomically."""
+        self.ensure_folder()
+        with self._opened() as folder, self._naming_the_file():
+            if folder is None:  # dir_fd=None would mean the working directory
                 raise UsageError(f"{self._folder} was taken away: run harvester login again")
             new = f".{self._name}-{secrets.token_hex(4)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 with open(os.open(new, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as stream:
                     stream.write(token + "\n")
-                # Not synced: a power cut that comes now costs another login, and no data.
+                # Not synced: after a power cut the user logs in again; no data is lost.
                 os.replace(new, self._name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with suppress(OSError):
@@ -252,8 +255,8 @@ class _TokenFile:
                 raise
 
     def remove(self) -> bool:
-        """Remove it, and what a killed process has left of one; say whether it was there."""
-        with self._entered() as folder, self._saying_where():
+        """Delete the file and temporary files of killed processes; return True if it existed."""
+        with self._opened() as folder, self._naming_the_file():
             if folder is None:
                 return False
             names = os.listdir(folder)
@@ -263,15 +266,18 @@ class _TokenFile:
             return self._name in names
 
     @contextmanager
-    def _entered(self) -> Iterator[int | None]:
-        """Open the folder, so that what is checked is what is used; None where it is not there."""
+    def _opened(self) -> Iterator[int | None]:
+        """Yield a descriptor of the folder, or None if it does not exist.
+
+        Files are opened relative to it, so that the folder that was checked is the one that is used.
+        """
         try:
             descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or (isinstance(error, PermissionError) and not self._asked):
+            if isinstance(error, FileNotFoundError) or (isinstance(error, PermissionError) and not self._explicit):
                 yield None
                 return
-            why = "not a folder, or a symbolic link to one" if error.errno in _IN_THE_WAY else error.strerror
+            why = "not a folder, or a symbolic link to one" if error.errno in _SYMLINK_ERRNOS else error.strerror
             raise UsageError(f"{self._folder}: {why}; name the folder itself by --token-store") from error
         try:
             found = os.fstat(descriptor)
@@ -292,9 +298,9 @@ class _TokenFile:
             raise UsageError(f"{self.path} can be read or written by others: chmod 600 {self.path}")
 
     @contextmanager
-    def _saying_where(self) -> Iterator[None]:
+    def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            why = "a symbolic link, which is not followed" if error.errno in _IN_THE_WAY else error.strerror
+            why = "a symbolic link, which is not followed" if error.errno in _SYMLINK_ERRNOS else error.strerror
             raise UsageError(f"{self.path}: {why}; name another folder by --token-store") from error

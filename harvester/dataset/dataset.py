@@ -1,44 +1,44 @@
-"""The open dataset as a harvest uses it: verdicts recorded at once, committed in batches, published.
+"""An open dataset: records verdicts at once, commits them in batches, publishes what was committed.
 
-`record` and `take_batch` belong to the event loop's thread. What blocks belongs to one other thread, and `publish` to
-a third one: a part of a hundred MB takes seconds to make, and minutes to upload.
+Three threads use it. The event loop's calls `record` and `take_batch`, which never wait for the disk for long; a second
+one calls what blocks, such as `commit`; a third one `publish`, since a part of 100 MB takes seconds to make and minutes
+to upload.
 """
 
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import NamedTuple
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset import publisher
-from harvester.dataset.bucket import Bucket
-from harvester.dataset.file_publisher import AppendPublisher
 from harvester.dataset.journal import Journal
 from harvester.dataset.ledger import Entry, Known, Ledger, State, Totals
-from harvester.dataset.recovery import recover
-from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
+from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
+from harvester.dataset.publisher import Publisher
+from harvester.dataset.sidecars import Sidecars
 from harvester.errors import explained
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
-from harvester.storage.location import OutputKind, OutputLocation
+from harvester.storage.location import OutputLocation
 
 Warn = Callable[[str], None]
 
-UNCOMMITTED_LIMIT = 10_000
-"""Verdicts that may wait for a commit; past that the workers wait for the disk."""
 _ENDED_LIMIT = 8
+"""Full journals that may wait to become parts; beyond that commits wait for them."""
+_COUNTERS = tuple(counter.name for counter in fields(AttemptCounts))
 
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """When a part is full: rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
+    """When a part is full: its rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
 
-    At an API's pace bytes alone would keep a part open for weeks.
+    At the speed of a rate-limited API a limit in bytes alone would keep a part open for weeks.
     """
 
     rows: int
@@ -46,19 +46,24 @@ class PartLimits:
     seconds: float = math.inf
 
     def full(self, journal: Journal) -> bool:
-        """True when a part made of this journal is due, or when failures alone have made it long."""
+        """True when this journal should become a part, or when failures alone have made it long."""
         return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
 
     def old(self, journal: Journal, now: float) -> bool:
-        """True when the journal's first row is too old. now: the wall clock, seconds since 1970."""
+        """True when the journal's first row is older than `seconds`. now: seconds since 1970, by the wall clock."""
         begun = journal.first_row_at
-        # A clock that was set back must not hold a part open: it is as old as it was, and soon older.
+        # A negative age means that the clock was set back, which must not keep a part open for longer.
         return begun is not None and not 0 <= now - begun < self.seconds
 
 
 @dataclass(slots=True)
 class Batch:
-    """What a commit makes durable. sizes: bytes to commit of each journal; ended: journals that are full."""
+    """What one commit makes durable.
+
+    entries: verdicts by journal segment. seen: keys of known calls that the list names again. invalid: lines that are
+    no bitlinks. ended: journals that are full. current, size: the open journal, and its bytes to commit. durable: True
+    once the ledger's transaction has succeeded, even if something later failed.
+    """
 
     entries: dict[int, list[Entry]] = field(default_factory=dict)
     seen: list[bytes] = field(default_factory=list)
@@ -71,23 +76,34 @@ class Batch:
 
     @property
     def keys(self) -> list[bytes]:
-        """The calls that are known to the ledger once this batch is committed."""
+        """The keys of all calls that this batch makes known to the ledger."""
         return [entry.key for entries in self.entries.values() for entry in entries] + self.seen
 
 
+class Recovered(NamedTuple):
+    """A dataset's journals after recovery.
+
+    invocation: this run's number. journal: the one to append to. committed: bytes committed of it, by segment.
+    """
+
+    invocation: int
+    journal: Journal
+    committed: dict[int, int]
+
+
 class Dataset:
-    """An open dataset; made by `opening.opened`."""
+    """An open dataset; made by `opening.open_dataset`."""
 
     def __init__(
         self,
         place: OutputLocation,
         ledger: Ledger,
         query: Query,
-        policy: PartLimits,
-        making: PartFormat,
-        warn: Warn,
-        sink: RowSink | None = None,
-        bucket: Bucket | None = None,
+        limits: PartLimits,
+        part_format: PartFormat,
+        publisher: Publisher,
+        sidecars: Sidecars,
+        recovered: Recovered,
     ) -> None:
         meta = ledger.meta()
         self.place = place
@@ -95,74 +111,71 @@ class Dataset:
         self.query = query
         self.run_id = str(meta["run_id"])
         self.rows = RowBuilder(query, self.run_id)
-        self.invocation = ledger.begin_invocation()
+        self.part_format = part_format
         self._started = str(meta["started"])
-        self._policy = policy
-        self.making = making
-        self._publisher = _publisher_for(place, ledger, self.run_id, making, sink, bucket)
-        self._bucket = bucket
-        self._most_waiting = sink.most_waiting if sink else UNCOMMITTED_LIMIT
+        self._limits = limits
+        self._publisher = publisher
+        self._sidecars = sidecars
+        self.invocation, self._journal, self._committed = recovered
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._journal, self._committed = recover(
-            place, ledger, self._publisher, warn, self.invocation - 1, making.shape
-        )
         totals = ledger.totals()
-        self._counts = [totals.rows, totals.refused, totals.failed]  # in the order of State
+        self._counts = [totals.rows, totals.refused, totals.failed]  # indexed by State
 
-    # --- the event loop's side -------------------------------------------------------------------------------------
+    # --- for the event loop's thread -------------------------------------------------------------------------------
 
     @property
     def totals(self) -> Totals:
-        """Count the dataset's calls by what became of them, with those that wait for a commit."""
+        """The dataset's calls by state, including uncommitted ones."""
         return Totals(*self._counts)
 
     @property
     def backlogged(self) -> bool:
-        """True while so much waits for the disk that no further call should be made."""
-        # Behind too: the commits then wait for an upload, and a power cut must not cost more than a batch.
-        return self._waiting >= self._most_waiting or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
+        """True while too much waits for the disk, so that no further call should be made."""
+        # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
+        limit = self._publisher.uncommitted_limit
+        return self._waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
 
     @property
     def due(self) -> bool:
-        """True when there is a part to be made."""
+        """True when a full journal waits to become a part."""
         return bool(self._to_end)
 
     @property
     def behind(self) -> bool:
-        """True when so many parts are to be made that the commits should wait for them."""
+        """True when so many journals wait to become parts that commits should wait for them."""
         return len(self._to_end) >= _ENDED_LIMIT
 
     @property
     def waiting(self) -> int:
-        """How many verdicts, known calls and invalid lines wait for the next commit."""
+        """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
     def record(self, key: bytes, state: State, line: bytes, previous: State | None) -> None:
-        """Write a call's verdict into the journal: from now on no kill loses it.
+        """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row, or the failure. previous: what the call was before, None for a new one.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        journal.append(key, state, line, *(encoded_size(line, self.making.shape) if state is State.ROW else ()))
+        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
         entry = Entry(key, state, None if state is State.ROW else line)
         self._batch.entries.setdefault(journal.segment, []).append(entry)
         self._waiting += 1
         self._tally(state, previous)
-        if self._policy.full(journal):
+        if self._limits.full(journal):
             self._end_journal()
 
     def note_seen(self, key: bytes) -> None:
-        """Take note that the present list names a call that was known before."""
+        """Record that the current list names a call that was known before."""
         self._batch.seen.append(key)
         self._waiting += 1
 
     def note_invalid(self, line: bytes) -> None:
-        """Take note of a line that is no bitlink."""
+        """Record a line that is no bitlink, as its JSON in `_failures.ndjson`."""
         self._batch.invalid.append(line)
         self._waiting += 1
 
@@ -171,13 +184,13 @@ class Dataset:
         self._batch.counters[name] = self._batch.counters.get(name, 0) + more
 
     def take_batch(self) -> Batch:
-        """Give what has come since the last batch, to be committed; a part that is due ends with it.
+        """Return everything recorded since the last batch, for `commit`; ends the journal if it is full or too old.
 
         Raises:
-            OutputError: no new journal could be begun; the batch is kept.
+            OutputError: no new journal could be created; the batch is kept.
         """
-        # Full too: a run may be resumed with less than the part has already.
-        if self._policy.full(self._journal) or self._policy.old(self._journal, time.time()):
+        # `record` checks `full` only after an append, and a run may be resumed with lower limits.
+        if self._limits.full(self._journal) or self._limits.old(self._journal, time.time()):
             self._end_journal()
         batch, self._batch = self._batch, Batch()
         batch.current, batch.size = self._journal, self._journal.size
@@ -185,7 +198,10 @@ class Dataset:
         return batch
 
     def give_back(self, batch: Batch) -> None:
-        """Take a batch back whose commit failed, so that a later one may try again; nothing if it is durable."""
+        """Put a batch whose commit failed before the next one, so that a later commit retries it.
+
+        Nothing if it is durable.
+        """
         if batch.durable:
             return
         later, self._batch = self._batch, batch
@@ -199,7 +215,7 @@ class Dataset:
         self._waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
 
     def end_part(self) -> None:
-        """Let the current part end here, if it has anything."""
+        """End the current journal, if it is not empty, so that it becomes a part."""
         if self._journal.size:
             self._end_journal()
 
@@ -214,32 +230,34 @@ class Dataset:
         if previous is not None:
             self._counts[previous] -= 1
 
-    # --- the other thread's side -----------------------------------------------------------------------------------
+    # --- for other threads -----------------------------------------------------------------------------------------
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
-        """Give what the ledger has on these calls."""
+        """Return what the ledger knows of these calls, without those it does not know."""
         return self.ledger.known(keys)
 
     def commit(self, batch: Batch) -> None:
-        """Make a batch durable, and publish rows that flow; batch.durable says how far an error let it come.
+        """Make a batch durable, and publish its rows at once unless they are published in parts.
+
+        After an error batch.durable tells whether the batch itself was committed.
 
         Raises:
-            OutputError: the disk is full, or a file is not what was left there.
+            OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
             with explained(self.place.out):
                 self._commit(batch)
             batch.durable = True
-        if not self.place.in_parts:
+        if not self._publisher.in_parts:
             self.publish()
 
     def publish(self) -> None:
-        """Publish what is due of the committed lines; parts may be made while more is committed.
+        """Publish the committed rows that are due. Parts may be made while another thread commits more.
 
         Raises:
-            OutputError: as for `commit`; the next one finishes what this one left half done.
+            OutputError: as for `commit`; the next call finishes what this one left half done.
         """
-        ended = list(self._to_end)  # first: what ended was committed before
+        ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
         with explained(self.place.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
@@ -247,7 +265,13 @@ class Dataset:
         del self._to_end[: len(ended)]
 
     def _commit(self, batch: Batch) -> None:
-        assert batch.current is not None
+        """Sync the journals, then commit their verdicts and lengths to the ledger in one transaction.
+
+        The order is the promise: the ledger never knows a verdict whose journal line a power cut could still lose, and
+        the length it commits marks where recovery has to read on.
+        """
+        if batch.current is None:
+            raise ValueError("only a batch from take_batch() can be committed: its journals must be synced first")
         mark = self._publisher.mark()
         sizes = {journal.segment: journal.size for journal in batch.ended}
         for journal in batch.ended:
@@ -272,114 +296,67 @@ class Dataset:
         batch.ended.clear()
 
     def free_bytes(self) -> int:
-        """Give the free space where the output and the private state lie, whichever is less."""
+        """Return the free bytes on the disk of the output or of the private state, whichever has less."""
         with explained(self.place.public):
             return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
 
     def abandon(self) -> None:
-        """Do not wait much longer for a reader that does not take what is written to it, or for an object store that
-        is out: the run is to end.
-        """
-        self._hurry_bucket()
-        if isinstance(self._publisher, StreamPublisher):
-            self._publisher.sink.hurry()
+        """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
+        self._publisher.hurry()
 
     def leave(self) -> None:
-        """Wait for no reader at all: the run is given up."""
-        self._hurry_bucket()
-        if isinstance(self._publisher, StreamPublisher):
-            self._publisher.sink.leave()
+        """Wait for no reader at all from now on: the run is given up."""
+        self._publisher.leave()
 
-    def _hurry_bucket(self) -> None:
-        if self._bucket:
-            self._bucket.hurry()
-
-    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Replace `_manifest.json`, unless rows go to standard output, and give what it holds.
-
-        report: what the harvest knows, and pending, its calls without a verdict.
-        """
+    def write_manifest(self, report: RunReport) -> Manifest:
+        """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
-        pending = report.pop("pending")
-        calls = totals.rows + totals.refused + totals.failed + pending
-        manifest = {
-            "schema_version": 1,
-            "tool": f"harvester {__version__}",
-            "run_id": self.run_id,
-            "work_dir": self.place.work_dir,
-            "query": self.query.as_dict(),
-            "format": self.making.format,
-            "shape": self.making.shape,
-            "started": self._started,
-            "updated": utc_iso(datetime.now(UTC)),
-            **report,
-            "dataset": {
-                "calls": calls,
-                "rows": totals.rows,
-                "refused": totals.refused,
-                "failed": totals.failed,
-                "pending": pending,
-            },
-            "attempts": {name: int(meta.get(name, 0)) for name in ("total", "retried", "throttled", "helper")},
-            "parts": self._publisher.parts(),
-        }
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                publisher.write_manifest(self.place, manifest)
-                if self._bucket:
-                    self._bucket.show_manifest(last=manifest["ended"] is not None)
+        calls = totals.rows + totals.refused + totals.failed + report.pending
+        manifest = Manifest(
+            schema_version=NEWEST,
+            tool=f"harvester {__version__}",
+            run_id=self.run_id,
+            work_dir=self.place.work_dir,
+            query=self.query.as_dict(),
+            format=self.part_format.format,
+            shape=self.part_format.shape,
+            started=self._started,
+            updated=utc_iso(datetime.now(UTC)),
+            complete=report.complete,
+            stopped=report.stopped,
+            input_read_to_end=report.input_read_to_end,
+            list=report.list,
+            ended=report.ended,
+            invocation=report.invocation,
+            remaining=report.remaining,
+            given_up=report.given_up,
+            budget=report.budget,
+            dataset=DatasetCounts(calls, totals.rows, totals.refused, totals.failed, report.pending),
+            attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
+            parts=tuple(PublishedPart(**part) for part in self._publisher.parts()),
+        )
+        self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest
 
-    def renew_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a manifest of this run's once more: nothing has changed but the moment."""
-        renewed = {**manifest, "updated": utc_iso(datetime.now(UTC))}
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                publisher.write_manifest(self.place, renewed)
-                if self._bucket:
-                    self._bucket.show_manifest(last=False)
+    def renew_manifest(self, manifest: Manifest) -> Manifest:
+        """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
+        renewed = manifest.renewed()
+        self._sidecars.write_manifest(renewed.to_json(), last=renewed.ended is not None)
         return renewed
 
     def write_failures(self) -> None:
-        """Replace `_failures.ndjson` by what the ledger has."""
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                publisher.write_failures(self.place, self.ledger.failure_lines())
-                if self._bucket:
-                    self._bucket.show_failures()
+        """Replace `_failures.ndjson` with the ledger's failures and invalid lines."""
+        self._sidecars.write_failures(self.ledger.failure_lines())
 
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                publisher.write_success(self.place)
-                if self._bucket:
-                    self._bucket.declare_success()
+        self._sidecars.write_success()
 
     def take_success_back(self) -> None:
-        """Remove `_SUCCESS`: a new call is about to be made, or the list is no longer all settled."""
-        if self.place.form is not OutputKind.STDOUT:
-            with explained(self.place.public):
-                if self._bucket:
-                    self._bucket.take_success_back()
-                publisher.remove_success(self.place)
+        """Delete `_SUCCESS`: a new call is about to be made, or the list is not all settled any more."""
+        self._sidecars.delete_success()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the journal and the ledger."""
         self._journal.close()
         self.ledger.close()
-
-
-def _publisher_for(
-    place: OutputLocation, ledger: Ledger, run_id: str, making: PartFormat, sink: RowSink | None, bucket: Bucket | None
-) -> publisher.Publisher:
-    match place.form:
-        case OutputKind.FOLDER:
-            return publisher.PartPublisher(place, ledger, run_id, making, publisher.Folder(place.out, run_id))
-        case OutputKind.STORE:
-            assert bucket
-            return publisher.PartPublisher(place, ledger, run_id, making, bucket)
-        case OutputKind.FILE:
-            return AppendPublisher(place, ledger)
-        case OutputKind.STDOUT:
-            return StreamPublisher(place, ledger, sink or StdoutSink())

@@ -1,4 +1,4 @@
-"""One growing file of rows, which `tail -f` can follow: made of committed journal lines, as `dataset` makes parts."""
+"""The publisher of `--out results.ndjson`: one growing file, which `tail -f` can follow."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,8 +8,9 @@ import orjson
 
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
-from harvester.dataset.publisher import rows_in
+from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
+from harvester.jsonlines import whole_lines
 from harvester.storage.filesystem import sync_file, sync_folder, truncate_file
 from harvester.storage.location import OutputLocation
 
@@ -17,27 +18,32 @@ _CHUNK = 1024 * 1024
 
 
 class AppendPublisher:
-    """Appends committed rows to one file, which `tail -f` can follow: what it has shown stays.
+    """Appends committed rows to one file; what a follower may have read is never withdrawn or repeated.
 
-    The ledger's mark says how long the file was when all before a place of the journal was in it. After a crash the
-    bytes behind the mark are compared with the rows behind that place, and what is missing is appended.
+    The ledger's checkpoint pairs a length of the file with the position in the journal up to which its rows are
+    contained in that length. After a crash the file may be longer than the checkpoint: its further bytes are compared
+    with the rows behind that position, and only the missing ones are appended. Bytes that are no such rows are an
+    error, since another program wrote them.
     """
+
+    in_parts = False
+    uncommitted_limit = UNCOMMITTED_LIMIT
 
     def __init__(self, place: OutputLocation, ledger: Ledger) -> None:
         self._place = place
         self._ledger = ledger
         self._mark = self._synced = ledger.mark()
-        self._ahead = 0  # bytes of the rows behind the mark that are in the file already
+        self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
 
     def parts(self) -> list[dict[str, Any]]:
-        """Give the one file, up to the last mark; a growing file has no checksum."""
+        """Return the one file, up to the last checkpoint; a growing file has no checksum."""
         name = os.path.basename(self._place.name)
         rows, size = self._mark.rows, self._mark.bytes
         return [{"path": name, "rows": rows, "calls": rows, "bytes": size, "sha256": None}]
 
     def mark(self) -> FileCheckpoint | None:
-        """Sync the file and give its state, if it has changed, and if the last append is known to have ended well."""
+        """Sync the file and return its checkpoint; None if it is unchanged, or the last append may have failed."""
         if self._in_doubt or self._mark == self._synced:
             return None
         self._sync()
@@ -51,8 +57,8 @@ class AppendPublisher:
         self._synced = self._mark
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Append the rows that were committed."""
-        if self._in_doubt:  # an append failed half-way
+        """Append the committed rows."""
+        if self._in_doubt:  # an earlier call failed half-way
             self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
         with open(self._place.out, "ab", buffering=_CHUNK) as stream:
@@ -78,7 +84,7 @@ class AppendPublisher:
         self._mark = FileCheckpoint(segment, end, size, rows)
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Bring the file and the journals together again, as the class says."""
+        """Find which rows behind the checkpoint the file contains already, as the class describes."""
         self._mark, self._ahead = self._ledger.mark(), 0
         size = os.path.getsize(self._place.out) if os.path.exists(self._place.out) else 0
         if size < self._mark.bytes:
@@ -92,15 +98,20 @@ class AppendPublisher:
         if lossy:
             self._accept_tail(end, size, sizes, warn)
         elif end < size:
-            self._drop_zeros(end, size)
+            self._drop_zeros(end)
 
     def published_keys(self) -> Iterator[bytes]:
-        """Yield the keys of all whole rows in the file."""
-        for _, line in _whole_lines(self._place.out, 0):
+        """Yield the keys of all complete rows in the file."""
+        for _, line in whole_lines(self._place.out, 0):
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
+    def hurry(self) -> None:
+        """Do nothing: a local file makes nobody wait."""
+
+    leave = hurry
+
     def _compare_tail(self, sizes: Mapping[int, int]) -> int:
-        """Find how far the rows behind the mark are in the file already; give the place where that ends."""
+        """Return the position in the file up to which it matches the rows behind the checkpoint."""
         end = self._mark.bytes
         if not os.path.exists(self._place.out):
             return end
@@ -117,23 +128,23 @@ class AppendPublisher:
         return end
 
     def _accept_tail(self, start: int, size: int, sizes: Mapping[int, int], warn: Callable[[str], None]) -> None:
-        """Keep the whole rows from start on, whose journal lines are gone; cut a torn last one.
+        """Keep the complete rows from start on, whose journal lines are lost, and cut a torn last row off.
 
-        The mark is made durable at once, while the ledger still says that lines are gone.
+        The checkpoint is made durable at once, while the ledger still records that lines were lost.
         """
         if start < size:
-            end = max((end for end, _ in _whole_lines(self._place.out, start)), default=start)
+            end = max((end for end, _ in whole_lines(self._place.out, start)), default=start)
             if end < size:
                 warn(f"{self._place.out}: a torn last row was cut, its call is asked again")
                 truncate_file(self._place.out, end)
-            rows = self._mark.rows + sum(1 for _ in _whole_lines(self._place.out, self._mark.bytes))
+            rows = self._mark.rows + sum(1 for _ in whole_lines(self._place.out, self._mark.bytes))
             segment, place = max(sizes.items(), default=(self._mark.segment, 0))
             self._mark, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         self._sync()
         self._ledger.set_mark(self._mark)
 
-    def _drop_zeros(self, end: int, size: int) -> None:
-        """Cut what a power failure may leave: a file longer than what was written to it; refuse anything else."""
+    def _drop_zeros(self, end: int) -> None:
+        """Cut off zero bytes, which a power cut can leave behind the last write; raise OutputError for other bytes."""
         with open(self._place.out, "rb") as stream:
             stream.seek(end)
             while chunk := stream.read(_CHUNK):
@@ -142,25 +153,12 @@ class AppendPublisher:
                         f"{self._place.out} was written to by another program, behind byte {end}: take that away "
                         f"(truncate --size={end} {self._place.out}), then run the same command again"
                     )
-        assert end < size
         truncate_file(self._place.out, end)
 
     def _expected(self, sizes: Mapping[int, int]) -> Iterator[bytes]:
-        """Yield the journals' rows behind the mark."""
+        """Yield the journals' rows behind the checkpoint."""
         mark = self._mark
         for segment, size in sorted(sizes.items()):
             if segment >= mark.segment:
                 start = mark.place if segment == mark.segment else 0
                 yield from rows_in(self._place, segment, start, size)
-
-
-def _whole_lines(path: str, start: int) -> Iterator[tuple[int, bytes]]:
-    if not os.path.exists(path):
-        return
-    with open(path, "rb", buffering=_CHUNK) as stream:
-        stream.seek(start)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            start += len(line)
-            yield start, line

@@ -21,7 +21,7 @@ _READ_BYTES = 1024 * 1024
 
 
 class Record(NamedTuple):
-    """A journal's line: the call's key, its state (ledger.State), the JSON, and the place behind the line."""
+    """A journal's line. state: as ledger.State. payload: the JSON. end: the position behind the line, in bytes."""
 
     key: bytes
     state: int
@@ -30,23 +30,23 @@ class Record(NamedTuple):
 
 
 def path_of(folder: str, segment: int) -> str:
-    """Give the path of a segment's journal file."""
+    """Return the path of a segment's journal file."""
     return os.path.join(folder, f"journal-{segment:05d}.log")
 
 
 def segments(folder: str) -> list[int]:
-    """Give the segments whose journal files are there, oldest first."""
+    """Return the segments that have a journal file, oldest first."""
     return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
 
 
 def encode(key: bytes, state: int, payload: bytes) -> bytes:
-    """Give the line of a verdict."""
+    """Return the line of a verdict."""
     rest = b"%s %d %s" % (key.hex().encode(), state, payload)
     return b"%08x %s\n" % (crc32(rest), rest)
 
 
 def _decode(line: bytes, end: int) -> Record | None:
-    """Read a line, or give None for one that is torn or damaged."""
+    """Parse a line; None for one that is torn or damaged."""
     if len(line) < _PREFIX or not line.endswith(b"\n"):
         return None
     try:
@@ -58,9 +58,9 @@ def _decode(line: bytes, end: int) -> Record | None:
 
 
 def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
-    """Yield the good lines from start on, up to end or to the first bad line; start stands at a line's beginning.
+    """Yield the lines between two byte positions, up to the first bad one. start: the beginning of a line.
 
-    A file that is not there reads as an empty one.
+    A missing file reads as an empty one.
     """
     try:
         stream = open(path, "rb", buffering=_READ_BYTES)  # noqa: SIM115 - closed below
@@ -68,39 +68,28 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
         return
     with stream:
         stream.seek(start)
-        place = start
+        position = start
         for line in stream:
-            place += len(line)
-            record = _decode(line, place) if end is None or place <= end else None
+            position += len(line)
+            record = _decode(line, position) if end is None or position <= end else None
             if record is None:
                 return
             yield record
 
 
 def remove(folder: str, segment: int) -> None:
-    """Delete a journal whose lines are all published; fine if it is gone already."""
+    """Delete a segment's journal file; nothing if it is gone."""
     try:
         os.unlink(path_of(folder, segment))
     except FileNotFoundError:
         return
 
 
-def truncate(folder: str, segment: int, size: int) -> None:
-    """Cut a torn tail off, if there is one, and make what stands durable."""
-    descriptor = os.open(path_of(folder, segment), os.O_WRONLY)
-    try:
-        os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Journal:
-    """A journal file open for appending; rows counts the rows that a part of it has, row_bytes theirs as NDJSON, size
-    all its own bytes.
+    """A journal file open for appending. append is for the event loop's thread, sync and close for any.
 
-    first_row_at: when the first of its rows was appended, seconds since 1970; None without rows. append is for the
-    event loop's thread, sync and close for any.
+    rows, row_bytes: rows of a part made of it, and their bytes as NDJSON. size: the file's bytes.
+    first_row_at: when its first row was appended, seconds since 1970; None without rows.
     """
 
     def __init__(
@@ -125,10 +114,10 @@ class Journal:
         self._named = self.size > 0
 
     def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
-        """Write a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
+        """Append a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
 
         Raises:
-            OutputError: it could not be written whole; what was written of it is taken back.
+            OutputError: the line was not written completely; a torn one is truncated away.
         """
         line = encode(key, state, payload)
         try:
@@ -146,7 +135,7 @@ class Journal:
             self.row_bytes += row_bytes
 
     def sync(self, size: int) -> None:
-        """Make the first size bytes durable, and the file's name with them."""
+        """Make the first size bytes durable, and the file's name before them."""
         if not self._named:
             sync_folder(self._folder)
             self._named = True

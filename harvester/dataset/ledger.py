@@ -1,20 +1,14 @@
-"""The ledger: SQLite's memory of a dataset. Which query it is, which calls are known, which parts exist.
-
-Durable before anything depends on it: WAL with synchronous=FULL, because NORMAL does not sync a commit
-(https://www.sqlite.org/pragma.html#pragma_synchronous). One connection, which threads use in turn.
-"""
+"""The ledger: a SQLite file with all that is known of a dataset: its query, its calls, its journals and its parts."""
 
 import os
-import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
-from urllib.parse import quote
 
 from harvester.errors import OutputError
+from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -23,22 +17,26 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER) WITHOUT ROWID;
 CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
--- A journal file that is not yet all published, and how many of its bytes are committed.
+-- A journal file whose rows are not all published yet, and how many of its bytes are committed.
 CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
--- The growing file: it had these bytes and rows when all before this place of the journal was in it.
+-- The growing file: its length and rows when it contained all rows before this position of the journal.
 CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
                    rows INTEGER);
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
                     sha256 TEXT, calls INTEGER, sealed INTEGER);
 """
 _VERSION = 2
-_PARTS = "SELECT number, segment, name, rows, bytes, sha256, calls, sealed FROM parts"
 _VARIABLES = 1000
+"""Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
+_ADVICE = (
+    "Without it nobody knows which calls were paid for. Put a backup of it back, or keep this output as it is and "
+    "begin a new --out with the links that it lacks"
+)
 
 
 class State(IntEnum):
-    """What is known of a call."""
+    """The last verdict on a call."""
 
     ROW = 0
     REFUSED = 1
@@ -46,7 +44,7 @@ class State(IntEnum):
 
 
 class Known(NamedTuple):
-    """What the ledger has on a call. tries: invocations it failed in. seen: the last invocation that listed it."""
+    """What the ledger knows of a call. tries: invocations it failed in. seen: the last invocation that listed it."""
 
     state: State
     tries: int
@@ -54,7 +52,7 @@ class Known(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A call's verdict, to be committed. line: its failure, None for a row."""
+    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row."""
 
     key: bytes
     state: State
@@ -62,7 +60,10 @@ class Entry(NamedTuple):
 
 
 class FileCheckpoint(NamedTuple):
-    """The growing file's state: bytes and rows when all before place, in the journal of that segment, was in it."""
+    """The growing file's length in bytes and rows, when it contained all rows of the journals before a position.
+
+    segment, place: that position: the journal, and the bytes before it there.
+    """
 
     segment: int = 0
     place: int = 0
@@ -71,9 +72,9 @@ class FileCheckpoint(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A published file, or one about to be. rows: its own; calls: those that they tell of.
+    """A part that is published, or about to be. rows: its own; calls: those that the rows are the results of.
 
-    sealed: False between the intent and its confirmation.
+    sealed: False between the intent and the confirmation that it is published.
     """
 
     number: int
@@ -88,7 +89,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The dataset's calls by what became of them."""
+    """The number of a dataset's calls by state."""
 
     rows: int
     refused: int
@@ -96,7 +97,7 @@ class Totals:
 
 
 class Snapshot(NamedTuple):
-    """What a ledger says at one moment, even while a run writes it; the names are those of Ledger's methods."""
+    """A ledger's content at one moment, even while a run writes it; named as Ledger's methods."""
 
     meta: dict[str, str | int]
     totals: Totals
@@ -106,87 +107,69 @@ class Snapshot(NamedTuple):
 
 
 class Ledger:
-    """An open ledger file, made if it was not there; ended by close. read_only: a run may have it open meanwhile.
+    """An open ledger file, created if missing. read_only: for one that a run may have open.
 
-    For any thread: one waits while another is at work.
-
-    Every method may raise OutputError: the file is damaged, or its disk full.
+    For any thread; each waits for its turn. Every method may raise OutputError: the file is damaged, or the disk full.
     """
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self._path = path
-        self._read_only = read_only
-        self._turn = threading.RLock()
-        with self._explained():
-            if read_only:
-                self._db = _opened_to_read(path)
-                if not self.fresh and self.meta().get("schema") == 1:
-                    self._db.execute("CREATE TEMP VIEW parts AS SELECT *, rows AS calls FROM main.parts")
-                return
-            with suppress(OSError):  # SQLite says why; by itself it would give the file no more than rw-r--r--
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
-            # Autocommit: transactions are written out below, so that their extent is seen.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE"):
-                    self._db.execute(f"PRAGMA {pragma}")
-            except BaseException:
-                self._db.close()
-                raise
+        self._file = SqliteFile(path, "the ledger", _ADVICE, read_only=read_only)
+        self._db = self._file.connection
 
     @property
     def fresh(self) -> bool:
-        """True when the file holds nothing: it was not there, or its making was cut short."""
-        with self._explained():
+        """True when the file is empty: it is new, or its creation was interrupted."""
+        with self._file.guarded():
             return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
     @property
     def unused(self) -> bool:
-        """True when no call was ever settled or failed, and no part was ever meant."""
-        with self._explained():
+        """True when there has been no verdict and no part."""
+        with self._file.guarded():
             found = self._db.execute("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
             return not found.fetchone()[0]
 
     def create(self, meta: dict[str, str | int]) -> None:
-        """Lay out a fresh ledger, with the dataset's fixed facts."""
-        with self._transaction():
+        """Create the tables of a fresh ledger, and store the dataset's facts by name."""
+        with self._file.transaction():
             for statement in _SCHEMA.split(";\n"):
                 self._db.execute(statement)
             self._set_meta({"schema": _VERSION, **meta})
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
-        self._db.close()
+        self._file.close()
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
     def meta(self) -> dict[str, str | int]:
-        """Give the dataset's facts by name."""
-        with self._explained():
+        """Return the dataset's facts by name."""
+        with self._file.guarded():
             return dict(self._db.execute("SELECT name, value FROM meta"))
 
     def repin(self, meta: dict[str, str | int]) -> None:
-        """Begin a dataset anew that has no call: a run that was refused before its first one pins nothing."""
-        with self._transaction():
+        """Store facts in place of those that were stored before."""
+        with self._file.transaction():
             self._set_meta(meta)
 
     def begin_invocation(self) -> int:
-        """Count this run of the command on the dataset, forget the last list's invalid lines, give the number."""
-        with self._transaction():
+        """Return the number of this run of the command, and forget the invalid lines of the last run's list."""
+        with self._file.transaction():
             number = int(self.meta().get("invocation", 0)) + 1
             self._set_meta({"invocation": number})
             self._db.execute("DELETE FROM invalid")
         return number
 
     def totals(self) -> Totals:
-        """Count the calls by state: reads the whole table, so once a run."""
-        with self._explained():
+        """Count the calls by state. Reads the whole table, so it is called once a run."""
+        with self._file.guarded():
             counts = dict(self._db.execute("SELECT state, count(*) FROM calls GROUP BY state"))
         return Totals(*(counts.get(state, 0) for state in (State.ROW, State.REFUSED, State.FAILED)))
 
     def snapshot(self) -> Snapshot:
-        """Give what the ledger says at this moment: reads the whole table of calls."""
-        with self._explained():
+        """Return the ledger's content at one moment. Reads the whole table of calls."""
+        with self._file.guarded():
             self._db.execute("BEGIN")
             try:
                 return Snapshot(self.meta(), self.totals(), self.parts(), self.journals(), self.mark())
@@ -196,9 +179,9 @@ class Ledger:
     # --- calls -----------------------------------------------------------------------------------------------------
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
-        """Give what is known of those of keys that are known at all."""
+        """Return what is known of the calls with these keys, without those that are unknown."""
         found: dict[bytes, Known] = {}
-        with self._explained():
+        with self._file.guarded():
             for start in range(0, len(keys), _VARIABLES):
                 some = keys[start : start + _VARIABLES]
                 marks = ",".join("?" * len(some))
@@ -210,11 +193,11 @@ class Ledger:
     def count_distinct(
         self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None], scratch: str
     ) -> None:
-        """Call back once for every distinct key of the batches, with what is known of it.
+        """Call callback once for every distinct key of the batches, with what is known of its call.
 
-        scratch: where the keys lie meanwhile, so that memory does not grow with them.
+        scratch: path of a temporary file for the keys, so that memory does not grow with the list.
         """
-        with self._explained():
+        with self._file.guarded():
             self._db.execute("ATTACH DATABASE ? AS scratch", (scratch,))
             try:
                 self._db.execute("PRAGMA scratch.journal_mode=OFF")
@@ -249,12 +232,13 @@ class Ledger:
         mark: FileCheckpoint | None = None,
         counters: dict[str, int] | None = None,
     ) -> None:
-        """Make verdicts durable, in one transaction; their journal lines were synced before.
+        """Make verdicts durable in one transaction; their journal lines must have been synced before.
 
-        entries: by journal segment. seen: calls known before that the present list names. journals: bytes committed
-        by segment. mark: how far the growing file is synced. counters: added to meta.
+        entries: by journal segment. seen: keys of known calls that the current list names. invalid: lines for
+        `_failures.ndjson`. journals: bytes committed, by segment. mark: the growing file's synced state.
+        counters: added to the facts of these names.
         """
-        with self._transaction():
+        with self._file.transaction():
             for segment, verdicts in entries:
                 self._settle(segment, verdicts, invocation)
             if seen:
@@ -262,21 +246,22 @@ class Ledger:
                 self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
             self._db.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
             self._db.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
-            if mark is not None:
-                self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
-            for name, more in (counters or {}).items():
-                self._add_meta(name, more)
+            self._set_mark(mark)
+            add = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+            self._db.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write verdicts of one journal. A row is final, and a newer journal's verdict stands before an older one's:
-        both matter only when a damaged journal is read again.
+        """Write the verdicts of one journal.
+
+        A row is never overwritten, and a newer journal's verdict not by an older one's: both matter only when a
+        journal that lost lines is read again.
         """
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "tries = calls.tries + excluded.tries, seen = excluded.seen, segment = excluded.segment "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
-            # In the key's order neighbours share pages, which halves the pages written.
+            # Sorted, because neighbouring keys share pages: this halves the pages written.
             sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, segment) for e in last.values()),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
@@ -291,14 +276,13 @@ class Ledger:
         )
 
     def calls_of(self, segment: int) -> int:
-        """Count the calls whose last verdict is in this journal: reads the whole table."""
-        with self._explained():
-            select = "SELECT count(*) FROM calls WHERE segment = ?"
-            return int(self._db.execute(select, (segment,)).fetchone()[0])
+        """Count the calls whose last verdict is in this journal. Reads the whole table."""
+        with self._file.guarded():
+            return int(self._db.execute("SELECT count(*) FROM calls WHERE segment = ?", (segment,)).fetchone()[0])
 
     def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
-        """Forget the calls whose last line was in this journal, but for those kept, whose rows are published."""
-        with self._transaction():
+        """Forget the calls whose last line was in this journal, except those kept, whose rows are published."""
+        with self._file.transaction():
             self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
             self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
             lost = "FROM calls WHERE segment = ? AND key NOT IN (SELECT key FROM kept)"
@@ -307,9 +291,9 @@ class Ledger:
             self._db.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the present list's bad lines.
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
 
-        Between them other threads have their turn: who asks may stop half-way, and another thread drop what is left.
+        Read page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         """
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
@@ -319,166 +303,98 @@ class Ledger:
                 yield from (line for _, line in page)
 
     def _page(self, select: str, after: int) -> list[tuple[int, bytes]]:
-        with self._explained():
+        with self._file.guarded():
             return self._db.execute(select, (after,)).fetchall()
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
     def journals(self) -> dict[int, int]:
-        """Give the bytes committed of each journal that is not all published, by segment."""
-        with self._explained():
+        """Return the bytes committed of each journal that is not all published, by segment."""
+        with self._file.guarded():
             return dict(self._db.execute("SELECT segment, committed FROM journals ORDER BY segment"))
 
     def end_segment(self, segment: int, mark: FileCheckpoint | None = None) -> None:
-        """Take note that everything in a journal is published, or belongs in no part."""
-        with self._transaction():
+        """Record that a journal is not needed any more: its rows are published, or it has none."""
+        with self._file.transaction():
             self._end(segment)
-            if mark is not None:
-                self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+            self._set_mark(mark)
 
     def mark(self) -> FileCheckpoint:
-        """Give the growing file's last synced state."""
-        with self._explained():
+        """Return the growing file's last checkpoint."""
+        with self._file.guarded():
             found = self._db.execute("SELECT segment, place, bytes, rows FROM mark").fetchone()
         return FileCheckpoint(*found) if found else FileCheckpoint()
 
     def set_mark(self, mark: FileCheckpoint) -> None:
-        """Take note of the growing file's state, which was synced before."""
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+        """Store the growing file's checkpoint; the file must have been synced before."""
+        with self._file.transaction():
+            self._set_mark(mark)
 
     def parts(self) -> list[Part]:
-        """Give the parts, in the order of their numbers."""
-        with self._explained():
-            rows = self._db.execute(f"{_PARTS} ORDER BY number")
+        """Return all parts, by number."""
+        with self._file.guarded():
+            columns = "number, segment, name, rows, bytes, sha256, calls, sealed"
+            rows = self._db.execute(f"SELECT {columns} FROM parts ORDER BY number")  # noqa: S608 - ours
             return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
 
     def next_part(self) -> int:
-        """Give the number of the next part."""
-        with self._explained():
+        """Return the number of the next part."""
+        with self._file.guarded():
             return int(self._db.execute("SELECT count(*) FROM parts").fetchone()[0])
 
-    def unsealed(self) -> list[Part]:
-        """Give the parts that have an intent, and no seal yet."""
-        with self._explained():
-            return [Part(*row)._replace(sealed=False) for row in self._db.execute(f"{_PARTS} WHERE sealed = 0")]
-
     def intend(self, part: Part) -> None:
-        """Write down the part that is about to be published, with what its file holds."""
-        with self._transaction():
+        """Record the intent to publish a part, with the size and digest of its file."""
+        with self._file.transaction():
             columns = "number, segment, name, rows, bytes, sha256, calls"
             self._db.execute(f"INSERT INTO parts ({columns}, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])  # noqa: S608
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
-        with self._transaction():
+        with self._file.transaction():
             self._db.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
 
     def seal(self, part: Part) -> None:
-        """Write down that the part is published, so that its journal is of no more use."""
-        with self._transaction():
+        """Record that a part is published, so that its journal is not needed any more."""
+        with self._file.transaction():
             self._db.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
             self._end(part.segment)
 
     def ended(self) -> int:
-        """Give the last segment whose journal is of no more use; -1 for none. They end in order."""
+        """Return the last segment whose journal is not needed any more; -1 for none. They end in order."""
         return int(self.meta().get("ended", -1))
 
-    # --- the connection --------------------------------------------------------------------------------------------
+    # --- checks ----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Check the file's structure and version: a page lost unnoticed would buy its calls again."""
-        with self._explained():
+        """Check the file's structure and version: calls on a damaged page would be made, and paid for, again."""
+        with self._file.guarded():
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise OutputError(self._damage(found))
+            raise self._file.damaged(found)
         version = self.meta().get("schema")
-        if version == 1:
-            if not self._read_only:
-                self._take_over()
-        elif version != _VERSION:
+        if version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
             )
-
-    def _take_over(self) -> None:
-        """Bring a ledger of version 1 up: its parts had a row for each call."""
-        with self._transaction():
-            self._db.execute("ALTER TABLE parts ADD COLUMN calls INTEGER")
-            self._db.execute("UPDATE parts SET calls = rows")
-            self._set_meta({"schema": _VERSION})
 
     def _end(self, segment: int) -> None:
         self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))
         self._set_meta({"ended": segment})
 
+    def _set_mark(self, mark: FileCheckpoint | None) -> None:
+        if mark is not None:
+            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+
     def _set_meta(self, values: dict[str, str | int]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
 
-    def _add_meta(self, name: str, more: int) -> None:
-        self._db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, more),
-        )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._explained():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, while no other thread is at work: this is the only place to see them."""
-        try:
-            with self._turn:
-                yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorname", "")
-            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):
-                raise OutputError(self._damage(str(error))) from error
-            raise OutputError(f"{self._path}: {error} ({code})") from error
-        except UnicodeDecodeError as error:  # SQLite quotes in its messages what it could not read
-            raise OutputError(self._damage(str(error))) from error
-
-    def _damage(self, what: str) -> str:
-        return (
-            f"{self._path}: the ledger is damaged ({what}). Without it nobody knows which calls were paid for. Put a "
-            "backup of it back, or keep this output as it is and begin a new --out with the links that it lacks"
-        )
-
-
-def _opened_to_read(path: str) -> sqlite3.Connection:
-    """Open a file that a run may be writing; where its folder cannot be written, as it was when that run ended."""
-    for mode in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(
-            f"file:{quote(os.fsencode(path))}?{mode}", isolation_level=None, check_same_thread=False, uri=True
-        )
-        try:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            return db
-        except sqlite3.OperationalError:
-            db.close()
-            if "immutable" in mode:
-                raise
-        except BaseException:
-            db.close()
-            raise
-    raise AssertionError("unreachable")
-
 
 FAILED_INVOCATIONS = 3
-"""After failing in so many invocations a call is left alone, unless it is asked for."""
+"""After this many invocations in which a call failed it is not made again without --retry-failed."""
 
 
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
-    """Say whether a call that the ledger knows is to be made again."""
+    """True if a known call should be made again."""
     if known.state is State.FAILED:
         return retry_failed or known.tries < FAILED_INVOCATIONS
     return known.state is State.REFUSED and retry_refused

@@ -1,75 +1,194 @@
-"""A manifest as a reader finds it: where it lies, and whether it is one. What writes it is `store`."""
+"""The manifest `_manifest.json`: its typed form, written by a run and read by every command that looks at an output.
+
+A dataclass is one JSON object: its fields are the keys, in this order. `parse` accepts more keys than these, and a
+missing key only where its field has a default. All numbers are counts, and none of them is negative.
+"""
 
 import errno
 import os
 import stat
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, NamedTuple, cast
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import orjson
 
+from harvester.clock import utc_iso
 from harvester.errors import OutputError, UsageError
+from harvester.progress import AttemptCounts, ListCounts
 from harvester.storage.object_store import is_url, normal, open_store
 
 NAME = "_manifest.json"
 NEWEST = 1
-"""The newest form that is understood here."""
+"""The newest schema_version that this version reads."""
 _BESIDE = ".harvester"
 _GROWING_ENDINGS = (".ndjson", ".jsonl")
 _MOST_BYTES = 256 * 1024 * 1024
 
-_COUNT = int
-_WINDOW = {
-    "window": str,
-    "limit": int | None,
-    "used": _COUNT,
-    "remaining": int | None,
-    "until": str | None,
-    "source": str,
-}
-_PART = {"path": str, "rows": _COUNT, "calls?": _COUNT, "bytes": _COUNT, "sha256?": str | None}
-_LIST = dict.fromkeys(("links", "lines?", "blank?", "comments?", "headers?", "invalid?", "duplicates?"), _COUNT)
-FORM: dict[str, Any] = {
-    "schema_version": int,
-    "tool": str,
-    "run_id": str,
-    "work_dir?": str | None,
-    "query": dict,
-    "format?": str,
-    "shape?": str,
-    "started": str,
-    "updated": str,
-    "complete": bool,
-    "stopped": (None, {"reason": str, "message": str, "until": str | None}),
-    "input_read_to_end": bool,
-    "list": (None, _LIST),
-    "ended?": str | None,
-    "invocation?": {
-        "number": _COUNT,
-        "started": str,
-        "lists": [str],
-        "calls": _COUNT,
-        "last_verdict": str | None,
-        "rate": {"calls": _COUNT, "seconds": int | float},
-    },
-    "remaining?": int | None,
-    "given_up?": _COUNT,
-    "budget": {
-        "account": str,
-        "token": str,
-        "limited_by": (None, {"window": str, "limit": int | None, "until": str | None}),
-        "windows": [_WINDOW],
-    },
-    "dataset": dict.fromkeys(("calls", "rows", "refused", "failed", "pending"), _COUNT),
-    "attempts": {"total": _COUNT},
-    "parts": [_PART],
-}
-"""What a reader relies upon; more may stand in it. A key with ? may be missing: older versions did not write it."""
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a run ended before its list did. reason: a StopReason, or one of a later version. until: UTC, or None."""
+
+    reason: str
+    message: str
+    until: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Verdicts, and the seconds in which they came: at most the hour before the manifest was written."""
+
+    calls: int
+    seconds: float
+
+    @property
+    def per_hour(self) -> float | None:
+        """Calls an hour; None before any time has passed."""
+        return self.calls * 3600 / self.seconds if self.seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The present run. number: among the dataset's runs, from 1. lists: as the command named them. calls: verdicts."""
+
+    number: int
+    started: str
+    lists: tuple[str, ...]
+    calls: int
+    last_verdict: str | None
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedBy:
+    """The limit that blocks sending. limit: attempts it allows, None if it is not a count. until: UTC, or None."""
+
+    window: str
+    limit: int | None
+    until: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowUsage:
+    """One of the budget's windows, in attempts. limit, remaining: None without a limit. until: UTC, or None."""
+
+    window: str
+    limit: int | None
+    used: int
+    remaining: int | None
+    until: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReport:
+    """The budget of the run's endpoint. account: as --account named it, or the token's fingerprint."""
+
+    account: str
+    token: str
+    limited_by: LimitedBy | None
+    windows: tuple[WindowUsage, ...]
+
+    @property
+    def account_option(self) -> str | None:
+        """The value of --account; None where the run had none."""
+        return self.account if self.account != self.token else None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCounts:
+    """The dataset's calls by state: calls = rows + refused + failed + pending."""
+
+    calls: int
+    rows: int
+    refused: int
+    failed: int
+    pending: int
+
+    @property
+    def settled(self) -> int:
+        """Calls that are never made again: those with a row, and those that Bitly refused."""
+        return self.rows + self.refused
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPart:
+    """A published file of rows. calls: whose rows it has. sha256: None for a file that grows."""
+
+    path: str
+    rows: int
+    calls: int
+    bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run contributes to the manifest.
+
+    complete: the whole list was read and every call is settled. stopped: None for a run that goes on or that reached
+    the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
+    calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
+    pending: calls taken from the list and without a verdict; the manifest has them among its dataset's counts.
+    """
+
+    complete: bool
+    stopped: Stopped | None
+    input_read_to_end: bool
+    list: ListCounts | None
+    ended: str | None
+    invocation: Invocation
+    remaining: int | None
+    given_up: int
+    budget: BudgetReport
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of `_manifest.json`. All moments are UTC as text. For the fields of a run see RunReport.
+
+    query: unchecked, so that `verify` can name what is wrong in it. work_dir: None where the private state lies in or
+    beside the output. attempts: of all runs.
+    """
+
+    schema_version: int
+    tool: str
+    run_id: str
+    work_dir: str | None
+    query: dict[str, Any]
+    format: str
+    shape: str
+    started: str
+    updated: str
+    complete: bool
+    stopped: Stopped | None
+    input_read_to_end: bool
+    list: ListCounts | None
+    ended: str | None
+    invocation: Invocation
+    remaining: int | None
+    given_up: int
+    budget: BudgetReport
+    dataset: DatasetCounts
+    attempts: AttemptCounts
+    parts: tuple[PublishedPart, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, its keys in the order of the file."""
+        return asdict(self)
+
+    def renewed(self) -> "Manifest":
+        """Return the same manifest with the present moment as `updated`."""
+        return replace(self, updated=utc_iso(datetime.now(UTC)))
 
 
 class NewerForm(UsageError):
-    """A manifest of a harvester that is newer than this one."""
+    """The manifest was written by a newer version, in a form that this one does not know."""
 
 
 class Found(NamedTuple):
@@ -77,14 +196,14 @@ class Found(NamedTuple):
 
     out: str
     path: str
-    content: Mapping[str, Any]
+    content: Manifest
 
 
 def read(out: str) -> Found:
     """Read the manifest of an output. out: its folder, its growing file, or the manifest itself.
 
     Raises:
-        UsageError: there is none, it cannot be read, or it is none that is understood here.
+        UsageError: there is none, it cannot be read, or it is not a manifest of a known form.
     """
     if is_url(out):
         out = normal(out.removesuffix("/" + NAME))
@@ -92,14 +211,14 @@ def read(out: str) -> Found:
     else:
         path, out = locate(out)
         text = _text_of(path, out)
-    return Found(out, path, parsed(text, path))
+    return Found(out, path, parse(text, path))
 
 
-def parsed(text: bytes, path: str) -> Mapping[str, Any]:
-    """Give what a manifest's text holds. path: what to call it.
+def parse(text: bytes, path: str) -> Manifest:
+    """Return the manifest that a file's bytes hold. path: the file's name in messages.
 
     Raises:
-        NewerForm: it is of a newer harvester. UsageError: it is none.
+        NewerForm: a newer version wrote it. UsageError: it is not a manifest.
     """
     try:
         content: Any = orjson.loads(text)
@@ -109,50 +228,64 @@ def parsed(text: bytes, path: str) -> Mapping[str, Any]:
     if isinstance(version, int) and version > NEWEST:
         tool = content.get("tool")
         raise NewerForm(f"{path}: written by {tool}, in a form newer than this harvester knows: update it")
-    if problem := misfit(content, FORM):
-        raise UsageError(f"{path}: not a manifest of harvester's ({problem})")
-    assert isinstance(content, dict)
-    return content
+    try:
+        manifest: Manifest = _decode(Manifest, content)
+    except _Misfit as error:
+        raise UsageError(f"{path}: not a manifest of harvester's ({error})") from error
+    return manifest
 
 
-def misfit(value: Any, form: Any, name: str = "") -> str | None:
-    """Say where a value does not have a form; None where it does.
+class _Misfit(ValueError):
+    """A JSON value that does not have the form of its field; the message names the field."""
 
-    form: a type; a mapping of names to forms; a list of one form for each item; a tuple of None and
-    another, one of which holds.
+
+def _decode(form: Any, value: Any, name: str = "") -> Any:
+    """Return a JSON value in the form of a field. form: the field's type. name: the field's, with dots.
+
+    Raises:
+        _Misfit: the value has another form.
     """
-    if isinstance(form, type | UnionType):
-        # All its numbers are counts.
-        fits = isinstance(value, cast("type", form)) and not (isinstance(value, int | float) and value < 0)
-        return None if fits else f"{name} is not as expected"
-    if isinstance(form, tuple):
-        return None if value is None else misfit(value, form[1], name)
-    if isinstance(form, list):
+    if NoneType in get_args(form):
+        if value is None:
+            return None
+        form = get_args(form)[0]
+    if is_dataclass(form):
+        return _decode_object(form, value, name)
+    if get_origin(form) is tuple:
         if not isinstance(value, list):
-            return f"{name} is no list"
-        return next((bad for item in value if (bad := misfit(item, form[0], name))), None)
-    return _misfit_in(value, form, name)
+            raise _Misfit(f"{name} is no list")
+        return tuple(_decode(get_args(form)[0], item, name) for item in value)
+    kind = (int, float) if form is float else get_origin(form) or form
+    if not isinstance(value, kind) or (isinstance(value, int | float) and value < 0):
+        raise _Misfit(f"{name} is not as expected")
+    return value
 
 
-def _misfit_in(value: Any, form: Mapping[str, Any], name: str) -> str | None:
+def _decode_object(form: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
-        return f"{name or 'it'} is no object"
-    for key, inner in form.items():
-        bare = key.removesuffix("?")
-        path = f"{name}.{bare}" if name else bare
-        if bare not in value:
-            if bare == key:
-                return f"{path} is missing"
-        elif bad := misfit(value[bare], inner, path):
-            return bad
-    return None
+        raise _Misfit(f"{name or 'it'} is no object")
+    found = {}
+    for key, (inner, required) in _fields_of(form).items():
+        path = f"{name}.{key}" if name else key
+        if key in value:
+            found[key] = _decode(inner, value[key], path)
+        elif required:
+            raise _Misfit(f"{path} is missing")
+    return form(**found)
+
+
+@cache
+def _fields_of(form: Any) -> Mapping[str, tuple[Any, bool]]:
+    """Return a dataclass' fields: the type of each, and whether its key must be there."""
+    types = get_type_hints(form)
+    return {field.name: (types[field.name], field.default is MISSING) for field in fields(form)}
 
 
 def locate(out: str) -> tuple[str, str]:
-    """Give the manifest's path, and the output's.
+    """Return the paths of the manifest and of the output. out: as for `read`.
 
     Raises:
-        UsageError: standard output has none.
+        UsageError: rows on standard output have no manifest.
     """
     if out == "-":
         raise UsageError("rows on standard output leave no manifest behind: name a folder or a file")
@@ -180,7 +313,7 @@ def _text_in_store(url: str) -> bytes:
 
 def _text_of(path: str, out: str) -> bytes:
     try:
-        # Whatever else bears the name must not hold us up.
+        # O_NONBLOCK: opening a FIFO of that name must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,12 +1,11 @@
-"""Datasets, opened: begun or gone on with under a lock, or looked at without one."""
+"""Opening a dataset: begun or resumed under its lock, and recovered first; or read alone, without the lock."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -14,50 +13,53 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.bucket import MOST_PART_BYTES, Bucket
-from harvester.dataset.dataset import Dataset, PartLimits, Warn
-from harvester.dataset.journal import path_of, segments
-from harvester.dataset.ledger import Ledger
-from harvester.dataset.stream_publisher import RowSink
+from harvester.dataset.dataset import Dataset, PartLimits, Recovered, Warn
+from harvester.dataset.file_publisher import AppendPublisher
+from harvester.dataset.journal import Journal, path_of, read, remove, segments
+from harvester.dataset.ledger import Entry, Ledger, State
+from harvester.dataset.publisher import PartPublisher, Publisher, damaged
+from harvester.dataset.sidecars import Sidecars, claim_prefix
+from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
-from harvester.rows.encode import PartFormat, RequestedPartFormat
-from harvester.rows.row import RowBuilder
+from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
+from harvester.rows.row import RowBuilder, moment_fetched
+from harvester.rows.schema import Shape
 from harvester.storage import filesystem
-from harvester.storage.filesystem import make_folder
+from harvester.storage.filesystem import make_folder, truncate_file, try_lock
 from harvester.storage.location import OutputKind, OutputLocation, check_state, check_unused
-from harvester.storage.object_store import open_store
+from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
+from harvester.storage.storage import LocalStorage
 
-_NOTHING_ASKED = RequestedPartFormat()
+_BATCH_RECORDS = 1000
+_UNSPECIFIED = RequestedPartFormat()
 
 
 @contextlib.contextmanager
 def open_dataset(
     place: OutputLocation,
     query: Query,
-    policy: PartLimits,
+    limits: PartLimits,
     warn: Warn,
     *,
     pin_reference: bool = True,
-    asked: RequestedPartFormat = _NOTHING_ASKED,
+    asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
     hurried: threading.Event | None = None,
 ) -> Iterator[Dataset]:
-    """Open a dataset, beginning it if it is new; only one process may have it open.
+    """Open a dataset for one process at a time, beginning it if it is new.
 
-    query: what is asked for. pin_reference: True when its unit_reference was not asked for but is this moment, so
-    that a dataset begun before keeps its own. warn: called with what a person should know. asked: how parts are to be
-    made, as far as that was said. sink: who reads rows that are not kept, by default standard output.
-    hurried: set when the run is to end, and an object store is to be waited for no longer.
+    pin_reference: True if the query's unit_reference is the default, this moment, which a dataset begun before replaces
+    with its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
+    sink: the reader of rows that are not kept, by default standard output. hurried: set when the run is ending, so
+    that an unavailable object store is waited for only briefly.
 
     Raises:
-        DatasetBusy: another process has it. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query or another form of parts, the form needs a missing library, or an
-        object store cannot take such parts.
+        DatasetBusy: another process has it open. OutputError: it is damaged, or cannot be written.
+        UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
+        are too large for an object store.
     """
     check_state(place)
-    if place.form is OutputKind.STORE and policy.bytes > MOST_PART_BYTES:
-        raise UsageError(f"--part-bytes: an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request")
-    bucket = Bucket(place, open_store(place.out, hurried), warn) if place.form is OutputKind.STORE else None
+    store = _store_of(place, limits, hurried)
     new = asked.for_new(folder=place.in_parts)
     with contextlib.ExitStack() as stack:
         with explained(place.out):
@@ -65,27 +67,72 @@ def open_dataset(
             make_folder(place.private)
         stack.enter_context(_locked(place))
         ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
-        if ledger.fresh:
-            check_unused(place)
-            ledger.create(_facts(place, query, new))
-        else:
-            ledger.check()
-        if _unused(place, ledger):
-            ledger.repin(_facts(place, query, new))
+        _begin(place, ledger, _facts(place, query, new))
         begun = _begun_query(ledger)
-        wanted = replace(query, unit_reference=begun.unit_reference) if pin_reference else query
-        _check_same(place, ledger, begun, wanted)
-        making = asked.for_begun(ledger.meta(), place.out)
+        _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
+        part_format = asked.for_begun(ledger.meta(), place.out)
         with explained(place.private):
-            if bucket:
-                bucket.claim(ledger)
-            store = Dataset(place, ledger, begun, policy, making, warn, sink, bucket)
-        stack.callback(store.close)
-        yield store
+            if store:
+                claim_prefix(store, place, ledger)
+            dataset = _recovered(place, ledger, begun, limits, part_format, store, sink, warn)
+        stack.callback(dataset.close)
+        yield dataset
+
+
+def _begin(place: OutputLocation, ledger: Ledger, facts: dict[str, str | int]) -> None:
+    """Create a fresh ledger, check one that was begun before, and store the facts in one that is still unused."""
+    if ledger.fresh:
+        check_unused(place)
+        ledger.create(facts)
+    else:
+        ledger.check()
+    if _unused(place, ledger):
+        ledger.repin(facts)
+
+
+def _store_of(place: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage | None:
+    """Return the object store that the output lies in; None for any other output."""
+    if place.form is not OutputKind.STORE:
+        return None
+    if limits.bytes > MOST_PART_BYTES:
+        raise UsageError(
+            f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
+        )
+    return open_store(place.out, hurried)
+
+
+def _recovered(
+    place: OutputLocation,
+    ledger: Ledger,
+    query: Query,
+    limits: PartLimits,
+    part_format: PartFormat,
+    store: ObjectStorage | None,
+    sink: RowSink | None,
+    warn: Warn,
+) -> Dataset:
+    """Recover a dataset that was opened, and return it ready for this run."""
+    publisher = _publisher_for(place, ledger, part_format, store, sink)
+    sidecars = Sidecars(None if place.form is OutputKind.STDOUT else place.public, store, warn)
+    invocation = ledger.begin_invocation()
+    journal, committed = _recover(place, ledger, publisher, warn, invocation - 1, part_format.shape)
+    recovered = Recovered(invocation, journal, committed)
+    return Dataset(place, ledger, query, limits, part_format, publisher, sidecars, recovered)
+
+
+def _publisher_for(
+    place: OutputLocation, ledger: Ledger, part_format: PartFormat, store: ObjectStorage | None, sink: RowSink | None
+) -> Publisher:
+    if place.form is OutputKind.FILE:
+        return AppendPublisher(place, ledger)
+    if place.form is OutputKind.STDOUT:
+        return StreamPublisher(place, ledger, sink or StdoutSink())
+    run_id, storage = str(ledger.meta()["run_id"]), store or LocalStorage(place.out)
+    return PartPublisher(place, ledger, run_id, part_format, storage, claimed=store is not None)
 
 
 class DatasetSnapshot(NamedTuple):
-    """A dataset as it was last committed, to be read alone. attempts: made so far; calls: with a verdict."""
+    """A dataset as it was last committed, read-only. attempts: HTTP requests so far; calls: those with a verdict."""
 
     ledger: Ledger
     rows: RowBuilder
@@ -96,9 +143,9 @@ class DatasetSnapshot(NamedTuple):
 
 @contextlib.contextmanager
 def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
-    """Look at a dataset without a lock, even while a run has it; one that is not begun, or no place, looks empty.
+    """Open a dataset for reading, without its lock, even while a run has it; empty if it was not begun, or for None.
 
-    query, pin_reference: as for `opened`.
+    query, pin_reference: as for `open_dataset`.
 
     Raises:
         OutputError: it is damaged. UsageError: it was begun with another query.
@@ -114,30 +161,28 @@ def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = Tr
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:
-            has = _begun_query(ledger)
-            _check_same(
-                place, ledger, has, replace(query, unit_reference=has.unit_reference) if pin_reference else query
-            )
-            query = has
+            begun = _begun_query(ledger)
+            _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
+            query = begun
         totals = ledger.totals()
         attempts = int(ledger.meta().get("total", 0))
         calls = totals.rows + totals.refused + totals.failed
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
-def _facts(place: OutputLocation, query: Query, making: PartFormat) -> dict[str, str | int]:
+def _facts(place: OutputLocation, query: Query, part_format: PartFormat) -> dict[str, str | int]:
     return {
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
         "started": utc_iso(datetime.now(UTC)),
         "out": place.name,
-        "format": making.format,
-        "shape": making.shape,
+        "format": part_format.format,
+        "shape": part_format.shape,
     }
 
 
 def _unused(place: OutputLocation, ledger: Ledger) -> bool:
-    """True for a dataset that has no verdict at all: a run that was refused before its first call pins nothing."""
+    """True if the dataset has no verdict yet, so that its query may still change: a refused run pins nothing."""
     files = (path_of(place.private, segment) for segment in segments(place.private))
     return ledger.unused and not any(os.path.getsize(path) for path in files)
 
@@ -146,14 +191,20 @@ def _begun_query(ledger: Ledger) -> Query:
     return Query(**orjson.loads(str(ledger.meta()["query"])))
 
 
-def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, wanted: Query) -> None:
+def _pinned(query: Query, begun: Query) -> Query:
+    return replace(query, unit_reference=begun.unit_reference)
+
+
+def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, query: Query) -> None:
     out = ledger.meta()["out"]
     inside = os.path.commonpath([place.private, place.public]) == place.public
-    if out != place.name and not inside:  # first: another output may well have another query
-        raise UsageError(f"--work-dir {place.private} belongs to --out {out}, not to {place.out}: name another")
-    if begun != wanted:
+    if out != place.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
-            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(wanted)}\n"
+            f"{place.private} belongs to --out {out}, not to {place.out}: name another", option="--work-dir"
+        )
+    if begun != query:
+        raise UsageError(
+            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
             "Name another --out for the new query, or give the options it has"
         )
 
@@ -164,17 +215,127 @@ def _shown(query: Query) -> str:
 
 @contextlib.contextmanager
 def _locked(place: OutputLocation) -> Iterator[None]:
-    """Hold the dataset's kernel lock, which ends with the process however it ends."""
+    """Hold the dataset's kernel lock, which the kernel releases when the process ends, however it ends."""
     path = os.path.join(place.private, "lock")
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetBusy(
-                f"another harvester works on {place.out}: wait until it has ended, or name another --out"
-            ) from error
+        if not try_lock(descriptor):
+            raise DatasetBusy(f"another harvester works on {place.out}: wait until it has ended, or name another --out")
         yield
     finally:
         os.close(descriptor)
+
+
+# --- recovery -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A journal file's bytes: all of them, those before the first bad line, and those committed."""
+
+    segment: int
+    size: int
+    good: int
+    committed: int
+
+    @property
+    def lossy(self) -> bool:
+        """True if committed lines are missing."""
+        return self.good < self.committed
+
+
+def _recover(
+    place: OutputLocation, ledger: Ledger, publisher: Publisher, warn: Warn, invocation: int, shape: Shape
+) -> tuple[Journal, dict[int, int]]:
+    """Bring ledger, journals and output together after whatever ended the last run.
+
+    Each journal has a committed length in the ledger. Lines behind it are verdicts that a kill kept from being
+    committed: read up to the first bad line, which a torn write has left, they are settled now and never asked for
+    again. A journal that is shorter has lost calls in a power cut: they become unsettled, except those that the output
+    shows. A bad line within the committed length, with good length behind it, is damage, which is never repaired on a
+    guess.
+
+    invocation: the number of the last run, which recovered verdicts belong to. shape: that of the parts.
+    Returns the journal to append to, and the bytes committed of it, by its segment.
+
+    Raises:
+        OutputError: a file is damaged, or was changed by another program.
+    """
+    private = place.private
+    for segment in segments(private):
+        if segment <= ledger.ended():
+            remove(private, segment)
+    committed = ledger.journals()
+    scans = [_scan(place, g, committed.get(g, 0)) for g in sorted(set(segments(private)) | set(committed))]
+    # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
+    publisher.recover(warn, {scan.segment: scan.good for scan in scans}, lossy=any(scan.lossy for scan in scans))
+    ended = ledger.ended()  # a part may have been adopted just now
+    for scan in scans:
+        if scan.segment > ended:
+            _settle(place, ledger, publisher, scan, invocation, warn)
+    return _resume_publishing(place, ledger, publisher, shape)
+
+
+def _scan(place: OutputLocation, segment: int, committed: int) -> _Scan:
+    path = path_of(place.private, segment)
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    good = 0
+    for record in read(path, 0):
+        good = record.end
+    if good < committed <= size:
+        raise damaged(path, good)
+    return _Scan(segment, size, good, committed)
+
+
+def _settle(
+    place: OutputLocation,
+    ledger: Ledger,
+    publisher: Publisher,
+    scan: _Scan,
+    invocation: int,
+    warn: Warn,
+) -> None:
+    """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
+    segment, path = scan.segment, path_of(place.private, scan.segment)
+    if scan.size and scan.size != scan.committed:
+        truncate_file(path, scan.good)
+    if not scan.lossy:
+        _replay(path, ledger, segment, scan.committed, invocation)
+        return
+    before = ledger.calls_of(segment)
+    ledger.forget_calls(segment, publisher.published_keys())
+    _replay(path, ledger, segment, 0, invocation)
+    lost = before - ledger.calls_of(segment)
+    warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
+
+
+def _resume_publishing(
+    place: OutputLocation, ledger: Ledger, publisher: Publisher, shape: Shape
+) -> tuple[Journal, dict[int, int]]:
+    """Publish all journals but the last, and open that one."""
+    committed = ledger.journals()  # without those whose part was adopted
+    *full, last = committed or [ledger.ended() + 1]
+    publisher.publish(committed, full)
+    rows, row_bytes, first_row_at = 0, 0, None
+    for record in read(path_of(place.private, last), 0):
+        if record.state == State.ROW:
+            more = encoded_size(record.payload, shape)
+            rows, row_bytes = rows + more.rows, row_bytes + more.bytes
+            first_row_at = first_row_at or moment_fetched(record.payload)
+    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
+    return journal, {g: size for g, size in committed.items() if g == last}
+
+
+def _replay(path: str, ledger: Ledger, segment: int, start: int, invocation: int) -> None:
+    """Settle a journal's lines from start on, in batches; at least one batch, which commits the journal's length."""
+    entries: list[Entry] = []
+    end = start
+    for record in read(path, start):
+        end = record.end
+        line = None if record.state == State.ROW else record.payload
+        entries.append(Entry(record.key, State(record.state), line))
+        if len(entries) >= _BATCH_RECORDS:
+            ledger.commit(entries=[(segment, entries)], invocation=invocation, journals={segment: end})
+            entries = []
+    ledger.commit(entries=[(segment, entries)], invocation=invocation, journals={segment: end})

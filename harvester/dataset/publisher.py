@@ -1,115 +1,147 @@
-"""What the consumer sees: parts, `_failures.ndjson`, `_manifest.json`, `_SUCCESS`; `growing` has the growing file.
+"""Publishers bring committed journal lines to the consumer; here their protocol, and the one that makes parts.
 
-Everything here is made from committed journal lines and from the ledger, in the journal's order, so a crash at any
-point is mended by doing the same again. Functions block: the event loop calls them in a thread.
+Everything published is made from committed journal lines, in the journal's order, so a crash at any point is repaired
+by doing the same again. Every method blocks: the event loop calls them in a thread.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-import orjson
-
 from harvester.dataset.journal import path_of, read, remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, State
+from harvester.dataset.sidecars import MANIFEST
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
-from harvester.storage.filesystem import atomic_replace, sync_folder
+from harvester.storage.filesystem import sync_folder
 from harvester.storage.location import OutputLocation
+from harvester.storage.storage import Storage, digest_of_file
 
-MANIFEST, FAILURES, SUCCESS = "_manifest.json", "_failures.ndjson", "_SUCCESS"
+PART_NAME = re.compile(
+    rf"part-(?P<run_id>[0-9a-f]+)-(?P<number>\d{{5,}})\.(?P<format>{'|'.join(map(re.escape, Format))})"
+)
+"""A published part's name; `_part_name` makes it."""
+UNCOMMITTED_LIMIT = 10_000
+"""Verdicts that may wait for a commit; beyond that the workers wait for the disk."""
 _CHUNK = 1024 * 1024
+_TRIES = 3
 
 
 class Publisher(Protocol):
-    """Brings committed journal lines to the consumer."""
+    """Brings committed journal lines to the consumer.
+
+    in_parts: True where `publish` takes long (it makes whole parts) and may run while more is committed; False where
+    each commit is published at once. uncommitted_limit: verdicts that may wait for a commit.
+    """
+
+    in_parts: bool
+    uncommitted_limit: int
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Finish or undo what a crash left half done.
+        """Finish or undo what a crash interrupted.
 
-        sizes: the good bytes of each journal. lossy: committed journal lines are gone.
+        sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
         """
 
     def mark(self) -> FileCheckpoint | None:
-        """Make what was published durable, and give the mark to commit with the next verdicts."""
+        """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
+
+        Raises:
+            ReaderClosed: the reader of a stream has left.
+        """
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Publish what is due of the journals' committed bytes; ended segments get no more lines."""
+        """Publish what is due. committed: bytes of each journal; ended: segments that get no more lines."""
 
     def parts(self) -> list[dict[str, Any]]:
-        """Give the manifest's list: path, rows, the calls that they tell of, bytes, sha256."""
+        """Return the manifest's list of files: path, rows, calls, bytes, sha256."""
+
+    def published_keys(self) -> Iterable[bytes]:
+        """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
+
+    def hurry(self) -> None:
+        """Wait only briefly for a slow reader or an unavailable store from now on: the run is ending."""
+
+    def leave(self) -> None:
+        """Wait for no reader at all from now on: the run is given up."""
 
 
 def rows_in(place: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
-    """Yield the published form of a journal's rows, each with its line feed.
+    """Yield a journal's rows between two byte positions as published, each with its line feed.
 
     Raises:
         OutputError: the journal is damaged before end.
     """
-    path, at = path_of(place.private, segment), start
+    path, position = path_of(place.private, segment), start
     for record in read(path, start, end):
-        at = record.end
+        position = record.end
         if record.state == State.ROW:
             yield record.payload + b"\n"
-    if end is not None and at < end:
-        raise damaged(path, at)
+    if end is not None and position < end:
+        raise damaged(path, position)
 
 
-def damaged(path: str, at: int) -> OutputError:
-    """Give the error for a journal that is damaged inside what was committed."""
+def damaged(path: str, position: int) -> OutputError:
+    """Return the error for a journal that is damaged within its committed bytes."""
     return OutputError(
-        f"{path} is damaged at byte {at}, inside what was committed. Put a backup of it back; or move the file away: "
-        "the next run then asks again for the calls in it that are not published, and says how many"
+        f"{path} is damaged at byte {position}, inside what was committed. Put a backup of it back; or move the file "
+        "away: the next run then asks again for the calls in it that are not published, and says how many"
     )
-
-
-# --- parts --------------------------------------------------------------------------------------------------------
-
-
-class Shelf(Protocol):
-    """Where parts get their names. folder: where they are made, on a local disk.
-
-    moved_when_gone: True when publishing takes the hidden file away, so that without either a loader has the part.
-    """
-
-    folder: str
-    moved_when_gone: bool
-
-    def holds(self, part: Part) -> bool:
-        """True when the part is there. Raises OutputError where something else bears its name."""
-
-    def put(self, hidden: str, part: Part) -> None:
-        """Publish a file without replacing anything. Raises OutputError where that cannot be."""
-
-    def check_known(self, known: set[str]) -> None:
-        """Raise OutputError for a part that the ledger does not know."""
 
 
 class PartPublisher:
     """Makes an immutable part of each ended journal.
 
-    Write it under a hidden name and sync it; write the intent into the ledger; give it its name; write the seal into
-    the ledger; delete the journal. A part that has its intent is never written again.
+    A part takes five steps, each durable before the next: write it under a hidden name; record the intent (name, size,
+    SHA-256) in the ledger; publish it under its name; record the seal; delete the journal. After a crash the ledger
+    says how far it came: without an intent the hidden file is deleted and made again, with the same bytes; with an
+    intent and no seal, the part is looked for under its name, then under the hidden one. A part that readers may have
+    seen is thus never written twice.
+
+    storage: where parts are published. claimed: True if the storage belongs to this dataset alone, so that a part of
+    any other run there is an error.
     """
 
-    def __init__(self, place: OutputLocation, ledger: Ledger, run_id: str, making: PartFormat, shelf: Shelf) -> None:
+    in_parts = True
+    uncommitted_limit = UNCOMMITTED_LIMIT
+
+    def __init__(
+        self,
+        place: OutputLocation,
+        ledger: Ledger,
+        run_id: str,
+        part_format: PartFormat,
+        storage: Storage,
+        *,
+        claimed: bool,
+    ) -> None:
         self._place = place
-        self._shelf = shelf
+        self._storage = storage
         self._ledger = ledger
         self._run_id = run_id
-        self._making = making
+        self._part_format = part_format
+        self._claimed = claimed
         self._in_doubt = False
 
     def mark(self) -> None:
-        """Parts need no mark: an intent tells all."""
+        """Return nothing: parts need no checkpoint, as each has its intent."""
         return
 
+    def published_keys(self) -> Iterable[bytes]:
+        """Return nothing: the journal of a published part is not needed any more."""
+        return ()
+
+    def hurry(self) -> None:
+        """Wait only briefly for an unavailable store."""
+        self._storage.hurry()
+
+    leave = hurry
+
     def parts(self) -> list[dict[str, Any]]:
-        """Give the sealed parts, also those that a loader has moved away."""
+        """Return the sealed parts, including those that a loader has moved away."""
         sealed = (part for part in self._ledger.parts() if part.sealed)
         return [
             {"path": p.name, "rows": p.rows, "calls": p.calls, "bytes": p.bytes, "sha256": p.sha256} for p in sealed
@@ -117,7 +149,7 @@ class PartPublisher:
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Make a part of each ended segment."""
-        if self._in_doubt:  # publishing failed half-way
+        if self._in_doubt:  # an earlier call failed half-way
             self._resolve_all(lambda _: None)
         self._in_doubt = bool(ended)
         for segment in ended:
@@ -128,164 +160,140 @@ class PartPublisher:
                 self._ledger.end_segment(segment)
             else:
                 self._ledger.intend(part)
-                self._shelf.put(self._hidden(part.number), part)
-                self._ledger.seal(part)
-                self._drop(part)
+                self._put(part)
+                self._seal(part)
             remove(self._place.private, segment)
         self._in_doubt = False
 
-    def _resolve_all(self, warn: Callable[[str], None]) -> None:
-        for part in self._ledger.unsealed():
-            self._resolve(part, warn)
-
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
-        """Adopt the parts that were published, publish those that were whole, and drop what was half written."""
+        """Adopt published parts, publish complete hidden ones, delete incomplete ones, and check for unknown ones."""
         self._resolve_all(warn)
-        for name in os.listdir(self._shelf.folder):
+        for name in os.listdir(self._place.public):
             if name.startswith(".part-") and name.endswith(".tmp"):
-                os.unlink(os.path.join(self._shelf.folder, name))
-        self._shelf.check_known({part.name for part in self._ledger.parts()})
+                os.unlink(os.path.join(self._place.public, name))
+        self._check_known({part.name for part in self._ledger.parts()})
+
+    def _resolve_all(self, warn: Callable[[str], None]) -> None:
+        for part in self._ledger.parts():
+            if not part.sealed:
+                self._resolve(part, warn)
 
     def _resolve(self, part: Part, warn: Callable[[str], None]) -> None:
-        """Bring a part with an intent to its end."""
+        """Seal a part that has an intent, publishing it first if needed; withdraw the intent if its file is lost."""
         hidden = self._hidden(part.number)
-        if self._shelf.holds(part):
-            pass
-        elif os.path.exists(hidden):
-            if _digest(hidden) != (part.bytes, part.sha256):
-                self._ledger.withdraw(part)
+        if not self._is_published(part):
+            if os.path.exists(hidden):
+                if digest_of_file(hidden) != (part.bytes, part.sha256):
+                    self._ledger.withdraw(part)
+                    return
+                self._put(part)
+            elif not self._storage.moves_files:
+                self._ledger.withdraw(part)  # to be made again, with the same bytes
                 return
-            self._shelf.put(hidden, part)
-        elif not self._shelf.moved_when_gone:
-            self._ledger.withdraw(part)  # the same bytes are made again
-            return
-        else:
-            # The hidden name was durable before the intent, and only publishing takes it away.
-            warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
-        self._ledger.seal(part)
-        self._drop(part)
+            else:
+                # The hidden name was durable before the intent, and only publishing takes it away.
+                warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
+        self._seal(part)
         remove(self._place.private, part.segment)
 
-    def _drop(self, part: Part) -> None:
-        """Delete the file that a part was published from, where publishing has left it."""
-        if not self._shelf.moved_when_gone:
+    def _is_published(self, part: Part) -> bool:
+        """True if the part is there, byte for byte; False if its name is free.
+
+        Raises:
+            OutputError: something else has its name.
+        """
+        found = self._storage.digest(part.name)
+        if found is not None and found != (part.bytes, part.sha256):
+            raise OutputError(f"{self._storage.path(part.name)} is in the way of a part: move it away")
+        return found is not None
+
+    def _put(self, part: Part) -> None:
+        """Publish the hidden file under the part's name, without replacing anything.
+
+        A rename cannot alter the bytes; an upload can, so it is read back. One that is gone by then was taken by a
+        loader in between.
+        """
+        for _ in range(_TRIES):
+            created = self._storage.create_from_file(part.name, self._hidden(part.number))
+            if (created and self._storage.moves_files) or self._is_published(part) or created:
+                return
+        path = self._storage.path(part.name)
+        raise OutputError(f"{path} comes and goes: let nobody take parts, then run again")
+
+    def _seal(self, part: Part) -> None:
+        """Record the seal, then delete the hidden file if publishing has left it."""
+        self._ledger.seal(part)
+        if not self._storage.moves_files:
             with suppress(FileNotFoundError):
                 os.unlink(self._hidden(part.number))
 
     def _write(self, segment: int, end: int) -> Part | None:
-        """Write a segment's rows under a hidden name, durably; None if it has no rows."""
+        """Write a segment's rows under a hidden name, durably; return None if it has no rows."""
         number = self._ledger.next_part()
         hidden = self._hidden(number)
-        with _dropped_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
+        with _deleted_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
             target = HashingWriter(stream)
-            poured = write_part(rows_in(self._place, segment, 0, end), target, self._making)
+            counts = write_part(rows_in(self._place, segment, 0, end), target, self._part_format)
             stream.flush()
             os.fsync(stream.fileno())
-        if not poured.rows:
+        if not counts.rows:
             os.unlink(hidden)
             return None
-        sync_folder(self._shelf.folder)
-        name = f"part-{self._run_id}-{number:05d}.{self._making.format}"
-        return Part(number, segment, name, poured.rows, target.size, target.sha256, poured.calls, sealed=False)
+        sync_folder(self._place.public)
+        name = _part_name(self._run_id, number, self._part_format.format)
+        return Part(number, segment, name, counts.rows, target.size, target.sha256, counts.calls, sealed=False)
 
     def _hidden(self, number: int) -> str:
-        # No *.ndjson* pattern may match it, not even one that sees hidden names.
-        return os.path.join(self._shelf.folder, f".part-{self._run_id}-{number:05d}.tmp")
+        # The name must not match *.ndjson*, even for programs that see hidden files.
+        return os.path.join(self._place.public, f".part-{self._run_id}-{number:05d}.tmp")
 
+    def _check_known(self, known: set[str]) -> None:
+        """Raise OutputError for a part, present or listed in the manifest, that the ledger does not know.
 
-class Folder:
-    """A shelf that is a folder."""
-
-    moved_when_gone = True
-
-    def __init__(self, folder: str, run_id: str) -> None:
-        self.folder = folder
-        # Not what somebody has made of one, or put beside it.
-        self._ours = re.compile(rf"part-{run_id}-\d{{5,}}\.(?:{'|'.join(map(re.escape, Format))})")
-
-    def holds(self, part: Part) -> bool:
-        """True when the file is there, byte for byte."""
-        final = os.path.join(self.folder, part.name)
-        if not os.path.lexists(final):
-            return False
-        if not os.path.isfile(final) or _digest(final) != (part.bytes, part.sha256):
-            raise OutputError(f"{final} is in the way of a part: move it away")
-        return True
-
-    def put(self, hidden: str, part: Part) -> None:
-        """Publish without replacing: the name holds the run's random id, and the dataset's lock is ours.
-
-        Not link and unlink: between those two a crash would leave open whether a loader has taken the part already.
+        The manifest is never ahead of the ledger that wrote it, so it also reveals a part that a loader has moved.
         """
-        final = os.path.join(self.folder, part.name)
-        if os.path.lexists(final):
-            raise OutputError(f"{final} is in the way of a part: move it away")
-        os.rename(hidden, final)
-        sync_folder(self.folder)
+        present = {name for name in self._storage.names() if name.startswith("part-")}
+        for name in sorted(present | listed_parts(self._storage.get(MANIFEST))):
+            if name not in known and (self._claimed or self._is_ours(name)):
+                raise self._unknown(name)
 
-    def check_known(self, known: set[str]) -> None:
-        """Refuse a part of this run's that the ledger does not know, also one that a loader has moved away since."""
-        for name in sorted({*os.listdir(self.folder), *listed_parts(self._manifest())}):
-            if self._ours.fullmatch(name) and name not in known:
-                raise OutputError(
-                    f"{os.path.join(self.folder, name)} is unknown to the ledger, which is older than this output. "
-                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
-                )
+    def _is_ours(self, name: str) -> bool:
+        """True for a part's name of this run; not for copies, or files of other programs, beside the parts."""
+        match = PART_NAME.fullmatch(name)
+        return match is not None and match["run_id"] == self._run_id
 
-    def _manifest(self) -> bytes | None:
-        try:
-            with open(os.path.join(self.folder, MANIFEST), "rb") as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
+    def _unknown(self, name: str) -> OutputError:
+        path = self._storage.path(name)
+        if self._claimed:
+            return OutputError(
+                f"{path} is unknown to the ledger in {self._place.private}: the ledger is older than this output, or "
+                "the part is another program's. Put the newer work dir back, or move the part away, or begin a new "
+                "--out"
+            )
+        return OutputError(
+            f"{path} is unknown to the ledger, which is older than this output. "
+            "Put the newer ledger back, or keep this output as it is and begin a new --out"
+        )
+
+
+def _part_name(run_id: str, number: int, form: Format) -> str:
+    return f"part-{run_id}-{number:05d}.{form}"
 
 
 @contextmanager
-def _dropped_on_error(path: str) -> Iterator[None]:
-    """Give back the room that a file took which could not be finished."""
+def _deleted_on_error(path: str) -> Iterator[None]:
+    """Delete a file that could not be finished, to free its disk space."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or path  # a write does not say where
+        error.filename = error.filename or path  # a failed write does not name its file
         with suppress(OSError):
             os.unlink(path)
         raise
 
 
-def _digest(path: str) -> tuple[int, str]:
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return stream.tell(), digest.hexdigest()
-
-
 def listed_parts(manifest: bytes | None) -> set[str]:
-    """Give the parts that a manifest says were published; it is never ahead of the ledger that wrote it."""
+    """Return the names of the parts that a manifest lists; empty for no manifest, or a torn one."""
     parts = object_in(manifest).get("parts")
     entries = parts if isinstance(parts, list) else []
     return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
-
-
-def write_manifest(place: OutputLocation, manifest: Mapping[str, Any]) -> None:
-    """Replace `_manifest.json`."""
-    text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    atomic_replace(os.path.join(place.public, MANIFEST), [text])
-
-
-def write_failures(place: OutputLocation, lines: Iterable[bytes]) -> None:
-    """Replace `_failures.ndjson` by these lines."""
-    atomic_replace(os.path.join(place.public, FAILURES), (line + b"\n" for line in lines))
-
-
-def write_success(place: OutputLocation) -> None:
-    """Say that the whole list was read and every call is settled."""
-    path = os.path.join(place.public, SUCCESS)
-    if not os.path.exists(path):
-        atomic_replace(path, [])
-
-
-def remove_success(place: OutputLocation) -> None:
-    """Take `_SUCCESS` back, before a new call is made."""
-    path = os.path.join(place.public, SUCCESS)
-    if os.path.exists(path):
-        os.unlink(path)
-        sync_folder(place.public)

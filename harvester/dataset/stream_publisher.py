@@ -1,16 +1,16 @@
-"""Rows that go straight to a reader: standard output, or who iterates over them. Nothing is kept, nothing resumed.
+"""The publisher of rows that go straight to a reader: standard output, or a Python iteration.
 
-The private state lies in a temporary folder meanwhile.
+Nothing is kept and nothing resumed; the private state lies in a temporary folder.
 """
 
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import Ledger
-from harvester.dataset.publisher import rows_in
+from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError, ReaderClosed
 from harvester.storage.location import OutputLocation
 from harvester.threads import ReaderGone, ThreadToLoopQueue
@@ -20,57 +20,66 @@ _POLL_MILLISECONDS = 200
 
 
 class RowSink(Protocol):
-    """A reader of rows, to whom they are written as soon as they are committed.
+    """A reader of rows, which are written to it as soon as they are committed.
 
-    most_waiting: verdicts that may wait for a slow reader before no further call is made. check and write belong to
-    the thread that commits, hurry and leave to the event loop.
+    uncommitted_limit: verdicts that may wait for a slow reader before calls pause. check and write are called by the
+    committing thread, hurry and leave by the event loop.
     """
 
-    most_waiting: int
+    uncommitted_limit: int
 
     def check(self) -> None:
-        """Raise ReaderClosed as soon as the reader has left: each further call would be wasted."""
+        """Raise ReaderClosed if the reader has left: each further call would be wasted."""
 
     def write(self, line: bytes) -> None:
-        """Write a row with its line feed; blocks while the reader takes its time.
+        """Write a row with its line feed; blocks while the reader is slow.
 
         Raises:
-            ReaderClosed: the reader has left. OutputError: the run is to end, and it takes nothing.
+            ReaderClosed: the reader has left. OutputError: the run is ending, and the reader accepts nothing.
         """
 
     def hurry(self) -> None:
-        """The run is to end: a reader that takes nothing is not waited for much longer."""
+        """Stop waiting for a reader that accepts nothing: the run is ending."""
 
     def leave(self) -> None:
-        """The run is given up: nobody is waited for any more."""
+        """Stop waiting for any reader: the run is given up."""
 
 
 class StreamPublisher:
-    """A publisher that writes committed rows to a sink."""
+    """Writes committed rows to a sink."""
+
+    in_parts = False
 
     def __init__(self, place: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
-        self.sink = sink
+        self.uncommitted_limit = sink.uncommitted_limit
+        self.hurry = sink.hurry
+        self.leave = sink.leave
+        self._sink = sink
         self._place = place
         self._ledger = ledger
         self._written: dict[int, int] = {}
         self._lost: OutputError | None = None
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """A filter begins anew each time."""
+        """Do nothing: each run begins anew."""
 
     def mark(self) -> None:
-        """Raise ReaderClosed as soon as the reader has left."""
-        self.sink.check()
+        """Raise ReaderClosed if the reader has left."""
+        self._sink.check()
 
     def parts(self) -> list[dict[str, Any]]:
-        """Give nothing: what flows makes no parts."""
+        """Return nothing: a stream leaves no files."""
         return []
 
+    def published_keys(self) -> Iterable[bytes]:
+        """Return nothing: a stream is never recovered."""
+        return ()
+
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Write the rows that were committed; none any more once the reader has not taken one: it may have half of it.
+        """Write the committed rows; after a failed write no more, as the reader may have received half a row.
 
         Raises:
-            OutputError: it has not.
+            OutputError: this write failed, or an earlier one.
         """
         if self._lost:
             raise self._lost
@@ -87,14 +96,14 @@ class StreamPublisher:
     def _write(self, committed: Mapping[int, int]) -> None:
         for segment, end in sorted(committed.items()):
             for line in rows_in(self._place, segment, self._written.get(segment, 0), end):
-                self.sink.write(line)
+                self._sink.write(line)
             self._written[segment] = end
 
 
 class StdoutSink:
     """Standard output as a sink."""
 
-    most_waiting = 10_000
+    uncommitted_limit = UNCOMMITTED_LIMIT
 
     def __init__(self) -> None:
         self._abandoned = False
@@ -102,12 +111,12 @@ class StdoutSink:
         self._poll.register(_STDOUT, 0)
 
     def check(self) -> None:
-        """Raise ReaderClosed as soon as the reader has closed its end."""
+        """Raise ReaderClosed if the reader has closed its end."""
         if any(event & select.POLLERR for _, event in self._poll.poll(0)):
             raise ReaderClosed("standard output was closed")
 
     def write(self, line: bytes) -> None:
-        """Write to standard output, for as long as its reader takes its time and the run is not to end."""
+        """Write to standard output, waiting for a slow reader until the run is ending."""
         ready = select.poll()
         ready.register(_STDOUT, select.POLLOUT)
         try:
@@ -120,7 +129,7 @@ class StdoutSink:
             raise ReaderClosed("standard output was closed") from error
 
     def hurry(self) -> None:
-        """Give up a reader that takes none."""
+        """Stop waiting for a reader that accepts nothing."""
         self._abandoned = True
 
     leave = hurry
@@ -129,29 +138,29 @@ class StdoutSink:
 class QueueSink:
     """A sink that is read in the event loop.
 
-    The reader may take as long as it likes: a few hundred verdicts wait, and no further call is made meanwhile.
+    The reader may take any time: a few hundred verdicts wait for it, and no further calls are made meanwhile.
     """
 
-    most_waiting = 100
+    uncommitted_limit = 100
 
     def __init__(self) -> None:
-        self.channel: ThreadToLoopQueue[bytes] = ThreadToLoopQueue(self.most_waiting)
+        self.channel: ThreadToLoopQueue[bytes] = ThreadToLoopQueue(self.uncommitted_limit)
 
     def check(self) -> None:
-        """Raise ReaderClosed when nobody reads any more."""
+        """Raise ReaderClosed if the iteration has ended."""
         if self.channel.closed:
             raise ReaderClosed("nobody takes rows any more")
 
     def write(self, line: bytes) -> None:
-        """Hand a row over; raises ReaderClosed when nobody reads any more."""
+        """Queue a row for the reader; raises ReaderClosed if the iteration has ended."""
         try:
             self.channel.put(line)
         except ReaderGone as error:
             raise ReaderClosed("nobody takes rows any more") from error
 
     def hurry(self) -> None:
-        """Nothing: a consumer in the same process is waited for."""
+        """Do nothing: a reader in the same process is waited for."""
 
     def leave(self) -> None:
-        """Wait for nobody."""
+        """Stop waiting for the reader."""
         self.channel.close()

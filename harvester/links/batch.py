@@ -1,4 +1,4 @@
-"""links.batch."""
+"""Batches of links: consecutive lines of a list, each sorted into links, invalid lines, blanks and comments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,14 @@ from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
 from harvester.events import InvalidLine
 from harvester.links.lines import GROUP_LINES, LINE_LIMIT
-from harvester.links.tables import TOO_LONG, ColumnBatch, readable
+from harvester.links.tables import KEPT_TEXT, TOO_LONG, ColumnBatch, readable
 
 BATCH_LINES = GROUP_LINES
-"""Links are looked up in the ledger by the batch."""
-_KEPT_TEXT = 2000
+"""The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
 
 
 class Link(NamedTuple):
-    """A bitlink and where it stands."""
+    """A bitlink, and the file and line that name it."""
 
     bitlink: Bitlink
     file: str
@@ -27,9 +26,9 @@ class Link(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Some consecutive lines of a list, taken apart: lines = blank + comments + headers + len(invalid) + len(links).
+    """Consecutive lines of a list: lines = blank + comments + headers + len(invalid) + len(links).
 
-    A record of CSV over several lines counts as one. last: the number of the last line that was read.
+    A CSV record over several lines counts as one. last: the number of the last line read.
     """
 
     last: int = 0
@@ -42,33 +41,35 @@ class Batch:
 
 
 def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
-    """Take links apart that were given one by one, as if each were a line; first: the number of the first."""
+    """Return the batch of links from Python, each treated as a line. name: the file. first: the first link's number."""
     texts = [link if isinstance(link, str) else None for link in links]
     raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
-    batch = _take_apart([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
+    batch = batch_of_lines([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
     for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
         if text is None:
-            batch.blank -= 1
+            batch.blank -= 1  # it was encoded as an empty line
             batch.invalid.append(InvalidLine("", f"a text was expected, not {type(link).__name__}", name, number))
     return batch
 
 
-def _batch_of(cells: ColumnBatch, file: str) -> Batch:
-    lines = cells.headers + cells.blank + len(cells.flaws) + len(cells.found)
-    batch = Batch(last=cells.last, lines=lines, blank=cells.blank, headers=cells.headers)
-    batch.invalid = [InvalidLine(flaw.text, flaw.reason, file, flaw.line) for flaw in cells.flaws]
-    for number, text in cells.found:
+def batch_of_column(records: ColumnBatch, file: str) -> Batch:
+    """Return the batch of some records of a table, with its invalid lines in their order."""
+    lines = records.headers + records.blank + len(records.bad) + len(records.values)
+    batch = Batch(last=records.last, lines=lines, blank=records.blank, headers=records.headers)
+    batch.invalid = [InvalidLine(bad.text, bad.reason, file, bad.line) for bad in records.bad]
+    for number, text in records.values:
         try:
             batch.links.append(Link(parse(text), file, number))
-        except InvalidBitlink as why:
+        except InvalidBitlink as error:
             shown = readable(text)
-            reason = str(why) if shown == text else "not UTF-8"
-            batch.invalid.append(InvalidLine(shown[:_KEPT_TEXT], reason, file, number))
+            reason = str(error) if shown == text else "not UTF-8"
+            batch.invalid.append(InvalidLine(shown[:KEPT_TEXT], reason, file, number))
     batch.invalid.sort(key=lambda each: each.line)
     return batch
 
 
-def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
+def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
+    """Return the batch of some lines; None stands for one that is too long. first: the first line's number."""
     batch = Batch(last=first + len(lines) - 1, lines=len(lines))
     for number, raw in enumerate(lines, first):
         if raw is None:
@@ -80,17 +81,17 @@ def _take_apart(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
         elif text.startswith(b"#"):
             batch.comments += 1
         else:
-            named = text.decode(errors="replace")
+            link = text.decode(errors="replace")
             try:
-                named = _named(text)
-                batch.links.append(Link(parse(named), file, number))
-            except InvalidBitlink as why:
-                batch.invalid.append(InvalidLine(named[:_KEPT_TEXT], str(why), file, number))
+                link = _link_in(text)
+                batch.links.append(Link(parse(link), file, number))
+            except InvalidBitlink as error:
+                batch.invalid.append(InvalidLine(link[:KEPT_TEXT], str(error), file, number))
     return batch
 
 
-def _named(text: bytes) -> str:
-    """Give what a line names: itself, or what an object of `_failures.ndjson` holds, which is itself a list."""
+def _link_in(text: bytes) -> str:
+    """Return the text of a line's link: the line itself, or the link in an object of `_failures.ndjson`."""
     try:
         if not text.startswith(b"{"):
             return text.decode()
@@ -99,7 +100,7 @@ def _named(text: bytes) -> str:
         raise InvalidBitlink("not UTF-8") from error
     except orjson.JSONDecodeError as error:
         raise InvalidBitlink("begins like a JSON object, and is none") from error
-    named = record.get("bitlink") or record.get("text")
-    if not isinstance(named, str):
+    link = record.get("bitlink") or record.get("text")
+    if not isinstance(link, str):
         raise InvalidBitlink("a JSON object without a bitlink")
-    return named
+    return link

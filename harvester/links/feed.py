@@ -1,4 +1,8 @@
-"""A list as a harvest takes it up: batches of what has come, from files or from links that are given one by one."""
+"""The feeds of a harvest: `next` returns the next batch of links, from files or from an iterable in Python.
+
+A feed blocks neither the event loop nor the end of a run. What may block for ever, such as a read from a silent pipe or
+an iterable's `__next__`, happens in a daemon thread, because the interpreter does not join those at its exit.
+"""
 
 import asyncio
 import inspect
@@ -18,32 +22,32 @@ from harvester.threads import ReaderGone, ThreadToLoopQueue, in_daemon
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 GIVEN = "<links>"
-_ROOM = 100
-"""Links that are read before anybody asks for them; what has come does not wait for what has not."""
-_LEAVE_SECONDS = 1.0
+_READ_AHEAD = 100
+"""The largest number of links read from an iterable before `next` asks for them."""
+_CLOSE_SECONDS = 1.0
 _END: Any = object()
 
 
 class FileFeed:
-    """Files and standard input. `next` raises InputBroken where one cannot be read further."""
+    """The batches of files and of standard input. `next` raises InputBroken if one cannot be read to its end."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self._batches = read(sources)
 
     async def next(self) -> Batch | None:
-        """Give the next lines, None behind the last; a pipe may be silent, and nobody waits for it at the end."""
+        """Return the next batch, or None at the end. A read that blocks does not delay the end of the run."""
         return await in_daemon(lambda: next(self._batches, None))
 
 
 class IterableFeed:
-    """Links given one by one, by an iterable or an asynchronous one. Made and used in one event loop.
+    """The batches of an iterable or asynchronous iterable of links. Made and used in one event loop.
 
     An iterable is read in a thread of its own, because it may block; an asynchronous one in a task of its own. Either
-    is read once, a little ahead of what is needed, and closed at the end if it is a generator. error: what it has
-    raised, for which `next` and `all` raise InputBroken.
+    is read once, at most _READ_AHEAD links ahead, and closed at the end if it is a generator. error: the exception that
+    the iterable raised, for which `next` and `all` raise InputBroken.
 
     Raises:
-        UsageError: links is no iterable.
+        UsageError: links is not iterable.
     """
 
     def __init__(self, links: Iterable[object] | AsyncIterable[object]) -> None:
@@ -56,92 +60,92 @@ class IterableFeed:
                 ) from error
         self.error: BaseException | None = None
         self._links = links
-        self._reader: _Threaded | _Awaited | None = None
+        self._reader: _ThreadReader | _TaskReader | None = None
         self._ready: deque[Batch] = deque()
         self._read = 0
 
     async def next(self) -> Batch | None:
-        """Give the links that have come since, at least one; None behind the last."""
+        """Return the links read since, at least one; None at the end."""
         return self._ready.popleft() if self._ready else await self._next()
 
     async def all(self) -> list[Batch]:
-        """Read to the end at once, and keep what is there to be given then."""
+        """Read to the end now and return all batches; `next` returns them again, one by one."""
         while batch := await self._next():
             self._ready.append(batch)
         return list(self._ready)
 
     async def close(self) -> None:
-        """Read no further; one that blocks is left to itself after a second, and ends with its next link."""
+        """Stop reading. An iterable that blocks is left behind after a second; its thread ends with its next link."""
         if self._reader is not None:
             await self._reader.close()
 
     async def _next(self) -> Batch | None:
         if self._reader is None:
             links = self._links
-            self._reader = _Awaited(links) if isinstance(links, AsyncIterable) else _Threaded(links)
-        things = await self._reader.take()
-        if things:
-            batch = batch_of_links(things, GIVEN, self._read + 1)
-            self._read += len(things)
+            self._reader = _TaskReader(links) if isinstance(links, AsyncIterable) else _ThreadReader(links)
+        received = await self._reader.take()
+        if received:
+            batch = batch_of_links(received, GIVEN, self._read + 1)
+            self._read += len(received)
             return batch
         self.error = self._reader.error
         if self.error is not None:
-            why = f"{GIVEN}: cannot be read past number {self._read}: {type(self.error).__name__}: {self.error}"
-            raise InputBroken(why) from self.error
+            message = f"{GIVEN}: cannot be read past number {self._read}: {type(self.error).__name__}: {self.error}"
+            raise InputBroken(message) from self.error
         return None
 
 
-class _Threaded:
-    """Reads an iterable in one thread."""
+class _ThreadReader:
+    """Reads an iterable in one thread, which hands its links over through a bounded queue."""
 
     def __init__(self, links: Iterable[object]) -> None:
         self.error: BaseException | None = None
-        self._channel: ThreadToLoopQueue[object] = ThreadToLoopQueue(_ROOM)
+        self._queue: ThreadToLoopQueue[object] = ThreadToLoopQueue(_READ_AHEAD)
         threading.Thread(target=self._pump, args=(links,), name="harvester-links", daemon=True).start()
 
     async def take(self) -> list[object]:
-        return await self._channel.take(_ROOM)
+        return await self._queue.take(_READ_AHEAD)
 
     async def close(self) -> None:
-        self._channel.close()
+        self._queue.close()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
-                await self._channel.over()
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._queue.ended()
 
     def _pump(self, links: Iterable[object]) -> None:
         try:
             for link in links:
-                self._channel.put(link)
+                self._queue.put(link)
         except ReaderGone:
             pass
-        except BaseException as error:  # the caller's own, such as sys.exit: it is raised to the caller
+        except BaseException as error:  # also sys.exit: what the caller's iterable raises is raised to the caller
             self.error = error
         finally:
-            if inspect.isgenerator(links):  # another iterator, such as a file, is its owner's to close
+            if inspect.isgenerator(links):  # another iterator, such as a file, is closed by its owner
                 with suppress(Exception):
                     links.close()
-            self._channel.end()
+            self._queue.end()
 
 
-class _Awaited:
-    """Reads an asynchronous iterable in one task: what it holds open may belong to its task."""
+class _TaskReader:
+    """Reads an asynchronous iterable in one task, because a context that it holds open belongs to its task."""
 
     def __init__(self, links: AsyncIterable[object]) -> None:
         self.error: BaseException | None = None
-        self._queue: asyncio.Queue[object] = asyncio.Queue(_ROOM)
+        self._queue: asyncio.Queue[object] = asyncio.Queue(_READ_AHEAD)
         self._over = False
         self._closing = False
         self._task = asyncio.create_task(self._pump(links))
 
     async def take(self) -> list[object]:
-        taken: list[object] = []
-        while not self._over and (not taken or not self._queue.empty()):
-            thing = await self._queue.get()
-            if thing is _END:
+        links: list[object] = []
+        while not self._over and (not links or not self._queue.empty()):
+            link = await self._queue.get()
+            if link is _END:
                 self._over = True
             else:
-                taken.append(thing)
-        return taken
+                links.append(link)
+        return links
 
     async def close(self) -> None:
         self._closing = True
@@ -155,7 +159,10 @@ class _Awaited:
                     stack.push_async_callback(links.aclose)
                 async for link in links:
                     await self._queue.put(link)
-        except (Exception, asyncio.CancelledError) as error:  # the caller's own: it is raised to the caller
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # the iterable's own: it is raised to the caller
             self.error = error
         if not self._closing:
             await self._queue.put(_END)
@@ -165,11 +172,12 @@ Links: TypeAlias = AnyPath | Iterable[str] | Iterable[os.PathLike[str]] | AsyncI
 
 
 def lists_of(links: Links) -> list[str] | IterableFeed:
-    """Tell what is meant: a path is the path of a list, a list or tuple of path objects several; anything else that can
-    be iterated over gives links.
+    """Return the paths of lists, or the feed of an iterable.
+
+    A path names one list, a list or tuple of path objects several. Any other iterable yields links.
 
     Raises:
-        UsageError: it is nothing of these.
+        UsageError: links is neither, or a string that is a bitlink where a path was expected.
     """
     if isinstance(links, str | os.PathLike):
         path = os.fsdecode(links)

@@ -1,6 +1,6 @@
-"""Lists of bitlinks in all their forms: files and standard input, streamed as batches with file and line.
+"""Lists in files and on standard input: which ones the arguments name, and their content as a stream of batches.
 
-Memory is bounded, however long the list or one of its lines is; of Parquet, by its pages.
+Memory is bounded, however long a list or a line is; for Parquet, by the size of its pages.
 """
 
 import glob
@@ -13,16 +13,17 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from harvester.errors import InputBroken, UsageError
-from harvester.links.batch import Batch, _batch_of, _take_apart
+from harvester.links.batch import Batch, batch_of_column, batch_of_lines
 from harvester.links.lines import CHUNK, line_groups
-from harvester.links.tables import ColumnBatch, csv_cells, ndjson_cells, parquet_cells, tsv_cells
+from harvester.links.parquet import read_parquet
+from harvester.links.tables import ColumnBatch, read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst")
 
 
 class ListFormat(StrEnum):
-    """What a list is; a compressed one is recognised as such whatever it is called."""
+    """The format of a list. Compression is not part of it: that is recognised by the first bytes."""
 
     LINES = "lines"
     CSV = "csv"
@@ -41,71 +42,75 @@ _BY_ENDING = {
 
 
 class Source(NamedTuple):
-    """A list to read. name: what messages and failures call it. path: None for standard input. column: where its links
-    stand, by name or number; None for where they mostly do.
+    """A list to read.
+
+    name: its name in messages and failures. path: None for standard input. column: the column of its links, by name or
+    number; None for the usual names.
     """
 
     name: str
     path: str | None
-    form: ListFormat = ListFormat.LINES
+    format: ListFormat = ListFormat.LINES
     column: str | None = None
 
     @property
     def rereadable(self) -> bool:
-        """True for a regular file, which can be read once for counting and once more for harvesting."""
+        """True for a regular file, which can be read twice: to count its links and to harvest them."""
         return self.path is not None and stat.S_ISREG(os.stat(self.path).st_mode)
 
 
 def resolve_lists(paths: Sequence[str], column: str | None = None, list_format: str | None = None) -> list[Source]:
-    """Give the sources that paths and glob patterns name, each checked to be there and readable.
+    """Return the lists that paths and glob patterns name, each checked to exist and to be readable.
 
-    column: where links stand in lists that have columns. list_format: what the lists are; by default what their names
-    say.
+    column: the column of links in lists that have columns. list_format: the format of all lists; by default the one of
+    each file's ending.
 
     Raises:
-        UsageError: none named, one that is missing, unreadable, a folder or without that column, a pattern that
-        matches nothing, standard input named twice, no such format, or a column where no list has one.
+        UsageError: no list, a list that is missing, unreadable, a folder or without that column, a pattern without a
+        match, standard input named twice, an unknown format, or a column although no list has columns.
     """
     if not paths:
         raise UsageError("no list of links was named: give a file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once")
     if list_format is not None and list_format not in list(ListFormat):
-        raise UsageError(f"--list-format {list_format}: one of {', '.join(ListFormat)} was expected")
-    sources = [_source(path, column, list_format) for word in paths for path in _matching(word)]
-    if column is not None and all(source.form is ListFormat.LINES for source in sources):
-        raise UsageError(f"--column {column}: a list of lines has no columns; say what it is with --list-format")
+        raise UsageError(f"{list_format}: one of {', '.join(ListFormat)} was expected", option="--list-format")
+    sources = [_source(path, column, list_format) for argument in paths for path in _matches(argument)]
+    if column is not None and all(source.format is ListFormat.LINES for source in sources):
+        raise UsageError(
+            f"{column}: a list of lines has no columns; say what it is with --list-format", option="--column"
+        )
     for source in sources:
-        _check_begins(source)
+        _check_beginning(source)
     return sources
 
 
 def read(sources: Iterable[Source]) -> Iterator[Batch]:
     """Yield every line of the sources in batches of at most BATCH_LINES; blocks while a pipe is silent.
 
-    What a pipe has brought is yielded at once, not held until a batch is full.
+    The lines that a pipe has brought are yielded at once, not held until a batch is full.
 
     Raises:
-        InputBroken: a source could not be read to its end; all lines before were yielded.
+        InputBroken: a source could not be read to its end; the lines before have been yielded.
     """
     for source in sources:
-        done = 0
+        last = 0
         try:
             for batch in _batches(source):
                 yield batch
-                done = batch.last
+                last = batch.last
         except (OSError, EOFError, zlib.error) as error:
             raise InputBroken(
-                f"{source.name}: cannot be read past line {done}: {error}. "
+                f"{source.name}: cannot be read past line {last}: {error}. "
                 "What was harvested stays; mend the list and run the same command again"
             ) from error
 
 
 def spool(source: Source, path: str) -> Source:
-    """Copy a source that can be read only once to a file, so that it can be read twice.
+    """Copy a source to a file and return that one as a source, so that a pipe can be read twice.
 
     Raises:
-        OSError: the copy could not be written.
+        OSError: the source cannot be read, or the copy not written.
     """
     with open(path, "wb") as target, _open_raw(source) as stream:
         while chunk := stream.read1(CHUNK):
@@ -113,31 +118,34 @@ def spool(source: Source, path: str) -> Source:
     return source._replace(path=path)
 
 
-def _matching(word: str) -> list[str]:
-    """Give the paths that a word of the command means: itself if it is there, or what matches it as a pattern."""
-    if word == STDIN or os.path.lexists(word) or not glob.has_magic(word):
-        return [word]
-    found = sorted({path for path in glob.glob(word, recursive=True) if not os.path.isdir(path)})
-    if not found:
-        raise UsageError(f"{word}: no file matches")
-    return found
+def _matches(argument: str) -> list[str]:
+    """Return an argument itself if a file of that name exists, else the files that match it as a glob pattern."""
+    if argument == STDIN or os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]
+    paths = sorted({path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path)})
+    if not paths:
+        raise UsageError(f"{argument}: no file matches")
+    return paths
 
 
 def _source(path: str, column: str | None, list_format: str | None) -> Source:
     if path == STDIN:
         return Source(path, None, ListFormat(list_format or ListFormat.LINES), column)
     _check_readable(path)
-    bare, ending = os.path.splitext(path.lower())
+    stem, ending = os.path.splitext(path.lower())
     if ending in _COMPRESSED:
-        bare, ending = os.path.splitext(bare)
-    form = ListFormat(list_format) if list_format is not None else _BY_ENDING.get(ending, ListFormat.LINES)
-    # A name that is no UTF-8 must still fit into JSON.
-    return Source(os.fsencode(path).decode(errors="replace"), path, form, column)
+        _, ending = os.path.splitext(stem)
+    format_ = ListFormat(list_format) if list_format is not None else _BY_ENDING.get(ending, ListFormat.LINES)
+    # A name that is not UTF-8 must still fit into JSON.
+    return Source(os.fsencode(path).decode(errors="replace"), path, format_, column)
 
 
-def _check_begins(source: Source) -> None:
-    """See that a list has its column and its library, so that the last of many lists is known to before a call."""
-    if (source.form is not ListFormat.LINES or source.name.endswith(".zst")) and source.rereadable:
+def _check_beginning(source: Source) -> None:
+    """Read the first batch of a list that needs a column or a library.
+
+    Otherwise the last of many lists could turn out to be unreadable after weeks of calls.
+    """
+    if (source.format is not ListFormat.LINES or source.name.endswith(".zst")) and source.rereadable:
         next(read([source]), None)
 
 
@@ -148,7 +156,7 @@ def _check_readable(path: str) -> None:
         raise UsageError(f"{path}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
         raise UsageError(f"{path}: a folder; name the lists in it")
-    # Not by opening it: whoever writes into a named pipe would take that for its reader, and its end for the end.
+    # Not checked by opening it: the writer of a named pipe would take that for its reader, and the close for its end.
     if not os.access(path, os.R_OK):
         raise UsageError(f"{path}: Permission denied")
 
@@ -161,19 +169,19 @@ def _open_raw(source: Source) -> io.BufferedReader:
 
 def _batches(source: Source) -> Iterator[Batch]:
     with _open_raw(source) as raw:
-        if source.form is not ListFormat.LINES:
-            batches = (_batch_of(cells, source.name) for cells in _cells(source, raw))
+        if source.format is not ListFormat.LINES:
+            batches = (batch_of_column(records, source.name) for records in _records(source, raw))
             yield from (batch for batch in batches if batch.lines)
             return
         last = 0
         for lines in line_groups(raw, source.name):
-            batch = _take_apart(lines, source.name, last + 1)
+            batch = batch_of_lines(lines, source.name, last + 1)
             last = batch.last
             yield batch
 
 
-def _cells(source: Source, raw: io.BufferedReader) -> Iterator[ColumnBatch]:
-    if source.form is ListFormat.PARQUET:
-        return parquet_cells(raw, source.column, source.name)
-    read_cells = {ListFormat.CSV: csv_cells, ListFormat.TSV: tsv_cells, ListFormat.NDJSON: ndjson_cells}[source.form]
-    return read_cells(line_groups(raw, source.name), source.column, source.name)
+def _records(source: Source, raw: io.BufferedReader) -> Iterator[ColumnBatch]:
+    if source.format is ListFormat.PARQUET:
+        return read_parquet(raw, source.column, source.name)
+    read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]
+    return read_table(line_groups(raw, source.name), source.column, source.name)

@@ -1,99 +1,107 @@
-"""A list's bytes to lines: decompressed as their first bytes say, cut at line feeds, in bounded memory."""
+"""The lines of a list: a byte stream, decompressed if need be and split at line feeds, in bounded memory.
+
+A list may be a pipe that stays silent for hours between two lines, a file of 100 GB, one line without an end, or a few
+KiB that decompress to terabytes. Three rules keep all of these harmless:
+
+- Nothing waits for more than it needs. `read1` returns what one system call brings, so a line is yielded as soon as its
+  line feed arrives; only the two to four bytes that identify a compression are waited for.
+- Nothing is kept beyond a chunk and an incomplete line. A line over LINE_LIMIT is dropped as it arrives and yielded as
+  None, so that line numbers stay right.
+- A decompressor returns at most as many bytes as are asked for, whatever a frame claims to hold.
+"""
 
 import gzip
 import io
-import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from harvester.errors import InputBroken
+from harvester.extras import import_zstd
 
 CHUNK = 64 * 1024
+"""Bytes read at a time."""
 LINE_LIMIT = 64 * 1024
+"""Bytes of the longest valid line."""
 GROUP_LINES = 1000
-"""Lines come in groups of at most so many."""
+"""The largest number of lines in a group."""
 _WINDOW_LOG = 27
 """The largest window of a zstd frame, 128 MiB: what `zstd --ultra -22` makes, and `zstd -d` reads without a flag."""
 _SHORT_READ = 1024
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # behind a byte from 0x50 to 0x5f: a frame that holds no data
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 0x50 to 0x5f: a frame that holds no data
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def line_groups(raw: io.BufferedReader, name: str) -> Iterator[list[bytes | None]]:
-    """Yield a stream's lines in groups, without their line feeds; None stands for a line longer than LINE_LIMIT.
+    """Yield a stream's lines in groups, without line feeds; None stands for a line over LINE_LIMIT.
 
-    What a pipe has brought is yielded at once, not held until a group is full.
+    The lines that a pipe has brought are yielded at once, not held until a group is full. name: the list's, for errors.
 
     Raises:
-        InputBroken: UTF-16, or zstd without its library. OSError, EOFError, zlib.error: it cannot be read further.
+        InputBroken: the list is UTF-16, or zstd without the library for it.
+        OSError, EOFError, zlib.error: the rest cannot be read or decompressed.
     """
-    begun = False
+    first = True
     for lines in _split(_decompressed(raw, name)):
-        if not begun and lines[0] is not None:
+        if first and lines[0] is not None:
             lines[0] = lines[0].removeprefix(_UTF8_BOM)
-        begun = True
+        first = False
         for start in range(0, len(lines), GROUP_LINES):
             yield lines[start : start + GROUP_LINES]
 
 
 def _decompressed(raw: io.BufferedReader, name: str) -> io.BufferedIOBase:
-    stream = _Begun(raw)
-    if stream.begin.startswith(_GZIP_MAGIC):
-        stream = _Begun(gzip.GzipFile(fileobj=cast("BinaryIO", stream)))
-    elif stream.begin == _ZSTD_MAGIC or (stream.begin[1:] == _ZSTD_SKIPPABLE and stream.begin[0] >> 4 == 5):
-        stream = _Begun(_Zstd(stream, _zstd(name)))
-    if stream.begin[:2] in _UTF16_BOMS:
+    """Return a stream of the list's text. Its first bytes decide, because a name may say anything."""
+    stream = _PeekedStream(raw)
+    if stream.head.startswith(_GZIP_MAGIC):
+        stream = _PeekedStream(gzip.GzipFile(fileobj=cast("BinaryIO", stream)))
+    elif stream.head == _ZSTD_MAGIC or (stream.head[1:] == _ZSTD_SKIPPABLE and stream.head[0] >> 4 == 5):
+        zstd = import_zstd(f"{name}: a zstd list needs a library", InputBroken)
+        stream = _PeekedStream(_ZstdStream(stream, zstd))
+    if stream.head[:2] in _UTF16_BOMS:
         raise InputBroken(f"{name}: UTF-16; write it as UTF-8 first: iconv -f UTF-16 -t UTF-8 {name}")
     return stream
 
 
-class _Begun(io.BufferedIOBase):
-    """A stream whose first bytes were looked at; a pipe may bring them one by one."""
+class _PeekedStream(io.BufferedIOBase):
+    """A stream that returns its bytes from the first one on, although `head` has been read from it."""
 
     def __init__(self, raw: io.BufferedIOBase) -> None:
-        self.begin = raw.read(2)
-        # No further than that where it is text: a pipe may bring a line feed, and then nothing for hours.
-        if self.begin == _ZSTD_MAGIC[:2] or self.begin[1:] == _ZSTD_SKIPPABLE[:1]:
-            self.begin += raw.read(2)
+        self.head = raw.read(2)
+        # Two more only where they can matter: a pipe may bring a line feed now, and the next byte in an hour.
+        if self.head == _ZSTD_MAGIC[:2] or self.head[1:] == _ZSTD_SKIPPABLE[:1]:
+            self.head += raw.read(2)
         self._raw = raw
-        self._rest = self.begin
+        self._unread = self.head
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def read1(self, size: int = -1) -> bytes:
-        """Give what there is, first of all the first bytes."""
-        rest, self._rest = self._rest, b""
-        return rest or self._raw.read1(size)
+        """Return the bytes that one read brings, the head first; b"" at the end."""
+        head, self._unread = self._unread, b""
+        return head or self._raw.read1(size)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Give size bytes, or fewer at the end; of many bytes, which a decompressor asks for, those that are there."""
+        """Return size bytes, or fewer at the end.
+
+        A decompressor asks for many bytes at once. It gets those that are available, or it would hold a pipe's lines
+        back; only short reads, of headers, are completed.
+        """
         if size is None or size < 0 or size > _SHORT_READ:
             return self.read1(CHUNK if size is None or size < 0 else size)
-        rest, self._rest = self._rest[:size], self._rest[size:]
-        return rest + self._raw.read(size - len(rest))
+        head, self._unread = self._unread[:size], self._unread[size:]
+        return head + self._raw.read(size - len(head))
 
 
-def _zstd(name: str) -> Any:
-    """Give the module that reads zstd: Python's own from 3.14 on, and before that its twin from PyPI."""
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only zstd lists need it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise InputBroken(f"{name}: a zstd list needs a library: pip install 'harvester[zstd]'") from error
-    return zstd
+class _ZstdStream(io.BufferedIOBase):
+    """The content of consecutive zstd frames.
 
-
-class _Zstd(io.BufferedIOBase):
-    """What one zstd frame after the other holds.
-
-    Not the library's own file object: that takes what it cannot read behind a frame for the end.
+    The library's own ZstdFile is not used, because it takes unreadable bytes after a frame for the end of the file, and
+    half a list would pass for a whole one.
     """
 
     def __init__(self, raw: io.BufferedIOBase, zstd: Any) -> None:
@@ -106,46 +114,54 @@ class _Zstd(io.BufferedIOBase):
         return self._zstd.ZstdDecompressor(options=options)
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Give size bytes, or fewer at the end."""
-        assert size is not None
-        assert size > 0
-        found = b""
-        while len(found) < size and (more := self.read1(size - len(found))):
-            found += more
-        return found
-
-    def read1(self, size: int = -1) -> bytes:
-        """Give what there is, at most size bytes; nothing at the end.
+        """Return size bytes, or fewer at the end.
 
         Raises:
-            EOFError: the last frame is torn. OSError: no zstd, damaged, or a frame whose window is too large.
+            io.UnsupportedOperation: no size, which would mean the whole list in memory.
+        """
+        if size is None or size < 0:
+            raise io.UnsupportedOperation("a list is read in bounded pieces only")
+        content = b""
+        while len(content) < size and (piece := self.read1(size - len(content))):
+            content += piece
+        return content
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return the available bytes, at most size; b"" at the end.
+
+        Raises:
+            EOFError: the last frame is incomplete. OSError: not zstd, damaged, or a frame with too large a window.
         """
         while True:
-            packed = b""
+            compressed = b""
             if self._frame.eof:
-                packed = self._frame.unused_data or self._raw.read1(CHUNK)
-                if not packed:
+                compressed = self._frame.unused_data or self._raw.read1(CHUNK)
+                if not compressed:
                     return b""
                 self._frame = self._new_frame()
             elif self._frame.needs_input:
-                packed = self._raw.read1(CHUNK)
-                if not packed:
+                compressed = self._raw.read1(CHUNK)
+                if not compressed:
                     raise EOFError("the zstd stream ends in the middle of a frame")
             try:
-                found: bytes = self._frame.decompress(packed, max_length=size)
+                content: bytes = self._frame.decompress(compressed, max_length=size)
             except self._zstd.ZstdError as error:
                 hint = "; pack it again without --long" if "memory" in str(error) else ""
                 raise OSError(f"{error}{hint}") from error
-            if found:
-                return found
+            if content:
+                return content
 
 
 def _split(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
-    """Yield the lines that each chunk completes, without their line feeds."""
+    """Yield the lines that each chunk completes, without line feeds; None for one over LINE_LIMIT.
+
+    rest: the beginning of a line whose end has not come. overlong: that line is over the limit already, so its bytes
+    are dropped until its line feed comes.
+    """
     rest = b""
     overlong = False
     while chunk := stream.read1(CHUNK):

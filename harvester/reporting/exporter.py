@@ -1,15 +1,14 @@
-"""The exporter that `--metrics-file` asks for; its library is an extra that most runs do without."""
+"""The exporter for `--metrics-file`. Its library is an extra, and is imported only for runs with this option."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from harvester.config.options import OutputOptions
+from harvester.dataset.manifest import Manifest
 from harvester.errors import UsageError
+from harvester.extras import install_line
 
 
-def exporter_for(
-    options: OutputOptions, warn: Callable[[str], None]
-) -> Callable[[Mapping[str, Any]], Awaitable[None]] | None:
+def exporter_for(options: OutputOptions, warn: Callable[[str], None]) -> Callable[[Manifest], Awaitable[None]] | None:
     """Return the coroutine function that exports a manifest's numbers, or None without `--metrics-file`.
 
     Raises:
@@ -20,5 +19,5 @@ def exporter_for(
     try:
         from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UsageError("--metrics-file needs a library more: pip install 'harvester[metrics]'") from error
+        raise UsageError(f"needs a library more: {install_line('metrics')}", option="--metrics-file") from error
     return TextfileExporter(options.metrics_file, options.out, warn).show

@@ -1,4 +1,4 @@
-"""A run on a terminal: some lines at its bottom that are drawn again each second, below all that is told.
+"""The live display: lines at the bottom of the terminal, redrawn every second below the lines of events.
 
 rich makes the lines, but not the live region: its own hides the cursor, which a kill leaves hidden, and does not know
 of a terminal that was resized, of Ctrl-Z, or of one that takes nothing (Ctrl-S), where a write would hold up the calls.
@@ -12,21 +12,20 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from harvester.events import Event, Field
-from harvester.progress import RunProgress
+from harvester.progress import RunProgress, duration
 from harvester.reporting.reporter import clock, explained, moves, trouble_of
-from harvester.reporting.summary import duration
 from harvester.reporting.terminal import escaped, put
 
 SHORTEST_SECONDS = 0.25
-"""It is drawn at most so often."""
+"""The shortest time between two frames."""
 _STDERR = 2
 _WIDEST = 100
 _CHART = 30
@@ -36,7 +35,7 @@ _SMALL = (80, 24)
 
 
 class Display:
-    """A voice that says events as lines, and shows how far a run is below them; threads may share it."""
+    """An EventSink that writes events as lines and draws the progress below them; threads may share it."""
 
     def __init__(self) -> None:
         # It only makes text of lines: what it wrote itself would fail with the terminal.
@@ -44,29 +43,28 @@ class Display:
         self._lock = threading.RLock()
         self._drawn: list[int] = []
         self._frame: list[Text] = []
-        self._told: list[str] = []
+        self._pending: list[str] = []
         self._due = 0.0
         self._closed = False
-        self._before = _on_continue(lambda *_: self._forget())
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
-        """Say a text, escaped, above what is shown."""
+        """Write a text, escaped, above the frame."""
         with self._lock:
             if text:
-                self._told += [escaped(line) + "\n" for line in text.split("\n")]
+                self._pending += [escaped(line) + "\n" for line in text.split("\n")]
             if self._closed:
                 self._write()
             elif _takes_more():
                 self._draw(self._frame if self._drawn and _in_foreground() else [])
 
     def show(self, status: RunProgress) -> bool:
-        """Draw how far a run is, unless that was done just now, or the terminal is not ours at the moment."""
+        """Draw the progress, unless a frame is recent or another job has the terminal. Return True: no lines needed."""
         with self._lock:
             now = time.monotonic()
             if now < self._due or self._closed or not _takes_more():
                 return True
             if not _in_foreground():
-                self._forget()
+                self.forget()
                 return True
             self._due = now + SHORTEST_SECONDS
             columns, rows = _size()
@@ -75,14 +73,12 @@ class Display:
         return True
 
     def close(self) -> None:
-        """Take away what is shown; what is told after that stays where it stands."""
+        """Erase the frame; later events are written as plain lines."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 if _takes_more():
                     self._draw([])
-                if self._before is not None:
-                    signal.signal(signal.SIGCONT, self._before)
 
     def _draw(self, lines: list[Text]) -> None:
         before, after = self._erasure(), "\n".join(map(self._styled, lines))
@@ -90,14 +86,14 @@ class Display:
         self._write(before, after)
 
     def _write(self, before: str = "", after: str = "") -> None:
-        """Write at once, so that nothing is seen half-drawn: control, what was told, the new lines."""
-        text = before + "".join(self._told) + after
-        self._told.clear()
+        """Write erasure, events and the new frame in one call, so that no half-drawn frame is visible."""
+        text = before + "".join(self._pending) + after
+        self._pending.clear()
         if text:
             put(text)
 
     def _erasure(self) -> str:
-        """Give what erases the lines drawn last; a narrower terminal has broken them into more."""
+        """Return the control sequence that erases the last frame; a narrower terminal has wrapped its lines."""
         if not _in_foreground():
             self._drawn = []
         columns = max(_size()[0], 1)
@@ -110,20 +106,26 @@ class Display:
             self._console.print(line, end="", no_wrap=True, overflow="ignore", crop=False)
         return captured.get()
 
-    def _forget(self) -> None:
-        """Draw below what the shell has written while the run was stopped, or in the background."""
+    def forget(self) -> None:
+        """Draw the next frame below the cursor: the shell has written over the last one."""
         self._drawn = [0]
 
 
-def _on_continue(forget: Any) -> Any:
-    """Have a function called when a stopped process goes on; gives what was to be done before."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGCONT, forget)
+@contextmanager
+def redrawn_after_stop(display: Display) -> Iterator[None]:
+    """Handle SIGCONT while inside: after Ctrl-Z and `fg` the display goes on below what the shell has written.
+
+    For the command alone, and in the main thread: a signal handler belongs to the whole process.
+    """
+    before = signal.signal(signal.SIGCONT, lambda *_: display.forget())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before or signal.SIG_DFL)
 
 
 def _takes_more() -> bool:
-    """Say whether the terminal takes a write now: not after Ctrl-S, nor when nobody reads its other end."""
+    """Return True if the terminal accepts a write now; it does not after Ctrl-S, or when its other end is not read."""
     ready = select.poll()
     ready.register(_STDERR, select.POLLOUT)
     return bool(ready.poll(0))
@@ -137,7 +139,7 @@ def _in_foreground() -> bool:
 
 
 def _size() -> tuple[int, int]:
-    """Give columns and rows, as they are now."""
+    """Return the terminal's present columns and rows."""
     try:
         columns, rows = os.get_terminal_size(_STDERR)
     except OSError:
@@ -149,7 +151,7 @@ def _size() -> tuple[int, int]:
 
 
 def frame(status: RunProgress, width: int) -> Iterator[Text]:
-    """Give the lines that show a status, the most important first, none wider than width."""
+    """Return the lines of a frame, the most important first, none wider than width."""
     for line in _lines(status, width):
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
@@ -197,7 +199,7 @@ def _results(status: RunProgress) -> Iterator[Text]:
 
 
 def _standstill(status: RunProgress) -> list[Text]:
-    """Say why nothing moves, and until when."""
+    """Return lines that say why no call is settled, and until when."""
     if trouble := trouble_of(status):
         return [Text(escaped(trouble), "bold yellow")]
     if status.waiting is None or status.waiting.window == "pace":
@@ -224,12 +226,12 @@ def _ahead(status: RunProgress) -> Iterator[Text]:
 
 
 def _about(moment: datetime) -> str:
-    """Give a moment in local time without its seconds."""
+    """Return a moment in local time without its seconds."""
     return clock(moment).rpartition(":")[0]
 
 
 def _chart(status: RunProgress, width: int) -> Text:
-    """Draw the calls of the last minute, and say their speed."""
+    """Return the speed and a bar chart of the calls of the last minute."""
     counts = list(status.per_second)
     speed = sum(counts) / len(counts) if counts else 0.0
     text = Text.assemble((f"{speed:,.1f} calls/s", "bold"))
@@ -247,7 +249,7 @@ def _chart(status: RunProgress, width: int) -> Text:
 
 
 def _windows(status: RunProgress) -> Iterator[Text]:
-    """Say what each window holds; the one that binds stands out."""
+    """Yield the use of each window; the one that blocks sending is highlighted."""
     binds = status.waiting.window if status.waiting else None
     for state in status.windows:
         if state.limit:
@@ -256,7 +258,7 @@ def _windows(status: RunProgress) -> Iterator[Text]:
 
 
 def _packed(pieces: Iterable[Text], width: int) -> Iterator[Text]:
-    """Give pieces side by side, on as many lines as they need; one that is too wide is broken between words."""
+    """Yield lines of pieces side by side; a piece that is too wide is wrapped between words."""
     line: Text | None = None
     for piece in (part for whole in pieces for part in _broken(whole, width)):
         if line is None:

@@ -1,4 +1,8 @@
-"""Events as lines of JSON on standard error, for machines that collect logs; docs/logging.md names them all."""
+"""A run's events for programs: JSON lines on standard error for the command, `logging` for callers from Python.
+
+`JsonLog` writes what --log-format json promises; docs/logging.md names its events. `LoggingObserver` is the observer of
+`harvester.harvest` and its like: it writes to the logger `harvester`, and hands failures to the caller's function.
+"""
 
 import asyncio
 import inspect
@@ -16,6 +20,7 @@ import structlog
 from harvester.bitly.query import Query
 from harvester.errors import UsageError
 from harvester.events import Event, Field, InvalidLine, level
+from harvester.jsonlines import as_json
 from harvester.progress import RunProgress
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped
@@ -23,51 +28,54 @@ from harvester.rows.row import RowBuilder
 
 
 class JsonLog:
-    """Says events as one JSON object a line."""
+    """An EventSink that writes each event as one JSON object a line, to standard error."""
 
     def __init__(self) -> None:
         self._log = _logger()
-        self._take_over()
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
-        """Write an event; its message is the text's first line. If nobody takes it, nothing more is written."""
-        say = getattr(self._log, level(event))
+        """Write an event; its message is the text's first line. Nothing is written once stderr is closed."""
+        write = getattr(self._log, level(event))
         try:
-            say(event.value, message=text.partition("\n")[0], **fields)
+            write(event.value, message=text.partition("\n")[0], **fields)
         except (OSError, ValueError):
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
             self._log = _logger()
 
-    def _take_over(self) -> None:
-        """Have the interpreter and its libraries speak JSON too, whatever they have to say."""
-        handler = _Handler(self)
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        logging.captureWarnings(capture=True)
-        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-        threading.excepthook = lambda args: self.warn(f"a thread has died: {args.exc_value!r}")
-        sys.unraisablehook = lambda args: self.warn(f"{args.err_msg or 'ignored'}: {args.exc_value!r}")
-
     def warn(self, text: str) -> None:
-        """Say what something else than harvester has to say, in one line."""
+        """Write a warning that did not come from harvester itself, in one line."""
         self.tell(Event.WARNING, text.replace("\n", " "), {})
 
     def show(self, status: RunProgress) -> bool:  # noqa: ARG002
-        """Show nothing all the time."""
+        """Return False: a log has no live display."""
         return False
 
     def close(self) -> None:
-        """Leave the lines where they are."""
+        """Do nothing: lines are written at once."""
+
+
+def route_warnings_to(log: JsonLog) -> None:
+    """Write the whole process' warnings as JSON too: those of Python, of libraries' loggers and of threads that died.
+
+    For the command alone. It replaces the root logger's handlers, `threading.excepthook` and `sys.unraisablehook`.
+    """
+    handler = _Handler(log)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logging.captureWarnings(capture=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    threading.excepthook = lambda args: log.warn(f"a thread has died: {args.exc_value!r}")
+    sys.unraisablehook = lambda args: log.warn(f"{args.err_msg or 'ignored'}: {args.exc_value!r}")
 
 
 class _Handler(logging.Handler):
-    """Takes what libraries log."""
+    """Passes records of libraries' loggers to the JSON log."""
 
     def __init__(self, log: JsonLog) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it as a warning."""
+        """Write the record as a warning."""
         self._log.warn(self.format(record))
 
 
@@ -84,35 +92,30 @@ def _logger() -> Any:
     )
 
 
+_MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+"""A moment, always in UTC here, is written as `2026-11-23T06:00:00Z`."""
+
+
 def _line(event: dict[str, Any], **_: object) -> bytes:
-    """Give an event as JSON whose line nothing ends but its end: no separator of any reader stands in it."""
+    """Return an event as one line of JSON; control characters and line separators in it are escaped."""
     order = ("timestamp", "level", "event", "message")
     sorted_out = {name: event[name] for name in order} | event
-    return escaped(orjson.dumps(_clean(sorted_out)).decode()).encode()
-
-
-def _clean(value: Any) -> Any:
-    """Give a value as JSON takes it: names of files that are no UTF-8 are written with backslashes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if isinstance(value, Mapping):
-        return {str(name): _clean(each) for name, each in value.items()}
-    return [_clean(each) for each in value] if isinstance(value, list | tuple) else value
+    return escaped(as_json(sorted_out, _MOMENTS)).encode()
 
 
 _LONG_WAIT = timedelta(minutes=1)
 
 log = logging.getLogger("harvester")
-log.addHandler(logging.NullHandler())  # or warnings would be printed where nobody has set logging up
+log.addHandler(logging.NullHandler())  # else Python prints our warnings in programs that have not set up logging
 
 
 class LoggingObserver:
-    """Tells a run to the logger. Bad links and long waits are warnings, too; refused and failed calls are information.
+    """A RunObserver that writes to the logger `harvester`.
 
-    on_failure: called with what would stand in `_failures.ndjson`. give_up: called when it raises. query: the run's,
-    known once there is a job. error: what on_failure has raised.
+    Warnings, bad links and long waits have the level WARNING, refused and failed calls INFO, progress DEBUG.
+
+    on_failure: called with each object that belongs in `_failures.ndjson`. give_up: called after on_failure has raised;
+    error is that exception. query: the run's query, set once there is a job.
     """
 
     def __init__(
@@ -127,14 +130,14 @@ class LoggingObserver:
         self._give_up = give_up
 
     def invalid(self, line: InvalidLine) -> None:
-        """Log a bad link, and call back."""
+        """Log a bad link, and call on_failure."""
         log.warning("%s:%d: not a bitlink: %s: %.200s", line.file, line.line, line.reason, line.text)
         if self._on_failure is not None and self.query is not None:
             rows = RowBuilder(self.query, "")
             self._call(rows.failure("invalid", file=line.file, line=line.line, text=line.text, message=line.reason))
 
     def failure(self, line: bytes) -> None:
-        """Log a call without a row, and call back."""
+        """Log a refused or failed call, and call on_failure."""
         log.info("%s", line.decode())
         self._call(line)
 
@@ -143,11 +146,11 @@ class LoggingObserver:
         log.warning("%s", text)
 
     def note(self, text: str, event: Event = Event.NOTE, /, **fields: Field) -> None:  # noqa: ARG002
-        """Log it."""
+        """Log a note."""
         log.info("%s", text)
 
     def progress(self, status: RunProgress) -> None:
-        """Warn of a long wait that begins; log how far a run is, for whoever debugs."""
+        """Log the beginning of a long wait as a warning, and the progress for debugging."""
         waiting = status.waiting
         if waiting is None or waiting.until is None:
             self._waited_for = None
@@ -167,7 +170,7 @@ class LoggingObserver:
             if inspect.iscoroutine(result):
                 result.close()
                 raise UsageError("on_failure: a plain function was expected, not one that gives a coroutine")
-        except (Exception, asyncio.CancelledError) as error:  # the caller's own: the stream raises it
+        except (Exception, asyncio.CancelledError) as error:  # the caller's own error: the stream raises it later
             self.error = error
             if self._give_up:
                 self._give_up()

@@ -1,29 +1,29 @@
-"""A run's numbers for Prometheus' textfile collector: docs/metrics.md has their names and what they mean."""
+"""Export of a manifest's numbers to a file for Prometheus' textfile collector; docs/metrics.md documents them."""
 
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from prometheus_client import CollectorRegistry, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from harvester._version import __version__
+from harvester.dataset.manifest import Manifest
 from harvester.errors import UsageError
 from harvester.threads import in_daemon
 
 ENDING = ".prom"
 WINDOWS = ("pace", "minute", "hour", "month", "throttled", "outage", "budget", "connections")
-"""What a run may wait for, as the manifest calls it."""
+"""The limits that may block sending, by their names in the manifest."""
 PATIENCE_SECONDS = 5.0
-"""A file system that takes longer than so may finish, but is not waited for."""
+"""A write that takes longer goes on in its thread, and the run no longer waits for it."""
 
 
 class TextfileExporter:
-    """Writes manifests' numbers to a file, whole or not at all, with the mode that the umask gives it.
+    """Replaces a file with a manifest's numbers atomically; its mode follows the umask.
 
     out: what the run calls its output. warn: called when the file cannot be written, once.
 
@@ -39,8 +39,8 @@ class TextfileExporter:
         self._warned = False
         self._writing = False
 
-    async def show(self, manifest: Mapping[str, Any]) -> None:
-        """Write a manifest's numbers, if that is possible in a moment; what goes wrong is only said."""
+    async def show(self, manifest: Manifest) -> None:
+        """Write a manifest's numbers, waiting PATIENCE_SECONDS at most. The first error goes to warn; none raises."""
         if self._writing:
             return
         self._writing = True
@@ -53,7 +53,7 @@ class TextfileExporter:
                 self._warn(f"--metrics-file {self._path}: {reason}; the run goes on, and tries it again each minute")
             self._warned = True
 
-    def _write(self, manifest: Mapping[str, Any]) -> None:
+    def _write(self, manifest: Manifest) -> None:
         try:
             registry = CollectorRegistry()
             registry.register(_Numbers(manifest, self._run, self._out))
@@ -66,31 +66,35 @@ class TextfileExporter:
 def _checked(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith(ENDING) or name == ENDING:
-        raise UsageError(f"--metrics-file {path}: a name such as harvester{ENDING} was expected; no other is collected")
+        raise UsageError(
+            f"{path}: a name such as harvester{ENDING} was expected; no other is collected", option="--metrics-file"
+        )
     if not os.path.isdir(folder):
-        raise UsageError(f"--metrics-file {path}: there is no folder {folder}; it is the textfile collector's")
+        raise UsageError(
+            f"{path}: there is no folder {folder}; it is the textfile collector's", option="--metrics-file"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"--metrics-file {path}: Permission denied; {folder} must let this user write")
+        raise UsageError(f"{path}: Permission denied; {folder} must let this user write", option="--metrics-file")
     if os.path.isdir(path):
-        raise UsageError(f"--metrics-file {path}: a folder; name a file in it")
+        raise UsageError(f"{path}: a folder; name a file in it", option="--metrics-file")
     return os.path.join(folder, name)
 
 
 def _text(name: str) -> str:
-    """Give a name that may be no UTF-8 as text that is."""
+    """Return a file name as valid UTF-8 text."""
     return os.fsencode(name).decode(errors="replace")
 
 
 class _Numbers(Collector):
-    """One manifest, as the library wants to be asked for it."""
+    """A prometheus_client collector over one manifest."""
 
-    def __init__(self, manifest: Mapping[str, Any], run: str, out: str) -> None:
+    def __init__(self, manifest: Manifest, run: str, out: str) -> None:
         self._manifest = manifest
         self._run = run
         self._out = out
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is known: a number that is not has no sample."""
+        """Yield the metrics; an unknown number has no sample."""
         yield self._info()
         yield from self._calls()
         yield from self._attempts()
@@ -99,67 +103,65 @@ class _Numbers(Collector):
         yield from self._published()
 
     def _info(self) -> Metric:
-        manifest, budget = self._manifest, self._manifest["budget"]
+        manifest, budget = self._manifest, self._manifest.budget
         info = InfoMetricFamily("harvester", "Which output, query and account the run belongs to.", labels=["run"])
         about = {
             "out": self._out,
-            "run_id": manifest["run_id"],
-            "facet": manifest["query"]["facet"],
-            "account": budget["account"],
-            "token": budget["token"],
+            "run_id": manifest.run_id,
+            "facet": manifest.query["facet"],
+            "account": budget.account,
+            "token": budget.token,
             "version": __version__,
         }
         info.add_metric([self._run], about)
         return info
 
     def _calls(self) -> Iterator[Metric]:
-        dataset = self._manifest["dataset"]
-        states = {state: dataset[state] for state in ("rows", "refused", "failed", "pending")}
+        counts = self._manifest.dataset
+        states = {state: getattr(counts, state) for state in ("rows", "refused", "failed", "pending")}
         yield self._gauge("harvester_calls", "Calls of the output by what became of them.", states, "state")
         yield self._gauge(
-            "harvester_calls_left", "Calls without a verdict in the whole list.", {"": self._manifest["remaining"]}
+            "harvester_calls_left", "Calls without a verdict in the whole list.", {"": self._manifest.remaining}
         )
 
     def _attempts(self) -> Iterator[Metric]:
-        made = self._manifest["attempts"]
+        made = self._manifest.attempts
         for name, key, text in (
             ("harvester_attempts", "total", "Requests for metrics over all runs of this output."),
             ("harvester_attempts_repeated", "retried", "Attempts that repeated one that had failed in passing."),
             ("harvester_attempts_throttled", "throttled", "Attempts that Bitly throttled."),
             ("harvester_helper_requests", "helper", "Requests for Bitly's own limits."),
         ):
-            yield self._counter(name, text, made[key])
+            yield self._counter(name, text, getattr(made, key))
 
     def _budget(self) -> Iterator[Metric]:
-        budget = self._manifest["budget"]
-        windows = {state["window"]: state for state in budget["windows"]}
-        used = {name: state["used"] for name, state in windows.items()}
-        limits = {name: state["limit"] for name, state in windows.items()}
+        windows, limited_by = self._manifest.budget.windows, self._manifest.budget.limited_by
+        used = {state.window: state.used for state in windows}
+        limits = {state.window: state.limit for state in windows}
         yield self._gauge("harvester_window_used", "Attempts that a window holds.", used, "window")
         yield self._gauge("harvester_window_limit", "Attempts that a window may hold.", limits, "window")
-        binds = budget["limited_by"] or {"window": None, "until": None}
-        waiting = dict.fromkeys(WINDOWS, 0) | ({binds["window"]: 1} if binds["window"] else {})
+        waiting = dict.fromkeys(WINDOWS, 0) | ({limited_by.window: 1} if limited_by else {})
+        until = limited_by.until if limited_by else None
         yield self._gauge("harvester_waiting", "1 for what the run waits for, 0 for all else.", waiting, "window")
-        yield self._moment("waiting_until", "When that lets the run go on; 0 if it is not known.", binds["until"])
+        yield self._moment("waiting_until", "When that lets the run go on; 0 if it is not known.", until)
 
     def _moments(self) -> Iterator[Metric]:
-        manifest, stopped = self._manifest, self._manifest["stopped"]
-        run = manifest["invocation"]
-        yield self._moment("started", "When the present run began.", run["started"])
-        yield self._moment("updated", "When these numbers were taken.", manifest["updated"])
+        manifest, stopped, run = self._manifest, self._manifest.stopped, self._manifest.invocation
+        yield self._moment("started", "When the present run began.", run.started)
+        yield self._moment("updated", "When these numbers were taken.", manifest.updated)
         yield self._moment(
-            "last_verdict", "When a call last had its verdict in this run; 0 for none.", run["last_verdict"]
+            "last_verdict", "When a call last had its verdict in this run; 0 for none.", run.last_verdict
         )
-        yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest["ended"])
-        yield self._gauge("harvester_complete", "1 if every call is settled.", {"": int(manifest["complete"])})
-        reasons = {stopped["reason"]: 1} if stopped else {}
+        yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest.ended)
+        yield self._gauge("harvester_complete", "1 if every call is settled.", {"": int(manifest.complete)})
+        reasons = {stopped.reason: 1} if stopped else {}
         yield self._gauge("harvester_stopped", "1 for why the run ended before its list did.", reasons, "reason")
 
     def _published(self) -> Iterator[Metric]:
-        parts = self._manifest["parts"]
+        parts = self._manifest.parts
         yield self._counter("harvester_parts", "Files published.", len(parts))
-        yield self._counter("harvester_published_rows", "Rows published.", sum(part["rows"] for part in parts))
-        yield self._counter("harvester_published_bytes", "Bytes published.", sum(part["bytes"] for part in parts))
+        yield self._counter("harvester_published_rows", "Rows published.", sum(part.rows for part in parts))
+        yield self._counter("harvester_published_bytes", "Bytes published.", sum(part.bytes for part in parts))
 
     def _moment(self, name: str, text: str, moment: str | None) -> Metric:
         seconds = datetime.fromisoformat(moment).timestamp() if moment else 0.0

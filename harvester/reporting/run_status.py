@@ -1,10 +1,10 @@
-"""`harvester status`: how a run stands, from its manifest alone: no lock, no private file, no token."""
+"""`harvester status`: the state of a run, from its manifest alone: no lock, no private file, no token."""
 
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from math import ceil
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from harvester.clock import next_month
 from harvester.config.options import QueryOptions
 from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest
-from harvester.dataset.manifest import Found
+from harvester.dataset.manifest import Found, Manifest
 from harvester.errors import UsageError
-from harvester.shutdown import StopReason
+from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
 
 class State(StrEnum):
-    """How a run stands, as far as its manifest tells."""
+    """The state of a run, as far as its manifest shows it."""
 
     RUNNING = "running"
     STALE = "stale"
@@ -33,44 +33,17 @@ class State(StrEnum):
 
 
 class NextStep(NamedTuple):
-    """What to do. command: None where no command helps. after: UTC, None for now."""
+    """What to do next. command: None where no command helps. after: when to run it, UTC; None for now."""
 
     summary: str
     command: str | None = None
     after: datetime | None = None
 
 
-_CARRIES_ON = "the same command carries on, with the options it was begun with"
-_BY_REASON: dict[StopReason, str] = {
-    StopReason.SIGNAL: _CARRIES_ON,
-    StopReason.MAX_TIME: _CARRIES_ON,
-    StopReason.MAX_CALLS: _CARRIES_ON,
-    StopReason.OUTAGE: f"when Bitly answers again, {_CARRIES_ON}",
-    StopReason.THROTTLED: f"in an hour or so, {_CARRIES_ON}",
-    StopReason.MONTH_SPENT: _CARRIES_ON,
-    StopReason.TOKEN_REFUSED: f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then "
-    f"{_CARRIES_ON}",
-    StopReason.PLAN_REFUSED: "name another --facet with another --out; or when the plan has been changed, "
-    f"{_CARRIES_ON}",
-    StopReason.PARAMETER_REFUSED: "correct the option that Bitly refused, and name another --out with it",
-    StopReason.CONNECTION_REFUSED: f"mend the way to Bitly (certificate, proxy); then {_CARRIES_ON}",
-    StopReason.NO_ROUTE: f"correct --base-url; then {_CARRIES_ON}",
-    StopReason.TOO_MANY_FAILURES: f"see in _failures.ndjson why; then {_CARRIES_ON}, or with a larger --max-failures",
-    StopReason.ALL_REFUSED: "make sure that the links belong to the token's account; then the same command carries on, "
-    "or with --max-failures 100% if they do",
-    StopReason.UNREADABLE: f"see in _failures.ndjson what answered instead of Bitly; then {_CARRIES_ON}",
-    StopReason.OUTPUT: f"mend what the message names; then {_CARRIES_ON}",
-    StopReason.CONSUMER_GONE: _CARRIES_ON,
-    StopReason.INPUT: f"mend the list; then {_CARRIES_ON}",
-    StopReason.NOT_BEGUN: f"do what the message says; then {_CARRIES_ON}",
-}
-_NO_COMMAND = {StopReason.PARAMETER_REFUSED}
-
-
 def command_for(
     out: str, lists: Sequence[str], query: Mapping[str, Any], account: str | None, work_dir: str | None
 ) -> str:
-    """Write the command that carries an output on, as far as its manifest knows it.
+    """Return the command that continues an output, as far as its manifest knows the options.
 
     lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
     as --account named it, or None. work_dir: so too.
@@ -78,7 +51,7 @@ def command_for(
     words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escape_braces(out)]
     for option in fields(QueryOptions):
         value = query.get(option.name, option.default)
-        # The moment is kept with the output; whoever does not name it gets the one that is kept.
+        # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
         if option.name != "unit_reference" and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
     words += ["--account", account] if account else []
@@ -92,7 +65,7 @@ def _as_argument(name: str) -> str:
 def next_step(
     state: State, command: str, *, reason: str | None, until: datetime | None, asked_again: bool, input_piped: bool
 ) -> NextStep:
-    """Say what to do next.
+    """Return what to do next.
 
     command: carries the output on. reason, until: of a run that stopped. asked_again: some calls have failed, and the
     same command asks for them. input_piped: a list came on standard input.
@@ -104,7 +77,7 @@ def next_step(
         case State.CLOCK_SKEW:
             return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
         case State.STALE:
-            return NextStep(f"{_CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
+            return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
         case State.STOPPED:
             return _after_stop(command, reason, until, piped)
         case State.FAILURES if asked_again:
@@ -123,53 +96,39 @@ def next_step(
 
 
 def _after_stop(command: str, reason: str | None, until: datetime | None, piped: str) -> NextStep:
+    # A later version may write a reason that this one does not know.
     known = StopReason(reason) if reason in set(StopReason) else None
-    if known in _NO_COMMAND:
-        return NextStep(_BY_REASON[known])
-    return NextStep((_CARRIES_ON if known is None else _BY_REASON[known]) + piped, command, until)
+    consequence = CONSEQUENCES[known] if known else Consequence(STOPPED)
+    if not consequence.same_command:
+        return NextStep(consequence.next_step)
+    return NextStep(consequence.next_step + piped, command, until)
 
 
 SILENT_SECONDS = 180.0
-"""A run writes its manifest once a minute; three that did not come are no delay any more."""
+"""A run writes its manifest every 60 s; after three intervals without one it is taken for dead."""
 AHEAD_SECONDS = 60.0
-"""Two machines' clocks may differ by so much without a word about it."""
+"""Tolerated difference between two machines' clocks."""
 ENDED = frozenset({State.STOPPED, State.FAILURES, State.EMPTY, State.COMPLETE})
 _ENOUGH_CALLS = 100
-"""An output with so many calls shows how many attempts one takes."""
+"""Calls from which on the attempts per call are estimated from the output itself."""
 _MOST_HOURS = 50_000
-"""Nobody plans for five years, and a look must not take long."""
-
-
-class Rate(NamedTuple):
-    """Verdicts, and the seconds in which they came: an hour at most, before the manifest was written."""
-
-    calls: int
-    seconds: float
-
-    @property
-    def per_hour(self) -> float:
-        """The same as calls an hour."""
-        return self.calls * 3600 / self.seconds
+"""Longer forecasts are not made: nobody plans for five years, and the simulation would take too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """A run as its manifest tells it. manifest: as it was read. now: when; all moments are UTC.
+    """The state of a run, derived from its manifest. All moments are UTC; now: when the manifest was read.
 
-    calls: of the output by what became of them. left: calls of the list without a verdict, None if that is not known.
-    ends: when they would have one, as things are. parts: how many files, rows and bytes.
+    ends: estimate of when every call of the list has a verdict, None without one. parts: number of files, rows, bytes.
     """
 
     out: str
     path: str
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     now: datetime
     updated: datetime
     ended: datetime | None
     state: State
-    calls: Mapping[str, int]
-    remaining: int | None
-    rate: Rate | None
     ends: datetime | None
     waiting_until: datetime | None
     parts: tuple[int, int, int]
@@ -177,25 +136,25 @@ class RunStatus:
 
     @property
     def age_seconds(self) -> float:
-        """How old the news is; negative where the run's clock is ahead of this machine's."""
+        """Age of the manifest; negative where the run's clock is ahead of this machine's."""
         return (self.now - self.updated).total_seconds()
 
 
 def look(out: str, now: datetime | None = None) -> RunStatus:
-    """Read how a run stands. out: its folder, its growing file, or the manifest itself.
+    """Return the state of a run. out: its folder, its growing file, or the manifest itself.
 
     Raises:
-        UsageError: there is no manifest, it cannot be read, or it is none that is understood here.
+        UsageError: there is no manifest, it cannot be read, or it is not one of a known form.
     """
     found = manifest.read(out)
     try:
-        return _glance(found, now or datetime.now(UTC))
-    except (ValueError, OverflowError) as error:  # a moment or a number that is none
+        return _status_of(found, now or datetime.now(UTC))
+    except (ValueError, OverflowError) as error:  # a text that is no moment, or a number beyond any date
         raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
 
 
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
-    """Look again every so many seconds, until the run has ended. Raises as `look`."""
+    """Yield the state of a run every `seconds` until the run has ended. Raises as `look`."""
     while True:
         seen = look(out)
         yield seen
@@ -204,98 +163,83 @@ def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.slee
         sleep(seconds)
 
 
-# --- what it says -----------------------------------------------------------------------------------------------
+# --- from a manifest to a state ---------------------------------------------------------------------------------
 
 
-def _glance(found: Found, now: datetime) -> RunStatus:
-    content = found.content
-    updated, calls = _moment(content["updated"]), content["dataset"]
-    ended, left = _ended(content, updated), content.get("remaining")
-    state = _state(content, ended, (now - updated).total_seconds())
-    until = (content["budget"]["limited_by"] or {}).get("until")
-    parts = content["parts"]
+def _status_of(found: Found, now: datetime) -> RunStatus:
+    manifest, parts = found.content, found.content.parts
+    updated, ended = _moment(manifest.updated), _optional_moment(manifest.ended)
+    state = _state(manifest, (now - updated).total_seconds())
+    limited_by = manifest.budget.limited_by
     return RunStatus(
         out=found.out,
         path=found.path,
-        manifest=content,
+        manifest=manifest,
         now=now,
         updated=updated,
         ended=ended,
         state=state,
-        calls={name: calls[name] for name in ("calls", "rows", "refused", "failed", "pending")},
-        remaining=left,
-        rate=_rate(content.get("invocation")),
-        ends=_ends(left, content, updated, now) if left and state is State.RUNNING else None,
-        waiting_until=_moment(until) if until else None,
-        parts=(len(parts), sum(part["rows"] for part in parts), sum(part["bytes"] for part in parts)),
-        next=_next(found.out, content, state),
+        ends=_ends(manifest, updated, now) if state is State.RUNNING else None,
+        waiting_until=_optional_moment(limited_by.until) if limited_by else None,
+        parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
+        next=_next(found.out, manifest, state),
     )
 
 
-def _ended(content: Mapping[str, Any], updated: datetime) -> datetime | None:
-    if "ended" in content:
-        return _moment(content["ended"]) if content["ended"] else None
-    # Older manifests do not say when, but whether.
-    return updated if content["complete"] or content["stopped"] else None
-
-
-def _state(content: Mapping[str, Any], ended: datetime | None, age_seconds: float) -> State:
-    if ended is None:
+def _state(manifest: Manifest, age_seconds: float) -> State:
+    if not manifest.ended:
         if age_seconds < -AHEAD_SECONDS:
             return State.CLOCK_SKEW
         return State.STALE if age_seconds > SILENT_SECONDS else State.RUNNING
-    if content["complete"]:
+    if manifest.complete:
         return State.COMPLETE
-    if content["stopped"]:
+    if manifest.stopped:
         return State.STOPPED
-    return State.EMPTY if content["list"] and not content["list"]["links"] else State.FAILURES
+    return State.EMPTY if manifest.list and not manifest.list.links else State.FAILURES
 
 
-def _rate(invocation: Mapping[str, Any] | None) -> Rate | None:
-    if invocation is None:
+def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | None:
+    """Estimate when the remaining calls end; None where that is unknown, or further away than _MOST_HOURS.
+
+    The manifest has the hour's use as one number: its attempts are taken to have been made evenly over that hour, so
+    that 1/60 of them leaves the window each minute. Each call takes as many attempts as the calls before it.
+    """
+    windows = {window.window: window for window in manifest.budget.windows}
+    if not manifest.remaining or windows.keys() != {"minute", "hour", "month"}:
         return None
-    rate = Rate(invocation["rate"]["calls"], invocation["rate"]["seconds"])
-    return rate if rate.seconds > 0 else None
-
-
-def _ends(left: int, content: Mapping[str, Any], updated: datetime, now: datetime) -> datetime | None:
-    """Say when so many calls would end. What the hour holds is taken to have been made evenly."""
-    windows = {window["window"]: window for window in content["budget"]["windows"]}
-    if windows.keys() != {"minute", "hour", "month"}:
+    limits = Limits(*(windows[name].limit or 0 for name in ("minute", "hour", "month")))
+    if limits.per_hour and manifest.remaining / limits.per_hour > _MOST_HOURS:
         return None
-    limits = Limits(*(windows[name]["limit"] or 0 for name in ("minute", "hour", "month")))
-    if limits.per_hour and left / limits.per_hour > _MOST_HOURS:
-        return None
-    calls = content["dataset"]
-    made = calls["rows"] + calls["refused"] + calls["failed"]
-    each = max(content["attempts"]["total"] / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
-    age = timedelta(seconds=max((now - updated).total_seconds(), 0.0))
-    used = windows["hour"]["used"]
-    minutes = [(60.0 * (i + 1) - age.total_seconds(), used * (i + 1) // 60 - used * i // 60) for i in range(60)]
-    month = windows["month"]
-    begins_anew = next_month(updated) <= now
+    counts = manifest.dataset
+    made = counts.settled + counts.failed
+    each = max(manifest.attempts.total / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
+    age = max((now - updated).total_seconds(), 0.0)
+    used = windows["hour"].used
+    minutes = [(60.0 * (i + 1) - age, used * (i + 1) // 60 - used * i // 60) for i in range(60)]
+    month_is_new = next_month(updated) <= now
     start = Start(
         now,
-        minute_used=windows["minute"]["used"],
+        minute_used=windows["minute"].used,
         leaving=[(seconds, count) for seconds, count in minutes if seconds > 0 and count],
-        month_left=limits.per_month if begins_anew and limits.per_month else month["remaining"],
+        month_left=limits.per_month if month_is_new and limits.per_month else windows["month"].remaining,
     )
-    return forecast(ceil(left * each), limits, start).ends
+    return forecast(ceil(manifest.remaining * each), limits, start).ends
 
 
-def _next(out: str, content: Mapping[str, Any], state: State) -> NextStep:
-    lists = content.get("invocation", {}).get("lists", [])
-    budget, stopped = content["budget"], content["stopped"] or {}
-    account = budget["account"] if budget["account"] != budget["token"] else None
-    until = stopped.get("until")
+def _next(out: str, manifest: Manifest, state: State) -> NextStep:
+    lists, stopped = manifest.invocation.lists, manifest.stopped
     return next_step(
         state,
-        command_for(out, lists, content["query"], account, content.get("work_dir")),
-        reason=stopped.get("reason"),
-        until=_moment(until) if until else None,
-        asked_again=content["dataset"]["failed"] > content.get("given_up", 0),
+        command_for(out, lists, manifest.query, manifest.budget.account_option, manifest.work_dir),
+        reason=stopped.reason if stopped else None,
+        until=_optional_moment(stopped.until) if stopped else None,
+        asked_again=manifest.dataset.failed > manifest.given_up,
         input_piped="-" in lists,
     )
+
+
+def _optional_moment(text: str | None) -> datetime | None:
+    return _moment(text) if text else None
 
 
 def _moment(text: str) -> datetime:

@@ -1,16 +1,17 @@
-"""How a run stands, as a text for a person, a line for a log, an object for a program."""
+"""The state of a run as text for a person, as a line for a log, and as an object for a program."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
 import orjson
 
 from harvester.clock import utc_iso
+from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import WAIT_REASONS
+from harvester.progress import duration, limit_in_words
 from harvester.reporting.run_status import RunStatus, State
 from harvester.reporting.terminal import escaped, print_out
 
@@ -38,17 +39,16 @@ _PASSED_ON = (
     "attempts",
     "budget",
 )
-"""What the object has as it stands in the manifest."""
-_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+"""Keys that the object takes from the manifest unchanged."""
 
 
 def as_text(seen: RunStatus) -> str:
-    """Give the lines for a person."""
-    lines = [f"{seen.out}: {_says(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
+    """Return the lines for a person."""
+    lines = [f"{seen.out}: {_sentence(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
     files, rows, size = seen.parts
     lines.append(_line("parts", f"{files:,} with {rows:,} rows, {size:,} bytes"))
-    if stopped := seen.manifest["stopped"]:
-        lines.append(_line("stopped", str(stopped["message"])))
+    if stopped := seen.manifest.stopped:
+        lines.append(_line("stopped", stopped.message))
     step = seen.next
     after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
     lines.append(_line("next", after + step.summary))
@@ -58,36 +58,37 @@ def as_text(seen: RunStatus) -> str:
 
 
 def as_line(seen: RunStatus) -> str:
-    """Give one line for a log."""
-    calls = seen.calls
+    """Return one line for a log."""
+    counts, per_hour = seen.manifest.dataset, seen.manifest.invocation.rate.per_hour
     line = (
-        f"{_shown(seen.updated)} {seen.state}: {calls['rows']:,} rows, {calls['refused']:,} refused, "
-        f"{calls['failed']:,} failed, {calls['pending']:,} pending"
+        f"{_shown(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
+        f"{counts.failed:,} failed, {counts.pending:,} pending"
     )
-    if seen.rate:
-        line += f", {seen.rate.per_hour:,.0f} calls/h"
+    if per_hour is not None:
+        line += f", {per_hour:,.0f} calls/h"
     waiting = _waiting(seen)
     return f"{line}; waiting for {waiting}" if waiting else line
 
 
 def as_dict(seen: RunStatus) -> dict[str, Any]:
-    """Give the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
-    manifest, step = seen.manifest, seen.next
+    """Return the object for a program; docs/status.md documents it. Moments are UTC as text, ages are seconds."""
+    manifest, step = seen.manifest.to_json(), seen.next
+    per_hour = seen.manifest.invocation.rate.per_hour
     files, rows, size = seen.parts
     return {
         "schema_version": 1,
         "out": seen.out,
         "manifest": seen.path,
         "state": seen.state,
-        "summary": _says(seen),
+        "summary": _sentence(seen),
         "now": utc_iso(seen.now),
         "updated": manifest["updated"],
         "age_seconds": round(seen.age_seconds, 1),
         "ended": utc_iso(seen.ended) if seen.ended else None,
-        "settled": seen.calls["rows"] + seen.calls["refused"],
-        "calls": dict(seen.calls),
-        "remaining": seen.remaining,
-        "calls_per_hour": round(seen.rate.per_hour, 1) if seen.rate else None,
+        "settled": seen.manifest.dataset.settled,
+        "calls": manifest["dataset"],
+        "remaining": manifest["remaining"],
+        "calls_per_hour": None if per_hour is None else round(per_hour, 1),
         "ends": utc_iso(seen.ends) if seen.ends else None,
         "waiting_seconds": _seconds_to(seen.waiting_until, seen.now),
         "parts": {"files": files, "rows": rows, "bytes": size},
@@ -97,64 +98,62 @@ def as_dict(seen: RunStatus) -> dict[str, Any]:
             "after": utc_iso(step.after) if step.after else None,
             "after_seconds": _seconds_to(step.after, seen.now),
         },
-        **{name: manifest.get(name) for name in _PASSED_ON},
+        **{name: manifest[name] for name in _PASSED_ON},
     }
 
 
-def _says(seen: RunStatus) -> str:
+def _sentence(seen: RunStatus) -> str:
     return _STATES[seen.state].format(updated=_shown(seen.updated))
 
 
 def _news_lines(seen: RunStatus) -> list[str]:
     age = seen.age_seconds
-    old = f"{_duration(age)} old" if age >= 0 else f"{_duration(-age)} ahead of this machine's clock"
+    old = f"{duration(age)} old" if age >= 0 else f"{duration(-age)} ahead of this machine's clock"
     lines = [_line("news", f"{_shown(seen.updated)}, {old}")]
-    if run := seen.manifest.get("invocation"):
-        lines.append(_line("run", f"number {run['number']}, begun {run['started']}, over {', '.join(run['lists'])}"))
+    run = seen.manifest.invocation
+    lines.append(_line("run", f"number {run.number}, begun {run.started}, over {', '.join(run.lists)}"))
     if seen.ended:
         lines.append(_line("ended", _shown(seen.ended)))
     return lines
 
 
 def _call_lines(seen: RunStatus) -> list[str]:
-    calls, rate = seen.calls, seen.rate
-    settled = calls["rows"] + calls["refused"]
+    manifest = seen.manifest
+    counts, rate = manifest.dataset, manifest.invocation.rate
     lines = [
-        _line("settled", f"{settled:,} calls ({calls['rows']:,} rows, {calls['refused']:,} refused)"),
-        _line("failed", f"{calls['failed']:,}"),
-        _line("pending", f"{calls['pending']:,}"),
+        _line("settled", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"),
+        _line("failed", f"{counts.failed:,}"),
+        _line("pending", f"{counts.pending:,}"),
     ]
-    if seen.remaining is not None:
+    if manifest.remaining is not None:
         end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
-        lines.append(_line("left", f"{seen.remaining:,} calls of the list{end}"))
-    if rate:
-        span = f"{rate.calls:,} in {_duration(rate.seconds)}"
+        lines.append(_line("left", f"{manifest.remaining:,} calls of the list{end}"))
+    if rate.per_hour is not None:
+        span = f"{rate.calls:,} in {duration(rate.seconds)}"
         lines.append(_line("rate", f"{rate.per_hour:,.0f} calls an hour ({span})"))
     return lines
 
 
 def _budget_lines(seen: RunStatus) -> list[str]:
-    budget = seen.manifest["budget"]
+    budget = seen.manifest.budget
     lines = [_line("waiting", f"for {waiting}")] if (waiting := _waiting(seen)) else []
-    name, token = budget["account"], budget["token"]
-    lines.append(_line("budget", f"token {token}" + (f", account {name}" if name != token else "")))
-    return lines + [_line("", _window(window)) for window in budget["windows"]]
+    account = f", account {budget.account}" if budget.account_option is not None else ""
+    lines.append(_line("budget", f"token {budget.token}{account}"))
+    return lines + [_line("", _window(window)) for window in budget.windows]
 
 
-def _window(window: Mapping[str, Any]) -> str:
-    limit = f"of {window['limit']:,} used" if window["limit"] else "used, no limit"
-    until = f", until {window['until']}" if window["until"] else ""
-    return f"{window['window']:<7}{window['used']:,} {limit}{until}"
+def _window(window: WindowUsage) -> str:
+    limit = f"of {window.limit:,} used" if window.limit else "used, no limit"
+    until = f", until {window.until}" if window.until else ""
+    return f"{window.window:<7}{window.used:,} {limit}{until}"
 
 
 def _waiting(seen: RunStatus) -> str | None:
-    """Say what the run waits for; None when it does not, or has ended, or was not heard of since."""
-    binds, until = seen.manifest["budget"]["limited_by"], seen.waiting_until
-    if not binds or seen.ended:
+    """Return in words the limit that blocks sending; None when nothing does, or the run has ended."""
+    limited_by, until = seen.manifest.budget.limited_by, seen.waiting_until
+    if not limited_by or seen.ended:
         return None
-    text = str(WAIT_REASONS.get(binds["window"], binds["window"]))
-    if binds["limit"]:
-        text += f" of {binds['limit']:,}"
+    text = limit_in_words(limited_by.window, limited_by.limit)
     return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
 
 
@@ -168,34 +167,22 @@ def _shown(moment: datetime) -> str:
 
 def _until(moment: datetime, now: datetime) -> str:
     seconds = (moment - now).total_seconds()
-    return f"in {_duration(seconds)}" if seconds > 0 else "which is over"
+    return f"in {duration(seconds)}" if seconds > 0 else "which is over"
 
 
 def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
     return None if moment is None else round((moment - now).total_seconds(), 1)
 
 
-def _duration(seconds: float) -> str:
-    """Write a duration in the two largest units that it has."""
-    rest, said = int(seconds), []
-    for size, unit in _UNITS:
-        if rest >= size:
-            said.append(f"{rest // size} {unit}")
-            rest %= size
-        elif said:
-            break
-    return " ".join(said[:2]) or "0 s"
-
-
-def put_glance(seen: RunStatus, *, json: bool) -> None:
-    """Print how a run stands."""
+def print_status(seen: RunStatus, *, json: bool) -> None:
+    """Print the state of a run."""
     print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
 def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
-    """Print how a run stands, again and again: on a terminal in place, else a line at each change."""
+    """Print each state that looks yields: on a terminal in place, elsewhere one line at each change."""
     if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        _put_changes(looks, _as_json if json else as_line)
+        _print_changes(looks, _as_json if json else as_line)
     else:
         _redraw(looks)
 
@@ -204,7 +191,7 @@ def _as_json(seen: RunStatus, option: int = 0) -> str:
     return as_json(as_dict(seen), option)
 
 
-def _put_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
+def _print_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
     last = None
     for seen in looks:
         if (seen.manifest, seen.state) != last:

@@ -1,29 +1,18 @@
-"""The end of a run for a person who wants to know what came, what it cost, and what to do next."""
+"""The summary at the end of a run: its results, their cost and the next step, for a person and for a program."""
 
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from harvester.progress import RunOutcome, RunProgress
-from harvester.shutdown import StopReason
+from harvester.progress import RunOutcome, RunProgress, duration
+from harvester.shutdown import CONSEQUENCES, StopReason
 
-_NO_REPEAT = {
-    StopReason.TOKEN_REFUSED,
-    StopReason.PLAN_REFUSED,
-    StopReason.PARAMETER_REFUSED,
-    StopReason.CONNECTION_REFUSED,
-    StopReason.NO_ROUTE,
-    StopReason.ALL_REFUSED,
-    StopReason.INPUT,
-    StopReason.OUTPUT,
-}
-"""Repeating alone does not help: the message says what has to change before."""
 _FEW_SECONDS = 1.0
 
 
 def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
-    """Give the lines that end a run: what came of the list, what it cost, and what to do next."""
-    pairs = [pair for part in (_came, _cost, _time, _month) for pair in part(outcome.status, seconds)]
+    """Return the lines that end a run: the results, their cost, and what to do next. seconds: the run's duration."""
+    pairs = [pair for part in (_results, _cost, _time, _month) for pair in part(outcome.status, seconds)]
     pairs += [("in", out)] if out != "-" else []
     pairs += [("next", text) for text in _next(outcome, out)]
     before = ""
@@ -52,7 +41,7 @@ def _failed(status: RunProgress) -> str:
     return f"{counted(failed, 'call has', 'calls have')} failed"
 
 
-def _came(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
+def _results(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.settled:
         yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
@@ -94,7 +83,7 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
         yield "the same command begins anew: --out with a folder or a file would carry on"
     elif stop and stop.until:
         yield f"{kept}; run the same command again from {stop.until} on"
-    elif stop and stop.reason in _NO_REPEAT:
+    elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield f"{kept}; mend that first: repeating it alone changes nothing"
     elif stop:
         yield f"{kept}; the same command carries on"
@@ -111,7 +100,7 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
 
 
 def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
-    """Give for a program what the summary says."""
+    """Return the numbers of the summary, for a program."""
     status, stop = outcome.status, outcome.stop
     month = status.windows[-1] if status.windows else None
     return {
@@ -140,20 +129,5 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
 
 
 def counted(number: int, one: str, more: str | None = None) -> str:
-    """Give a number with what it counts: `1 row`, `2,000 rows`."""
+    """Return a number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Give a time in words, in its two largest units: `3.2 s`, `4 min 10 s`, `2 h 3 min`, `5 days 2 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} days {hours % 24} h"

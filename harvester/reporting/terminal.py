@@ -1,4 +1,4 @@
-"""Speaking to a person on standard error, who may have left: that must not end a run, nor change its exit code."""
+"""Output to the terminal. A closed standard error must neither end a run nor change its exit code."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from harvester.errors import OutputError
 
 
 def escaped(text: str) -> str:
-    """Give a text from outside without anything that a terminal would act upon; JSON stays the same JSON."""
+    """Escape everything in a foreign text that a terminal would act upon; JSON keeps its meaning."""
     return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
 
 
@@ -20,17 +20,17 @@ def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
 
 
 def _moves_its_cursor(env: Mapping[str, str]) -> bool:
-    """Not where the terminal cannot, nor where it is but the log of a build."""
+    """Return False for a terminal without cursor control, and for the log of a build."""
     return env.get("TERM", "") not in {"", "dumb", "unknown"} and env.get("CI", "") in {"", "0", "false"}
 
 
 def say(text: str) -> None:
-    """Write lines to standard error, escaped; if nobody takes them, nothing more is written there."""
+    """Write lines to standard error, escaped; once it is closed nothing more is written."""
     put("\n".join(map(escaped, text.split("\n"))) + "\n")
 
 
 def put(text: str) -> None:
-    """Write to standard error what may steer a terminal; if nobody takes it, nothing more is written there."""
+    """Write to standard error unescaped, with control sequences; once it is closed nothing more is written."""
     try:
         print(text, end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -39,10 +39,10 @@ def put(text: str) -> None:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Print to standard output within this, where a command's result goes.
+    """Turn errors of standard output inside into OutputError.
 
     Raises:
-        OutputError: it cannot be written. BrokenPipeError: nobody reads it any more.
+        OutputError: it cannot be written. BrokenPipeError: its reader has closed it.
     """
     try:
         yield
@@ -53,17 +53,17 @@ def printing() -> Iterator[None]:
 
 
 def print_out(text: str) -> None:
-    """Print lines that may hold what others wrote.
+    """Print lines to standard output, escaped: they may hold foreign text.
 
     Raises:
-        BrokenPipeError: nobody reads any more. OutputError: they cannot be written.
+        BrokenPipeError: the reader has closed it. OutputError: it cannot be written.
     """
     with printing():
         print("\n".join(map(escaped, text.split("\n"))), flush=True)
 
 
 def open_closed_streams() -> None:
-    """Open what the parent has closed of 0, 1 and 2, so that no file of the dataset is taken for one of them."""
+    """Open descriptors 0, 1 and 2 if the parent closed them: no file of the dataset may get one of these numbers."""
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > 2:
@@ -80,3 +80,9 @@ def open_closed_streams() -> None:
 def _unicode_escape(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def discard_output() -> None:
+    """Redirect standard output, which nobody reads any more, to nowhere: the interpreter flushes it when it ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,11 +1,19 @@
-"""A published file's bytes back to rows, with their line numbers, in bounded memory; hashed on the way."""
+"""The decoder of published files: their bytes become numbered rows again, hashed on the way, in bounded memory.
+
+`harvester verify` reads with it, so it distrusts everything. A row that cannot be read is yielded as BadRow, so that
+the rows after it are checked too; a file that cannot be read further (torn compression, a line without an end, foreign
+columns) raises UnreadableFile. A line must mean the same to every loader: JSON that repeats a key is bad, because
+loaders disagree on which of the two counts.
+
+Compressed lines are decompressed as a stream. Parquet's index is at the end, so the stream, which may come from an
+object store, is first copied to a temporary file and then read one row group after another.
+"""
 
 import gzip
 import hashlib
 import io
 import json
 import shutil
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,73 +24,73 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
-from harvester.errors import UsageError
+from harvester.extras import import_pyarrow, import_zstd
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import COLUMNS, Kind, Shape
 
 _CHUNK = 1024 * 1024
 _LINE_LIMIT = 64 * 1024 * 1024
-"""An answer has 4 MiB at most, and JSON may write a byte as six."""
+"""The longest row in bytes: a response has at most 4 MiB, and JSON may write one byte as six."""
 _BATCH_ROWS = 4096
-_EPOCH_MILLISECONDS = 1000
+_MILLISECONDS = 1000
 
 
 class BadRow(str):
-    """Stands for a row that cannot be read; it is the reason."""
+    """The reason why a row cannot be read; yielded in its place."""
 
     __slots__ = ()
 
 
 class UnreadableFile(Exception):
-    """From here on nothing can be read of a file; the text is the reason."""
+    """A file cannot be read further; the message is the reason."""
 
 
 class HashingReader(io.RawIOBase):
-    """A stream that is measured while it is read: size in bytes, sha256. most: where it is taken to end."""
+    """A stream that counts and hashes the bytes read from it. size: bytes so far. limit: bytes after which it ends."""
 
-    def __init__(self, stream: BinaryIO, most: int | None = None) -> None:
+    def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
         self.size = 0
         self._stream = stream
-        self._most = most
+        self._limit = limit
         self._digest = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """The checksum of what was read, in hexadecimal."""
+        """The SHA-256 of the bytes read so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Give at most size bytes."""
-        wanted = _CHUNK if size is None or size < 0 else size
-        if self._most is not None:
-            wanted = min(wanted, self._most - self.size)
-        data = self._stream.read(wanted)
+        """Return at most size bytes; b"" at the end."""
+        count = _CHUNK if size is None or size < 0 else size
+        if self._limit is not None:
+            count = min(count, self._limit - self.size)
+        data = self._stream.read(count)
         self._digest.update(data)
         self.size += len(data)
         return data
 
     def drain(self) -> None:
-        """Read what is left, to measure it."""
+        """Read to the end, so that size and sha256 cover the whole file."""
         while self.read(_CHUNK):
             pass
 
 
-def rows_of(stream: HashingReader, form: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
-    """Yield a file's rows with their numbers from 1; a line that is none comes as Bad.
+def rows_of(stream: HashingReader, part_format: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file, numbered from 1; BadRow stands for one that cannot be read.
 
     Raises:
-        Broken: nothing more can be read. UsageError: a library is missing.
+        UnreadableFile: the file cannot be read further. UsageError: a library is missing.
     """
-    if form is Format.PARQUET:
+    if part_format is Format.PARQUET:
         return _parquet_rows(stream, shape)
-    return enumerate(_parsed(_lines(stream, form)), 1)
+    return enumerate(_parsed(_lines(stream, part_format)), 1)
 
 
-# --- lines --------------------------------------------------------------------------------------------------------
+# --- NDJSON -------------------------------------------------------------------------------------------------------
 
 
 def _parsed(lines: Iterator[bytes | BadRow]) -> Iterator[Any]:
@@ -95,41 +103,41 @@ def _parsed(lines: Iterator[bytes | BadRow]) -> Iterator[Any]:
         except orjson.JSONDecodeError as error:
             yield BadRow(f"not JSON: {error}")
         else:
-            yield _flaw_of(line, row) or row
+            yield _ambiguity(line, row) or row
 
 
-def _flaw_of(line: bytes, row: Any) -> BadRow | None:
-    """Say what loaders do not agree upon in a line that is JSON, if it has that: an object's key twice."""
+def _ambiguity(line: bytes, row: Any) -> BadRow | None:
+    """Return the reason why loaders may read valid JSON differently (a repeated key), or None."""
     try:
-        # Lines are written so, and only one that was not is worth a slower look.
+        # Fast path: harvester's own lines round-trip, and only others need the slower parser.
         if orjson.dumps(row) == line:
             return None
-        json.loads(line, object_pairs_hook=_once, parse_int=str)
-    except _Twice as error:
+        json.loads(line, object_pairs_hook=_check_keys, parse_int=str)
+    except _RepeatedKey as error:
         return BadRow(f"{error} is there twice")
     except (orjson.JSONEncodeError, RecursionError):
         return BadRow("lists or objects lie too deep in it")
     return None
 
 
-class _Twice(Exception):
-    """An object's key is there twice; the text is the key."""
+class _RepeatedKey(Exception):
+    """An object has a key twice; the message is the key."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> None:
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
     names = set[str]()
     for name, _ in pairs:
         if name in names:
-            raise _Twice(name[:60])
+            raise _RepeatedKey(name[:60])
         names.add(name)
 
 
-def _lines(stream: HashingReader, form: Format) -> Iterator[bytes | BadRow]:
-    """Yield lines without their line feeds; one that has none is torn."""
-    unpacked, errors = _unpacked(stream, form)
+def _lines(stream: HashingReader, part_format: Format) -> Iterator[bytes | BadRow]:
+    """Yield lines without their line feeds; a last line without one is torn, and bad."""
+    text, errors = _decompressed(stream, part_format)
     rest = b""
     try:
-        while chunk := unpacked.read(_CHUNK):
+        while chunk := text.read(_CHUNK):
             lines = (rest + chunk).split(b"\n")
             rest = lines.pop()
             yield from lines
@@ -141,65 +149,50 @@ def _lines(stream: HashingReader, form: Format) -> Iterator[bytes | BadRow]:
         yield BadRow("torn: it has no line feed at its end")
 
 
-def _unpacked(stream: HashingReader, form: Format) -> tuple[Any, tuple[type[Exception], ...]]:
-    """Give the NDJSON in a file, and the errors that reading it may raise."""
-    match form:
+def _decompressed(stream: HashingReader, part_format: Format) -> tuple[Any, tuple[type[Exception], ...]]:
+    """Return the stream of a file's NDJSON, and the exceptions that reading it may raise."""
+    match part_format:
         case Format.GZIP:
             return gzip.GzipFile(fileobj=cast("BinaryIO", stream)), (OSError, EOFError, zlib.error)
         case Format.ZSTD:
-            zstd = _zstd()
+            zstd = import_zstd("parts in zstd need a library")
             return zstd.ZstdFile(cast("BinaryIO", stream)), (OSError, EOFError, zstd.ZstdError)
         case _:
             return stream, (OSError,)
 
 
-def _zstd() -> Any:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only this format needs it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError("parts in zstd need a library: pip install 'harvester[zstd]'") from error
-    return zstd
-
-
-# --- parquet ------------------------------------------------------------------------------------------------------
+# --- Parquet ------------------------------------------------------------------------------------------------------
 
 
 def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, Any]]:
-    """Read one row group after the other; from a copy, because Parquet is read from its end."""
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - an extra
-        from pyarrow import parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise UsageError("parts in Parquet need a library: pip install 'harvester[parquet]'") from error
+    """Yield the rows of one row group after another."""
+    arrow = import_pyarrow("parts in Parquet need a library")
     number = 0
     with ExitStack() as stack:
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="harvester-"))
         shutil.copyfileobj(stream, copy, _CHUNK)
         copy.seek(0)
         try:
-            file = stack.enter_context(parquet.ParquetFile(copy))
-            if misfit := _misfit(file.schema_arrow, arrow_schema(shape)):
-                raise UnreadableFile(misfit)
+            file = stack.enter_context(arrow.parquet.ParquetFile(copy))
+            if difference := _difference(file.schema_arrow, arrow_schema(shape)):
+                raise UnreadableFile(difference)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, use_threads=False)
                 for batch in table.to_batches(_BATCH_ROWS):
                     for row in _rows_in(batch, shape):
                         number += 1
                         yield number, row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UnreadableFile(f"cannot be read as Parquet: {error}") from error
 
 
-def _misfit(has: Any, wanted: Any) -> str | None:
-    """Say which column is not as it should be."""
-    if has.names != wanted.names:
-        return f"its columns are {', '.join(has.names)}, and not {', '.join(wanted.names)}"
-    for mine, theirs in zip(wanted, has, strict=True):
-        if not mine.equals(theirs):
-            return f"its column {mine.name} is {theirs.type}, and not {mine.type}, or differs in what may be null"
+def _difference(found: Any, expected: Any) -> str | None:
+    """Return how a file's Arrow schema differs from the expected one, or None if it does not."""
+    if found.names != expected.names:
+        return f"its columns are {', '.join(found.names)}, and not {', '.join(expected.names)}"
+    for ours, theirs in zip(expected, found, strict=True):
+        if not ours.equals(theirs):
+            return f"its column {ours.name} is {theirs.type}, and not {ours.type}, or differs in what may be null"
     return None
 
 
@@ -211,26 +204,27 @@ def _rows_in(batch: Any, shape: Shape) -> Iterator[dict[str, Any]]:
 
 
 def _values(array: Any, kind: Kind) -> list[Any]:
-    """Give a column's values as NDJSON would have them."""
+    """Return the values of a column as they stand in NDJSON."""
     if kind is Kind.MOMENT:
         return [None if moment is None else _moment_text(moment) for moment in array.cast("int64").to_pylist()]
     if kind is not Kind.METRICS or array.null_count:
-        found: list[Any] = array.to_pylist()
-        return found
+        plain: list[Any] = array.to_pylist()
+        return plain
     pairs = array.flatten()
+    # All pairs of the batch at once, then cut by the lists' lengths: converting list by list is far slower.
     listed = zip(pairs.field("value").to_pylist(), pairs.field("clicks").to_pylist(), strict=True)
     metrics = [{"value": value, "clicks": clicks} for value, clicks in listed]
-    lists, place = [], 0
+    lists, start = [], 0
     for count in array.value_lengths().to_pylist():
-        lists.append(metrics[place : place + count])
-        place += count
+        lists.append(metrics[start : start + count])
+        start += count
     return lists
 
 
 @lru_cache(1024)
 def _moment_text(milliseconds: int) -> str:
-    """Write a moment as NDJSON does; one between two seconds, or beyond all calendars, in another way."""
-    seconds, rest = divmod(milliseconds, _EPOCH_MILLISECONDS)
+    """Return a moment as NDJSON has it. With a fraction of a second, or out of range, it is another text: a bad row."""
+    seconds, rest = divmod(milliseconds, _MILLISECONDS)
     try:
         text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")[:19]
     except (ValueError, OverflowError, OSError):

@@ -1,9 +1,19 @@
-"""A part's bytes, made of a journal's rows: in a format and a shape, and the same bytes each time."""
+"""The encoder of parts: NDJSON rows from a journal become the bytes of a file in a format and a shape.
+
+The bytes are deterministic: the same rows, in the same order and with the same library versions, give the same file.
+The ledger stores a part's intent (name, rows, bytes, sha256) before the part is published. After a crash between the
+two the part may have to be made again from its journal, and an upload whose response was lost is recognised by its
+digest; both need the same bytes. Whatever could differ from one time to the next is therefore fixed: gzip's header has
+neither time nor file name, compressors get blocks whose limits depend on the rows alone, and Parquet's rows are parsed
+by one thread in one block, because pyarrow's chunks, and with them the bytes, would else depend on the machine's cores.
+
+A Parquet row group is held in memory as tables until it is written, so groups are bounded by the size of their NDJSON,
+not by a number of rows: a row has from none to thousands of metrics.
+"""
 
 import gzip
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -11,20 +21,21 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 import orjson
 
 from harvester.errors import UsageError
-from harvester.rows.row import one_line
+from harvester.extras import import_pyarrow, import_zstd
+from harvester.jsonlines import one_line
 from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
 
 _GZIP_LEVEL = 6
 _BLOCK_BYTES = 1024 * 1024
-"""Compressors get so much at once: in such calls they let other threads run."""
+"""NDJSON bytes given to a compressor at once. It releases Python's lock meanwhile, so the event loop goes on."""
 _GROUP_BYTES = 32 * 1024 * 1024
-"""NDJSON bytes of a Parquet row group, which lies in memory as tables until it is written."""
+"""NDJSON bytes of a Parquet row group."""
 _SEPARATOR = "\x1f"
 _FLAT_END = len(',"schema_version":1}\n')
 
 
 class Format(StrEnum):
-    """What a part is, and how its name ends."""
+    """The file format of parts; the value is the ending of their names."""
 
     NDJSON = "ndjson"
     GZIP = "ndjson.gz"
@@ -33,94 +44,96 @@ class Format(StrEnum):
 
 
 class PartFormat(NamedTuple):
-    """How parts are made: it belongs to the dataset."""
+    """Format and shape of a dataset's parts, fixed when it begins."""
 
     format: Format
     shape: Shape
 
 
 _LINES = PartFormat(Format.NDJSON, Shape.NESTED)
-"""What a growing file and standard output have, and what a dataset has that says nothing else of itself."""
+"""The format of a growing file and of standard output, and of a dataset whose ledger names none."""
 
 
 class RequestedPartFormat(NamedTuple):
-    """How parts are to be made, as far as that was said."""
+    """The options `--format` and `--shape`; None where one was not given."""
 
     format: Format | None = None
     shape: Shape | None = None
 
     def for_new(self, *, folder: bool) -> PartFormat:
-        """Give what a new dataset gets: gzipped NDJSON, which every loader takes, where nothing was said.
+        """Return the part format of a new dataset. The default is gzipped NDJSON, which every loader reads.
+
+        folder: whether the output consists of parts.
 
         Raises:
-            UsageError: no folder, and yet another form than lines; or a library is missing.
+            UsageError: another format than lines for an output without parts; or a library is missing.
         """
         if folder:
-            making = PartFormat(self.format or Format.GZIP, self.shape or Shape.NESTED)
-            check_available(making)
-            return making
-        if self.over(_LINES) != _LINES:
+            part_format = PartFormat(self.format or Format.GZIP, self.shape or Shape.NESTED)
+            check_available(part_format)
+            return part_format
+        if self._applied_to(_LINES) != _LINES:
             raise UsageError(
                 "only a folder has parts of another --format or --shape; a file and standard output get nested NDJSON"
             )
         return _LINES
 
     def for_begun(self, facts: Mapping[str, Any], out: str) -> PartFormat:
-        """Give what a dataset was begun with. facts: the ledger's.
+        """Return the part format of an existing dataset. facts: the ledger's.
 
         Raises:
-            UsageError: something else was asked for, or a library is missing.
+            UsageError: the options name another one, or a library is missing.
         """
-        has = PartFormat(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
-        if self.over(has) != has:
+        existing = PartFormat(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
+        if self._applied_to(existing) != existing:
             raise UsageError(
-                f"{out} was begun with --format {has.format} --shape {has.shape}: leave them out, or name another --out"
+                f"{out} was begun with --format {existing.format} --shape {existing.shape}: "
+                "leave them out, or name another --out"
             )
-        check_available(has)
-        return has
+        check_available(existing)
+        return existing
 
-    def over(self, has: PartFormat) -> PartFormat:
-        """Give a making with what was said in place of what it has."""
-        return PartFormat(self.format or has.format, self.shape or has.shape)
+    def _applied_to(self, default: PartFormat) -> PartFormat:
+        return PartFormat(self.format or default.format, self.shape or default.shape)
 
 
 class PartCounts(NamedTuple):
-    """What was written: rows of the part, and the calls that they tell of."""
+    """The rows written to a part, and the calls they belong to; a call has several rows in the flat shape."""
 
     rows: int
     calls: int
 
 
 class HashingWriter(io.RawIOBase):
-    """A stream that is measured while it is written: size in bytes, sha256."""
+    """A stream that counts and hashes the bytes written to it. size: bytes so far."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.size = 0
         self._digest = hashlib.sha256()
         self._stream = stream
-        self._given_up = False
+        self._discarding = False
 
     @property
     def sha256(self) -> str:
-        """The bytes' checksum, in hexadecimal."""
+        """The SHA-256 of the bytes written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def writable(self) -> bool:
-        """Say that it can be written."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Give how much was written."""
+        """Return the number of bytes written."""
         return self.size
 
-    def give_up(self) -> None:
-        """Drop what else comes: a compressor that is not closed writes its end when it is collected."""
-        self._given_up = True
+    def discard_rest(self) -> None:
+        """Ignore later writes: a compressor that was not closed writes its trailer when it is garbage-collected."""
+        self._discarding = True
 
     def write(self, data: Any) -> int:
-        """Pass bytes on."""
+        """Write bytes to the underlying stream."""
         view = memoryview(data).cast("B")
-        if self._given_up:
+        if self._discarding:
             return view.nbytes
         self._stream.write(view)
         self._digest.update(view)
@@ -129,35 +142,32 @@ class HashingWriter(io.RawIOBase):
 
 
 class _Writer(Protocol):
-    """Takes blocks of whole NDJSON lines."""
+    """The encoder of one format. write takes a block of whole NDJSON lines."""
 
     def write(self, block: bytes) -> object: ...
     def close(self) -> None: ...
 
 
-def write_part(rows: Iterable[bytes], target: HashingWriter, making: PartFormat) -> PartCounts:
-    """Write rows, each with its line feed, as the part's format and shape want them.
-
-    Deterministic for the same versions of the libraries: no moment and no name of a file goes into it.
-    """
+def write_part(rows: Iterable[bytes], target: HashingWriter, part_format: PartFormat) -> PartCounts:
+    """Write a part. rows: nested rows, each with its line feed."""
     try:
-        writer = _WRITERS[making.format](target, making.shape)
-        poured = _pour(rows, writer, making.shape)
+        writer = _WRITERS[part_format.format](target, part_format.shape)
+        counts = _write_blocks(rows, writer, part_format.shape)
         writer.close()
     except BaseException:
-        target.give_up()
+        target.discard_rest()
         raise
-    return poured
+    return counts
 
 
-def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
-    poured, calls = 0, 0
+def _write_blocks(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
+    written, calls = 0, 0
     block: list[bytes] = []
     size = 0
     for row in rows:
         calls += 1
         for line in flattened(row) if shape is Shape.FLAT else (row,):
-            poured += 1
+            written += 1
             block.append(line)
             size += len(line)
         if size >= _BLOCK_BYTES:
@@ -165,14 +175,14 @@ def _pour(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
             block, size = [], 0
     if block:
         writer.write(b"".join(block))
-    return PartCounts(poured, calls)
+    return PartCounts(written, calls)
 
 
 def flattened(row: bytes) -> Iterator[bytes]:
-    """Yield the flat lines of a nested row: one for each metric, or one with nulls where there is none.
+    """Yield the flat lines of a nested row: one for each metric, or one with nulls if there are no metrics.
 
-    A flat record_id is made like the nested one, with two fields joined behind: how many times the value has come in
-    the call, from 1, and the value; 0 and nothing where there is none. The number is first: a value may hold U+001F.
+    A flat record_id hashes the fields of the nested one and two more: the occurrence of the value within the call, from
+    1, and the value; without metrics, 0 and an empty text. The occurrence is first because a value may contain U+001F.
     """
     call = orjson.loads(row)
     metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
@@ -182,88 +192,74 @@ def flattened(row: bytes) -> Iterator[bytes]:
     for metric in metrics:
         value = metric["value"]
         if value is None:
-            behind = f"0{_SEPARATOR}"
+            suffix = f"0{_SEPARATOR}"
         else:
             seen[value] = seen.get(value, 0) + 1
-            behind = f"{seen[value]}{_SEPARATOR}{value}"
-        call["record_id"] = hashlib.sha256(f"{key}{_SEPARATOR}{behind}".encode()).hexdigest()[:32]
+            suffix = f"{seen[value]}{_SEPARATOR}{value}"
+        call["record_id"] = hashlib.sha256(f"{key}{_SEPARATOR}{suffix}".encode()).hexdigest()[:32]
         yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
 
 
 class EncodedSize(NamedTuple):
-    """Rows of a part, and their bytes as NDJSON."""
+    """The number of rows, and their size as NDJSON in bytes."""
 
     rows: int
     bytes: int
 
 
 def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
-    """Say how much a nested row, without its line feed, adds to a part of a shape; flat bytes to within a few a row."""
+    """Return what a nested row, given without its line feed, adds to a part; flat bytes to within a few a row."""
     if shape is Shape.NESTED:
         return EncodedSize(1, len(row) + 1)
-    # Neither can stand in a value: a quotation mark is escaped there.
+    # Neither text can occur in a value, where quotation marks are escaped.
     before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
     rows = max(metrics, 1)
     return EncodedSize(rows, rows * (before + _FLAT_END) + len(row) - before)
 
 
-def check_available(making: PartFormat) -> None:
-    """Make sure that the libraries a format needs are there.
-
-    Raises:
-        UsageError: they are not.
-    """
-    _WRITERS[making.format](HashingWriter(io.BytesIO()), making.shape).close()
+def check_available(part_format: PartFormat) -> None:
+    """Raise UsageError if a library that the format needs is not installed."""
+    _WRITERS[part_format.format](HashingWriter(io.BytesIO()), part_format.shape).close()
 
 
 class _Plain:
-    def __init__(self, target: HashingWriter, shape: Shape) -> None:  # noqa: ARG002 - all writers are made alike
+    def __init__(self, target: HashingWriter, shape: Shape) -> None:  # noqa: ARG002 - all writers have the same parameters
         self.write = target.write
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no bytes are buffered."""
 
 
 def _gzip(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
-    # No moment and no name in the header: the same rows give the same bytes.
+    # Neither time nor file name in the header: the bytes are deterministic.
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=cast("BinaryIO", target), mtime=0)
 
 
 def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 - only this format needs it
-        else:
-            from backports import zstd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UsageError("--format ndjson.zst needs a library: pip install 'harvester[zstd]'") from error
-    # As gzip has one, and the zstd command writes one: a reader sees a flipped bit.
+    zstd = import_zstd("ndjson.zst needs a library", option="--format")
+    # Readers detect a flipped bit, as in gzip and in what the zstd command writes.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
     return cast("_Writer", zstd.ZstdFile(cast("BinaryIO", target), "wb", options=checked))
 
 
 class _Parquet:
-    """Row groups of about the same size, zstd; pyarrow reads the lines, outside of Python's lock."""
+    """Parquet with zstd and row groups of about _GROUP_BYTES. pyarrow parses the lines without Python's lock."""
 
     def __init__(self, target: HashingWriter, shape: Shape) -> None:
-        try:
-            import pyarrow  # noqa: ICN001, PLC0415 - an extra
-            from pyarrow import json, parquet  # noqa: PLC0415
-        except ImportError as error:
-            raise UsageError("--format parquet needs a library: pip install 'harvester[parquet]'") from error
-        self._arrow, self._json = pyarrow, json
+        self._arrow = import_pyarrow("parquet needs a library", option="--format")
         self._schema = arrow_schema(shape)
-        self._writer = parquet.ParquetWriter(target, self._schema, compression="zstd")
+        self._writer = self._arrow.parquet.ParquetWriter(target, self._schema, compression="zstd")
         self._group: list[Any] = []
         self._size = 0
 
     def write(self, block: bytes) -> None:
-        """Take lines; a row group is written when enough have come."""
-        table = self._json.read_json(
-            self._arrow.BufferReader(block),  # unlike a file of Python's it is read without Python's lock
-            # One block and one thread: chunks, and with them the bytes, do not depend on the machine.
-            read_options=self._json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=self._json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
+        """Parse lines, and write a row group once _GROUP_BYTES are reached."""
+        json = self._arrow.json
+        table = json.read_json(
+            self._arrow.BufferReader(block),  # unlike a Python file, read without Python's lock
+            # One block and one thread, so that the chunks do not depend on the machine.
+            read_options=json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+            parse_options=json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
         )
         self._group.append(table.cast(self._schema))
         self._size += len(block)
@@ -271,7 +267,7 @@ class _Parquet:
             self._write_group()
 
     def close(self) -> None:
-        """Write the last row group and the file's end."""
+        """Write the last row group and the footer."""
         if self._group:
             self._write_group()
         self._writer.close()
@@ -283,22 +279,25 @@ class _Parquet:
 
 
 def arrow_schema(shape: Shape) -> Any:
-    """Give the columns as an Arrow schema; needs pyarrow."""
-    import pyarrow as pa  # noqa: PLC0415 - an extra
+    """Return the columns of a shape as a pyarrow.Schema.
 
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    arrow = import_pyarrow("the schema in Arrow's types needs pyarrow")
     types = {
-        Kind.TEXT: pa.string(),
-        Kind.INTEGER: pa.int64(),
-        Kind.BOOLEAN: pa.bool_(),
-        Kind.MOMENT: pa.timestamp("ms", "UTC"),
+        Kind.TEXT: arrow.string(),
+        Kind.INTEGER: arrow.int64(),
+        Kind.BOOLEAN: arrow.bool_(),
+        Kind.MOMENT: arrow.timestamp("ms", "UTC"),
     }
 
     def field(column: Column) -> Any:
-        return pa.field(column.name, types[column.kind], nullable=column.nullable)
+        return arrow.field(column.name, types[column.kind], nullable=column.nullable)
 
-    metric = pa.struct([field(column) for column in METRIC])
-    types[Kind.METRICS] = pa.list_(pa.field("element", metric, nullable=False))
-    return pa.schema([field(column) for column in COLUMNS[shape]])
+    metric = arrow.struct([field(column) for column in METRIC])
+    types[Kind.METRICS] = arrow.list_(arrow.field("element", metric, nullable=False))
+    return arrow.schema([field(column) for column in COLUMNS[shape]])
 
 
 _WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {

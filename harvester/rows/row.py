@@ -1,21 +1,20 @@
-"""A verdict to its NDJSON line: the row a loader reads, and the line of a call without one."""
+"""The NDJSON lines of a dataset: the row of an answered call, and the failure of a call or line without a row."""
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import orjson
 
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.jsonlines import one_line
 
 SCHEMA_VERSION = 1
 _SEPARATOR = "\x1f"
 
 
 class RowBuilder:
-    """Makes the rows of one dataset: what its query and run say in every row is prepared once."""
+    """Makes the lines of one dataset, whose query and run are the same in every line."""
 
     def __init__(self, query: Query, run_id: str) -> None:
         self._query = query
@@ -24,15 +23,15 @@ class RowBuilder:
         self._window = (_SEPARATOR + _SEPARATOR.join(window)).encode()
 
     def key(self, bitlink: str) -> bytes:
-        """Give the call's 16 bytes: the beginning of SHA-256 over bitlink, facet, unit, units and unit_reference,
-        joined by U+001F. In hexadecimal it is the row's record_id, a key to merge by.
+        """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,
+        joined by U+001F. In hexadecimal it is the row's record_id.
         """
         return hashlib.sha256(bitlink.encode() + self._window).digest()[:16]
 
     def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str) -> bytes:
-        """Give one published line, without its line feed; every key is always present.
+        """Return a published line, without its line feed; it always has every key.
 
-        fetched_at: when the answer was read, UTC with `Z`.
+        fetched_at: when the response was read, UTC with `Z`.
         """
         query = self._query
         return one_line(
@@ -49,7 +48,7 @@ class RowBuilder:
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
-                # As many as were asked for: the tail was probably cut.
+                # As many as were requested, so there are probably more.
                 "truncated": len(answer.metrics) == query.size,
                 "metrics": answer.metrics,
                 "schema_version": SCHEMA_VERSION,
@@ -69,10 +68,10 @@ class RowBuilder:
         attempts: int = 0,
         body: str | None = None,
     ) -> bytes:
-        """Give the line of `_failures.ndjson` for a call that has no row, or for a line that is no bitlink.
+        """Return the line of `_failures.ndjson` about a call without a row, or a line of the list that is invalid.
 
-        kind: refused, failed or invalid. bitlink: the call's; text: the invalid line's. file and line: where it was
-        first seen. body: the beginning of an answer that could not be understood.
+        kind: refused, failed or invalid. bitlink: the call's. text: the invalid line's. file, line: where the list
+        names it first. body: the beginning of a response that no rule understands.
         """
         return one_line(
             {
@@ -91,20 +90,5 @@ class RowBuilder:
 
 
 def moment_fetched(row: bytes) -> float:
-    """Give when a row's answer was read, seconds since 1970."""
+    """Return the time at which a row's response was read, in seconds since 1970."""
     return datetime.fromisoformat(orjson.loads(row)["fetched_at"]).timestamp()
-
-
-def one_line(record: Mapping[str, Any]) -> bytes:
-    r"""Write a record as JSON that every reader takes for one line.
-
-    Some readers (Python's str.splitlines, JavaScript before 2019) also end lines at U+0085, U+2028 and U+2029, which
-    JSON allows bare in strings.
-    """
-    line = orjson.dumps(record)
-    if line.isascii():
-        return line
-    if b"\xe2\x80\xa8" in line or b"\xe2\x80\xa9" in line or b"\xc2\x85" in line:
-        line = line.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-        line = line.replace(b"\xc2\x85", b"\\u0085")
-    return line

@@ -1,6 +1,7 @@
-"""The published row, defined once: its columns, their kinds and what they mean, in both shapes.
+"""The columns of published rows, in both shapes, with their types and meanings: the single definition.
 
-Everything else that knows a row's form, Parquet's types and the DDL of a database, is made from this.
+Parquet's schema, the checks of `harvester verify` and the DDL of each database are derived from it. The meanings are
+printed into schemas, so a change of their wording changes the output of `harvester schema`.
 """
 
 from enum import StrEnum
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What a column holds. metrics: a list of {value, clicks}. moment: UTC, as text that ends in Z in NDJSON."""
+    """The type of a column. metrics: a list of {value, clicks}. moment: UTC, written with a final Z in NDJSON."""
 
     TEXT = "text"
     INTEGER = "integer"
@@ -18,14 +19,14 @@ class Kind(StrEnum):
 
 
 class Shape(StrEnum):
-    """nested: a row is a call, with a list of metrics. flat: a row is a call's metric."""
+    """nested: one row for each call, with a list of metrics. flat: one row for each metric of a call."""
 
     NESTED = "nested"
     FLAT = "flat"
 
 
 class Column(NamedTuple):
-    """A column: it is in every row, and null only where nullable."""
+    """A column, present in every row. means: its description. nullable: whether it may be null."""
 
     name: str
     kind: Kind
@@ -55,12 +56,12 @@ METRIC = (
     Column("value", Kind.TEXT, "what the clicks came from"),
     Column("clicks", Kind.INTEGER, "clicks from there"),
 )
-"""One of a call's metrics: an item of the nested row's list."""
+"""The fields of one metric, an item of the nested row's list."""
 _VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
 
 
 def _or_none(column: Column) -> Column:
-    """Give a metric's column as the flat row of a link without metrics has it, too."""
+    """Return a metric's column for the flat shape, where it is null in the row of a link without metrics."""
     return column._replace(means=f"{column.means}; null for a link without any", nullable=True)
 
 
@@ -68,7 +69,7 @@ COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.NESTED: (*_CALL, _METRICS, _VERSION),
     Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
 }
-"""The columns of each shape, in their order."""
+"""The columns of each shape, in order."""
 
 FAILURE: tuple[Column, ...] = (
     Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),
@@ -82,4 +83,4 @@ FAILURE: tuple[Column, ...] = (
     Column("line", Kind.INTEGER, "the line there"),
     Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
 )
-"""The keys of a line in `_failures.ndjson`, in their order."""
+"""The keys of a line in `_failures.ndjson`, in order."""

@@ -1,6 +1,6 @@
-"""The row's schema in the words of those who load it: JSON Schema, a type for Spark, a table for each database.
+"""The row's schema in the languages of its loaders: JSON Schema, a type for Spark, DDL for each database.
 
-All are made from `schema.COLUMNS`; the format of the parts changes only how they are read, never a column.
+All are derived from `schema.COLUMNS`. The format of the parts changes how they are read, never a column.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from harvester.rows.row import SCHEMA_VERSION
 from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
 
 _TABLE, _FILES, _STAGE = "bitly_metrics", "bitly_parts", "bitly_lake"
-"""Names that a person may change in what is printed."""
+"""Names in the output that a person may change."""
 
 
 class Target(StrEnum):
-    """Who is to understand the schema."""
+    """The system that reads the schema."""
 
     JSON_SCHEMA = "json-schema"
     BIGQUERY = "bigquery"
@@ -28,9 +28,9 @@ class Target(StrEnum):
     ATHENA = "athena"
 
 
-def schema_for(target: Target, shape: Shape, form: Format) -> str:
-    """Give the schema as a file that its reader takes as it is, without the last line feed. form: the parts' format."""
-    return _PRINTERS[target](shape, form)
+def schema_for(target: Target, shape: Shape, part_format: Format) -> str:
+    """Return the content of a schema file for a target, without the last line feed."""
+    return _PRINTERS[target](shape, part_format)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ _JSON_TYPES: Mapping[Kind, dict[str, Any]] = {
 }
 
 
-def _json_schema(shape: Shape, form: Format) -> str:  # noqa: ARG001 - rows of Parquet have the same keys
+def _json_schema(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - rows of Parquet have the same keys
     return _json(
         {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -60,7 +60,7 @@ def _json_schema(shape: Shape, form: Format) -> str:  # noqa: ARG001 - rows of P
 
 
 def _json_object(columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Describe an object; more keys may come, because columns are only ever added."""
+    """Return the JSON Schema of an object. Further keys are valid, because later versions add columns."""
     return {
         "type": "object",
         "properties": {column.name: _json_property(column) for column in columns},
@@ -86,12 +86,12 @@ _BIGQUERY_TYPES = {
 }
 
 
-def _bigquery(shape: Shape, form: Format) -> str:  # noqa: ARG001 - a table is the same for all formats
+def _bigquery(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - a table is the same for all formats
     return _json([_bigquery_field(column) for column in COLUMNS[shape]])
 
 
 def _bigquery_field(column: Column) -> dict[str, Any]:
-    """Describe a column: https://cloud.google.com/bigquery/docs/schemas#creating_a_JSON_schema_file."""
+    """Return the definition of a column: https://cloud.google.com/bigquery/docs/schemas#creating_a_JSON_schema_file."""
     mode = "REPEATED" if column.kind is Kind.METRICS else "NULLABLE" if column.nullable else "REQUIRED"
     fields = {"fields": [_bigquery_field(each) for each in METRIC]} if column.kind is Kind.METRICS else {}
     kind = _BIGQUERY_TYPES[column.kind]
@@ -101,12 +101,12 @@ def _bigquery_field(column: Column) -> dict[str, Any]:
 _SPARK_TYPES = {Kind.TEXT: "string", Kind.INTEGER: "long", Kind.BOOLEAN: "boolean", Kind.MOMENT: "timestamp"}
 
 
-def _spark(shape: Shape, form: Format) -> str:  # noqa: ARG001 - Spark's readers take one type for all formats
+def _spark(shape: Shape, part_format: Format) -> str:  # noqa: ARG001 - Spark's readers take one type for all formats
     return _json(_spark_struct(COLUMNS[shape]))
 
 
 def _spark_struct(columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Describe a struct as StructType.fromJson reads it."""
+    """Return a struct in the form that StructType.fromJson reads."""
     return {"type": "struct", "fields": [_spark_field(column) for column in columns]}
 
 
@@ -121,7 +121,10 @@ def _spark_field(column: Column) -> dict[str, Any]:
 
 
 class _Sql(NamedTuple):
-    """A database's words. types: {} in that of METRICS stands for members. remark: behind the comma."""
+    """The SQL dialect of a database, as format strings.
+
+    types: by kind; {} in that of METRICS stands for the members. remark: a comment after a column's comma.
+    """
 
     types: Mapping[Kind, str]
     member: str = "{} {}"
@@ -131,24 +134,24 @@ class _Sql(NamedTuple):
     remark: str = ""
 
     def type_of(self, column: Column) -> str:
-        """Write a column's type; that of metrics has a type for each member in it."""
+        """Return a column's type; that of metrics includes the type of each member."""
         members = ", ".join(self.member.format(each.name, self.types[each.kind]) for each in METRIC)
         return self.types[column.kind].format(members)
 
     def columns(self, shape: Shape) -> str:
-        """Write the lines between a table's parentheses."""
+        """Return the lines between the parentheses of CREATE TABLE."""
         columns = COLUMNS[shape]
         lines = []
         for column in columns:
             null = "" if column.nullable else self.not_null
             comma = "," if column is not columns[-1] else ""
-            said = self.column.format(column.name, self.type_of(column)) + null + self.comment(column.means)
-            lines.append(f"    {said}{comma}{self.remark.format(column.means)}")
+            definition = self.column.format(column.name, self.type_of(column)) + null + self.comment(column.means)
+            lines.append(f"    {definition}{comma}{self.remark.format(column.means)}")
         return "\n".join(lines)
 
 
-def _title(shape: Shape, form: Format, whom: str) -> str:
-    return f"-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {form}: {whom}"
+def _title(shape: Shape, part_format: Format, whom: str) -> str:
+    return f"-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {part_format}: {whom}"
 
 
 _DUCKDB = _Sql(
@@ -163,25 +166,25 @@ _DUCKDB = _Sql(
 )
 
 
-def _duckdb(shape: Shape, form: Format) -> str:
-    """Give a table, and a macro that reads files with its columns: what an empty list holds would be a guess."""
+def _duckdb(shape: Shape, part_format: Format) -> str:
+    """Return a table, and a macro that reads files with its column types, which DuckDB would have to guess."""
     columns = COLUMNS[shape]
-    if form is Format.PARQUET:
+    if part_format is Format.PARQUET:
         source = "read_parquet(files, union_by_name = true)"
     else:
         types = ",\n".join(f"    {column.name}: '{_DUCKDB.type_of(column)}'" for column in columns)
         source = f"read_json(files, format = 'newline_delimited', columns = {{\n{types}\n}})"
-    names = ",\n    ".join(column.name for column in columns)  # a folder such as dt=2026-11-23 would add one
-    return f"""{_title(shape, form, "DuckDB, from 1.4 on")}
+    names = ",\n    ".join(column.name for column in columns)  # not *: a folder such as dt=2026-11-23 adds a column
+    return f"""{_title(shape, part_format, "DuckDB, from 1.4 on")}
 CREATE TABLE IF NOT EXISTS {_TABLE} (
 {_DUCKDB.columns(shape)}
 );
 
--- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{form}')
+-- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{part_format}')
 CREATE OR REPLACE MACRO {_FILES}(files) AS TABLE
 SELECT
     {names}
-FROM {source};"""  # noqa: S608 - printed, and made of nothing that anybody gives
+FROM {source};"""  # noqa: S608 - printed, and made of constants
 
 
 _SNOWFLAKE = _Sql(
@@ -194,11 +197,11 @@ _SNOWFLAKE = _Sql(
     },
     comment=lambda text: f" COMMENT {_quoted(text)}",
 )
-_SNOWFLAKE_FORMS = {
+_SNOWFLAKE_FILE_FORMATS = {
     Format.NDJSON: "TYPE = JSON COMPRESSION = NONE",
     Format.GZIP: "TYPE = JSON COMPRESSION = GZIP",
     Format.ZSTD: "TYPE = JSON COMPRESSION = ZSTD",
-    # Without the logical types a moment is a number, and without this scanner a list has Parquet's own groups in it.
+    # Without logical types a timestamp is a number; without this scanner a list contains Parquet's internal groups.
     Format.PARQUET: "TYPE = PARQUET USE_LOGICAL_TYPE = TRUE USE_VECTORIZED_SCANNER = TRUE",
 }
 
@@ -207,18 +210,18 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _snowflake(shape: Shape, form: Format) -> str:
-    return f"""{_title(shape, form, "Snowflake; the stage is yours to make")}
+def _snowflake(shape: Shape, part_format: Format) -> str:
+    return f"""{_title(shape, part_format, "Snowflake; the stage is yours to make")}
 CREATE TABLE IF NOT EXISTS {_TABLE} (
 {_SNOWFLAKE.columns(shape)}
 );
 
-CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FORMS[form]};
+CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FILE_FORMATS[part_format]};
 
 -- What was loaded within 64 days is not loaded again.
 COPY INTO {_TABLE}
 FROM @{_STAGE}
-PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{form.replace(".", "[.]")}'
+PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{part_format.replace(".", "[.]")}'
 FILE_FORMAT = (FORMAT_NAME = '{_FILES}')
 MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE;"""
 
@@ -233,7 +236,7 @@ _ATHENA = _Sql(
     },
     member="{}:{}",
     column="`{}` {}",
-    not_null="",  # Athena knows none
+    not_null="",  # Athena has no NOT NULL
     comment=' COMMENT "{}"'.format,
 )
 # Both read gzip and zstd by the files' endings: https://docs.aws.amazon.com/athena/latest/ug/compression-formats.html.
@@ -243,13 +246,13 @@ STORED AS TEXTFILE"""
 _ATHENA_PARQUET = "STORED AS PARQUET"
 
 
-def _athena(shape: Shape, form: Format) -> str:
-    return f"""{_title(shape, form, "Athena; BUCKET is yours to name")}
+def _athena(shape: Shape, part_format: Format) -> str:
+    return f"""{_title(shape, part_format, "Athena; BUCKET is yours to name")}
 CREATE EXTERNAL TABLE IF NOT EXISTS {_TABLE} (
 {_ATHENA.columns(shape)}
 )
 PARTITIONED BY (`dt` string COMMENT "of the folder, dt=2026-11-23")
-{_ATHENA_PARQUET if form is Format.PARQUET else _ATHENA_LINES}
+{_ATHENA_PARQUET if part_format is Format.PARQUET else _ATHENA_LINES}
 LOCATION 's3://BUCKET/lake/referrers/'
 TBLPROPERTIES (
     'projection.enabled' = 'true',

@@ -1,26 +1,33 @@
-"""run.abort_rules."""
+"""When a run's verdicts make going on a waste of calls, and why it then stops."""
 
 from harvester.bitly.verdicts import (
     Answer,
+    MonthSpent,
+    ParameterRefused,
+    PlanRefused,
     Refused,
+    TokenRefused,
     Unreadable,
     Verdict,
 )
-from harvester.client.stops import _said, for_every_call
+from harvester.client.attempt import month_spent, reason
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50
-"""This many first calls, all refused alike, are not the links' fault."""
+"""If this many first calls are all refused with one status and message, the fault is not the links'."""
 NO_ROUTE = 20
-"""This many first calls answered with a plain 404 mean that the base URL is wrong."""
+"""If this many first calls all get a plain-text 404, the base URL is wrong."""
 UNREADABLE = 20
-"""This many unreadable answers in a row mean that something else than Bitly answers."""
+"""If this many answers in a row are unreadable, something other than Bitly is answering."""
 
 
 class AbortRules:
-    """Watches the verdicts of one invocation for what makes going on a waste of calls.
+    """Decides from the verdicts of one run whether further calls would be wasted. Holds counts, does no I/O.
 
-    first_rows: True when the dataset has no row yet; a dataset with rows has shown that its query and token work.
+    Some verdicts end a run alone (a spent month, a refused token: `for_every_call`). The others do so by their number:
+    unreadable answers in a row, first calls all refused alike, more failures than --max-failures.
+
+    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work.
     """
 
     def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
@@ -34,11 +41,11 @@ class AbortRules:
 
     @property
     def answered(self) -> bool:
-        """True when a call of this invocation had a row: the base URL is that of a server that knows the path."""
+        """True once a call of this run has a row: the server at the base URL knows the path."""
         return self._rows > 0
 
     def see(self, verdict: Verdict) -> Stop | None:
-        """Take note of a call's last verdict, and say whether the run should end."""
+        """Count a call's last verdict; return the reason to stop if the run should end."""
         if isinstance(verdict, Answer):
             self.calls += 1
             self._rows += 1
@@ -56,14 +63,14 @@ class AbortRules:
             return None
         return Stop(
             StopReason.UNREADABLE,
-            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({_said(verdict)}). Look at their "
+            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({reason(verdict)}). Look at their "
             "beginnings in _failures.ndjson: a proxy's page, or a change of Bitly's",
         )
 
     def _all_alike(self, verdict: Verdict) -> Stop | None:
         if not isinstance(verdict, Refused) or self._rows:
             return None
-        # A plain 404 may quote the path it did not know.
+        # A plain 404 may quote the path, which differs from call to call: its message is not compared.
         kind = (verdict.status, "" if verdict.no_route else verdict.message)
         self._alike[kind] = self._alike.get(kind, 0) + 1
         alike = self._alike[kind] == self.calls
@@ -76,13 +83,13 @@ class AbortRules:
         if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
             return Stop(
                 StopReason.ALL_REFUSED,
-                f"the first {self.calls} calls were all refused alike ({_said(verdict)}). Check that these links "
+                f"the first {self.calls} calls were all refused alike ({reason(verdict)}). Check that these links "
                 "belong to the token's account; to go on all the same, say --max-failures 100%",
             )
         return None
 
     def at_end(self) -> Stop | None:
-        """Look at the share of failures once more when the list is over, however short it was."""
+        """Check the share of failures at the end of the list, even if the list was shorter than SHARE_FLOOR."""
         if self._limit is None or not self._limit.exceeded(self.failed, max(self.calls, 1), final=True):
             return None
         return self._stop_for_failures()
@@ -98,3 +105,29 @@ class AbortRules:
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
             "_failures.ndjson says which and why",
         )
+
+
+def for_every_call(verdict: Verdict) -> Stop | None:
+    """Return the stop for a verdict that every further call would get too; None for any other."""
+    match verdict:
+        case MonthSpent():
+            return month_spent(verdict)
+        case TokenRefused():
+            return Stop(
+                StopReason.TOKEN_REFUSED,
+                f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
+                "BITLY_TOKEN, --token-file or --token-command",
+            )
+        case PlanRefused():
+            return Stop(
+                StopReason.PLAN_REFUSED,
+                f"the account's plan lacks this facet ({reason(verdict)}). Choose another --facet, or upgrade the plan",
+            )
+        case ParameterRefused():
+            option = "--" + verdict.field.replace("_", "-")
+            return Stop(
+                StopReason.PARAMETER_REFUSED,
+                f"Bitly refused {option} ({reason(verdict)}): every call would fail. Correct it, with a new --out",
+            )
+        case _:
+            return None

@@ -1,57 +1,22 @@
-"""Options to a job: the border between what was written and what is done."""
+"""Options become a job: the typed values of config/ are handed to the packages that take them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from harvester.bitly.query import Query
-from harvester.budget.limits import RequestedLimits
-from harvester.client import client
 from harvester.client.circuit_breaker import BreakerRules
+from harvester.client.client import ClientSettings
 from harvester.client.token import Token
-from harvester.config import credentials, parsing
+from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
+from harvester.config.parsing import TypedOptions, typed
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
-from harvester.links import files
 from harvester.links.feed import IterableFeed
-from harvester.links.files import Source
+from harvester.links.files import Source, resolve_lists
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import Metrics
 from harvester.run.harvest import HarvestOptions
-from harvester.shutdown import FailureLimit
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All that a run needs to know.
-
-    pin_reference: the query's unit_reference is this moment, and was not asked for. account: whose month it is, None
-    for the token's own. state_dir: where the budget is kept, None for the user's state folder. metrics: shows each
-    manifest's numbers somewhere else too. given: links instead of sources. sink: who reads what goes to no file, None
-    for standard output.
-    """
-
-    sources: list[Source]
-    token: Token
-    out: str
-    work_dir: str | None
-    query: Query
-    pin_reference: bool
-    wanted: RequestedLimits
-    asking: client.ClientSettings
-    parts: PartLimits
-    harvesting: HarvestOptions
-    failure_limit: FailureLimit | None = None
-    max_time_seconds: float | None = None
-    strict: bool = False
-    gate_rules: BreakerRules = field(default_factory=BreakerRules)
-    account: str | None = None
-    state_dir: str | None = None
-    making: RequestedPartFormat = field(default_factory=RequestedPartFormat)
-    metrics: Metrics | None = None
-    given: IterableFeed | None = None
-    sink: RowSink | None = None
+from harvester.run.job import Job
 
 
 def build_job(
@@ -62,61 +27,60 @@ def build_job(
     sink: RowSink | None = None,
     metrics: Metrics | None = None,
 ) -> Job:
-    """Turn options into a job.
+    """Return the job that options and lists describe.
 
-    lists: the paths of lists, or - for standard input; or links given one by one. read_token: gives the token, instead
-    of where the options say. sink: who reads the rows, instead of standard output.
-    metrics: shows each manifest's numbers elsewhere too.
+    lists: the paths of lists, or - for standard input; or links from Python. read_token: returns the token, instead of
+    the source that the options name. sink: the reader of the rows, instead of standard output. metrics: called with
+    each manifest.
 
     Raises:
-        UsageError: a value that means nothing, a list that is not there, no token.
+        UsageError: an invalid value, a list that does not exist, no token.
     """
-    query, pin_reference = parsing.query_of(options.query)
-    parsing.check_counts(options)
-    output, limits, ends = options.output, options.limits, options.ends
+    values, output = typed(options), options.output
+    sources, given = _input_of(lists, options)
     return Job(
-        sources=[]
-        if isinstance(lists, IterableFeed)
-        else files.resolve_lists(lists, options.list.column, options.list.list_format),
-        token=Token(read_token or credentials.token_source(options.access, warn)),
+        sources=sources,
+        given=given,
+        strict=options.list.strict,
+        token=Token(read_token or token_source(options.access, warn)),
+        query=values.query,
+        pin_reference=values.pin_reference,
         out=output.out,
         work_dir=output.work_dir,
-        query=query,
-        pin_reference=pin_reference,
-        wanted=parsing.wanted_limits(limits),
-        account=parsing.account_of(limits),
-        state_dir=limits.state_dir,
-        gate_rules=BreakerRules(limit_seconds=parsing.seconds_of("--outage-limit", limits.outage_limit)),
-        asking=_asking(options.access.base_url, limits),
-        parts=PartLimits(
-            output.part_rows,
-            parsing.bytes_of("--part-bytes", output.part_bytes),
-            parsing.seconds_of("--part-age", output.part_age),
-        ),
+        parts=PartLimits(output.part_rows, values.part_bytes, values.part_age_seconds),
         making=RequestedPartFormat(output.format and Format(output.format), output.shape and Shape(output.shape)),
-        harvesting=_harvesting(options),
-        failure_limit=parsing.failure_limit_of(ends.max_failures),
-        max_time_seconds=parsing.seconds_of("--max-time", ends.max_time) if ends.max_time else None,
-        strict=options.list.strict,
         metrics=metrics,
-        given=lists if isinstance(lists, IterableFeed) else None,
         sink=sink,
+        wanted=values.limits,
+        account=values.account,
+        state_dir=options.limits.state_dir,
+        asking=_client_settings(values, options.limits),
+        gate_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
+        harvesting=_harvest_options(options),
+        failure_limit=values.failure_limit,
+        max_time_seconds=values.max_time_seconds,
     )
 
 
-def _asking(base_url: str, limits: LimitOptions) -> client.ClientSettings:
-    return client.ClientSettings(
-        base_url=credentials.checked_base_url(base_url),
+def _input_of(lists: Sequence[str] | IterableFeed, options: RunOptions) -> tuple[list[Source], IterableFeed | None]:
+    if isinstance(lists, IterableFeed):
+        return [], lists
+    return resolve_lists(lists, options.list.column, options.list.list_format), None
+
+
+def _client_settings(values: TypedOptions, limits: LimitOptions) -> ClientSettings:
+    return ClientSettings(
+        base_url=values.base_url,
         connections=limits.connections,
         attempts=limits.attempts,
-        timeout_seconds=parsing.seconds_of("--timeout", limits.timeout),
+        timeout_seconds=values.timeout_seconds,
     )
 
 
-def _harvesting(options: RunOptions) -> HarvestOptions:
+def _harvest_options(options: RunOptions) -> HarvestOptions:
     return HarvestOptions(
         workers=options.limits.connections,
-        max_calls=options.ends.max_calls,
+        max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
     )

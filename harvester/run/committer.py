@@ -1,72 +1,159 @@
-"""What a harvest does beside the event loop: committing to a disk that may be slow, and making parts meanwhile."""
+"""Durability beside the event loop: commits, parts and the manifest, on a disk that may be slow."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
-from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Batch, Dataset
+from harvester.dataset.manifest import Manifest
 from harvester.errors import HarvesterError, InputBroken, OutputError, ReaderClosed, RunStopping
-from harvester.progress import AttemptCounts, RunOutcome, RunProgress
-from harvester.run.telemetry import Throughput, budget_report, harvest_report
+from harvester.progress import AttemptCounts, RunOutcome
+from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon
 
 COMMIT_SECONDS = 0.5
 COMMIT_VERDICTS = 1000
-"""So many verdicts are committed at once, without waiting for COMMIT_SECONDS."""
+"""This many verdicts are committed at once, without waiting for COMMIT_SECONDS."""
 MANIFEST_SECONDS = 60.0
 LEAST_FREE_BYTES = 64 * 1024 * 1024
 _FAILURES_SHARE = 100
-"""Rewriting `_failures.ndjson` while the run goes on takes at most one part in this many of the time."""
+"""Rewriting `_failures.ndjson` during a run takes at most 1/100 of the time."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Metrics = Callable[[Mapping[str, Any]], Awaitable[None]]
-"""Shows a manifest's numbers somewhere else too; it neither fails nor takes long."""
+Metrics: TypeAlias = Callable[[Manifest], Awaitable[None]]
+"""Exports a manifest's numbers; it neither fails nor takes long."""
+InThread: TypeAlias = Callable[[Callable[[], Manifest]], Awaitable[Manifest]]
 
 
-class Committer:
-    """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
+class Heartbeat:
+    """Replaces the manifest at least every `seconds`, from before the list is counted until the run has ended.
 
-    in_hand: the keys of the calls between the list and the ledger. report: gives the manifest's part that the harvest
-    knows; None stands for a run that goes on. counters: the run's attempts, which the ledger adds up over all runs.
+    `status` takes a run whose manifest is three minutes old for a dead one, so no stage of a run may be silent. The
+    ledger allows one thread at a time, which is why two stages write in two ways. Before the harvest a thread compares
+    the list with the ledger: the last manifest is written again with the present moment, and the ledger is left alone.
+    During the harvest the committer writes in its own thread, after a commit, when the manifest is `due`.
+
     metrics: called with each manifest, also where there is no file of it.
     """
 
     def __init__(
         self,
-        store: Dataset,
+        dataset: Dataset,
+        telemetry: Telemetry,
+        metrics: Metrics | None = None,
+        seconds: float = MANIFEST_SECONDS,
+    ) -> None:
+        self.telemetry = telemetry
+        self._dataset = dataset
+        self._metrics = metrics
+        self._seconds = seconds
+        self._due_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        """True when the manifest is to be written again."""
+        return time.monotonic() >= self._due_at
+
+    async def write(self, outcome: RunOutcome | None, in_thread: InThread | None = None) -> Manifest:
+        """Replace the manifest. outcome: None while the run goes on. in_thread: runs what blocks; by default a daemon.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._due_at = time.monotonic() + self._seconds
+        work = partial(self._dataset.write_manifest, self.telemetry.report(outcome))
+        return await self._exported(await (in_thread or in_daemon)(work))
+
+    @asynccontextmanager
+    async def before_harvest(self, shutdown: ShutdownSignal) -> AsyncIterator[None]:
+        """Write the manifest at once and keep it fresh; an error inside is written down as how the run ended.
+
+        Raises:
+            OutputError: the manifest cannot be written.
+        """
+        manifest, over = await self.write(None), asyncio.Event()
+        renewing = asyncio.create_task(self._renew(manifest, over))
+        stop: Stop | None = None
+        try:
+            yield
+        except RunStopping:
+            stop = shutdown.stop
+            raise
+        except HarvesterError as error:
+            stop = Stop(_reason_of(error), str(error))
+            raise
+        finally:
+            over.set()
+            await renewing
+            self._due_at = 0.0  # the harvest's first commit writes the counts that were unknown until now
+            if stop is not None:
+                await self._write_end(stop)
+
+    async def _renew(self, manifest: Manifest, over: asyncio.Event) -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await over.wait()
+                    return
+            with suppress(OutputError):  # the harvest will fail for the same reason, and say so
+                await self._exported(await in_daemon(partial(self._dataset.renew_manifest, manifest)))
+
+    async def _write_end(self, stop: Stop) -> None:
+        self._dataset.abandon()
+        with suppress(OutputError):  # the error that ended the run is the one to report
+            await in_daemon(self._dataset.take_success_back)
+            await self.write(RunOutcome(complete=False, stop=stop, status=self.telemetry.progress))
+
+    async def _exported(self, manifest: Manifest) -> Manifest:
+        if self._metrics is not None:
+            await self._metrics(manifest)
+        return manifest
+
+
+def _reason_of(error: HarvesterError) -> StopReason:
+    if isinstance(error, InputBroken):
+        return StopReason.INPUT
+    return StopReason.OUTPUT if isinstance(error, OutputError) else StopReason.NOT_BEGUN
+
+
+class Committer:
+    """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
+
+    in_hand: the keys of the calls between the list and the ledger. counters: the run's attempts, which the ledger adds
+    up over all runs.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
         shutdown: ShutdownSignal,
-        report: Callable[[RunOutcome | None], dict[str, Any]],
+        heartbeat: Heartbeat,
         counters: AttemptCounts,
         *,
         commit_seconds: float = COMMIT_SECONDS,
         least_free_bytes: int = LEAST_FREE_BYTES,
-        metrics: Metrics | None = None,
     ) -> None:
         self.in_hand: set[bytes] = set()
-        self._store = store
+        self._dataset = dataset
         self._shutdown = shutdown
-        self._report = report
+        self._heartbeat = heartbeat
         self._counters = counters
         self._counted = replace(counters)
         self._commit_seconds = commit_seconds
         self._least_free = least_free_bytes
-        self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "harvester-disk")
         self._press = ThreadPoolExecutor(1, "harvester-parts")
         self._making: asyncio.Future[None] | None = None
         self._due = asyncio.Event()
         self._done = asyncio.Event()
         self._over = False
-        self._manifest_due = 0.0
         self._failures_due = 0.0
 
     async def __aenter__(self) -> "Committer":
@@ -75,17 +162,18 @@ class Committer:
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
-            self._store.leave()  # or the thread would wait for a reader who waits for us
+            # Unblock the writer thread: it may be waiting for a reader that is waiting for this coroutine.
+            self._dataset.leave()
         try:
             await self._end()
         finally:
-            if self._making:  # only when the run is given up for another reason, which is what is to be seen
+            if self._making:  # set only when the run ends by another error, and that is the one to raise
                 await asyncio.gather(self._making, return_exceptions=True)
             for thread in (self._thread, self._press):
                 await in_daemon(thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work on the store, in the thread that alone may do it, but for the making of parts."""
+        """Run blocking work on the dataset in the one thread that may use it; parts are made in another."""
         assert not kwargs
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
@@ -100,10 +188,10 @@ class Committer:
         await self._done.wait()
 
     async def finish(self, outcome: RunOutcome) -> None:
-        """Commit and publish everything, and write down how the run ended.
+        """Commit and publish everything, then write how the run ended into the manifest.
 
         Raises:
-            OutputError: that was not possible. ReaderClosed: nobody reads any more.
+            OutputError: the output could not be written. ReaderClosed: the reader of standard output has gone.
         """
         await self._end()
         try:
@@ -112,21 +200,21 @@ class Committer:
             raise
         except OutputError as error:
             spoiled = replace(outcome, complete=False, stop=Stop(StopReason.OUTPUT, str(error)))
-            with contextlib.suppress(OutputError):  # or it would say for ever that the run goes on
-                await self._write_manifest(spoiled)
+            with suppress(OutputError):  # without its end in the manifest the run would still count as running
+                await self._heartbeat.write(spoiled, self.in_thread)
             raise
-        await self._write_manifest(outcome)
+        await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:
-            await self.in_thread(self._store.declare_success)
+            await self.in_thread(self._dataset.declare_success)
 
     async def _publish_all(self, outcome: RunOutcome) -> None:
-        self._store.end_part()
+        self._dataset.end_part()
         batch = self._take_batch()
-        await self.in_thread(self._store.commit, batch)  # first: an object store may be out
+        await self.in_thread(self._dataset.commit, batch)  # before the parts: an object store may be unreachable
         if not outcome.complete:
-            await self.in_thread(self._store.take_success_back)
+            await self.in_thread(self._dataset.take_success_back)
         await self._make_all_parts()
-        await self.in_thread(self._store.write_failures)
+        await self.in_thread(self._dataset.write_failures)
 
     async def _end(self) -> None:
         self._over = True
@@ -138,12 +226,12 @@ class Committer:
             while not self._over:
                 await self._commit()
                 await self._check_disk()
-                with contextlib.suppress(TimeoutError):
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._commit_seconds):
                         await self._due.wait()
                 self._due.clear()
         except BaseException:
-            # A bug: end the run, so that `_end` shows it, instead of asking on without a commit.
+            # A bug: end the run, so that `_end` raises it, instead of making more calls without a commit.
             self._shutdown.request(Stop(StopReason.OUTPUT, "committing failed"))
             raise
 
@@ -155,8 +243,8 @@ class Committer:
             self._done.set()
             return
         try:
-            await self.in_thread(self._store.commit, batch)
-            await self._tell(part_made=await self._make_parts())
+            await self.in_thread(self._dataset.commit, batch)
+            await self._beat(part_made=await self._make_parts())
         except ReaderClosed as error:
             self._shutdown.request(Stop(StopReason.CONSUMER_GONE, str(error)))
         except OutputError as error:
@@ -164,55 +252,49 @@ class Committer:
         if batch.durable:
             self.in_hand.difference_update(batch.keys)
         else:
-            self._store.give_back(batch)
+            self._dataset.give_back(batch)
         self._done.set()
 
     async def _make_parts(self) -> bool:
-        """Begin to make the parts that are due; True when some were made that were begun before."""
+        """Start making the parts that are due. Return True when an earlier batch of parts has been finished."""
         made = False
-        if self._making and (self._making.done() or self._store.behind):
+        if self._making and (self._making.done() or self._dataset.behind):
             making, self._making = self._making, None
             await making
             made = True
-        if self._making is None and self._store.due:
-            self._making = asyncio.get_running_loop().run_in_executor(self._press, self._store.publish)
+        if self._making is None and self._dataset.due:
+            self._making = asyncio.get_running_loop().run_in_executor(self._press, self._dataset.publish)
             self._making.add_done_callback(lambda _: self._due.set())
         return made
 
     async def _make_all_parts(self) -> None:
         making, self._making = self._making, None
         if making:
-            with contextlib.suppress(OutputError):  # it is tried once more
+            with suppress(OutputError):  # tried once more below
                 await making
-        await asyncio.get_running_loop().run_in_executor(self._press, self._store.publish)
+        await asyncio.get_running_loop().run_in_executor(self._press, self._dataset.publish)
 
     def _take_batch(self) -> Batch:
         now = replace(self._counters)
         for counter in fields(AttemptCounts):
             if more := getattr(now, counter.name) - getattr(self._counted, counter.name):
-                self._store.count(counter.name, more)
+                self._dataset.count(counter.name, more)
         self._counted = now
-        return self._store.take_batch()
+        return self._dataset.take_batch()
 
-    async def _tell(self, *, part_made: bool) -> None:
-        """Replace the manifest at each part and each minute, and the failures as often as they are cheap."""
-        now = time.monotonic()
-        if not part_made and now < self._manifest_due:
+    async def _beat(self, *, part_made: bool) -> None:
+        """Replace the manifest at each part and each minute, and the failures as often as _FAILURES_SHARE allows."""
+        if not part_made and not self._heartbeat.due:
             return
-        self._manifest_due = now + MANIFEST_SECONDS
-        await self._write_manifest(None)
+        now = time.monotonic()
+        await self._heartbeat.write(None, self.in_thread)
         if now >= self._failures_due:
-            await self.in_thread(self._store.write_failures)
+            await self.in_thread(self._dataset.write_failures)
             self._failures_due = now + _FAILURES_SHARE * (time.monotonic() - now)
-
-    async def _write_manifest(self, outcome: RunOutcome | None) -> None:
-        manifest = await self.in_thread(self._store.write_manifest, self._report(outcome))
-        if self._metrics is not None:
-            await self._metrics(manifest)
 
     async def _check_disk(self) -> None:
         try:
-            free = await self.in_thread(self._store.free_bytes)
+            free = await self.in_thread(self._dataset.free_bytes)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
             return
@@ -220,76 +302,7 @@ class Committer:
             self._shutdown.request(
                 Stop(
                     StopReason.OUTPUT,
-                    f"{free // 2**20} MiB are free at {self._store.place.disk}, and {self._least_free // 2**20} are "
+                    f"{free // 2**20} MiB are free at {self._dataset.place.disk}, and {self._least_free // 2**20} are "
                     "needed: make room, then run the same command again",
                 )
             )
-
-
-@asynccontextmanager
-async def announced(
-    store: Dataset,
-    budget: Budget,
-    lists: Sequence[str],
-    shutdown: ShutdownSignal,
-    metrics: Metrics | None,
-    seconds: float = MANIFEST_SECONDS,
-) -> AsyncIterator[Throughput]:
-    """Say in the manifest that the run goes on, every so many seconds too; and how it ended, if no harvest comes of it.
-
-    lists: as they were named. Gives the pulse for the harvest.
-
-    Raises:
-        OutputError: the manifest cannot be written.
-    """
-    pulse = Throughput()
-    pulse.lists = lists
-
-    async def write(outcome: RunOutcome | None) -> Mapping[str, Any]:
-        report = harvest_report(RunProgress(), outcome, pulse.report(store.invocation), budget_report(budget, None))
-        return await _shown(await in_daemon(partial(store.write_manifest, report)), metrics)
-
-    manifest, over = await write(None), asyncio.Event()
-    renewing = asyncio.create_task(_renew(store, manifest, metrics, seconds, over))
-    stop: Stop | None = None
-    try:
-        yield pulse
-    except RunStopping:
-        stop = shutdown.stop
-        raise
-    except HarvesterError as error:
-        stop = Stop(_reason_of(error), str(error))
-        raise
-    finally:
-        over.set()
-        await renewing
-        if stop is not None:
-            store.abandon()
-            with suppress(OutputError):  # what ended the run is to be told, and not this
-                await in_daemon(store.take_success_back)
-                await write(RunOutcome(complete=False, stop=stop, status=RunProgress()))
-
-
-async def _renew(
-    store: Dataset, manifest: Mapping[str, Any], metrics: Metrics | None, seconds: float, over: asyncio.Event
-) -> None:
-    """Write the manifest anew until it is over. The ledger is not asked meanwhile: the list is compared with it."""
-    while not over.is_set():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await over.wait()
-                return
-        with suppress(OutputError):  # the harvest will find out
-            await _shown(await in_daemon(partial(store.renew_manifest, manifest)), metrics)
-
-
-async def _shown(manifest: Mapping[str, Any], metrics: Metrics | None) -> Mapping[str, Any]:
-    if metrics is not None:
-        await metrics(manifest)
-    return manifest
-
-
-def _reason_of(error: HarvesterError) -> StopReason:
-    if isinstance(error, InputBroken):
-        return StopReason.INPUT
-    return StopReason.OUTPUT if isinstance(error, OutputError) else StopReason.NOT_BEGUN

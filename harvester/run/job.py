@@ -1,94 +1,142 @@
-"""A run from its settings to its outcome: everything is opened here, in one place, and closed in the other order."""
+"""A run from its settings to its outcome: everything is opened here, and closed in the other order."""
 
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import endpoint_of
+from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.client import client
 from harvester.client.attempt import ClientContext
-from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
+from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset, PartLimits
-from harvester.dataset.stream_publisher import QueueSink
+from harvester.dataset.stream_publisher import QueueSink, RowSink
 from harvester.errors import RunStopping
 from harvester.events import Event, RunObserver
+from harvester.links.feed import IterableFeed
 from harvester.links.files import Source
 from harvester.progress import RunOutcome, RunProgress, WindowState
+from harvester.rows.encode import RequestedPartFormat
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Job
-from harvester.run.committer import announced
+from harvester.run.committer import Heartbeat, Metrics
 from harvester.run.harvest import Harvest, HarvestOptions, names_of
-from harvester.run.preflight import _look_ahead
-from harvester.run.telemetry import Throughput, window_report
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.storage.location import BUDGET_FILE, OutputKind, located, lock_folder, state_folder
+from harvester.run.preflight import Preflight, spool_paths
+from harvester.run.telemetry import Telemetry, window_report
+from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.storage.location import BUDGET_FILE, OutputKind, OutputLocation, located, lock_folder, state_folder
 from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
-"""A filter's rows go on quickly, so that `head` ends it before it has made many calls more."""
+"""Short, so that in a pipe `head` ends the run before it has made many calls too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The settings of one run.
+
+    sources: the lists; given: links from Python instead. sink: the reader of rows that go to no file, None for
+    standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
+    a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
+    own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
+    """
+
+    sources: list[Source]
+    token: Token
+    out: str
+    work_dir: str | None
+    query: Query
+    pin_reference: bool
+    wanted: RequestedLimits
+    asking: client.ClientSettings
+    parts: PartLimits
+    harvesting: HarvestOptions
+    failure_limit: FailureLimit | None = None
+    max_time_seconds: float | None = None
+    strict: bool = False
+    gate_rules: BreakerRules = field(default_factory=BreakerRules)
+    account: str | None = None
+    state_dir: str | None = None
+    making: RequestedPartFormat = field(default_factory=RequestedPartFormat)
+    metrics: Metrics | None = None
+    given: IterableFeed | None = None
+    sink: RowSink | None = None
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
     """Harvest a list.
 
+    Opened in this order, and closed in the other: location, dataset (its lock, journal and ledger), budgets and
+    connection slots, client. The dataset's lock comes before anything that another run could disturb; the budgets
+    before the count of the list, because the month decides whether it is counted at all.
+
     Raises:
-        UsageError, DatasetBusy, OutputError: as `opening.opened` says; UsageError also for a list that needs more calls
-        than the month has where nobody said what it has, or that is not all bitlinks where strict says so.
+        UsageError, DatasetBusy, OutputError: as `opening.open_dataset` and `Preflight` say.
         ConnectionsBusy: other processes use all of this machine's connections.
     """
     with (
-        located(job.out, job.work_dir) as place,
+        located(job.out, job.work_dir) as location,
         ExitStack() as stack,
         _time_limited(job.max_time_seconds, shutdown),
     ):
-        hurried = threading.Event()
-        dataset = opening.open_dataset(
-            place,
-            job.query,
-            _policy(job, place.form),
-            observer.warn,
-            pin_reference=job.pin_reference,
-            asked=job.making,
-            sink=job.sink,
-            hurried=hurried,
-        )
-        opened = await _entered(stack, dataset, shutdown, hurried)
-        spooled = [os.path.join(place.private, f"spool-{number}") for number in range(len(job.sources))]
+        dataset = await _open_dataset(job, location, stack, shutdown, observer)
         try:
-            with open_budgets(job, opened.query.facet, place.private, observer) as budgets:
+            with (
+                spool_paths(location.private, len(job.sources)) as spools,
+                open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
+            ):
                 await budgets.slots.join()
                 lists = names_of(job.given or job.sources)
-                async with announced(opened, budgets.facet, lists, shutdown, job.metrics) as pulse:
-                    sources, calls = await _look_ahead(job, opened, budgets.facet, spooled, shutdown, observer)
-                return await _harvest(job, opened, budgets, sources, shutdown, observer, pulse, to_make=calls)
+                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.metrics)
+                async with heartbeat.before_harvest(shutdown):
+                    links, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
+                return await _harvest(job, dataset, budgets, links, shutdown, observer, heartbeat, to_make=calls)
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
             if job.given is not None:
                 await job.given.close()
-            for path in spooled:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
 
 
-async def _entered(
+async def _open_dataset(
+    job: Job, location: OutputLocation, stack: ExitStack, shutdown: ShutdownSignal, observer: RunObserver
+) -> Dataset:
+    # A journal that is not made into a part, but copied on in order, is ended at a size of its own.
+    limits = job.parts if location.in_parts else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
+    hurried = threading.Event()
+    dataset = opening.open_dataset(
+        location,
+        job.query,
+        limits,
+        observer.warn,
+        pin_reference=job.pin_reference,
+        asked=job.making,
+        sink=job.sink,
+        hurried=hurried,
+    )
+    return await enter_in_thread(stack, dataset, shutdown, hurried)
+
+
+async def enter_in_thread(
     stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, hurried: threading.Event
 ) -> Dataset:
-    """Open the dataset in a thread: an object store may be out, and signals are to be heard meanwhile."""
+    """Enter a dataset in a thread, so that signals are heard while an object store does not answer.
+
+    hurried: set once the run is ending; the store is then given up.
+    """
 
     async def hurry() -> None:
         await shutdown.wait()
@@ -99,16 +147,9 @@ async def _entered(
     try:
         return await asyncio.shield(entering)
     finally:
-        await asyncio.wait([entering])  # whoever is cancelled leaves nothing open behind
+        # Also when cancelled: the thread would otherwise open a dataset that nobody closes.
+        await asyncio.wait([entering])
         hurrying.cancel()
-
-
-def _policy(job: Job, form: OutputKind) -> PartLimits:
-    return (
-        job.parts
-        if form in {OutputKind.FOLDER, OutputKind.STORE}
-        else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    )
 
 
 @contextmanager
@@ -124,9 +165,20 @@ def _time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[N
         timer.cancel()
 
 
+async def _check_list(
+    job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
+) -> tuple[list[Source] | IterableFeed, int | None]:
+    """Return what to harvest from, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
+    preflight = Preflight(job.harvesting, shutdown, observer, strict=job.strict)
+    if job.given is None:
+        return await preflight.check_sources(job.sources, dataset, budget, spools)
+    await preflight.check_feed(job.given)
+    return job.given, None
+
+
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The budget of a facet's endpoint and that of the helper routes, and this process's part of the connections."""
+    """The budgets of the facet's endpoint and of the helper routes, and this process's share of the connections."""
 
     facet: Budget
     helpers: Budget
@@ -135,81 +187,80 @@ class Budgets:
 
 
 @contextmanager
-def open_budgets(job: Job, facet: str, private: str, observer: RunObserver) -> Iterator[Budgets]:
+def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver) -> Iterator[Budgets]:
     """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
     folder = state_folder(job.state_dir, private, observer.warn)
     server = _server_of(job.asking.base_url)
     slots = ConnectionSlots(lock_folder(folder, server), job.asking.connections)
-    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as book:
+    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as database:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = Budget(book, account, endpoint_of(FACETS[facet]), job.wanted)
+        budget = Budget(database, account, endpoint_of(FACETS[facet]), job.wanted)
         helpers = Budget(
-            book, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
+            database, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
         )
-        book.set_fast(fast=budget.fast)
+        database.sync_each_commit(not budget.high_rate)
         try:
-            yield Budgets(budget, helpers, slots, book.clock)
+            yield Budgets(budget, helpers, slots, database.clock)
         finally:
             slots.leave()
             budget.close()
 
 
 def _server_of(base_url: str) -> str:
-    """Name the server: host and port, which a budget belongs to."""
+    """Return host and port, by which budgets are kept apart."""
     parts = urlsplit(base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 async def _harvest(
     job: Job,
-    opened: Dataset,
+    dataset: Dataset,
     budgets: Budgets,
-    sources: list[Source],
+    links: list[Source] | IterableFeed,
     shutdown: ShutdownSignal,
     observer: RunObserver,
-    pulse: Throughput,
+    heartbeat: Heartbeat,
     *,
     to_make: int | None,
 ) -> RunOutcome:
-    clock = budgets.clock.boot_seconds
-    rules = AbortRules(job.failure_limit, first_rows=opened.totals.rows == 0)
-    options = replace(_options_for(job, opened.place.form), to_make=to_make)
-    asking, budget = job.asking, budgets.facet
-    gate = CircuitBreaker(job.gate_rules, clock)
+    clock, budget = budgets.clock.boot_seconds, budgets.facet
+    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
+    options = replace(_options_for(job, dataset.place.form), to_make=to_make)
+    _report_budget(budget, observer)
+    context = ClientContext(job.token, budget, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
+    async with client.opened(budgets.slots, job.asking, dataset.query, context) as asker:
+        discovery = LimitDiscovery(asker, budget, budgets.helpers, dataset.query.facet, shutdown)
+        harvest = Harvest(dataset, asker, budget, discovery, shutdown, rules, observer, options, heartbeat)
+        return await harvest.run(links)
+
+
+def _report_budget(budget: Budget, observer: RunObserver) -> None:
     windows = budget.windows()
-    text, reports = describe(budget.account.name, windows), [window_report(state) for state in windows]
+    text = f"budget of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
+    reports = [window_report(state) for state in windows]
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
-    means = ClientContext(job.token, budget, gate, shutdown, clock)
-    async with client.opened(budgets.slots, asking, opened.query, means) as asker:
-        inquiry = LimitDiscovery(asker, budget, budgets.helpers, opened.query.facet, shutdown)
-        harvest = Harvest(opened, asker, budget, inquiry, shutdown, rules, observer, options, job.metrics, pulse)
-        return await harvest.run(job.given or sources)
-
-
-def describe(account: str, windows: Sequence[WindowState]) -> str:
-    """Say in a line what is left of a budget."""
-    return f"budget of account {account}: {', '.join(map(_described, windows))}"
 
 
 _SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
 
 
-def _described(state: WindowState) -> str:
+def _window_text(state: WindowState) -> str:
     if not state.limit:
         return f"{state.window} {state.used:,} used of no limit"
     return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
 
 
-def _options_for(job: Job, form: OutputKind) -> HarvestOptions:
-    if form is not OutputKind.STDOUT:
+def _options_for(job: Job, kind: OutputKind) -> HarvestOptions:
+    # A stream keeps no failures, so that there are none to make again.
+    if kind is not OutputKind.STDOUT:
         return job.harvesting
     return replace(job.harvesting, retry_failed=False, retry_refused=False, commit_seconds=_STDOUT_COMMIT_SECONDS)
 
 
 class RowStream:
-    """An asynchronous context manager and iterator of a run's rows, each with its line feed.
+    """The rows of a run in the background, each with its line feed: an asynchronous context manager and iterator.
 
-    Leaving it early leaves nothing running. job: its sink is sink.
+    Leaving it early ends the run, and returns when nothing of it is left. sink: the job's.
     """
 
     def __init__(self, job: Job, sink: QueueSink, shutdown: ShutdownSignal, observer: RunObserver) -> None:
@@ -222,24 +273,24 @@ class RowStream:
 
     async def __aexit__(self, *_: object) -> None:
         self._sink.leave()
-        await _ended(self._run)
+        await _cancel_and_wait(self._run)
 
     def __aiter__(self) -> "RowStream":
         return self
 
     async def __anext__(self) -> bytes:
-        taken = await self._sink.channel.take(1)
-        if not taken:
+        rows = await self._sink.channel.take(1)
+        if not rows:
             raise StopAsyncIteration
-        return taken[0]
+        return rows[0]
 
     def outcome(self) -> RunOutcome:
-        """Say how the run ended, once it has. Raises what `job.run` does."""
+        """Return the outcome of a run that has ended. Raises what `run` raised."""
         return self._run.result()
 
 
-async def _ended(run: asyncio.Task[RunOutcome]) -> None:
-    """Cancel a run that is not over, and see it to its end even if that is cancelled too."""
+async def _cancel_and_wait(run: asyncio.Task[RunOutcome]) -> None:
+    """Cancel a run unless it is over, and wait for its end even if cancelled meanwhile."""
     run.cancel()
     cancelled: asyncio.CancelledError | None = None
     while not run.done():
@@ -248,6 +299,6 @@ async def _ended(run: asyncio.Task[RunOutcome]) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if not run.cancelled():
-        run.exception()  # seen
+        run.exception()  # or asyncio would log that nobody retrieved it
     if cancelled is not None:
         raise cancelled

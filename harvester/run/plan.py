@@ -21,23 +21,24 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
-from harvester.run.assembly import Job
-from harvester.run.job import Budgets, open_budgets
-from harvester.run.preflight import ListCount, count
+from harvester.run.job import Budgets, Job, open_budgets
+from harvester.run.preflight import ListCount, Preflight
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
 from harvester.storage import filesystem
 from harvester.storage.location import STDOUT, resolve
 
 _ENOUGH_CALLS = 100
-"""A dataset with so many calls shows how many attempts one takes."""
+"""A dataset with fewer calls than this says nothing about the attempts that a call takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do. attempts: the calls', with the repeats that this dataset has needed so far.
+    """The cost and the end of a run that has not begun.
 
-    windows: None where no token was there to know them. said: Bitly's word on the plan, which nothing relies upon.
+    found: the list, counted. attempts: for its calls, with as many repeats as this dataset needed so far. account,
+    windows: None and empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now:
+    the moment from which the forecast counts, UTC.
     """
 
     found: ListCount
@@ -47,52 +48,52 @@ class Plan:
     windows: list[WindowState]
     forecast: Forecast
     suggestions: list[Suggestion]
-    said: list[PlanLimit]
+    plan_limits: list[PlanLimit]
     now: datetime
 
 
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
-    """Survey a job's list, look at its budget, and say when it would end.
+    """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
 
-    token_known: False where there is no token, so that neither the account's budget nor Bitly can be asked. offline:
-    make no helper call either.
+    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: make
+    no helper call.
 
     Raises:
-        UsageError, OutputError: as `job.run` does. Stopping: Bitly says that the month is spent.
+        UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
     """
     shutdown = ShutdownSignal()
     with ExitStack() as stack:
         folder = stack.enter_context(filesystem.scratch_folder(None))
-        place = None if job.out == STDOUT else resolve(job.out, job.work_dir)
-        seen = stack.enter_context(opening.peek(place, job.query, pin_reference=job.pin_reference))
-        found = await count(job, seen.ledger, seen.rows, folder, job.sources, shutdown, observer)
+        location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
+        snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
+        preflight = Preflight(job.harvesting, shutdown, observer, strict=job.strict)
+        found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources)
         if not token_known:
-            return _plan(job, found, seen, None, [])
-        private = place.private if place and place.begun else folder
-        budgets = stack.enter_context(open_budgets(job, seen.query.facet, private, observer))
-        said = [] if offline else await _ask(job, budgets, seen, shutdown, observer)
-        return _plan(job, found, seen, budgets.facet, said)
+            return _plan(job, found, snapshot, None, [])
+        private = location.private if location and location.begun else folder
+        budgets = stack.enter_context(open_budgets(job, snapshot.query.facet, private, observer))
+        plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
+        return _plan(job, found, snapshot, budgets.facet, plan_limits)
 
 
-async def _ask(
-    job: Job, budgets: Budgets, seen: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
+async def _fetch_limits(
+    job: Job, budgets: Budgets, snapshot: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
 ) -> list[PlanLimit]:
-    """Ask Bitly for limits of endpoint and plan: three helper calls at most, counted like every other."""
+    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper calls, all counted."""
     try:
         await budgets.slots.join()
     except ConnectionsBusy as error:
         observer.warn(f"{error}; Bitly was not asked for its limits")
         return []
     clock = budgets.clock.boot_seconds
-    gate = CircuitBreaker(job.gate_rules, clock)
-    means = ClientContext(job.token, budgets.facet, gate, shutdown, clock)
-    async with client.opened(budgets.slots, job.asking, seen.query, means) as asker:
-        inquiry = LimitDiscovery(asker, budgets.facet, budgets.helpers, seen.query.facet, shutdown)
+    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
+    async with client.opened(budgets.slots, job.asking, snapshot.query, context) as asker:
+        discovery = LimitDiscovery(asker, budgets.facet, budgets.helpers, snapshot.query.facet, shutdown)
         try:
-            told = await inquiry.learn()
-            if told:
-                observer.note(told.text, told.event, **told.fields)
-            return await inquiry.plan() if shutdown.stop is None else []
+            learned = await discovery.learn()
+            if learned:
+                observer.note(learned.text, learned.event, **learned.fields)
+            return await discovery.plan() if shutdown.stop is None else []
         except RunStopping:
             return []
         finally:
@@ -100,14 +101,16 @@ async def _ask(
                 observer.warn(shutdown.stop.message)
 
 
-def _plan(job: Job, found: ListCount, seen: DatasetSnapshot, budget: Budget | None, said: list[PlanLimit]) -> Plan:
+def _plan(
+    job: Job, found: ListCount, snapshot: DatasetSnapshot, budget: Budget | None, plan_limits: list[PlanLimit]
+) -> Plan:
     limits = budget.limits if budget else job.wanted.limits()
-    hour = budget.said.limit if budget and budget.said else None
+    hour = budget.reported.limit if budget and budget.reported else None
     unreserved = replace(job.wanted, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []
     calls = found.calls if job.harvesting.max_calls is None else min(found.calls, job.harvesting.max_calls)
-    each = seen.attempts / seen.calls if seen.calls >= _ENOUGH_CALLS else 1.0
+    each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
     attempts = ceil(calls * max(each, 1.0))
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.asking.connections
@@ -122,19 +125,19 @@ def _plan(job: Job, found: ListCount, seen: DatasetSnapshot, budget: Budget | No
         windows=windows,
         forecast=forecast(attempts, limits, start),
         suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
-        said=said,
+        plan_limits=plan_limits,
         now=now,
     )
 
 
 def _month_is_spent(windows: list[WindowState]) -> bool:
-    """True where Bitly has said so, which no option changes."""
+    """True if Bitly has reported it, which no option changes."""
     return bool(windows) and windows[-1].source == "bitly"
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """Give the plan for a program: counts, moments in UTC as text."""
-    found, course = plan.found, plan.forecast
+    """Return the plan for a program: counts, and moments in UTC as text."""
+    found, ahead = plan.found, plan.forecast
     return {
         "list": {
             "lines": found.lines,
@@ -149,11 +152,11 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "limits": asdict(plan.limits),
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
-        "plan_limits": [asdict(limit) for limit in plan.said],
+        "plan_limits": [asdict(limit) for limit in plan.plan_limits],
         "now": utc_iso(plan.now),
-        "this_month": course.this_month,
-        "pauses": [utc_iso(pause) for pause in course.pauses],
-        "ends": utc_iso(course.ends) if course.ends else None,
+        "this_month": ahead.this_month,
+        "pauses": [utc_iso(pause) for pause in ahead.pauses],
+        "ends": utc_iso(ahead.ends) if ahead.ends else None,
         "suggestions": [
             {"option": each.option, "why": each.why, "ends": utc_iso(each.ends)} for each in plan.suggestions
         ],
@@ -161,7 +164,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def as_text(plan: Plan) -> str:
-    """Give the plan for a person."""
+    """Format the plan for a person."""
     found = plan.found
     lines = [
         f"{found.lines:>12,}  lines: {found.duplicates:,} duplicates, {found.invalid:,} invalid",
@@ -192,7 +195,7 @@ def _budget_lines(plan: Plan) -> list[str]:
     else:
         lines.append(f"budget of account {plan.account}")
     lines += [_window_line(state) for state in plan.windows]
-    for limit in plan.said:
+    for limit in plan.plan_limits:
         lines.append(f"  the plan's {limit.name}: {limit.count:,} of {limit.limit:,}, says Bitly ({limit.description})")
     return lines
 
@@ -205,15 +208,15 @@ def _window_line(state: WindowState) -> str:
 
 
 def _end_lines(plan: Plan) -> list[str]:
-    course = plan.forecast
+    ahead = plan.forecast
     if not plan.attempts:
         return ["nothing is left to ask for"]
-    lines = [f"would end {_shown(course.ends)}" if course.ends else "would not end within two hundred years"]
-    if course.pauses:
-        again = next_month(course.pauses[0])
+    lines = [f"would end {_shown(ahead.ends)}" if ahead.ends else "would not end within two hundred years"]
+    if ahead.pauses:
+        again = next_month(ahead.pauses[0])
         lines.append(
-            f"  this month covers {course.this_month:,} of {plan.attempts:,} attempts; the run then stops with exit "
-            f"code 7, and the same command goes on from {_shown(again)}: {_times(len(course.pauses))} in all"
+            f"  this month covers {ahead.this_month:,} of {plan.attempts:,} attempts; the run then stops with exit "
+            f"code 7, and the same command goes on from {_shown(again)}: {_times(len(ahead.pauses))} in all"
         )
     if plan.suggestions:
         lines.append("  sooner with")
@@ -226,11 +229,10 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def _shown(moment: datetime | None) -> str:
-    assert moment is not None
+def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def play(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
-    """Make the plan, from outside an event loop. Raises as `make`."""
+    """Make the plan in an event loop of its own. Raises as `make`."""
     return asyncio.run(make(job, observer, token_known=token_known, offline=offline))

@@ -1,8 +1,9 @@
-"""What a list would cost: counted before the first call, in memory that does not grow with the list."""
+"""The preflight: what a list will cost, counted before the first call, in memory that does not grow with the list."""
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -11,20 +12,20 @@ from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import Known, Ledger, State, should_retry
 from harvester.errors import OutputError, RunStopping, UsageError
-from harvester.events import Event, InvalidLine, RunObserver
+from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
-from harvester.run.assembly import Job
+from harvester.run.harvest import HarvestOptions
 from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
+
+_REPORT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
 class ListCount:
-    """A list's lines taken apart. links: distinct bitlinks; settled: those with a row or a refusal; calls: those that
-    need a call.
-    """
+    """What a list holds. links: distinct bitlinks; settled: with a row or a refusal; calls: those that need a call."""
 
     lines: int = 0
     invalid: int = 0
@@ -34,170 +35,160 @@ class ListCount:
     calls: int = 0
 
 
-def count_list(
-    ledger: Ledger,
-    rows: RowBuilder,
-    sources: Sequence[Source],
-    *,
-    folder: str,
-    retry_failed: bool,
-    retry_refused: bool,
-    invalid: Callable[[InvalidLine], None],
-    check: Callable[[int], None],
-) -> ListCount:
-    """Read the sources through, and count.
-
-    folder: for a scratch file. invalid: called with each bad line. check: called at each batch with the lines so far;
-    it raises to give the survey up. Blocks.
-
-    Raises:
-        InputBroken: a source cannot be read.
-    """
-    found = ListCount()
-
-    def keys() -> Iterator[list[bytes]]:
-        for batch in read(sources):
-            found.lines += batch.lines
-            check(found.lines)
-            found.invalid += len(batch.invalid)
-            found.duplicates += len(batch.links)
-            for bad in batch.invalid:
-                invalid(bad)
-            yield [rows.key(link.bitlink) for link in batch.links]
-
-    def count(known: Known | None) -> None:
-        found.links += 1
-        again = known is None or should_retry(known, retry_failed=retry_failed, retry_refused=retry_refused)
-        found.calls += again
-        found.settled += known is not None and not again and known.state is not State.FAILED
-
-    ledger.count_distinct(keys(), count, os.path.join(folder, "scratch.sqlite"))
-    found.duplicates -= found.links
-    return found
-
-
-_TELL_SECONDS = 10.0
-
-
-async def _look_ahead(
-    job: Job, opened: Dataset, budget: Budget, spooled: list[str], shutdown: ShutdownSignal, observer: RunObserver
-) -> tuple[list[Source], int | None]:
-    """Say before the first call what the month covers of the list, and refuse what strict forbids; give it to read.
-
-    Gives the calls that it needs too, if all of it was counted.
-
-    spooled: where sources that can be read only once may be copied to.
-    """
-    sources = job.sources
-    if job.given is not None:
-        if job.strict:
-            await _check_given(job, job.given, shutdown, observer)
-        return sources, None
-    if job.strict:
-        pairs = zip(sources, spooled, strict=True)
-        sources = [s if s.rereadable else await _spool(s, path, shutdown) for s, path in pairs]
-    countable = [source for source in sources if source.rereadable]
-    most, left = job.harvesting.max_calls, budget.windows()[-1].remaining
-    month_matters = left is not None and (most is None or most > left)
-    if not countable or not (job.strict or month_matters):
-        return sources, None
-    found = await count(job, opened.ledger, opened.rows, opened.place.private, countable, shutdown, observer)
-    text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
-    observer.note(text, Event.LIST_COUNTED, **asdict(found))
-    _refuse(job, found)
-    _compare(job, found, budget, observer)
-    return sources, found.calls if len(countable) == len(sources) else None
-
-
-async def _check_given(job: Job, given: IterableFeed, shutdown: ShutdownSignal, observer: RunObserver) -> None:
-    batches = await shutdown.unless_stopping(given.all())
-    found = ListCount(lines=sum(batch.lines for batch in batches), invalid=sum(len(batch.invalid) for batch in batches))
-    for batch in batches:
-        for bad in batch.invalid:
-            observer.invalid(bad)
-    _refuse(job, found)
-
-
-async def _spool(source: Source, path: str, shutdown: ShutdownSignal) -> Source:
+@contextmanager
+def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
+    """Yield paths for copies of sources that can be read only once; the copies are deleted at the end."""
+    paths = [os.path.join(folder, f"spool-{number}") for number in range(count)]
     try:
-        return await shutdown.unless_stopping(in_daemon(partial(spool, source, path)))
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}; --strict copies there what can be read only once") from error
+        yield paths
+    finally:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
-async def count(
-    job: Job,
-    ledger: Ledger,
-    rows: RowBuilder,
-    folder: str,
-    sources: list[Source],
-    shutdown: ShutdownSignal,
-    observer: RunObserver,
-) -> ListCount:
-    """Count what the list would cost, in a thread; waited for even when the run is to end: it uses the ledger.
+class Preflight:
+    """Counts a list before its run, reports what the month covers of it, and refuses what must not begin.
 
-    folder: for a scratch file.
-
-    Raises:
-        Stopping: the run is to end. InputBroken: a list cannot be read.
+    options: max_calls and retry_* decide which calls are counted. strict: a list with lines that are no bitlinks is
+    refused.
     """
-    told = time.monotonic()
 
-    def check(lines: int) -> None:
-        nonlocal told
-        if shutdown.stop is not None:
-            raise RunStopping
-        if time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
-            observer.note(
-                f"reading the list through before the first call: {lines:,} lines so far",
-                Event.LIST_READING,
-                lines=lines,
+    def __init__(
+        self, options: HarvestOptions, shutdown: ShutdownSignal, observer: RunObserver, *, strict: bool
+    ) -> None:
+        self._options = options
+        self._shutdown = shutdown
+        self._observer = observer
+        self._strict = strict
+
+    async def check_feed(self, feed: IterableFeed) -> None:
+        """Read a feed to its end if strict: what it gives can be counted in no other way.
+
+        Raises:
+            UsageError: strict, and some are no bitlinks. RunStopping: the run is ending. InputBroken: as the feed.
+        """
+        if not self._strict:
+            return
+        batches = await self._shutdown.unless_stopping(feed.all())
+        invalid = [bad for batch in batches for bad in batch.invalid]
+        for bad in invalid:
+            self._observer.invalid(bad)
+        self._refuse_invalid(ListCount(lines=sum(batch.lines for batch in batches), invalid=len(invalid)))
+
+    async def check_sources(
+        self, sources: list[Source], dataset: Dataset, budget: Budget, spools: list[str]
+    ) -> tuple[list[Source], int | None]:
+        """Count the sources if strict or if the month may not cover them; return the sources to harvest from, and the
+        calls that they need, None if not all were counted.
+
+        spools: a path for each source, which is copied there if strict and it can be read only once.
+
+        Raises:
+            UsageError: strict, and some lines are no bitlinks; or the list needs more calls than a month whose limit
+            nobody named. RunStopping: the run is ending. InputBroken: a source cannot be read. OutputError: no copy.
+        """
+        if self._strict:
+            pairs = zip(sources, spools, strict=True)
+            sources = [source if source.rereadable else await self._spool(source, path) for source, path in pairs]
+        countable = [source for source in sources if source.rereadable]
+        most, left = self._options.max_calls, budget.windows()[-1].remaining
+        month_matters = left is not None and (most is None or most > left)
+        if not countable or not (self._strict or month_matters):
+            return sources, None
+        found = await self.count(dataset.ledger, dataset.rows, dataset.place.private, countable)
+        text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
+        self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
+        self._refuse_invalid(found)
+        self._compare_with_month(found, budget)
+        return sources, found.calls if len(countable) == len(sources) else None
+
+    async def count(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: list[Source]) -> ListCount:
+        """Count sources in a thread. folder: for a scratch file.
+
+        Raises:
+            RunStopping: the run is ending. InputBroken: a source cannot be read.
+        """
+        # The thread is awaited even when the run is ending: it uses the ledger, which is closed after the run. Its own
+        # check ends it with the next batch.
+        return await in_daemon(partial(self._count_list, ledger, rows, folder, sources))
+
+    def _count_list(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: Sequence[Source]) -> ListCount:
+        """Read the sources to their end and count; blocks. Raises as `count`."""
+        found, check, options = ListCount(), self._count_check(), self._options
+
+        def keys() -> Iterator[list[bytes]]:
+            for batch in read(sources):
+                found.lines += batch.lines
+                check(found.lines)
+                found.invalid += len(batch.invalid)
+                found.duplicates += len(batch.links)
+                for bad in batch.invalid if self._strict else ():
+                    self._observer.invalid(bad)
+                yield [rows.key(link.bitlink) for link in batch.links]
+
+        def count(known: Known | None) -> None:
+            found.links += 1
+            pending = known is None or should_retry(
+                known, retry_failed=options.retry_failed, retry_refused=options.retry_refused
             )
+            found.calls += pending
+            found.settled += known is not None and not pending and known.state is not State.FAILED
 
-    return await in_daemon(
-        lambda: count_list(
-            ledger,
-            rows,
-            sources,
-            folder=folder,
-            retry_failed=job.harvesting.retry_failed,
-            retry_refused=job.harvesting.retry_refused,
-            invalid=observer.invalid if job.strict else lambda _: None,
-            check=check,
+        ledger.count_distinct(keys(), count, os.path.join(folder, "scratch.sqlite"))
+        found.duplicates -= found.links
+        return found
+
+    def _count_check(self) -> Callable[[int], None]:
+        """Return a callback that reports the lines read so far, and raises RunStopping if the run is ending."""
+        reported = time.monotonic()
+
+        def check(lines: int) -> None:
+            nonlocal reported
+            if self._shutdown.stop is not None:
+                raise RunStopping
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                text = f"reading the list through before the first call: {lines:,} lines so far"
+                self._observer.note(text, Event.LIST_READING, lines=lines)
+
+        return check
+
+    async def _spool(self, source: Source, path: str) -> Source:
+        try:
+            return await self._shutdown.unless_stopping(in_daemon(partial(spool, source, path)))
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}; --strict copies there what can be read only once") from error
+
+    def _refuse_invalid(self, found: ListCount) -> None:
+        if self._strict and found.invalid:
+            raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): nothing was asked")
+
+    def _compare_with_month(self, found: ListCount, budget: Budget) -> None:
+        """Report a month that covers only a part of the list; refuse it if the month's limit is only the default.
+
+        Raises:
+            UsageError: nobody named the month's limit, and the list needs more than the least plan has.
+        """
+        month, most = budget.windows()[-1], self._options.max_calls
+        needed = found.calls if most is None else min(found.calls, most)
+        if month.remaining is None or needed <= month.remaining:
+            return
+        if month.source == "default" and needed > month.limit:
+            raise UsageError(
+                f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
+                "plan: nothing was asked. Set --per-month to what your plan has (the run then stops at the month's "
+                "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
+                "with --max-calls"
+            )
+        again = f", and the same command goes on from {utc_iso(month.until)}" if month.until else ""
+        self._observer.note(
+            f"this month covers {month.remaining:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are "
+            f"spent): the run will stop then{again}",
+            Event.MONTH_SHORT,
+            calls=needed,
+            remaining=month.remaining,
+            used=month.used,
+            limit=month.limit,
+            until=month.until,
         )
-    )
-
-
-def _refuse(job: Job, found: ListCount) -> None:
-    if job.strict and found.invalid:
-        raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): nothing was asked")
-
-
-def _compare(job: Job, found: ListCount, budget: Budget, observer: RunObserver) -> None:
-    """Say if the month covers only a part of the list; refuse it where that month is a guess.
-
-    Raises:
-        UsageError: nobody said what the month has, and the list needs more than the least plan's.
-    """
-    month, most = budget.windows()[-1], job.harvesting.max_calls
-    needed = found.calls if most is None else min(found.calls, most)
-    if month.remaining is None or needed <= month.remaining:
-        return
-    if month.source == "default" and needed > month.limit:
-        raise UsageError(
-            f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free plan: "
-            "nothing was asked. Set --per-month to what your plan has (the run then stops at the month's end, and the "
-            "same command goes on in the next), or to 0 for no limit; or take a part of the list with --max-calls"
-        )
-    assert month.until is not None
-    observer.note(
-        f"this month covers {month.remaining:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are spent): "
-        f"the run will stop then, and the same command goes on from {utc_iso(month.until)}",
-        Event.MONTH_SHORT,
-        calls=needed,
-        remaining=month.remaining,
-        used=month.used,
-        limit=month.limit,
-        until=month.until,
-    )

@@ -1,4 +1,4 @@
-"""The manifest's part that a harvest knows: how it stands or ended, and what its budget holds."""
+"""What a run reports of itself: its progress, an estimate of its end, and its part of the manifest."""
 
 import asyncio
 import time
@@ -13,74 +13,119 @@ from typing import Any
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
+from harvester.client.attempt import AttemptSender
 from harvester.clock import utc_iso
+from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
 from harvester.errors import OutputError
+from harvester.events import RunObserver
 from harvester.progress import RunOutcome, RunProgress, WaitReason, WindowState
 
 
-def harvest_report(
-    status: RunProgress, outcome: RunOutcome | None, invocation: dict[str, Any], budget: dict[str, Any]
-) -> dict[str, Any]:
-    """Give how a harvest stands, or how it ended. outcome: None while it runs; invocation, budget: their reports."""
+class Telemetry:
+    """The progress of one run, told to the observer every second and to the manifest every minute.
+
+    It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
+    dataset's runs, from 1. lists: as the command named them.
+    """
+
+    def __init__(self, budget: Budget, number: int, lists: Sequence[str] = ()) -> None:
+        self.progress = RunProgress()
+        self.throughput = Throughput()
+        self.lists = lists
+        self._budget = budget
+        self._number = number
+        self._sender: AttemptSender | None = None
+
+    def begin(self, sender: AttemptSender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
+        """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
+        progress = self.progress
+        progress.attempts, progress.to_make, progress.most = sender.counters, to_make, max_calls
+        self._sender = sender
+        self._estimator = EtaEstimator(self._budget, connections)
+
+    async def keep_observer_informed(self, observer: RunObserver, seconds: float) -> None:
+        """Bring the progress up to date and pass it on, every `seconds`; ends when it is cancelled."""
+        progress = self.progress
+        while True:
+            if self._sender:
+                progress.waiting, progress.trouble = self._sender.waiting, self._sender.trouble
+            await self._estimator.look(progress)
+            observer.progress(progress)
+            await asyncio.sleep(seconds)
+
+    def end(self) -> None:
+        """Read the budget's windows for the last time: nothing more will be sent."""
+        self._estimator.look_back(self.progress)
+
+    def report(self, outcome: RunOutcome | None) -> RunReport:
+        """Return the run's part of the manifest. outcome: None while the run goes on."""
+        waiting = self._sender.waiting if self._sender else None
+        invocation = self.throughput.report(self._number, self.lists)
+        return run_report(self.progress, outcome, invocation, budget_report(self._budget, waiting))
+
+
+def run_report(
+    progress: RunProgress, outcome: RunOutcome | None, invocation: Invocation, budget: BudgetReport
+) -> RunReport:
+    """Return a run's part of the manifest. outcome: None while the run goes on."""
     stop = outcome.stop if outcome else None
-    return {
-        "complete": bool(outcome and outcome.complete),
-        "stopped": {"reason": stop.reason, "message": stop.message, "until": stop.until} if stop else None,
-        "input_read_to_end": status.read_to_end,
-        "list": asdict(status.listed) if status.read_to_end else None,
-        "ended": utc_iso(datetime.now(UTC)) if outcome else None,
-        "invocation": invocation,
-        "remaining": status.outstanding,
-        "given_up": status.given_up,
-        "pending": status.pending,
-        "budget": budget,
-    }
+    return RunReport(
+        complete=bool(outcome and outcome.complete),
+        stopped=Stopped(stop.reason, stop.message, stop.until) if stop else None,
+        input_read_to_end=progress.read_to_end,
+        list=replace(progress.listed) if progress.read_to_end else None,
+        ended=utc_iso(datetime.now(UTC)) if outcome else None,
+        invocation=invocation,
+        remaining=progress.outstanding,
+        given_up=progress.given_up,
+        budget=budget,
+        pending=progress.pending,
+    )
 
 
-def budget_report(budget: Budget, waiting: WaitReason | None) -> dict[str, Any]:
-    """Say which window binds and until when, and what each holds; as far as the budget's file can be read."""
+def budget_report(budget: Budget, waiting: WaitReason | None) -> BudgetReport:
+    """Return the limit that blocks sending and the use of each window; no windows if the budget file is busy."""
     try:
         windows = budget.windows()
     except OutputError:
         windows = []
-    return {
-        "account": budget.account.name,
-        "token": budget.account.token,
-        "limited_by": {
-            "window": waiting.window,
-            "limit": waiting.limit or None,
-            "until": utc_iso(waiting.until) if waiting.until else None,
-        }
-        if waiting
-        else None,
-        "windows": [window_report(state) for state in windows],
-    }
+    until = utc_iso(waiting.until) if waiting and waiting.until else None
+    return BudgetReport(
+        account=budget.account.name,
+        token=budget.account.token,
+        limited_by=LimitedBy(waiting.window, waiting.limit or None, until) if waiting else None,
+        windows=tuple(map(_usage, windows)),
+    )
 
 
 def window_report(state: WindowState) -> dict[str, Any]:
-    """Give what a window holds as it stands in manifest and plan."""
-    return {
-        "window": state.window,
-        "limit": state.limit or None,
-        "used": state.used,
-        "remaining": state.remaining,
-        "until": utc_iso(state.until) if state.until else None,
-        "source": state.source,
-    }
+    """Return a window's use as a JSON object, for the plan and the log."""
+    return asdict(_usage(state))
+
+
+def _usage(state: WindowState) -> WindowUsage:
+    return WindowUsage(
+        window=state.window,
+        limit=state.limit or None,
+        used=state.used,
+        remaining=state.remaining,
+        until=utc_iso(state.until) if state.until else None,
+        source=state.source,
+    )
 
 
 SECONDS = 60
 LOOK_SECONDS = 10.0
-"""A forecast is made so often, more often at first, and at once when the limits have changed."""
+"""Time between two forecasts; shorter at first, and a change of the limits is followed at once."""
 _SHARE = 0.01
-"""Forecasts of a very long list may take this share of a processor."""
+"""The most that forecasts may take of one processor: that of a very long list is expensive."""
 _ENOUGH_CALLS = 100
 _FREE_SECONDS = 3
 _FIRST_SECONDS = 1.0
 
 
 class Minute:
-    """Calls settled in each second of the last minute. began: any clock's seconds, from which on it counts."""
+    """Calls settled in each second of the last minute. began: when counting starts, in seconds of any clock."""
 
     def __init__(self, began: float) -> None:
         self._seen_at = began
@@ -89,26 +134,26 @@ class Minute:
         self._counts: deque[float] = deque([0.0], SECONDS + 1)
 
     def see(self, now: float, settled: int) -> None:
-        """Take note that so many calls were settled until now; those that are new came evenly since the last look."""
+        """Record the number of calls settled until now; the new ones are spread evenly over the time since the last."""
         new, since = settled - self._settled, self._seen_at
         span = now - since
         for second in range(max(self._newest + 1, int(now) - SECONDS), int(now) + 1):
             self._counts.append(0.0)
             self._newest = second
-        for place in range(len(self._counts)):
-            begins = self._newest - len(self._counts) + 1 + place
+        for index in range(len(self._counts)):
+            begins = self._newest - len(self._counts) + 1 + index
             overlap = min(now, begins + 1) - max(since, begins)
             if overlap > 0:
-                self._counts[place] += new * overlap / span
+                self._counts[index] += new * overlap / span
         self._seen_at, self._settled = now, settled
 
     def seconds(self) -> list[float]:
-        """Give the counts of whole seconds, the latest last; the present one is not over."""
+        """Return the counts of whole seconds, the latest last; without the present one, which is not over."""
         return list(self._counts)[:-1]
 
 
 class EtaEstimator:
-    """Tells a status what is ahead. connections: at once."""
+    """Estimates when a run will end and when the month will be spent. connections: open at the same time."""
 
     def __init__(self, budget: Budget, connections: int) -> None:
         self._budget = budget
@@ -121,9 +166,9 @@ class EtaEstimator:
         self._rate = 0.0
 
     async def look(self, status: RunProgress) -> None:
-        """Bring a status up to date; a forecast is made in a thread, and only now and then.
+        """Update speed, windows and estimate. A forecast runs in a thread, every LOOK_SECONDS at most.
 
-        What the budget's file does not tell at the moment stays as it was.
+        While the budget file is busy, windows and estimate stay as they were.
         """
         now = time.monotonic()
         self._minute.see(now, status.settled)
@@ -134,23 +179,23 @@ class EtaEstimator:
             await self._look_ahead(status, now)
 
     def look_back(self, status: RunProgress) -> None:
-        """Tell what the budget holds when the run is over, and nothing more will be sent."""
+        """Close the budget and read its windows for the last time."""
         with suppress(OutputError):
             self._budget.close()
             status.windows = self._budget.windows()
 
     def _measure(self, status: RunProgress) -> None:
-        """Learn the server's own speed while nothing of ours holds calls back."""
+        """Measure the server's own speed: calls a second while no limit of ours has blocked sending for 3 s."""
         self._free = 0 if status.waiting else self._free + 1
         if self._free >= _FREE_SECONDS and len(status.per_second) >= _FREE_SECONDS:
             self._rate = sum(status.per_second[-_FREE_SECONDS:]) / _FREE_SECONDS
 
     async def _look_ahead(self, status: RunProgress, now: float) -> None:
-        left, limits = status.remaining, self._budget.limits
-        if left is None or (now < self._due and limits == self._limits):
+        remaining, limits = status.remaining, self._budget.limits
+        if remaining is None or (now < self._due and limits == self._limits):
             return
         each = status.attempts.total / status.settled if status.settled >= _ENOUGH_CALLS else 1.0
-        attempts = ceil(left * max(each, 1.0))
+        attempts = ceil(remaining * max(each, 1.0))
         start = beginning(self._budget, status.windows, self._connections)
         if self._rate:
             start = replace(start, answer_seconds=self._connections / (self._rate * max(each, 1.0)))
@@ -171,32 +216,28 @@ _SAMPLE_SECONDS = 30.0
 
 
 class Throughput:
-    """Counts the verdicts of one run.
-
-    lists: what the run reads. clock: seconds that no step of the wall clock moves.
-    """
+    """Counts the verdicts of one run. clock: seconds that no step of the wall clock moves."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.lists: Sequence[str] = ()
         self._clock = clock
         self._started = datetime.now(UTC)
         self._calls = 0
         self._last: float | None = None
         self._samples = deque([(clock(), 0)])
 
-    def begin(self) -> None:
-        """Measure the rate from now on: what was before went into reading the list through."""
+    def restart(self) -> None:
+        """Measure the rate from now on, without the time that it took to read the list through."""
         self._samples = deque([(self._clock(), self._calls)])
 
-    def beat(self) -> None:
-        """Take note that a call has its verdict."""
+    def count_verdict(self) -> None:
+        """Count a call that has its verdict."""
         self._calls += 1
         self._last = time.time()
 
-    def rate(self) -> tuple[int, float]:
-        """Give how many calls had their verdict in how many seconds: the last hour, or what there was of it.
+    def rate(self) -> Rate:
+        """Return the verdicts of the last hour and its seconds, or of the shorter time since `restart`.
 
-        Asked about once a minute: the hour begins at the nearest of the moments at which it was asked.
+        Samples are taken only here, about once a minute, so the hour begins at the nearest earlier call.
         """
         now = self._clock()
         samples = self._samples
@@ -205,16 +246,15 @@ class Throughput:
         while len(samples) > 1 and samples[1][0] <= now - HOUR_SECONDS:
             samples.popleft()
         begin, before = samples[0]
-        return self._calls - before, now - begin
+        return Rate(self._calls - before, round(now - begin, 1))
 
-    def report(self, number: int) -> dict[str, Any]:
-        """Give what the manifest says of this run. number: of the dataset's runs, from 1."""
-        calls, seconds = self.rate()
-        return {
-            "number": number,
-            "started": utc_iso(self._started),
-            "lists": list(self.lists),
-            "calls": self._calls,
-            "last_verdict": None if self._last is None else utc_iso(datetime.fromtimestamp(self._last, UTC)),
-            "rate": {"calls": calls, "seconds": round(seconds, 1)},
-        }
+    def report(self, number: int, lists: Sequence[str]) -> Invocation:
+        """Return the manifest's object on this run. number: of the dataset's runs, from 1."""
+        return Invocation(
+            number=number,
+            started=utc_iso(self._started),
+            lists=tuple(lists),
+            calls=self._calls,
+            last_verdict=None if self._last is None else utc_iso(datetime.fromtimestamp(self._last, UTC)),
+            rate=self.rate(),
+        )

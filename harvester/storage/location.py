@@ -1,4 +1,4 @@
-"""Where a dataset lies: `--out` and `--work-dir` to the folders they mean, and the refusals that are due early."""
+"""Where a dataset lies: the folders that `--out` and `--work-dir` mean, and the checks before anything is made."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from harvester.storage.object_store import is_url, normal
 STDOUT = "-"
 BUDGET_FILE = "budget.sqlite"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
-# An --out that ends like these was meant as a file, of a form that harvester does not write.
+# An --out with such an ending was meant as a file, in a format that harvester does not write.
 _FILE_ENDINGS = (
     ".json",
     ".csv",
@@ -57,7 +57,7 @@ class OutputKind(StrEnum):
 class OutputLocation:
     """The resolved --out. out: the folder, file or URL. public: the folder of the `_` files. private: of the state.
 
-    What goes to an object store is made in public first, which then lies within private.
+    For an object store, public lies within private: parts and `_` files are written there and uploaded from there.
     """
 
     form: OutputKind
@@ -67,12 +67,12 @@ class OutputLocation:
 
     @property
     def name(self) -> str:
-        """What ledger and manifest call the output; a path that is no UTF-8 has no other form in them."""
+        """The output's name in ledger and manifest, with bytes that are not UTF-8 escaped."""
         return _as_text(self.out)
 
     @property
     def work_dir(self) -> str | None:
-        """What the manifest says of --work-dir; None where the state lies inside or beside the output."""
+        """The manifest's `work_dir`; None where the state lies inside or beside the output."""
         return (
             None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
         )
@@ -84,12 +84,12 @@ class OutputLocation:
 
     @property
     def disk(self) -> str:
-        """The local path that stands for the output where its disk is meant."""
+        """A path on the local disk that the output is written to."""
         return self.private if self.form is OutputKind.STORE else self.out
 
     @property
     def begun(self) -> bool:
-        """True when the private folder is there."""
+        """True when the private folder exists."""
         return os.path.isdir(self.private)
 
     @property
@@ -104,10 +104,10 @@ def _as_text(path: str) -> str:
 
 @contextmanager
 def located(out: str, work_dir: str | None = None) -> Iterator[OutputLocation]:
-    """Tell what --out and --work-dir mean; for standard output the state lies in a folder that goes with this context.
+    """Resolve --out and --work-dir; for standard output the state lies in a folder that is deleted with this context.
 
     Raises:
-        UsageError: as `resolve` does. OutputError: there is no room for that folder.
+        UsageError: as `resolve` does. OutputError: that folder cannot be made.
     """
     if out != STDOUT:
         yield resolve(out, work_dir)
@@ -117,14 +117,16 @@ def located(out: str, work_dir: str | None = None) -> Iterator[OutputLocation]:
 
 
 def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
-    """Tell what --out, a folder or a growing file, and --work-dir mean; makes nothing.
+    """Resolve an --out that is no standard output, and --work-dir, without making anything.
 
     Raises:
-        UsageError: nothing, an ending that harvester does not write, a path that is something else, a network
-        file system.
+        UsageError: out is empty, has an ending that harvester does not write, or is something else than a folder or a
+        file; or the private state would lie on a network file system.
     """
     if not out:
-        raise UsageError("--out: a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing")
+        raise UsageError(
+            ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
+        )
     if is_url(out):
         return _in_store(normal(out), work_dir)
     out = os.path.abspath(out)
@@ -142,8 +144,9 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
 def _in_store(url: str, work_dir: str | None) -> OutputLocation:
     if not work_dir:
         raise UsageError(
-            f"--out {url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
-            "paid for and published, such as --work-dir /var/lib/harvester/bitly"
+            f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
+            "paid for and published, such as --work-dir /var/lib/harvester/bitly",
+            option="--out",
         )
     private = os.path.abspath(work_dir)
     _check_local(private)
@@ -151,11 +154,7 @@ def _in_store(url: str, work_dir: str | None) -> OutputLocation:
 
 
 def check_state(place: OutputLocation) -> None:
-    """Make sure that the output does not keep its state where --work-dir does not point.
-
-    Raises:
-        UsageError: it does.
-    """
+    """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
     inside = os.path.join(
         place.public, "ledger.sqlite" if place.form is OutputKind.FILE else "_harvester/ledger.sqlite"
     )
@@ -164,10 +163,10 @@ def check_state(place: OutputLocation) -> None:
 
 
 def check_unused(place: OutputLocation) -> None:
-    """Make sure that an output whose ledger is not there was not begun before.
+    """Check that an output without a ledger was never begun.
 
     Raises:
-        OutputError: it was, so its ledger is lost. UsageError: it is a file of somebody else's.
+        OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
     """
     lost = OutputError(
         f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
@@ -185,13 +184,14 @@ def _begun(place: OutputLocation) -> bool:
     return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 
-def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -> str:
-    """Give the folder of what all runs of this machine share: the one asked for, or the user's state folder.
+def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
+    """Return the folder of the state that all runs on this machine share: --state-dir, or the user's state folder.
 
-    Where it cannot be written, as with a read-only home, it is the private folder, with a warning.
+    If it is not writable, as with a read-only home, warn and return the private folder. private: its path, or a
+    function that makes it on demand.
 
     Raises:
-        UsageError: the folder asked for is on a network file system.
+        UsageError: --state-dir is on a network file system.
     """
     try:
         folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
@@ -207,6 +207,7 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
             pass
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
+        private = private() if callable(private) else private
         warn(
             f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
             "spend is not seen. Name a --state-dir that can be written"
@@ -219,7 +220,7 @@ def state_folder(asked: str | None, private: str, warn: Callable[[str], None]) -
 
 
 def lock_folder(state: str, server: str) -> str:
-    """Give the folder of a server's connection locks in a state folder, made if it is not there."""
+    """Return the folder of a server's connection locks in a state folder, made if missing."""
     folder = state
     for name in ("connections", server.replace(":", "-")):
         folder = os.path.join(folder, name)
@@ -246,10 +247,10 @@ def _check_folder(out: str) -> None:
 
 
 def _check_local(private: str) -> None:
-    """Refuse a state folder on what is known to be a network file system."""
+    """Raise UsageError for a folder on a file system that is known to be a network one."""
     path = os.path.realpath(private)
     mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
-    # The last of equally deep mounts lies on top.
+    # Of several mounts on one path the last one is visible.
     found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
     if found and found.fstype.lower() in _NETWORK:
         raise UsageError(

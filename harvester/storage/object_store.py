@@ -1,33 +1,39 @@
-"""Object stores: `s3://`, `gs://` and `az://` as named objects under a prefix, read, created and replaced."""
+"""Object stores (`s3://`, `gs://`, `az://`) as a `Storage`: the objects directly under a prefix."""
 
-import hashlib
+import io
 import mmap
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 from harvester.errors import OutputError, StoreRefused, UsageError
+from harvester.extras import install_line
+from harvester.storage.storage import digest_of
 
+MOST_PART_BYTES = 512 * 1024 * 1024
+"""The largest --part-bytes: a part is uploaded in one request of at most 5 GiB, and flat rows can be several times as
+long as the nested ones that --part-bytes counts."""
 PATIENCE_SECONDS = 120.0
-"""A store that fails is asked again for so long; then the run ends and the same command goes on."""
+"""How long a failing request is repeated before the run ends; the same command resumes it."""
 _HURRIED_SECONDS = 5.0
-"""So long once the run is to end."""
+"""The same once the run is ending."""
 _LONGEST_PAUSE_SECONDS = 15.0
 _REQUEST_SECONDS = 600
 _SMALL_REQUEST_SECONDS = 30
 _SMALL_BYTES = 1024 * 1024
-"""An object up to this size must come or go in the shorter time: a store that hangs holds up commits meanwhile."""
+"""Objects up to this size use the shorter timeout: commits wait while a store hangs."""
 _CONNECT_SECONDS = 10
 _CHUNK_BYTES = 256 * 1024
 _MOST_LOST = 3
-"""So many connections in a row may be lost while an object is read, and bring nothing of it."""
-# `file` stands for the tests' local store, and is not documented.
+"""Connections that may be lost in a row, without a byte received, while an object is read."""
+_STREAM_BYTES = 1024 * 1024
+# `file` is the library's store in a local folder: for tests, undocumented.
 _SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "file": "LocalStore"}
-# What every store takes as it is, without an encoding that another program may undo in another way:
+# Characters that every store takes unencoded, so that all programs agree on an object's name:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 _SAFE = re.compile(r"[A-Za-z0-9!_.*'()=,+@:/-]+")
 _ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -46,47 +52,45 @@ _HINTS = {
 T = TypeVar("T")
 
 
-class Object(NamedTuple):
-    """An object directly under the prefix. name: without the prefix. size: bytes."""
-
-    name: str
-    size: int
-
-
 def is_url(out: str) -> bool:
-    """True for what looks like a URL, also of a store that harvester does not know."""
+    """True for anything that looks like a URL, including those of stores that harvester does not support."""
     return _ANY_SCHEME.match(out) is not None
 
 
 def normal(url: str) -> str:
-    """Give a store's URL as it is kept: without a slash at its end.
+    """Return a store's URL in its normal form, without a trailing slash.
 
     Raises:
-        UsageError: another scheme, no bucket or prefix, or characters that do not mean the same to every program.
+        UsageError: another scheme, no bucket or prefix, or characters that programs encode in different ways.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in _SCHEMES:
-        raise UsageError(f"--out {scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file")
+        raise UsageError(
+            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
+        )
     if "@" in rest.split("/")[0]:
-        raise UsageError(f"--out {scheme}://: credentials stand in the environment, never in the address")
+        raise UsageError(f"{scheme}://: credentials stand in the environment, never in the address", option="--out")
     path = rest.rstrip("/")
     bucket, _, prefix = path.partition("/")
     if (not bucket and scheme != "file") or not prefix:
-        raise UsageError(f"--out {url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly")
+        raise UsageError(
+            f"{url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly", option="--out"
+        )
     if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
         raise UsageError(
-            f"--out {url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII"
+            f"{url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
+            option="--out",
         )
     return f"{scheme}://{path}"
 
 
 def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStorage":
-    """Open what is under a store's URL; makes no request. Credentials are the environment's (docs/object-stores.md).
+    """Open a store's URL, without a request. Credentials come from the environment (docs/object-stores.md).
 
-    hurried: set when there is to be little patience; `Objects.hurry` sets it too.
+    hurried: set when the run is ending, which shortens the patience; `ObjectStorage.hurry` sets it too.
 
     Raises:
-        UsageError: no such URL, or the library is missing, or it does not take what the environment says.
+        UsageError: the URL is wrong, the library is missing, or it refuses the environment's settings.
     """
     url = normal(url)
     scheme, _, path = url.partition("://")
@@ -100,7 +104,7 @@ def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStora
             bucket,
             prefix=prefix,
             client_options=_client_options(seconds),
-            retry_config={"max_retries": 0},  # the patience below, which a stop can end
+            retry_config={"max_retries": 0},  # `_patiently` retries instead, and can be hurried
         )
 
     if scheme == "s3":
@@ -117,7 +121,7 @@ def _library() -> Any:
         import obstore.exceptions  # noqa: PLC0415
         import obstore.store  # noqa: PLC0415
     except ImportError as error:
-        raise UsageError("an object store needs a library: pip install 'harvester[cloud]'") from error
+        raise UsageError(f"an object store needs a library: {install_line('cloud')}") from error
     return obstore
 
 
@@ -135,13 +139,13 @@ def _http_allowed() -> bool:
 
 
 def _check_endpoint() -> None:
-    """Refuse what the library would take, and fail with at the first request."""
+    """Raise UsageError for an endpoint that the library accepts here but could not use at the first request."""
     if not _endpoint():
         return
     try:
         parts = urlsplit(_endpoint())
         fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # not a port, or not an address
         fine = False
     if not fine:
         raise UsageError("AWS_ENDPOINT_URL: a URL such as https://s3.example.com was expected")
@@ -150,47 +154,52 @@ def _check_endpoint() -> None:
 
 
 class ObjectStorage:
-    """The objects directly under a prefix. Every method blocks, is patient, and belongs to any thread.
+    """The objects directly under a prefix. For any thread.
 
-    Every method may raise OutputError: the store refused, or stayed out for longer than the patience lasts.
+    A request that fails for a passing reason is repeated until it succeeds or the patience ends; see `_patiently`.
     """
+
+    moves_files = False
 
     def __init__(self, url: str, library: Any, store: Any, patient_store: Any, hurried: threading.Event | None) -> None:
         self.url = url
         self._library = library
         self._store = store
-        self._patient_store = patient_store  # for what is large
+        self._patient_store = patient_store  # with a longer timeout, for large objects
         self._hurried = hurried or threading.Event()
 
     def hurry(self) -> None:
-        """Have little patience: the run is to end."""
+        """Shorten the patience to a few seconds: the run is ending."""
         self._hurried.set()
 
-    def listing(self) -> Iterator[Object]:
-        """Yield the objects directly under the prefix, in no certain order."""
-        found = self._patiently("the prefix", lambda: self._library.list_with_delimiter(self._store))
-        for meta in found["objects"]:
-            yield Object(meta["path"], meta["size"])
+    def path(self, name: str) -> str:
+        """Return the object's URL."""
+        return f"{self.url}/{name}"
 
-    def chunks(self, name: str) -> Iterator[bytes] | None:
-        """Give an object's bytes, piece by piece; None if it is not there."""
+    def names(self) -> list[str]:
+        """Return the names of all objects directly under the prefix, sorted."""
+        found = self._patiently("the prefix", lambda: self._library.list_with_delimiter(self._store))
+        return sorted(meta["path"] for meta in found["objects"])
+
+    def open(self, name: str) -> BinaryIO:
+        """Open an object as a stream, which is downloaded as it is read."""
         found = self._patiently(name, lambda: self._library.get(self._patient_store, name), missing=None)
-        return None if found is None else self._read(name, found)
+        if found is None:
+            raise FileNotFoundError(self.path(name))
+        return cast("BinaryIO", io.BufferedReader(_ChunkStream(self._read(name, found)), _STREAM_BYTES))
+
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a small object; None where there is none."""
+        return self._patiently(name, lambda: bytes(self._library.get(self._store, name).bytes()), missing=None)
 
     def digest(self, name: str) -> tuple[int, str] | None:
-        """Read an object; give its size in bytes and its sha256; None if it is not there."""
-
-        def read() -> tuple[int, str]:
-            size, sha256 = 0, hashlib.sha256()
-            for chunk in self._library.get(self._patient_store, name).stream():
-                size += len(chunk)
-                sha256.update(chunk)
-            return size, sha256.hexdigest()
-
-        return self._patiently(name, read, missing=None)
+        """Download an object and return its size in bytes and its SHA-256; None where there is none."""
+        return self._patiently(
+            name, lambda: digest_of(self._library.get(self._patient_store, name).stream()), missing=None
+        )
 
     def _read(self, name: str, found: Any) -> Iterator[bytes]:
-        """Yield an object's bytes; where the connection is lost, go on with another one."""
+        """Yield an object's bytes; when the connection is lost, request the rest of the same version of the object."""
         size, e_tag, at, lost = found.meta["size"], found.meta["e_tag"], 0, 0
         while True:
             try:
@@ -207,14 +216,10 @@ class ObjectStorage:
             rest = {"range": {"offset": at}, "if_match": e_tag}
             found = self._patiently(name, lambda: self._library.get(self._patient_store, name, options=rest))  # noqa: B023
 
-    def get(self, name: str) -> bytes | None:
-        """Give all of an object's bytes; None if it is not there."""
-        return self._patiently(name, lambda: bytes(self._library.get(self._store, name).bytes()), missing=None)
-
     def create(self, name: str, data: bytes | mmap.mmap) -> bool:
-        """Make an object that is not there, all or nothing; False if there is one.
+        """Upload an object under a free name in one conditional request; return False where the name is taken.
 
-        It may be ours: the answer to an earlier try may have been lost.
+        The object that takes the name may be this one: the response to an earlier try may have been lost.
         """
 
         def put() -> bool:
@@ -228,13 +233,21 @@ class ObjectStorage:
 
         return self._patiently(name, put)
 
-    def replace(self, name: str, data: bytes, *, patient: bool = True) -> None:
-        """Make an object or replace it, all or nothing."""
+    def create_from_file(self, name: str, source: str) -> bool:
+        """Upload a local file, which stays, under a free name; return False where the name is taken."""
+        with open(source, "rb") as stream:
+            # Never closed explicitly: a request that failed may still be reading it for a moment.
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self.create(name, data)
+
+    def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:
+        """Upload an object, or replace it, in one request. patient: False to fail at the first error."""
+        data = b"".join(chunks)
         store = self._store_for(data)
         self._patiently(name, lambda: self._library.put(store, name, data, use_multipart=False), patient=patient)
 
     def delete(self, name: str) -> None:
-        """Take an object away; fine if it is not there."""
+        """Delete an object; nothing where there is none."""
         self._patiently(name, lambda: self._library.delete(self._store, name), missing=None)
 
     def _store_for(self, data: bytes | mmap.mmap) -> Any:
@@ -248,8 +261,12 @@ class ObjectStorage:
         patient: bool = True,
         missing: Any = ...,
     ) -> T:
-        """Do a request again until it is done, refused, or no patience is left. missing: what a 404 gives."""
-        import tenacity  # noqa: PLC0415 - a look at a folder's manifest needs none of it
+        """Repeat a request until it succeeds, is refused, or the patience ends. missing: the result for a 404.
+
+        Patience is PATIENCE_SECONDS since the first try; once the run is ending, _HURRIED_SECONDS; with patient=False
+        there is only one try.
+        """
+        import tenacity  # noqa: PLC0415 - reading a local manifest does not need it
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._passing),
@@ -279,7 +296,7 @@ class ObjectStorage:
             self._hurried.wait(seconds)
 
     def _passing(self, error: BaseException) -> bool:
-        """True for what another try may mend. A client's error may be one too: a clock, a conflict, a throttle."""
+        """True for an error that another try may not meet, including the 4xx of a timeout, a conflict, a throttle."""
         if not isinstance(error, self._library.exceptions.BaseError) or type(error).__name__ in _NO_HOPE:
             return False
         status = _status(error)
@@ -304,24 +321,46 @@ class ObjectStorage:
         return kind(f"{what}; then run the same command again (docs/object-stores.md)")
 
 
+class _ChunkStream(io.RawIOBase):
+    """A readable stream over an iterator of chunks."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill buffer from the current chunk, fetching the next one when it is used up; return the bytes copied."""
+        while not self._rest and (chunk := next(self._chunks, None)) is not None:
+            self._rest = memoryview(chunk)
+        target = memoryview(buffer).cast("B")
+        size = min(len(target), len(self._rest))
+        target[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
 def _status(error: BaseException) -> int | None:
     found = re.search(r"status code: (\d{3})", str(error))
     return int(found[1]) if found else None
 
 
 def _code(error: BaseException) -> str:
-    """Give S3's own word for an error; nothing where it has none."""
+    """Return S3's own code for an error, such as AccessDenied; empty where the error has none."""
     found = re.search(r"<Code>(\w+)</Code>", str(error))
     return found[1] if found else ""
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a few words what a store said: never an address, which may be signed."""
+    """Return a store's error in a few words, without URLs, which may contain a signature."""
     text = str(error).partition("\n\nDebug source")[0]
     status, code = re.search(r"status code: (\d{3}[A-Za-z ]*)", text), _code(error)
     if status:
         return status[1].strip() + (f" ({code})" if code else "")
     cause = re.findall(r'(?:message|error): "([^"]+)"', str(error))
-    said = text.rpartition(" - ")[2].partition("\n")[0]
-    said = re.sub(r"\w+://\S+", "…", said)[:200]
-    return f"{said} ({cause[-1]})" if cause else said
+    reason = text.rpartition(" - ")[2].partition("\n")[0]
+    reason = re.sub(r"\w+://\S+", "…", reason)[:200]
+    return f"{reason} ({cause[-1]})" if cause else reason

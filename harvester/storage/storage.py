@@ -1,97 +1,148 @@
-"""Where published files lie, as one who only reads needs it: their names, and a stream of each."""
+"""One interface for the places where files are published: a local folder here, an object store in `object_store`."""
 
-import io
+import hashlib
 import os
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol, cast
+from collections.abc import Iterable
+from typing import BinaryIO, Protocol
 
-from harvester.storage.object_store import ObjectStorage
+from harvester.errors import OutputError
+from harvester.storage.filesystem import atomic_replace, sync_folder
+
+_CHUNK_BYTES = 1024 * 1024
 
 
 class Storage(Protocol):
-    """A flat set of files by name, in a folder or in an object store.
+    """A flat set of named files in a folder, or of objects under a prefix.
 
-    Every method may raise OutputError: the store is out.
+    A file appears, is replaced and disappears as a whole: no reader ever sees half of one.
+    moves_files: True where `create_from_file` takes the source away, so that a part which is neither there nor under
+    its hidden name was published and has been moved on by a loader.
+
+    Every method but `path` and `hurry` blocks. A folder's failures come as OSError; an object store's as OutputError,
+    once it has refused, or has been unavailable for longer than its patience.
     """
 
-    def names(self) -> list[str]:
-        """Give the names of all files.
+    moves_files: bool
 
-        Raises:
-            OSError: they cannot be listed.
-        """
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file to be read from its beginning; the caller closes it.
+        """Open a file for reading; the caller closes it. Raises FileNotFoundError where there is none."""
 
-        Raises:
-            FileNotFoundError: it is not there. OSError: it cannot be read.
-        """
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a small file; None where there is none."""
+
+    def digest(self, name: str) -> tuple[int, str] | None:
+        """Read a file and return its size in bytes and its SHA-256 in hexadecimal; None where there is none."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file under a free name; return False, and change nothing, where the name is taken."""
+
+    def create_from_file(self, name: str, source: str) -> bool:
+        """Publish a local file, which was synced, under a free name; False, and nothing changed, where it is taken."""
+
+    def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:
+        """Write a file, or replace it. patient: False to fail at the first error of a store that is unavailable."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file; nothing where there is none."""
 
     def path(self, name: str) -> str:
-        """Say what a person would call the file."""
+        """Return the file's path or URL, as people are shown it."""
+
+    def hurry(self) -> None:
+        """Wait only a few seconds longer for a store that is unavailable: the run is ending."""
 
 
 class LocalStorage:
-    """The files of a folder."""
+    """The files of a local folder."""
+
+    moves_files = True
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """Give the names of all files, sorted."""
+        """Return the names of all files, sorted."""
         return sorted(os.listdir(self._folder))
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file; whatever else bears its name must not hold us up."""
-        path = self.path(name)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        """Open a file for reading, without blocking on a FIFO or device of that name."""
+        descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return open(descriptor, "rb")
 
-    def path(self, name: str) -> str:
-        """Give the file's path."""
-        return os.path.join(self._folder, name)
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a small file; None where there is none."""
+        try:
+            with self.open(name) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
 
+    def digest(self, name: str) -> tuple[int, str] | None:
+        """Return a file's size and SHA-256; None where there is none.
 
-class StoreShelf:
-    """The objects under a prefix of an object store."""
+        Raises:
+            OutputError: the name belongs to something else than a file.
+        """
+        path = self.path(name)
+        if not os.path.lexists(path):
+            return None
+        if not os.path.isfile(path):
+            raise OutputError(f"{path} is in the way of a part: move it away")
+        return digest_of_file(path)
 
-    def __init__(self, objects: ObjectStorage) -> None:
-        self._objects = objects
-
-    def names(self) -> list[str]:
-        """Give the names of all objects, sorted."""
-        return sorted(each.name for each in self._objects.listing())
-
-    def open(self, name: str) -> BinaryIO:
-        """Open an object; its bytes come as they are read."""
-        chunks = self._objects.chunks(name)
-        if chunks is None:
-            raise FileNotFoundError(self.path(name))
-        return cast("BinaryIO", io.BufferedReader(_Chunks(chunks), 1024 * 1024))
-
-    def path(self, name: str) -> str:
-        """Give the object's address."""
-        return f"{self._objects.url}/{name}"
-
-
-class _Chunks(io.RawIOBase):
-    """A stream of what an iterator gives."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Say that it can be read."""
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file under a free name."""
+        path = self.path(name)
+        if os.path.lexists(path):
+            return False
+        atomic_replace(path, [data])
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        """Give what the next chunk has, or what is left of the last one."""
-        while not self._rest and (chunk := next(self._chunks, None)) is not None:
-            self._rest = memoryview(chunk)
-        target = memoryview(buffer).cast("B")
-        size = min(len(target), len(self._rest))
-        target[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+    def create_from_file(self, name: str, source: str) -> bool:
+        """Move a file of the same file system to a free name, and make the name durable.
+
+        Checking first and renaming then is safe: the name contains the dataset's random run_id, and its lock is held.
+        link() and unlink() would need no check, but a crash between them leaves both names, and it could not be told
+        afterwards whether a loader has taken the part already.
+        """
+        path = self.path(name)
+        if os.path.lexists(path):
+            return False
+        os.rename(source, path)
+        sync_folder(self._folder)
+        return True
+
+    def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:  # noqa: ARG002
+        """Write a file, or replace it."""
+        atomic_replace(self.path(name), chunks)
+
+    def delete(self, name: str) -> None:
+        """Delete a file durably; nothing where there is none."""
+        if os.path.lexists(self.path(name)):
+            os.unlink(self.path(name))
+            sync_folder(self._folder)
+
+    def path(self, name: str) -> str:
+        """Return the file's path."""
+        return os.path.join(self._folder, name)
+
+    def hurry(self) -> None:
+        """Do nothing: a folder makes nobody wait."""
+
+
+def digest_of_file(path: str) -> tuple[int, str]:
+    """Return a local file's size in bytes and its SHA-256 in hexadecimal."""
+    with open(path, "rb") as stream:
+        return digest_of(iter(lambda: stream.read(_CHUNK_BYTES), b""))
+
+
+def digest_of(chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Return the size in bytes and the SHA-256, in hexadecimal, of what the chunks make up."""
+    size, sha256 = 0, hashlib.sha256()
+    for chunk in chunks:
+        size += len(chunk)
+        sha256.update(chunk)
+    return size, sha256.hexdigest()

@@ -1,4 +1,4 @@
-"""Are all keys different? In bounded memory: keys lie by their first byte, and on disk when there are many."""
+"""Search for repeated keys in bounded memory: keys are grouped by their first byte, and spilled to disk."""
 
 import tempfile
 from collections import Counter
@@ -6,11 +6,11 @@ from typing import BinaryIO
 
 KEY_BYTES = 16
 _MOST_IN_MEMORY = 2 * 1024 * 1024
-"""Keys; past that they go to a temporary file."""
+"""Number of keys; beyond it they are written to a temporary file."""
 
 
 class DuplicateFinder:
-    """Keys of 16 bytes, such as digests, that should all be different; `close` gives the disk back."""
+    """Finds repeated keys of 16 bytes, such as digests. `close` deletes the temporary file."""
 
     def __init__(self, most_in_memory: int = _MOST_IN_MEMORY) -> None:
         self._most = most_in_memory
@@ -20,10 +20,10 @@ class DuplicateFinder:
         self._extents: list[list[tuple[int, int]]] = [[] for _ in range(256)]
 
     def add(self, key: bytes) -> None:
-        """Take a key.
+        """Add a key.
 
         Raises:
-            OSError: there is no room for temporary files.
+            OSError: the temporary file cannot be written.
         """
         self._buckets[key[0]] += key
         self._in_memory += 1
@@ -31,12 +31,12 @@ class DuplicateFinder:
             self._spill()
 
     def repeated(self, most: int) -> tuple[list[bytes], int]:
-        """Give some of the keys that came more than once, and how many there are of such."""
+        """Return repeated keys, at most `most` of them, and the number of all repeated keys."""
         some: list[bytes] = []
         count = 0
         for first in range(256):
             data = self._all_of(first)
-            keys = [data[place : place + KEY_BYTES] for place in range(0, len(data), KEY_BYTES)]
+            keys = [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
             if len(set(keys)) == len(keys):
                 continue
             found = [key for key, times in Counter(keys).items() if times > 1]

@@ -1,14 +1,14 @@
-"""What a verification has found: counts, problems each with file and line, remarks, and what could not be checked."""
+"""The result of a verification: counts, problems with file and line, remarks, and what could not be checked."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MOST_PROBLEMS = 20
-"""So many are told one by one; the others are counted."""
+"""Problems listed one by one; further ones are only counted."""
 
 
 class Problem(NamedTuple):
-    """Something that does not hold. line: from 1; in Parquet the row's number; None for a file as a whole."""
+    """A check that failed. line: from 1; in Parquet the row's number; None for the file as a whole."""
 
     file: str
     line: int | None
@@ -17,11 +17,11 @@ class Problem(NamedTuple):
 
 @dataclass(slots=True)
 class Findings:
-    """An output's verification.
+    """The result of verifying one output.
 
-    ended: the manifest is of a run's end, and none has begun since. parts, rows, calls, bytes: what was read, whole or
-    in part. moved_away: parts that are not there any more. remarks: what a person should know, and no fault.
-    unchecked: what could not be looked at, with the reason.
+    ended: the manifest is of a run's end, and no run has begun since. parts, rows, calls, bytes: what was read, whole
+    or in part. ledger: whether the ledger was compared. moved_away: published parts that are no longer there. remarks:
+    facts worth knowing that are no problems. unchecked: what could not be read, with the reason. count: all problems.
     """
 
     out: str
@@ -46,14 +46,14 @@ class Findings:
         return not self.count
 
     def problem(self, file: str, line: int | None, text: str) -> None:
-        """Take note of a problem."""
+        """Add a problem."""
         self.count += 1
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append(Problem(file, line, text))
 
 
 def as_dict(found: Findings) -> dict[str, Any]:
-    """Give findings as an object for programs."""
+    """Return findings as an object for programs."""
     return {
         "out": found.out,
         "holds": found.ok,
@@ -75,7 +75,7 @@ def as_dict(found: Findings) -> dict[str, Any]:
 
 
 def as_text(found: Findings) -> str:
-    """Give findings as lines for a person."""
+    """Return findings as lines for a person."""
     return "\n".join([*_problem_lines(found), *_other_lines(found), _counts(found), _last_line(found)])
 
 

@@ -1,24 +1,25 @@
-"""Do an output's manifest and ledger tell of the same calls and parts? Read-only, even while a run goes on."""
+"""Comparison of an output's manifest and failures with its ledger and journals; read-only, also during a run."""
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from harvester.dataset.journal import path_of, read
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, Snapshot, State
+from harvester.dataset.manifest import DatasetCounts, Manifest
 from harvester.errors import OutputError
 from harvester.storage.location import OutputKind, OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
 _LOOKS = 5
-"""A run may publish a journal between a look at the ledger and one at the journal: then look again."""
+"""A run may publish a journal after the ledger was read and before the journal is: then both are read again."""
 
 
 class LedgerCheck:
-    """An output's ledger and journals, to be held against what was published."""
+    """Compares an output's ledger and journals with what was published."""
 
     def __init__(self, place: OutputLocation, ledger: Ledger, found: Findings) -> None:
         self._place = place
@@ -33,33 +34,32 @@ class LedgerCheck:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """Give the parts that were published or are about to be, by name."""
+        """Parts that are published or about to be, by name."""
         return {part.name: part for part in self._snapshot.parts}
 
-    def begun_since(self, manifest: Mapping[str, Any]) -> bool:
-        """True when a run has begun since the manifest was written."""
-        known: int = manifest.get("invocation", {}).get("number", 0)
-        return int(self._snapshot.meta.get("invocation", 0)) > known
+    def begun_since(self, manifest: Manifest) -> bool:
+        """Return True if a run has begun since the manifest was written."""
+        return int(self._snapshot.meta.get("invocation", 0)) > manifest.invocation.number
 
-    def reconcile(self, manifest: Mapping[str, Any], name: str) -> None:
-        """Hold manifest and ledger against each other. name: what to call the manifest."""
+    def reconcile(self, manifest: Manifest, name: str) -> None:
+        """Compare manifest and ledger. name: the manifest's in messages."""
         meta, found = self._snapshot.meta, self._found
-        if meta.get("run_id") != manifest["run_id"]:
-            text = f"run_id is {manifest['run_id']}, and the ledger's is {meta.get('run_id')}"
-            if any(manifest["dataset"][key] for key in ("rows", "refused", "failed")):
+        if meta.get("run_id") != manifest.run_id:
+            text = f"run_id is {manifest.run_id}, and the ledger's is {meta.get('run_id')}"
+            if manifest.dataset.settled or manifest.dataset.failed:
                 found.problem(name, None, text)
-            else:  # a dataset that has no call yet is begun anew by the next run, and its manifest follows
+            else:  # the next run begins a dataset without calls anew, and replaces its manifest a moment later
                 found.remarks.append(f"{name} is older than the ledger: {text}")
             return
         self._reconcile_rows()
         if self._place.in_parts:
             self._reconcile_parts(manifest, name)
         if found.ended:
-            self._reconcile_counts(manifest["dataset"], name)
+            self._reconcile_counts(manifest.dataset, name)
         found.ledger = True
 
     def reconcile_failures(self, stream: BinaryIO, name: str) -> None:
-        """Hold `_failures.ndjson`, as it is when no run goes on, against the ledger."""
+        """Compare `_failures.ndjson` with the ledger, line by line; only when no run goes on."""
         lines = (line + b"\n" if type(line) is bytes else b"" for line in self._ledger.failure_lines())
         try:
             for number, (has, wanted) in enumerate(zip_longest(stream, lines), 1):
@@ -70,7 +70,7 @@ class LedgerCheck:
             self._found.problem(self._place.ledger, None, str(error).removeprefix(f"{self._place.ledger}: "))
 
     def _reconcile_rows(self) -> None:
-        """Is every call that has a row in a part, in the growing file, or still in a journal, once?"""
+        """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
         totals, journals = self._snapshot.totals, self._in_journals
         if journals is None:
             text = "a journal that the ledger counts on is gone or damaged inside what was committed"
@@ -82,17 +82,17 @@ class LedgerCheck:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._place.ledger, None, text)
 
-    def _reconcile_parts(self, manifest: Mapping[str, Any], name: str) -> None:
+    def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
         known = {part.name: part for part in self._snapshot.parts if part.sealed}
-        listed = {entry["path"]: entry for entry in manifest["parts"]}
+        listed = {entry.path: entry for entry in manifest.parts}
         for path, entry in listed.items():
             part = known.get(path)
             if part is None:
                 self._found.problem(name, None, f"it lists {path}, which the ledger does not know as published")
                 continue
             for key in ("rows", "calls", "bytes", "sha256"):
-                if entry.get(key, getattr(part, key)) != getattr(part, key):
-                    text = f"{key} of {path} is {entry[key]}, and {getattr(part, key)} in the ledger"
+                if getattr(entry, key) != getattr(part, key):
+                    text = f"{key} of {path} is {getattr(entry, key)}, and {getattr(part, key)} in the ledger"
                     self._found.problem(name, None, text)
         if missing := sorted(known.keys() - listed.keys()):
             text = f"it does not list {', '.join(missing)}, which the ledger knows as published"
@@ -101,16 +101,16 @@ class LedgerCheck:
             else:
                 self._found.remarks.append(f"{name} is older than the ledger: {text}")
 
-    def _reconcile_counts(self, counts: Mapping[str, int], name: str) -> None:
+    def _reconcile_counts(self, counts: DatasetCounts, name: str) -> None:
         totals = self._snapshot.totals
         for key, has in (("rows", totals.rows), ("refused", totals.refused), ("failed", totals.failed)):
-            if counts[key] != has:
-                self._found.problem(name, None, f"dataset.{key} is {counts[key]}, and {has} in the ledger")
+            if getattr(counts, key) != has:
+                self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, and {has} in the ledger")
 
     # --- rows in journals ------------------------------------------------------------------------------------------
 
     def _count(self) -> int | None:
-        """Count the rows that are in no part yet, by the newest look at the ledger; None if journals are damaged."""
+        """Count the committed rows that are not published yet; None if a journal is damaged."""
         for _ in range(_LOOKS):
             counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot, self._place.form)]
             if None not in counts:
@@ -119,7 +119,7 @@ class LedgerCheck:
         return None
 
     def _look(self) -> Snapshot:
-        """Look at the ledger; SQLite itself holds no column to its type."""
+        """Read the ledger. SQLite accepts any type in any column, so the types are checked here."""
         found = self._ledger.snapshot()
         numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
         sound = all(type(number) is int and number >= 0 for number in numbers)
@@ -129,7 +129,7 @@ class LedgerCheck:
 
 
 def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, int]]:
-    """Yield segment, start and end of the journals' bytes that are committed and not published."""
+    """Yield the journals' committed and unpublished bytes: segment, start, end."""
     meant = {part.segment for part in snapshot.parts}
     mark = snapshot.mark if form is OutputKind.FILE else FileCheckpoint()
     for segment, end in snapshot.journals.items():
@@ -138,7 +138,7 @@ def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, i
 
 
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
-    """Count a journal's rows between two places; None if it does not reach so far."""
+    """Count a journal's rows between two offsets; None if it ends before `end`."""
     rows, at = 0, start
     for record in read(path_of(folder, segment), start, end):
         rows += record.state == State.ROW
@@ -147,9 +147,9 @@ def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
 
 
 def reconciler(place: OutputLocation | None, why: str, found: Findings) -> LedgerCheck | None:
-    """Open an output's ledger to be read; None, and the reason in found, where it cannot be.
+    """Open an output's ledger for reading. Return None, with the reason in found, where that is impossible.
 
-    why: the reason where there is no place.
+    why: the reason if place is None.
 
     Raises:
         OutputError: it is damaged.
@@ -173,7 +173,7 @@ def reconciler(place: OutputLocation | None, why: str, found: Findings) -> Ledge
 
 
 def _unreadable(place: OutputLocation) -> str:
-    """Say why a ledger cannot be read; nothing if it can. Raises OutputError for what is none."""
+    """Return why a ledger cannot be read; empty if it can. Raises OutputError if the file is no ledger."""
     path = place.ledger
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -188,7 +188,7 @@ def _unreadable(place: OutputLocation) -> str:
     if not regular:
         raise OutputError(f"{path}: not a file")
     log = path + "-wal"
-    # Without its log SQLite would show an older state than the one that was left.
+    # Without its write-ahead log SQLite would show an older state than the last commit.
     if os.path.exists(log) and os.path.getsize(log) and not os.access(log, os.R_OK | os.W_OK):
         return f"{log} cannot be written, which reading it takes; only its owner's verify reads it"
     return ""

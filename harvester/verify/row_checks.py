@@ -1,4 +1,4 @@
-"""Is a row what the schema says? Keys, types, ranges, sums, the query, and the record_id made anew."""
+"""Checks of a row against the schema: keys, types, ranges, sums, the query, and the record_id computed again."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from harvester.rows.row import SCHEMA_VERSION
 from harvester.rows.schema import COLUMNS, Column, Kind, Shape
 
 Found = Callable[[int, str], None]
-"""Is told a row's number, and what is wrong with it."""
+"""Called with a row's number and what is wrong with it."""
 INT64_MAX = 2**63 - 1
 _SEPARATOR = "\x1f"
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -28,34 +28,34 @@ _TYPES: dict[Kind, type] = {
 _QUERY = ("facet", "unit", "units", "unit_reference", "size")
 _METRIC = {("value", "clicks")}
 _OWN = {"record_id", "value", "clicks"}
-"""What each flat row of a call has for itself."""
+"""Keys that differ between the flat rows of one call."""
 
 
 class Check(Protocol):
-    """Looks at a file's rows, one after the other. calls: how many calls they have told of."""
+    """Checks a file's rows one after the other. calls: number of calls whose rows were seen."""
 
     calls: int
 
     @property
     def fetched(self) -> list[str]:
-        """Give the earliest and the latest moment at which rows were fetched."""
+        """The earliest and the latest fetched_at; empty without rows."""
 
     def look(self, number: int, row: Any) -> bytes | None:
-        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+        """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
 
     def end(self) -> None:
-        """No more rows come in this file."""
+        """End the file: check what only its last row completes."""
 
 
 def check_for(
     shape: Shape, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]
 ) -> Check:
-    """Make the check for a file's rows. call: is given the key of each call, where that is not the record_id."""
+    """Return the check for rows of a shape. call: called with the key of each call, where record_id is not that key."""
     return Nested(query, run_id, found) if shape is Shape.NESTED else Flat(query, run_id, found, call)
 
 
 def is_moment(text: Any) -> bool:
-    """True for a moment in UTC as rows have it: `2026-11-23T06:00:00Z`."""
+    """Return True for a moment in UTC as rows have it: `2026-11-23T06:00:00Z`."""
     if not isinstance(text, str) or not _MOMENT.fullmatch(text):
         return False
     try:
@@ -66,7 +66,7 @@ def is_moment(text: Any) -> bool:
 
 
 def call_key(bitlink: str, query: Mapping[str, Any]) -> bytes:
-    """Give a call's 16 bytes, as `RowMaker.key` does."""
+    """Return the 16 bytes that identify a call, as `RowBuilder.key` computes them."""
     return hashlib.sha256((bitlink + _window(query)).encode()).digest()[:16]
 
 
@@ -75,16 +75,16 @@ def _window(query: Mapping[str, Any]) -> str:
 
 
 class ObjectShape:
-    """What objects of one kind must be: their keys in order, and each key's type."""
+    """The keys of one kind of object, in their order, and the type of each."""
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         self._columns = columns
         self._names = tuple(column.name for column in columns)
-        # One look-up instead of one question for each key: a row is looked at a million times.
+        # All valid combinations of types in one set: one look-up for each of a million rows, instead of one per key.
         self._fitting = frozenset(product(*(_types_of(column) for column in columns)))
 
     def misfit(self, row: Any) -> str | None:
-        """Say what is wrong with an object's keys and types, if anything."""
+        """Return what is wrong with an object's keys and types; None if nothing is."""
         if type(row) is dict and tuple(row) == self._names and tuple(map(type, row.values())) in self._fitting:
             return None
         return self._explain(row)
@@ -113,7 +113,7 @@ def _types_of(column: Column) -> tuple[type, ...]:
 
 
 class _Common:
-    """What rows of both shapes have: the query, the run, when they were fetched."""
+    """The checks that both shapes share: the query, the run, and when a row was fetched."""
 
     def __init__(self, shape: Shape, query: Mapping[str, Any], run_id: str, found: Found) -> None:
         self.calls = 0
@@ -129,11 +129,11 @@ class _Common:
 
     @property
     def fetched(self) -> list[str]:
-        """Give the earliest and the latest moment at which rows were fetched."""
+        """The earliest and the latest fetched_at; empty without rows."""
         return [self._earliest, self._latest] if self._earliest else []
 
     def _misfit(self, row: Any) -> str | None:
-        """Say what is wrong with what both shapes have, if anything."""
+        """Return what is wrong with the keys that both shapes have; None if nothing is."""
         if misfit := self._form.misfit(row):
             return misfit
         if self._pinned_of(row) != self._pinned:
@@ -161,7 +161,7 @@ class Nested(_Common):
         super().__init__(Shape.NESTED, query, run_id, found)
 
     def look(self, number: int, row: Any) -> bytes | None:
-        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+        """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         self.calls += 1
         misfit = self._misfit(row) or self._misfit_of_metrics(row, row["metrics"])
         if not misfit:
@@ -205,7 +205,7 @@ class Flat(_Common):
         self._begun = hashlib.sha256()
 
     def look(self, number: int, row: Any) -> bytes | None:
-        """Look at a row; give its record_id's 16 bytes if all is well with it."""
+        """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         misfit = self._misfit(row)
         if misfit:
             self._found(number, misfit)

@@ -1,4 +1,4 @@
-"""`harvester verify`: does an output hold? Parts, rows, counts and failures against manifest, schema and ledger."""
+"""`harvester verify`: check parts, rows, counts and failures of an output against manifest, schema and ledger."""
 
 import os
 import re
@@ -8,14 +8,16 @@ from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 from harvester.dataset import manifest as manifests
-from harvester.dataset.publisher import MANIFEST, SUCCESS
+from harvester.dataset.manifest import Manifest
+from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.sidecars import MANIFEST, SUCCESS
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
 from harvester.storage.location import GROWING_ENDINGS, OutputLocation, resolve
 from harvester.storage.object_store import is_url, normal, open_store
-from harvester.storage.storage import LocalStorage, Storage, StoreShelf
+from harvester.storage.storage import LocalStorage, Storage
 from harvester.verify.duplicates import DuplicateFinder
 from harvester.verify.findings import Findings
 from harvester.verify.ledger_checks import LedgerCheck, reconciler
@@ -25,14 +27,13 @@ from harvester.verify.sidecar_checks import check_failures, check_manifest, chec
 _LOOKS, _LOOK_SECONDS = 20, 0.1
 _COMPLETE = re.compile(rb'"complete":\s*true')
 _LOCATED = 1000
-"""So many repeated record_ids are looked for in the files; what is beyond is counted."""
-_NAME = re.compile(rf"part-([0-9a-f]+)-(\d{{5,}})\.({'|'.join(map(re.escape, Format))})")
+"""Repeated keys that are located in the files; further ones are only counted."""
 
 
 class Output(NamedTuple):
-    """Where an output is read. beside: its `_` files; rows: its parts or growing file.
+    """The places of an output's files. beside: its `_` files. rows: its parts or growing file.
 
-    place: where its private state lies; None where that cannot be known, and then why says so.
+    place: of the private state; None where it is unknown, with the reason in why.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Output(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file of rows, and what manifest or ledger say of it. sha256: None for a growing file."""
+    """A file of rows with its counts in manifest or ledger. sha256: None for a growing file."""
 
     name: str
     format: Format
@@ -55,7 +56,7 @@ class _File(NamedTuple):
 
 
 class _Repeated(NamedTuple):
-    """Keys that should all be different, and what a person calls two that are the same."""
+    """Keys that must be unique: how a row's key is computed, and the message for a repeated one."""
 
     keys: DuplicateFinder
     of: Callable[[Mapping[str, Any]], bytes]
@@ -63,14 +64,14 @@ class _Repeated(NamedTuple):
 
 
 def output_at(out: str, work_dir: str | None = None) -> Output:
-    """Say where an output is read. out: its folder, its growing file, its store's URL, or its manifest.
+    """Locate an output's files. out: its folder, its growing file, its store's URL, or its manifest.
 
     Raises:
         UsageError: rows on standard output cannot be verified; no such store, or its library is missing.
     """
     if is_url(out):
         out = normal(out.removesuffix("/" + MANIFEST))
-        shelf = StoreShelf(open_store(out))
+        shelf = open_store(out)
         return Output(out, shelf, shelf, False, *_place_of(out, work_dir))
     path, out = manifests.locate(out)
     growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
@@ -87,10 +88,10 @@ def _place_of(out: str, work_dir: str | None) -> tuple[OutputLocation | None, st
 
 
 def verify(output: Output) -> Findings:
-    """Check all of an output that can be read.
+    """Check everything of an output that can be read.
 
     Raises:
-        UsageError: there is nothing to verify, or a library is missing. OutputError: it cannot be read at all.
+        UsageError: there is nothing to verify, or a library is missing. OutputError: the output cannot be read.
     """
     found = Findings(output.name)
     try:
@@ -105,16 +106,16 @@ def _verify(output: Output, found: Findings) -> None:
         names, text = _look(output)
         path = output.beside.path(MANIFEST)
         try:
-            manifest = manifests.parsed(text, path)
+            manifest = manifests.parse(text, path)
         except manifests.NewerForm:
             raise
         except UsageError as error:
             found.problem(path, None, f"{str(error).removeprefix(f'{path}: ')}; nothing else was checked")
             return
-        found.run_id, found.complete = manifest["run_id"], manifest["complete"]
+        found.run_id, found.complete = manifest.run_id, manifest.complete
         ledger = _ledger_of(output, found, stack)
-        if ledger is None and found.unchecked and (work_dir := manifest.get("work_dir")):
-            found.unchecked[-1] += f" (the manifest's run had --work-dir {work_dir})"
+        if ledger is None and found.unchecked and manifest.work_dir:
+            found.unchecked[-1] += f" (the manifest's run had --work-dir {manifest.work_dir})"
         found.ended = has_ended(manifest) and not (ledger and ledger.begun_since(manifest))
         check_names(manifest, names, output.beside, found)
         if check_manifest(manifest, path, found):
@@ -126,14 +127,14 @@ def _verify(output: Output, found: Findings) -> None:
 
 
 def _look(output: Output) -> tuple[list[str], bytes]:
-    """Give the names beside the rows and the manifest's text, of one moment as well as that can be had."""
+    """Return the names beside the rows and the manifest's bytes, read until both are of the same moment."""
     path = output.beside.path(MANIFEST)
     try:
         text = _text_of(output.beside)
         for _ in range(_LOOKS):
             names = output.beside.names()
             before, text = text, _text_of(output.beside)
-            # At a run's end _SUCCESS comes a moment after the manifest.
+            # At a run's end _SUCCESS is written a moment after the manifest.
             if text == before and (SUCCESS in names or not _COMPLETE.search(text)):
                 break
             time.sleep(_LOOK_SECONDS)
@@ -163,36 +164,37 @@ def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> LedgerCheck
 
 
 def _files(
-    output: Output, manifest: Mapping[str, Any], names: list[str], ledger: LedgerCheck | None, found: Findings
+    output: Output, manifest: Manifest, names: list[str], ledger: LedgerCheck | None, found: Findings
 ) -> Iterator[_File]:
-    """Yield the files of rows that are to be read; say which there are besides."""
-    path, listed = output.beside.path(MANIFEST), {part["path"]: part for part in manifest["parts"]}
+    """Yield the files of rows to read; report files that manifest and ledger do not know."""
+    path, listed = output.beside.path(MANIFEST), {part.path: part for part in manifest.parts}
     for name, part in listed.items():
-        match = _NAME.fullmatch(name)
-        if name != os.path.basename(output.name) if output.growing else not match or match[1] != manifest["run_id"]:
+        match = PART_NAME.fullmatch(name)
+        ours = name == os.path.basename(output.name) if output.growing else match and match["run_id"] == manifest.run_id
+        if not ours:
             found.problem(path, None, f"it lists {name!r:.80}, which is no name of a part of this run")
             continue
-        if not output.growing and part.get("sha256") is None:
+        if not output.growing and part.sha256 is None:
             found.problem(path, None, f"it has no sha256 of {name}")
-        form = Format(match[3]) if match and not output.growing else Format.NDJSON
-        if form != manifest.get("format", form):
-            found.problem(path, None, f"it lists {name}, and its format is {manifest['format']}")
-        yield _File(name, form, part["rows"], part.get("calls", part["rows"]), part["bytes"], part.get("sha256"))
+        form = Format(match["format"]) if match and not output.growing else Format.NDJSON
+        if form != manifest.format:
+            found.problem(path, None, f"it lists {name}, and its format is {manifest.format}")
+        yield _File(name, form, part.rows, part.calls, part.bytes, part.sha256)
     if output.growing:
         return
     newer = ledger.parts if ledger else {}
     for name in names:
         if name not in listed and not name.startswith(("_", ".")):
-            match = _NAME.fullmatch(name)
+            match = PART_NAME.fullmatch(name)
             if match and name in newer:
                 more = newer[name]
-                yield _File(name, Format(match[3]), more.rows, more.calls, more.bytes, more.sha256)
+                yield _File(name, Format(match["format"]), more.rows, more.calls, more.bytes, more.sha256)
             else:
-                _tell_unknown(name, output.rows.path(name), found, known=ledger is not None)
+                _report_unknown(name, output.rows.path(name), found, known=ledger is not None)
 
 
-def _tell_unknown(name: str, path: str, found: Findings, *, known: bool) -> None:
-    """Say that a file is there which nothing tells of; whoever loads `part-*`, or the whole folder, would load it."""
+def _report_unknown(name: str, path: str, found: Findings, *, known: bool) -> None:
+    """Report a file that neither manifest nor ledger lists; a loader of `part-*` or of the folder would load it."""
     if not name.startswith("part-") or not name.endswith(tuple(Format)):
         found.remarks.append(f"{path} is none of harvester's; a loader must not take it for a part")
     elif found.ended or known:
@@ -203,18 +205,18 @@ def _tell_unknown(name: str, path: str, found: Findings, *, known: bool) -> None
 
 
 class _Rows:
-    """Reads the files of rows, each one once; and again where record_ids are repeated, to say where."""
+    """Reads each file of rows once; and a second time to locate repeated keys."""
 
-    def __init__(self, output: Output, manifest: Mapping[str, Any], found: Findings) -> None:
+    def __init__(self, output: Output, manifest: Manifest, found: Findings) -> None:
         self._shelf = output.rows
         self._growing = output.growing
         self._manifest = manifest
-        self._shape = Shape(manifest.get("shape", Shape.NESTED))
+        self._shape = Shape(manifest.shape)
         self._found = found
         self._fetched: list[str] = []
 
     def check(self, files: list[_File]) -> None:
-        """Check every file, and that no record_id is in two rows."""
+        """Check every file, and that no record_id and no call stands in two rows."""
         with closing(DuplicateFinder()) as keys, closing(DuplicateFinder()) as calls:
             for file in files:
                 self._check_file(file, keys, calls)
@@ -222,8 +224,8 @@ class _Rows:
                 _Repeated(keys, _record_id, "its record_id stands in {first} already"),
                 _Repeated(calls, self._call_key, "the call of this row is told of in {first} already"),
             ):
-                self._tell_repeated(files, repeated)
-        started, updated = self._manifest["started"], self._manifest["updated"]
+                self._report_repeated(files, repeated)
+        started, updated = self._manifest.started, self._manifest.updated
         # While a run goes on, parts may be newer than the manifest.
         latest = max(self._fetched, default="") if self._found.ended else ""
         if self._fetched and not (started <= min(self._fetched) and latest <= updated):
@@ -235,15 +237,15 @@ class _Rows:
         try:
             stream = self._shelf.open(file.name)
         except FileNotFoundError:
-            self._tell_gone(file, path)
+            self._report_gone(file, path)
             return
         except OSError as error:
             found.problem(path, None, f"cannot be opened: {error.strerror or error}")
             return
         check = check_for(
             self._shape,
-            self._manifest["query"],
-            self._manifest["run_id"],
+            self._manifest.query,
+            self._manifest.run_id,
             lambda number, text: found.problem(path, number, text),
             calls.add,
         )
@@ -253,16 +255,16 @@ class _Rows:
             if rows is not None and self._growing and stream.read(1):
                 found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
         if rows is not None:
-            self._hold(file, path, hashed, rows, check)
+            self._compare(file, path, hashed, rows, check)
 
-    def _tell_gone(self, file: _File, path: str) -> None:
+    def _report_gone(self, file: _File, path: str) -> None:
         if not self._growing:
             self._found.moved_away.append(path)
         elif file.bytes:
             self._found.problem(path, None, "it is gone; its rows are settled, so put it back")
 
     def _read(self, hashed: HashingReader, file: _File, path: str, check: Check, keys: DuplicateFinder) -> int | None:
-        """Look at a file's rows; give their number, or None if it cannot be read to its end."""
+        """Check a file's rows. Return their number, or None if the file cannot be read to its end."""
         number, look, add = 0, check.look, keys.add
         try:
             for number, row in rows_of(hashed, file.format, self._shape):
@@ -282,8 +284,8 @@ class _Rows:
             return None
         return number
 
-    def _hold(self, file: _File, path: str, hashed: HashingReader, rows: int, check: Check) -> None:
-        """Hold what was read against what should be there."""
+    def _compare(self, file: _File, path: str, hashed: HashingReader, rows: int, check: Check) -> None:
+        """Compare what was read with the counts in manifest or ledger."""
         found = self._found
         found.parts += 1
         found.rows += rows
@@ -298,26 +300,26 @@ class _Rows:
             text = f"{rows} rows of {check.calls} calls, and {file.rows} of {file.calls} in the manifest"
             found.problem(path, None, text)
 
-    # --- what is there twice ---------------------------------------------------------------------------------------
+    # --- repeated keys ---------------------------------------------------------------------------------------------
 
-    def _tell_repeated(self, files: list[_File], repeated: _Repeated) -> None:
-        """Say which rows have a key that a row before has, by reading the files again."""
+    def _report_repeated(self, files: list[_File], repeated: _Repeated) -> None:
+        """Report each row whose key an earlier row has, by reading the files again."""
         some, count = repeated.keys.repeated(_LOCATED)
         if not some:
             return
-        wanted, first, told = set(some), dict[bytes, str](), set[bytes]()
+        repeated_keys, first, reported = set(some), dict[bytes, str](), set[bytes]()
         for file in files:
             path, last = self._shelf.path(file.name), b""
             for number, row in self._again(file):
                 key = repeated.of(row)
-                if key in wanted and key != (last if repeated.of != _record_id else None):
+                if key in repeated_keys and key != (last if repeated.of != _record_id else None):
                     if key in first:
-                        told.add(key)
+                        reported.add(key)
                         self._found.problem(path, number, repeated.text.format(first=first[key]))
                     first.setdefault(key, f"{path}:{number}")
                 last = key
-        if count > len(told):  # very many; or a file has changed since it was read
-            text = f"{count - len(told):,} more of the rows' keys are there twice"
+        if count > len(reported):  # very many; or a file has changed since it was read
+            text = f"{count - len(reported):,} more of the rows' keys are there twice"
             self._found.problem(self._shelf.path(""), None, text)
 
     def _again(self, file: _File) -> Iterator[tuple[int, Any]]:
@@ -330,7 +332,7 @@ class _Rows:
 
     def _call_key(self, row: Any) -> bytes:
         try:
-            return call_key(row["bitlink"], self._manifest["query"])
+            return call_key(row["bitlink"], self._manifest.query)
         except (TypeError, KeyError):
             return b""
 

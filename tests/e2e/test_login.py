@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import webbrowser
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -477,21 +476,15 @@ def test_on_a_terminal_the_token_is_asked_for_and_not_shown() -> None:
 # --- the sandbox's routes ---------------------------------------------------------------------------------------------
 
 
-def post(url: str, form: dict[str, str], authorization: str = "") -> tuple[int, str]:
+def post(url: str, form: dict[str, str]) -> tuple[int, str]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    if authorization:
-        headers["Authorization"] = authorization
     connection.request("POST", "/oauth/access_token", urlencode(form), headers)
     answer = connection.getresponse()
     status, body = answer.status, answer.read().decode()
     connection.close()
     return status, body
-
-
-def basic(client_id: str, secret: str) -> str:
-    return "Basic " + b64encode(f"{client_id}:{secret}".encode()).decode()
 
 
 def test_the_sandbox_exchanges_a_code_once_for_its_app_and_redirect_uri_alone(serve: Callable[..., Served]) -> None:
@@ -515,13 +508,3 @@ def test_the_sandbox_sends_nobody_to_another_machine_and_knows_its_apps(serve: C
     url = serve().url
     assert get(authorize_url(url, "sandbox", "http://evil.example/callback", "s"))[0] == 400
     assert get(authorize_url(url, "somebody", "http://127.0.0.1:9/callback", "s"))[0] == 400
-
-
-def test_the_sandbox_gives_a_token_for_a_password_in_json(serve: Callable[..., Served]) -> None:
-    served = serve()
-    form = {"grant_type": "password", "username": "me", "password": "mine"}
-    status, body = post(served.url, form, basic("sandbox", SECRET))
-    assert (status, parse_token_response(status, body.encode(), ())) == (200, served.sandbox.consent.tokens[-1])
-    assert body.startswith("{")
-    for authorization in ("", "Basic !", basic("sandbox", "x")):
-        assert post(served.url, form, authorization)[0] == 400

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -68,7 +69,7 @@ def command_for(links: str, out: Path, url: str, *more: str, limits: tuple[str, 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     while not happened():
         assert process.poll() is None
-        os.sched_yield()
+        time.sleep(0.002)
 
 
 def itself(process: subprocess.Popen[bytes], wrapper: tuple[str, ...]) -> psutil.Process:

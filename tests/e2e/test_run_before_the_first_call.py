@@ -4,10 +4,10 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,10 +16,12 @@ from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError
 from harvester.reporting.run_status import look
-from harvester.run.committer import announced
+from harvester.run.committer import Heartbeat
+from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.location import resolve
 from tests.conftest import Served
@@ -41,7 +43,7 @@ def reading_through(out: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
         process.stdin.write(LINKS.encode())
         process.stdin.flush()
         while manifest(out)["invocation"]["number"] == 1:
-            os.sched_yield()
+            time.sleep(0.002)
         yield process
     finally:
         process.kill()
@@ -52,11 +54,11 @@ def test_a_resumed_run_that_reads_its_list_first_is_running(tmp_path: Path, serv
     out = tmp_path / "out"
     with reading_through(out, serve().url) as process:
         seen = look(str(out))
-        assert (seen.state, seen.calls["rows"], seen.parts[1]) == ("running", 2, 2)
-        assert seen.manifest["invocation"]["lists"] == ["-"]
+        assert (seen.state, seen.manifest.dataset.rows, seen.parts[1]) == ("running", 2, 2)
+        assert seen.manifest.invocation.lists == ("-",)
         process.communicate(timeout=60)
     assert process.returncode == 0
-    assert (look(str(out)).state, look(str(out)).calls["rows"]) == ("complete", 5)
+    assert (look(str(out)).state, look(str(out)).manifest.dataset.rows) == ("complete", 5)
 
 
 def test_a_run_that_is_interrupted_while_it_reads_its_list_has_stopped(
@@ -67,7 +69,8 @@ def test_a_run_that_is_interrupted_while_it_reads_its_list_has_stopped(
         process.send_signal(signal.SIGINT)
         process.wait(60)
     seen = look(str(out))
-    assert (process.returncode, seen.state, seen.manifest["stopped"]["reason"]) == (5, "stopped", "signal")
+    assert seen.manifest.stopped
+    assert (process.returncode, seen.state, seen.manifest.stopped.reason) == (5, "stopped", "signal")
     assert seen.next.command
 
 
@@ -77,8 +80,10 @@ def test_a_list_that_is_refused_says_so_in_the_manifest(tmp_path: Path, serve: C
     done = harvester("run", str(links), "--out", str(out), "--base-url", serve().url, "--strict", *NO_LIMITS)
     assert done.returncode == 2
     seen = look(str(out))
-    assert (seen.state, seen.manifest["stopped"]["reason"]) == ("stopped", "not_begun")
-    assert f"harvester: {seen.manifest['stopped']['message']}" in done.stderr
+    stopped = seen.manifest.stopped
+    assert stopped
+    assert (seen.state, stopped.reason) == ("stopped", "not_begun")
+    assert f"harvester: {stopped.message}" in done.stderr
     assert seen.next.summary.startswith("do what the message says")
 
 
@@ -97,28 +102,29 @@ def budget(quick_path: Path) -> Iterator[Budget]:
 
 
 async def test_the_manifest_is_renewed_until_the_list_is_read(store: Dataset, budget: Budget, tmp_path: Path) -> None:
-    shown: list[Mapping[str, Any]] = []
+    shown: list[Manifest] = []
     often = asyncio.Event()
 
-    async def show(written: Mapping[str, Any]) -> None:
+    async def show(written: Manifest) -> None:
         shown.append(written)
         if len(shown) == 4:
             often.set()
 
-    async with announced(store, budget, ["links.txt"], ShutdownSignal(), show, seconds=0.0):
+    heartbeat = Heartbeat(store, Telemetry(budget, 1, ["links.txt"]), show, seconds=0.0)
+    async with heartbeat.before_harvest(ShutdownSignal()):
         await often.wait()
     count = len(shown)
     await asyncio.sleep(0)
     assert len(shown) == count >= 4
-    assert {(each["ended"], each["run_id"]) for each in shown} == {(None, store.run_id)}
-    assert manifest(tmp_path / "out") == shown[-1]
+    assert {(each.ended, each.run_id) for each in shown} == {(None, store.run_id)}
+    assert read(str(tmp_path / "out")).content == shown[-1]
 
 
 async def test_the_error_is_told_and_not_that_the_manifest_could_not_be_written_then(
     store: Dataset, budget: Budget, tmp_path: Path
 ) -> None:
     async def refuse() -> None:
-        async with announced(store, budget, ["links.txt"], ShutdownSignal(), None):
+        async with Heartbeat(store, Telemetry(budget, 1, ["links.txt"])).before_harvest(ShutdownSignal()):
             os.rename(tmp_path / "out", tmp_path / "elsewhere")
             raise UsageError("the list is none")
 

@@ -57,7 +57,7 @@ def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
             # Another size of parts each time: those that are there must not be made anew.
             size = ("--part-rows", str(rng.choice((20, 20, 7, 50))))
             process = start("run", str(links), *where, *size)
-            kills += end(process, signal.SIGKILL, rng.uniform(0.5, 2.0)) == -signal.SIGKILL
+            kills += end(process, signal.SIGKILL, rng.uniform(0.1, 1.0)) == -signal.SIGKILL
         process = start("run", str(links), *where, "--part-rows", "20", "--max-calls", "200")
         assert end(process, None, 60) in {0, 5}
         seen = report()

@@ -162,7 +162,7 @@ def test_a_missing_extra_is_named_with_its_install_line_before_the_first_call(
     options = ("--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
     done = harvester("run", write(tmp_path, "links.txt", LINKS), path, *options, env=env)
     assert (done.returncode, served.sandbox.requests.total()) == (2, 0)
-    assert f"pip install 'harvester[{extra}]'" in done.stderr
+    assert f"pip install 'bitly-harvester[{extra}]'" in done.stderr
     assert not (tmp_path / "out").exists()
     piped = harvester(
         "run",
@@ -174,4 +174,4 @@ def test_a_missing_extra_is_named_with_its_install_line_before_the_first_call(
         stdin=Path(path).read_bytes(),
     )
     assert piped.returncode == 2
-    assert f"pip install 'harvester[{extra}]'" in piped.stderr
+    assert f"pip install 'bitly-harvester[{extra}]'" in piped.stderr

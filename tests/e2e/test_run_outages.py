@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.cli.exit_codes import SOME_FAILED, STOPPED, exit_code
-from harvester.shutdown import StopReason
+from harvester.cli.exit_codes import exit_code
+from harvester.shutdown import SOME_FAILED, STOPPED, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester
 from tests.support.in_process import QUICK_GATE, harvest

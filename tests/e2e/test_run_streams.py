@@ -1,11 +1,11 @@
 """What surrounds the command: standard streams that close or stall, proxies, named pipes, slow token commands."""
 
 import gzip
-import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_signal_is_obeyed_when_nobody_listens_on_stderr(
         assert process.stderr
         process.stderr.close()
         while served.sandbox.answered.total() < 10:
-            os.sched_yield()
+            time.sleep(0.002)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 5
 
@@ -71,7 +71,7 @@ def test_a_paused_reader_of_stdout_does_not_hold_up_the_end(serve: Callable[...,
         process.stdin.write("".join(f"bit.ly/more-{i}\n" for i in range(3000)).encode())
         process.stdin.close()
         while served.sandbox.answered.total() < 500:  # far more than a pipe holds
-            os.sched_yield()
+            time.sleep(0.002)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) in {5, 8}
         assert process.stdout
@@ -131,7 +131,7 @@ def test_a_signal_ends_the_count_before_the_first_call(tmp_path: Path, serve: Ca
         scratch = tmp_path / "out" / "_harvester" / "scratch.sqlite"
         while not scratch.exists():
             assert process.poll() is None
-            os.sched_yield()
+            time.sleep(0.002)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=15) == 5
     assert not scratch.exists()
@@ -172,7 +172,7 @@ def test_an_output_that_is_taken_away_ends_with_8(tmp_path: Path, links: str, se
     served, out = serve(latency_ms=50), tmp_path / "out"
     with start(*command_for(links, out, served)) as process:
         while served.sandbox.answered.total() < 10:
-            os.sched_yield()
+            time.sleep(0.002)
         out.rename(tmp_path / "elsewhere")
         assert process.wait(timeout=20) == 8
         assert process.stderr
@@ -194,11 +194,11 @@ def test_an_outage_ends_by_itself_while_the_list_is_silent(tmp_path: Path, serve
         process.stdin.write("".join(f"bit.ly/{i}\n" for i in range(25)).encode())
         process.stdin.flush()
         while served.sandbox.requests.total() < 20:
-            os.sched_yield()
+            time.sleep(0.002)
         served.sandbox.options = replace(served.sandbox.options, errors=0.0)
         while served.sandbox.answered.total() < 25:
             assert process.poll() is None
-            os.sched_yield()
+            time.sleep(0.002)
         process.stdin.close()
         assert process.wait(timeout=20) == 0
     assert len(rows(out)) == 25
@@ -214,7 +214,7 @@ def test_a_list_whose_every_link_fails_in_passing_writes_nobody_off_while_the_se
     path.write_text("".join(f"bit.ly/{i}\n" for i in range(22)))
     with start(*command_for(str(path), out, served)) as process:
         while served.sandbox.requests.total() < 22:
-            os.sched_yield()
+            time.sleep(0.002)
         served.sandbox.options = replace(served.sandbox.options, errors=0.0)
         assert process.wait(timeout=60) == 0
     assert len(rows(out)) == 22

@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_a_signal_ends_it_and_leaves_no_folder(tmp_path: Path, serve: Callable[.
     with start("show", LINK, "--base-url", served.url, env={"TMPDIR": str(tmp_path)}) as process:
         while not served.sandbox.requests:
             assert process.poll() is None
-            os.sched_yield()
+            time.sleep(0.002)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 5
     assert not list(tmp_path.glob("harvester-*"))

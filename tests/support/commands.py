@@ -1,11 +1,14 @@
-"""Runs the real command in a process of its own."""
+"""Runs the real command in a process of its own: a new interpreter, or a fork of one that is ready."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO
+
+from tests.support.command_client import CommandServer, ForkedCommand
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -22,7 +25,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if name in {STATE_DIR, TOKEN_STORE}
-        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_")))
+        or (not name.upper().endswith("_PROXY") and not name.startswith(("HARVESTER_", "BITLY_", "PYTHONUNBUFFERED")))
     }
     return {**kept, "BITLY_TOKEN": TOKEN, "PYTHONWARNINGS": "error", **(extra or {})}
 
@@ -34,15 +37,25 @@ def start(
     stdout: IO[bytes] | int | None = subprocess.PIPE,
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
+    new_interpreter: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start `harvester ARGUMENTS`; the caller ends it."""
+    """Start `harvester ARGUMENTS`; the caller ends it.
+
+    The process is a fork of one that has imported harvester, unless the start itself is what matters: with
+    new_interpreter, under a wrapper, or with variables that only a new interpreter reads.
+    """
+    variables, folder = environment(env), cwd or ROOT
+    if not wrapper and not new_interpreter and _server().can_run(variables):
+        return ForkedCommand(
+            _server(), arguments, variables, folder, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
+        )
     return subprocess.Popen(
         [*wrapper, sys.executable, "-m", "harvester", *arguments],
-        env=environment(env),
+        env=variables,
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
-        cwd=cwd or ROOT,
+        cwd=folder,
     )
 
 
@@ -54,14 +67,9 @@ def harvester(
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `harvester ARGUMENTS` to its end, and give its exit code and what it wrote."""
-    process = start(
-        *arguments,
-        env=env,
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-        cwd=cwd,
-        wrapper=wrapper,
-    )
+    """Run `harvester ARGUMENTS` to its end, as `start` does; return its exit code and what it wrote."""
+    source = subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+    process = start(*arguments, env=env, stdin=source, cwd=cwd, wrapper=wrapper)
     try:
         out, err = process.communicate(stdin, timeout=timeout)
     except BaseException:
@@ -69,3 +77,15 @@ def harvester(
         process.communicate()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
+
+
+@cache
+def _server() -> CommandServer:
+    return CommandServer(environment())
+
+
+def close_command_server() -> None:
+    """End the process that commands are forked from, if there is one."""
+    if _server.cache_info().currsize:
+        _server().close()
+        _server.cache_clear()

@@ -18,7 +18,7 @@ from harvester.dataset.dataset import PartLimits
 from harvester.events import Event, Field, InvalidLine
 from harvester.links import files as sources
 from harvester.progress import RunOutcome, RunProgress
-from harvester.run import assembly, job
+from harvester.run import job
 from harvester.run.harvest import HarvestOptions
 from harvester.shutdown import ShutdownSignal
 from tests.support.commands import TOKEN
@@ -66,7 +66,7 @@ async def harvest(url: str, folder: Path, names: Sequence[str], **changes: Any) 
         "gate_rules": QUICK_GATE,
         "state_dir": str(folder / "state"),
     }
-    return await job.run(assembly.Job(**{**settings, **changes}), ShutdownSignal(), Listener())
+    return await job.run(job.Job(**{**settings, **changes}), ShutdownSignal(), Listener())
 
 
 class Said(NamedTuple):

@@ -23,20 +23,15 @@ from functools import cache
 from typing import Any, TypeVar
 
 # Imported here, so that a fork begins at once.
+from harvester.cli import harvesting
 from harvester.cli import main as cli
 from harvester.cli.signals import die_of_signals
 from harvester.config.options import RunOptions
 
 # Imported here, so that a fork begins at once.
-from harvester.dataset import (
-    bucket,  # noqa: F401
-    file_publisher,
-    journal,
-    ledger,
-    publisher,
-)
+from harvester.dataset import file_publisher, journal, publisher
 from harvester.run import harvest, job  # noqa: F401
-from harvester.storage import filesystem, object_store
+from harvester.storage import filesystem, object_store, sqlite, storage
 
 T = TypeVar("T")
 ANY = "any"
@@ -144,10 +139,10 @@ def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any
 def put_in_place(killer: Killer) -> None:
     """Let the modules under test go through the killer."""
     KillingFile.killer = KillingConnection.killer = killer
-    for module in (journal, filesystem, publisher, file_publisher):
+    for module in (journal, filesystem, storage, publisher, file_publisher):
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
-    vars(ledger)["sqlite3"] = KillingSqlite()
+    vars(sqlite)["sqlite3"] = KillingSqlite()
     vars(harvest)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
 
 
@@ -186,7 +181,7 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
 def run(arguments: list[str]) -> int:
     """Do what `harvester` does with a command line, and give its exit code."""
     links, options = asked(arguments)
-    return cli.run(links, options=options)
+    return harvesting.run(links, options=options)
 
 
 def asked(arguments: list[str]) -> tuple[list[str], RunOptions]:

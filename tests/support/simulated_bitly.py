@@ -23,6 +23,7 @@ from harvester.client.http import Pool, Slot
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
 from harvester.dataset.ledger import Entry, Known, State, Totals
+from harvester.dataset.manifest import RunReport
 from harvester.storage.location import OutputKind
 from tests.support.virtual_time import VirtualClock
 
@@ -350,7 +351,7 @@ class MemoryStore:
 
     def leave(self) -> None: ...
     def write_failures(self) -> None: ...
-    def write_manifest(self, report: dict[str, Any]) -> dict[str, Any]:
+    def write_manifest(self, report: RunReport) -> RunReport:
         return report
 
     def declare_success(self) -> None: ...

@@ -1,4 +1,4 @@
-"""A harvest of weeks, in virtual time: the real pool, client, gate and budget against a simulated Bitly."""
+"""A harvest of weeks, in virtual time: the real pool, client, breaker and budget against a simulated Bitly."""
 
 import random
 from contextlib import closing
@@ -81,17 +81,17 @@ class Weeks:
     async def _invoke(self) -> RunOutcome:
         self.store.invocation += 1
         with closing(BudgetDatabase(str(self.folder / "budget.sqlite"), self.clock)) as book:
-            book.set_fast(fast=True)
+            book.sync_each_commit(False)
             account = Account("bitly:443", "token", "token")
             rng = random.Random(self.seed)
             budget = Budget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
             helpers = Budget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
-            shutdown, gate = ShutdownSignal(), CircuitBreaker(BreakerRules(), self.clock.boot_seconds, rng)
+            shutdown, breaker = ShutdownSignal(), CircuitBreaker(BreakerRules(), self.clock.boot_seconds, rng)
             client = Client(
                 await pool_of(self.bitly, self.connections),
                 ClientSettings("https://bitly/v4", self.connections, 5, 30.0),
                 QUERY,
-                ClientContext(Token(lambda: "token"), budget, gate, shutdown, self.clock.boot_seconds),
+                ClientContext(Token(lambda: "token"), budget, breaker, shutdown, self.clock.boot_seconds),
             )
             inquiry = LimitDiscovery(client, budget, helpers, "referrers", shutdown)
             rules = AbortRules(None, first_rows=self.store.invocation == 1)

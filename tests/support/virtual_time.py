@@ -66,7 +66,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 async def at_once(work: Callable[[], T]) -> T:
-    """Stands in for stopping.in_daemon."""
+    """Run the work at once; stands in for threads.in_daemon."""
     return work()
 
 

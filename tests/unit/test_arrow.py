@@ -189,4 +189,4 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)],
         env=environment(), capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert "UsageError: harvester.read needs pyarrow: pip install 'harvester[arrow]'" in done.stderr
+    assert "UsageError: harvester.read needs pyarrow: pip install 'bitly-harvester[arrow]'" in done.stderr

@@ -1,21 +1,17 @@
-"""What Bitly is: a sample for every rule of its answers, the request's path and parameters, hints."""
+"""The verdict on each kind of response, with a sample for every rule, and the hint to wait."""
 
 import json
-import re
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from harvester.bitly.bitlinks import parse
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, path
 from harvester.bitly.verdicts import (
     BODY_LIMIT,
     KEPT_BODY,
@@ -32,7 +28,6 @@ from harvester.bitly.verdicts import (
     classify,
     hint,
 )
-from harvester.errors import InvalidBitlink
 
 REFERRERS = FACETS["referrers"]
 SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.json"))
@@ -51,7 +46,10 @@ VERDICTS = (
 
 
 def load(sample: Path) -> dict[str, Any]:
-    """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter)."""
+    """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter).
+
+    Optional: facet (default referrers), whole (default true).
+    """
     result: dict[str, Any] = json.loads(sample.read_text(encoding="utf-8"))
     return result
 
@@ -71,7 +69,7 @@ def test_each_sample_gets_its_verdict(sample: Path) -> None:
         said["status"],
         CIMultiDict(said["headers"]),
         said["body"].encode(),
-        REFERRERS,
+        FACETS[said.get("facet", "referrers")],
         whole=said.get("whole", True),
     )
     assert type(found).__name__ == said["verdict"], said["rule"]
@@ -232,84 +230,3 @@ def test_a_hint_of_any_text_is_positive_seconds_or_a_moment_in_utc_or_none(text:
         assert found.utcoffset() == timedelta(0)
     else:
         assert found is None or 0 < found < 1e10
-
-
-# --- the request --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("bitlink", "expected"),
-    [
-        ("bit.ly/3xYz", "/bitlinks/bit.ly/3xYz/referrers"),
-        ("es.pn/SuperBowl", "/bitlinks/es.pn/SuperBowl/referrers"),
-        ("bit.ly/a-b_c~d.e", "/bitlinks/bit.ly/a-b_c~d.e/referrers"),
-        ("bit.ly/é", "/bitlinks/bit.ly/%C3%A9/referrers"),
-        ("bit.ly/🦡", "/bitlinks/bit.ly/%F0%9F%A6%A1/referrers"),
-        ("bücher.example/x", "/bitlinks/b%C3%BCcher.example/x/referrers"),
-        ("bit.ly/a+b:c", "/bitlinks/bit.ly/a%2Bb%3Ac/referrers"),
-        ("bit.ly/a%2Fb", "/bitlinks/bit.ly/a%252Fb/referrers"),
-        ("bit.ly/a?b#c&d=e", "/bitlinks/bit.ly/a%3Fb%23c%26d%3De/referrers"),
-        ("bit.ly/../../user", "/bitlinks/bit.ly/..%2F..%2Fuser/referrers"),
-        ("bit.ly/a\\b", "/bitlinks/bit.ly/a%5Cb/referrers"),
-    ],
-)
-def test_the_slash_between_the_halves_is_literal_and_the_rest_is_encoded(bitlink: str, expected: str) -> None:
-    assert path(bitlink, REFERRERS) == expected
-
-
-@pytest.mark.parametrize("name", FACETS)
-def test_a_facets_path_ends_in_its_name(name: str) -> None:
-    assert path("bit.ly/x", FACETS[name]) == f"/bitlinks/bit.ly/x/{name}"
-
-
-@pytest.mark.parametrize(
-    "text", ["bit.ly/../../user", "bit.ly/..", "bit.ly/.", "../user", "./x", "bit.ly/../", "/user"]
-)
-def test_a_name_that_climbs_is_no_bitlink(text: str) -> None:
-    with pytest.raises(InvalidBitlink):
-        parse(text)
-
-
-@given(
-    st.lists(
-        st.sampled_from(
-            ["bit.ly", "/", "..", ".", "%2F", "%2e", "%", "?", "#", "\\", "é", "%C2%AF", "a", "+", ";", "@"]
-        ),
-        max_size=10,
-    ).map("".join)
-)
-def test_no_bitlink_reaches_another_route(text: str) -> None:
-    try:
-        bitlink = parse("bit.ly/" + text)
-    except InvalidBitlink:
-        return
-    whole = path(bitlink, REFERRERS)
-    segments = whole.split("/")
-    assert segments[:3] == ["", "bitlinks", "bit.ly"]
-    assert segments[4:] == ["referrers"]
-    assert segments[3] not in {"", ".", ".."}
-    assert re.fullmatch(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", segments[3])
-    assert unquote(segments[3]) == bitlink.partition("/")[2]
-
-
-def test_the_parameters_encode_plus_and_colon() -> None:
-    query = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
-    assert query.parameters == "unit=day&units=-1&unit_reference=2026-11-23T06%3A00%3A00%2B0000&size=50"
-
-
-@given(st.sampled_from(["minute", "hour", "day", "week", "month"]), st.integers(1, 10**6), st.integers(1, 10**6))
-def test_the_parameters_say_what_the_query_says(unit: str, units: int, size: int) -> None:
-    query = Query("countries", unit, units, "2026-01-02T03:04:05Z", size)
-    assert dict(parse_qsl(query.parameters)) == {
-        "unit": unit,
-        "units": str(units),
-        "unit_reference": "2026-01-02T03:04:05+0000",
-        "size": str(size),
-    }
-    assert query.as_dict() == {
-        "facet": "countries",
-        "unit": unit,
-        "units": units,
-        "unit_reference": "2026-01-02T03:04:05Z",
-        "size": size,
-    }

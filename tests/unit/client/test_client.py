@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import random
 import re
+import sqlite3
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -137,6 +138,12 @@ class Refusing(Budget):
         return self._first.pop(0) if self._first else super().try_acquire()
 
 
+class Unpaced:
+    """A worklist whose rest fits into any room, even none: nothing waits for the pace."""
+
+    remaining = -1
+
+
 class Tokens:
     """A source of tokens: gives each in turn, and the last for ever; counts how often it was read."""
 
@@ -184,10 +191,10 @@ class Rig:
 
     client: Client
     budget: Budget
-    gate: CircuitBreaker
+    breaker: CircuitBreaker
     shutdown: Pauses
     clock: FakeClock
-    book: BudgetDatabase
+    database: BudgetDatabase
 
     @property
     def spent(self) -> int:
@@ -208,7 +215,7 @@ async def rigged(
 ) -> AsyncIterator[Rig]:
     """Open a client whose time is the rig's clock. refusals: what the budget says first."""
     clock = FakeClock()
-    gate = CircuitBreaker(rules or BreakerRules(jitter=0.0), clock.boot_seconds)
+    breaker = CircuitBreaker(rules or BreakerRules(jitter=0.0), clock.boot_seconds)
     shutdown = Pauses(clock, held=held)
     settings = ClientSettings(BASE, connections, attempts, 30.0)
     with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
@@ -218,9 +225,9 @@ async def rigged(
             pooled(folder, session, connections) as pool,
         ):
             client = Client(
-                pool, settings, QUERY, ClientContext(Token(read), budget, gate, shutdown, clock.boot_seconds)
+                pool, settings, QUERY, ClientContext(Token(read), budget, breaker, shutdown, clock.boot_seconds)
             )
-            yield Rig(client, budget, gate, shutdown, clock, book)
+            yield Rig(client, budget, breaker, shutdown, clock, book)
 
 
 @asynccontextmanager
@@ -241,9 +248,9 @@ async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
     with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
         slots = ConnectionSlots(str(folder / "connections"), 5)
         await slots.join()
-        budget, gate = Refusing(book, FREE, ()), CircuitBreaker(BreakerRules(), clock.boot_seconds)
-        means = ClientContext(Token(lambda: token), budget, gate, ShutdownSignal(), clock.boot_seconds)
-        async with opened(slots, settings, QUERY, means) as client:
+        budget, breaker = Refusing(book, FREE, ()), CircuitBreaker(BreakerRules(), clock.boot_seconds)
+        context = ClientContext(Token(lambda: token), budget, breaker, ShutdownSignal(), clock.boot_seconds)
+        async with opened(slots, settings, QUERY, context) as client:
             yield client
         slots.leave()
 
@@ -264,7 +271,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def others_are_answered(rig: Rig) -> None:
     """The server is well: first attempts of other calls get their answers."""
     for _ in range(5):
-        rig.gate.record_success(evidence=True)
+        rig.breaker.record_success(evidence=True)
 
 
 async def settle() -> None:
@@ -759,14 +766,44 @@ async def test_the_pace_holds_attempts_back_below_the_minutes_limit(bitly: Bitly
 async def test_a_list_that_fits_into_the_room_left_is_not_paced(bitly: Bitly) -> None:
     bitly.answers(*[OK] * 30)
     async with rigged(wanted=RequestedLimits(30, 0, 0)) as rig:
-        rig.client.sender.pace.sprint = lambda: True
+        rig.client.pace_by(Unpaced())
         async with asyncio.timeout(2):
             for n in range(30):
                 assert await rig.client.fetch(f"bit.ly/{n}") == ROW
         assert rig.shutdown.taken == []
 
 
-# --- the gate -------------------------------------------------------------------------------------------------------
+async def test_a_busy_budget_is_waited_for_and_a_broken_one_ends_the_run(bitly: Bitly) -> None:
+    bitly.answers(OK)
+    async with rigged() as rig:
+        with closing(sqlite3.connect(rig.database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            call = asyncio.create_task(rig.client.fetch("bit.ly/a"))
+            while not rig.shutdown.taken:
+                await asyncio.sleep(0)
+            other.execute("COMMIT")
+            assert await call == ROW
+            assert set(rig.shutdown.taken) == {0.5}
+        rig.database.close()
+        with pytest.raises(RunStopping):
+            await rig.client.fetch("bit.ly/b")
+        assert rig.shutdown.stop is not None
+        assert rig.shutdown.stop.reason is StopReason.OUTPUT
+        assert len(bitly.requests) == 1
+
+
+async def test_an_answer_is_kept_though_the_budget_cannot_record_what_it_teaches(bitly: Bitly) -> None:
+    async with rigged() as rig:
+
+        async def break_budget() -> Entry:
+            rig.database.close()
+            return 200, {"Date": "Tue, 01 Dec 2026 00:00:30 GMT"}, ROW_BODY
+
+        bitly.answers(break_budget)
+        assert await rig.client.fetch("bit.ly/a") == ROW
+
+
+# --- throttling and outages -------------------------------------------------------------------------------------------
 
 
 async def test_a_throttled_answer_is_waited_out_and_never_the_calls_verdict(bitly: Bitly) -> None:
@@ -794,7 +831,7 @@ async def test_two_hours_of_nothing_but_throttled_answers_end_the_run(bitly: Bit
 @pytest.mark.parametrize("other", [OK, UNAVAILABLE, NOT_FOUND])
 async def test_any_other_answer_begins_the_two_hours_anew(bitly: Bitly, other: Entry) -> None:
     async with rigged() as rig:
-        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.pace_by(Unpaced())  # the pace has the loop's time, not the rig's
         for _ in range(3):
             bitly.answers((429, {"Retry-After": "3000"}, b""), other)
             await rig.client.fetch("bit.ly/x")
@@ -806,7 +843,7 @@ async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitl
     """One attempt had passed in this minute: no more than one passes in any, at first."""
     bitly.answers(OK, THROTTLED_30, OK, OK)
     async with rigged() as rig:
-        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.pace_by(Unpaced())  # the pace has the loop's time, not the rig's
         for name in "ab":
             assert await rig.client.fetch(f"bit.ly/{name}") == ROW
         assert rig.budget.limits.per_minute == 1
@@ -818,7 +855,7 @@ async def test_what_a_throttled_answer_taught_is_kept_for_the_next_attempts(bitl
 async def test_one_throttled_answer_holds_everyone_back(bitly: Bitly) -> None:
     bitly.answers(THROTTLED_30, *[OK] * 5)
     async with rigged(held=True) as rig:
-        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.pace_by(Unpaced())  # the pace has the loop's time, not the rig's
         first = asyncio.create_task(rig.client.fetch("bit.ly/0"))
         await settle()
         others = [asyncio.create_task(rig.client.fetch(f"bit.ly/{n}")) for n in range(1, 5)]
@@ -841,7 +878,7 @@ async def test_a_late_good_answer_does_not_reopen_what_a_throttled_one_closed(bi
 
     bitly.answers(late, THROTTLED_30, OK, OK)
     async with rigged(held=True) as rig:
-        rig.client.sender.pace.sprint = lambda: True  # the pace has the loop's time, not the rig's
+        rig.client.pace_by(Unpaced())  # the pace has the loop's time, not the rig's
         slow = asyncio.create_task(rig.client.fetch("bit.ly/slow"))
         await settle()
         rig.clock.seconds += 1.0
@@ -885,7 +922,7 @@ async def begin_outage(rig: Rig, bitly: Bitly) -> Verdict:
     bitly.answers(UNAVAILABLE, UNAVAILABLE)
     found = [await rig.client.fetch(f"bit.ly/{n}") for n in range(2)]
     assert found == [FAILED, FAILED]
-    assert rig.gate.outage
+    assert rig.breaker.is_open
     return found[0]
 
 
@@ -894,7 +931,7 @@ async def test_in_an_outage_attempts_are_charged_to_no_call(bitly: Bitly) -> Non
         first = await begin_outage(rig, bitly)
         bitly.answers(*[UNAVAILABLE] * 6, OK)
         assert await rig.client.retry("bit.ly/0", first) == (ROW, 1)
-        assert not rig.gate.outage
+        assert not rig.breaker.is_open
         assert rig.spent == len(bitly.requests) == 9
 
 
@@ -926,7 +963,7 @@ async def test_before_a_call_is_written_off_a_link_that_answered_says_whether_th
         first = await rig.client.fetch("bit.ly/x")
         assert await rig.client.retry("bit.ly/x", first) == (FAILED, 3)
         assert asked(bitly) == "wxxxw"
-        assert not rig.gate.outage
+        assert not rig.breaker.is_open
         assert rig.spent == rig.client.sender.counters.total == 5
 
 
@@ -1022,7 +1059,7 @@ async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(b
     bitly.answers(UNAUTHORIZED, OK, (200, {}, b"{}"), (200, {}, b"{}"))
     tokens = Tokens("t0", "t1")
     async with rigged(read=tokens) as rig:
-        helpers = Budget(rig.book, ACCOUNT, "helpers", FREE)
+        helpers = Budget(rig.database, ACCOUNT, "helpers", FREE)
         assert await rig.client.fetch("bit.ly/x") == ROW
         for _ in range(2):
             await rig.client.sender.look_up("/groups", helpers)

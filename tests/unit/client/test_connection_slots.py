@@ -16,7 +16,7 @@ import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.client import connection_slots as slots
-from harvester.client.connection_slots import SEATS, ConnectionSlots
+from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots
 from harvester.client.http import Pool, Slot
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -31,7 +31,7 @@ LONG_ENOUGH_SECONDS = 60.0
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_SEAT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(slots, "_PAUSE_SECONDS", 0.0)
 
 
 def sit(one: ConnectionSlots) -> None:
@@ -78,7 +78,7 @@ def test_whoever_wants_fewer_than_its_share_leaves_the_rest_alone(quick_path: Pa
 
 
 def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -> None:
-    with joined(quick_path, *[5] * SEATS) as found:
+    with joined(quick_path, *[5] * MOST_PROCESSES) as found:
         sixth = ConnectionSlots(str(quick_path), 5)
         with pytest.raises(ConnectionsBusy, match="5 harvests already share") as refused:
             sit(sixth)
@@ -90,7 +90,7 @@ def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -
 
 
 async def test_whoever_waits_for_a_seat_does_not_hold_up_the_loop(quick_path: Path) -> None:
-    with joined(quick_path, *[5] * SEATS) as found:
+    with joined(quick_path, *[5] * MOST_PROCESSES) as found:
         sixth = ConnectionSlots(str(quick_path), 5)
         waiting = asyncio.create_task(sixth.join())
         await asyncio.sleep(0)  # it has found all seats taken
@@ -294,9 +294,9 @@ def test_three_processes_together_have_five_connections_and_each_goes_on(bitly: 
 
 @pytest.mark.slow
 def test_a_sixth_process_ends_at_once_with_5_and_says_why(bitly: Scripted, machine: Machine) -> None:
-    for number in range(SEATS):
+    for number in range(MOST_PROCESSES):
         machine.start(f"p{number}", 100_000)
-    before = [machine.asked(f"p{number}") for number in range(SEATS)]
+    before = [machine.asked(f"p{number}") for number in range(MOST_PROCESSES)]
     sixth = harvester(*machine.arguments("sixth", 10))
     assert sixth.returncode == 5, sixth.stderr
     assert "5 harvests already share this machine's 5 connections" in sixth.stderr

@@ -1,42 +1,48 @@
-"""The pace: whoever waits for it goes at once when the list turns out to end within the room left."""
+"""The pace: attempts that wait for it go at once when the list turns out to end within the room left."""
 
 import asyncio
-from collections.abc import Callable
+import math
 from typing import Any
 
 import pytest
 
+from harvester.budget.limits import Limits
 from harvester.client.pacer import Pacer
 from harvester.shutdown import ShutdownSignal
 
 
-class Asking:
-    """Stands where the budget is asked."""
+class OnePerMinute:
+    """A budget with room, whose minute has one attempt."""
 
-    def ask(self, question: Callable[[], Any]) -> Any:
-        return question()
+    limits = Limits(1, 0, 0)
 
-
-async def waiting(pace: Pacer) -> asyncio.Task[None]:
-    """An attempt that waits for the pace, behind one that took what there was."""
-    await pace.keep(1, lambda: None)
-    return asyncio.create_task(pace.keep(1, lambda: None))
+    def room(self) -> float:
+        return math.inf
 
 
-def paced() -> Pacer:
-    asking: Any = Asking()
-    return Pacer(asking, ShutdownSignal())
+class Worklist:
+    """A list that has not been read to its end."""
+
+    remaining: int | None = None
+
+
+async def paced() -> tuple[Pacer, Worklist, asyncio.Task[None]]:
+    """Return a pacer and an attempt that waits, behind one that took what there was."""
+    budget: Any = OnePerMinute()
+    pacer, worklist = Pacer(budget, ShutdownSignal()), Worklist()
+    pacer.worklist = worklist
+    await pacer.acquire(lambda: None)
+    return pacer, worklist, asyncio.create_task(pacer.acquire(lambda: None))
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 async def test_the_end_of_the_list_wakes_a_wait_however_far_it_has_come(rounds: int) -> None:
     """After one round of the loop the wait is there, and has not begun."""
-    pace = paced()
-    attempt = await waiting(pace)
+    pacer, worklist, attempt = await paced()
     for _ in range(rounds):
         await asyncio.sleep(0)
-    pace.sprint = lambda: True
-    pace.hurry()
+    worklist.remaining = 0
+    pacer.input_ended()
     async with asyncio.timeout(5):
         await attempt
     assert not attempt.cancelled()
@@ -44,7 +50,7 @@ async def test_the_end_of_the_list_wakes_a_wait_however_far_it_has_come(rounds: 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 async def test_an_attempt_that_is_cancelled_stays_so(rounds: int) -> None:
-    attempt = await waiting(paced())
+    _, _, attempt = await paced()
     for _ in range(rounds):
         await asyncio.sleep(0)
     attempt.cancel()

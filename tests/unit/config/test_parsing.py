@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.bitly.facets import FACETS
+from harvester.bitly.facets import FACETS, FacetName
 from harvester.bitly.query import BASE_URL, UNITS
 from harvester.budget.limits import RequestedLimits
-from harvester.config.credentials import checked_base_url, token_source
+from harvester.config.credentials import token_source
 from harvester.config.options import (
     AccessOptions,
-    FacetName,
     LimitOptions,
     OutputOptions,
     QueryOptions,
@@ -30,10 +29,11 @@ from harvester.config.parsing import (
     account_of,
     bytes_of,
     check_counts,
+    checked_base_url,
     failure_limit_of,
     query_of,
+    requested_limits,
     seconds_of,
-    wanted_limits,
 )
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
@@ -144,30 +144,30 @@ def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: st
 
 
 def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:
-    assert wanted_limits(LimitOptions(per_minute=1, per_hour=2, per_month=0)) == RequestedLimits(1, 2, 0)
+    assert requested_limits(LimitOptions(per_minute=1, per_hour=2, per_month=0)) == RequestedLimits(1, 2, 0)
 
 
 def test_limits_that_nobody_named_are_left_open() -> None:
-    assert wanted_limits(LimitOptions()) == RequestedLimits(None, None, None, 0.0)
+    assert requested_limits(LimitOptions()) == RequestedLimits(None, None, None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["per_minute", "per_hour", "per_month"])
 def test_a_negative_limit_is_a_usage_error_that_names_the_option(name: str) -> None:
     with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
-        wanted_limits(run_options(**{name: -1}).limits)
+        requested_limits(run_options(**{name: -1}).limits)
 
 
 @pytest.mark.parametrize(
     ("text", "share"), [("0%", 0.0), ("10%", 0.1), (" 2.5 % ", 0.025), ("99.9%", pytest.approx(0.999))]
 )
 def test_a_reserve_is_a_share_of_each_limit(text: str, share: float) -> None:
-    assert wanted_limits(LimitOptions(reserve=text)).reserve == share
+    assert requested_limits(LimitOptions(reserve=text)).reserve == share
 
 
 @pytest.mark.parametrize("text", ["", "10", "0.1", "100%", "250%", "-1%", "%", "ten%", "nan%", "1e1%"])
 def test_any_other_reserve_is_a_usage_error_that_names_the_option(text: str) -> None:
     with pytest.raises(UsageError, match="--reserve"):
-        wanted_limits(LimitOptions(reserve=text))
+        requested_limits(LimitOptions(reserve=text))
 
 
 @pytest.mark.parametrize("name", [None, "me", "Händler-2", "a" * 100])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config.options import OutputOptions, QueryOptions, RunOptions
-from harvester.config.parsing import escape_braces, fill_placeholders, laid_out
+from harvester.config.parsing import escape_braces, fill_output, fill_placeholders
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, TOKEN
@@ -41,7 +41,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def meant(out: str, work_dir: str | None = None, **query: Any) -> OutputOptions:
     output = OutputOptions(out=out, work_dir=work_dir)
-    return laid_out(RunOptions(output=output, query=QueryOptions(**query))).output
+    return fill_output(RunOptions(output=output, query=QueryOptions(**query))).output
 
 
 # --- what they stand for --------------------------------------------------------------------------------------------

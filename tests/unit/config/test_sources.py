@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from harvester.cli.main import _DASH, app
+from harvester.cli.main import app
 from harvester.client.token import fingerprint
 from harvester.config import sources as configuration
 from harvester.config.options import RunOptions, made_of
-from harvester.config.sources import File, Setting, commands_of, effective, options_of
+from harvester.config.sources import DASH, File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
 from tests.support.commands import ROOT, harvester
 
@@ -262,7 +262,7 @@ def examples(command: str) -> list[list[str]]:
     lines = [line.strip() for line in (EVERY[command].help_epilogue or "").splitlines()[1:] if line.startswith("  ")]
     told = [re.split(r"\s{2,}", line)[0].partition("harvester ")[2].partition(" | ")[0] for line in lines]
     words = [shlex.split(words.partition(" > ")[0]) for words in told if words]
-    return [[_DASH if word == "-" else word for word in each] for each in words]
+    return [[DASH if word == "-" else word for word in each] for each in words]
 
 
 @pytest.mark.parametrize("command", EVERY)
@@ -277,7 +277,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("words", [words for command in EVERY for words in examples(command)], ids=" ".join)
 def test_the_examples_name_options_that_there_are(words: list[str]) -> None:
-    words = words[2:] if words[0] == "--config" else words
+    words = words[2:] if words[0] == "--config" else [word for word in words if word != "--example"]
     app.config = (configuration.from_variables,)
     assert effective(app, words[1:] or ["run"] if words[0] == "config" else words) is not None
 

@@ -393,11 +393,11 @@ def test_a_keyring_that_waits_for_a_person_is_not_waited_for_all_night(
             return TOKEN
 
     monkeypatch.setattr(vaults, "_keyring", Prompting)
-    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(vaults, "_KEYRING_TIMEOUT_SECONDS", 0.01)
     with pytest.raises(UsageError, match="TimeoutError"):
         vault.read()
     somebody_came.set()
-    monkeypatch.setattr(vaults, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(vaults, "_KEYRING_TIMEOUT_SECONDS", 60.0)
     assert vault.read() == (TOKEN, "the system keyring")
 
 
@@ -424,10 +424,10 @@ def test_without_the_extra_its_install_line_is_said(tmp_path: Path, serve: Calla
     assert harvest(served.url, env)[0] == 2
     code, said = keep(served.url, "--store", "keyring", env=env)
     assert code == 2
-    assert "pip install 'harvester[keyring]'" in said
+    assert "pip install 'bitly-harvester[keyring]'" in said
     code, said = keep(served.url, env=env)
     assert code == 0
-    assert "pip install 'harvester[keyring]'" in said
+    assert "pip install 'bitly-harvester[keyring]'" in said
     assert harvest(served.url, env)[0] == 0
 
 

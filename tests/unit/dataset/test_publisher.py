@@ -208,7 +208,7 @@ def test_a_missing_library_is_named_before_anything_is_created(
         check=False,
     )
     assert done.returncode == 2
-    assert f"--format {form} needs a library: pip install 'harvester[{extra}]'" in done.stderr
+    assert f"--format {form} needs a library: pip install 'bitly-harvester[{extra}]'" in done.stderr
     assert not list(tmp_path.glob("lake/**/part-*"))
     assert not (tmp_path / "lake" / "out").exists()
 
@@ -269,20 +269,20 @@ def test_identical_journals_are_published_as_identical_parts(tmp_path: Path, mak
 
 
 @pytest.mark.parametrize("making", MAKINGS, ids="-".join)
-@pytest.mark.parametrize("killed_at", ["intend", "put", "seal"])
+@pytest.mark.parametrize("killed_at", ["intend", "create_from_file", "seal"])
 def test_a_part_that_a_crash_interrupted_is_published_with_the_same_name_and_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, making: PartFormat, killed_at: str
 ) -> None:
     committed(tmp_path / "whole", making)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     whole = publish(tmp_path / "whole", making)
-    owner = "publisher.Folder" if killed_at == "put" else "ledger.Ledger"
+    owner = "storage.storage.LocalStorage" if killed_at == "create_from_file" else "dataset.ledger.Ledger"
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"harvester.dataset.{owner}.{killed_at}", die)
+        patched.setattr(f"harvester.{owner}.{killed_at}", die)
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path / "killed", making)
     seen = published(tmp_path / "killed")

@@ -3,10 +3,9 @@
 import errno
 import io
 import shutil
-import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ import pytest
 
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset import file_publisher, publisher
+from harvester.dataset import file_publisher
 from harvester.dataset.dataset import Dataset, PartLimits
-from harvester.dataset.ledger import Ledger, State
+from harvester.dataset.ledger import State
 from harvester.dataset.opening import open_dataset
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.rows.encode import Format, PartFormat, RequestedPartFormat
-from harvester.rows.schema import Shape
 from harvester.storage.location import located, resolve
 from tests.support.committing import keep
 from tests.support.output_checks import rows
@@ -287,7 +284,7 @@ def test_the_failures_are_given_in_their_order_page_by_page(quick_path: Path, mo
 class Stalling:
     """A reader that takes a row, is slow until it is given up, and then goes on."""
 
-    most_waiting = 100
+    uncommitted_limit = 100
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -386,7 +383,7 @@ def test_a_ledger_older_than_its_output_is_refused(quick_path: Path, moved: bool
     finish(out)
     (part,) = out.glob("part-*")
     if moved:
-        publisher.write_manifest(resolve(str(out)), {"parts": [{"path": part.name}]})
+        (out / "_manifest.json").write_bytes(orjson.dumps({"parts": [{"path": part.name}]}))
         part.unlink()
     shutil.rmtree(out / "_harvester")
     shutil.copytree(backup, out / "_harvester")
@@ -474,29 +471,3 @@ def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
     shutil.rmtree(work)
     with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
         pass
-
-
-def test_a_dataset_of_the_first_ledgers_version_is_taken_over(quick_path: Path) -> None:
-    out = quick_path / "out"
-    plain = RequestedPartFormat(Format.NDJSON, Shape.NESTED)
-    policy = PartLimits(1000, 1_000_000)
-    with open_dataset(resolve(str(out)), QUERY, policy, print, asked=plain) as store:
-        settle(store, "a", "b", "no-c")
-        store.end_part()
-        keep(store)
-        settle(store, "d")
-        keep(store)
-    make_first_version(out / "_harvester" / "ledger.sqlite")
-    with closing(Ledger(str(out / "_harvester" / "ledger.sqlite"), read_only=True)) as ledger:
-        assert [(part.rows, part.calls, part.sealed) for part in ledger.parts()] == [(2, 2, True)]
-    assert finish(out) == ["a", "b", "d"]
-    with dataset(out) as store:
-        assert [(part.rows, part.calls, part.sealed) for part in store.ledger.parts()] == [(2, 2, True), (1, 1, True)]
-        assert store.making == PartFormat(Format.NDJSON, Shape.NESTED)
-
-
-def make_first_version(ledger: Path) -> None:
-    with closing(sqlite3.connect(ledger, isolation_level=None)) as db:
-        db.execute("ALTER TABLE parts DROP COLUMN calls")
-        db.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
-        db.execute("DELETE FROM meta WHERE name IN ('format', 'shape')")

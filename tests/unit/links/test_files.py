@@ -3,9 +3,9 @@
 import gzip
 import io
 import json
+import sys
 import tempfile
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,36 +15,15 @@ from hypothesis import strategies as st
 from harvester.bitly.query import Query
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
-from harvester.links.files import Source, read, resolve_lists, spool
+from harvester.links.files import ListFormat, read, resolve_lists, spool
 from harvester.links.lines import CHUNK, LINE_LIMIT
 from harvester.rows.row import RowBuilder
+from tests.unit.links.lists import merged, peak_bytes, places, read_list, read_until_broken, write, write_parquet
 
-
-def write(folder: Path, content: bytes, name: str = "links.txt") -> str:
-    path = folder / name
-    path.write_bytes(content)
-    return str(path)
-
-
-def merged(batches: Iterator[Batch]) -> Batch:
-    """All batches as one."""
-    whole = Batch()
-    for batch in batches:
-        whole.lines += batch.lines
-        whole.blank += batch.blank
-        whole.comments += batch.comments
-        whole.headers += batch.headers
-        whole.invalid += batch.invalid
-        whole.links += batch.links
-    return whole
-
-
-def taken(path: str) -> Batch:
-    return merged(read(resolve_lists([path])))
-
-
-def places(batch: Batch) -> list[tuple[str, int]]:
-    return [(link.bitlink, link.line) for link in batch.links]
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
@@ -52,23 +31,23 @@ def places(batch: Batch) -> list[tuple[str, int]]:
 
 def test_each_link_comes_with_its_file_and_line(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\nhttps://Bit.ly/B\n")
-    batch = taken(path)
+    batch = read_list(path)
     assert places(batch) == [("bit.ly/a", 1), ("bit.ly/B", 2)]
     assert {link.file for link in batch.links} == {path}
 
 
 def test_blank_lines_and_comments_are_counted_and_skipped(tmp_path: Path) -> None:
-    batch = taken(write(tmp_path, b"# mine\n\nbit.ly/a\n  \t\r\n  # indented\nbit.ly/b\n\n"))
+    batch = read_list(write(tmp_path, b"# mine\n\nbit.ly/a\n  \t\r\n  # indented\nbit.ly/b\n\n"))
     assert (batch.lines, batch.blank, batch.comments, batch.invalid) == (7, 3, 2, [])
     assert places(batch) == [("bit.ly/a", 3), ("bit.ly/b", 6)]
 
 
 def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
-    assert places(taken(write(tmp_path, b"\xef\xbb\xbfbit.ly/a\nbit.ly/b\n"))) == [("bit.ly/a", 1), ("bit.ly/b", 2)]
+    assert places(read_list(write(tmp_path, b"\xef\xbb\xbfbit.ly/a\nbit.ly/b\n"))) == [("bit.ly/a", 1), ("bit.ly/b", 2)]
 
 
 def test_a_comment_after_a_byte_order_mark_is_a_comment(tmp_path: Path) -> None:
-    batch = taken(write(tmp_path, b"\xef\xbb\xbf# mine\nbit.ly/b\n"))
+    batch = read_list(write(tmp_path, b"\xef\xbb\xbf# mine\nbit.ly/b\n"))
     assert (batch.comments, places(batch)) == (1, [("bit.ly/b", 2)])
 
 
@@ -82,28 +61,28 @@ def test_each_files_byte_order_mark_is_dropped(tmp_path: Path) -> None:
 
 
 def test_lines_may_end_in_crlf(tmp_path: Path) -> None:
-    batch = taken(write(tmp_path, b"bit.ly/a\r\n\r\nbit.ly/b\r\n"))
+    batch = read_list(write(tmp_path, b"bit.ly/a\r\n\r\nbit.ly/b\r\n"))
     assert (batch.blank, places(batch)) == (1, [("bit.ly/a", 1), ("bit.ly/b", 3)])
 
 
 def test_the_last_line_needs_no_line_feed(tmp_path: Path) -> None:
-    batch = taken(write(tmp_path, b"bit.ly/a\nbit.ly/b"))
+    batch = read_list(write(tmp_path, b"bit.ly/a\nbit.ly/b"))
     assert (batch.lines, places(batch)) == (2, [("bit.ly/a", 1), ("bit.ly/b", 2)])
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
-    assert taken(write(tmp_path, b"")) == Batch()
+    assert read_list(write(tmp_path, b"")) == Batch()
 
 
 def test_what_is_no_bitlink_is_kept_with_its_text_reason_file_and_line(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\n nonsense \n")
-    [invalid] = taken(path).invalid
+    [invalid] = read_list(path).invalid
     assert (invalid.text, invalid.file, invalid.line) == ("nonsense", path, 2)
     assert "slash" in invalid.reason
 
 
 def test_a_line_that_is_not_utf_8_is_one_invalid_line(tmp_path: Path) -> None:
-    batch = taken(write(tmp_path, b"bit.ly/\xff\nbit.ly/b\n"))
+    batch = read_list(write(tmp_path, b"bit.ly/\xff\nbit.ly/b\n"))
     assert [(line.text, line.reason) for line in batch.invalid] == [("bit.ly/\ufffd", "not UTF-8")]
     assert places(batch) == [("bit.ly/b", 2)]
 
@@ -111,7 +90,7 @@ def test_a_line_that_is_not_utf_8_is_one_invalid_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [LINE_LIMIT + 1, LINE_LIMIT + CHUNK, 3 * CHUNK, 3 * CHUNK + 1, 40 * CHUNK])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_an_overlong_line_is_one_invalid_line_and_the_next_is_read(tmp_path: Path, length: int, end: bytes) -> None:
-    batch = taken(write(tmp_path, b"bit.ly/a" + end + b"x" * length + end + b"bit.ly/b" + end))
+    batch = read_list(write(tmp_path, b"bit.ly/a" + end + b"x" * length + end + b"bit.ly/b" + end))
     assert [(line.text, line.line) for line in batch.invalid] == [("", 2)]
     assert "64 KiB" in batch.invalid[0].reason
     assert places(batch) == [("bit.ly/a", 1), ("bit.ly/b", 3)]
@@ -120,25 +99,25 @@ def test_an_overlong_line_is_one_invalid_line_and_the_next_is_read(tmp_path: Pat
 
 @pytest.mark.parametrize("length", [LINE_LIMIT + 1, 2 * CHUNK, 5 * CHUNK])
 def test_an_overlong_last_line_is_one_invalid_line(tmp_path: Path, length: int) -> None:
-    batch = taken(write(tmp_path, b"bit.ly/a\n" + b"x" * length))
+    batch = read_list(write(tmp_path, b"bit.ly/a\n" + b"x" * length))
     assert (batch.lines, len(batch.invalid), places(batch)) == (2, 1, [("bit.ly/a", 1)])
 
 
 def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     link = b"https://bit.ly/a?"
-    batch = taken(write(tmp_path, link + b"x" * (LINE_LIMIT - len(link)) + b"\nbit.ly/b\n"))
+    batch = read_list(write(tmp_path, link + b"x" * (LINE_LIMIT - len(link)) + b"\nbit.ly/b\n"))
     assert places(batch) == [("bit.ly/a", 1), ("bit.ly/b", 2)]
 
 
 def test_two_overlong_lines_are_two(tmp_path: Path) -> None:
     long = b"x" * (2 * LINE_LIMIT)
-    batch = taken(write(tmp_path, long + b"\n" + long + b"\nbit.ly/c"))
+    batch = read_list(write(tmp_path, long + b"\n" + long + b"\nbit.ly/c"))
     assert [line.line for line in batch.invalid] == [1, 2]
     assert places(batch) == [("bit.ly/c", 3)]
 
 
 def test_the_text_kept_of_an_invalid_line_is_bounded(tmp_path: Path) -> None:
-    [invalid] = taken(write(tmp_path, b"y" * 60_000)).invalid
+    [invalid] = read_list(write(tmp_path, b"y" * 60_000)).invalid
     assert invalid.text == "y" * 2000
 
 
@@ -152,7 +131,7 @@ def test_the_lines_of_a_failures_file_are_a_list(tmp_path: Path) -> None:
         maker.failure("failed", file="x", line=2, bitlink="bit.ly/É", attempts=5),
         maker.failure("invalid", file="x", line=3, text="nonsense"),
     ]
-    batch = taken(write(tmp_path, b"".join(line + b"\n" for line in lines), "_failures.ndjson"))
+    batch = read_list(write(tmp_path, b"".join(line + b"\n" for line in lines), "_failures.ndjson"))
     assert places(batch) == [("bit.ly/a", 1), ("bit.ly/É", 2)]
     assert [(line.reason.partition(":")[0], line.line) for line in batch.invalid] == [("no slash", 3)]
 
@@ -161,7 +140,7 @@ def test_the_lines_of_a_failures_file_are_a_list(tmp_path: Path) -> None:
     "line", ["{", "{}", '{"bitlink":null,"text":null}', '{"bitlink":5}', '{"bitlink":["bit.ly/a"]}', "{bit.ly/a}"]
 )
 def test_an_object_that_names_no_bitlink_is_an_invalid_line(tmp_path: Path, line: str) -> None:
-    batch = taken(write(tmp_path, line.encode() + b"\nbit.ly/b\n"))
+    batch = read_list(write(tmp_path, line.encode() + b"\nbit.ly/b\n"))
     assert [found.text for found in batch.invalid] == [line]
     assert places(batch) == [("bit.ly/b", 2)]
 
@@ -170,28 +149,20 @@ def test_an_object_that_names_no_bitlink_is_an_invalid_line(tmp_path: Path, line
 
 
 def test_a_gzipped_list_is_known_by_its_magic_not_by_its_name(tmp_path: Path) -> None:
-    assert places(taken(write(tmp_path, gzip.compress(b"bit.ly/a\nbit.ly/b\n"), "links.txt"))) == [
+    assert places(read_list(write(tmp_path, gzip.compress(b"bit.ly/a\nbit.ly/b\n"), "links.txt"))) == [
         ("bit.ly/a", 1),
         ("bit.ly/b", 2),
     ]
-    assert places(taken(write(tmp_path, b"bit.ly/a\n", "links.gz"))) == [("bit.ly/a", 1)]
+    assert places(read_list(write(tmp_path, b"bit.ly/a\n", "links.gz"))) == [("bit.ly/a", 1)]
 
 
 def test_a_gzipped_list_may_have_several_members(tmp_path: Path) -> None:
     members = gzip.compress(b"bit.ly/a\nbit.l") + gzip.compress(b"") + gzip.compress(b"y/b\nbit.ly/c")
-    assert places(taken(write(tmp_path, members))) == [("bit.ly/a", 1), ("bit.ly/b", 2), ("bit.ly/c", 3)]
+    assert places(read_list(write(tmp_path, members))) == [("bit.ly/a", 1), ("bit.ly/b", 2), ("bit.ly/c", 3)]
 
 
 def test_a_gzipped_list_may_have_a_byte_order_mark(tmp_path: Path) -> None:
-    assert places(taken(write(tmp_path, gzip.compress(b"\xef\xbb\xbfbit.ly/a")))) == [("bit.ly/a", 1)]
-
-
-def read_until_broken(path: str) -> tuple[Batch, InputBroken]:
-    """What came before the break, and the break."""
-    seen: list[Batch] = []
-    with pytest.raises(InputBroken) as broken:
-        seen.extend(read(resolve_lists([path])))
-    return merged(iter(seen)), broken.value
+    assert places(read_list(write(tmp_path, gzip.compress(b"\xef\xbb\xbfbit.ly/a")))) == [("bit.ly/a", 1)]
 
 
 def test_a_cut_gzip_gives_what_came_before_and_names_file_and_line(tmp_path: Path) -> None:
@@ -280,7 +251,7 @@ def test_a_file_that_vanished_after_it_was_found_is_an_explained_error(tmp_path:
 
 def test_a_file_name_that_is_no_utf_8_still_fits_into_json(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\nnonsense\n", "l\udcffinks.txt")
-    batch = taken(path)
+    batch = read_list(path)
     json.dumps([batch.links[0].file, batch.invalid[0].file], ensure_ascii=False).encode()
 
 
@@ -355,17 +326,6 @@ def test_a_batch_is_given_before_the_rest_is_read(tmp_path: Path) -> None:
     assert first.lines + rest.lines == 50_001
 
 
-def peak_bytes(source: Source) -> int:
-    """The most memory that reading a source takes, when no batch is kept."""
-    tracemalloc.start()
-    try:
-        for _ in read([source]):
-            pass
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_long_list_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     short = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(20_000)), "short")
     long = write(tmp_path, b"".join(b"bit.ly/%08d\n" % n for n in range(100_000)), "long")
@@ -379,3 +339,99 @@ def test_an_endless_line_takes_no_more_memory_than_a_few_chunks(tmp_path: Path, 
     content = b"x" * (200 * CHUNK)
     [source] = resolve_lists([write(tmp_path, gzip.compress(content, 1) if packed else content)])
     assert peak_bytes(source) < 20 * CHUNK
+
+
+# --- which format -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("l.csv", ListFormat.CSV),
+        ("L.CSV", ListFormat.CSV),
+        ("l.csv.gz", ListFormat.CSV),
+        ("l.tsv.zst", ListFormat.TSV),
+        ("l.ndjson.gz", ListFormat.NDJSON),
+        ("l.jsonl", ListFormat.NDJSON),
+        ("csv", ListFormat.LINES),
+        ("l.csv.bak", ListFormat.LINES),
+        ("l.txt.gz", ListFormat.LINES),
+    ],
+)
+def test_a_lists_form_follows_from_its_name(tmp_path: Path, name: str, form: ListFormat) -> None:
+    [source] = resolve_lists([write(tmp_path, b"", name)])
+    assert source.format is form
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+def test_tables_may_be_compressed(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    for name, content in {"l.csv": b"link,n\nbit.ly/a,1\n", "l.tsv": b"link\tn\nbit.ly/a\t1\n"}.items():
+        assert places(read_list(write(tmp_path, pack(content), name))) == [("bit.ly/a", 2)]
+
+
+def test_a_format_that_is_said_holds_for_every_list(tmp_path: Path) -> None:
+    path = write(tmp_path, b"link\tn\nbit.ly/a\t1\n", "links.csv")
+    assert places(read_list(path, list_format="tsv")) == [("bit.ly/a", 2)]
+    assert places(read_list(write(tmp_path, b"# c\nbit.ly/a\n", "l.csv"), list_format="lines")) == [("bit.ly/a", 2)]
+    assert [source.format for source in resolve_lists(["-", path], list_format="tsv")] == [
+        ListFormat.TSV,
+        ListFormat.TSV,
+    ]
+    with pytest.raises(UsageError, match="--list-format xml: one of lines, csv"):
+        resolve_lists([path], list_format="xml")
+
+
+@pytest.fixture
+def each_form(tmp_path: Path) -> list[str]:
+    """A list of each form, with the same two links."""
+    return [
+        write(tmp_path, b"bit.ly/a\nbit.ly/b\n", "links.txt"),
+        write(tmp_path, b"link,n\nbit.ly/a,1\nbit.ly/b,2\n", "links.csv"),
+        write(tmp_path, b"n\tlink\n1\tbit.ly/a\n2\tbit.ly/b\n", "links.tsv"),
+        write(tmp_path, zstd.compress(b'{"link":"bit.ly/a"}\n{"link":"bit.ly/b"}\n'), "links.ndjson.zst"),
+        write_parquet(tmp_path, {"link": ["bit.ly/a", "bit.ly/b"]}),
+    ]
+
+
+def test_a_list_of_any_form_can_be_read_twice_and_copied(tmp_path: Path, each_form: list[str]) -> None:
+    for source in resolve_lists(each_form):
+        copy = spool(source, str(tmp_path / "copy"))
+        assert source.rereadable
+        assert [link.bitlink for link in merged(read([copy])).links] == ["bit.ly/a", "bit.ly/b"]
+        assert merged(read([copy])) == merged(read([source])) == merged(read([source]))
+
+
+def test_a_long_table_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    def table(lines: int) -> bytes:
+        return b"title,link\n" + b"".join(b'"x, y",bit.ly/%08d\n' % n for n in range(lines))
+
+    short, long = write(tmp_path, table(10_000), "short.csv"), write(tmp_path, table(40_000), "long.csv")
+    few, many = (peak_bytes(source) for source in resolve_lists([short, long]))
+    assert many < 1.5 * few + 100_000
+
+
+# --- patterns -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_stands_for_the_files_that_match_sorted_and_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er.txt").mkdir(parents=True)
+    paths = [write(tmp_path, b"bit.ly/a\n", name) for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er.txt/d.txt")]
+    paths.sort()
+    assert [source.path for source in resolve_lists([f"{tmp_path}/*.txt"])] == [
+        str(tmp_path / n) for n in ("a.txt", "b.txt")
+    ]
+    assert [source.path for source in resolve_lists([f"{tmp_path}/**/*.txt"])] == paths
+    assert [source.path for source in resolve_lists([f"{tmp_path}/**/**"])] == paths
+
+
+def test_a_pattern_that_nothing_matches_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for pattern in ("*.csv", "fold*"):
+        with pytest.raises(UsageError, match="no file matches"):
+            resolve_lists([f"{tmp_path}/{pattern}"])
+
+
+def test_a_file_whose_name_is_a_pattern_is_itself(tmp_path: Path) -> None:
+    path = write(tmp_path, b"bit.ly/a\n", "[a]*.txt")
+    write(tmp_path, b"bit.ly/b\n", "ab.txt")
+    assert [source.path for source in resolve_lists([path])] == [path]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.cli import harvesting
 from harvester.cli import main as cli
 from harvester.events import Event, level
 from harvester.reporting.logs import _line
@@ -207,7 +208,7 @@ def test_a_bug_is_an_event_with_its_traceback(
     def broken(*_: object) -> int:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(cli, "_run", broken)
+    monkeypatch.setattr(harvesting, "_run", broken)
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "links.txt", "--out", "out", *JSON])
     assert left.value.code == 1
@@ -219,8 +220,8 @@ def test_a_bug_is_an_event_with_its_traceback(
 def test_what_libraries_and_the_interpreter_say_is_an_event_too() -> None:
     code = (
         "import asyncio, logging, threading, warnings\n"
-        "from harvester.reporting.logs import JsonLog\n"
-        "JsonLog()\n"
+        "from harvester.reporting.logs import JsonLog, route_warnings_to\n"
+        "route_warnings_to(JsonLog())\n"
         "warnings.simplefilter('always')\n"
         "warnings.warn('an old\\nway')\n"
         "logging.getLogger('aiohttp').error('lost\\nconnection')\n"

@@ -1,6 +1,7 @@
 """`--metrics-file`: what Prometheus' textfile collector finds, that it never stops a run, and the example alerts."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harvester.dataset.manifest import Manifest, parse
 from harvester.errors import UsageError
 from harvester.reporting import prometheus as metrics_file
 from harvester.reporting.prometheus import TextfileExporter
@@ -47,10 +50,14 @@ def value(samples: list[Sample], name: str, **labels: str) -> float:
     return found[0]
 
 
+def manifest_with(**changes: Any) -> Manifest:
+    return parse(json.dumps(WRITTEN | changes).encode(), "_manifest.json")
+
+
 def written(folder: Path, name: str = "run.prom", out: str = "out", **changes: Any) -> list[Sample]:
     """What a manifest, changed where the test says so, becomes."""
     warnings: list[str] = []
-    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(WRITTEN | changes))
+    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(manifest_with(**changes)))
     assert warnings == []
     return samples_in(folder / name)
 
@@ -107,7 +114,7 @@ def test_a_run_that_has_just_begun_is_written_and_a_kill_leaves_a_whole_file(
         *NO_LIMITS,
     )
     while not path.exists():
-        os.sched_yield()
+        time.sleep(0.002)
     process.kill()
     process.communicate()
     assert value(samples_in(path), "harvester_ended_timestamp_seconds") == 0
@@ -132,7 +139,7 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
     options = ("--metrics-file", str(folder / "mine.prom"), "--base-url", serve(latency_ms=100).url, *NO_LIMITS)
     process = start("run", links, "--out", str(out), "--part-rows", "5", *options)
     while not (folder / "mine.prom").exists():
-        os.sched_yield()
+        time.sleep(0.002)
     shutil.rmtree(folder)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -183,7 +190,7 @@ def test_without_the_library_the_install_line_is_said(tmp_path: Path, links: str
         env={**os.environ, "BITLY_TOKEN": "any"},
     )
     assert done.returncode == 2
-    assert "pip install 'harvester[metrics]'" in done.stderr
+    assert "pip install 'bitly-harvester[metrics]'" in done.stderr
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -200,8 +207,8 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
     shown = TextfileExporter(str(tmp_path / "a.prom"), "out", warnings.append)
-    asyncio.run(shown.show(WRITTEN))
-    asyncio.run(shown.show(WRITTEN))
+    asyncio.run(shown.show(manifest_with()))
+    asyncio.run(shown.show(manifest_with()))
     release.set()
     assert len(entered) == len(warnings) == 1
     assert "it takes too long" in warnings[0]

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harvester.progress import AttemptCounts, ListCounts, RunOutcome, RunProgress, WindowState
-from harvester.reporting.summary import duration, summary
+from harvester.progress import AttemptCounts, ListCounts, RunOutcome, RunProgress, WindowState, duration
+from harvester.reporting.summary import summary
 from harvester.shutdown import Stop, StopReason
 
 MONTH = WindowState("month", 5000, 1000, datetime(2026, 12, 1, tzinfo=UTC), "asked")
@@ -96,7 +96,7 @@ def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
     [
         (0.04, "0.0 s"),
         (9.96, "10 s"),
-        (59.7, "1 min 0 s"),
+        (59.7, "1 min"),
         (125, "2 min 5 s"),
         (7380, "2 h 3 min"),
         (439200, "5 days 2 h"),

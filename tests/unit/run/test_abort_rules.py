@@ -1,7 +1,4 @@
-"""When a run ends early: the rules that watch verdicts, and the switch that wakes whoever waits."""
-
-import asyncio
-import time
+"""When a run ends early: the rules that verdicts are held against."""
 
 import pytest
 
@@ -18,10 +15,8 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
 )
-from harvester.client.stops import for_every_call
-from harvester.errors import RunStopping
-from harvester.run.abort_rules import AbortRules
-from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.run.abort_rules import AbortRules, for_every_call
+from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ROW = Answer([], 0, None, None)
 NOT_FOUND = Refused(404, "NOT_FOUND")
@@ -30,8 +25,6 @@ NO_ROUTE = Refused(404, "404 page not found", no_route=True)
 UNREADABLE = Unreadable(200, "not JSON", "<html>")
 FAILED = Transient(503, "no message")
 UNKNOWN = Unknown(418, "TEAPOT", "")
-
-STOP = Stop(StopReason.SIGNAL, "SIGTERM")
 
 
 def seen(rules: AbortRules, *verdicts: Verdict) -> tuple[int, Stop] | None:
@@ -210,123 +203,3 @@ def test_a_share_is_of_the_calls_made_and_looked_at_from_the_hundredth_on() -> N
 
 def test_without_a_limit_any_number_may_fail() -> None:
     assert reason_after(first_rules(), ROW, *[NOT_FOUND] * 500, *[FAILED] * 500, *[UNKNOWN] * 500) is None
-
-
-# --- the switch -----------------------------------------------------------------------------------------------------
-
-
-async def test_the_first_reason_counts() -> None:
-    shutdown = ShutdownSignal()
-    assert shutdown.stop is None
-    shutdown.request(STOP)
-    shutdown.request(Stop(StopReason.OUTPUT, "disk full"))
-    assert shutdown.stop == STOP
-    await shutdown.wait()
-
-
-async def test_a_pause_ends_by_itself() -> None:
-    began = time.monotonic()
-    await ShutdownSignal().sleep_unless_stopping(0.01)
-    assert 0.005 < time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0])
-async def test_a_pause_of_no_length_ends_at_once(seconds: float) -> None:
-    await ShutdownSignal().sleep_unless_stopping(seconds)
-
-
-async def test_a_pause_is_broken_off_when_the_run_ends() -> None:
-    shutdown = ShutdownSignal()
-    pauses = [asyncio.create_task(shutdown.sleep_unless_stopping(3600)) for _ in range(5)]
-    await asyncio.sleep(0)
-    shutdown.request(STOP)
-    results = await asyncio.gather(*pauses, return_exceptions=True)
-    assert [type(result) for result in results] == [RunStopping] * 5
-
-
-@pytest.mark.parametrize("seconds", [0.0, 3600.0])
-async def test_a_run_that_has_ended_does_not_pause(seconds: float) -> None:
-    shutdown = ShutdownSignal()
-    shutdown.request(STOP)
-    with pytest.raises(RunStopping):
-        await shutdown.sleep_unless_stopping(seconds)
-
-
-async def test_a_cancelled_pause_is_cancelled() -> None:
-    pause = asyncio.create_task(ShutdownSignal().sleep_unless_stopping(3600))
-    await asyncio.sleep(0)
-    pause.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await pause
-
-
-class Work:
-    """Something to await: it tells whether it was begun, and whether it was cancelled."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.cancelled = False
-        self.end = asyncio.Event()
-
-    async def __call__(self) -> str:
-        self.begun = True
-        try:
-            await self.end.wait()
-        except asyncio.CancelledError:
-            self.cancelled = True
-            raise
-        return "done"
-
-
-async def test_guarded_work_gives_its_result() -> None:
-    work = Work()
-    work.end.set()
-    assert await ShutdownSignal().unless_stopping(work()) == "done"
-
-
-async def test_guarded_works_error_is_passed_on() -> None:
-    async def broken() -> None:
-        raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine"):
-        await ShutdownSignal().unless_stopping(broken())
-
-
-async def test_guarded_work_is_cancelled_when_the_run_ends() -> None:
-    shutdown, work = ShutdownSignal(), Work()
-    guarded = asyncio.create_task(shutdown.unless_stopping(work()))
-    await asyncio.sleep(0.001)
-    assert work.begun
-    shutdown.request(STOP)
-    with pytest.raises(RunStopping):
-        await guarded
-    await asyncio.sleep(0)
-    assert work.cancelled
-
-
-async def test_work_is_not_begun_when_the_run_has_ended() -> None:
-    shutdown, work = ShutdownSignal(), Work()
-    shutdown.request(STOP)
-    with pytest.raises(RunStopping):
-        await shutdown.unless_stopping(work())
-    assert not work.begun
-
-
-async def test_a_guard_that_is_cancelled_cancels_its_work() -> None:
-    work = Work()
-    guarded = asyncio.create_task(ShutdownSignal().unless_stopping(work()))
-    await asyncio.sleep(0.001)
-    guarded.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await guarded
-    await asyncio.sleep(0)
-    assert work.cancelled
-
-
-async def test_nothing_is_left_running_behind_a_guard_or_a_pause() -> None:
-    shutdown, work = ShutdownSignal(), Work()
-    work.end.set()
-    await shutdown.unless_stopping(work())
-    await shutdown.sleep_unless_stopping(0.0)
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -20,9 +20,12 @@ import harvester as harvester_package
 from harvester.arrow import read
 from harvester.bitly.query import Query
 from harvester.dataset.dataset import PartLimits
+from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
-from harvester.run.job import _entered
+from harvester.progress import RunProgress
+from harvester.run.job import enter_in_thread
+from harvester.run.telemetry import Throughput, run_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import object_store as stores
 from harvester.storage.location import resolve
@@ -353,7 +356,7 @@ def test_slashes_at_the_end_are_dropped(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(UsageError, match=r"pip install 'harvester\[cloud\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'bitly-harvester\[cloud\]'"):
         stores.open_store("s3://lake/a")
 
 
@@ -370,16 +373,17 @@ def test_a_store_reads_creates_replaces_and_deletes(scheme: str, case: Case, mon
     url = case.out if scheme == "s3" else f"file://{case.folder}/store"
     store = stores.open_store(url)
     assert store.get("a") is None
-    assert store.chunks("a") is None
+    with pytest.raises(FileNotFoundError):
+        store.open("a")
     assert store.create("a", b"1")
     assert not store.create("a", b"2")
     assert store.get("a") == b"1"
-    store.replace("a", b"33")
-    assert b"".join(store.chunks("a") or ()) == b"33"
-    assert list(store.listing()) == [stores.Object("a", 2)]
+    store.replace("a", [b"3", b"3"])
+    assert store.open("a").read() == b"33"
+    assert store.names() == ["a"]
     store.delete("a")
     store.delete("a")
-    assert list(store.listing()) == []
+    assert store.names() == []
 
 
 def test_the_local_store_takes_a_whole_run(case: Case) -> None:
@@ -414,15 +418,15 @@ def test_what_another_try_cannot_mend_is_not_waited_for(
 ) -> None:
     case.s3.fault = once("GET", BUCKET, code, 10**6)
     with pytest.raises(OutputError, match=hint):
-        list(store.listing())
+        store.names()
     assert case.s3.requests.total() == 1
 
 
 def test_an_object_whose_connection_is_lost_is_read_on(case: Case, store: stores.ObjectStorage) -> None:
     data = os.urandom(2_000_000)
-    store.replace("a", data)
+    store.replace("a", [data])
     case.s3.fault = once("GET", "a", HALF, 2)
-    assert b"".join(store.chunks("a") or ()) == data
+    assert store.open("a").read() == data
     case.s3.fault = once("GET", "a", HALF, 2)
     assert store.digest("a") == (len(data), hashlib.sha256(data).hexdigest())
     assert store.digest("b") is None
@@ -446,7 +450,9 @@ def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
     place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
     with open_dataset(place, QUERY, PartLimits(10, 2**20), print) as dataset:
-        written = dataset.write_manifest({"pending": 0, "ended": None})
+        written = dataset.write_manifest(
+            run_report(RunProgress(), None, Throughput().report(1, ()), BudgetReport("", "", None, ()))
+        )
         shown = tmp_path / "store/_manifest.json"
         shown.unlink()
         dataset.renew_manifest(written)
@@ -464,6 +470,6 @@ def test_a_signal_is_heard_while_a_store_that_is_out_is_opened() -> None:
         shutdown = ShutdownSignal()
         asyncio.get_running_loop().call_soon(shutdown.request, Stop(StopReason.SIGNAL, "SIGTERM was received"))
         with ExitStack() as stack:
-            return await _entered(stack, opening(), shutdown, hurried)
+            return await enter_in_thread(stack, opening(), shutdown, hurried)
 
     assert asyncio.run(enter()) is True

@@ -1,0 +1,149 @@
+"""Commands that read: `status` and `verify` an output, `schema` its rows' form, `show` a few links from Bitly."""
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+from cyclopts import Parameter
+
+from harvester.bitly.facets import FacetName
+from harvester.cli.harvesting import observer_for
+from harvester.cli.signals import stop_on_signals
+from harvester.config.options import FormatName, ShapeName, ShowOptions, TargetName
+from harvester.config.sources import undashed
+from harvester.jsonlines import as_json
+from harvester.reporting.terminal import discard_output, print_out
+from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
+
+if TYPE_CHECKING:
+    from harvester.cli.show import Shown
+
+
+_SHOW_DEFAULTS = ShowOptions()
+
+
+def status(
+    out: str,
+    /,
+    *,
+    json: bool = False,
+    watch: bool = False,
+    every: str = "5s",
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
+    """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder, a growing file or a store's URL; or the manifest itself.
+    json:
+        Print a JSON object, for a program; with --watch one a line.
+    watch:
+        Look again until the run has ended: on a terminal in place, else a line at each change.
+    every:
+        How often --watch looks.
+    facet:
+        What {facet} in OUT stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT stands for.
+    """
+    from harvester.config.parsing import path_of, seconds_of
+    from harvester.reporting import run_status, status_text
+
+    path = path_of("OUT", undashed(out), facet, unit_reference)
+    if not watch:
+        status_text.print_status(run_status.look(path), json=json)
+        return OK
+    with suppress(KeyboardInterrupt):
+        status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=json)
+    return OK
+
+
+def verify(
+    out: str,
+    /,
+    *,
+    work_dir: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
+    """Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder, a growing file or a store's URL; a run may go on meanwhile.
+    work_dir:
+        What --work-dir was; by default the private state is looked for inside or beside OUT.
+    json:
+        Print a JSON object, for a program.
+    facet:
+        What {facet} in OUT and --work-dir stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT and --work-dir stands for.
+    """
+    from harvester.config.parsing import path_of
+    from harvester.verify import findings, verify
+
+    path = path_of("OUT", undashed(out), facet, unit_reference)
+    state = work_dir and path_of("--work-dir", work_dir, facet, unit_reference)
+    found = verify.verify(verify.output_at(path, state))
+    try:
+        print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
+    except BrokenPipeError:  # a reader that has gone still relies on the exit code
+        discard_output()
+    return OK if found.ok else OUTPUT
+
+
+def schema(
+    *,
+    target: Annotated[TargetName, Parameter(name="--for")],
+    shape: ShapeName = "nested",
+    format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
+) -> int:
+    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
+
+    Parameters
+    ----------
+    target:
+        Who is to understand it.
+    shape:
+        The rows' --shape, as run was told.
+    format:
+        The parts' --format, as run was told: it changes how they are read, not the columns.
+    """
+    from harvester.rows.encode import Format
+    from harvester.rows.schema import Shape
+    from harvester.rows.schema_export import Target, schema_for
+
+    print_out(schema_for(Target(target), Shape(shape), Format(format)))
+    return OK
+
+
+def show(
+    links: list[str], /, *, options: ShowOptions = _SHOW_DEFAULTS, json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
+    """Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.
+
+    Parameters
+    ----------
+    links:
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt. Each costs a call, each time: nothing is kept.
+    json:
+        Print the rows as `run` writes them, a line each, for a program.
+    """
+    from harvester.cli import show as shows
+
+    async def shown_links() -> "Shown":
+        shutdown = ShutdownSignal()
+        stop_on_signals(shutdown, observer_for("text"))
+        return await shows.show([undashed(link) for link in links], options, shutdown, json=json)
+
+    shown = asyncio.run(shown_links())
+    if shown.stop is not None:
+        return CONSEQUENCES[shown.stop.reason].exit_code
+    return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK

@@ -1,0 +1,53 @@
+"""Optional dependencies: each is imported here alone, and only by a run that needs it.
+
+An extra is a group of packages that `pip install 'bitly-harvester[NAME]'` adds; pyproject.toml lists them.
+"""
+
+import sys
+from typing import Any
+
+from harvester.errors import UsageError
+
+
+def install_line(extra: str) -> str:
+    """Return the shell command that installs an extra."""
+    return f"pip install 'bitly-harvester[{extra}]'"
+
+
+def import_zstd(needed_by: str, error_type: type[UsageError] = UsageError, option: str | None = None) -> Any:
+    """Return the module for Zstandard: the standard library's from Python 3.14 on, its backport from PyPI before.
+
+    needed_by: the beginning of the error message, such as `ndjson.zst needs a library`. option: the option
+    that asks for it.
+
+    Raises:
+        error_type: the backport is not installed.
+    """
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # noqa: PLC0415 - few runs need it
+        else:
+            from backports import zstd  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise error_type(f"{needed_by}: {install_line('zstd')}", option=option) from error
+    return zstd
+
+
+def import_pyarrow(
+    needed_by: str, error_type: type[UsageError] = UsageError, extra: str = "parquet", option: str | None = None
+) -> Any:
+    """Return pyarrow with its submodules `json` and `parquet` loaded.
+
+    needed_by: the beginning of the error message. extra: the one that the message tells to install. option: the option
+    that asks for it.
+
+    Raises:
+        error_type: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to import
+        import pyarrow.json  # noqa: PLC0415
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise error_type(f"{needed_by}: {install_line(extra)}", option=option) from error
+    return pa

@@ -1,0 +1,198 @@
+"""One link, or a few, without a dataset: the budget and the client alone.
+
+For `harvester show` and `harvester.metrics`. Rows are handed over the moment they are answered and nothing is kept, so
+there is no journal, no ledger and no private folder. The month, the windows and the machine's connections count as in
+any run, and a run's abort rules hold.
+"""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+from harvester.bitly.bitlinks import Bitlink
+from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
+from harvester.budget.throttling import ASK_ATTEMPTS
+from harvester.client import client
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.client.client import Client
+from harvester.client.limit_discovery import LimitDiscovery
+from harvester.clock import utc_iso
+from harvester.errors import RunStopping
+from harvester.events import RunObserver
+from harvester.links.feed import GIVEN
+from harvester.progress import RunOutcome, RunProgress
+from harvester.rows.row import RowBuilder
+from harvester.run.abort_rules import AbortRules
+from harvester.run.harvest import GRACE_SECONDS
+from harvester.run.job import Job, open_budgets
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.storage import filesystem
+
+
+async def look_up(
+    job: Job,
+    bitlinks: Sequence[Bitlink],
+    on_row: Callable[[Bitlink, bytes], None],
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+) -> RunOutcome:
+    """Fetch each bitlink once, and return how that ended.
+
+    job: its list and output are not used. on_row: called in the event loop with each row, as it is answered; what has
+    none goes to observer.failure. What on_row raises ends the lookup.
+
+    Raises:
+        ConnectionsBusy: other processes use all of this machine's connections. OutputError: the budget's file.
+    """
+    with ExitStack() as stack:
+
+        def scratch() -> str:
+            return stack.enter_context(filesystem.scratch_folder(job.work_dir))
+
+        budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
+        await budgets.slots.join()
+        clock, facet = budgets.clock.boot_seconds, job.query.facet
+        context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
+        async with client.opened(budgets.slots, job.asking, job.query, context) as opened:
+            discovery = LimitDiscovery(opened, budgets.facet, budgets.helpers, facet, shutdown)
+            lookup = Lookup(job, opened, bitlinks, on_row, shutdown, observer)
+            # For a few links a helper request would cost more than its answer is worth.
+            return await lookup.run(discovery if len(bitlinks) >= ASK_ATTEMPTS else None)
+
+
+class Lookup:
+    """Calls for bitlinks that are all known at the beginning; `run` is its only use."""
+
+    def __init__(
+        self,
+        job: Job,
+        opened: Client,
+        bitlinks: Sequence[Bitlink],
+        on_row: Callable[[Bitlink, bytes], None],
+        shutdown: ShutdownSignal,
+        observer: RunObserver,
+    ) -> None:
+        self._job = job
+        self._client = opened
+        self._waiting = deque(bitlinks)
+        self._on_row = on_row
+        self._shutdown = shutdown
+        self._observer = observer
+        self._rules = AbortRules(job.failure_limit, first_rows=True)
+        self._rows = RowBuilder(job.query, secrets.token_hex(6))
+        self._progress = RunProgress(
+            read_to_end=True, pending=len(bitlinks), attempts=opened.sender.counters, to_make=len(bitlinks)
+        )
+        opened.pace_by(self)
+
+    @property
+    def remaining(self) -> int:
+        """Calls that no worker has taken yet."""
+        return len(self._waiting)
+
+    async def run(self, discovery: LimitDiscovery | None) -> RunOutcome:
+        """Make all calls. discovery: learns Bitly's limits first; None to do without."""
+        reporting, limit = asyncio.create_task(self._keep_reporting()), self._limit_time()
+        calls = asyncio.create_task(self._make_calls(discovery))
+        ending = asyncio.create_task(self._cut_short(calls))
+        try:
+            await asyncio.wait({calls})
+            if not calls.cancelled():
+                calls.result()
+        except BaseExceptionGroup as group:  # the first: on_row's
+            raise group.exceptions[0] from None
+        finally:
+            for task in (reporting, ending, calls):
+                task.cancel()
+            await asyncio.wait({reporting, ending, calls})
+            if limit is not None:
+                limit.cancel()
+        if stop := self._rules.at_end():
+            self._shutdown.request(stop)
+        progress, stop = self._progress, self._shutdown.stop
+        if not progress.pending and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME}:
+            stop = None
+        return RunOutcome(not progress.pending and not progress.failed and stop is None, stop, progress)
+
+    def _limit_time(self) -> asyncio.TimerHandle | None:
+        if (seconds := self._job.max_time_seconds) is None:
+            return None
+        stop = Stop(StopReason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
+        return asyncio.get_running_loop().call_later(seconds, self._shutdown.request, stop)
+
+    async def _cut_short(self, calls: asyncio.Task[None]) -> None:
+        """Give calls in flight some seconds once the run is to end."""
+        await self._shutdown.wait()
+        await asyncio.sleep(GRACE_SECONDS)
+        calls.cancel()
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            sender = self._client.sender
+            self._progress.waiting, self._progress.trouble = sender.waiting, sender.trouble
+            self._observer.progress(self._progress)
+            await asyncio.sleep(self._job.harvesting.tell_seconds)
+
+    async def _make_calls(self, discovery: LimitDiscovery | None) -> None:
+        try:
+            if discovery is not None and (news := await discovery.learn()):
+                self._observer.note(news.text, news.event, **news.fields)
+        except RunStopping:
+            return
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._job.asking.connections, len(self._waiting))):
+                group.create_task(self._work(group))
+
+    async def _work(self, group: asyncio.TaskGroup) -> None:
+        """Make calls until there are no more; those to repeat wait in tasks of their own."""
+        try:
+            while self._waiting and self._shutdown.stop is None:
+                bitlink = self._waiting.popleft()
+                verdict = await self._client.fetch(bitlink)
+                if isinstance(verdict, Transient | Unreadable):
+                    group.create_task(self._retry(bitlink, verdict))
+                else:
+                    self._settle(bitlink, verdict, 1)
+        except RunStopping:
+            return
+
+    async def _retry(self, bitlink: Bitlink, first: Verdict) -> None:
+        try:
+            verdict, attempts = await self._client.retry(bitlink, first)
+        except RunStopping:
+            return
+        self._settle(bitlink, verdict, attempts)
+
+    def _settle(self, bitlink: Bitlink, verdict: Verdict, attempts: int) -> None:
+        stop, progress = self._rules.see(verdict), self._progress
+        if isinstance(verdict, Answer):
+            progress.rows, progress.pending = progress.rows + 1, progress.pending - 1
+            self._on_row(bitlink, self._rows.row(bitlink, self._rows.key(bitlink), verdict, utc_iso(datetime.now(UTC))))
+        elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
+            self._settle_failure(bitlink, verdict, attempts)
+        if stop is not None:
+            self._shutdown.request(stop)
+
+    def _settle_failure(
+        self, bitlink: Bitlink, verdict: Refused | Transient | Unreadable | Unknown, attempts: int
+    ) -> None:
+        # As in a harvest: a server that knows no path at all may be the wrong one.
+        refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
+        self._progress.pending -= 1
+        self._progress.refused += refused
+        self._progress.failed += not refused
+        line = self._rows.failure(
+            "refused" if refused else "failed",
+            bitlink=bitlink,
+            file=GIVEN,
+            line=0,
+            status=verdict.status,
+            message=verdict.message,
+            attempts=attempts,
+            body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
+        )
+        self._observer.failure(line)

@@ -1,0 +1,189 @@
+"""The calls that a list still needs: read in batches, sorted, and handed to the workers.
+
+A bitlink passes three questions. Is it in hand? Then it is a duplicate. Does the ledger know it from an earlier line
+of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left becomes a `Call`.
+
+Keys are in hand from the line that names them until their verdict is committed to the ledger. The ledger alone would
+not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
+bitlink would buy it twice. The ledger answers for everything older, so that memory does not grow with the list.
+
+Two bounds keep the list from running ahead of the calls. The worklist is refilled below its low-water mark, not when
+it is empty: a batch is read in a thread and compared with the ledger, and no worker should wait for that. The mark is
+a minute's window of calls, so that the end of a list that fits into the present window is seen while there is still
+something to gain by sending at once (`remaining`).
+"""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from harvester.budget.budget import Budget
+from harvester.client.client import KNOWN_GOOD_LINKS
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.ledger import Known, State, should_retry
+from harvester.events import RunObserver
+from harvester.links.batch import Batch, Link
+from harvester.links.feed import FileFeed, IterableFeed
+from harvester.links.files import Source
+from harvester.progress import RunProgress
+from harvester.run.committer import Committer
+from harvester.shutdown import ShutdownSignal
+
+LOW_WATER = 1000
+"""The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""
+MOST_READ_AHEAD = 20_000
+
+
+class Call(NamedTuple):
+    """A bitlink to fetch. previous: its state in the ledger, None for a new one."""
+
+    link: Link
+    key: bytes
+    previous: State | None
+
+
+class Worklist:
+    """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
+
+    committer: reads the ledger in its thread, and takes keys out of hand. known_good_links: the client's, to which
+    bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. retry_failed,
+    retry_refused: make calls again that would otherwise be left alone.
+    """
+
+    def __init__(
+        self,
+        links: list[Source] | IterableFeed,
+        dataset: Dataset,
+        committer: Committer,
+        known_good_links: deque[str],
+        budget: Budget,
+        shutdown: ShutdownSignal,
+        observer: RunObserver,
+        progress: RunProgress,
+        *,
+        retry_failed: bool = False,
+        retry_refused: bool = False,
+    ) -> None:
+        self.progress = progress
+        self._feed = links if isinstance(links, IterableFeed) else FileFeed(links)
+        self._dataset = dataset
+        self._committer = committer
+        self._in_hand = committer.in_hand
+        self._known_good_links = known_good_links
+        self._budget = budget
+        self._shutdown = shutdown
+        self._observer = observer
+        self._retry_failed = retry_failed
+        self._retry_refused = retry_refused
+        self._ready: deque[Call] = deque()
+        self._filled = asyncio.Event()
+        self._low = asyncio.Event()
+        self._closed = False
+
+    @property
+    def remaining(self) -> int | None:
+        """Calls that no worker has taken yet; None until the list was read to its end."""
+        return len(self._ready) if self.progress.read_to_end else None
+
+    # --- filling ---------------------------------------------------------------------------------------------------
+
+    async def read(self) -> list[Call] | None:
+        """Read the next batch of lines and return the calls that it needs, which may be none; None at the list's end.
+
+        Raises:
+            RunStopping: the run is ending. InputBroken: the list cannot be read further.
+        """
+        batch = await self._shutdown.unless_stopping(self._feed.next())
+        if batch is None:
+            self.progress.read_to_end = True
+            return None
+        self._count(batch)
+        claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
+        known = await self._committer.in_thread(self._dataset.known, [key for _, key in claimed])
+        return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+
+    def add(self, calls: list[Call]) -> None:
+        """Hand the calls to the workers."""
+        self.progress.pending += len(calls)
+        self._ready.extend(calls)
+        self._filled.set()
+
+    async def wait_until_low(self) -> None:
+        """Return once so few calls wait for a worker that the list should be read on.
+
+        Raises:
+            RunStopping: the run is ending.
+        """
+        while len(self._ready) >= self._low_water:
+            self._low.clear()
+            await self._shutdown.unless_stopping(self._low.wait())
+
+    def close(self) -> None:
+        """Add nothing any more: workers that wait for a call get none."""
+        self._closed = True
+        self._filled.set()
+
+    @property
+    def _low_water(self) -> int:
+        return max(LOW_WATER, min(self._budget.limits.per_minute, MOST_READ_AHEAD))
+
+    def _count(self, batch: Batch) -> None:
+        listed = self.progress.listed
+        listed.lines += batch.lines
+        listed.blank += batch.blank
+        listed.comments += batch.comments
+        listed.headers += batch.headers
+        listed.invalid += len(batch.invalid)
+        for bad in batch.invalid:
+            self._observer.invalid(bad)
+            line = self._dataset.rows.failure(
+                "invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason
+            )
+            self._dataset.note_invalid(line)
+
+    def _claim(self, link: Link) -> bytes | None:
+        """Take a bitlink into hand and return its key; None if it is in hand already, whatever its call's state."""
+        key = self._dataset.rows.key(link.bitlink)
+        if key in self._in_hand:
+            self.progress.listed.duplicates += 1
+            return None
+        self._in_hand.add(key)
+        return key
+
+    def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
+        """Return the call that a claimed bitlink needs, None if it needs none. known: what the ledger has on it."""
+        listed = self.progress.listed
+        if known is None:
+            listed.links += 1
+            return Call(link, key, None)
+        if known.seen == self._dataset.invocation:
+            listed.duplicates += 1
+            self._in_hand.discard(key)
+            return None
+        listed.links += 1
+        if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
+            return Call(link, key, known.state)
+        self._dataset.note_seen(key)
+        if known.state is State.ROW and len(self._known_good_links) < KNOWN_GOOD_LINKS:
+            self._known_good_links.append(link.bitlink)
+        self.progress.known += 1
+        self.progress.given_up += known.state is State.FAILED
+        return None
+
+    # --- emptying --------------------------------------------------------------------------------------------------
+
+    async def wait_for_call(self) -> bool:
+        """Return True as soon as there is a call to take, False when there will be none."""
+        while not self._ready:
+            if self._closed:
+                return False
+            self._filled.clear()
+            self._low.set()
+            await self._filled.wait()
+        return True
+
+    def take(self) -> Call:
+        """Remove the next call and return it; there must be one."""
+        if len(self._ready) <= self._low_water:
+            self._low.set()
+        return self._ready.popleft()

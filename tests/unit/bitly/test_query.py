@@ -1,0 +1,93 @@
+"""The request for a bitlink: its path, which no bitlink can leave, and its parameters."""
+
+import re
+from urllib.parse import parse_qsl, unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.bitly.bitlinks import parse
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, path
+from harvester.errors import InvalidBitlink
+
+REFERRERS = FACETS["referrers"]
+
+
+@pytest.mark.parametrize(
+    ("bitlink", "expected"),
+    [
+        ("bit.ly/3xYz", "/bitlinks/bit.ly/3xYz/referrers"),
+        ("es.pn/SuperBowl", "/bitlinks/es.pn/SuperBowl/referrers"),
+        ("bit.ly/a-b_c~d.e", "/bitlinks/bit.ly/a-b_c~d.e/referrers"),
+        ("bit.ly/é", "/bitlinks/bit.ly/%C3%A9/referrers"),
+        ("bit.ly/🦡", "/bitlinks/bit.ly/%F0%9F%A6%A1/referrers"),
+        ("bücher.example/x", "/bitlinks/b%C3%BCcher.example/x/referrers"),
+        ("bit.ly/a+b:c", "/bitlinks/bit.ly/a%2Bb%3Ac/referrers"),
+        ("bit.ly/a%2Fb", "/bitlinks/bit.ly/a%252Fb/referrers"),
+        ("bit.ly/a?b#c&d=e", "/bitlinks/bit.ly/a%3Fb%23c%26d%3De/referrers"),
+        ("bit.ly/../../user", "/bitlinks/bit.ly/..%2F..%2Fuser/referrers"),
+        ("bit.ly/a\\b", "/bitlinks/bit.ly/a%5Cb/referrers"),
+    ],
+)
+def test_the_slash_between_the_halves_is_literal_and_the_rest_is_encoded(bitlink: str, expected: str) -> None:
+    assert path(bitlink, REFERRERS) == expected
+
+
+@pytest.mark.parametrize("name", FACETS)
+def test_a_facets_path_ends_in_its_name(name: str) -> None:
+    assert path("bit.ly/x", FACETS[name]) == f"/bitlinks/bit.ly/x/{name}"
+
+
+@pytest.mark.parametrize(
+    "text", ["bit.ly/../../user", "bit.ly/..", "bit.ly/.", "../user", "./x", "bit.ly/../", "/user"]
+)
+def test_a_name_that_climbs_is_no_bitlink(text: str) -> None:
+    with pytest.raises(InvalidBitlink):
+        parse(text)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["bit.ly", "/", "..", ".", "%2F", "%2e", "%", "?", "#", "\\", "é", "%C2%AF", "a", "+", ";", "@"]
+        ),
+        max_size=10,
+    ).map("".join)
+)
+def test_no_bitlink_reaches_another_route(text: str) -> None:
+    try:
+        bitlink = parse("bit.ly/" + text)
+    except InvalidBitlink:
+        return
+    whole = path(bitlink, REFERRERS)
+    segments = whole.split("/")
+    assert segments[:3] == ["", "bitlinks", "bit.ly"]
+    assert segments[4:] == ["referrers"]
+    assert segments[3] not in {"", ".", ".."}
+    assert re.fullmatch(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+", segments[3])
+    assert unquote(segments[3]) == bitlink.partition("/")[2]
+
+
+def test_the_parameters_encode_plus_and_colon() -> None:
+    query = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+    assert query.parameters == "unit=day&units=-1&unit_reference=2026-11-23T06%3A00%3A00%2B0000&size=50"
+
+
+@given(st.sampled_from(["minute", "hour", "day", "week", "month"]), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_the_parameters_say_what_the_query_says(unit: str, units: int, size: int) -> None:
+    query = Query("countries", unit, units, "2026-01-02T03:04:05Z", size)
+    assert dict(parse_qsl(query.parameters)) == {
+        "unit": unit,
+        "units": str(units),
+        "unit_reference": "2026-01-02T03:04:05+0000",
+        "size": str(size),
+    }
+    assert query.as_dict() == {
+        "facet": "countries",
+        "unit": unit,
+        "units": units,
+        "unit_reference": "2026-01-02T03:04:05Z",
+        "size": size,
+    }

@@ -1,0 +1,106 @@
+"""Parquet lists."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from harvester.errors import InputBroken, UsageError
+from harvester.links.files import resolve_lists
+from harvester.links.lines import LINE_LIMIT
+from tests.unit.links.lists import places, read_list, read_until_broken, reasons, write, write_parquet
+
+if sys.version_info >= (3, 14):
+    pass
+else:
+    pass
+
+
+# --- Parquet ------------------------------------------------------------------------------------------------------
+
+
+def test_a_parquet_list_is_read_by_its_column_and_a_line_is_a_row(tmp_path: Path) -> None:
+    columns = {"n": [1, 2, 3, 4], "link": ["bit.ly/a", None, " ", "nonsense"], "a.b": ["bit.ly/d"] * 4}
+    path = write_parquet(tmp_path, columns)
+    batch = read_list(path)
+    assert (batch.lines, batch.headers, batch.blank, places(batch)) == (4, 0, 2, [("bit.ly/a", 1)])
+    assert [(line.text, line.file, line.line) for line in batch.invalid] == [("nonsense", path, 4)]
+    assert len(read_list(path, "a.b").links) == 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+    ids=str,
+)
+def test_any_kind_of_text_in_parquet_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    path = write_parquet(tmp_path, {"link": pa.array(["bit.ly/a", None, "bit.ly/é"]).cast(kind)})
+    assert places(read_list(path)) == [("bit.ly/a", 1), ("bit.ly/é", 3)]
+
+
+def test_rows_of_an_encoded_column_are_numbered_over_batches_and_groups(tmp_path: Path) -> None:
+    texts = [None if n % 7 == 0 else f"bit.ly/{n % 5000}" for n in range(12_345)]
+    path = str(tmp_path / "links.parquet")
+    parquet.write_table(pa.table({"link": pa.array(texts).dictionary_encode()}), path, row_group_size=5000)
+    batch = read_list(path)
+    assert (batch.lines, batch.blank) == (12_345, 1764)
+    assert places(batch) == [(text, number) for number, text in enumerate(texts, 1) if text]
+
+
+def test_bytes_of_parquet_that_are_no_text_are_an_invalid_line(tmp_path: Path) -> None:
+    batch = read_list(write_parquet(tmp_path, {"link": [b"bit.ly/\xff", b"bit.ly/a", b"x" * (LINE_LIMIT + 1)]}))
+    assert (reasons(batch), places(batch)) == ([(1, "not"), (3, "longer")], [("bit.ly/a", 2)])
+
+
+@pytest.mark.parametrize("values", [[1, 2], [[b"bit.ly/a"]], [{"link": "bit.ly/a"}]])
+def test_a_column_of_parquet_that_is_not_text_is_refused(tmp_path: Path, values: list[object]) -> None:
+    with pytest.raises(UsageError, match=r"column link holds .*, not text"):
+        resolve_lists([write_parquet(tmp_path, {"link": values})])
+
+
+def test_a_column_that_is_not_in_parquet_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, {"title": ["x"], "url": ["bit.ly/a"]})
+    with pytest.raises(UsageError, match="there are: title, url"):
+        resolve_lists([path])
+    with pytest.raises(UsageError, match="no column is called 2"):
+        resolve_lists([path], "2")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda _: b"bit.ly/a\n", lambda w: w[:-9], lambda w: w[:30] + w[40:]]
+)
+def test_a_damaged_parquet_file_is_an_explained_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    whole = Path(write_parquet(tmp_path, {"link": ["bit.ly/a"]})).read_bytes()
+    with pytest.raises(InputBroken, match=r"bad\.parquet: cannot be read past line 0"):
+        resolve_lists([write(tmp_path, damage(whole), "bad.parquet")])
+
+
+def test_parquet_that_breaks_off_gives_what_came_before(tmp_path: Path) -> None:
+    path = str(tmp_path / "links.parquet")
+    table = pa.table({"link": [f"bit.ly/{n}" for n in range(5000)]})
+    parquet.write_table(table, path, row_group_size=1000, compression="none", use_dictionary=False)
+    start = parquet.ParquetFile(path).metadata.row_group(3).column(0).data_page_offset
+    with open(path, "r+b") as stream:
+        stream.seek(start)
+        stream.write(b"\xff" * 16)
+    before, broken = read_until_broken(path)
+    assert places(before) == [(f"bit.ly/{n}", n + 1) for n in range(3000)]
+    assert "past line 3000" in str(broken)
+
+
+def test_parquet_from_a_pipe_is_read_through_a_copy(tmp_path: Path) -> None:
+    whole = Path(write_parquet(tmp_path, {"link": ["bit.ly/a"]})).read_bytes()
+    end, begin = os.pipe()
+    try:
+        os.write(begin, whole)
+        os.close(begin)
+        assert places(read_list(f"/dev/fd/{end}", list_format="parquet")) == [("bit.ly/a", 1)]
+    finally:
+        os.close(end)

@@ -1,0 +1,106 @@
+"""The worklist: what of a list becomes a call, what is a duplicate, and when the list is read on."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harvester.dataset.ledger import Known, State
+from harvester.errors import RunStopping
+from harvester.links.feed import IterableFeed
+from harvester.progress import RunProgress
+from harvester.run.worklist import LOW_WATER, Call, Worklist
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from tests.support.in_process import Listener
+from tests.support.simulated_bitly import MemoryStore
+
+
+class Here:
+    """Stands where the committer does: its thread is this one."""
+
+    def __init__(self) -> None:
+        self.in_hand: set[bytes] = set()
+
+    async def in_thread(self, work: Callable[..., Any], *arguments: object) -> Any:
+        return work(*arguments)
+
+
+def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool) -> Worklist:
+    budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
+    here: Any = Here()
+    dataset: Any = store or MemoryStore(invocation=2)
+    feed, shutdown = IterableFeed(links), ShutdownSignal()
+    return Worklist(feed, dataset, here, deque(), budget, shutdown, Listener(), RunProgress(), **retry)
+
+
+async def read_all(made: Worklist) -> list[Call]:
+    calls: list[Call] = []
+    while (found := await made.read()) is not None:
+        made.add(found)
+        calls += found
+    made.close()
+    return calls
+
+
+async def test_a_link_named_twice_becomes_one_call() -> None:
+    made = worklist(["bit.ly/a", "bit.ly/b", "https://bit.ly/a"])
+    assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a", "bit.ly/b"]
+    listed = made.progress.listed
+    assert (listed.lines, listed.links, listed.duplicates) == (3, 2, 1)
+    assert made._in_hand == {b"bit.ly/a", b"bit.ly/b"}
+
+
+async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_mention_is_a_duplicate() -> None:
+    store = MemoryStore({b"bit.ly/a": Known(State.ROW, 0, 1), b"bit.ly/b": Known(State.ROW, 0, 2)}, invocation=2)
+    made = worklist(["bit.ly/a", "bit.ly/b", "bit.ly/c"], store)
+    assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/c"]
+    assert (made.progress.known, made.progress.listed.duplicates, made.progress.pending) == (1, 1, 1)
+    assert list(made._known_good_links) == ["bit.ly/a"]
+
+
+@pytest.mark.parametrize(("retry", "calls"), [(False, 0), (True, 1)])
+async def test_a_refused_link_is_asked_for_again_only_if_that_was_asked_for(retry: bool, calls: int) -> None:
+    store = MemoryStore({b"bit.ly/a": Known(State.REFUSED, 0, 1)}, invocation=2)
+    found = await read_all(worklist(["bit.ly/a"], store, retry_refused=retry))
+    assert [call.previous for call in found] == [State.REFUSED] * calls
+
+
+async def test_how_many_calls_remain_is_known_at_the_lists_end_and_no_sooner() -> None:
+    made = worklist(["bit.ly/a", "bit.ly/b"])
+    calls = await made.read()
+    assert calls
+    made.add(calls)
+    assert made.remaining is None
+    await read_all(made)
+    assert made.remaining == 2
+    assert await made.wait_for_call()
+    made.take()
+    assert made.remaining == 1
+
+
+async def test_the_list_is_read_on_below_the_low_water_mark() -> None:
+    made = worklist([])
+    made.add([Call(*[None] * 3)] * (LOW_WATER + 1))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(made.wait_until_low())
+    await asyncio.sleep(0)
+    made.take()
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    made.take()
+    made.take()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_workers_that_wait_are_woken_by_the_end_and_a_reader_by_the_shutdown() -> None:
+    made = worklist([])
+    worker = asyncio.create_task(made.wait_for_call())
+    await asyncio.sleep(0)
+    made.close()
+    assert not await worker
+    made._shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
+    with pytest.raises(RunStopping):
+        await made.read()
