@@ -115,7 +115,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     A few of these go at once, the others wait; for many links take `stream`.
 
     Raises:
-        InvalidBitlink: that is none. LinkRefused, LinkFailed: it has no row. Stopped: something is wrong beside the
+        InvalidBitlink: that is none. LinkRefused, LinkFailed: it has no row. RunStopped: something is wrong beside the
         link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if not isinstance(bitlink, str):
