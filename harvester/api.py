@@ -27,7 +27,6 @@ from harvester.config.keywords import (
 )
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.dataset.sidecars import MANIFEST
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.links.feed import IterableFeed, Links, lists_of
@@ -39,7 +38,7 @@ from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
 from harvester.shutdown import ShutdownSignal, StopReason
-from harvester.storage.location import STDOUT, resolve
+from harvester.storage.location import MANIFEST, STDOUT, resolve
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]
@@ -116,7 +115,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     A few of these go at once, the others wait; for many links take `stream`.
 
     Raises:
-        InvalidBitlink: that is none. LinkRefused, LinkFailed: it has no row. Stopped: something is wrong beside the
+        InvalidBitlink: that is none. LinkRefused, LinkFailed: it has no row. RunStopped: something is wrong beside the
         link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if not isinstance(bitlink, str):

@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from harvester.config.parsing import path_of
-from harvester.dataset.manifest import NAME, Manifest, parse
+from harvester.dataset.manifest import Manifest, parse
 from harvester.dataset.publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS
-from harvester.storage.object_store import ObjectStorage, is_url, open_store
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url
+from harvester.storage.object_store import ObjectStorage, open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,9 +77,9 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
 
 def _shape_of(out: str, objects: ObjectStorage | None) -> Shape:
     """Return the shape of the rows, as the manifest has it; nested where there is no manifest."""
-    path = f"{out}/{NAME}"
+    path = f"{out}/{MANIFEST}"
     try:
-        text = objects.get(NAME) if objects else _bytes_of(path)
+        text = objects.get(MANIFEST) if objects else _bytes_of(path)
     except (FileNotFoundError, NotADirectoryError):
         text = None
     return Shape.NESTED if text is None else Shape(_manifest_in(text, path).shape)
@@ -129,7 +129,7 @@ def _parts_in_store(arrow: Any, objects: ObjectStorage, schema: "pa.Schema") -> 
 
 def _parts_among(names: list[str], out: str) -> list[tuple[str, Format]]:
     parts = [(name, Format(match["format"])) for name in sorted(names) if (match := PART_NAME.fullmatch(name))]
-    if not parts and NAME not in names and "_harvester" not in names:
+    if not parts and MANIFEST not in names and "_harvester" not in names:
         raise UsageError(f"{out}: nothing in it was written by harvester")
     return parts
 
@@ -144,7 +144,7 @@ def _part(arrow: Any, source: Any, form: Format, schema: "pa.Schema") -> "pa.Tab
 def _growing(arrow: Any, out: str) -> Any:
     """Return the growing file's bytes as far as the manifest counts them; those behind may be half a row."""
     folder = out + ".harvester"
-    path = os.path.join(folder, NAME)
+    path = os.path.join(folder, MANIFEST)
     try:
         committed = sum(part.bytes for part in _manifest_in(_bytes_of(path), path).parts)
     except FileNotFoundError as error:

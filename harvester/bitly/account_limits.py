@@ -82,7 +82,6 @@ def read_organization(body: bytes) -> str | None:
 
 def _objects(value: object) -> list[Mapping[str, Any]]:
     """Return the objects in a JSON list; nothing for another value."""
-    """Return the objects in a JSON list; nothing for another value."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 

@@ -3,13 +3,7 @@
 All that other code needs to know of a facet is derived from its entry: the request (`query`), how an answer is read
 (`verdicts`), the limits to ask for (`account_limits`), the choices of `--facet`, and the sandbox's routes.
 
-To add a facet whose answer lists value and clicks, such as `browsers`:
-
-1. add its name to `FacetName` and its entry to `FACETS`, below; a test compares the two;
-2. add a recorded or documented answer to tests/samples, as `200-browsers.json` with `"facet": "browsers"`;
-3. run tests/unit/bitly, tests/unit/config and tests/test_docs.py, which asks for the new choice in the printed help.
-
-A facet of another shape needs a reader beside `_read_value_and_clicks` too, and columns in `rows/schema.py`.
+CONTRIBUTING.md, "Add a facet", has the steps.
 """
 
 from collections.abc import Callable, Mapping

@@ -19,9 +19,9 @@ import orjson
 from harvester.clock import utc_iso
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.object_store import is_url, normal, open_store
+from harvester.storage.location import MANIFEST, is_url, normal
+from harvester.storage.object_store import open_store
 
-NAME = "_manifest.json"
 NEWEST = 1
 """The newest schema_version that this version reads."""
 _BESIDE = ".harvester"
@@ -206,8 +206,8 @@ def read(out: str) -> Found:
         UsageError: there is none, it cannot be read, or it is not a manifest of a known form.
     """
     if is_url(out):
-        out = normal(out.removesuffix("/" + NAME))
-        path, text = f"{out}/{NAME}", _text_in_store(out)
+        out = normal(out.removesuffix("/" + MANIFEST))
+        path, text = f"{out}/{MANIFEST}", _text_in_store(out)
     else:
         path, out = locate(out)
         text = _text_of(path, out)
@@ -290,12 +290,12 @@ def locate(out: str) -> tuple[str, str]:
     if out == "-":
         raise UsageError("rows on standard output leave no manifest behind: name a folder or a file")
     out = os.path.abspath(out)
-    if os.path.basename(out) == NAME:
+    if os.path.basename(out) == MANIFEST:
         path = out
     elif out.lower().endswith(_GROWING_ENDINGS) and not os.path.isdir(out):
-        path = os.path.join(out + _BESIDE, NAME)
+        path = os.path.join(out + _BESIDE, MANIFEST)
     else:
-        path = os.path.join(out, NAME)
+        path = os.path.join(out, MANIFEST)
     folder = os.path.dirname(path)
     growing = folder.removesuffix(_BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(_GROWING_ENDINGS) else folder
@@ -303,11 +303,11 @@ def locate(out: str) -> tuple[str, str]:
 
 def _text_in_store(url: str) -> bytes:
     try:
-        text = open_store(url).get(NAME)
+        text = open_store(url).get(MANIFEST)
     except OutputError as error:
         raise UsageError(str(error)) from error
     if text is None:
-        raise UsageError(f"nothing was begun at {url}: there is no {url}/{NAME}")
+        raise UsageError(f"nothing was begun at {url}: there is no {url}/{MANIFEST}")
     return text
 
 

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 from harvester.dataset.journal import path_of, read, remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, State
-from harvester.dataset.sidecars import MANIFEST
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.storage.filesystem import sync_folder
-from harvester.storage.location import OutputLocation
+from harvester.storage.location import MANIFEST, OutputLocation
 from harvester.storage.storage import Storage, digest_of_file
 
 PART_NAME = re.compile(

@@ -17,10 +17,8 @@ from harvester._version import __version__
 from harvester.dataset.ledger import Ledger
 from harvester.errors import OutputError, StoreRefused, explained
 from harvester.jsonlines import object_in
-from harvester.storage.location import OutputLocation
+from harvester.storage.location import CLAIM, FAILURES, MANIFEST, SUCCESS, OutputLocation
 from harvester.storage.storage import LocalStorage, Storage
-
-MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
 
 
 class Sidecars:

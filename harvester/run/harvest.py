@@ -105,7 +105,8 @@ class Harvest:
         return Worklist(
             links,
             self._dataset,
-            self._committer,
+            self._committer.in_hand,
+            self._committer.in_thread,
             self._client.known_good_links,
             self._budget,
             self._shutdown,

@@ -165,11 +165,23 @@ def _time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[N
         timer.cancel()
 
 
+def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> Preflight:
+    """Return the check of a job's list."""
+    return Preflight(
+        shutdown,
+        observer,
+        max_calls=job.harvesting.max_calls,
+        retry_failed=job.harvesting.retry_failed,
+        retry_refused=job.harvesting.retry_refused,
+        strict=job.strict,
+    )
+
+
 async def _check_list(
     job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
 ) -> tuple[list[Source] | IterableFeed, int | None]:
     """Return what to harvest from, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
-    preflight = Preflight(job.harvesting, shutdown, observer, strict=job.strict)
+    preflight = preflight_of(job, shutdown, observer)
     if job.given is None:
         return await preflight.check_sources(job.sources, dataset, budget, spools)
     await preflight.check_feed(job.given)

@@ -21,8 +21,8 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
-from harvester.run.job import Budgets, Job, open_budgets
-from harvester.run.preflight import ListCount, Preflight
+from harvester.run.job import Budgets, Job, open_budgets, preflight_of
+from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
 from harvester.storage import filesystem
@@ -66,7 +66,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(filesystem.scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
-        preflight = Preflight(job.harvesting, shutdown, observer, strict=job.strict)
+        preflight = preflight_of(job, shutdown, observer)
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources)
         if not token_known:
             return _plan(job, found, snapshot, None, [])

@@ -16,7 +16,6 @@ from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
-from harvester.run.harvest import HarvestOptions
 from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
 
@@ -50,14 +49,23 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
 class Preflight:
     """Counts a list before its run, reports what the month covers of it, and refuses what must not begin.
 
-    options: max_calls and retry_* decide which calls are counted. strict: a list with lines that are no bitlinks is
-    refused.
+    max_calls, retry_failed, retry_refused: the run's, which decide which calls are counted. strict: a list with lines
+    that are no bitlinks is refused.
     """
 
     def __init__(
-        self, options: HarvestOptions, shutdown: ShutdownSignal, observer: RunObserver, *, strict: bool
+        self,
+        shutdown: ShutdownSignal,
+        observer: RunObserver,
+        *,
+        max_calls: int | None,
+        retry_failed: bool,
+        retry_refused: bool,
+        strict: bool,
     ) -> None:
-        self._options = options
+        self._max_calls = max_calls
+        self._retry_failed = retry_failed
+        self._retry_refused = retry_refused
         self._shutdown = shutdown
         self._observer = observer
         self._strict = strict
@@ -92,7 +100,7 @@ class Preflight:
             pairs = zip(sources, spools, strict=True)
             sources = [source if source.rereadable else await self._spool(source, path) for source, path in pairs]
         countable = [source for source in sources if source.rereadable]
-        most, left = self._options.max_calls, budget.windows()[-1].remaining
+        most, left = self._max_calls, budget.windows()[-1].remaining
         month_matters = left is not None and (most is None or most > left)
         if not countable or not (self._strict or month_matters):
             return sources, None
@@ -115,7 +123,7 @@ class Preflight:
 
     def _count_list(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: Sequence[Source]) -> ListCount:
         """Read the sources to their end and count; blocks. Raises as `count`."""
-        found, check, options = ListCount(), self._count_check(), self._options
+        found, check = ListCount(), self._count_check()
 
         def keys() -> Iterator[list[bytes]]:
             for batch in read(sources):
@@ -130,7 +138,7 @@ class Preflight:
         def count(known: Known | None) -> None:
             found.links += 1
             pending = known is None or should_retry(
-                known, retry_failed=options.retry_failed, retry_refused=options.retry_refused
+                known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
             )
             found.calls += pending
             found.settled += known is not None and not pending and known.state is not State.FAILED
@@ -170,7 +178,7 @@ class Preflight:
         Raises:
             UsageError: nobody named the month's limit, and the list needs more than the least plan has.
         """
-        month, most = budget.windows()[-1], self._options.max_calls
+        month, most = budget.windows()[-1], self._max_calls
         needed = found.calls if most is None else min(found.calls, most)
         if month.remaining is None or needed <= month.remaining:
             return

@@ -15,7 +15,8 @@ something to gain by sending at once (`remaining`).
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from harvester.budget.budget import Budget
 from harvester.client.client import KNOWN_GOOD_LINKS
@@ -26,7 +27,6 @@ from harvester.links.batch import Batch, Link
 from harvester.links.feed import FileFeed, IterableFeed
 from harvester.links.files import Source
 from harvester.progress import RunProgress
-from harvester.run.committer import Committer
 from harvester.shutdown import ShutdownSignal
 
 LOW_WATER = 1000
@@ -42,10 +42,15 @@ class Call(NamedTuple):
     previous: State | None
 
 
+Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
+InThread: TypeAlias = Callable[[Lookup, list[bytes]], Awaitable[dict[bytes, Known]]]
+
+
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
-    committer: reads the ledger in its thread, and takes keys out of hand. known_good_links: the client's, to which
+    in_hand: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function in
+    the thread that reads the ledger. known_good_links: the client's, to which
     bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. retry_failed,
     retry_refused: make calls again that would otherwise be left alone.
     """
@@ -54,7 +59,8 @@ class Worklist:
         self,
         links: list[Source] | IterableFeed,
         dataset: Dataset,
-        committer: Committer,
+        in_hand: set[bytes],
+        in_thread: InThread,
         known_good_links: deque[str],
         budget: Budget,
         shutdown: ShutdownSignal,
@@ -67,8 +73,8 @@ class Worklist:
         self.progress = progress
         self._feed = links if isinstance(links, IterableFeed) else FileFeed(links)
         self._dataset = dataset
-        self._committer = committer
-        self._in_hand = committer.in_hand
+        self._in_hand = in_hand
+        self._in_thread = in_thread
         self._known_good_links = known_good_links
         self._budget = budget
         self._shutdown = shutdown
@@ -99,7 +105,7 @@ class Worklist:
             return None
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
-        known = await self._committer.in_thread(self._dataset.known, [key for _, key in claimed])
+        known = await self._in_thread(self._dataset.known, [key for _, key in claimed])
         return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
 
     def add(self, calls: list[Call]) -> None:

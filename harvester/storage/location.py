@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ import psutil
 from harvester.errors import OutputError, UsageError
 from harvester.storage import filesystem
 from harvester.storage.filesystem import inherit_folder_mode
-from harvester.storage.object_store import is_url, normal
 
 STDOUT = "-"
 BUDGET_FILE = "budget.sqlite"
@@ -42,6 +42,12 @@ _NETWORK = frozenset({
     "fuse.goofys", "fuse.mountpoint-s3", "fuse.ceph", "fuse.glusterfs", "fuse.davfs2", "fuse.blobfuse",
     "fuse.blobfuse2", "fuse.juicefs", "macfuse", "osxfuse",
 })  # fmt: skip
+
+
+MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
+_SCHEMES = ("s3", "gs", "az", "file")
+_SAFE = re.compile(r"[A-Za-z0-9!_.*'()=,+@:/-]+")
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class OutputKind(StrEnum):
@@ -141,6 +147,38 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
     return place
 
 
+def is_url(out: str) -> bool:
+    """True for anything that looks like a URL, including those of stores that harvester does not support."""
+    return _ANY_SCHEME.match(out) is not None
+
+
+def normal(url: str) -> str:
+    """Return a store's URL in its normal form, without a trailing slash.
+
+    Raises:
+        UsageError: another scheme, no bucket or prefix, or characters that programs encode in different ways.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in _SCHEMES:
+        raise UsageError(
+            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
+        )
+    if "@" in rest.split("/")[0]:
+        raise UsageError(f"{scheme}://: credentials stand in the environment, never in the address", option="--out")
+    path = rest.rstrip("/")
+    bucket, _, prefix = path.partition("/")
+    if (not bucket and scheme != "file") or not prefix:
+        raise UsageError(
+            f"{url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly", option="--out"
+        )
+    if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
+        raise UsageError(
+            f"{url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
+            option="--out",
+        )
+    return f"{scheme}://{path}"
+
+
 def _in_store(url: str, work_dir: str | None) -> OutputLocation:
     if not work_dir:
         raise UsageError(
@@ -181,7 +219,7 @@ def check_unused(place: OutputLocation) -> None:
 
 def _begun(place: OutputLocation) -> bool:
     names = set(os.listdir(place.public)) | set(os.listdir(place.private))
-    return "_manifest.json" in names or any(name.startswith(("journal-", "part-")) for name in names)
+    return MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 
 def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from harvester.errors import OutputError, StoreRefused, UsageError
 from harvester.extras import install_line
+from harvester.storage.location import normal
 from harvester.storage.storage import digest_of
 
 MOST_PART_BYTES = 512 * 1024 * 1024
@@ -32,11 +33,9 @@ _MOST_LOST = 3
 """Connections that may be lost in a row, without a byte received, while an object is read."""
 _STREAM_BYTES = 1024 * 1024
 # `file` is the library's store in a local folder: for tests, undocumented.
-_SCHEMES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "file": "LocalStore"}
+_STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "file": "LocalStore"}
 # Characters that every store takes unencoded, so that all programs agree on an object's name:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
-_SAFE = re.compile(r"[A-Za-z0-9!_.*'()=,+@:/-]+")
-_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _NO_HOPE = {"PermissionDeniedError", "UnauthenticatedError", "NotSupportedError", "InvalidPathError"}
 _WRONG_REGION = "incorrectly configured region"
@@ -50,38 +49,6 @@ _HINTS = {
 }
 
 T = TypeVar("T")
-
-
-def is_url(out: str) -> bool:
-    """True for anything that looks like a URL, including those of stores that harvester does not support."""
-    return _ANY_SCHEME.match(out) is not None
-
-
-def normal(url: str) -> str:
-    """Return a store's URL in its normal form, without a trailing slash.
-
-    Raises:
-        UsageError: another scheme, no bucket or prefix, or characters that programs encode in different ways.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme not in _SCHEMES:
-        raise UsageError(
-            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
-        )
-    if "@" in rest.split("/")[0]:
-        raise UsageError(f"{scheme}://: credentials stand in the environment, never in the address", option="--out")
-    path = rest.rstrip("/")
-    bucket, _, prefix = path.partition("/")
-    if (not bucket and scheme != "file") or not prefix:
-        raise UsageError(
-            f"{url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly", option="--out"
-        )
-    if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
-        raise UsageError(
-            f"{url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
-            option="--out",
-        )
-    return f"{scheme}://{path}"
 
 
 def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStorage":
@@ -100,7 +67,7 @@ def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStora
     def opened(seconds: int) -> Any:
         if scheme == "file":
             return library.store.LocalStore(prefix="/" + prefix, mkdir=True)
-        return getattr(library.store, _SCHEMES[scheme])(
+        return getattr(library.store, _STORES[scheme])(
             bucket,
             prefix=prefix,
             client_options=_client_options(seconds),

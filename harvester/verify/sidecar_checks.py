@@ -10,10 +10,10 @@ from typing import Any
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import UNITS
 from harvester.dataset.manifest import Manifest
-from harvester.dataset.sidecars import FAILURES, SUCCESS
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import FAILURE, Shape
+from harvester.storage.location import FAILURES, SUCCESS
 from harvester.storage.storage import Storage
 from harvester.verify.findings import Findings
 from harvester.verify.ledger_checks import LedgerCheck

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Manifest
 from harvester.dataset.publisher import PART_NAME
-from harvester.dataset.sidecars import MANIFEST, SUCCESS
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, OutputLocation, resolve
-from harvester.storage.object_store import is_url, normal, open_store
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, SUCCESS, OutputLocation, is_url, normal, resolve
+from harvester.storage.object_store import open_store
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.verify.duplicates import DuplicateFinder
 from harvester.verify.findings import Findings

@@ -18,22 +18,16 @@ from tests.support.in_process import Listener
 from tests.support.simulated_bitly import MemoryStore
 
 
-class Here:
-    """Stands where the committer does: its thread is this one."""
-
-    def __init__(self) -> None:
-        self.in_hand: set[bytes] = set()
-
-    async def in_thread(self, work: Callable[..., Any], *arguments: object) -> Any:
-        return work(*arguments)
+async def at_once(work: Callable[..., Any], *arguments: object) -> Any:
+    """Stands in for the committer's thread."""
+    return work(*arguments)
 
 
 def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool) -> Worklist:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
-    here: Any = Here()
     dataset: Any = store or MemoryStore(invocation=2)
     feed, shutdown = IterableFeed(links), ShutdownSignal()
-    return Worklist(feed, dataset, here, deque(), budget, shutdown, Listener(), RunProgress(), **retry)
+    return Worklist(feed, dataset, set(), at_once, deque(), budget, shutdown, Listener(), RunProgress(), **retry)
 
 
 async def read_all(made: Worklist) -> list[Call]:

@@ -39,7 +39,6 @@ def kill_in_flight(served: Served, cwd: Path, temporary: Path, *arguments: str) 
 
 COMMANDS = {
     "run": ("-m", "harvester", "run", "links.txt", "--out", "-", "--base-url"),
-    "show": ("-m", "harvester", "show", "bit.ly/a", "--base-url"),
     "stream": ("-c", STREAM),
 }
 
@@ -53,9 +52,17 @@ def test_what_a_killed_process_leaves_is_swept_by_the_next(
     temporary.mkdir()
     left = kill_in_flight(serve(latency_ms=60_000), tmp_path, temporary, *COMMANDS[command])
     assert [path.is_dir() for path in left] == [True]
-    done = harvester("show", "bit.ly/b", "--base-url", serve().url, env={"TMPDIR": str(temporary)})
+    done = harvester(
+        "run", "-", "--out", "-", "--base-url", serve().url, stdin=b"bit.ly/b\n", env={"TMPDIR": str(temporary)}
+    )
     assert done.returncode == 0, done.stderr
     assert list(temporary.iterdir()) == []
+
+
+def test_one_link_needs_no_scratch_folder(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    (temporary := tmp_path / "tmp").mkdir()
+    command = ("-m", "harvester", "show", "bit.ly/a", "--base-url")
+    assert kill_in_flight(serve(latency_ms=60_000), tmp_path, temporary, *command) == []
 
 
 def test_what_a_live_process_has_is_left_to_it(tmp_path: Path) -> None:
