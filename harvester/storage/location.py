@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-import platformdirs
-import psutil
-
 from harvester.errors import OutputError, UsageError
 from harvester.storage import filesystem
 from harvester.storage.filesystem import inherit_folder_mode
@@ -232,6 +229,8 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         UsageError: --state-dir is on a network file system.
     """
     try:
+        import platformdirs  # noqa: PLC0415 - commands that only read an output do not need it
+
         folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
     except RuntimeError:  # a user without a home, as containers have them
         folder = os.path.expanduser("~")
@@ -286,6 +285,8 @@ def _check_folder(out: str) -> None:
 
 def _check_local(private: str) -> None:
     """Raise UsageError for a folder on a file system that is known to be a network one."""
+    import psutil  # noqa: PLC0415 - commands that only read an output do not need it
+
     path = os.path.realpath(private)
     mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
     # Of several mounts on one path the last one is visible.
