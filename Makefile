@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-# More workers than the two cores of CI: many tests wait for a server, a lock or a deadline.
-PYTEST := $(BIN)/python -m pytest -n 6
+PYTEST := $(BIN)/python -m pytest -n 4
 
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
