@@ -29,9 +29,9 @@ from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
+from harvester.events import RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
-from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs

@@ -22,9 +22,9 @@ from harvester.client.client import Client
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
-from harvester.events import RunObserver
+from harvester.events import RunObserver, RunOutcome
 from harvester.links.feed import GIVEN
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import RunProgress
 from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
 from harvester.run.harvest import GRACE_SECONDS

@@ -17,8 +17,8 @@ from harvester.client.client import ClientSettings
 from harvester.client.token import Token
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import PartLimits
+from harvester.events import RunOutcome
 from harvester.links.files import resolve_lists
-from harvester.progress import RunOutcome
 from harvester.reporting import live_display
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.summary import summary

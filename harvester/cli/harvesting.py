@@ -25,7 +25,7 @@ from harvester.reporting.terminal import can_be_drawn_upon, print_out
 from harvester.shutdown import OK, ShutdownSignal
 
 if TYPE_CHECKING:
-    from harvester.progress import RunOutcome
+    from harvester.events import RunOutcome
     from harvester.reporting.reporter import Reporter
     from harvester.run.job import Job
 

@@ -19,10 +19,10 @@ from harvester.clock import utc_iso
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
 from harvester.errors import InvalidBitlink, OutputError, UsageError
-from harvester.events import Event, Field, InvalidLine
+from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
-from harvester.progress import RunProgress, WaitReason
+from harvester.progress import InvalidLine, RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
 from harvester.run.assembly import build_job

@@ -8,9 +8,9 @@ import orjson
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
-from harvester.events import InvalidLine
 from harvester.links.lines import GROUP_LINES, LINE_LIMIT
 from harvester.links.tables import KEPT_TEXT, TOO_LONG, ColumnBatch, readable
+from harvester.progress import InvalidLine
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""

@@ -21,10 +21,9 @@ from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import State
 from harvester.errors import InputBroken, OutputError, RunStopping
-from harvester.events import RunObserver
+from harvester.events import RunObserver, RunOutcome
 from harvester.links.feed import GIVEN, IterableFeed
 from harvester.links.files import Source
-from harvester.progress import RunOutcome
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import Telemetry

@@ -25,10 +25,10 @@ from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.stream_publisher import QueueSink, RowSink
 from harvester.errors import RunStopping
-from harvester.events import Event, RunObserver
+from harvester.events import Event, RunObserver, RunOutcome
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source
-from harvester.progress import RunOutcome, RunProgress, WindowState
+from harvester.progress import RunProgress, WindowState
 from harvester.rows.encode import RequestedPartFormat
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import Heartbeat, Metrics

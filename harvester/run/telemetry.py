@@ -17,8 +17,8 @@ from harvester.client.attempt import AttemptSender
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
 from harvester.errors import OutputError
-from harvester.events import RunObserver
-from harvester.progress import RunOutcome, RunProgress, WaitReason, WindowState
+from harvester.events import RunObserver, RunOutcome
+from harvester.progress import RunProgress, WaitReason, WindowState
 
 
 class Telemetry:

@@ -15,9 +15,9 @@ from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
 from harvester.client.token import Token
 from harvester.dataset.dataset import PartLimits
-from harvester.events import Event, Field, InvalidLine
+from harvester.events import Event, Field, RunOutcome
 from harvester.links import files as sources
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.run import job
 from harvester.run.harvest import HarvestOptions
 from harvester.shutdown import ShutdownSignal

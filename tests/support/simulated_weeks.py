@@ -18,8 +18,8 @@ from harvester.client.client import Client, ClientSettings
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import next_month
+from harvester.events import RunOutcome
 from harvester.links import files as sources
-from harvester.progress import RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
 from harvester.run.harvest import Harvest, HarvestOptions
