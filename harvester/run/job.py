@@ -14,6 +14,7 @@ from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.client import client
 from harvester.client.attempt import ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
@@ -206,8 +207,8 @@ def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observe
     slots = ConnectionSlots(lock_folder(folder, server), job.asking.connections)
     with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as database:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = Budget(database, account, endpoint_of(FACETS[facet]), job.wanted)
-        helpers = Budget(
+        budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.wanted)
+        helpers = MachineBudget(
             database, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
         )
         database.sync_each_commit(not budget.high_rate)

@@ -105,7 +105,7 @@ def _plan(
     job: Job, found: ListCount, snapshot: DatasetSnapshot, budget: Budget | None, plan_limits: list[PlanLimit]
 ) -> Plan:
     limits = budget.limits if budget else job.wanted.limits()
-    hour = budget.reported.limit if budget and budget.reported else None
+    hour = budget.reported_per_hour if budget else None
     unreserved = replace(job.wanted, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []

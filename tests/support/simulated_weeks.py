@@ -9,9 +9,9 @@ from typing import Any
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, endpoint_of
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings
@@ -84,8 +84,8 @@ class Weeks:
             book.sync_each_commit(False)
             account = Account("bitly:443", "token", "token")
             rng = random.Random(self.seed)
-            budget = Budget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
-            helpers = Budget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
+            budget = MachineBudget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
+            helpers = MachineBudget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
             shutdown, breaker = ShutdownSignal(), CircuitBreaker(BreakerRules(), self.clock.boot_seconds, rng)
             client = Client(
                 await pool_of(self.bitly, self.connections),
