@@ -38,7 +38,8 @@ from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
 from harvester.shutdown import ShutdownSignal, StopReason
-from harvester.storage.location import MANIFEST, STDOUT, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import MANIFEST, STDOUT
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]

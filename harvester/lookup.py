@@ -30,7 +30,7 @@ from harvester.run.abort_rules import AbortRules
 from harvester.run.harvest import GRACE_SECONDS
 from harvester.run.job import Job, open_budgets
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.storage import filesystem
+from harvester.storage.scratch import scratch_folder
 
 
 async def look_up(
@@ -51,7 +51,7 @@ async def look_up(
     with ExitStack() as stack:
 
         def scratch() -> str:
-            return stack.enter_context(filesystem.scratch_folder(job.work_dir))
+            return stack.enter_context(scratch_folder(job.work_dir))
 
         budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
         await budgets.slots.join()

@@ -15,8 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from harvester.errors import UsageError
-from harvester.extras import install_line
+from harvester.errors import UsageError, install_line
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend

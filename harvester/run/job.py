@@ -37,7 +37,8 @@ from harvester.run.harvest import Harvest, HarvestOptions, names_of
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
-from harvester.storage.location import BUDGET_FILE, OutputKind, OutputLocation, located, lock_folder, state_folder
+from harvester.storage.folders import BUDGET_FILE, located, lock_folder, state_folder
+from harvester.storage.location import OutputKind, OutputLocation
 from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024

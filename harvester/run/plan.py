@@ -25,8 +25,9 @@ from harvester.run.job import Budgets, Job, open_budgets, preflight_of
 from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
-from harvester.storage import filesystem
-from harvester.storage.location import STDOUT, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import STDOUT
+from harvester.storage.scratch import scratch_folder
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
@@ -63,7 +64,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
     """
     shutdown = ShutdownSignal()
     with ExitStack() as stack:
-        folder = stack.enter_context(filesystem.scratch_folder(None))
+        folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
         preflight = preflight_of(job, shutdown, observer)

@@ -23,7 +23,7 @@ from harvester.reporting.run_status import look
 from harvester.run.committer import Heartbeat
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import manifest
