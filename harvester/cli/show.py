@@ -25,8 +25,7 @@ from harvester.lookup import look_up
 from harvester.progress import InvalidLine, RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
-from harvester.run.assembly import build_job
-from harvester.run.job import Job
+from harvester.run.assembly import Job, build_job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
@@ -84,7 +83,7 @@ def _named(text: str) -> Bitlink:
 
 def _watched(job: Job) -> Job:
     """Return the job without --max-time: `_Waits` enforces it, knowing the current wait and called often."""
-    return replace(job, max_time_seconds=None, harvesting=replace(job.harvesting, tell_seconds=_LOOK_SECONDS))
+    return replace(job, max_time_seconds=None, tell_seconds=_LOOK_SECONDS)
 
 
 def _ending(stop: Stop) -> str:

@@ -56,6 +56,11 @@ class OutputLocation:
         return self.form in {OutputKind.FOLDER, OutputKind.STORE}
 
     @property
+    def kept(self) -> bool:
+        """False for rows on standard output, of which nothing is left when the run ends."""
+        return self.form is not OutputKind.STDOUT
+
+    @property
     def disk(self) -> str:
         """A path on the local disk that the output is written to."""
         return self.private if self.form is OutputKind.STORE else self.out

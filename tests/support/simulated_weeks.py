@@ -20,9 +20,12 @@ from harvester.client.token import Token
 from harvester.clock import next_month
 from harvester.events import RunOutcome
 from harvester.links import files as sources
+from harvester.links.feed import FileFeed
 from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
+from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
+from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, StopReason
 from tests.support.simulated_bitly import MemoryStore, Promise, SimulatedBitly, World, pool_of
 from tests.support.virtual_time import VirtualClock, run
@@ -93,13 +96,14 @@ class Weeks:
                 QUERY,
                 ClientContext(Token(lambda: "token"), budget, breaker, shutdown, self.clock.boot_seconds),
             )
-            inquiry = LimitDiscovery(client, budget, helpers, "referrers", shutdown)
+            inquiry = LimitDiscovery(client.sender, budget, helpers, "referrers", shutdown)
             rules = AbortRules(None, first_rows=self.store.invocation == 1)
             options = HarvestOptions(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
             observer = Reporter(quiet=True)
-            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options)
-            return await harvest.run(sources.resolve_lists([str(self.list)]))
+            heartbeat = Heartbeat(store, Telemetry(budget, store.invocation, ["list"]))
+            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options, heartbeat)
+            return await harvest.run(FileFeed(sources.resolve_lists([str(self.list)])))
 
     @property
     def repeated(self) -> int:
