@@ -14,18 +14,11 @@ from collections.abc import Callable
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
-from harvester.config.parsing import check_choice, checked_base_url
-from harvester.config.token_store import TokenStore, TokenStoreName
+from harvester.config.parsing import checked_base_url
+from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
-
-
-def store_of(text: str | None) -> TokenStoreName | None:
-    """Return the store that --store names, or None for the default. Raises UsageError."""
-    if text is not None:
-        check_choice("--store", text, tuple(TokenStoreName))
-    return None if text is None else TokenStoreName(text)
 
 
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
@@ -45,7 +38,7 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
     if options.token_command is not None:
         command = options.token_command
         return lambda: _token_from_command(command)
-    return lambda: _token_from_environment() or _stored_token(options)
+    return lambda: _unnamed_token(options)
 
 
 def has_token(options: AccessOptions) -> bool:
@@ -54,28 +47,26 @@ def has_token(options: AccessOptions) -> bool:
     Raises:
         UsageError: no source is named, and the store cannot be read.
     """
-    named = options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip()
-    return bool(named) or _store_for(options).read() is not None
+    return bool(token_origin(options))
 
 
 def token_origin(options: AccessOptions) -> str:
-    """Return the name of the source that `token_source` would read."""
-    if options.token_file is not None:
+    """Return the name of the source that `token_source` would read; empty if there is none. Raises as `has_token`."""
+    if options.token_file:
         return f"--token-file {options.token_file}"
-    if options.token_command is not None:
+    if options.token_command:
         return "--token-command"
     if os.environ.get("BITLY_TOKEN", "").strip():
         return "BITLY_TOKEN"
     stored = _store_for(options).read()
-    return stored[1] if stored else "BITLY_TOKEN"
+    return stored[1] if stored else ""
 
 
-def _token_from_environment() -> str | None:
+def _unnamed_token(options: AccessOptions) -> str:
+    """Return the token of BITLY_TOKEN, else the stored one."""
     text = os.environ.get("BITLY_TOKEN", "")
-    return checked_secret(text, "BITLY_TOKEN", "token") if text.strip() else None
-
-
-def _stored_token(options: AccessOptions) -> str:
+    if text.strip():
+        return checked_secret(text, "BITLY_TOKEN", "token")
     stored = _store_for(options).read()
     if stored is None:
         server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
