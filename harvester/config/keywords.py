@@ -80,7 +80,7 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     return made_of(RunOptions, {**values, "out": out})
 
 
-def path_of(name: str, value: object) -> str:
+def path_text(name: str, value: object) -> str:
     """Return a path as text. Raises UsageError for a value that is no path."""
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
