@@ -274,9 +274,14 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
     """Raise UsageError for an unknown name, with the known name nearest to it."""
     for name in given:
         if name not in known:
-            nearest = get_close_matches(name, known, 1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f": it is none of {', '.join(known)}"
-            raise UsageError(f"there is no option {name}{hint}")
+            none = f": it is none of {', '.join(known)}"
+            raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
+
+
+def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the end of an error about an unknown name: the known name nearest to it, or otherwise if none is near."""
+    nearest = get_close_matches(name.replace("-", "_"), [*known], 1)
+    return f"; did you mean {nearest[0]}?" if nearest else otherwise
 
 
 def names_in(kind: type) -> list[str]:
