@@ -24,34 +24,29 @@ _TOKEN_COMMAND_SECONDS = 60
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Return a function that reads the token from the source that the options name; it blocks, and raises UsageError.
 
-    warn: called if others can read the file.
-
-    Raises:
-        UsageError: two sources are named.
+    warn: called if others can read the file. Raises UsageError if two sources are named.
     """
-    if options.token_file is not None and options.token_command is not None:
+    path, command = options.token_file, options.token_command
+    if path is not None and command is not None:
         raise UsageError("and --token-command: give one of them", option="--token-file")
-    if options.token_file is not None:
-        path = options.token_file
+    if path is not None:
         warn_of_readers("--token-file", path, warn)
         return lambda: secret_in_file("--token-file", path, "token")
-    if options.token_command is not None:
-        command = options.token_command
+    if command is not None:
         return lambda: _token_from_command(command)
     return lambda: _unnamed_token(options)
 
 
 def has_token(options: AccessOptions) -> bool:
-    """Return True if a source is named or a token is stored, without reading the source.
-
-    Raises:
-        UsageError: no source is named, and the store cannot be read.
-    """
+    """Return True if `token_origin` has a name."""
     return bool(token_origin(options))
 
 
 def token_origin(options: AccessOptions) -> str:
-    """Return the name of the source that `token_source` would read; empty if there is none. Raises as `has_token`."""
+    """Return the name of the source that `token_source` would read; empty if there is none.
+
+    Of the sources only the store is read, if no other is named. Raises UsageError if that fails.
+    """
     if options.token_file:
         return f"--token-file {options.token_file}"
     if options.token_command:
@@ -111,11 +106,9 @@ def _printed_by(words: list[str]) -> str:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
             printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
-        except BaseException:
-            process.kill()
-            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
-            raise
         finally:
+            process.kill()  # does nothing to a command that has ended
+            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
             atexit.unregister(process.kill)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words[0])
@@ -133,7 +126,7 @@ def checked_secret(text: str, source: str, what: str) -> str:
 
 
 def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None:
-    """Warn if other users can read a file."""
+    """Warn if other users can read the file that an option names."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

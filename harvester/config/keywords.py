@@ -3,12 +3,12 @@
 import inspect
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
 
 from harvester.config import credentials
-from harvester.config.options import RunOptions, hints_in, made_of, refuse_unknown
+from harvester.config.options import RunOptions, hints_in, made_of, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -80,8 +80,16 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     return made_of(RunOptions, {**values, "out": out})
 
 
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for an unknown name, with the known name nearest to it."""
+    for name in given:
+        if name not in known:
+            none = f": it is none of {', '.join(known)}"
+            raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
+
+
 def path_text(name: str, value: object) -> str:
-    """Return a path as text. Raises UsageError for a value that is no path."""
+    """Return a path as text. Raises UsageError for a value that is neither a text nor a path object."""
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
     return os.fsdecode(value)

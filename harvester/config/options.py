@@ -3,8 +3,8 @@
 A value is what was written: `parsing` checks it and gives it its unit. The groups are the headings of `--help`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -12,7 +12,6 @@ from cyclopts import Group, Parameter
 
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
-from harvester.errors import UsageError
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
@@ -261,21 +260,14 @@ def by_name(options: Any) -> dict[str, Any]:
 
 
 def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Return a group of options, with the groups in it, from values by name; others have their defaults.
-
-    Raises:
-        UsageError: an unknown name, or no value for an option without a default.
-    """
-    refuse_unknown(given, names_in(kind))
-    return _built(kind, given)
-
-
-def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UsageError for an unknown name, with the known name nearest to it."""
-    for name in given:
-        if name not in known:
-            none = f": it is none of {', '.join(known)}"
-            raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
+    """Return a group of options, with the groups in it, from values by name, among which may be those of others."""
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            values[name] = made_of(hint, given)
+        elif name in given:
+            values[name] = given[name]
+    return kind(**values)
 
 
 def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
@@ -295,16 +287,3 @@ def hints_in(kind: type) -> dict[str, Any]:
     for name, hint in get_type_hints(kind).items():
         found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
     return found
-
-
-def _built(kind: type[T], given: Mapping[str, Any]) -> T:
-    values = {}
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint) and isinstance(hint, type):
-            values[name] = _built(hint, given)
-        elif name in given:
-            values[name] = given[name]
-    required = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing := [name for name in required if name not in values]:
-        raise UsageError(f"{', '.join(missing)}: a value is needed")
-    return kind(**values)

@@ -49,11 +49,7 @@ class TypedOptions:
 
 
 def typed(options: RunOptions) -> TypedOptions:
-    """Return the options of a run as typed values.
-
-    Raises:
-        UsageError: a value that means nothing or is out of its range; the first one found.
-    """
+    """Return the options of a run as typed values. Raises UsageError for the first that is wrong or out of range."""
     query, pin_reference = query_of(options.query)
     check_counts(options)
     output, limits, stopping = options.output, options.limits, options.stopping
@@ -75,8 +71,7 @@ def typed(options: RunOptions) -> TypedOptions:
 def query_of(options: QueryOptions) -> tuple[Query, bool]:
     """Return the query, and True if its unit_reference is the present moment because none was chosen.
 
-    Raises:
-        UsageError: a value that Bitly does not know.
+    Raises UsageError for a value that Bitly does not know.
     """
     check_choice("--facet", options.facet, tuple(FACETS))
     check_choice("--unit", options.unit, UNITS)

@@ -22,7 +22,6 @@ PREFIX = "HARVESTER_"
 DASH = "\x00dash"
 """Stands for a lone `-` on the command line, which cyclopts would take for an option."""
 COMMAND_LINE, DEFAULT = "command line", "default"
-_TOKEN_VARIABLE = "BITLY_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_OPTIONS = ("token_file", "token_command")
 """Once a source names one of these, sources of lower precedence are ignored for both; BITLY_TOKEN precedes the file."""
 _SEPARATE = frozenset({"sandbox", "demo"})
@@ -118,14 +117,12 @@ class File:
 
     A key above all tables is for every command that has such an option. A key in a command's table is for that command,
     and takes precedence. sandbox and demo use their own tables alone.
+
+    Raises:
+        UsageError: it cannot be read, or has a key that no command knows, or a value of the wrong type.
     """
 
     def __init__(self, path: str, app: App) -> None:
-        """Read and check the file.
-
-        Raises:
-            UsageError: it cannot be read, or has a key that no command knows, or a value of the wrong type.
-        """
         self._path = path
         self._content = _read(path)
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
@@ -145,7 +142,7 @@ class File:
             return
         command = commands[-1]
         known = set(_by_name(arguments))
-        if os.environ.get(_TOKEN_VARIABLE, "").strip():
+        if os.environ.get("BITLY_TOKEN", "").strip():
             known.difference_update(_TOKEN_OPTIONS)
         tables = {f" [{command}]": self._content.get(command, {})}
         if command not in _SEPARATE:

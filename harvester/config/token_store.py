@@ -69,8 +69,7 @@ class TokenStore:
     def choose(self, store: StoreName | None, tell: Callable[[str], None]) -> StoreName:
         """Return the store to write to: the one requested, else the keyring, else the file.
 
-        Raises:
-            UsageError: it does not work.
+        tell: called if there is no keyring. Raises UsageError if the store does not work.
         """
         if store != "file":
             try:
@@ -85,11 +84,7 @@ class TokenStore:
         return "file"
 
     def keep(self, token: str, store: StoreName) -> str:
-        """Store a token in place of an older one, and return the store's name.
-
-        Raises:
-            UsageError: the store fails.
-        """
+        """Store a token in place of an older one, and return the store's name. Raises UsageError if that fails."""
         if store == "file":
             self._file.write(token)
             return self._file.path
@@ -103,10 +98,9 @@ class TokenStore:
         return _KEYRING
 
     def forget(self, tell: Callable[[str], None]) -> bool:
-        """Delete the token from both stores, and return True if there was one. tell: called for each store.
+        """Delete the token from both stores, and return True if there was one.
 
-        Raises:
-            UsageError: the file or the keyring cannot be changed.
+        tell: called for each store that had it. Raises UsageError if a store cannot be changed.
         """
         found = self._file.remove()
         if found:
