@@ -5,10 +5,10 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypedDict, get_origin, get_type_hints
 
 from harvester.config import credentials
-from harvester.config.options import RunOptions, hints_in, made_of, nearest_of
+from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -130,7 +130,8 @@ def _result_of(token: Callable[[], object]) -> str:
 
 def _as(name: str, hint: Any, value: object) -> object:
     """Return a value as the type that the option has on the command line. Raises UsageError."""
-    kinds = _kinds(hint)
+    # The choices of a Literal are checked later, with those of the command line.
+    kinds = [str if get_origin(kind) is Literal else kind for kind in alternatives(hint)]
     if value is None and type(None) in kinds:
         return None
     if bool in kinds:
@@ -143,13 +144,6 @@ def _as(name: str, hint: Any, value: object) -> object:
         return text
     expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
     raise UsageError(f"{name}: {expected} was expected, not {type(value).__name__}")
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the types in a hint; a Literal counts as text, whose choices are checked later."""
-    if get_origin(hint) is Literal:
-        return (str,)
-    return tuple(kind for each in get_args(hint) for kind in _kinds(each)) or (hint,)
 
 
 def _as_text(value: object) -> str | None:

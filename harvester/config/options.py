@@ -6,7 +6,8 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -268,6 +269,11 @@ def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
         elif name in given:
             values[name] = given[name]
     return kind(**values)
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or any other hint alone."""
+    return get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
 
 
 def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:

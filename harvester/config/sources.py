@@ -15,13 +15,12 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
-from harvester.config.options import nearest_of
+from harvester.config.options import alternatives, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 PREFIX = "HARVESTER_"
 DASH = "\x00dash"
 """Stands for a lone `-` on the command line, which cyclopts would take for an option."""
-COMMAND_LINE, DEFAULT = "command line", "default"
 _TOKEN_OPTIONS = ("token_file", "token_command")
 """Once a source names one of these, sources of lower precedence are ignored for both; BITLY_TOKEN precedes the file."""
 _SEPARATE = frozenset({"sandbox", "demo"})
@@ -183,28 +182,22 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: nested too deeply") from None
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) in {None, Literal}:
-        return (hint,)
-    return tuple(kind for kind in get_args(hint) if kind is not NoneType)
-
-
 def _choices(hint: Any) -> list[str]:
-    return [choice for kind in _kinds(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
+    return [choice for kind in alternatives(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Return True if a value of a file has one of a hint's types; a whole number is a number, a flag is neither."""
     if choices := _choices(hint):
         return value in choices
-    kinds = _kinds(hint)
+    kinds = alternatives(hint)
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _expected(hint: Any) -> str:
     if choices := _choices(hint):
         return f"one of {', '.join(choices)}"
-    return " or ".join(_EXPECTED.get(kind, "text") for kind in _kinds(hint))
+    return " or ".join(_EXPECTED.get(kind, "text") for kind in alternatives(hint) if kind is not NoneType)
 
 
 def _shown(value: Any) -> str:
@@ -294,9 +287,9 @@ def effective(app: App, words: list[str]) -> list[Setting]:
 def _setting(name: str, argument: Argument) -> Setting:
     if not argument.tokens:
         default = argument.field_info.default
-        return Setting(name, None if default is argument.field_info.empty else default, DEFAULT)
+        return Setting(name, None if default is argument.field_info.empty else default, "default")
     token = argument.tokens[-1]
-    return Setting(name, argument.convert(), COMMAND_LINE if token.source == "cli" else str(token.keyword))
+    return Setting(name, argument.convert(), "command line" if token.source == "cli" else str(token.keyword))
 
 
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
