@@ -38,14 +38,14 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
 
 
 def has_token(options: AccessOptions) -> bool:
-    """Return True if `token_origin` has a name."""
+    """Return True if a source is named or a token is stored. Raises as `token_origin`."""
     return bool(token_origin(options))
 
 
 def token_origin(options: AccessOptions) -> str:
     """Return the name of the source that `token_source` would read; empty if there is none.
 
-    Of the sources only the store is read, if no other is named. Raises UsageError if that fails.
+    Reads the store if no other source is named. Raises UsageError if that fails.
     """
     if options.token_file:
         return f"--token-file {options.token_file}"

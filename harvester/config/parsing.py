@@ -223,8 +223,9 @@ def fill_output(options: RunOptions) -> RunOptions:
         return filled_path(option, path, query.facet, query.unit_reference, because=_NO_DEFAULT_DAY)
 
     output = options.output
+    out = filled("--out", output.out)
     work_dir = None if output.work_dir is None else filled("--work-dir", output.work_dir)
-    return replace(options, output=replace(output, out=filled("--out", output.out), work_dir=work_dir))
+    return replace(options, output=replace(output, out=out, work_dir=work_dir))
 
 
 def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
