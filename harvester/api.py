@@ -29,16 +29,17 @@ from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
+from harvester.events import RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
-from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
 from harvester.shutdown import ShutdownSignal, StopReason
-from harvester.storage.location import MANIFEST, STDOUT, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import MANIFEST, STDOUT
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read(
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
     path = filled_path("out", os.fsdecode(out), facet, moment)
-    objects = open_store(path) if is_url(path) else None
+    objects = open_store(normal(path)) if is_url(path) else None
     schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:

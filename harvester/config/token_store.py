@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from harvester.config.options import StoreName
-from harvester.errors import UsageError
-from harvester.extras import install_line
+from harvester.errors import UsageError, install_line
 from harvester.threads import in_daemon
 
 if TYPE_CHECKING:

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
-from harvester.events import InvalidLine
-from harvester.links.lines import GROUP_LINES, LINE_LIMIT
-from harvester.links.tables import KEPT_TEXT, TOO_LONG, ColumnBatch, readable
+from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable
+from harvester.progress import InvalidLine
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
@@ -38,6 +37,17 @@ class Batch:
     headers: int = 0
     invalid: list[InvalidLine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+
+
+class Feed(Protocol):
+    """A list as a run reads it."""
+
+    async def next(self) -> Batch | None:
+        """Return the next batch of links; None at the list's end.
+
+        Raises:
+            InputBroken: the list cannot be read to its end.
+        """
 
 
 def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import Batch, batch_of_column, batch_of_lines
-from harvester.links.lines import CHUNK, line_groups
+from harvester.links.columns import CHUNK, ColumnBatch
+from harvester.links.lines import line_groups
 from harvester.links.parquet import read_parquet
-from harvester.links.tables import ColumnBatch, read_csv, read_ndjson, read_tsv
+from harvester.links.tables import read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst")

@@ -17,13 +17,8 @@ from typing import Any, BinaryIO, cast
 
 from harvester.errors import InputBroken
 from harvester.extras import import_zstd
+from harvester.links.columns import CHUNK, GROUP_LINES, LINE_LIMIT
 
-CHUNK = 64 * 1024
-"""Bytes read at a time."""
-LINE_LIMIT = 64 * 1024
-"""Bytes of the longest valid line."""
-GROUP_LINES = 1000
-"""The largest number of lines in a group."""
 _WINDOW_LOG = 27
 """The largest window of a zstd frame, 128 MiB: what `zstd --ultra -22` makes, and `zstd -d` reads without a flag."""
 _SHORT_READ = 1024

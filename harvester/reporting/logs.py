@@ -19,9 +19,9 @@ import structlog
 
 from harvester.bitly.query import Query
 from harvester.errors import UsageError
-from harvester.events import Event, Field, InvalidLine, level
+from harvester.events import Event, Field, level
 from harvester.jsonlines import as_json
-from harvester.progress import RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped
 from harvester.rows.row import RowBuilder

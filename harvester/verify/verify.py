@@ -14,7 +14,8 @@ from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, SUCCESS, OutputLocation, is_url, normal, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, SUCCESS, OutputLocation, is_url, normal
 from harvester.storage.object_store import open_store
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.verify.duplicates import DuplicateFinder

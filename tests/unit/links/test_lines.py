@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harvester.links.columns import CHUNK
 from harvester.links.files import read, resolve_lists
-from harvester.links.lines import CHUNK
 from tests.unit.links.lists import peak_bytes, places, read_list, read_until_broken, reasons, write
 
 if sys.version_info >= (3, 14):
