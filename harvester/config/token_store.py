@@ -79,8 +79,8 @@ class TokenStore:
                 tell(f"{error}: the token goes into a file")
             else:
                 return "keyring"
-        self._file.ensure_folder()
-        return "file"
+        with self._file.created_folder():
+            return "file"
 
     def keep(self, token: str, store: StoreName) -> str:
         """Store a token in place of an older one, and return the store's name. Raises UsageError if that fails."""
@@ -188,14 +188,9 @@ class _TokenFile:
             finally:
                 os.close(descriptor)
 
-    def ensure_folder(self) -> None:
-        """Create the folder if it does not exist. Raises UsageError if that fails, or others can write to it."""
-        with self._created():
-            pass
-
     def write(self, token: str) -> None:
         """Replace the file atomically, in its folder, which is created if it does not exist. Raises UsageError."""
-        with self._created() as folder:
+        with self.created_folder() as folder:
             new = f".{self._name}-{secrets.token_hex(4)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
@@ -220,8 +215,11 @@ class _TokenFile:
             return self._name in names
 
     @contextmanager
-    def _created(self) -> Iterator[int]:
-        """Yield a descriptor of the folder as `_opened` does, after creating it if it does not exist."""
+    def created_folder(self) -> Iterator[int]:
+        """Yield a descriptor of the folder, after creating it if it does not exist.
+
+        Raises UsageError if that fails, or if others can write to it.
+        """
         if not os.path.isabs(self._folder):
             raise UsageError(f"{self._folder}: there is no home folder; name a folder by --token-store")
         try:
