@@ -21,7 +21,7 @@ from harvester.config.keywords import (
     MetricsKeywords,
     StreamKeywords,
     TokenGiven,
-    path_of,
+    path_text,
     run_options,
     token_reader,
 )
@@ -73,7 +73,7 @@ async def harvest(
         processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
         so far has been published.
     """
-    target = path_of("out", out)
+    target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = fill_output(run_options(options, HarvestKeywords, target))

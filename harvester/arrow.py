@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harvester.config.parsing import path_of
+from harvester.config.parsing import filled_path
 from harvester.dataset.manifest import Manifest, parse
 from harvester.dataset.publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
@@ -45,7 +45,7 @@ def read(
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
-    path = path_of("out", os.fsdecode(out), facet, moment)
+    path = filled_path("out", os.fsdecode(out), facet, moment)
     objects = open_store(normal(path)) if is_url(path) else None
     schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)

@@ -132,9 +132,7 @@ def _observed(lists: list[str], options: RunOptions, work: Callable[["Reporter"]
 
     live: draw the progress, where standard error is a terminal that can be drawn upon.
     """
-    from harvester.config.parsing import log_format_of
-
-    log_format, quiet, out = log_format_of(options.log), options.log.quiet, options.output.out
+    log_format, quiet, out = options.log.log_format, options.log.quiet, options.output.out
     observer = observer_for(log_format, quiet=quiet, show_failures=live and out == "-")
     drawn: AbstractContextManager[None] = nullcontext()
     if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):
