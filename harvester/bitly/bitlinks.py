@@ -23,9 +23,9 @@ _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _NOT_ASCII_ESCAPES = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
 _DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 
-# Remains of a list's own syntax in pasted text. No back-half contains any of these, so a call would be wasted.
-_NEVER = frozenset("\"'`“”‘’«»<>()[]{},;|\\^")
 _QUOTES = "\"'`“”‘’«»"
+# Remains of a list's own syntax in pasted text. No back-half contains any of these, so a call would be wasted.
+_NEVER = frozenset(_QUOTES + "<>()[]{},;|\\^")
 _AROUND = _QUOTES + "\ufeff" + " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
 
@@ -39,13 +39,12 @@ def parse(text: str) -> Bitlink:
     Raises:
         InvalidBitlink: the text cannot be `domain/back-half`; the message is the reason.
     """
-    if plain := _PLAIN.fullmatch(text):
-        if len(text) <= MAX_CHARACTERS:
-            return Bitlink(f"{plain[1]}/{plain[2]}")
-        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
-    bare = _strip_decoration(text)
+    plain = _PLAIN.fullmatch(text)
+    bare = text if plain else _strip_decoration(text)
     if len(bare) > MAX_CHARACTERS:
         raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
+    if plain:
+        return Bitlink(f"{plain[1]}/{plain[2]}")
     domain, slash, back_half = bare.partition("/")
     if not slash:
         raise InvalidBitlink("no slash: a bitlink is domain/back-half")

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
-from harvester.clock import utc_iso
+from harvester.clock import from_epoch, utc_iso
 from harvester.jsonlines import object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
@@ -126,18 +125,11 @@ class ParameterRefused:
     field: str
 
 
-Verdict = (
-    Answer
-    | Refused
-    | Transient
-    | Unreadable
-    | Unknown
-    | Throttled
-    | MonthSpent
-    | TokenRefused
-    | PlanRefused
-    | ParameterRefused
-)
+Failure = Refused | Transient | Unreadable | Unknown
+"""The verdicts that end a call without a row."""
+ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
+"""The verdicts that every further call would get too."""
+Verdict = Answer | Throttled | Failure | ForEveryCall
 
 _TRANSIENT_STATUSES = frozenset({500, 502, 503, 504})
 _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOMAIN", "HASH", "BACK_HALF"})
@@ -199,12 +191,12 @@ def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreada
         return Unreadable(200, str(error), body_excerpt(body))
     except orjson.JSONDecodeError:
         return Unreadable(200, "not JSON", body_excerpt(body))
-    units, reference = record.get("units"), record.get("unit_reference")
+    units = record.get("units")
     return Answer(
         metrics=metrics,
         clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
-        unit_reference_returned=_reference_text(reference),
+        unit_reference_returned=_reference_text(record.get("unit_reference")),
     )
 
 
@@ -213,16 +205,11 @@ def _reference_text(reference: object) -> str | None:
 
     Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
     """
-    if isinstance(reference, str | int) and not isinstance(reference, bool):
-        return _moment_text(reference)
-    return None
-
-
-@lru_cache(16)  # the query fixes it, so nearly all responses of a run have the same one
-def _moment_text(reference: str | int) -> str:
+    if not isinstance(reference, str | int) or isinstance(reference, bool):
+        return None
     try:
         if isinstance(reference, int):
-            return utc_iso(datetime.fromtimestamp(reference, UTC))
+            return utc_iso(from_epoch(reference))
         moment = datetime.fromisoformat(reference)
         return utc_iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
@@ -245,7 +232,7 @@ def _classify_refusal(
     if status == 404 and message == "NOT_FOUND":
         return Refused(status, text)
     if status == 404 and plain and not error:
-        return Refused(status, truncate(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
+        return Refused(status, body[:_MESSAGE_LIMIT].decode(errors="replace").strip(), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
     if status == 400:
