@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -92,23 +93,18 @@ def _parts(arrow: Any, storage: Storage, path: str, schema: "pa.Schema") -> Iter
     if not parts and MANIFEST not in names and "_harvester" not in names:
         raise UsageError(f"{path}: nothing in it was written by harvester")
     for part in parts:
-        format_ = Format(part["format"])
-        try:
-            source = _source(arrow, storage, part[0])
-            if format_ is Format.PARQUET:
-                yield arrow.parquet.read_table(source, schema=schema)
-            else:
-                yield _parsed(arrow, arrow.input_stream(source, compression=_COMPRESSION[format_]), schema)
-        except FileNotFoundError:
-            continue  # a loader has taken it since the listing
+        with suppress(FileNotFoundError):  # a loader has taken it since the listing
+            yield _part(arrow, storage, part[0], Format(part["format"]), schema)
 
 
-def _source(arrow: Any, storage: Storage, name: str) -> Any:
-    """Return a part as Arrow opens it: a local file's path, or an object's bytes."""
-    if not isinstance(storage, ObjectStorage):
-        return storage.path(name)
-    with storage.open(name) as stream:
-        return arrow.BufferReader(stream.read())
+def _part(arrow: Any, storage: Storage, name: str, format_: Format, schema: "pa.Schema") -> "pa.Table":
+    source: Any = storage.path(name)  # a local file, which Arrow opens by itself
+    if isinstance(storage, ObjectStorage):
+        with storage.open(name) as stream:
+            source = arrow.BufferReader(stream.read())
+    if format_ is Format.PARQUET:
+        return arrow.parquet.read_table(source, schema=schema)
+    return _parsed(arrow, arrow.input_stream(source, compression=_COMPRESSION[format_]), schema)
 
 
 def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schema") -> "pa.Table":

@@ -126,7 +126,7 @@ class ParameterRefused:
 
 
 Failure = Refused | Transient | Unreadable | Unknown
-"""The verdicts that end a call without a row."""
+"""The verdicts with which a call can end without a row."""
 ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
 """The verdicts that every further call would get too."""
 Verdict = Answer | Throttled | Failure | ForEveryCall
@@ -143,7 +143,29 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
 
     Raises nothing: any bytes get a verdict.
     """
-    return _read_success(body, facet, whole=whole) if status == 200 else classify_error(status, headers, body)
+    if status != 200:
+        return classify_error(status, headers, body)
+    try:
+        if not whole:
+            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
+        record = orjson.loads(body)
+        if type(record) is not dict:
+            raise NotTheFacet("not a JSON object")
+        metrics = facet.read(record)
+        clicks_listed = sum(metric["clicks"] for metric in metrics)
+        if clicks_listed > INT64_MAX:
+            raise NotTheFacet("clicks do not add up to a count")
+    except NotTheFacet as error:
+        return Unreadable(200, str(error), body_excerpt(body))
+    except orjson.JSONDecodeError:
+        return Unreadable(200, "not JSON", body_excerpt(body))
+    units = record.get("units")
+    return Answer(
+        metrics=metrics,
+        clicks_listed=clicks_listed,
+        units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
+        unit_reference_returned=_reference_text(record.get("unit_reference")),
+    )
 
 
 def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
@@ -174,30 +196,6 @@ def hint(headers: Mapping[str, str]) -> Hint:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, IndexError, OverflowError):
         return None
-
-
-def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreadable:
-    try:
-        if not whole:
-            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        record = orjson.loads(body)
-        if type(record) is not dict:
-            raise NotTheFacet("not a JSON object")
-        metrics = facet.read(record)
-        clicks_listed = sum(metric["clicks"] for metric in metrics)
-        if clicks_listed > INT64_MAX:
-            raise NotTheFacet("clicks do not add up to a count")
-    except NotTheFacet as error:
-        return Unreadable(200, str(error), body_excerpt(body))
-    except orjson.JSONDecodeError:
-        return Unreadable(200, "not JSON", body_excerpt(body))
-    units = record.get("units")
-    return Answer(
-        metrics=metrics,
-        clicks_listed=clicks_listed,
-        units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
-        unit_reference_returned=_reference_text(record.get("unit_reference")),
-    )
 
 
 def _reference_text(reference: object) -> str | None:

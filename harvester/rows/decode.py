@@ -17,13 +17,13 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import orjson
 
+from harvester.clock import from_epoch, utc_iso
 from harvester.extras import import_pyarrow, import_zstd
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import COLUMNS, Kind, Shape
@@ -205,7 +205,7 @@ def _moment_text(milliseconds: int) -> str:
     """Return a moment as NDJSON has it. With a fraction of a second, or out of range, it is another text: a bad row."""
     seconds, rest = divmod(milliseconds, 1000)
     try:
-        text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")[:19]
+        text = utc_iso(from_epoch(seconds))
     except (ValueError, OverflowError, OSError):
         return f"{milliseconds} ms since 1970"
-    return f"{text}.{rest:03}Z" if rest else f"{text}Z"
+    return f"{text[:-1]}.{rest:03}Z" if rest else text
