@@ -55,10 +55,8 @@ def parse(text: str) -> Bitlink:
     Raises:
         InvalidBitlink: the text cannot be `domain/back-half`; the message is the reason.
     """
-    if plain := _PLAIN.fullmatch(text):
-        if len(text) <= MAX_CHARACTERS:
-            return Bitlink(f"{plain[1]}/{plain[2]}")
-        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
+    if len(text) <= MAX_CHARACTERS and (plain := _PLAIN.fullmatch(text)):
+        return Bitlink(f"{plain[1]}/{plain[2]}")
     bare = _strip_decoration(_unescape(text))
     if len(bare) > MAX_CHARACTERS:
         raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
