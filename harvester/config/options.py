@@ -4,9 +4,9 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
@@ -290,21 +290,33 @@ def names_in(kind: type) -> list[str]:
 
 
 def hints_in(kind: type) -> dict[str, Any]:
-    """Return the type hints of a group's options, also of the groups in it, by name."""
+    """Return the type hints of a group's options, also of the groups in it, by name; without what Annotated adds."""
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
+    for each in _fields_of(kind):
+        hint: Any = each.type
+        if is_dataclass(hint) and isinstance(hint, type):
+            found |= hints_in(hint)
+        else:
+            found[each.name] = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return found
+
+
+def _fields_of(kind: type) -> Sequence[Field[Any]]:
+    """Return a group's fields. Their types are types, not text, as long as this module does not postpone annotations.
+
+    `typing.get_type_hints`, which evaluates text too, took a quarter of the CPU of one link from Python.
+    """
+    return fields(kind)
 
 
 def _built(kind: type[T], given: Mapping[str, Any]) -> T:
     values = {}
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint) and isinstance(hint, type):
-            values[name] = _built(hint, given)
-        elif name in given:
-            values[name] = given[name]
-    required = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+    for each in _fields_of(kind):
+        if is_dataclass(each.type) and isinstance(each.type, type):
+            values[each.name] = _built(each.type, given)
+        elif each.name in given:
+            values[each.name] = given[each.name]
+    required = [each.name for each in _fields_of(kind) if each.default is each.default_factory is MISSING]
     if missing := [name for name in required if name not in values]:
         raise UsageError(f"{', '.join(missing)}: a value is needed")
     return kind(**values)
