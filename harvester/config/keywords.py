@@ -5,7 +5,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypedDict, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
 from harvester.config import credentials
 from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
@@ -72,7 +72,7 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     Raises:
         UsageError: an unknown keyword, or a value of the wrong type.
     """
-    refuse_unknown(given, list(get_type_hints(allowed)))
+    refuse_unknown(given, list(allowed.__annotations__))
     hints = hints_in(RunOptions)
     values = {name: _as(name, hints[name], value) for name, value in given.items()}
     # The command reads this variable too: both must count in the same budget file.
@@ -110,6 +110,22 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
     if callable(token):
         return lambda: _result_of(token)
     raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
+
+
+def token_is_at_hand(token: TokenGiven, options: RunOptions) -> bool:
+    """Return whether reading the token cannot block: a text, a variable or a regular file.
+
+    A callable, a command, a pipe and a keyring, which may ask a person for a password, are read in a thread instead, so
+    that the event loop goes on.
+    """
+    if token is not None:
+        return isinstance(token, str)
+    access = options.access
+    if access.token_command is not None:
+        return False
+    if access.token_file is not None:
+        return os.path.isfile(access.token_file)
+    return bool(os.environ.get("BITLY_TOKEN", "").strip())
 
 
 def _result_of(token: Callable[[], object]) -> str:
