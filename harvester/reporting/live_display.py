@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from harvester.events import Event, Field
 from harvester.progress import RunProgress, duration
-from harvester.reporting.reporter import clock, explained, moves, trouble_of
+from harvester.reporting.reporter import clock, explained, moves, seconds_until, trouble_of
 from harvester.reporting.terminal import escaped, put
 
 SHORTEST_SECONDS = 0.25
@@ -75,10 +76,9 @@ class Display:
     def close(self) -> None:
         """Erase the frame; later events are written as plain lines."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                if _takes_more():
-                    self._draw([])
+            if not self._closed and _takes_more():
+                self._draw([])
+            self._closed = True
 
     def _draw(self, lines: list[Text]) -> None:
         before, after = self._erasure(), "\n".join(map(self._styled, lines))
@@ -94,12 +94,11 @@ class Display:
 
     def _erasure(self) -> str:
         """Return the control sequence that erases the last frame; a narrower terminal has wrapped its lines."""
-        if not _in_foreground():
-            self._drawn = []
+        if not self._drawn or not _in_foreground():
+            return ""
         columns = max(_size()[0], 1)
         height = sum(max(-(-cells // columns), 1) for cells in self._drawn)
-        self._drawn = []
-        return ("\r" + f"\x1b[{height - 1}A" * (height > 1) + "\x1b[J") if height else ""
+        return "\r" + f"\x1b[{height - 1}A" * (height > 1) + "\x1b[J"
 
     def _styled(self, line: Text) -> str:
         with self._console.capture() as captured:
@@ -151,20 +150,12 @@ def _size() -> tuple[int, int]:
 
 
 def frame(status: RunProgress, width: int) -> Iterator[Text]:
-    """Return the lines of a frame, the most important first, none wider than width."""
-    for line in _lines(status, width):
+    """Yield the lines of a frame, the most important first, none wider than width."""
+    packed = [_packed(pieces, width) for pieces in (_results(status), _standstill(status), _ahead(status))]
+    windows = _packed(_windows(status), width)
+    for line in chain([_bar(status, width)], *packed, [_chart(status, width)], windows):
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
-
-
-def _lines(status: RunProgress, width: int) -> Iterator[Text]:
-    yield _bar(status, width)
-    yield from _packed(_results(status), width)
-    if still := _standstill(status):
-        yield from _packed(still, width)
-    yield from _packed(_ahead(status), width)
-    yield _chart(status, width)
-    yield from _packed(_windows(status), width)
 
 
 def _broken(piece: Text, width: int) -> Iterable[Text]:
@@ -207,12 +198,11 @@ def _standstill(status: RunProgress) -> list[Text]:
     if status.waiting.until is None and moves(status):
         return []
     text = Text("waiting for " + escaped(explained(status.waiting)), "bold yellow")
-    left = (status.waiting.until - datetime.now().astimezone()).total_seconds() if status.waiting.until else 0
+    left = seconds_until(status.waiting.until) if status.waiting.until else 0
     return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 
 
 def _ahead(status: RunProgress) -> Iterator[Text]:
-    now = datetime.now().astimezone()
     if not status.remaining:
         return
     if status.spent:
@@ -220,8 +210,8 @@ def _ahead(status: RunProgress) -> Iterator[Text]:
         if status.ends:
             yield Text(f"all done about {_about(status.ends)}")
     elif status.ends:
-        left = max((status.ends - now).total_seconds(), 0.0)
-        yield Text.assemble((duration(round(left)), "bold"), " left")
+        left = round(max(seconds_until(status.ends), 0.0))
+        yield Text.assemble((duration(left), "bold"), " left")
         yield Text(f"until about {_about(status.ends)}")
 
 
