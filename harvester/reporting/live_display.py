@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import chain
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -23,7 +22,7 @@ from rich.text import Text
 from harvester.events import Event, Field
 from harvester.progress import RunProgress, duration
 from harvester.reporting.reporter import clock, explained, moves, seconds_until, trouble_of
-from harvester.reporting.terminal import escaped, put
+from harvester.reporting.terminal import escaped, escaped_lines, put
 
 SHORTEST_SECONDS = 0.25
 """The shortest time between two frames."""
@@ -52,7 +51,7 @@ class Display:
         """Write a text, escaped, above the frame."""
         with self._lock:
             if text:
-                self._pending += [escaped(line) + "\n" for line in text.split("\n")]
+                self._pending.append(escaped_lines(text) + "\n")
             if self._closed:
                 self._write()
             elif _takes_more():
@@ -151,9 +150,15 @@ def _size() -> tuple[int, int]:
 
 def frame(status: RunProgress, width: int) -> Iterator[Text]:
     """Yield the lines of a frame, the most important first, none wider than width."""
-    packed = [_packed(pieces, width) for pieces in (_results(status), _standstill(status), _ahead(status))]
-    windows = _packed(_windows(status), width)
-    for line in chain([_bar(status, width)], *packed, [_chart(status, width)], windows):
+    lines = [
+        _bar(status, width),
+        *_packed(_results(status), width),
+        *_packed(_standstill(status), width),
+        *_packed(_ahead(status), width),
+        _chart(status, width),
+        *_packed(_windows(status), width),
+    ]
+    for line in lines:
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
 

@@ -152,7 +152,7 @@ def _end(status: RunProgress) -> str:
 
 def moves(status: RunProgress) -> bool:
     """Return True if a call was settled in the last seconds."""
-    return any(list(status.per_second)[-_STILL_SECONDS:])
+    return any(status.per_second[-_STILL_SECONDS:])
 
 
 def trouble_of(status: RunProgress) -> str:

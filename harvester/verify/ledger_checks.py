@@ -112,7 +112,7 @@ class LedgerCheck:
         for _ in range(_LOOKS):
             counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot)]
             if None not in counts:
-                return sum(count for count in counts if count is not None)
+                return sum(filter(None, counts))
             self._snapshot = self._look()
         return None
 

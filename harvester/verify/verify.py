@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from harvester.bitly.query import Query
@@ -16,7 +17,7 @@ from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, SUCCESS, is_url, normal
+from harvester.storage.location import MANIFEST, SUCCESS, is_url, normal
 from harvester.storage.object_store import open_store
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.verify.duplicates import DuplicateFinder
@@ -52,10 +53,9 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
         store = open_store(out)
         return Output(out, store, store, growing=False, work_dir=work_dir)
     path, out = manifests.locate(out)
-    growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
-    beside = LocalStorage(os.path.dirname(path))
-    rows = LocalStorage(os.path.dirname(out)) if growing else beside
-    return Output(out, beside, rows, growing, work_dir)
+    folder = os.path.dirname(path)
+    growing = folder != out
+    return Output(out, LocalStorage(folder), LocalStorage(os.path.dirname(out) if growing else out), growing, work_dir)
 
 
 def verify(output: Output) -> Findings:
@@ -198,46 +198,19 @@ class _Rows:
             self._found.remarks.append(f"{text}manifest's started and updated: a clock was set")
 
     def _check_file(self, file: PublishedPart) -> None:
-        path, found = self._shelf.path(file.path), self._found
+        path = self._shelf.path(file.path)
         try:
             stream = self._shelf.open(file.path)
         except FileNotFoundError:
             self._report_gone(file, path)
             return
         except OSError as error:
-            found.problem(path, None, f"cannot be opened: {error.strerror or error}")
+            self._found.problem(path, None, f"cannot be opened: {error.strerror or error}")
             return
-        check = self._check_of(path)
         with closing(stream):
-            hashed = self._hashed(stream, file)
-            rows = self._read(hashed, _format_of(file.path), path, check)
-            if rows is None:
-                return
-            if self._growing and stream.read(1):
-                found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
-        found.parts += 1
-        found.rows += rows
-        found.calls += check.calls
-        found.bytes += hashed.size
-        self._fetched += filter(None, (check.earliest, check.latest))
-        if hashed.size != file.bytes:
-            found.problem(path, None, f"{hashed.size} bytes, and {file.bytes} in the manifest")
-        elif file.sha256 is not None and hashed.sha256 != file.sha256:
-            found.problem(path, None, f"its sha256 is {hashed.sha256}, and {file.sha256} in the manifest")
-        if (rows, check.calls) != (file.rows, file.calls):
-            text = f"{rows} rows of {check.calls} calls, and {file.rows} of {file.calls} in the manifest"
-            found.problem(path, None, text)
-
-    def _check_of(self, path: str) -> Nested | Flat:
-        def report(number: int, text: str) -> None:
-            self._found.problem(path, number, text)
-
-        if self._shape is Shape.NESTED:
-            return Nested(self._query, self._manifest.run_id, report)
-        return Flat(self._query, self._manifest.run_id, report, self._calls.add)
-
-    def _hashed(self, stream: BinaryIO, file: PublishedPart) -> HashingReader:
-        return HashingReader(stream, file.bytes if self._growing else None)
+            has = self._read(stream, file, path)
+        if has:
+            self._compare(has, file, path)
 
     def _report_gone(self, file: PublishedPart, path: str) -> None:
         if not self._growing:
@@ -245,11 +218,12 @@ class _Rows:
         elif file.bytes:
             self._found.problem(path, None, "it is gone; its rows are settled, so put it back")
 
-    def _read(self, hashed: HashingReader, form: Format, path: str, check: Nested | Flat) -> int | None:
-        """Check a file's rows. Return their number, or None if the file cannot be read to its end."""
+    def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:
+        """Check a file's rows. Return what it has, or None if it cannot be read to its end."""
+        check, hashed = self._check_of(path), self._hashed(stream, file)
         number, look, add = 0, check.look, self._keys.add
         try:
-            for number, row in rows_of(hashed, form, self._shape):
+            for number, row in rows_of(hashed, _format_of(file.path), self._shape):
                 key = look(number, row)
                 if key is not None:
                     add(key)
@@ -264,7 +238,34 @@ class _Rows:
         except OSError as error:
             self._found.problem(path, number + 1, f"cannot be read further: {error.strerror or error}")
             return None
-        return number
+        if self._growing and stream.read(1):
+            self._found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
+        self._fetched += filter(None, (check.earliest, check.latest))
+        return PublishedPart(file.path, number, check.calls, hashed.size, hashed.sha256)
+
+    def _check_of(self, path: str) -> Nested | Flat:
+        report = partial(self._found.problem, path)
+        if self._shape is Shape.NESTED:
+            return Nested(self._query, self._manifest.run_id, report)
+        return Flat(self._query, self._manifest.run_id, report, self._calls.add)
+
+    def _hashed(self, stream: BinaryIO, file: PublishedPart) -> HashingReader:
+        return HashingReader(stream, file.bytes if self._growing else None)
+
+    def _compare(self, has: PublishedPart, file: PublishedPart, path: str) -> None:
+        """Compare what a file has with its counts in manifest or ledger."""
+        found = self._found
+        found.parts += 1
+        found.rows += has.rows
+        found.calls += has.calls
+        found.bytes += has.bytes
+        if has.bytes != file.bytes:
+            found.problem(path, None, f"{has.bytes} bytes, and {file.bytes} in the manifest")
+        elif file.sha256 is not None and has.sha256 != file.sha256:
+            found.problem(path, None, f"its sha256 is {has.sha256}, and {file.sha256} in the manifest")
+        if (has.rows, has.calls) != (file.rows, file.calls):
+            text = f"{has.rows} rows of {has.calls} calls, and {file.rows} of {file.calls} in the manifest"
+            found.problem(path, None, text)
 
     # --- repeated keys ---------------------------------------------------------------------------------------------
 
