@@ -167,13 +167,9 @@ class Flat(_Common):
         self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in _OWN))
         self._call = call
         self._window = (query.facet, query.unit, str(query.units), query.unit_reference)
-        self._no_metrics = False
-        self._now: tuple[Any, ...] | None = None
-        self._first: dict[str, Any] = {}
         self._last = 0
-        self._metrics = self._clicks = 0
-        self._seen: dict[str, int] = {}
-        self._begun = hashlib.sha256()
+        # The state of one call is set by `_begin`; the first row of the file already calls it.
+        self._now: tuple[Any, ...] | None = None
 
     def look(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
@@ -208,7 +204,7 @@ class Flat(_Common):
         self._now, self._first = call, row
         self._metrics = self._clicks = 0
         self._no_metrics = False
-        self._seen = {}
+        self._seen: dict[str, int] = {}
         self._begun = hashlib.sha256(_SEPARATOR.join((row["bitlink"], *self._window, "")).encode())
         self._call(self._rows.key(row["bitlink"]))
 
