@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from tests.support.simulated_bitly import World
 from tests.support.simulated_weeks import Weeks
 from tests.support.virtual_time import THREADED, at_once
@@ -108,7 +108,7 @@ def take_cost(folder: Path, wanted: RequestedLimits) -> float:
         closing(BudgetDatabase(f"{place}/budget.sqlite")) as book,
     ):
         book.sync_each_commit(False)
-        budget = Budget(book, Account("bitly:443", "token", "account"), "endpoint", wanted)
+        budget = MachineBudget(book, Account("bitly:443", "token", "account"), "endpoint", wanted)
         began = time.process_time()
         for _ in range(TAKES):
             assert budget.try_acquire() is None

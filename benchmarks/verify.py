@@ -18,11 +18,12 @@ from harvester.dataset.ledger import State
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.dataset.sidecars import Sidecars
-from harvester.progress import ListCounts, RunOutcome, RunProgress
+from harvester.events import RunOutcome
+from harvester.progress import ListCounts, RunProgress
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.telemetry import Throughput, run_report
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 
 MOST_CPU_SECONDS = 15.0
 MOST_BYTES = 300 * 10**6

@@ -21,7 +21,7 @@ from harvester.config.keywords import (
     MetricsKeywords,
     StreamKeywords,
     TokenGiven,
-    path_of,
+    path_text,
     run_options,
     token_reader,
 )
@@ -29,16 +29,17 @@ from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
+from harvester.events import RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
-from harvester.progress import RunOutcome
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
 from harvester.shutdown import ShutdownSignal, StopReason
-from harvester.storage.location import MANIFEST, STDOUT, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import MANIFEST, STDOUT
 from harvester.threads import in_daemon
 
 Row = dict[str, Any]
@@ -72,7 +73,7 @@ async def harvest(
         processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
         so far has been published.
     """
-    target = path_of("out", out)
+    target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = fill_output(run_options(options, HarvestKeywords, target))

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harvester.config.parsing import path_of
+from harvester.config.parsing import filled_path
 from harvester.dataset.manifest import Manifest, parse
 from harvester.dataset.publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def read(
         raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
-    path = path_of("out", os.fsdecode(out), facet, moment)
-    objects = open_store(path) if is_url(path) else None
+    path = filled_path("out", os.fsdecode(out), facet, moment)
+    objects = open_store(normal(path)) if is_url(path) else None
     schema = arrow_schema(_shape_of(path, objects))
     chosen = schema.names if columns is None else list(columns)
     for name in chosen:

@@ -115,6 +115,11 @@ class BudgetBusy(OutputError):
     """The budget's file was held by another process for longer than the event loop may wait."""
 
 
+def install_line(extra: str) -> str:
+    """Return the shell command that installs an extra."""
+    return f"pip install 'bitly-harvester[{extra}]'"
+
+
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""

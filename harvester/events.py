@@ -1,10 +1,15 @@
-"""The events of a run and the interface of their observer. Names of events are stable (docs/logging.md)."""
+"""The events of a run, its outcome, and the interface of their observer.
+
+Names of events are stable (docs/logging.md).
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
-from harvester.progress import RunProgress
+from harvester.progress import InvalidLine, RunProgress
+from harvester.shutdown import Stop
 
 Field: TypeAlias = object
 """A value that JSON can hold, or a datetime."""
@@ -51,13 +56,13 @@ class EventMessage(NamedTuple):
     fields: Mapping[str, Field]
 
 
-class InvalidLine(NamedTuple):
-    """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """The end of a run. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
 
-    text: str
-    reason: str
-    file: str
-    line: int
+    complete: bool
+    stop: Stop | None
+    status: RunProgress
 
 
 class RunObserver(Protocol):

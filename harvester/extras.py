@@ -6,12 +6,7 @@ An extra is a group of packages that `pip install 'bitly-harvester[NAME]'` adds;
 import sys
 from typing import Any
 
-from harvester.errors import UsageError
-
-
-def install_line(extra: str) -> str:
-    """Return the shell command that installs an extra."""
-    return f"pip install 'bitly-harvester[{extra}]'"
+from harvester.errors import UsageError, install_line
 
 
 def import_zstd(needed_by: str, error_type: type[UsageError] = UsageError, option: str | None = None) -> Any:

@@ -22,15 +22,15 @@ from harvester.client.client import Client
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
-from harvester.events import RunObserver
+from harvester.events import RunObserver, RunOutcome
 from harvester.links.feed import GIVEN
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import RunProgress
 from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
+from harvester.run.assembly import Job, open_budgets
 from harvester.run.harvest import GRACE_SECONDS
-from harvester.run.job import Job, open_budgets
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.storage import filesystem
+from harvester.storage.scratch import scratch_folder
 
 
 async def look_up(
@@ -51,14 +51,14 @@ async def look_up(
     with ExitStack() as stack:
 
         def scratch() -> str:
-            return stack.enter_context(filesystem.scratch_folder(job.work_dir))
+            return stack.enter_context(scratch_folder(job.work_dir))
 
         budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
         await budgets.slots.join()
         clock, facet = budgets.clock.boot_seconds, job.query.facet
-        context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
-        async with client.opened(budgets.slots, job.asking, job.query, context) as opened:
-            discovery = LimitDiscovery(opened, budgets.facet, budgets.helpers, facet, shutdown)
+        context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+        async with client.opened(budgets.slots, job.client_settings, job.query, context) as opened:
+            discovery = LimitDiscovery(opened.sender, budgets.facet, budgets.helpers, facet, shutdown)
             lookup = Lookup(job, opened, bitlinks, on_row, shutdown, observer)
             # For a few links a helper request would cost more than its answer is worth.
             return await lookup.run(discovery if len(bitlinks) >= ASK_ATTEMPTS else None)
@@ -135,7 +135,7 @@ class Lookup:
             sender = self._client.sender
             self._progress.waiting, self._progress.trouble = sender.waiting, sender.trouble
             self._observer.progress(self._progress)
-            await asyncio.sleep(self._job.harvesting.tell_seconds)
+            await asyncio.sleep(self._job.tell_seconds)
 
     async def _make_calls(self, discovery: LimitDiscovery | None) -> None:
         try:
@@ -144,7 +144,7 @@ class Lookup:
         except RunStopping:
             return
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._job.asking.connections, len(self._waiting))):
+            for _ in range(min(self._job.client_settings.connections, len(self._waiting))):
                 group.create_task(self._work(group))
 
     async def _work(self, group: asyncio.TaskGroup) -> None:

@@ -1,11 +1,9 @@
-"""The progress and the outcome of a run, from which manifest, progress line and exit code are made; and their words."""
+"""The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
-
-from harvester.shutdown import Stop
 
 
 class WindowState(NamedTuple):
@@ -63,6 +61,15 @@ class ListCounts:
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
+
+
+class InvalidLine(NamedTuple):
+    """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
+
+    text: str
+    reason: str
+    file: str
+    line: int
 
 
 WAIT_REASONS = {
@@ -150,12 +157,3 @@ class RunProgress:
         if needed is None or self.most is None:
             return needed
         return min(needed, max(self.most - self.settled, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class RunOutcome:
-    """The end of a run. complete: the whole list was read and every call in it is settled. stop: why it ended early."""
-
-    complete: bool
-    stop: Stop | None
-    status: RunProgress

@@ -13,7 +13,8 @@ import pytest
 
 from harvester import __version__
 from harvester.cli.exit_codes import EXIT_CODES, exit_code
-from harvester.progress import WAIT_REASONS, RunOutcome, RunProgress
+from harvester.events import RunOutcome
+from harvester.progress import WAIT_REASONS, RunProgress
 from harvester.reporting.run_status import State
 from harvester.rows.schema import COLUMNS, FAILURE, METRIC, Shape
 from harvester.shutdown import Stop, StopReason

@@ -16,14 +16,11 @@ from typing import Any
 
 import orjson
 
-from harvester.budget.throttling import HOUR, MINUTE, AdaptiveLimit, LearnedLimit, ReportedLimits
+from harvester.budget.limits import HOUR, LATE_SECONDS, SPANS
+from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
 from harvester.clock import Clock
 from harvester.errors import BudgetBusy, OutputError
 
-LATE_SECONDS = 0.5
-"""Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
-closer together than they were sent."""
-SPANS = {MINUTE: 60.0, HOUR: 3600.0}
 _MONTHS_KEPT = 14
 _MOVED_SECONDS = 60.0
 """How far the wall clocks of two machines may differ when a state folder is carried from one to the other."""

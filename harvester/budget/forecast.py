@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.budget.budget import Budget
-from harvester.budget.database import LATE_SECONDS, SPANS
-from harvester.budget.limits import Limits
-from harvester.budget.throttling import HOUR, MINUTE
+from harvester.budget.limits import HOUR, LATE_SECONDS, MINUTE, SPANS, Limits
 from harvester.clock import next_month
 from harvester.progress import WindowState
 

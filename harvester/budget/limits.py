@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from harvester.budget.throttling import MINUTE
-
+MINUTE, HOUR = "minute", "hour"
+SPANS = {MINUTE: 60.0, HOUR: 3600.0}
+"""Seconds of the sliding windows."""
+LATE_SECONDS = 0.5
+"""Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
+closer together than they were sent."""
 THROTTLED = "throttled"
 
 

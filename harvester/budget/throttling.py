@@ -8,6 +8,8 @@ import random
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from harvester.budget.limits import HOUR, MINUTE
+
 LONGEST_HINT_SECONDS = 3600.0
 PROBE_SECONDS = 35.0
 """A probe without a response after this time counts as lost, together with its process."""
@@ -25,7 +27,6 @@ _MOST_PATIENCE = 5000
 _REMEMBERED = 10
 """A ceiling that has reached the window's own limit is forgotten after this multiple of its patience."""
 
-MINUTE, HOUR = "minute", "hour"
 _LEAST_HOUR = 100
 """The least that an unlimited hour is lowered to in one step, if its minute has no limit either."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import LATE_SECONDS, SPANS, BudgetDatabase, State
-from harvester.budget.limits import Account, MonthExhausted, RetryAfter
-from harvester.budget.throttling import HOUR, AdaptiveLimit
+from harvester.budget.database import BudgetDatabase, State
+from harvester.budget.limits import HOUR, LATE_SECONDS, SPANS, Account, MonthExhausted, RetryAfter
+from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
 
 _RECORDS_PER_SECOND = 10

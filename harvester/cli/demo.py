@@ -17,16 +17,15 @@ from harvester.client.client import ClientSettings
 from harvester.client.token import Token
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import PartLimits
+from harvester.events import RunOutcome
 from harvester.links.files import resolve_lists
-from harvester.progress import RunOutcome
 from harvester.reporting import live_display
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.summary import summary
 from harvester.reporting.terminal import can_be_drawn_upon, escaped
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.run import job as jobs
-from harvester.run.harvest import HarvestOptions
-from harvester.run.job import Job
+from harvester.run.assembly import Job
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.shutdown import ShutdownSignal
 
@@ -59,11 +58,10 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
             work_dir=None,
             query=Query("referrers", "day", -1, utc_iso(datetime.now(UTC)), 50),
             pin_reference=True,
-            wanted=RequestedLimits(per_minute=6000, per_hour=0, per_month=1000),
-            asking=ClientSettings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
+            limits=RequestedLimits(per_minute=6000, per_hour=0, per_month=1000),
+            client_settings=ClientSettings(url, MAX_CONNECTIONS, attempts=5, timeout_seconds=10.0, backoff_seconds=0.2),
             parts=PartLimits(rows=1_000_000, bytes=128 * 1024 * 1024),
-            harvesting=HarvestOptions(workers=MAX_CONNECTIONS),
-            making=RequestedPartFormat(Format.NDJSON),
+            part_format=RequestedPartFormat(Format.NDJSON),
             state_dir=str(Path(folder) / "_harvester"),  # its calls must not count in the user's own budget
         )
         with closing(Reporter()) as observer, ExitStack() as stack:

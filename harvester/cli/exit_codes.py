@@ -20,7 +20,7 @@ from harvester.shutdown import (
 )
 
 if TYPE_CHECKING:
-    from harvester.progress import RunOutcome
+    from harvester.events import RunOutcome
     from harvester.reporting.reporter import Reporter
 
 

@@ -25,9 +25,9 @@ from harvester.reporting.terminal import can_be_drawn_upon, print_out
 from harvester.shutdown import OK, ShutdownSignal
 
 if TYPE_CHECKING:
-    from harvester.progress import RunOutcome
+    from harvester.events import RunOutcome
     from harvester.reporting.reporter import Reporter
-    from harvester.run.job import Job
+    from harvester.run.assembly import Job
 
 SWITCH_SECONDS = 0.0001
 """The longest that the thread writing parts keeps the interpreter while the event loop waits for it. With Python's
@@ -89,9 +89,9 @@ def _run(lists: list[str], options: RunOptions, observer: "Reporter") -> int:
 def _run_job(job: "Job", observer: "Reporter") -> "RunOutcome":
     from harvester.run import job as jobs
 
-    if job.asking.connections > MAX_CONNECTIONS:
+    if (connections := job.client_settings.connections) > MAX_CONNECTIONS:
         observer.warn(
-            f"--connections {job.asking.connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
+            f"--connections {connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
 
@@ -132,9 +132,7 @@ def _observed(lists: list[str], options: RunOptions, work: Callable[["Reporter"]
 
     live: draw the progress, where standard error is a terminal that can be drawn upon.
     """
-    from harvester.config.parsing import log_format_of
-
-    log_format, quiet, out = log_format_of(options.log), options.log.quiet, options.output.out
+    log_format, quiet, out = options.log.log_format, options.log.quiet, options.output.out
     observer = observer_for(log_format, quiet=quiet, show_failures=live and out == "-")
     drawn: AbstractContextManager[None] = nullcontext()
     if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):

@@ -50,10 +50,10 @@ def status(
     unit_reference:
         The moment whose UTC day {dt} in OUT stands for.
     """
-    from harvester.config.parsing import path_of, seconds_of
+    from harvester.config.parsing import filled_path, seconds_of
     from harvester.reporting import run_status, status_text
 
-    path = path_of("OUT", undashed(out), facet, unit_reference)
+    path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
         status_text.print_status(run_status.look(path), json=json)
         return OK
@@ -86,11 +86,11 @@ def verify(
     unit_reference:
         The moment whose UTC day {dt} in OUT and --work-dir stands for.
     """
-    from harvester.config.parsing import path_of
+    from harvester.config.parsing import filled_path
     from harvester.verify import findings, verify
 
-    path = path_of("OUT", undashed(out), facet, unit_reference)
-    state = work_dir and path_of("--work-dir", work_dir, facet, unit_reference)
+    path = filled_path("OUT", undashed(out), facet, unit_reference)
+    state = work_dir and filled_path("--work-dir", work_dir, facet, unit_reference)
     found = verify.verify(verify.output_at(path, state))
     try:
         print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))

@@ -19,14 +19,13 @@ from harvester.clock import utc_iso
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
 from harvester.errors import InvalidBitlink, OutputError, UsageError
-from harvester.events import Event, Field, InvalidLine
+from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
-from harvester.progress import RunProgress, WaitReason
+from harvester.progress import InvalidLine, RunProgress, WaitReason
 from harvester.reporting.reporter import explained
 from harvester.reporting.terminal import escaped, printing, say
-from harvester.run.assembly import build_job
-from harvester.run.job import Job
+from harvester.run.assembly import Job, build_job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
@@ -84,7 +83,7 @@ def _named(text: str) -> Bitlink:
 
 def _watched(job: Job) -> Job:
     """Return the job without --max-time: `_Waits` enforces it, knowing the current wait and called often."""
-    return replace(job, max_time_seconds=None, harvesting=replace(job.harvesting, tell_seconds=_LOOK_SECONDS))
+    return replace(job, max_time_seconds=None, tell_seconds=_LOOK_SECONDS)
 
 
 def _ending(stop: Stop) -> str:

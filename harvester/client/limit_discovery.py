@@ -12,8 +12,7 @@ from harvester.bitly.account_limits import (
 from harvester.bitly.facets import FACETS
 from harvester.bitly.verdicts import MonthSpent, classify_error
 from harvester.budget.budget import Budget
-from harvester.client.attempt import NOT_ASKED, HelperResponse, month_spent
-from harvester.client.client import Client
+from harvester.client.attempt import NOT_ASKED, AttemptSender, HelperResponse, month_spent
 from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -30,8 +29,10 @@ class LimitDiscovery:
     budget: of the facet's endpoint. helpers: of the helper routes.
     """
 
-    def __init__(self, client: Client, budget: Budget, helpers: Budget, facet: str, shutdown: ShutdownSignal) -> None:
-        self._client = client
+    def __init__(
+        self, sender: AttemptSender, budget: Budget, helpers: Budget, facet: str, shutdown: ShutdownSignal
+    ) -> None:
+        self._sender = sender
         self._budget = budget
         self._helpers = helpers
         self._facet = FACETS[facet]
@@ -49,7 +50,7 @@ class LimitDiscovery:
             if not self._budget.ask_due(begin=self._requests == 0):
                 return None
             self._requests += 1
-            return self._record(await self._client.sender.look_up(platform_limits_target(self._facet), self._helpers))
+            return self._record(await self._sender.look_up(platform_limits_target(self._facet), self._helpers))
         except BudgetBusy:
             return None
         except OutputError as error:
@@ -91,11 +92,11 @@ class LimitDiscovery:
 
     async def plan(self) -> list[PlanLimit]:
         """Fetch the plan's limits with two helper requests; empty if Bitly does not report them."""
-        groups = await self._client.sender.look_up(GROUPS, self._helpers)
+        groups = await self._sender.look_up(GROUPS, self._helpers)
         organization = read_organization(groups.body) if groups and groups.status == 200 else None
         if organization is None:
             return []
-        response = await self._client.sender.look_up(plan_limits_target(organization), self._helpers)
+        response = await self._sender.look_up(plan_limits_target(organization), self._helpers)
         return read_plan_limits(response.body) if response and response.status == 200 else []
 
     def _stop_if_spent(self, response: HelperResponse | None) -> None:

@@ -8,18 +8,17 @@ to upload.
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import Journal
-from harvester.dataset.ledger import Entry, Known, Ledger, State, Totals
+from harvester.dataset.ledger import Entry, FileCheckpoint, Known, Ledger, State, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
-from harvester.dataset.publisher import Publisher
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import explained
 from harvester.progress import AttemptCounts
@@ -89,6 +88,45 @@ class Recovered(NamedTuple):
     invocation: int
     journal: Journal
     committed: dict[int, int]
+
+
+class Publisher(Protocol):
+    """Brings committed journal lines to the consumer.
+
+    in_parts: True where `publish` takes long (it makes whole parts) and may run while more is committed; False where
+    each commit is published at once. uncommitted_limit: verdicts that may wait for a commit.
+    """
+
+    in_parts: bool
+    uncommitted_limit: int
+
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
+        """Finish or undo what a crash interrupted.
+
+        sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
+        """
+
+    def mark(self) -> FileCheckpoint | None:
+        """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
+
+        Raises:
+            ReaderClosed: the reader of a stream has left.
+        """
+
+    def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
+        """Publish what is due. committed: bytes of each journal; ended: segments that get no more lines."""
+
+    def parts(self) -> list[dict[str, Any]]:
+        """Return the manifest's list of files: path, rows, calls, bytes, sha256."""
+
+    def published_keys(self) -> Iterable[bytes]:
+        """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
+
+    def hurry(self) -> None:
+        """Wait only briefly for a slow reader or an unavailable store from now on: the run is ending."""
+
+    def leave(self) -> None:
+        """Wait for no reader at all from now on: the run is given up."""
 
 
 class Dataset:

@@ -19,13 +19,12 @@ import orjson
 from harvester.clock import utc_iso
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.location import MANIFEST, is_url, normal
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url, normal
 from harvester.storage.object_store import open_store
 
 NEWEST = 1
 """The newest schema_version that this version reads."""
 _BESIDE = ".harvester"
-_GROWING_ENDINGS = (".ndjson", ".jsonl")
 _MOST_BYTES = 256 * 1024 * 1024
 
 
@@ -292,13 +291,13 @@ def locate(out: str) -> tuple[str, str]:
     out = os.path.abspath(out)
     if os.path.basename(out) == MANIFEST:
         path = out
-    elif out.lower().endswith(_GROWING_ENDINGS) and not os.path.isdir(out):
+    elif out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         path = os.path.join(out + _BESIDE, MANIFEST)
     else:
         path = os.path.join(out, MANIFEST)
     folder = os.path.dirname(path)
     growing = folder.removesuffix(_BESIDE)
-    return path, growing if folder != growing and growing.lower().endswith(_GROWING_ENDINGS) else folder
+    return path, growing if folder != growing and growing.lower().endswith(GROWING_ENDINGS) else folder
 
 
 def _text_in_store(url: str) -> bytes:

@@ -13,21 +13,22 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import Dataset, PartLimits, Recovered, Warn
+from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Recovered, Warn
 from harvester.dataset.file_publisher import AppendPublisher
 from harvester.dataset.journal import Journal, path_of, read, remove, segments
 from harvester.dataset.ledger import Entry, Ledger, State
-from harvester.dataset.publisher import PartPublisher, Publisher, damaged
-from harvester.dataset.sidecars import Sidecars, claim_prefix
+from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
+from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape
-from harvester.storage import filesystem
 from harvester.storage.filesystem import make_folder, truncate_file, try_lock
-from harvester.storage.location import OutputKind, OutputLocation, check_state, check_unused
+from harvester.storage.folders import check_state, check_unused
+from harvester.storage.location import OutputKind, OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
+from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
 
 _BATCH_RECORDS = 1000
@@ -157,7 +158,7 @@ def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = Tr
             if os.path.exists(place.ledger):
                 ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
         if place is None or ledger is None or ledger.fresh:
-            folder = stack.enter_context(filesystem.scratch_folder(None))
+            folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:

@@ -1,4 +1,4 @@
-"""Publishers bring committed journal lines to the consumer; here their protocol, and the one that makes parts.
+"""The publisher that makes parts, in a folder or an object store, and the claim that ties a store's prefix to a ledger.
 
 Everything published is made from committed journal lines, in the journal's order, so a crash at any point is repaired
 by doing the same again. Every method blocks: the event loop calls them in a thread.
@@ -6,18 +6,24 @@ by doing the same again. Every method blocks: the event loop calls them in a thr
 
 import os
 import re
+import secrets
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any
 
+import orjson
+
+from harvester._version import __version__
 from harvester.dataset.journal import path_of, read, remove
-from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, State
+from harvester.dataset.ledger import Ledger, Part, State
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
-from harvester.storage.filesystem import sync_folder
-from harvester.storage.location import MANIFEST, OutputLocation
-from harvester.storage.storage import Storage, digest_of_file
+from harvester.storage.filesystem import digest_of_file, sync_folder
+from harvester.storage.location import CLAIM, MANIFEST, OutputLocation
+from harvester.storage.storage import Storage
 
 PART_NAME = re.compile(
     rf"part-(?P<run_id>[0-9a-f]+)-(?P<number>\d{{5,}})\.(?P<format>{'|'.join(map(re.escape, Format))})"
@@ -27,45 +33,6 @@ UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; beyond that the workers wait for the disk."""
 _CHUNK = 1024 * 1024
 _TRIES = 3
-
-
-class Publisher(Protocol):
-    """Brings committed journal lines to the consumer.
-
-    in_parts: True where `publish` takes long (it makes whole parts) and may run while more is committed; False where
-    each commit is published at once. uncommitted_limit: verdicts that may wait for a commit.
-    """
-
-    in_parts: bool
-    uncommitted_limit: int
-
-    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Finish or undo what a crash interrupted.
-
-        sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
-        """
-
-    def mark(self) -> FileCheckpoint | None:
-        """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
-
-        Raises:
-            ReaderClosed: the reader of a stream has left.
-        """
-
-    def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Publish what is due. committed: bytes of each journal; ended: segments that get no more lines."""
-
-    def parts(self) -> list[dict[str, Any]]:
-        """Return the manifest's list of files: path, rows, calls, bytes, sha256."""
-
-    def published_keys(self) -> Iterable[bytes]:
-        """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
-
-    def hurry(self) -> None:
-        """Wait only briefly for a slow reader or an unavailable store from now on: the run is ending."""
-
-    def leave(self) -> None:
-        """Wait for no reader at all from now on: the run is given up."""
 
 
 def rows_in(place: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -296,3 +263,75 @@ def listed_parts(manifest: bytes | None) -> set[str]:
     parts = object_in(manifest).get("parts")
     entries = parts if isinstance(parts, list) else []
     return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and "path" in entry}
+
+
+# --- the claim ----------------------------------------------------------------------------------------------------
+
+
+def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
+    """Claim an object store's prefix for this ledger, or check that it is claimed for it already.
+
+    No kernel lock reaches a second machine, so the prefix itself records which ledger may publish there: `_claim.json`
+    is created by a conditional request, which only one of two machines can win, and contains a secret of the ledger's.
+
+    Raises:
+        OutputError: the prefix belongs to another work dir, was begun with one that is lost, or the store ignores the
+        condition.
+    """
+    secret = ledger.meta().get("claim")
+    if secret is None:
+        secret = secrets.token_hex(16)
+        ledger.repin({"claim": secret})
+    found = store.get(CLAIM)
+    if found is None:
+        _check_prefix_unused(store, location, ledger)
+        text = orjson.dumps(_claim_of(location, ledger, str(secret)), option=orjson.OPT_INDENT_2)
+        found = text if store.create(CLAIM, text) else store.get(CLAIM)
+        _check_conditional_writes(store, location, text)
+    claim = object_in(found)
+    if claim.get("claim") != secret:
+        raise _claimed_by_another(location, claim)
+
+
+def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str, Any]:
+    return {
+        "claim": secret,
+        "run_id": ledger.meta()["run_id"],
+        "host": socket.gethostname(),
+        "work_dir": os.fsencode(location.private).decode(errors="backslashreplace"),
+        "made": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "tool": f"harvester {__version__}",
+    }
+
+
+def _check_prefix_unused(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
+    """Raise OutputError if a new ledger finds a manifest: without a claim a prefix is new, or somebody deleted the
+    claim so that this ledger, which is not new, can go on.
+    """
+    if ledger.unused and MANIFEST in store.names():
+        raise OutputError(
+            f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
+            "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
+            "--out with the links that this one lacks"
+        )
+
+
+def _check_conditional_writes(store: Storage, location: OutputLocation, text: bytes) -> None:
+    """Raise OutputError if the store ignores If-None-Match, as some that speak S3 do: one run could replace what
+    another has published.
+    """
+    if store.create(CLAIM, text):
+        raise OutputError(
+            f"{location.out}: this store replaces what is there when it is asked to create only: harvester "
+            "cannot publish safely there. Update the store, or name another --out"
+        )
+
+
+def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> OutputError:
+    owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "run_id", "made"))
+    return OutputError(
+        f"{location.out} belongs to another work dir ({owner}), which knows what was paid for and published: run "
+        "there, or bring that work dir here. If it is lost, keep this output as it is and begin a new --out with "
+        f"the links that it lacks; only when all there is to be thrown away, delete every object under "
+        f"{location.out}, {CLAIM} last, and run the same command again"
+    )

@@ -1,23 +1,16 @@
-"""The `_` files beside the rows: `_manifest.json`, `_failures.ndjson`, `_SUCCESS`, and an object store's `_claim.json`.
+"""The `_` files beside the rows: `_manifest.json`, `_failures.ndjson`, `_SUCCESS`.
 
-An object store's files are written into the work dir first and uploaded from there; its claim ties the two together.
+An object store's files are written into the work dir first and uploaded from there.
 """
 
-import os
-import secrets
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from harvester._version import __version__
-from harvester.dataset.ledger import Ledger
 from harvester.errors import OutputError, StoreRefused, explained
-from harvester.jsonlines import object_in
-from harvester.storage.location import CLAIM, FAILURES, MANIFEST, SUCCESS, OutputLocation
+from harvester.storage.location import FAILURES, MANIFEST, SUCCESS
 from harvester.storage.storage import LocalStorage, Storage
 
 
@@ -91,75 +84,3 @@ class Sidecars:
             self._warned = True
         else:
             self._warned = False
-
-
-# --- the claim ----------------------------------------------------------------------------------------------------
-
-
-def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
-    """Claim an object store's prefix for this ledger, or check that it is claimed for it already.
-
-    No kernel lock reaches a second machine, so the prefix itself records which ledger may publish there: `_claim.json`
-    is created by a conditional request, which only one of two machines can win, and contains a secret of the ledger's.
-
-    Raises:
-        OutputError: the prefix belongs to another work dir, was begun with one that is lost, or the store ignores the
-        condition.
-    """
-    secret = ledger.meta().get("claim")
-    if secret is None:
-        secret = secrets.token_hex(16)
-        ledger.repin({"claim": secret})
-    found = store.get(CLAIM)
-    if found is None:
-        _check_prefix_unused(store, location, ledger)
-        text = orjson.dumps(_claim_of(location, ledger, str(secret)), option=orjson.OPT_INDENT_2)
-        found = text if store.create(CLAIM, text) else store.get(CLAIM)
-        _check_conditional_writes(store, location, text)
-    claim = object_in(found)
-    if claim.get("claim") != secret:
-        raise _claimed_by_another(location, claim)
-
-
-def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str, Any]:
-    return {
-        "claim": secret,
-        "run_id": ledger.meta()["run_id"],
-        "host": socket.gethostname(),
-        "work_dir": os.fsencode(location.private).decode(errors="backslashreplace"),
-        "made": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "tool": f"harvester {__version__}",
-    }
-
-
-def _check_prefix_unused(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
-    """Raise OutputError if a new ledger finds a manifest: without a claim a prefix is new, or somebody deleted the
-    claim so that this ledger, which is not new, can go on.
-    """
-    if ledger.unused and MANIFEST in store.names():
-        raise OutputError(
-            f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
-            "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
-            "--out with the links that this one lacks"
-        )
-
-
-def _check_conditional_writes(store: Storage, location: OutputLocation, text: bytes) -> None:
-    """Raise OutputError if the store ignores If-None-Match, as some that speak S3 do: one run could replace what
-    another has published.
-    """
-    if store.create(CLAIM, text):
-        raise OutputError(
-            f"{location.out}: this store replaces what is there when it is asked to create only: harvester "
-            "cannot publish safely there. Update the store, or name another --out"
-        )
-
-
-def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> OutputError:
-    owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "run_id", "made"))
-    return OutputError(
-        f"{location.out} belongs to another work dir ({owner}), which knows what was paid for and published: run "
-        "there, or bring that work dir here. If it is lost, keep this output as it is and begin a new --out with "
-        f"the links that it lacks; only when all there is to be thrown away, delete every object under "
-        f"{location.out}, {CLAIM} last, and run the same command again"
-    )

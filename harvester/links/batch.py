@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import orjson
+from typing import NamedTuple, Protocol
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
-from harvester.events import InvalidLine
-from harvester.links.lines import GROUP_LINES, LINE_LIMIT
-from harvester.links.tables import KEPT_TEXT, TOO_LONG, ColumnBatch, readable
+from harvester.jsonlines import lenient_json
+from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable
+from harvester.progress import InvalidLine
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
@@ -38,6 +36,17 @@ class Batch:
     headers: int = 0
     invalid: list[InvalidLine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+
+
+class Feed(Protocol):
+    """A list as a run reads it."""
+
+    async def next(self) -> Batch | None:
+        """Return the next batch of links; None at the list's end.
+
+        Raises:
+            InputBroken: the list cannot be read to its end.
+        """
 
 
 def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
@@ -92,13 +101,14 @@ def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batc
 
 def _link_in(text: bytes) -> str:
     """Return the text of a line's link: the line itself, or the link in an object of `_failures.ndjson`."""
-    try:
-        if not text.startswith(b"{"):
+    if not text.startswith(b"{"):
+        try:
             return text.decode()
-        record = orjson.loads(text)
-    except UnicodeDecodeError as error:
-        raise InvalidBitlink("not UTF-8") from error
-    except orjson.JSONDecodeError as error:
+        except UnicodeDecodeError as error:
+            raise InvalidBitlink("not UTF-8") from error
+    try:
+        record = lenient_json(text)
+    except ValueError as error:
         raise InvalidBitlink("begins like a JSON object, and is none") from error
     link = record.get("bitlink") or record.get("text")
     if not isinstance(link, str):

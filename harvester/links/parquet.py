@@ -8,8 +8,7 @@ from typing import Any, cast
 
 from harvester.errors import InputBroken
 from harvester.extras import import_pyarrow
-from harvester.links.lines import CHUNK
-from harvester.links.tables import KEPT_TEXT, BadRecord, ColumnBatch, find_column
+from harvester.links.columns import CHUNK, KEPT_TEXT, BadRecord, ColumnBatch, find_column
 
 _GROUP_ROWS = 250
 """Rows converted at a time. pyarrow and Python hold several copies of each value, however long it is."""

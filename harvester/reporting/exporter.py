@@ -4,8 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from harvester.config.options import OutputOptions
 from harvester.dataset.manifest import Manifest
-from harvester.errors import UsageError
-from harvester.extras import install_line
+from harvester.errors import UsageError, install_line
 
 
 def exporter_for(options: OutputOptions, warn: Callable[[str], None]) -> Callable[[Manifest], Awaitable[None]] | None:

@@ -17,9 +17,9 @@ import structlog
 
 from harvester.bitly.query import Query
 from harvester.errors import UsageError
-from harvester.events import Event, Field, InvalidLine, level
+from harvester.events import Event, Field, level
 from harvester.jsonlines import as_json
-from harvester.progress import RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.reporting.reporter import LONG_WAIT_SECONDS, explained, seconds_until
 from harvester.reporting.terminal import escaped, put
 from harvester.rows.row import RowBuilder

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from harvester.events import Event, Field, InvalidLine, level
-from harvester.progress import RunOutcome, RunProgress, WaitReason, limit_in_words
+from harvester.events import Event, Field, RunOutcome, level
+from harvester.progress import InvalidLine, RunProgress, WaitReason, limit_in_words
 from harvester.reporting.summary import counts, summary
 from harvester.reporting.terminal import say
 

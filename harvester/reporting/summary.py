@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from harvester.progress import RunOutcome, RunProgress, WindowState, duration
+from harvester.events import RunOutcome
+from harvester.progress import RunProgress, WindowState, duration
 from harvester.shutdown import CONSEQUENCES, StopReason
 
 _FEW_SECONDS = 1.0

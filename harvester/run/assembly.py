@@ -1,22 +1,112 @@
-"""Options become a job: the typed values of config/ are handed to the packages that take them."""
+"""Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, endpoint_of
+from harvester.budget.budget import Budget
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
+from harvester.client.connection_slots import ConnectionSlots
+from harvester.client.limit_discovery import HELPERS
 from harvester.client.token import Token
+from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
 from harvester.config.parsing import TypedOptions, typed
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
+from harvester.events import RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
-from harvester.run.committer import Metrics
-from harvester.run.harvest import HarvestOptions
-from harvester.run.job import Job
+from harvester.run.committer import COMMIT_SECONDS, Metrics
+from harvester.shutdown import FailureLimit
+from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+
+PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The settings of one run.
+
+    sources: the lists; feed: links from Python instead. sink: the reader of rows that go to no file, None for
+    standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
+    a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
+    own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
+    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. commit_seconds: the
+    longest that a verdict waits for its commit. tell_seconds: between two reports of the progress.
+    """
+
+    sources: list[Source]
+    token: Token
+    out: str
+    work_dir: str | None
+    query: Query
+    pin_reference: bool
+    limits: RequestedLimits
+    client_settings: ClientSettings
+    parts: PartLimits
+    max_calls: int | None = None
+    retry_failed: bool = False
+    retry_refused: bool = False
+    commit_seconds: float = COMMIT_SECONDS
+    tell_seconds: float = PROGRESS_SECONDS
+    failure_limit: FailureLimit | None = None
+    max_time_seconds: float | None = None
+    strict: bool = False
+    breaker_rules: BreakerRules = field(default_factory=BreakerRules)
+    account: str | None = None
+    state_dir: str | None = None
+    part_format: RequestedPartFormat = field(default_factory=RequestedPartFormat)
+    metrics: Metrics | None = None
+    feed: IterableFeed | None = None
+    sink: RowSink | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """The budgets of the facet's endpoint and of the helper routes, and this process's share of the connections."""
+
+    facet: Budget
+    helpers: Budget
+    slots: ConnectionSlots
+    clock: Clock
+
+
+@contextmanager
+def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver) -> Iterator[Budgets]:
+    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
+    folder = state_folder(job.state_dir, private, observer.warn)
+    server = _server_of(job.client_settings.base_url)
+    slots = ConnectionSlots(lock_folder(folder, server), job.client_settings.connections)
+    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as database:
+        account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
+        budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.limits)
+        helpers = MachineBudget(
+            database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
+        )
+        database.sync_each_commit(not budget.high_rate)
+        try:
+            yield Budgets(budget, helpers, slots, database.clock)
+        finally:
+            slots.leave()
+            budget.close()
+
+
+def _server_of(base_url: str) -> str:
+    """Return host and port, by which budgets are kept apart."""
+    parts = urlsplit(base_url)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def build_job(
@@ -37,10 +127,10 @@ def build_job(
         UsageError: an invalid value, a list that does not exist, no token.
     """
     values, output = typed(options), options.output
-    sources, given = _input_of(lists, options)
+    sources, feed = _input_of(lists, options)
     return Job(
         sources=sources,
-        given=given,
+        feed=feed,
         strict=options.list.strict,
         token=Token(read_token or token_source(options.access, warn)),
         query=values.query,
@@ -48,15 +138,17 @@ def build_job(
         out=output.out,
         work_dir=output.work_dir,
         parts=PartLimits(output.part_rows, values.part_bytes, values.part_age_seconds),
-        making=RequestedPartFormat(output.format and Format(output.format), output.shape and Shape(output.shape)),
+        part_format=RequestedPartFormat(output.format and Format(output.format), output.shape and Shape(output.shape)),
         metrics=metrics,
         sink=sink,
-        wanted=values.limits,
+        limits=values.limits,
         account=values.account,
         state_dir=options.limits.state_dir,
-        asking=_client_settings(values, options.limits),
-        gate_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
-        harvesting=_harvest_options(options),
+        client_settings=_client_settings(values, options.limits),
+        breaker_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
+        max_calls=options.stopping.max_calls,
+        retry_failed=options.list.retry_failed,
+        retry_refused=options.list.retry_refused,
         failure_limit=values.failure_limit,
         max_time_seconds=values.max_time_seconds,
     )
@@ -74,13 +166,4 @@ def _client_settings(values: TypedOptions, limits: LimitOptions) -> ClientSettin
         connections=limits.connections,
         attempts=limits.attempts,
         timeout_seconds=values.timeout_seconds,
-    )
-
-
-def _harvest_options(options: RunOptions) -> HarvestOptions:
-    return HarvestOptions(
-        workers=options.limits.connections,
-        max_calls=options.stopping.max_calls,
-        retry_failed=options.list.retry_failed,
-        retry_refused=options.list.retry_refused,
     )

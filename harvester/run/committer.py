@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from harvester.dataset.dataset import Batch, Dataset
 from harvester.dataset.manifest import Manifest
 from harvester.errors import HarvesterError, InputBroken, OutputError, ReaderClosed, RunStopping
-from harvester.progress import AttemptCounts, RunOutcome
+from harvester.events import RunOutcome
+from harvester.progress import AttemptCounts
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon

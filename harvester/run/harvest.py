@@ -21,13 +21,10 @@ from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import State
 from harvester.errors import InputBroken, OutputError, RunStopping
-from harvester.events import RunObserver
-from harvester.links.feed import GIVEN, IterableFeed
-from harvester.links.files import Source
-from harvester.progress import RunOutcome
+from harvester.events import RunObserver, RunOutcome
+from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
-from harvester.run.telemetry import Telemetry
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
@@ -48,8 +45,7 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
 
-    to_make: calls that the list needs, None if it was not counted. learn: fetch Bitly's limits; for a link or two that
-    is not worth a helper call.
+    to_make: calls that the list needs, None if it was not counted.
     """
 
     workers: int
@@ -60,14 +56,10 @@ class HarvestOptions:
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     learn_seconds: float = DISCOVERY_SECONDS
-    learn: bool = True
 
 
 class Harvest:
-    """One run over one list; call `run` once.
-
-    metrics: called with each manifest. throughput: counts this run's verdicts.
-    """
+    """One run over one list; call `run` once."""
 
     def __init__(
         self,
@@ -79,9 +71,8 @@ class Harvest:
         rules: AbortRules,
         observer: RunObserver,
         options: HarvestOptions,
-        heartbeat: Heartbeat | None = None,
+        heartbeat: Heartbeat,
     ) -> None:
-        heartbeat = heartbeat or Heartbeat(dataset, Telemetry(budget, dataset.invocation))
         self._telemetry = heartbeat.telemetry
         self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.max_calls)
         self.progress = self._telemetry.progress
@@ -101,9 +92,9 @@ class Harvest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
 
-    def _worklist_of(self, links: list[Source] | IterableFeed) -> Worklist:
+    def _worklist_of(self, feed: Feed) -> Worklist:
         return Worklist(
-            links,
+            feed,
             self._dataset,
             self._committer.in_hand,
             self._committer.in_thread,
@@ -116,16 +107,15 @@ class Harvest:
             retry_refused=self._options.retry_refused,
         )
 
-    async def run(self, links: list[Source] | IterableFeed) -> RunOutcome:
+    async def run(self, feed: Feed) -> RunOutcome:
         """Make the calls that the list needs, and leave every verdict committed and every row published.
 
         Raises:
             OutputError: the verdicts could not be committed or published at the end.
             CallsDropped: calls were left though nothing asked the run to stop: a bug.
         """
-        self._worklist = self._worklist_of(links)
+        self._worklist = self._worklist_of(feed)
         self._client.pace_by(self._worklist)
-        self._telemetry.lists = names_of(links)
         self._telemetry.throughput.restart()
         cancelling = asyncio.create_task(self._cancel_after_grace())
         try:
@@ -326,15 +316,8 @@ class Harvest:
         Raises:
             RunStopping: the budget's file cannot be written, which ends the run.
         """
-        if not self._options.learn:
-            return
         if learned := await self._discovery.learn():
             self._observer.note(learned.text, learned.event, **learned.fields)
-
-
-def names_of(links: list[Source] | IterableFeed) -> list[str]:
-    """Return the lists' names for the manifest."""
-    return [GIVEN] if isinstance(links, IterableFeed) else [source.name for source in links]
 
 
 @lru_cache(1)

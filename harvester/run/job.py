@@ -1,79 +1,38 @@
-"""A run from its settings to its outcome: everything is opened here, and closed in the other order."""
+"""A run from its job to its outcome: everything is opened here, and closed in the other order."""
 
 import asyncio
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from urllib.parse import urlsplit
 
-from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.budget import Budget
-from harvester.budget.database import BudgetDatabase
-from harvester.budget.limits import Account, RequestedLimits
 from harvester.client import client
 from harvester.client.attempt import ClientContext
-from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.limit_discovery import HELPERS, LimitDiscovery
-from harvester.client.token import Token
-from harvester.clock import Clock
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.client.limit_discovery import LimitDiscovery
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset, PartLimits
-from harvester.dataset.stream_publisher import QueueSink, RowSink
+from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import RunStopping
-from harvester.events import Event, RunObserver
-from harvester.links.feed import IterableFeed
-from harvester.links.files import Source
-from harvester.progress import RunOutcome, RunProgress, WindowState
-from harvester.rows.encode import RequestedPartFormat
+from harvester.events import Event, RunObserver, RunOutcome
+from harvester.links.batch import Feed
+from harvester.links.feed import GIVEN, FileFeed
+from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.committer import Heartbeat, Metrics
-from harvester.run.harvest import Harvest, HarvestOptions, names_of
+from harvester.run.assembly import Budgets, Job, open_budgets
+from harvester.run.committer import Heartbeat
+from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
-from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
-from harvester.storage.location import BUDGET_FILE, OutputKind, OutputLocation, located, lock_folder, state_folder
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.storage.folders import located
+from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before it has made many calls too many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """The settings of one run.
-
-    sources: the lists; given: links from Python instead. sink: the reader of rows that go to no file, None for
-    standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
-    a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
-    own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
-    """
-
-    sources: list[Source]
-    token: Token
-    out: str
-    work_dir: str | None
-    query: Query
-    pin_reference: bool
-    wanted: RequestedLimits
-    asking: client.ClientSettings
-    parts: PartLimits
-    harvesting: HarvestOptions
-    failure_limit: FailureLimit | None = None
-    max_time_seconds: float | None = None
-    strict: bool = False
-    gate_rules: BreakerRules = field(default_factory=BreakerRules)
-    account: str | None = None
-    state_dir: str | None = None
-    making: RequestedPartFormat = field(default_factory=RequestedPartFormat)
-    metrics: Metrics | None = None
-    given: IterableFeed | None = None
-    sink: RowSink | None = None
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
@@ -99,16 +58,16 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
             ):
                 await budgets.slots.join()
-                lists = names_of(job.given or job.sources)
+                lists = _names_of(job)
                 heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.metrics)
                 async with heartbeat.before_harvest(shutdown):
-                    links, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                return await _harvest(job, dataset, budgets, links, shutdown, observer, heartbeat, to_make=calls)
+                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
+                return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
-            if job.given is not None:
-                await job.given.close()
+            if job.feed is not None:
+                await job.feed.close()
 
 
 async def _open_dataset(
@@ -123,7 +82,7 @@ async def _open_dataset(
         limits,
         observer.warn,
         pin_reference=job.pin_reference,
-        asked=job.making,
+        asked=job.part_format,
         sink=job.sink,
         hurried=hurried,
     )
@@ -170,65 +129,35 @@ def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> P
     return Preflight(
         shutdown,
         observer,
-        max_calls=job.harvesting.max_calls,
-        retry_failed=job.harvesting.retry_failed,
-        retry_refused=job.harvesting.retry_refused,
+        max_calls=job.max_calls,
+        retry_failed=job.retry_failed,
+        retry_refused=job.retry_refused,
         strict=job.strict,
     )
 
 
+def _names_of(job: Job) -> list[str]:
+    """Return the lists' names for the manifest."""
+    return [GIVEN] if job.feed else [source.name for source in job.sources]
+
+
 async def _check_list(
     job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
-) -> tuple[list[Source] | IterableFeed, int | None]:
-    """Return what to harvest from, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
+) -> tuple[Feed, int | None]:
+    """Return the list to harvest, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
     preflight = preflight_of(job, shutdown, observer)
-    if job.given is None:
-        return await preflight.check_sources(job.sources, dataset, budget, spools)
-    await preflight.check_feed(job.given)
-    return job.given, None
-
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """The budgets of the facet's endpoint and of the helper routes, and this process's share of the connections."""
-
-    facet: Budget
-    helpers: Budget
-    slots: ConnectionSlots
-    clock: Clock
-
-
-@contextmanager
-def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver) -> Iterator[Budgets]:
-    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
-    folder = state_folder(job.state_dir, private, observer.warn)
-    server = _server_of(job.asking.base_url)
-    slots = ConnectionSlots(lock_folder(folder, server), job.asking.connections)
-    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as database:
-        account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = Budget(database, account, endpoint_of(FACETS[facet]), job.wanted)
-        helpers = Budget(
-            database, account, HELPERS, RequestedLimits(per_month=job.wanted.per_month, reserve=job.wanted.reserve)
-        )
-        database.sync_each_commit(not budget.high_rate)
-        try:
-            yield Budgets(budget, helpers, slots, database.clock)
-        finally:
-            slots.leave()
-            budget.close()
-
-
-def _server_of(base_url: str) -> str:
-    """Return host and port, by which budgets are kept apart."""
-    parts = urlsplit(base_url)
-    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    if job.feed is None:
+        sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools)
+        return FileFeed(sources), calls
+    await preflight.check_feed(job.feed)
+    return job.feed, None
 
 
 async def _harvest(
     job: Job,
     dataset: Dataset,
     budgets: Budgets,
-    links: list[Source] | IterableFeed,
+    feed: Feed,
     shutdown: ShutdownSignal,
     observer: RunObserver,
     heartbeat: Heartbeat,
@@ -237,13 +166,13 @@ async def _harvest(
 ) -> RunOutcome:
     clock, budget = budgets.clock.boot_seconds, budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
-    options = replace(_options_for(job, dataset.place.form), to_make=to_make)
+    options = _options_for(job, to_make=to_make, kept=dataset.place.kept)
     _report_budget(budget, observer)
-    context = ClientContext(job.token, budget, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
-    async with client.opened(budgets.slots, job.asking, dataset.query, context) as asker:
-        discovery = LimitDiscovery(asker, budget, budgets.helpers, dataset.query.facet, shutdown)
+    context = ClientContext(job.token, budget, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+    async with client.opened(budgets.slots, job.client_settings, dataset.query, context) as asker:
+        discovery = LimitDiscovery(asker.sender, budget, budgets.helpers, dataset.query.facet, shutdown)
         harvest = Harvest(dataset, asker, budget, discovery, shutdown, rules, observer, options, heartbeat)
-        return await harvest.run(links)
+        return await harvest.run(feed)
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
@@ -262,11 +191,17 @@ def _window_text(state: WindowState) -> str:
     return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
 
 
-def _options_for(job: Job, kind: OutputKind) -> HarvestOptions:
-    # A stream keeps no failures, so that there are none to make again.
-    if kind is not OutputKind.STDOUT:
-        return job.harvesting
-    return replace(job.harvesting, retry_failed=False, retry_refused=False, commit_seconds=_STDOUT_COMMIT_SECONDS)
+def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions:
+    """Return how to harvest. kept: False for rows on standard output, which leave no failures to make again."""
+    return HarvestOptions(
+        workers=job.client_settings.connections,
+        max_calls=job.max_calls,
+        to_make=to_make,
+        retry_failed=job.retry_failed and kept,
+        retry_refused=job.retry_refused and kept,
+        commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
+        tell_seconds=job.tell_seconds,
+    )
 
 
 class RowStream:

@@ -21,12 +21,14 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
-from harvester.run.job import Budgets, Job, open_budgets, preflight_of
+from harvester.run.assembly import Budgets, Job, open_budgets
+from harvester.run.job import preflight_of
 from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
-from harvester.storage import filesystem
-from harvester.storage.location import STDOUT, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import STDOUT
+from harvester.storage.scratch import scratch_folder
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
@@ -63,7 +65,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
     """
     shutdown = ShutdownSignal()
     with ExitStack() as stack:
-        folder = stack.enter_context(filesystem.scratch_folder(None))
+        folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
         preflight = preflight_of(job, shutdown, observer)
@@ -86,9 +88,9 @@ async def _fetch_limits(
         observer.warn(f"{error}; Bitly was not asked for its limits")
         return []
     clock = budgets.clock.boot_seconds
-    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.gate_rules, clock), shutdown, clock)
-    async with client.opened(budgets.slots, job.asking, snapshot.query, context) as asker:
-        discovery = LimitDiscovery(asker, budgets.facet, budgets.helpers, snapshot.query.facet, shutdown)
+    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+    async with client.opened(budgets.slots, job.client_settings, snapshot.query, context) as asker:
+        discovery = LimitDiscovery(asker.sender, budgets.facet, budgets.helpers, snapshot.query.facet, shutdown)
         try:
             learned = await discovery.learn()
             if learned:
@@ -104,16 +106,16 @@ async def _fetch_limits(
 def _plan(
     job: Job, found: ListCount, snapshot: DatasetSnapshot, budget: Budget | None, plan_limits: list[PlanLimit]
 ) -> Plan:
-    limits = budget.limits if budget else job.wanted.limits()
-    hour = budget.reported.limit if budget and budget.reported else None
-    unreserved = replace(job.wanted, reserve=0.0).limits(hour)
+    limits = budget.limits if budget else job.limits.limits()
+    hour = budget.reported_per_hour if budget else None
+    unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []
-    calls = found.calls if job.harvesting.max_calls is None else min(found.calls, job.harvesting.max_calls)
+    calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
     each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
     attempts = ceil(calls * max(each, 1.0))
     now = budget.at(0.0) if budget else datetime.now(UTC)
-    connections = job.asking.connections
+    connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
     if budget:
         start = beginning(budget, windows, connections)

@@ -8,17 +8,24 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
-from harvester.client.attempt import AttemptSender
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
 from harvester.errors import OutputError
-from harvester.events import RunObserver
-from harvester.progress import RunOutcome, RunProgress, WaitReason, WindowState
+from harvester.events import RunObserver, RunOutcome
+from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
+
+
+class Sender(Protocol):
+    """What sends the attempts, as far as it is reported on. trouble: the last attempt's transient failure."""
+
+    counters: AttemptCounts
+    waiting: WaitReason | None
+    trouble: str | None
 
 
 class Telemetry:
@@ -28,15 +35,15 @@ class Telemetry:
     dataset's runs, from 1. lists: as the command named them.
     """
 
-    def __init__(self, budget: Budget, number: int, lists: Sequence[str] = ()) -> None:
+    def __init__(self, budget: Budget, number: int, lists: Sequence[str]) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
-        self.lists = lists
+        self._lists = lists
         self._budget = budget
         self._number = number
-        self._sender: AttemptSender | None = None
+        self._sender: Sender | None = None
 
-    def begin(self, sender: AttemptSender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
+    def begin(self, sender: Sender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
         """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
         progress = self.progress
         progress.attempts, progress.to_make, progress.most = sender.counters, to_make, max_calls
@@ -60,7 +67,7 @@ class Telemetry:
     def report(self, outcome: RunOutcome | None) -> RunReport:
         """Return the run's part of the manifest. outcome: None while the run goes on."""
         waiting = self._sender.waiting if self._sender else None
-        invocation = self.throughput.report(self._number, self.lists)
+        invocation = self.throughput.report(self._number, self._lists)
         return run_report(self.progress, outcome, invocation, budget_report(self._budget, waiting))
 
 

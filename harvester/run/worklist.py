@@ -19,13 +19,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from harvester.budget.budget import Budget
-from harvester.client.client import KNOWN_GOOD_LINKS
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import Known, State, should_retry
 from harvester.events import RunObserver
-from harvester.links.batch import Batch, Link
-from harvester.links.feed import FileFeed, IterableFeed
-from harvester.links.files import Source
+from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import RunProgress
 from harvester.shutdown import ShutdownSignal
 
@@ -57,7 +54,7 @@ class Worklist:
 
     def __init__(
         self,
-        links: list[Source] | IterableFeed,
+        feed: Feed,
         dataset: Dataset,
         in_hand: set[bytes],
         in_thread: InThread,
@@ -71,7 +68,7 @@ class Worklist:
         retry_refused: bool = False,
     ) -> None:
         self.progress = progress
-        self._feed = links if isinstance(links, IterableFeed) else FileFeed(links)
+        self._feed = feed
         self._dataset = dataset
         self._in_hand = in_hand
         self._in_thread = in_thread
@@ -170,7 +167,7 @@ class Worklist:
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             return Call(link, key, known.state)
         self._dataset.note_seen(key)
-        if known.state is State.ROW and len(self._known_good_links) < KNOWN_GOOD_LINKS:
+        if known.state is State.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
         self.progress.given_up += known.state is State.FAILED

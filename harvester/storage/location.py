@@ -1,44 +1,14 @@
-"""Where a dataset lies: the folders that `--out` and `--work-dir` mean, and the checks before anything is made."""
+"""Where a dataset lies: an output's kind, its folders or URL, and the names of its `_` files."""
 
-import errno
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harvester.errors import OutputError, UsageError
-from harvester.storage import filesystem
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.errors import UsageError
 
 STDOUT = "-"
-BUDGET_FILE = "budget.sqlite"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
-# An --out with such an ending was meant as a file, in a format that harvester does not write.
-_FILE_ENDINGS = (
-    ".json",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".gz",
-    ".zst",
-    ".zip",
-    ".bz2",
-    ".xz",
-    ".parquet",
-    ".avro",
-    ".orc",
-)
-# SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
-# https://www.sqlite.org/wal.html ("does not work over a network filesystem").
-_NETWORK = frozenset({
-    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "afpfs", "webdav", "davfs", "9p", "afs", "ceph",
-    "glusterfs", "lustre", "beegfs", "gpfs", "ocfs2", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
-    "fuse.goofys", "fuse.mountpoint-s3", "fuse.ceph", "fuse.glusterfs", "fuse.davfs2", "fuse.blobfuse",
-    "fuse.blobfuse2", "fuse.juicefs", "macfuse", "osxfuse",
-})  # fmt: skip
 
 
 MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
@@ -86,6 +56,11 @@ class OutputLocation:
         return self.form in {OutputKind.FOLDER, OutputKind.STORE}
 
     @property
+    def kept(self) -> bool:
+        """False for rows on standard output, of which nothing is left when the run ends."""
+        return self.form is not OutputKind.STDOUT
+
+    @property
     def disk(self) -> str:
         """A path on the local disk that the output is written to."""
         return self.private if self.form is OutputKind.STORE else self.out
@@ -103,45 +78,6 @@ class OutputLocation:
 
 def _as_text(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
-
-
-@contextmanager
-def located(out: str, work_dir: str | None = None) -> Iterator[OutputLocation]:
-    """Resolve --out and --work-dir; for standard output the state lies in a folder that is deleted with this context.
-
-    Raises:
-        UsageError: as `resolve` does. OutputError: that folder cannot be made.
-    """
-    if out != STDOUT:
-        yield resolve(out, work_dir)
-        return
-    with filesystem.scratch_folder(work_dir) as private:
-        yield OutputLocation(OutputKind.STDOUT, STDOUT, private, private)
-
-
-def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
-    """Resolve an --out that is no standard output, and --work-dir, without making anything.
-
-    Raises:
-        UsageError: out is empty, has an ending that harvester does not write, or is something else than a folder or a
-        file; or the private state would lie on a network file system.
-    """
-    if not out:
-        raise UsageError(
-            ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
-        )
-    if is_url(out):
-        return _in_store(normal(out), work_dir)
-    out = os.path.abspath(out)
-    if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
-        public = out + ".harvester"
-        place = OutputLocation(OutputKind.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
-    else:
-        _check_folder(out)
-        private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
-        place = OutputLocation(OutputKind.FOLDER, out, out, private)
-    _check_local(place.private)
-    return place
 
 
 def is_url(out: str) -> bool:
@@ -174,125 +110,3 @@ def normal(url: str) -> str:
             option="--out",
         )
     return f"{scheme}://{path}"
-
-
-def _in_store(url: str, work_dir: str | None) -> OutputLocation:
-    if not work_dir:
-        raise UsageError(
-            f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
-            "paid for and published, such as --work-dir /var/lib/harvester/bitly",
-            option="--out",
-        )
-    private = os.path.abspath(work_dir)
-    _check_local(private)
-    return OutputLocation(OutputKind.STORE, url, os.path.join(private, "public"), private)
-
-
-def check_state(place: OutputLocation) -> None:
-    """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
-    inside = os.path.join(
-        place.public, "ledger.sqlite" if place.form is OutputKind.FILE else "_harvester/ledger.sqlite"
-    )
-    if place.ledger != inside and os.path.exists(inside):
-        raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
-
-
-def check_unused(place: OutputLocation) -> None:
-    """Check that an output without a ledger was never begun.
-
-    Raises:
-        OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
-    """
-    lost = OutputError(
-        f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
-        "were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new --out "
-        "with the links that it lacks"
-    )
-    if _begun(place):
-        raise lost
-    if place.form is OutputKind.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
-        raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
-
-
-def _begun(place: OutputLocation) -> bool:
-    names = set(os.listdir(place.public)) | set(os.listdir(place.private))
-    return MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names)
-
-
-def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
-    """Return the folder of the state that all runs on this machine share: --state-dir, or the user's state folder.
-
-    If it is not writable, as with a read-only home, warn and return the private folder. private: its path, or a
-    function that makes it on demand.
-
-    Raises:
-        UsageError: --state-dir is on a network file system.
-    """
-    try:
-        import platformdirs  # noqa: PLC0415 - commands that only read an output do not need it
-
-        folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
-    except RuntimeError:  # a user without a home, as containers have them
-        folder = os.path.expanduser("~")
-    try:
-        if not os.path.isabs(folder):
-            raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
-        if asked is None:
-            _check_local(folder)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, UsageError) as error:
-        why = getattr(error, "strerror", None) or "a network file system"
-        private = private() if callable(private) else private
-        warn(
-            f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
-            "spend is not seen. Name a --state-dir that can be written"
-        )
-        return private
-    if asked is not None:
-        _check_local(folder)
-    _make_shared(os.path.join(folder, BUDGET_FILE))
-    return folder
-
-
-def lock_folder(state: str, server: str) -> str:
-    """Return the folder of a server's connection locks in a state folder, made if missing."""
-    folder = state
-    for name in ("connections", server.replace(":", "-")):
-        folder = os.path.join(folder, name)
-        if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            inherit_folder_mode(folder)
-    return folder
-
-
-def _make_shared(path: str) -> None:
-    if not os.path.exists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        inherit_folder_mode(path)
-
-
-def _check_folder(out: str) -> None:
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
-    if out.lower().endswith(_FILE_ENDINGS) and not os.path.isdir(out):
-        raise UsageError(
-            f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends in "
-            ".ndjson or .jsonl, or - for standard output"
-        )
-
-
-def _check_local(private: str) -> None:
-    """Raise UsageError for a folder on a file system that is known to be a network one."""
-    import psutil  # noqa: PLC0415 - commands that only read an output do not need it
-
-    path = os.path.realpath(private)
-    mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
-    # Of several mounts on one path the last one is visible.
-    found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
-    if found and found.fstype.lower() in _NETWORK:
-        raise UsageError(
-            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not hold: "
-            "name a folder on a local disk"
-        )

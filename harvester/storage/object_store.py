@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
-from harvester.errors import OutputError, StoreRefused, UsageError
-from harvester.extras import install_line
-from harvester.storage.location import normal
-from harvester.storage.storage import digest_of
+from harvester.errors import OutputError, StoreRefused, UsageError, install_line
+from harvester.storage.filesystem import digest_of
 
 MOST_PART_BYTES = 512 * 1024 * 1024
 """The largest --part-bytes: a part is uploaded in one request of at most 5 GiB, and flat rows can be several times as
@@ -52,14 +50,13 @@ T = TypeVar("T")
 
 
 def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStorage":
-    """Open a store's URL, without a request. Credentials come from the environment (docs/object-stores.md).
+    """Open a store's normal URL, without a request. Credentials come from the environment (docs/object-stores.md).
 
     hurried: set when the run is ending, which shortens the patience; `ObjectStorage.hurry` sets it too.
 
     Raises:
-        UsageError: the URL is wrong, the library is missing, or it refuses the environment's settings.
+        UsageError: the library is missing, or it refuses the environment's settings.
     """
-    url = normal(url)
     scheme, _, path = url.partition("://")
     library = _library()
     bucket, _, prefix = path.partition("/")

@@ -1,12 +1,11 @@
 """One interface for the places where files are published: a local folder here, an object store in `object_store`."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 from typing import BinaryIO, Protocol
 
 from harvester.errors import OutputError
-from harvester.storage.filesystem import atomic_replace, sync_folder
+from harvester.storage.filesystem import atomic_replace, digest_of_file, sync_folder
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -131,18 +130,3 @@ class LocalStorage:
 
     def hurry(self) -> None:
         """Do nothing: a folder makes nobody wait."""
-
-
-def digest_of_file(path: str) -> tuple[int, str]:
-    """Return a local file's size in bytes and its SHA-256 in hexadecimal."""
-    with open(path, "rb") as stream:
-        return digest_of(iter(lambda: stream.read(_CHUNK_BYTES), b""))
-
-
-def digest_of(chunks: Iterable[bytes]) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256, in hexadecimal, of what the chunks make up."""
-    size, sha256 = 0, hashlib.sha256()
-    for chunk in chunks:
-        size += len(chunk)
-        sha256.update(chunk)
-    return size, sha256.hexdigest()

@@ -12,7 +12,8 @@ from harvester.dataset.journal import path_of, read
 from harvester.dataset.ledger import Ledger, Part, Snapshot, State
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
-from harvester.storage.location import OutputLocation, resolve
+from harvester.storage.folders import resolve
+from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from harvester.bitly.query import Query
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
@@ -23,7 +23,7 @@ from harvester.reporting.run_status import look
 from harvester.run.committer import Heartbeat
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import manifest
@@ -95,13 +95,15 @@ def store(tmp_path: Path) -> Iterator[Dataset]:
 
 
 @pytest.fixture
-def budget(quick_path: Path) -> Iterator[Budget]:
+def budget(quick_path: Path) -> Iterator[MachineBudget]:
     with ExitStack() as stack:
         book = stack.enter_context(closing(BudgetDatabase(str(quick_path / "budget.sqlite"))))
-        yield Budget(book, Account("api.example:443", "token", "acme"), "referrers", RequestedLimits())
+        yield MachineBudget(book, Account("api.example:443", "token", "acme"), "referrers", RequestedLimits())
 
 
-async def test_the_manifest_is_renewed_until_the_list_is_read(store: Dataset, budget: Budget, tmp_path: Path) -> None:
+async def test_the_manifest_is_renewed_until_the_list_is_read(
+    store: Dataset, budget: MachineBudget, tmp_path: Path
+) -> None:
     shown: list[Manifest] = []
     often = asyncio.Event()
 
@@ -121,7 +123,7 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(store: Dataset, bu
 
 
 async def test_the_error_is_told_and_not_that_the_manifest_could_not_be_written_then(
-    store: Dataset, budget: Budget, tmp_path: Path
+    store: Dataset, budget: MachineBudget, tmp_path: Path
 ) -> None:
     async def refuse() -> None:
         async with Heartbeat(store, Telemetry(budget, 1, ["links.txt"])).before_harvest(ShutdownSignal()):

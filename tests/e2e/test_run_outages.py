@@ -52,7 +52,7 @@ async def test_a_single_poisoned_link_that_ends_a_list_costs_one_witness(bitly: 
 
 async def test_a_server_that_has_answered_nobody_is_out(bitly: Scripted, quick_path: Path) -> None:
     rules = replace(QUICK_GATE, limit_seconds=0.3)
-    outcome = await harvest(bitly.url, quick_path, many("503", 3), gate_rules=rules)
+    outcome = await harvest(bitly.url, quick_path, many("503", 3), breaker_rules=rules)
     assert exit_code(outcome) == STOPPED
     assert failures(quick_path / "out") == []
 
@@ -106,7 +106,7 @@ async def test_an_outage_longer_than_its_limit_ends_the_run_and_the_next_carries
 ) -> None:
     bitly.out = lambda: len(bitly.requests) > 10
     rules = replace(QUICK_GATE, limit_seconds=0.3)
-    outcome = await harvest(bitly.url, quick_path, many("ok", 50), gate_rules=rules)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 50), breaker_rules=rules)
     assert outcome.stop is not None
     assert outcome.stop.reason is StopReason.OUTAGE
     assert exit_code(outcome) == STOPPED

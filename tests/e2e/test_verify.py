@@ -32,7 +32,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.rows.encode import Format, flattened
 from harvester.rows.schema import Shape
 from harvester.sandbox import Sandbox, SandboxOptions, serving
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 from harvester.storage.storage import LocalStorage
 from harvester.verify import verify as verifying
 from harvester.verify.duplicates import DuplicateFinder

@@ -15,11 +15,11 @@ from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
 from harvester.client.token import Token
 from harvester.dataset.dataset import PartLimits
-from harvester.events import Event, Field, InvalidLine
+from harvester.events import Event, Field, RunOutcome
 from harvester.links import files as sources
-from harvester.progress import RunOutcome, RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.run import job
-from harvester.run.harvest import HarvestOptions
+from harvester.run.assembly import Job
 from harvester.shutdown import ShutdownSignal
 from tests.support.commands import TOKEN
 
@@ -59,14 +59,14 @@ async def harvest(url: str, folder: Path, names: Sequence[str], **changes: Any) 
         "work_dir": None,
         "query": Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50),
         "pin_reference": True,
-        "wanted": RequestedLimits(per_minute=0, per_hour=0, per_month=0),
-        "asking": ClientSettings(url, 5, attempts=5, timeout_seconds=10.0, backoff_seconds=0.01),
+        "limits": RequestedLimits(per_minute=0, per_hour=0, per_month=0),
+        "client_settings": ClientSettings(url, 5, attempts=5, timeout_seconds=10.0, backoff_seconds=0.01),
         "parts": PartLimits(1_000_000, 2**27),
-        "harvesting": HarvestOptions(workers=5, commit_seconds=0.05),
-        "gate_rules": QUICK_GATE,
+        "commit_seconds": 0.05,
+        "breaker_rules": QUICK_GATE,
         "state_dir": str(folder / "state"),
     }
-    return await job.run(job.Job(**{**settings, **changes}), ShutdownSignal(), Listener())
+    return await job.run(Job(**{**settings, **changes}), ShutdownSignal(), Listener())
 
 
 class Said(NamedTuple):

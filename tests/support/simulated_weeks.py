@@ -9,20 +9,23 @@ from typing import Any
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, endpoint_of
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import next_month
+from harvester.events import RunOutcome
 from harvester.links import files as sources
-from harvester.progress import RunOutcome
+from harvester.links.feed import FileFeed
 from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
+from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
+from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, StopReason
 from tests.support.simulated_bitly import MemoryStore, Promise, SimulatedBitly, World, pool_of
 from tests.support.virtual_time import VirtualClock, run
@@ -84,8 +87,8 @@ class Weeks:
             book.sync_each_commit(False)
             account = Account("bitly:443", "token", "token")
             rng = random.Random(self.seed)
-            budget = Budget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
-            helpers = Budget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
+            budget = MachineBudget(book, account, endpoint_of(FACETS["referrers"]), self.wanted, rng)
+            helpers = MachineBudget(book, account, HELPERS, RequestedLimits(per_month=self.wanted.per_month), rng)
             shutdown, breaker = ShutdownSignal(), CircuitBreaker(BreakerRules(), self.clock.boot_seconds, rng)
             client = Client(
                 await pool_of(self.bitly, self.connections),
@@ -93,13 +96,14 @@ class Weeks:
                 QUERY,
                 ClientContext(Token(lambda: "token"), budget, breaker, shutdown, self.clock.boot_seconds),
             )
-            inquiry = LimitDiscovery(client, budget, helpers, "referrers", shutdown)
+            inquiry = LimitDiscovery(client.sender, budget, helpers, "referrers", shutdown)
             rules = AbortRules(None, first_rows=self.store.invocation == 1)
             options = HarvestOptions(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
             observer = Reporter(quiet=True)
-            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options)
-            return await harvest.run(sources.resolve_lists([str(self.list)]))
+            heartbeat = Heartbeat(store, Telemetry(budget, store.invocation, ["list"]))
+            harvest = Harvest(store, client, budget, inquiry, shutdown, rules, observer, options, heartbeat)
+            return await harvest.run(FileFeed(sources.resolve_lists([str(self.list)])))
 
     @property
     def repeated(self) -> int:

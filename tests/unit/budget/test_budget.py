@@ -22,9 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.budget.budget import Budget
-from harvester.budget.database import SPANS, BudgetDatabase
-from harvester.budget.limits import DEFAULTS, Account, Limits, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import DEFAULTS, SPANS, Account, Limits, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.budget.machine import MachineBudget
 from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
 from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
@@ -39,7 +39,7 @@ JANUARY = datetime(2027, 1, 1, tzinfo=UTC)
 ACCOUNT = Account("api.example:443", "token 1", "acme")
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 
-Start = Callable[..., Budget]
+Start = Callable[..., MachineBudget]
 
 
 class Machine(VirtualClock):
@@ -99,9 +99,11 @@ def starting(path: Path, machine: Machine, rng: random.Random | None = None) -> 
             reserve: float = 0.0,
             account: Account = ACCOUNT,
             endpoint: str = "clicks",
-        ) -> Budget:
+        ) -> MachineBudget:
             book = stack.enter_context(closing(BudgetDatabase(str(path), machine)))
-            return Budget(book, account, endpoint, RequestedLimits(per_minute, per_hour, per_month, reserve), rng)
+            return MachineBudget(
+                book, account, endpoint, RequestedLimits(per_minute, per_hour, per_month, reserve), rng
+            )
 
         yield start
 
@@ -117,16 +119,16 @@ def is_wait(answer: object, seconds: float, window: str) -> bool:
     return isinstance(answer, RetryAfter) and answer.window == window and answer.seconds == pytest.approx(seconds)
 
 
-def take_all(budget: Budget, most: int = 10_000) -> int:
+def take_all(budget: MachineBudget, most: int = 10_000) -> int:
     """Take until it is refused; give how many were granted."""
     return next((granted for granted in range(most) if budget.try_acquire() is not None), most)
 
 
-def window(budget: Budget, name: str) -> WindowState:
+def window(budget: MachineBudget, name: str) -> WindowState:
     return next(state for state in budget.windows() if state.window == name)
 
 
-def spent(budget: Budget) -> int:
+def spent(budget: MachineBudget) -> int:
     """What the month has been charged, at the end of a process."""
     budget.close()
     return window(budget, "month").used
@@ -284,7 +286,7 @@ class World:
         self.machine = Machine(begin)
         self._stack = ExitStack()
         self._start = self._stack.enter_context(starting(path, self.machine))
-        self._processes: dict[int, Budget] = {}
+        self._processes: dict[int, MachineBudget] = {}
         self._taken = 0
         self._windows: dict[tuple[str, str], list[Sent]] = {}
         self._months: dict[str, list[Sent]] = {}
@@ -372,7 +374,7 @@ class World:
         if budget and budget.ask_due():
             budget.observe(limit, count)
 
-    def _arrives(self, budget: Budget, new: Sent) -> None:
+    def _arrives(self, budget: MachineBudget, new: Sent) -> None:
         for name in SPANS:
             asked = budget.requested.limits(reported_per_hour=10**6).of(name)
             assert 0 < new.limits.of(name) <= asked or not asked
@@ -466,7 +468,7 @@ def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
 # --- and no time is lost --------------------------------------------------------------------------------------------
 
 
-def served(machine: Machine, budget: Budget, seconds: float, pace: float) -> int:
+def served(machine: Machine, budget: MachineBudget, seconds: float, pace: float) -> int:
     """How much of an endless demand is served in so long, if one comes after the other at this pace."""
     until, granted = machine.seconds + seconds, 0
     while machine.seconds < until:
@@ -898,7 +900,7 @@ def test_where_nothing_limits_attempts_their_counts_need_not_be_synced_one_by_on
 # --- what Bitly says ------------------------------------------------------------------------------------------------
 
 
-def asked(start: Start, limit: int = 500, count: int = 0) -> Budget:
+def asked(start: Start, limit: int = 500, count: int = 0) -> MachineBudget:
     """A budget for which Bitly has been asked, and has answered."""
     budget = start(None, None)
     assert budget.ask_due()
@@ -924,8 +926,7 @@ def test_bitlys_limits_are_kept_by_all_processes_and_through_restart_and_reboot(
     machine.reboot()
     assert take_all(budget := start(None, None), 1) == 1
     assert budget.limits == Limits(50, 500, 0)
-    assert budget.reported is not None
-    assert budget.reported.limit == 500
+    assert budget.reported_per_hour == 500
 
 
 def test_bitly_is_asked_again_after_300_seconds_and_100_attempts(start: Start, machine: Machine) -> None:
@@ -1089,7 +1090,7 @@ def test_windows_tell_what_each_holds_and_until_when(start: Start, machine: Mach
 
 
 def test_windows_tell_where_their_limits_come_from(start: Start, machine: Machine) -> None:
-    def sources(budget: Budget) -> list[str]:
+    def sources(budget: MachineBudget) -> list[str]:
         return [state.source for state in budget.windows()]
 
     assert sources(start(None, None, None)) == ["default"] * 3
@@ -1328,7 +1329,7 @@ def test_what_cannot_be_counted_may_not_go_and_afterwards_all_is_as_before(
 HAMMER = """
 import os, sys, time
 from harvester.budget.database import BudgetDatabase
-from harvester.budget.budget import Budget
+from harvester.budget.machine import MachineBudget
 from harvester.budget.limits import Account, RequestedLimits
 
 folder, files, seconds, *limits = sys.argv[1:]
@@ -1339,7 +1340,7 @@ for number in range(int(files)):
         pass
     while time.time() < begin + (number + 1) * float(seconds):
         book = BudgetDatabase(f"{folder}/{number}.sqlite")
-        budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(*map(int, limits)))
+        budget = MachineBudget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(*map(int, limits)))
         for _ in range(20):
             if budget.try_acquire() is None:
                 os.write(1, b".")
@@ -1381,7 +1382,7 @@ def granted_by(hammer: subprocess.Popen[bytes]) -> int:
 def counted(path: Path) -> tuple[int, int]:
     """What the hour and the month of a hammered file hold; it can still be used."""
     with closing(BudgetDatabase(str(path))) as book:
-        budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(0, 0, 0))
+        budget = MachineBudget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(0, 0, 0))
         _, hour, month = budget.windows()
         assert budget.try_acquire() is None
         return hour.used, month.used

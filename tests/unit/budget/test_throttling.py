@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.budget import throttling as throttle
-from harvester.budget.budget import Budget
-from harvester.budget.database import SPANS, BudgetDatabase
-from harvester.budget.limits import THROTTLED, Account, Limits, RequestedLimits, RetryAfter
-from harvester.budget.throttling import HOUR, MINUTE, PROBE_SECONDS, AdaptiveLimit, closing_seconds, hinted_seconds
+from harvester.budget.database import BudgetDatabase
+from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
+from harvester.budget.machine import MachineBudget
+from harvester.budget.throttling import PROBE_SECONDS, AdaptiveLimit, closing_seconds, hinted_seconds
 from tests.conftest import quick_folder
 from tests.support.virtual_time import VirtualClock
 from tests.unit.budget.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
@@ -42,14 +42,14 @@ def start(quick_path: Path, machine: Machine) -> Iterator[Start]:
         yield start
 
 
-def seconds_closed(budget: Budget) -> float:
+def seconds_closed(budget: MachineBudget) -> float:
     refused = budget.try_acquire()
     assert isinstance(refused, RetryAfter)
     assert refused.window == THROTTLED
     return refused.seconds
 
 
-def probe(budget: Budget, machine: Machine) -> float:
+def probe(budget: MachineBudget, machine: Machine) -> float:
     """Wait as told and send the probe; give when it was sent."""
     while refused := budget.try_acquire():
         assert isinstance(refused, RetryAfter)
@@ -263,7 +263,7 @@ def test_a_probe_that_is_throttled_closes_again(start: Start, machine: Machine) 
 # --- what is learned ------------------------------------------------------------------------------------------------
 
 
-def taught(start: Start, machine: Machine, passed: int, strikes: int = 1, hint: float | None = None) -> Budget:
+def taught(start: Start, machine: Machine, passed: int, strikes: int = 1, hint: float | None = None) -> MachineBudget:
     """A budget of 100 a minute and 1,000 an hour whose next attempt after so many was throttled, and then probes."""
     budget = start(100, 1000)
     assert take_all(budget, passed + 1) == passed + 1
@@ -298,7 +298,9 @@ def test_an_hour_without_a_limit_is_not_lowered_below_what_a_minute_may_hold(
     assert (budget.limits.per_minute, budget.limits.per_hour) == (per_minute, per_hour)
 
 
-def filled(start: Start, machine: Machine, count: int, per_hour: int | None = None, reserve: float = 0.0) -> Budget:
+def filled(
+    start: Start, machine: Machine, count: int, per_hour: int | None = None, reserve: float = 0.0
+) -> MachineBudget:
     """A budget whose attempt after 60 was throttled; Bitly, which allows 1,000, counts so many; then a probe passes."""
     budget = start(None, per_hour, reserve=reserve)
     budget.observe(1000, 0)
@@ -632,7 +634,9 @@ class Outcome:
         clock.seconds += rng.uniform(0.0, 3600.0)
         began = clock.seconds
         with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
-            budget = Budget(book, Account("server", "token", "acme"), "clicks", RequestedLimits(per_month=0), rng)
+            budget = MachineBudget(
+                book, Account("server", "token", "acme"), "clicks", RequestedLimits(per_month=0), rng
+            )
             while self._passed < calls:
                 self._ask(budget)
         own = {span: LIMITS[name] for name, span in SPANS.items()}
@@ -640,7 +644,7 @@ class Outcome:
         self.throttled = self._throttled / self._passed
         self.used = self._passed / per_second / (clock.seconds - began)
 
-    def _ask(self, budget: Budget) -> None:
+    def _ask(self, budget: MachineBudget) -> None:
         """Send so many at once, if they may go, and hear the answers a tenth of a second later."""
         sent_at, refused, sent = self._clock.seconds, None, 0
         while sent < self._at_once and (refused := budget.try_acquire()) is None:

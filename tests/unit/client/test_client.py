@@ -25,9 +25,9 @@ from yarl import URL
 from harvester import __version__
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import NOT_ASKED, ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
@@ -125,7 +125,7 @@ class Pauses(ShutdownSignal):
         self._clock.seconds += seconds
 
 
-class Refusing(Budget):
+class Refusing(MachineBudget):
     """A budget that gives these answers first."""
 
     def __init__(
@@ -190,7 +190,7 @@ class Rig:
     """A client and all that it works with."""
 
     client: Client
-    budget: Budget
+    budget: MachineBudget
     breaker: CircuitBreaker
     shutdown: Pauses
     clock: FakeClock
@@ -1059,7 +1059,7 @@ async def test_after_a_rotation_helper_routes_are_counted_for_the_token_in_use(b
     bitly.answers(UNAUTHORIZED, OK, (200, {}, b"{}"), (200, {}, b"{}"))
     tokens = Tokens("t0", "t1")
     async with rigged(read=tokens) as rig:
-        helpers = Budget(rig.database, ACCOUNT, "helpers", FREE)
+        helpers = MachineBudget(rig.database, ACCOUNT, "helpers", FREE)
         assert await rig.client.fetch("bit.ly/x") == ROW
         for _ in range(2):
             await rig.client.sender.look_up("/groups", helpers)
@@ -1094,7 +1094,7 @@ async def test_the_budgets_calendar_follows_the_dates_of_good_answers(bitly: Bit
 async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The windows are the server's: what leaves late arrives late."""
     late: list[bool] = []
-    monkeypatch.setattr(Budget, "made_late", lambda _: late.append(True))
+    monkeypatch.setattr(MachineBudget, "made_late", lambda _: late.append(True))
     async with wired(whole_answer({}, ROW_BODY)) as (client, _):
         assert await client.fetch("bit.ly/x") == ROW
         assert late == []

@@ -38,7 +38,7 @@ from harvester.rows.encode import (
 )
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import COLUMNS, Shape
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 from tests.conftest import Served
 from tests.crash.test_kill_at_every_operation import published
 from tests.support.commands import ROOT, environment

@@ -20,7 +20,7 @@ from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
 from harvester.dataset.opening import open_dataset
 from harvester.errors import DatasetBusy, OutputError, UsageError
-from harvester.storage.location import located, resolve
+from harvester.storage.folders import located, resolve
 from tests.support.committing import keep
 from tests.support.output_checks import rows
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harvester.links.columns import CHUNK
 from harvester.links.files import read, resolve_lists
-from harvester.links.lines import CHUNK
 from tests.unit.links.lists import peak_bytes, places, read_list, read_until_broken, reasons, write
 
 if sys.version_info >= (3, 14):
@@ -73,11 +73,6 @@ def test_a_zstd_frame_with_a_huge_window_is_refused_with_advice(tmp_path: Path) 
     before, broken = read_until_broken(path)
     assert before.lines == 0
     assert "--long" in str(broken)
-
-
-def test_a_zstd_list_in_utf_16_is_refused_with_advice(tmp_path: Path) -> None:
-    _, broken = read_until_broken(write(tmp_path, zstd.compress("bit.ly/a\n".encode("utf-16"))))
-    assert "iconv" in str(broken)
 
 
 def test_a_zstd_bomb_of_a_line_takes_no_more_memory_than_a_few_chunks(tmp_path: Path) -> None:

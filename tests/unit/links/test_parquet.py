@@ -10,8 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from harvester.errors import InputBroken, UsageError
+from harvester.links.columns import LINE_LIMIT
 from harvester.links.files import resolve_lists
-from harvester.links.lines import LINE_LIMIT
 from tests.unit.links.lists import places, read_list, read_until_broken, reasons, write, write_parquet
 
 if sys.version_info >= (3, 14):

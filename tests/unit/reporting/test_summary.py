@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harvester.progress import AttemptCounts, ListCounts, RunOutcome, RunProgress, WindowState, duration
+from harvester.events import RunOutcome
+from harvester.progress import AttemptCounts, ListCounts, RunProgress, WindowState, duration
 from harvester.reporting.summary import summary
 from harvester.shutdown import Stop, StopReason
 

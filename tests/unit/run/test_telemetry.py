@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.forecast import ANSWER_SECONDS, Forecast, Start, forecast
 from harvester.budget.limits import Account, Limits, RequestedLimits
+from harvester.budget.machine import MachineBudget
 from harvester.errors import OutputError
 from harvester.progress import RunProgress, WaitReason
 from harvester.run import telemetry as outlook
@@ -56,8 +56,8 @@ def book(tmp_path: Path) -> Iterator[BudgetDatabase]:
         yield opened
 
 
-def budget(book: BudgetDatabase, *limits: int) -> Budget:
-    return Budget(book, Account("a:1", "t", "t"), "e", RequestedLimits(*limits))
+def budget(book: BudgetDatabase, *limits: int) -> MachineBudget:
+    return MachineBudget(book, Account("a:1", "t", "t"), "e", RequestedLimits(*limits))
 
 
 async def test_the_end_follows_from_the_hours_limit(book: BudgetDatabase) -> None:

@@ -28,7 +28,7 @@ from harvester.run.job import enter_in_thread
 from harvester.run.telemetry import Throughput, run_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage import object_store as stores
-from harvester.storage.location import resolve
+from harvester.storage.folders import resolve
 from tests.support.commands import TOKEN, harvester, start
 from tests.support.s3_server import BUCKET, HALF, LINKS, LOST, S3, SECRET, Case, check_whole, rows_in
 

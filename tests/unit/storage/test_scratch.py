@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harvester.errors import OutputError
-from harvester.storage import filesystem as scratch
+from harvester.storage import scratch
 from tests.conftest import Served
 from tests.support.commands import ROOT, environment, harvester
 
