@@ -21,8 +21,8 @@ from rich.text import Text
 
 from harvester.events import Event, Field
 from harvester.progress import RunProgress, duration
-from harvester.reporting.reporter import clock, explained, moves, trouble_of
-from harvester.reporting.terminal import escaped, put
+from harvester.reporting.reporter import clock, explained, moves, seconds_until, trouble_of
+from harvester.reporting.terminal import escaped, escaped_lines, put
 
 SHORTEST_SECONDS = 0.25
 """The shortest time between two frames."""
@@ -51,7 +51,7 @@ class Display:
         """Write a text, escaped, above the frame."""
         with self._lock:
             if text:
-                self._pending += [escaped(line) + "\n" for line in text.split("\n")]
+                self._pending.append(escaped_lines(text) + "\n")
             if self._closed:
                 self._write()
             elif _takes_more():
@@ -75,10 +75,9 @@ class Display:
     def close(self) -> None:
         """Erase the frame; later events are written as plain lines."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                if _takes_more():
-                    self._draw([])
+            if not self._closed and _takes_more():
+                self._draw([])
+            self._closed = True
 
     def _draw(self, lines: list[Text]) -> None:
         before, after = self._erasure(), "\n".join(map(self._styled, lines))
@@ -94,12 +93,11 @@ class Display:
 
     def _erasure(self) -> str:
         """Return the control sequence that erases the last frame; a narrower terminal has wrapped its lines."""
-        if not _in_foreground():
-            self._drawn = []
+        if not self._drawn or not _in_foreground():
+            return ""
         columns = max(_size()[0], 1)
         height = sum(max(-(-cells // columns), 1) for cells in self._drawn)
-        self._drawn = []
-        return ("\r" + f"\x1b[{height - 1}A" * (height > 1) + "\x1b[J") if height else ""
+        return "\r" + f"\x1b[{height - 1}A" * (height > 1) + "\x1b[J"
 
     def _styled(self, line: Text) -> str:
         with self._console.capture() as captured:
@@ -151,20 +149,18 @@ def _size() -> tuple[int, int]:
 
 
 def frame(status: RunProgress, width: int) -> Iterator[Text]:
-    """Return the lines of a frame, the most important first, none wider than width."""
-    for line in _lines(status, width):
+    """Yield the lines of a frame, the most important first, none wider than width."""
+    lines = [
+        _bar(status, width),
+        *_packed(_results(status), width),
+        *_packed(_standstill(status), width),
+        *_packed(_ahead(status), width),
+        _chart(status, width),
+        *_packed(_windows(status), width),
+    ]
+    for line in lines:
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
-
-
-def _lines(status: RunProgress, width: int) -> Iterator[Text]:
-    yield _bar(status, width)
-    yield from _packed(_results(status), width)
-    if still := _standstill(status):
-        yield from _packed(still, width)
-    yield from _packed(_ahead(status), width)
-    yield _chart(status, width)
-    yield from _packed(_windows(status), width)
 
 
 def _broken(piece: Text, width: int) -> Iterable[Text]:
@@ -207,12 +203,11 @@ def _standstill(status: RunProgress) -> list[Text]:
     if status.waiting.until is None and moves(status):
         return []
     text = Text("waiting for " + escaped(explained(status.waiting)), "bold yellow")
-    left = (status.waiting.until - datetime.now().astimezone()).total_seconds() if status.waiting.until else 0
+    left = seconds_until(status.waiting.until) if status.waiting.until else 0
     return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 
 
 def _ahead(status: RunProgress) -> Iterator[Text]:
-    now = datetime.now().astimezone()
     if not status.remaining:
         return
     if status.spent:
@@ -220,8 +215,8 @@ def _ahead(status: RunProgress) -> Iterator[Text]:
         if status.ends:
             yield Text(f"all done about {_about(status.ends)}")
     elif status.ends:
-        left = max((status.ends - now).total_seconds(), 0.0)
-        yield Text.assemble((duration(round(left)), "bold"), " left")
+        left = round(max(seconds_until(status.ends), 0.0))
+        yield Text.assemble((duration(left), "bold"), " left")
         yield Text(f"until about {_about(status.ends)}")
 
 

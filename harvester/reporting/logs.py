@@ -7,12 +7,10 @@
 import asyncio
 import inspect
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import orjson
 import structlog
@@ -22,25 +20,33 @@ from harvester.errors import UsageError
 from harvester.events import Event, Field, level
 from harvester.jsonlines import as_json
 from harvester.progress import InvalidLine, RunProgress
-from harvester.reporting.reporter import explained
-from harvester.reporting.terminal import escaped
+from harvester.reporting.reporter import LONG_WAIT_SECONDS, explained, seconds_until
+from harvester.reporting.terminal import escaped, put
 from harvester.rows.row import RowBuilder
+
+_MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+"""A moment, always in UTC here, is written as `2026-11-23T06:00:00Z`."""
 
 
 class JsonLog:
     """An EventSink that writes each event as one JSON object a line, to standard error."""
 
     def __init__(self) -> None:
-        self._log = _logger()
+        self._log = structlog.wrap_logger(
+            structlog.ReturnLogger(),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(serializer=_line),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+            cache_logger_on_first_use=True,
+        )
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
-        """Write an event; its message is the text's first line. Nothing is written once stderr is closed."""
-        write = getattr(self._log, level(event))
-        try:
-            write(event.value, message=text.partition("\n")[0], **fields)
-        except (OSError, ValueError):
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
-            self._log = _logger()
+        """Write an event; its message is the text's first line."""
+        line_of = getattr(self._log, level(event))
+        put(line_of(event.value, message=text.partition("\n")[0], **fields))
 
     def warn(self, text: str) -> None:
         """Write a warning that did not come from harvester itself, in one line."""
@@ -52,6 +58,13 @@ class JsonLog:
 
     def close(self) -> None:
         """Do nothing: lines are written at once."""
+
+
+def _line(event: dict[str, Any], **_: object) -> str:
+    """Return an event as one line of JSON; control characters and line separators in it are escaped."""
+    order = ("timestamp", "level", "event", "message")
+    sorted_out = {name: event[name] for name in order} | event
+    return escaped(as_json(sorted_out, _MOMENTS)) + "\n"
 
 
 def route_warnings_to(log: JsonLog) -> None:
@@ -75,35 +88,8 @@ class _Handler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record as a warning."""
         self._log.warn(self.format(record))
 
-
-def _logger() -> Any:
-    return structlog.wrap_logger(
-        structlog.BytesLogger(cast("BinaryIO", sys.stderr.buffer)),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(serializer=_line),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(0),
-        cache_logger_on_first_use=True,
-    )
-
-
-_MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
-"""A moment, always in UTC here, is written as `2026-11-23T06:00:00Z`."""
-
-
-def _line(event: dict[str, Any], **_: object) -> bytes:
-    """Return an event as one line of JSON; control characters and line separators in it are escaped."""
-    order = ("timestamp", "level", "event", "message")
-    sorted_out = {name: event[name] for name in order} | event
-    return escaped(as_json(sorted_out, _MOMENTS)).encode()
-
-
-_LONG_WAIT = timedelta(minutes=1)
 
 log = logging.getLogger("harvester")
 log.addHandler(logging.NullHandler())  # else Python prints our warnings in programs that have not set up logging
@@ -154,7 +140,7 @@ class LoggingObserver:
         waiting = status.waiting
         if waiting is None or waiting.until is None:
             self._waited_for = None
-        elif waiting.window != self._waited_for and waiting.until - datetime.now(UTC) > _LONG_WAIT:
+        elif waiting.window != self._waited_for and seconds_until(waiting.until) > LONG_WAIT_SECONDS:
             self._waited_for = waiting.window
             log.warning("waiting for %s", explained(waiting))
         log.debug(

@@ -13,11 +13,10 @@ from prometheus_client.registry import Collector
 from harvester._version import __version__
 from harvester.dataset.manifest import Manifest
 from harvester.errors import UsageError
+from harvester.progress import WAIT_REASONS
 from harvester.threads import in_daemon
 
 ENDING = ".prom"
-WINDOWS = ("pace", "minute", "hour", "month", "throttled", "outage", "budget", "connections")
-"""The limits that may block sending, by their names in the manifest."""
 PATIENCE_SECONDS = 5.0
 """A write that takes longer goes on in its thread, and the run no longer waits for it."""
 
@@ -66,18 +65,16 @@ class TextfileExporter:
 def _checked(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith(ENDING) or name == ENDING:
-        raise UsageError(
-            f"{path}: a name such as harvester{ENDING} was expected; no other is collected", option="--metrics-file"
-        )
-    if not os.path.isdir(folder):
-        raise UsageError(
-            f"{path}: there is no folder {folder}; it is the textfile collector's", option="--metrics-file"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: Permission denied; {folder} must let this user write", option="--metrics-file")
-    if os.path.isdir(path):
-        raise UsageError(f"{path}: a folder; name a file in it", option="--metrics-file")
-    return os.path.join(folder, name)
+        misfit = f"a name such as harvester{ENDING} was expected; no other is collected"
+    elif not os.path.isdir(folder):
+        misfit = f"there is no folder {folder}; it is the textfile collector's"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        misfit = f"Permission denied; {folder} must let this user write"
+    elif os.path.isdir(path):
+        misfit = "a folder; name a file in it"
+    else:
+        return os.path.join(folder, name)
+    raise UsageError(f"{path}: {misfit}", option="--metrics-file")
 
 
 def _text(name: str) -> str:
@@ -86,7 +83,7 @@ def _text(name: str) -> str:
 
 
 class _Numbers(Collector):
-    """A prometheus_client collector over one manifest."""
+    """A prometheus_client collector over one manifest; an unknown number has no sample."""
 
     def __init__(self, manifest: Manifest, run: str, out: str) -> None:
         self._manifest = manifest
@@ -94,17 +91,14 @@ class _Numbers(Collector):
         self._out = out
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; an unknown number has no sample."""
         yield self._info()
         yield from self._calls()
-        yield from self._attempts()
         yield from self._budget()
         yield from self._moments()
         yield from self._published()
 
     def _info(self) -> Metric:
         manifest, budget = self._manifest, self._manifest.budget
-        info = InfoMetricFamily("harvester", "Which output, query and account the run belongs to.", labels=["run"])
         about = {
             "out": self._out,
             "run_id": manifest.run_id,
@@ -113,68 +107,61 @@ class _Numbers(Collector):
             "token": budget.token,
             "version": __version__,
         }
+        info = InfoMetricFamily("harvester", "Which output, query and account the run belongs to.", labels=["run"])
         info.add_metric([self._run], about)
         return info
 
     def _calls(self) -> Iterator[Metric]:
-        counts = self._manifest.dataset
+        counts, left, made = self._manifest.dataset, self._manifest.remaining, self._manifest.attempts
         states = {state: getattr(counts, state) for state in ("rows", "refused", "failed", "pending")}
-        yield self._gauge("harvester_calls", "Calls of the output by what became of them.", states, "state")
-        yield self._gauge(
-            "harvester_calls_left", "Calls without a verdict in the whole list.", {"": self._manifest.remaining}
-        )
-
-    def _attempts(self) -> Iterator[Metric]:
-        made = self._manifest.attempts
-        for name, key, text in (
-            ("harvester_attempts", "total", "Requests for metrics over all runs of this output."),
-            ("harvester_attempts_repeated", "retried", "Attempts that repeated one that had failed in passing."),
-            ("harvester_attempts_throttled", "throttled", "Attempts that Bitly throttled."),
-            ("harvester_helper_requests", "helper", "Requests for Bitly's own limits."),
-        ):
-            yield self._counter(name, text, getattr(made, key))
+        yield self._gauge("calls", "Calls of the output by what became of them.", states, "state")
+        yield self._gauge("calls_left", "Calls without a verdict in the whole list.", {"": left})
+        yield self._counter("attempts", "Requests for metrics over all runs of this output.", made.total)
+        text = "Attempts that repeated one that had failed in passing."
+        yield self._counter("attempts_repeated", text, made.retried)
+        yield self._counter("attempts_throttled", "Attempts that Bitly throttled.", made.throttled)
+        yield self._counter("helper_requests", "Requests for Bitly's own limits.", made.helper)
 
     def _budget(self) -> Iterator[Metric]:
         windows, limited_by = self._manifest.budget.windows, self._manifest.budget.limited_by
         used = {state.window: state.used for state in windows}
         limits = {state.window: state.limit for state in windows}
-        yield self._gauge("harvester_window_used", "Attempts that a window holds.", used, "window")
-        yield self._gauge("harvester_window_limit", "Attempts that a window may hold.", limits, "window")
-        waiting = dict.fromkeys(WINDOWS, 0) | ({limited_by.window: 1} if limited_by else {})
+        yield self._gauge("window_used", "Attempts that a window holds.", used, "window")
+        yield self._gauge("window_limit", "Attempts that a window may hold.", limits, "window")
+        waiting = dict.fromkeys(WAIT_REASONS, 0) | ({limited_by.window: 1} if limited_by else {})
         until = limited_by.until if limited_by else None
-        yield self._gauge("harvester_waiting", "1 for what the run waits for, 0 for all else.", waiting, "window")
+        yield self._gauge("waiting", "1 for what the run waits for, 0 for all else.", waiting, "window")
         yield self._moment("waiting_until", "When that lets the run go on; 0 if it is not known.", until)
 
     def _moments(self) -> Iterator[Metric]:
         manifest, stopped, run = self._manifest, self._manifest.stopped, self._manifest.invocation
         yield self._moment("started", "When the present run began.", run.started)
         yield self._moment("updated", "When these numbers were taken.", manifest.updated)
-        yield self._moment(
-            "last_verdict", "When a call last had its verdict in this run; 0 for none.", run.last_verdict
-        )
+        text = "When a call last had its verdict in this run; 0 for none."
+        yield self._moment("last_verdict", text, run.last_verdict)
         yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest.ended)
-        yield self._gauge("harvester_complete", "1 if every call is settled.", {"": int(manifest.complete)})
+        yield self._gauge("complete", "1 if every call is settled.", {"": int(manifest.complete)})
         reasons = {stopped.reason: 1} if stopped else {}
-        yield self._gauge("harvester_stopped", "1 for why the run ended before its list did.", reasons, "reason")
+        yield self._gauge("stopped", "1 for why the run ended before its list did.", reasons, "reason")
 
     def _published(self) -> Iterator[Metric]:
         parts = self._manifest.parts
-        yield self._counter("harvester_parts", "Files published.", len(parts))
-        yield self._counter("harvester_published_rows", "Rows published.", sum(part.rows for part in parts))
-        yield self._counter("harvester_published_bytes", "Bytes published.", sum(part.bytes for part in parts))
+        yield self._counter("parts", "Files published.", len(parts))
+        yield self._counter("published_rows", "Rows published.", sum(part.rows for part in parts))
+        yield self._counter("published_bytes", "Bytes published.", sum(part.bytes for part in parts))
 
     def _moment(self, name: str, text: str, moment: str | None) -> Metric:
         seconds = datetime.fromisoformat(moment).timestamp() if moment else 0.0
-        return self._gauge(f"harvester_{name}_timestamp_seconds", f"{text} Seconds since 1970.", {"": seconds})
+        return self._gauge(f"{name}_timestamp_seconds", f"{text} Seconds since 1970.", {"": seconds})
 
     def _gauge(self, name: str, text: str, values: Mapping[str, float | None], label: str = "") -> Metric:
-        family = GaugeMetricFamily(name, text, labels=["run", label] if label else ["run"])
+        family = GaugeMetricFamily(f"harvester_{name}", text, labels=["run", label] if label else ["run"])
         for kind, value in values.items():
             if value is not None:
                 family.add_metric([self._run, kind] if label else [self._run], value)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, text, labels=["run"])
+        family = CounterMetricFamily(f"harvester_{name}", text, labels=["run"])
         family.add_metric([self._run], value)
         return family

@@ -114,10 +114,9 @@ class Reporter:
     def _long_wait_begins(self, waiting: WaitReason | None) -> bool:
         if waiting is None or waiting.until is None:
             return False
-        left = (waiting.until - datetime.now(UTC)).total_seconds()
         told, self._told_until = self._told_until, max(self._told_until, waiting.until.timestamp())
         # The budget is asked again during a wait, and its answer may move by some seconds: that is the same wait.
-        return left > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
+        return seconds_until(waiting.until) > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
     def ended(self, outcome: RunOutcome, out: str, exit_code: int) -> None:
         """Write the summary; with quiet only that of a run that was stopped."""
@@ -153,7 +152,7 @@ def _end(status: RunProgress) -> str:
 
 def moves(status: RunProgress) -> bool:
     """Return True if a call was settled in the last seconds."""
-    return any(list(status.per_second)[-_STILL_SECONDS:])
+    return any(status.per_second[-_STILL_SECONDS:])
 
 
 def trouble_of(status: RunProgress) -> str:
@@ -170,6 +169,11 @@ def explained(waiting: WaitReason) -> str:
     if waiting.why:
         text += f" ({waiting.why[:_SHOWN_TEXT]})"
     return f"{text}, until {clock(waiting.until)}" if waiting.until else text
+
+
+def seconds_until(moment: datetime) -> float:
+    """Return the seconds from now to a moment; negative when it is over."""
+    return (moment - datetime.now(UTC)).total_seconds()
 
 
 def clock(moment: datetime) -> str:

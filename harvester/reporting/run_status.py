@@ -2,20 +2,20 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month
 from harvester.config.options import QueryOptions
 from harvester.config.parsing import escape_braces
-from harvester.dataset import manifest
-from harvester.dataset.manifest import Found, Manifest
+from harvester.dataset import manifest as manifests
+from harvester.dataset.manifest import Found, Manifest, Stopped
 from harvester.errors import UsageError
 from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
@@ -38,70 +38,6 @@ class NextStep(NamedTuple):
     summary: str
     command: str | None = None
     after: datetime | None = None
-
-
-def command_for(
-    out: str, lists: Sequence[str], query: Mapping[str, Any], account: str | None, work_dir: str | None
-) -> str:
-    """Return the command that continues an output, as far as its manifest knows the options.
-
-    lists: as they were named; empty where that is not known. query: the options that belong to the output. account:
-    as --account named it, or None. work_dir: so too.
-    """
-    words = ["harvester", "run", *(_as_argument(name) for name in lists or ("LINKS",)), "--out", escape_braces(out)]
-    for option in fields(QueryOptions):
-        value = query.get(option.name, option.default)
-        # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
-        if option.name != "unit_reference" and value != option.default:
-            words += [f"--{option.name.replace('_', '-')}", str(value)]
-    words += ["--account", account] if account else []
-    return shlex.join(words + (["--work-dir", escape_braces(work_dir)] if work_dir else []))
-
-
-def _as_argument(name: str) -> str:
-    return f"./{name}" if name.startswith("-") and name != "-" else name
-
-
-def next_step(
-    state: State, command: str, *, reason: str | None, until: datetime | None, asked_again: bool, input_piped: bool
-) -> NextStep:
-    """Return what to do next.
-
-    command: carries the output on. reason, until: of a run that stopped. asked_again: some calls have failed, and the
-    same command asks for them. input_piped: a list came on standard input.
-    """
-    piped = "; give it the same list on standard input" if input_piped else ""
-    match state:
-        case State.RUNNING:
-            return NextStep("nothing: it goes on by itself")
-        case State.CLOCK_SKEW:
-            return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
-        case State.STALE:
-            return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
-        case State.STOPPED:
-            return _after_stop(command, reason, until, piped)
-        case State.FAILURES if asked_again:
-            return NextStep(
-                "the same command asks again for what failed (in three runs; then only with --retry-failed); "
-                f"_failures.ndjson says why it did{piped}",
-                command,
-            )
-        case State.FAILURES:
-            says = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
-            return NextStep(says, f"{command} --retry-failed")
-        case State.EMPTY:
-            return NextStep("give it a list that has bitlinks", command)
-        case State.COMPLETE:
-            return NextStep("nothing: every call is settled")
-
-
-def _after_stop(command: str, reason: str | None, until: datetime | None, piped: str) -> NextStep:
-    # A later version may write a reason that this one does not know.
-    known = StopReason(reason) if reason in set(StopReason) else None
-    consequence = CONSEQUENCES[known] if known else Consequence(STOPPED)
-    if not consequence.same_command:
-        return NextStep(consequence.next_step)
-    return NextStep(consequence.next_step + piped, command, until)
 
 
 SILENT_SECONDS = 180.0
@@ -146,7 +82,7 @@ def look(out: str, now: datetime | None = None) -> RunStatus:
     Raises:
         UsageError: there is no manifest, it cannot be read, or it is not one of a known form.
     """
-    found = manifest.read(out)
+    found = manifests.read(out)
     try:
         return _status_of(found, now or datetime.now(UTC))
     except (ValueError, OverflowError) as error:  # a text that is no moment, or a number beyond any date
@@ -168,21 +104,20 @@ def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.slee
 
 def _status_of(found: Found, now: datetime) -> RunStatus:
     manifest, parts = found.content, found.content.parts
-    updated, ended = _moment(manifest.updated), _optional_moment(manifest.ended)
+    updated, limited_by = _moment(manifest.updated), manifest.budget.limited_by
     state = _state(manifest, (now - updated).total_seconds())
-    limited_by = manifest.budget.limited_by
     return RunStatus(
         out=found.out,
         path=found.path,
         manifest=manifest,
         now=now,
         updated=updated,
-        ended=ended,
+        ended=_optional_moment(manifest.ended),
         state=state,
         ends=_ends(manifest, updated, now) if state is State.RUNNING else None,
         waiting_until=_optional_moment(limited_by.until) if limited_by else None,
         parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
-        next=_next(found.out, manifest, state),
+        next=_next_step(found, state),
     )
 
 
@@ -210,8 +145,7 @@ def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | No
     limits = Limits(*(windows[name].limit or 0 for name in ("minute", "hour", "month")))
     if limits.per_hour and manifest.remaining / limits.per_hour > _MOST_HOURS:
         return None
-    counts = manifest.dataset
-    made = counts.settled + counts.failed
+    made = manifest.dataset.settled + manifest.dataset.failed
     each = max(manifest.attempts.total / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
     age = max((now - updated).total_seconds(), 0.0)
     used = windows["hour"].used
@@ -226,18 +160,6 @@ def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | No
     return forecast(ceil(manifest.remaining * each), limits, start).ends
 
 
-def _next(out: str, manifest: Manifest, state: State) -> NextStep:
-    lists, stopped = manifest.invocation.lists, manifest.stopped
-    return next_step(
-        state,
-        command_for(out, lists, manifest.query, manifest.budget.account_option, manifest.work_dir),
-        reason=stopped.reason if stopped else None,
-        until=_optional_moment(stopped.until) if stopped else None,
-        asked_again=manifest.dataset.failed > manifest.given_up,
-        input_piped="-" in lists,
-    )
-
-
 def _optional_moment(text: str | None) -> datetime | None:
     return _moment(text) if text else None
 
@@ -247,3 +169,57 @@ def _moment(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(text)
     return moment.astimezone(UTC)
+
+
+# --- the next step ------------------------------------------------------------------------------------------------
+
+
+def _next_step(found: Found, state: State) -> NextStep:
+    manifest, command = found.content, _command(found)
+    piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
+    match state:
+        case State.RUNNING:
+            return NextStep("nothing: it goes on by itself")
+        case State.CLOCK_SKEW:
+            return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
+        case State.STALE:
+            return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
+        case State.STOPPED:
+            assert manifest.stopped is not None  # as `_state` has found
+            return _after_stop(manifest.stopped, command, piped)
+        case State.FAILURES if manifest.dataset.failed > manifest.given_up:
+            again = "the same command asks again for what failed (in three runs; then only with --retry-failed)"
+            return NextStep(f"{again}; _failures.ndjson says why it did{piped}", command)
+        case State.FAILURES:
+            again = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
+            return NextStep(again, f"{command} --retry-failed")
+        case State.EMPTY:
+            return NextStep("give it a list that has bitlinks", command)
+        case State.COMPLETE:
+            return NextStep("nothing: every call is settled")
+
+
+def _after_stop(stopped: Stopped, command: str, piped: str) -> NextStep:
+    # A later version may write a reason that this one does not know.
+    known = stopped.reason in set(StopReason)
+    consequence = CONSEQUENCES[StopReason(stopped.reason)] if known else Consequence(STOPPED)
+    if not consequence.same_command:
+        return NextStep(consequence.next_step)
+    return NextStep(consequence.next_step + piped, command, _optional_moment(stopped.until))
+
+
+def _command(found: Found) -> str:
+    """Return the command that continues an output, as far as its manifest knows the options."""
+    manifest = found.content
+    lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
+    words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
+    for option in fields(QueryOptions):
+        value = manifest.query.get(option.name, option.default)
+        # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
+        if option.name != "unit_reference" and value != option.default:
+            words += [f"--{option.name.replace('_', '-')}", str(value)]
+    if account := manifest.budget.account_option:
+        words += ["--account", account]
+    if manifest.work_dir:
+        words += ["--work-dir", escape_braces(manifest.work_dir)]
+    return shlex.join(words)

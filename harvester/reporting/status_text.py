@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
 from harvester.progress import duration, limit_in_words
 from harvester.reporting.run_status import RunStatus, State
-from harvester.reporting.terminal import escaped, print_out
+from harvester.reporting.terminal import escaped_lines, print_out
 
 _STATES = {
     State.RUNNING: "it is running",
@@ -25,36 +25,16 @@ _STATES = {
     State.COMPLETE: "complete: every call is settled",
 }
 _PASSED_ON = (
-    "tool",
-    "run_id",
-    "work_dir",
-    "query",
-    "started",
-    "complete",
-    "stopped",
-    "input_read_to_end",
-    "list",
-    "invocation",
-    "given_up",
-    "attempts",
-    "budget",
-)
+    "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",
+    "given_up", "attempts", "budget",
+)  # fmt: skip
 """Keys that the object takes from the manifest unchanged."""
 
 
 def as_text(seen: RunStatus) -> str:
     """Return the lines for a person."""
-    lines = [f"{seen.out}: {_sentence(seen)}", *_news_lines(seen), *_call_lines(seen), *_budget_lines(seen)]
-    files, rows, size = seen.parts
-    lines.append(_line("parts", f"{files:,} with {rows:,} rows, {size:,} bytes"))
-    if stopped := seen.manifest.stopped:
-        lines.append(_line("stopped", stopped.message))
-    step = seen.next
-    after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
-    lines.append(_line("next", after + step.summary))
-    if step.command:
-        lines.append(_line("", step.command))
-    return "\n".join(lines)
+    lines = [f"  {name:<9}{text}" for part in (_news, _calls, _budget, _end) for name, text in part(seen)]
+    return "\n".join([f"{seen.out}: {_sentence(seen)}", *lines])
 
 
 def as_line(seen: RunStatus) -> str:
@@ -106,40 +86,45 @@ def _sentence(seen: RunStatus) -> str:
     return _STATES[seen.state].format(updated=_shown(seen.updated))
 
 
-def _news_lines(seen: RunStatus) -> list[str]:
-    age = seen.age_seconds
+def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
+    age, run = seen.age_seconds, seen.manifest.invocation
     old = f"{duration(age)} old" if age >= 0 else f"{duration(-age)} ahead of this machine's clock"
-    lines = [_line("news", f"{_shown(seen.updated)}, {old}")]
-    run = seen.manifest.invocation
-    lines.append(_line("run", f"number {run.number}, begun {run.started}, over {', '.join(run.lists)}"))
+    yield "news", f"{_shown(seen.updated)}, {old}"
+    yield "run", f"number {run.number}, begun {run.started}, over {', '.join(run.lists)}"
     if seen.ended:
-        lines.append(_line("ended", _shown(seen.ended)))
-    return lines
+        yield "ended", _shown(seen.ended)
 
 
-def _call_lines(seen: RunStatus) -> list[str]:
-    manifest = seen.manifest
-    counts, rate = manifest.dataset, manifest.invocation.rate
-    lines = [
-        _line("settled", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"),
-        _line("failed", f"{counts.failed:,}"),
-        _line("pending", f"{counts.pending:,}"),
-    ]
-    if manifest.remaining is not None:
+def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
+    counts, remaining, rate = seen.manifest.dataset, seen.manifest.remaining, seen.manifest.invocation.rate
+    yield "settled", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
+    yield "failed", f"{counts.failed:,}"
+    yield "pending", f"{counts.pending:,}"
+    if remaining is not None:
         end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
-        lines.append(_line("left", f"{manifest.remaining:,} calls of the list{end}"))
+        yield "left", f"{remaining:,} calls of the list{end}"
     if rate.per_hour is not None:
-        span = f"{rate.calls:,} in {duration(rate.seconds)}"
-        lines.append(_line("rate", f"{rate.per_hour:,.0f} calls an hour ({span})"))
-    return lines
+        yield "rate", f"{rate.per_hour:,.0f} calls an hour ({rate.calls:,} in {duration(rate.seconds)})"
 
 
-def _budget_lines(seen: RunStatus) -> list[str]:
+def _budget(seen: RunStatus) -> Iterator[tuple[str, str]]:
     budget = seen.manifest.budget
-    lines = [_line("waiting", f"for {waiting}")] if (waiting := _waiting(seen)) else []
+    if waiting := _waiting(seen):
+        yield "waiting", f"for {waiting}"
     account = f", account {budget.account}" if budget.account_option is not None else ""
-    lines.append(_line("budget", f"token {budget.token}{account}"))
-    return lines + [_line("", _window(window)) for window in budget.windows]
+    yield "budget", f"token {budget.token}{account}"
+    yield from (("", _window(window)) for window in budget.windows)
+
+
+def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
+    (files, rows, size), stopped, step = seen.parts, seen.manifest.stopped, seen.next
+    yield "parts", f"{files:,} with {rows:,} rows, {size:,} bytes"
+    if stopped:
+        yield "stopped", stopped.message
+    after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
+    yield "next", after + step.summary
+    if step.command:
+        yield "", step.command
 
 
 def _window(window: WindowUsage) -> str:
@@ -157,10 +142,6 @@ def _waiting(seen: RunStatus) -> str | None:
     return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
 
 
-def _line(name: str, text: str) -> str:
-    return f"  {name:<9}{text}"
-
-
 def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
@@ -176,26 +157,18 @@ def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
 
 def print_status(seen: RunStatus, *, json: bool) -> None:
     """Print the state of a run."""
-    print_out(_as_json(seen, orjson.OPT_INDENT_2) if json else as_text(seen))
+    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
 def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
     """Print each state that looks yields: on a terminal in place, elsewhere one line at each change."""
-    if json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        _print_changes(looks, _as_json if json else as_line)
-    else:
+    if not json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         _redraw(looks)
-
-
-def _as_json(seen: RunStatus, option: int = 0) -> str:
-    return as_json(as_dict(seen), option)
-
-
-def _print_changes(looks: Iterator[RunStatus], shown: Callable[[RunStatus], str]) -> None:
+        return
     last = None
     for seen in looks:
         if (seen.manifest, seen.state) != last:
-            print_out(shown(seen))
+            print_out(as_json(as_dict(seen)) if json else as_line(seen))
         last = (seen.manifest, seen.state)
 
 
@@ -205,5 +178,4 @@ def _redraw(looks: Iterator[RunStatus]) -> None:
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for seen in looks:
-            text = "\n".join(map(escaped, as_text(seen).split("\n")))
-            live.update(Text(text), refresh=True)
+            live.update(Text(escaped_lines(as_text(seen))), refresh=True)

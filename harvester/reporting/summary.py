@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, duration
+from harvester.progress import RunProgress, WindowState, duration
 from harvester.shutdown import CONSEQUENCES, StopReason
 
 _FEW_SECONDS = 1.0
@@ -13,15 +13,20 @@ _FEW_SECONDS = 1.0
 
 def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
     """Return the lines that end a run: the results, their cost, and what to do next. seconds: the run's duration."""
-    pairs = [pair for part in (_results, _cost, _time, _month) for pair in part(outcome.status, seconds)]
-    pairs += [("in", out)] if out != "-" else []
-    pairs += [("next", text) for text in _next(outcome, out)]
-    before = ""
-    lines = [_headline(outcome, seconds)]
-    for name, text in pairs:
+    lines, before = [_headline(outcome, seconds)], ""
+    for name, text in _facts(outcome, out, seconds):
         lines.append(f"  {name if name != before else '':<8}{text}")
         before = name
     return "\n".join(lines)
+
+
+def _facts(outcome: RunOutcome, out: str, seconds: float) -> Iterator[tuple[str, str]]:
+    """Yield the lines below the first one: what each is about, and its text."""
+    yield from _results(outcome.status)
+    yield from _cost(outcome.status, seconds)
+    if out != "-":
+        yield "in", out
+    yield from (("next", text) for text in _next(outcome, out))
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:
@@ -34,15 +39,14 @@ def _headline(outcome: RunOutcome, seconds: float) -> str:
         return "nothing to do: everything was known, no call was made"
     if outcome.complete:
         return f"done in {duration(seconds)}: every call is settled"
-    return f"done in {duration(seconds)}, but {_failed(status)}"
+    return f"done in {duration(seconds)}, but {_failed(status.failed + status.given_up)}"
 
 
-def _failed(status: RunProgress) -> str:
-    failed = status.failed + status.given_up
-    return f"{counted(failed, 'call has', 'calls have')} failed"
+def _failed(number: int) -> str:
+    return f"{counted(number, 'call has', 'calls have')} failed"
 
 
-def _results(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
+def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.settled:
         yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
@@ -53,26 +57,22 @@ def _results(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
         yield "list", f"{counted(status.known, 'link was', 'links were')} known before"
 
 
-def _cost(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
-    attempts = status.attempts
-    if not attempts.total and not attempts.helper:
-        return
-    extra = f"{attempts.retried:,} repeated, {attempts.throttled:,} throttled"
-    helper = f", and {counted(attempts.helper, 'helper call')}" if attempts.helper else ""
-    yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
-
-
-def _time(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
+def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
+    attempts, month = status.attempts, _month(status)
+    if attempts.total or attempts.helper:
+        extra = f"{attempts.retried:,} repeated, {attempts.throttled:,} throttled"
+        helper = f", and {counted(attempts.helper, 'helper call')}" if attempts.helper else ""
+        yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
     if status.settled:
         speed = f", {status.settled / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
         yield "time", f"{duration(seconds)}{speed}"
-
-
-def _month(status: RunProgress, _: float) -> Iterator[tuple[str, str]]:
-    month = status.windows[-1] if status.windows else None
     if month and month.remaining is not None:
         until = f"; a new one begins {month.until:%Y-%m-%d %H:%M} UTC" if month.until else ""
         yield "month", f"{month.remaining:,} of {month.limit:,} attempts left{until}"
+
+
+def _month(status: RunProgress) -> WindowState | None:
+    return status.windows[-1] if status.windows else None
 
 
 def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
@@ -91,19 +91,16 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     elif out == "-":
         return
     elif status.failed:
-        failed = counted(status.failed, "call has", "calls have")
-        yield f"{failed} failed: see _failures.ndjson; the same command tries again"
+        yield f"{_failed(status.failed)}: see _failures.ndjson; the same command tries again"
     if status.given_up:
-        left = counted(status.given_up, "call has", "calls have")
-        yield f"{left} failed in three runs: --retry-failed tries again"
+        yield f"{_failed(status.given_up)} in three runs: --retry-failed tries again"
     if status.refused and not stop and out != "-":
         yield "_failures.ndjson says which were refused, and why"
 
 
 def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
     """Return the numbers of the summary, for a program."""
-    status, stop = outcome.status, outcome.stop
-    month = status.windows[-1] if status.windows else None
+    status, stop, month = outcome.status, outcome.stop, _month(outcome.status)
     return {
         "complete": outcome.complete,
         "reason": stop.reason.value if stop else None,

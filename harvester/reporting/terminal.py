@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from harvester.errors import OutputError
@@ -13,20 +13,22 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else _unicode_escape(c) for c in text)
 
 
+def escaped_lines(text: str) -> str:
+    """Escape a foreign text but for its line feeds."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
 def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
     """Return whether standard error is a terminal with cursor control that shows no rows and takes no typed list."""
     typed = "-" in lists and sys.stdin.isatty()
-    return out != "-" and not typed and sys.stderr.isatty() and _moves_its_cursor(os.environ)
-
-
-def _moves_its_cursor(env: Mapping[str, str]) -> bool:
-    """Return False for a terminal without cursor control, and for the log of a build."""
-    return env.get("TERM", "") not in {"", "dumb", "unknown"} and env.get("CI", "") in {"", "0", "false"}
+    build = os.environ.get("CI", "") not in {"", "0", "false"}  # its log is no screen
+    moves_cursor = os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
+    return out != "-" and not typed and not build and moves_cursor and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
     """Write lines to standard error, escaped; once it is closed nothing more is written."""
-    put("\n".join(map(escaped, text.split("\n"))) + "\n")
+    put(escaped_lines(text) + "\n")
 
 
 def put(text: str) -> None:
@@ -59,7 +61,7 @@ def print_out(text: str) -> None:
         BrokenPipeError: the reader has closed it. OutputError: it cannot be written.
     """
     with printing():
-        print("\n".join(map(escaped, text.split("\n"))), flush=True)
+        print(escaped_lines(text), flush=True)
 
 
 def open_closed_streams() -> None:

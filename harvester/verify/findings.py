@@ -1,13 +1,15 @@
 """The result of a verification: counts, problems with file and line, remarks, and what could not be checked."""
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 MOST_PROBLEMS = 20
 """Problems listed one by one; further ones are only counted."""
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Problem:
     """A check that failed. line: from 1; in Parquet the row's number; None for the file as a whole."""
 
     file: str
@@ -17,11 +19,11 @@ class Problem(NamedTuple):
 
 @dataclass(slots=True)
 class Findings:
-    """The result of verifying one output.
+    """The result of verifying one output; the fields are the keys of the JSON object, in its order.
 
     ended: the manifest is of a run's end, and no run has begun since. parts, rows, calls, bytes: what was read, whole
-    or in part. ledger: whether the ledger was compared. moved_away: published parts that are no longer there. remarks:
-    facts worth knowing that are no problems. unchecked: what could not be read, with the reason. count: all problems.
+    or in part. moved_away: published parts that are no longer there. remarks: facts worth knowing that are no problems.
+    not_checked: what could not be read, with the reason. problem_count: all problems, also those beyond MOST_PROBLEMS.
     """
 
     out: str
@@ -33,67 +35,50 @@ class Findings:
     calls: int = 0
     bytes: int = 0
     failures: int = 0
-    ledger: bool = False
+    ledger_checked: bool = False
     moved_away: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)
-    count: int = 0
 
     @property
     def ok(self) -> bool:
         """True when no problem was found."""
-        return not self.count
+        return not self.problem_count
 
     def problem(self, file: str, line: int | None, text: str) -> None:
-        """Add a problem."""
-        self.count += 1
+        """Add a problem. text: an error's message may begin with the file's name, which is left out."""
+        self.problem_count += 1
         if len(self.problems) < MOST_PROBLEMS:
-            self.problems.append(Problem(file, line, text))
+            self.problems.append(Problem(file, line, text.removeprefix(f"{file}: ")))
 
 
 def as_dict(found: Findings) -> dict[str, Any]:
     """Return findings as an object for programs."""
-    return {
-        "out": found.out,
-        "holds": found.ok,
-        "run_id": found.run_id,
-        "complete": found.complete,
-        "ended": found.ended,
-        "parts": found.parts,
-        "rows": found.rows,
-        "calls": found.calls,
-        "bytes": found.bytes,
-        "failures": found.failures,
-        "ledger_checked": found.ledger,
-        "moved_away": found.moved_away,
-        "remarks": found.remarks,
-        "not_checked": found.unchecked,
-        "problem_count": found.count,
-        "problems": [problem._asdict() for problem in found.problems],
-    }
+    return {"out": found.out, "holds": found.ok, **asdict(found)}
 
 
 def as_text(found: Findings) -> str:
     """Return findings as lines for a person."""
-    return "\n".join([*_problem_lines(found), *_other_lines(found), _counts(found), _last_line(found)])
+    return "\n".join([*_remarkable(found), _counts(found), _last_line(found)])
 
 
-def _problem_lines(found: Findings) -> list[str]:
-    lines = [f"{p.file}{f':{p.line}' if p.line else ''}: {p.text}" for p in found.problems]
-    more = found.count - len(found.problems)
-    return [*lines, f"and {more:,} more problems"] if more else lines
-
-
-def _other_lines(found: Findings) -> list[str]:
-    moved = [f"moved away, not looked into: {name}" for name in found.moved_away[:MOST_PROBLEMS]]
-    if more := len(found.moved_away) - len(moved):
-        moved.append(f"and {more:,} more parts that were moved away")
-    return [*moved, *(f"note: {text}" for text in found.remarks), *(f"not checked: {text}" for text in found.unchecked)]
+def _remarkable(found: Findings) -> Iterator[str]:
+    for problem in found.problems:
+        place = f"{problem.file}:{problem.line}" if problem.line else problem.file
+        yield f"{place}: {problem.text}"
+    if more := found.problem_count - len(found.problems):
+        yield f"and {more:,} more problems"
+    yield from (f"moved away, not looked into: {name}" for name in found.moved_away[:MOST_PROBLEMS])
+    if (more := len(found.moved_away) - MOST_PROBLEMS) > 0:
+        yield f"and {more:,} more parts that were moved away"
+    yield from (f"note: {text}" for text in found.remarks)
+    yield from (f"not checked: {text}" for text in found.not_checked)
 
 
 def _counts(found: Findings) -> str:
-    ledger = "reconciled with the ledger" if found.ledger else "not held against a ledger"
+    ledger = "reconciled with the ledger" if found.ledger_checked else "not held against a ledger"
     return (
         f"read: {_many(found.parts, 'file')}, {found.bytes:,} bytes, {_many(found.rows, 'row')} of "
         f"{_many(found.calls, 'call')}; {_many(found.failures, 'failure')}; {ledger}"
@@ -102,11 +87,10 @@ def _counts(found: Findings) -> str:
 
 def _last_line(found: Findings) -> str:
     if not found.ok:
-        return f"{found.out} does not hold: {_many(found.count, 'problem')}"
-    state = "complete" if found.complete and found.ended else "not complete"
+        return f"{found.out} does not hold: {_many(found.problem_count, 'problem')}"
     if not found.ended:
-        state = "as far as its run has come"
-    return f"{found.out} holds: {state}"
+        return f"{found.out} holds: as far as its run has come"
+    return f"{found.out} holds: {'complete' if found.complete else 'not complete'}"
 
 
 def _many(count: int, what: str) -> str:

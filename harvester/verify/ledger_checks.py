@@ -2,15 +2,18 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, fields
 from itertools import zip_longest
 from typing import BinaryIO
 
 from harvester.dataset.journal import path_of, read
-from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, Snapshot, State
-from harvester.dataset.manifest import DatasetCounts, Manifest
-from harvester.errors import OutputError
-from harvester.storage.location import OutputKind, OutputLocation
+from harvester.dataset.ledger import Ledger, Part, Snapshot, State
+from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
+from harvester.errors import OutputError, UsageError
+from harvester.storage.folders import resolve
+from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
@@ -28,35 +31,29 @@ class LedgerCheck:
         self._snapshot = self._look()
         self._in_journals = self._count()
 
-    def close(self) -> None:
-        """Close the ledger."""
-        self._ledger.close()
-
     @property
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, PublishedPart]:
         """Parts that are published or about to be, by name."""
-        return {part.name: part for part in self._snapshot.parts}
+        return _by_name(self._snapshot.parts)
 
     def begun_since(self, manifest: Manifest) -> bool:
         """Return True if a run has begun since the manifest was written."""
         return int(self._snapshot.meta.get("invocation", 0)) > manifest.invocation.number
 
-    def reconcile(self, manifest: Manifest, name: str) -> None:
-        """Compare manifest and ledger. name: the manifest's in messages."""
+    def reconcile(self, manifest: Manifest, name: str, *, growing: bool) -> None:
+        """Compare manifest and ledger. name: the manifest's in messages. growing: the output has no parts."""
         meta, found = self._snapshot.meta, self._found
         if meta.get("run_id") != manifest.run_id:
             text = f"run_id is {manifest.run_id}, and the ledger's is {meta.get('run_id')}"
-            if manifest.dataset.settled or manifest.dataset.failed:
-                found.problem(name, None, text)
-            else:  # the next run begins a dataset without calls anew, and replaces its manifest a moment later
-                found.remarks.append(f"{name} is older than the ledger: {text}")
+            # A run begins a dataset without calls anew, and replaces its manifest a moment later.
+            self._report_older(name, text, wrong=bool(manifest.dataset.settled or manifest.dataset.failed))
             return
         self._reconcile_rows()
-        if self._place.in_parts:
+        if not growing:
             self._reconcile_parts(manifest, name)
         if found.ended:
             self._reconcile_counts(manifest.dataset, name)
-        found.ledger = True
+        found.ledger_checked = True
 
     def reconcile_failures(self, stream: BinaryIO, name: str) -> None:
         """Compare `_failures.ndjson` with the ledger, line by line; only when no run goes on."""
@@ -67,7 +64,7 @@ class LedgerCheck:
                     self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
                     return
         except OutputError as error:
-            self._found.problem(self._place.ledger, None, str(error).removeprefix(f"{self._place.ledger}: "))
+            self._found.problem(self._place.ledger, None, str(error))
 
     def _reconcile_rows(self) -> None:
         """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
@@ -76,45 +73,47 @@ class LedgerCheck:
             text = "a journal that the ledger counts on is gone or damaged inside what was committed"
             self._found.problem(self._place.private, None, text)
             return
-        in_parts = self._place.in_parts
-        published = sum(part.calls for part in self._snapshot.parts) if in_parts else self._snapshot.mark.rows
+        # Parts or a growing file: the other one is empty in every ledger.
+        published = sum(part.calls for part in self._snapshot.parts) + self._snapshot.mark.rows
         if published + journals != totals.rows:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._place.ledger, None, text)
 
     def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
-        known = {part.name: part for part in self._snapshot.parts if part.sealed}
+        known = _by_name(part for part in self._snapshot.parts if part.sealed)
         listed = {entry.path: entry for entry in manifest.parts}
         for path, entry in listed.items():
-            part = known.get(path)
-            if part is None:
+            if path not in known:
                 self._found.problem(name, None, f"it lists {path}, which the ledger does not know as published")
                 continue
-            for key in ("rows", "calls", "bytes", "sha256"):
-                if getattr(entry, key) != getattr(part, key):
-                    text = f"{key} of {path} is {getattr(entry, key)}, and {getattr(part, key)} in the ledger"
-                    self._found.problem(name, None, text)
+            for key in (field.name for field in fields(PublishedPart)):
+                has, wanted = getattr(entry, key), getattr(known[path], key)
+                if has != wanted:
+                    self._found.problem(name, None, f"{key} of {path} is {has}, and {wanted} in the ledger")
         if missing := sorted(known.keys() - listed.keys()):
             text = f"it does not list {', '.join(missing)}, which the ledger knows as published"
-            if self._found.ended:
-                self._found.problem(name, None, text)
-            else:
-                self._found.remarks.append(f"{name} is older than the ledger: {text}")
+            self._report_older(name, text, wrong=self._found.ended)
 
     def _reconcile_counts(self, counts: DatasetCounts, name: str) -> None:
-        totals = self._snapshot.totals
-        for key, has in (("rows", totals.rows), ("refused", totals.refused), ("failed", totals.failed)):
+        for key, has in asdict(self._snapshot.totals).items():
             if getattr(counts, key) != has:
                 self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, and {has} in the ledger")
+
+    def _report_older(self, name: str, text: str, *, wrong: bool) -> None:
+        """Report how the manifest differs from a ledger that may be newer. wrong: it cannot be newer."""
+        if wrong:
+            self._found.problem(name, None, text)
+        else:
+            self._found.remarks.append(f"{name} is older than the ledger: {text}")
 
     # --- rows in journals ------------------------------------------------------------------------------------------
 
     def _count(self) -> int | None:
         """Count the committed rows that are not published yet; None if a journal is damaged."""
         for _ in range(_LOOKS):
-            counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot, self._place.form)]
+            counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot)]
             if None not in counts:
-                return sum(count for count in counts if count is not None)
+                return sum(filter(None, counts))
             self._snapshot = self._look()
         return None
 
@@ -128,10 +127,14 @@ class LedgerCheck:
         return found
 
 
-def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, int]]:
+def _by_name(parts: Iterable[Part]) -> dict[str, PublishedPart]:
+    return {part.name: PublishedPart(part.name, part.rows, part.calls, part.bytes, part.sha256) for part in parts}
+
+
+def _extents(snapshot: Snapshot) -> Iterator[tuple[int, int, int]]:
     """Yield the journals' committed and unpublished bytes: segment, start, end."""
     meant = {part.segment for part in snapshot.parts}
-    mark = snapshot.mark if form is OutputKind.FILE else FileCheckpoint()
+    mark = snapshot.mark  # at the very beginning where there is no growing file
     for segment, end in snapshot.journals.items():
         if segment not in meant and segment >= mark.segment:
             yield segment, mark.place if segment == mark.segment else 0, end
@@ -146,35 +149,29 @@ def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     return rows if at >= end else None
 
 
-def reconciler(place: OutputLocation | None, why: str, found: Findings) -> LedgerCheck | None:
-    """Open an output's ledger for reading. Return None, with the reason in found, where that is impossible.
-
-    why: the reason if place is None.
-
-    Raises:
-        OutputError: it is damaged.
-    """
-    if place is not None:
-        why = _unreadable(place)
-    if why or place is None:
-        found.unchecked.append(f"the ledger: {why}")
-        return None
-    ledger = Ledger(place.ledger, read_only=True)
+def open_ledger(out: str, work_dir: str | None, found: Findings, stack: ExitStack) -> LedgerCheck | None:
+    """Open an output's ledger for reading, until the stack ends. Return None where it cannot be read, as found says."""
     try:
-        if ledger.fresh:
-            found.unchecked.append(f"the ledger: {place.ledger} is empty: its run has hardly begun")
-            ledger.close()
-            return None
-        ledger.check()
-        return LedgerCheck(place, ledger, found)
-    except BaseException:
-        ledger.close()
-        raise
+        place = resolve(out, work_dir)
+    except UsageError as error:  # a store without its work dir, or a file system where no run can have its state
+        found.not_checked.append(f"the ledger: {error}")
+        return None
+    try:
+        why = _unreadable(place.ledger)
+        if not why:
+            ledger = stack.enter_context(closing(Ledger(place.ledger, read_only=True)))
+            if not ledger.fresh:
+                ledger.check()
+                return LedgerCheck(place, ledger, found)
+            why = f"{place.ledger} is empty: its run has hardly begun"
+        found.not_checked.append(f"the ledger: {why}")
+    except OutputError as error:
+        found.problem(place.ledger, None, str(error))
+    return None
 
 
-def _unreadable(place: OutputLocation) -> str:
+def _unreadable(path: str) -> str:
     """Return why a ledger cannot be read; empty if it can. Raises OutputError if the file is no ledger."""
-    path = place.ledger
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

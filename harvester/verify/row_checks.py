@@ -3,14 +3,16 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import astuple, fields
 from datetime import datetime
 from itertools import product
 from operator import itemgetter
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any
 
+from harvester.bitly.query import Query
 from harvester.rows.decode import BadRow
-from harvester.rows.row import SCHEMA_VERSION
+from harvester.rows.row import SCHEMA_VERSION, RowBuilder
 from harvester.rows.schema import COLUMNS, Column, Kind, Shape
 
 Found = Callable[[int, str], None]
@@ -25,33 +27,10 @@ _TYPES: dict[Kind, type] = {
     Kind.MOMENT: str,
     Kind.METRICS: list,
 }
-_QUERY = ("facet", "unit", "units", "unit_reference", "size")
+_PINNED = ("run_id", *(field.name for field in fields(Query)), "schema_version")
 _METRIC = {("value", "clicks")}
 _OWN = {"record_id", "value", "clicks"}
 """Keys that differ between the flat rows of one call."""
-
-
-class Check(Protocol):
-    """Checks a file's rows one after the other. calls: number of calls whose rows were seen."""
-
-    calls: int
-
-    @property
-    def fetched(self) -> list[str]:
-        """The earliest and the latest fetched_at; empty without rows."""
-
-    def look(self, number: int, row: Any) -> bytes | None:
-        """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
-
-    def end(self) -> None:
-        """End the file: check what only its last row completes."""
-
-
-def check_for(
-    shape: Shape, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]
-) -> Check:
-    """Return the check for rows of a shape. call: called with the key of each call, where record_id is not that key."""
-    return Nested(query, run_id, found) if shape is Shape.NESTED else Flat(query, run_id, found, call)
 
 
 def is_moment(text: Any) -> bool:
@@ -63,15 +42,6 @@ def is_moment(text: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def call_key(bitlink: str, query: Mapping[str, Any]) -> bytes:
-    """Return the 16 bytes that identify a call, as `RowBuilder.key` computes them."""
-    return hashlib.sha256((bitlink + _window(query)).encode()).digest()[:16]
-
-
-def _window(query: Mapping[str, Any]) -> str:
-    return _SEPARATOR + _SEPARATOR.join((query["facet"], query["unit"], str(query["units"]), query["unit_reference"]))
 
 
 class ObjectShape:
@@ -113,39 +83,36 @@ def _types_of(column: Column) -> tuple[type, ...]:
 
 
 class _Common:
-    """The checks that both shapes share: the query, the run, and when a row was fetched."""
+    """The checks that both shapes share: the query, the run, and when a row was fetched.
 
-    def __init__(self, shape: Shape, query: Mapping[str, Any], run_id: str, found: Found) -> None:
+    calls: those whose rows were seen. earliest, latest: of the rows' fetched_at; empty without rows.
+    """
+
+    def __init__(self, shape: Shape, query: Query, run_id: str, found: Found) -> None:
         self.calls = 0
+        self.earliest = self.latest = ""
         self._found = found
         self._shape = ObjectShape(COLUMNS[shape])
-        self._size = query["size"]
-        self._pinned_names = ("run_id", *_QUERY, "schema_version")
-        self._pinned_of = itemgetter(*self._pinned_names)
-        self._pinned = (run_id, *(query[name] for name in _QUERY), SCHEMA_VERSION)
-        self._window = _window(query)
+        self._size = query.size
+        self._rows = RowBuilder(query, run_id)
+        self._pinned_of = itemgetter(*_PINNED)
+        self._pinned = (run_id, *astuple(query), SCHEMA_VERSION)
         self._fetched_at = ""
-        self._earliest, self._latest = "", ""
-
-    @property
-    def fetched(self) -> list[str]:
-        """The earliest and the latest fetched_at; empty without rows."""
-        return [self._earliest, self._latest] if self._earliest else []
 
     def _misfit(self, row: Any) -> str | None:
         """Return what is wrong with the keys that both shapes have; None if nothing is."""
         if misfit := self._shape.misfit(row):
             return misfit
         if self._pinned_of(row) != self._pinned:
-            for name, actual, expected in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
+            for name, actual, expected in zip(_PINNED, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
                     return f"{name} is {actual!r:.60}, and {expected!r:.60} in the manifest"
         if row["fetched_at"] != self._fetched_at:
             if not is_moment(row["fetched_at"]):
                 return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
             self._fetched_at = row["fetched_at"]
-            self._earliest = min(self._earliest or self._fetched_at, self._fetched_at)
-            self._latest = max(self._latest, self._fetched_at)
+            self.earliest = min(self.earliest or self._fetched_at, self._fetched_at)
+            self.latest = max(self.latest, self._fetched_at)
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
@@ -155,9 +122,9 @@ class _Common:
 
 
 class Nested(_Common):
-    """Rows that are calls."""
+    """Checks the rows of one file, each of which is a call."""
 
-    def __init__(self, query: Mapping[str, Any], run_id: str, found: Found) -> None:
+    def __init__(self, query: Query, run_id: str, found: Found) -> None:
         super().__init__(Shape.NESTED, query, run_id, found)
 
     def look(self, number: int, row: Any) -> bytes | None:
@@ -165,7 +132,7 @@ class Nested(_Common):
         self.calls += 1
         misfit = self._misfit(row) or self._misfit_of_metrics(row, row["metrics"])
         if not misfit:
-            key = hashlib.sha256((row["bitlink"] + self._window).encode()).digest()[:16]
+            key = self._rows.key(row["bitlink"])
             if key.hex() == row["record_id"]:
                 return key
             misfit = "record_id is not the one of its call"
@@ -190,34 +157,23 @@ class Nested(_Common):
 
 
 class Flat(_Common):
-    """Rows that are a call's metrics, or its one row of nulls: a call's rows follow each other."""
+    """Checks the rows of one file: a call's metrics, or its one row of nulls. A call's rows follow each other.
 
-    def __init__(self, query: Mapping[str, Any], run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
+    call: called with the key of each call.
+    """
+
+    def __init__(self, query: Query, run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
         super().__init__(Shape.FLAT, query, run_id, found)
         self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in _OWN))
         self._call = call
-        self._no_metrics = False
-        self._now: tuple[Any, ...] | None = None
-        self._first: dict[str, Any] = {}
+        self._window = (query.facet, query.unit, str(query.units), query.unit_reference)
         self._last = 0
-        self._metrics = self._clicks = 0
-        self._seen: dict[str, int] = {}
-        self._begun = hashlib.sha256()
+        # The state of one call is set by `_begin`; the first row of the file already calls it.
+        self._now: tuple[Any, ...] | None = None
 
     def look(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
-        misfit = self._misfit(row)
-        if misfit:
-            self._found(number, misfit)
-            return None
-        misfit = None
-        if (call := self._call_of(row)) != self._now:
-            misfit = self._misfit_of_call(row)
-            if not misfit:
-                self.end()
-                self._begin(call, row)
-        self._last = number
-        misfit = self._misfit_of_metric(row["value"], row["clicks"]) or misfit
+        misfit = self._misfit(row) or self._misfit_within_call(number, row)
         if not misfit:
             key = self._key(row["value"])
             if key.hex() == row["record_id"]:
@@ -225,6 +181,16 @@ class Flat(_Common):
             misfit = "record_id is not the one of its call and value"
         self._found(number, misfit)
         return None
+
+    def _misfit_within_call(self, number: int, row: dict[str, Any]) -> str | None:
+        misfit = None
+        if (call := self._call_of(row)) != self._now:
+            misfit = self._misfit_of_call(row)
+            if not misfit:
+                self.end()
+                self._begin(call, row)
+        self._last = number
+        return self._misfit_of_metric(row["value"], row["clicks"]) or misfit
 
     def _misfit_of_call(self, row: dict[str, Any]) -> str | None:
         """Return how a row differs from the first row of its call; None if it begins another call."""
@@ -238,10 +204,9 @@ class Flat(_Common):
         self._now, self._first = call, row
         self._metrics = self._clicks = 0
         self._no_metrics = False
-        self._seen = {}
-        whole = row["bitlink"] + self._window
-        self._begun = hashlib.sha256((whole + _SEPARATOR).encode())
-        self._call(hashlib.sha256(whole.encode()).digest()[:16])
+        self._seen: dict[str, int] = {}
+        self._begun = hashlib.sha256(_SEPARATOR.join((row["bitlink"], *self._window, "")).encode())
+        self._call(self._rows.key(row["bitlink"]))
 
     def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
         if self._no_metrics or value is None or clicks is None:

@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import UNITS
-from harvester.dataset.manifest import Manifest
+from harvester.bitly.query import UNITS, Query
+from harvester.dataset.manifest import DatasetCounts, Manifest
+from harvester.progress import ListCounts
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import FAILURE, Shape
@@ -31,16 +33,16 @@ def has_ended(manifest: Manifest) -> bool:
     return manifest.complete or manifest.stopped is not None or manifest.ended is not None
 
 
-def check_manifest(manifest: Manifest, path: str, found: Findings) -> bool:
-    """Check a manifest by itself. Return False if its query is damaged, so that rows cannot be compared with it."""
-    problems = list(_inconsistencies(manifest))
-    query = _query_misfit(manifest)
-    for text in [*problems, *([query] if query else [])]:
+def check_manifest(manifest: Manifest, path: str, found: Findings) -> Query | None:
+    """Check a manifest by itself. Return its query; None if it is damaged, so that rows cannot be compared with it."""
+    for text in _inconsistencies(manifest):
         found.problem(path, None, text)
+    if misfit := _query_misfit(manifest):
+        found.problem(path, None, misfit)
     rows, published = manifest.dataset.rows, _calls_in_parts(manifest)
     if has_ended(manifest) and not manifest.complete and published < rows:
         found.remarks.append(f"{path}: {rows - published} of its {rows} calls with a row are not published yet")
-    return query is None
+    return None if misfit else Query(**{field.name: manifest.query[field.name] for field in fields(Query)})
 
 
 def _query_misfit(manifest: Manifest) -> str | None:
@@ -60,12 +62,10 @@ def _query_misfit(manifest: Manifest) -> str | None:
 
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions within a manifest."""
-    counts, listed = manifest.dataset, manifest.list
-    if counts.calls != counts.rows + counts.refused + counts.failed + counts.pending:
-        yield "dataset.calls is not rows + refused + failed + pending"
-    keys = ("blank", "comments", "headers", "invalid", "duplicates", "links")
-    if listed and listed.lines != sum(getattr(listed, key) for key in keys):
-        yield f"list.lines is not {' + '.join(keys)}"
+    counts = manifest.dataset
+    yield from _misfit_of_sum("dataset", counts)
+    if manifest.list:
+        yield from _misfit_of_sum("list", manifest.list)
     if not (is_moment(manifest.started) and is_moment(manifest.updated)):
         yield "started or updated is no moment in UTC, such as 2026-11-23T06:00:00Z"
     if manifest.complete and (manifest.stopped or not manifest.input_read_to_end or counts.pending):
@@ -76,6 +76,13 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     for name, times in Counter(part.path for part in manifest.parts).items():
         if times > 1:
             yield f"it lists {name} {times} times"
+
+
+def _misfit_of_sum(name: str, counts: DatasetCounts | ListCounts) -> Iterator[str]:
+    """Check that the first field is the sum of the others."""
+    whole, *parts = (field.name for field in fields(counts))
+    if getattr(counts, whole) != sum(getattr(counts, part) for part in parts):
+        yield f"{name}.{whole} is not {' + '.join(parts)}"
 
 
 def _calls_in_parts(manifest: Manifest) -> int:
@@ -113,12 +120,15 @@ def check_failures(
         return
     kinds: Counter[str] = Counter()
     with closing(shelf.open(FAILURES)) as stream:
-        for number, line in _lines_of(stream, path, found):
-            found.failures += 1
-            if misfit := _failure_misfit(line, manifest.query["facet"]):
-                found.problem(path, number, misfit)
-            else:
-                kinds[line["kind"]] += 1
+        try:
+            for number, line in rows_of(HashingReader(stream), Format.NDJSON, Shape.NESTED):
+                found.failures = number
+                if misfit := _failure_misfit(line, manifest.query["facet"]):
+                    found.problem(path, number, misfit)
+                else:
+                    kinds[line["kind"]] += 1
+        except UnreadableFile as error:
+            found.problem(path, found.failures + 1, str(error))
     if not found.ended:
         return
     counts = {"refused": manifest.dataset.refused, "failed": manifest.dataset.failed}
@@ -130,15 +140,6 @@ def check_failures(
     if ledger:
         with closing(shelf.open(FAILURES)) as stream:
             ledger.reconcile_failures(stream, path)
-
-
-def _lines_of(stream: Any, path: str, found: Findings) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        for number, line in rows_of(HashingReader(stream), Format.NDJSON, Shape.NESTED):
-            yield number, line
-    except UnreadableFile as error:
-        found.problem(path, number + 1, str(error))
 
 
 def _failure_misfit(line: Any, facet: str) -> str | None:

@@ -23,10 +23,10 @@ import pytest
 
 from harvester.dataset import manifest
 from harvester.errors import UsageError
+from harvester.progress import WAIT_REASONS
 from harvester.reporting import run_status as glance
 from harvester.reporting import status_text as printing
 from harvester.reporting import status_text as tell
-from harvester.reporting.prometheus import WINDOWS
 from harvester.reporting.run_status import State, look
 from harvester.run.telemetry import Throughput
 from harvester.shutdown import CONSEQUENCES, StopReason
@@ -346,7 +346,7 @@ def test_a_window_that_is_over_is_not_waited_for(written: Callable[..., str]) ->
     assert "waiting" not in tell.as_text(look(written(**ENDED, complete=True), NOW))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", WAIT_REASONS)
 def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
     binds = {"window": window, "limit": None, "until": None}
     seen = look(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)

@@ -135,10 +135,10 @@ def test_what_a_run_has_published_holds(made: Made, form: str, shape: str) -> No
     out = made("out", form, shape)
     found = verify(out)
     assert as_text(found).splitlines()[-1] == f"{out} holds: complete"
-    assert (found.calls, found.failures, found.ledger, found.ended) == (45, 2, True, True)
+    assert (found.calls, found.failures, found.ledger_checked, found.ended) == (45, 2, True, True)
     assert found.parts == len(list(out.glob("part-*"))) >= 3
     assert found.rows == sum(part["rows"] for part in orjson.loads((out / "_manifest.json").read_bytes())["parts"])
-    assert (found.remarks, found.unchecked, found.moved_away) == ([], [], [])
+    assert (found.remarks, found.not_checked, found.moved_away) == ([], [], [])
 
 
 def test_the_command_says_what_it_has_read_and_exits_with_0(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,11 +232,11 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
     out = made()
     (out / "_harvester").rename(tmp_path / "elsewhere")
     found = verify(out)
-    assert (found.ok, found.ledger) == (True, False)
-    assert "--work-dir" in found.unchecked[0]
+    assert (found.ok, found.ledger_checked) == (True, False)
+    assert "--work-dir" in found.not_checked[0]
     edit_manifest(out, lambda manifest: manifest.update(work_dir="/var/elsewhere"))
-    assert verify(out).unchecked[0].endswith("(the manifest's run had --work-dir /var/elsewhere)")
-    assert verify(out, tmp_path / "elsewhere").ledger
+    assert verify(out).not_checked[0].endswith("(the manifest's run had --work-dir /var/elsewhere)")
+    assert verify(out, tmp_path / "elsewhere").ledger_checked
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -284,15 +284,13 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
             return Body((out / name).read_bytes())
 
         def path(self, name: str) -> str:
-            return f"s3://bucket/{name}"
+            return f"s3://bucket/out/{name}"
 
     shelf = Store(str(out))
-    found = verifying.verify(
-        verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None, why="no --work-dir")
-    )
+    found = verifying.verify(verifying.Output("s3://bucket/out", shelf, shelf, growing=False, work_dir=None))
     assert found.ok
     assert found.calls == 45
-    assert "--work-dir" in found.unchecked[0]
+    assert "--work-dir" in found.not_checked[0]
 
 
 def test_what_was_published_into_an_object_store_is_verified_there(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,8 +305,8 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case, m
     assert "7 rows of 7 calls; 0 failures; reconciled with the ledger" in whole
     assert whole.endswith("holds: complete")
     alone = verifying.verify(verifying.output_at(f"{case.out}/_manifest.json"))
-    assert (alone.ok, alone.ledger) == (True, False)
-    assert alone.unchecked[0].endswith(f"(the manifest's run had --work-dir {case.work})")
+    assert (alone.ok, alone.ledger_checked) == (True, False)
+    assert alone.not_checked[0].endswith(f"(the manifest's run had --work-dir {case.work})")
     name = min(each for each in case.held() if each.startswith("part-"))
     obstore.put(case.store, name, b"spoiled")
     assert f"{case.out}/{name}:1: cannot be read further" in as_text(verifying.verify(output))
@@ -680,7 +678,7 @@ def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
         settle(store, "one-more")
         keep(store)
     found = verify(out)
-    assert (found.ok, found.ended, found.ledger) == (True, False, True)
+    assert (found.ok, found.ended, found.ledger_checked) == (True, False, True)
     for journal in (out / "_harvester").glob("journal-*"):
         journal.unlink()
     assert "a journal that the ledger counts on is gone" in as_text(verify(out))
@@ -718,7 +716,7 @@ def test_a_run_that_goes_on_and_what_is_left_when_it_is_killed_hold(
     assert [as_text(look) for look in looks if not look.ok] == []
     found = verify(out)
     assert as_text(found).splitlines()[-1] == f"{out} holds: as far as its run has come"
-    assert (found.ledger, found.ended) == (True, False)
+    assert (found.ledger_checked, found.ended) == (True, False)
 
 
 # --- the checks themselves -----------------------------------------------------------------------------------------
@@ -748,7 +746,7 @@ def test_a_clock_that_was_set_is_told_and_no_fault(made: Made) -> None:
 
 def test_a_check_needs_no_more_than_a_query() -> None:
     told: list[tuple[int, str]] = []
-    query = {"facet": "referrers", "unit": "day", "units": -1, "unit_reference": "2026-11-23T06:00:00Z", "size": 50}
+    query = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
     check = Nested(query, "0a", lambda number, text: told.append((number, text)))
     assert check.look(7, {}) is None
     assert told == [(7, "record_id is missing")]

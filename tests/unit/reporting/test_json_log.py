@@ -271,7 +271,7 @@ def test_a_list_whose_name_is_no_utf_8_is_named(tmp_path: Path) -> None:
 )
 def test_any_text_is_one_line_and_comes_back(text: str, more: dict[str, Any]) -> None:
     event = {"timestamp": "", "level": "info", "event": "note", "message": text, "more": more}
-    line = _line(event).decode()
+    line = _line(event)
     assert len(line.splitlines()) == 1
     back = json.loads(line)
     assert back["message"] == text.encode("utf-8", "backslashreplace").decode()
