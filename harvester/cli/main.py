@@ -234,7 +234,7 @@ def _check_installation() -> None:
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(env_var=sources.PREFIX + "CONFIG")] = None,
-) -> int:
+) -> object:
     """Read the configuration, then run the command.
 
     Parameters
@@ -246,8 +246,7 @@ def _launch(
     if any(name.startswith(sources.PREFIX) for name in os.environ):  # else the modules of other commands stay unloaded
         for name, nearest in sources.misspelt_variables(app, os.environ):
             say(f"warning: {name}: no option has this name; did you mean {nearest}?")
-    code = app(tokens)
-    return code if isinstance(code, int) else OK
+    return app(tokens)
 
 
 def configure(path: Path | None) -> None:
