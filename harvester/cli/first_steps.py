@@ -1,20 +1,19 @@
 """Commands before the first harvest: `config`, `schema`, `login`, `logout`, `sandbox` and `demo`.
 
-What needs aiohttp is imported within the functions: the options of all commands are needed to check a file.
+What a command needs is imported within it: to check a file or the variables, any command, also a `status` that is run
+as a probe, loads this module for its options.
 """
 
 import asyncio
 import signal
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from harvester.cli.exit_codes import exit_code
 from harvester.cli.main import app, configure
-from harvester.client.token import Token
-from harvester.config import credentials, sources
+from harvester.config import sources
 from harvester.config.options import (
     AccessOptions,
     FormatName,
@@ -27,10 +26,10 @@ from harvester.config.options import (
 )
 from harvester.errors import UsageError
 from harvester.reporting.terminal import print_out, say
-from harvester.rows.encode import Format
-from harvester.rows.schema import Shape
-from harvester.rows.schema_export import Target, schema_for
 from harvester.shutdown import OK
+
+if TYPE_CHECKING:
+    from harvester.client.token import Token
 
 
 def config(
@@ -51,6 +50,8 @@ def config(
         Print a file with every option, explained, to start from.
     """
     if example:
+        from importlib.resources import files
+
         print_out((files("harvester") / "config.example.toml").read_text(encoding="utf-8").rstrip("\n"))
         return OK
     if config is not None:  # behind the command's name it is this command's
@@ -64,8 +65,11 @@ def config(
     return OK
 
 
-def _token_named(found: list[sources.Setting]) -> tuple[Token | None, sources.Setting | None]:
+def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
     """Return the token that these settings select, and its fingerprint and source as a setting."""
+    from harvester.client.token import Token
+    from harvester.config import credentials
+
     values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
     if "token_file" not in values:
         return None, None
@@ -94,6 +98,10 @@ def schema(
     format:
         The parts' --format, as run was told: it changes how they are read, not the columns.
     """
+    from harvester.rows.encode import Format
+    from harvester.rows.schema import Shape
+    from harvester.rows.schema_export import Target, schema_for
+
     print_out(schema_for(Target(target), Shape(shape), Format(format)))
     return OK
 

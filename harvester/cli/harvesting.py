@@ -1,6 +1,7 @@
 """`harvester run` and `harvester plan`: options and lists become a job, and its end an exit code.
 
-What needs aiohttp is imported within the functions: the options of all commands are needed to check a file.
+What takes long to import is imported within the functions: to check a file or the variables, any command, also a
+`status` that is run as a probe, loads this module for its options.
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code, observer_for, report_error
 from harvester.cli.signals import stop_on_signals
-from harvester.config.credentials import has_token
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output, log_format_of
 from harvester.config.sources import undashed
@@ -97,6 +97,7 @@ def _run_job(job: "Job", observer: Reporter) -> RunOutcome:
 
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:
+    from harvester.config.credentials import has_token
     from harvester.run import plan as plans
     from harvester.run.assembly import build_job
 
