@@ -1,6 +1,9 @@
 """What does one link cost? CPU of `harvester.metrics` and of `harvester show`, beyond start-up.
 
-usage: python -m benchmarks.one_link [--times 50]
+usage: python -m benchmarks.one_link [--times 50] [--runs 15]
+
+Start-up is the interpreter, all imports, also those that the command makes only when it needs them, and an event loop.
+What cyclopts takes to parse the command line is shown by itself: each command pays it, whether it asks Bitly or not.
 """
 
 import argparse
@@ -12,10 +15,37 @@ import time
 from statistics import median
 
 import harvester
-from benchmarks.measuring import NO_LIMITS, run, serving
+from benchmarks.measuring import NO_LIMITS, output_of, serving
 
 MOST_MILLISECONDS = 5.0
-RUNS = 7
+
+_SHOW = """
+import asyncio, sys, time
+import encodings.ascii, platformdirs, psutil
+import harvester.cli.main, harvester.cli.show
+
+seconds, run = [time.process_time()], asyncio.run
+
+async def timed(main):
+    seconds.append(time.process_time())
+    try:
+        return await main
+    finally:
+        seconds.append(time.process_time())
+
+def run_timed(main):
+    seconds.append(time.process_time())
+    return run(timed(main))
+
+asyncio.run = run_timed
+try:
+    harvester.cli.main.main(sys.argv[1:])
+except SystemExit as end:
+    print(*seconds)
+    sys.exit(end.code)
+"""
+"""Runs the command, then prints the CPU seconds of the process when everything was imported, when the command line was
+parsed, and at the beginning and the end of what ran in the event loop."""
 
 
 async def metrics_cost(url: str, state_dir: str, times: int) -> float:
@@ -36,27 +66,32 @@ async def metrics_cost(url: str, state_dir: str, times: int) -> float:
     return median(costs[1:])
 
 
-def show_cost(url: str, state_dir: str) -> float:
-    """Return the CPU of `harvester show` in milliseconds, less that of importing what it imports."""
-    where = ("--base-url", url, "--state-dir", state_dir, *NO_LIMITS)
-    shown = median(run("-m", "harvester", "show", "bit.ly/a", "--json", *where).cpu_seconds for _ in range(RUNS))
-    modules = "import harvester.cli.main, harvester.cli.show, asyncio; asyncio.run(asyncio.sleep(0))"
-    return (shown - median(run("-c", modules).cpu_seconds for _ in range(RUNS))) * 1000
+def show_costs(url: str, state_dir: str, runs: int) -> tuple[float, float, float]:
+    """Return the median CPU of `harvester show` in milliseconds: of start-up, the command line, and the link."""
+    words = ("show", "bit.ly/a", "--json", "--base-url", url, "--state-dir", state_dir, *NO_LIMITS)
+    found = []
+    for _ in range(runs + 1):
+        imported, parsed, began, ended = map(float, output_of("-c", _SHOW, *words).splitlines()[-1].split())
+        found.append((imported + began - parsed, parsed - imported, ended - began))
+    startup, command_line, link = (median(costs) * 1000 for costs in zip(*found[1:], strict=True))
+    return startup, command_line, link
 
 
 def main() -> int:
     """Measure; 1 when a link costs more than is promised."""
     parser = argparse.ArgumentParser(description="CPU of one link beyond start-up.")
     parser.add_argument("--times", type=int, default=50)
-    times = parser.parse_args().times
+    parser.add_argument("--runs", type=int, default=15)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="harvester-one-link-") as folder, serving() as url:
-        cost = asyncio.run(metrics_cost(url, os.path.join(folder, "metrics"), times))
-        print(f"harvester.metrics: {cost:.1f} ms of CPU a link")
-        print(
-            f"harvester show: {show_cost(url, os.path.join(folder, 'show')):.1f} ms of CPU beyond its imports",
-            flush=True,
-        )
-    return 0 if cost <= MOST_MILLISECONDS else 1
+        metrics = asyncio.run(metrics_cost(url, os.path.join(folder, "metrics"), options.times))
+        print(f"harvester.metrics: {metrics:.1f} ms of CPU a link", flush=True)
+        startup, command_line, link = show_costs(url, os.path.join(folder, "show"), options.runs)
+    print(
+        f"harvester show: {link:.1f} ms of CPU a link, after {startup:.0f} ms of start-up and {command_line:.1f} ms of "
+        "parsing the command line"
+    )
+    return 0 if max(metrics, link) <= MOST_MILLISECONDS else 1
 
 
 if __name__ == "__main__":

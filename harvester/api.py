@@ -21,8 +21,9 @@ from harvester.config.keywords import (
     MetricsKeywords,
     StreamKeywords,
     TokenGiven,
-    path_of,
+    path_text,
     run_options,
+    token_is_at_hand,
     token_reader,
 )
 from harvester.config.options import RunOptions
@@ -74,7 +75,7 @@ async def harvest(
         processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
         so far has been published.
     """
-    target = path_of("out", out)
+    target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = fill_output(run_options(options, HarvestKeywords, target))
@@ -124,12 +125,12 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
         raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
     name = parse(bitlink)
     chosen = run_options(options, MetricsKeywords, STDOUT)
-    read_token = token_reader(token, chosen)
     rows, failures = list[bytes](), list[Row]()
     observer = LoggingObserver(failures.append)
+    build = partial(build_job, IterableFeed([]), chosen, observer.warn, token_reader(token, chosen))
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
     async with turns:
-        job = await in_daemon(partial(build_job, IterableFeed([]), chosen, observer.warn, read_token))
+        job = build() if token_is_at_hand(token, chosen) else await in_daemon(build)
         outcome = await look_up(job, [name], lambda _, row: rows.append(row), ShutdownSignal(), observer)
     if rows:
         row: Row = orjson.loads(rows[0])

@@ -1,5 +1,6 @@
 """JSON as harvester reads and writes it: objects that may be damaged, records of one line, names that are not UTF-8."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,10 +13,28 @@ _CHUNK = 1024 * 1024
 def object_in(text: bytes | None) -> dict[str, Any]:
     """Return the JSON object in a text, or an empty one if the text is missing, damaged or another JSON value."""
     try:
-        value = orjson.loads(text or b"")
-    except orjson.JSONDecodeError:
+        value = lenient_json(text or b"")
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def lenient_json(text: bytes) -> Any:
+    """Return a JSON value from a text that programs write and orjson refuses: with a byte order mark, a lone surrogate,
+    NaN, or bytes that are not UTF-8. What is no character becomes U+FFFD, which every writer of JSON takes.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        readable = text.decode("utf-8", "replace").lstrip("\ufeff")
+        try:
+            again = json.dumps(json.loads(readable), ensure_ascii=False)
+            return json.loads(again.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
 
 
 def one_line(record: Mapping[str, Any]) -> bytes:

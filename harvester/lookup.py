@@ -10,6 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from harvester.bitly.bitlinks import Bitlink
@@ -48,6 +49,9 @@ async def look_up(
     Raises:
         ConnectionsBusy: other processes use all of this machine's connections. OutputError: the budget's file.
     """
+    # A link needs one connection at a time: more would be opened, and kept from other processes, for nothing.
+    connections = max(min(job.client_settings.connections, len(bitlinks)), 1)
+    job = replace(job, client_settings=replace(job.client_settings, connections=connections))
     with ExitStack() as stack:
 
         def scratch() -> str:
@@ -161,6 +165,7 @@ class Lookup:
             return
 
     async def _retry(self, bitlink: Bitlink, first: Verdict) -> None:
+        """Repeat a call until it is settled, or until the run ends."""
         try:
             verdict, attempts = await self._client.retry(bitlink, first)
         except RunStopping:
@@ -168,6 +173,11 @@ class Lookup:
         self._settle(bitlink, verdict, attempts)
 
     def _settle(self, bitlink: Bitlink, verdict: Verdict, attempts: int) -> None:
+        """Hand over a call's row, or its failure, and record what it says about the whole run.
+
+        Awaits nothing, like all that it calls. A task is cancelled only where it awaits, so a verdict that has come,
+        and whose attempts are spent, is handed over even if `_cut_short` or the caller ends the lookup at that moment.
+        """
         stop, progress = self._rules.see(verdict), self._progress
         if isinstance(verdict, Answer):
             progress.rows, progress.pending = progress.rows + 1, progress.pending - 1
@@ -180,6 +190,7 @@ class Lookup:
     def _settle_failure(
         self, bitlink: Bitlink, verdict: Refused | Transient | Unreadable | Unknown, attempts: int
     ) -> None:
+        """Report a call without a row to the observer; awaits nothing, as `_settle` says."""
         # As in a harvest: a server that knows no path at all may be the wrong one.
         refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
         self._progress.pending -= 1

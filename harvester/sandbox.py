@@ -24,32 +24,28 @@ from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS, plan_limits_
 from harvester.bitly.facets import FACETS, Metric
 from harvester.bitly.query import MAX_CONNECTIONS, endpoint_of
 
-_VALUES: dict[str, tuple[str, ...]] = {
-    "countries": ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none"),
-    "referrers": (
-        "direct",
-        "https://t.co/",
-        "https://www.google.com/",
-        "https://www.facebook.com/",
-        "https://www.linkedin.com/",
-        "https://news.ycombinator.com/",
-        "https://stackoverflow.com/",
-        "X (Formerly Twitter)",
-        "Bitly QR Code",
-    ),
-}
+_COUNTRIES = ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none")
+_REFERRERS = (
+    "direct",
+    "https://t.co/",
+    "https://www.google.com/",
+    "https://www.facebook.com/",
+    "https://www.linkedin.com/",
+    "https://news.ycombinator.com/",
+    "https://stackoverflow.com/",
+    "X (Formerly Twitter)",
+    "Bitly QR Code",
+)
 _REFUSALS = {
-    "missing": (
-        404,
-        {
-            "message": "NOT_FOUND",
-            "resource": "bitlinks",
-            "description": "What you are looking for cannot be found.",
-        },
-    ),
-    "gone": (410, {"message": "GONE", "resource": "bitlinks", "description": "This resource was deleted."}),
-    "foreign": (403, {"message": "FORBIDDEN", "resource": "bitlinks", "description": "You are forbidden."}),
+    "missing": (404, "NOT_FOUND", "What you are looking for cannot be found."),
+    "gone": (410, "GONE", "This resource was deleted."),
+    "foreign": (403, "FORBIDDEN", "You are forbidden."),
 }
+"""Back-halves by their beginning: status, message and description of the response."""
+_ORGANIZATION = "Osandbox"
+CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
+"""OAuth apps by client_id; a login of `denied` ends without access."""
+_LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +60,15 @@ class SandboxOptions:
     errors: float = 0.01
 
 
-_ORGANIZATION = "Osandbox"
-
-
 class Sandbox:
     """The fake server and its counts.
 
     requests: attempts by bitlink. answered: responses by bitlink that settle its call (metrics, 403, 404, 410). helped:
     requests by path of the routes that report limits. throttled: requests over a limit. too_many_connections: requests
-    beyond the allowed connections. at_once, most_at_once: requests in progress now, and at most so far.
+    beyond the allowed connections. at_once: requests in progress now.
     """
 
-    def __init__(self, options: SandboxOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, options: SandboxOptions) -> None:
         self.options = options
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
@@ -83,14 +76,12 @@ class Sandbox:
         self.consent = Consent()
         self.throttled = 0
         self.too_many_connections = 0
-        self.most_at_once = 0
         self.at_once = 0
-        self._clock = clock
-        self._began = clock()
+        self._began = time.monotonic()
         self._used: Counter[tuple[str, int]] = Counter()
 
     def app(self) -> web.Application:
-        """Return the aiohttp application: Bitly's routes below /v4, and the counts at /sandbox/seen."""
+        """Return the aiohttp application: the login's routes at the root, all others below /v4."""
         app = web.Application()
         self.consent.add_to(app.router)
         for facet in FACETS.values():
@@ -98,14 +89,12 @@ class Sandbox:
         app.router.add_get("/v4" + PLATFORM_LIMITS, self._platform_limits)
         app.router.add_get("/v4" + GROUPS, self._groups)
         app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._plan_limits)
-        app.router.add_get("/sandbox/seen", self._seen)
         app.router.add_route("*", "/{path:.*}", _no_route)
         return app
 
     def _handler(self, facet: str) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
             try:
                 return await self._answer(request, facet)
             finally:
@@ -125,9 +114,9 @@ class Sandbox:
             status, message = (500, "INTERNAL_ERROR") if len(bitlink) % 2 else (503, "TEMPORARILY_UNAVAILABLE")
             return _json(status, {"message": message})
         self.answered[bitlink] += 1
-        for prefix, (status, body) in _REFUSALS.items():
+        for prefix, (status, message, description) in _REFUSALS.items():
             if back_half.startswith(prefix):
-                return _json(status, body)
+                return _json(status, {"message": message, "resource": "bitlinks", "description": description})
         return _json(200, metrics_for(bitlink, facet, int(request.query.get("size", "50"))))
 
     def _reject(self, request: web.Request) -> web.Response | None:
@@ -148,7 +137,7 @@ class Sandbox:
 
     def _over_a_limit(self, endpoint: str) -> str | None:
         """Count a request in its fixed windows, or return the message of the first one that is full."""
-        options, since = self.options, self._clock() - self._began
+        options, since = self.options, time.monotonic() - self._began
         month = datetime.now(UTC).month
         windows = (
             (f"minute {endpoint}", int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
@@ -164,8 +153,6 @@ class Sandbox:
 
     def _fails(self, bitlink: str) -> bool:
         """Return True if this attempt fails, which depends on the link's name and the attempt's number alone."""
-        if not self.options.errors:
-            return False
         seed = hashlib.sha256(f"{bitlink}#{self.requests[bitlink]}".encode()).digest()
         return int.from_bytes(seed[:4]) < self.options.errors * 2**32
 
@@ -175,7 +162,7 @@ class Sandbox:
         """Report limit and count of the hour, as Bitly does; an empty list without an hourly limit."""
         if refusal := self._reject_helper(request):
             return refusal
-        endpoint, hour = request.query.get("path", ""), int((self._clock() - self._began) // 3600)
+        endpoint, hour = request.query.get("path", ""), int((time.monotonic() - self._began) // 3600)
         known = endpoint in {endpoint_of(facet) for facet in FACETS.values()}
         if not known or not self.options.per_hour:
             return _json(200, {"platform_limits": []})
@@ -201,23 +188,11 @@ class Sandbox:
         self.helped[request.path.removeprefix("/v4")] += 1
         return self._reject(request)
 
-    async def _seen(self, _: web.Request) -> web.Response:
-        return _json(
-            200,
-            {
-                "requests": self.requests.total(),
-                "answered": dict(self.answered),
-                "throttled": self.throttled,
-                "too_many_connections": self.too_many_connections,
-                "most_at_once": self.most_at_once,
-            },
-        )
-
 
 def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
     """Return the sandbox's response body for a bitlink, a function of the arguments alone."""
     seed = hashlib.sha256(f"{bitlink} {facet}".encode()).digest()
-    values = _VALUES.get(facet, _VALUES["referrers"])
+    values = _COUNTRIES if facet == "countries" else _REFERRERS
     count = min(seed[0] % (len(values) + 1), size)
     metrics: list[Metric] = []
     for i in range(count):
@@ -259,24 +234,13 @@ async def serving(sandbox: Sandbox, port: int = 0) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
-_LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What an authorization code was issued for; its exchange must repeat it."""
-
-    client_id: str
-    redirect_uri: str
-
-
 class Consent:
-    """The login. codes: authorization codes not yet exchanged. tokens: all that were issued, in order."""
+    """The login. tokens: all that were issued, in order."""
 
     def __init__(self) -> None:
-        self.codes: dict[str, Grant] = {}
         self.tokens: list[str] = []
+        # Codes that were not exchanged yet, with the client_id and the redirect_uri that the exchange must repeat.
+        self._codes: dict[str, tuple[str, str]] = {}
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Add the login's routes, which are at the server's root and not below /v4."""
@@ -285,37 +249,28 @@ class Consent:
 
     async def _authorize(self, request: web.Request) -> web.Response:
         """Redirect the browser at once, as Bitly's page does after a click."""
-        grant = Grant(request.query.get("client_id", ""), request.query.get("redirect_uri", ""))
-        if grant.client_id not in CLIENT_SECRETS:
+        client_id, redirect_uri = request.query.get("client_id", ""), request.query.get("redirect_uri", "")
+        if client_id not in CLIENT_SECRETS:
             return web.Response(status=400, text="unknown client_id")
-        if not _LOOPBACK.fullmatch(grant.redirect_uri):
+        if not _LOOPBACK.fullmatch(redirect_uri):
             return web.Response(status=400, text="redirect_uri: the sandbox knows this machine only")
         fields = {"state": request.query.get("state", "")}
-        if grant.client_id == "denied":
+        if client_id == "denied":
             fields["error"] = "access_denied"
         else:
             fields["code"] = secrets.token_hex(20)
-            self.codes[fields["code"]] = grant
-        return web.Response(status=302, headers={"Location": f"{grant.redirect_uri}?{urlencode(fields)}"})
+            self._codes[fields["code"]] = client_id, redirect_uri
+        return web.Response(status=302, headers={"Location": f"{redirect_uri}?{urlencode(fields)}"})
 
     async def _exchange(self, request: web.Request) -> web.Response:
         form = await request.post()
-        fields = {name: str(form.get(name, "")) for name in ("client_id", "client_secret", "code", "redirect_uri")}
-        if not _is_registered(fields["client_id"], fields["client_secret"]):
-            return _error("INVALID_CLIENT")
-        if self.codes.pop(fields["code"], None) != Grant(fields["client_id"], fields["redirect_uri"]):
-            return _error("INVALID_CODE")
-        answer = {"access_token": self._new_token(), "login": "sandbox", "apiKey": "R_sandbox"}
-        return web.Response(text=urlencode(answer), content_type="application/x-www-form-urlencoded")
-
-    def _new_token(self) -> str:
+        client_id, secret, code, redirect_uri = (
+            str(form.get(name, "")) for name in ("client_id", "client_secret", "code", "redirect_uri")
+        )
+        if CLIENT_SECRETS.get(client_id) != secret:
+            return _json(400, {"message": "INVALID_CLIENT"})
+        if self._codes.pop(code, None) != (client_id, redirect_uri):
+            return _json(400, {"message": "INVALID_CODE"})
         self.tokens.append(secrets.token_hex(20))
-        return self.tokens[-1]
-
-
-def _is_registered(client_id: str, client_secret: str) -> bool:
-    return client_id in CLIENT_SECRETS and CLIENT_SECRETS[client_id] == client_secret
-
-
-def _error(message: str) -> web.Response:
-    return _json(400, {"message": message})
+        answer = {"access_token": self.tokens[-1], "login": "sandbox", "apiKey": "R_sandbox"}
+        return web.Response(text=urlencode(answer), content_type="application/x-www-form-urlencoded")

@@ -127,6 +127,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("pyarrow", {"arrow", "extras"}),
         ("backports", {"extras"}),
         ("csv", {"links.tables"}),
+        ("idna", {"bitly.bitlinks"}),
         ("rich", {"cli.show", "reporting.live_display", "reporting.status_text"}),
         ("structlog", {"reporting.logs"}),
         ("prometheus_client", {"reporting.prometheus"}),

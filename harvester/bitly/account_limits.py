@@ -1,4 +1,4 @@
-"""The routes by which Bitly reports an account's limits: the target of each request and the parser of its response."""
+"""The routes by which Bitly reports an account's limits: what to request, below the base URL, and what comes back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,15 +37,12 @@ class PlanLimit:
 
 
 def platform_limits_target(facet: Facet) -> str:
-    """Return path and query string, below the base URL, of the request for the limits of a facet's endpoint.
-
-    https://dev.bitly.com/api-reference/#getPlatformLimits.
-    """
+    """Return the path and query that ask for a facet's limits: https://dev.bitly.com/api-reference/#getPlatformLimits."""
     return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint_of(facet)})}"
 
 
 def plan_limits_target(organization: str) -> str:
-    """Return the path, below the base URL, of the request for an organization's plan limits."""
+    """Return the path that asks for an organization's plan limits."""
     return f"/organizations/{quote(organization, safe='')}/plan_limits"
 
 

@@ -17,41 +17,56 @@ MAX_CHARACTERS = 2048
 """Longer names are invalid: the request line would exceed what servers accept."""
 
 # Fast path: nearly every line of a real list has this form and needs none of the steps below.
-_PLAIN = re.compile(r"(?:https?://)?([a-z0-9-]+(?:\.[a-z0-9-]+)+)/([A-Za-z0-9_-]+)", re.ASCII)
+_PLAIN = re.compile(r"(?:https?://)?([a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+)/([A-Za-z0-9_-]+)", re.ASCII)
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
-_NOT_ASCII_ESCAPES = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
-_DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+", re.ASCII)
+_SYMBOLS = re.compile(r"L.|M.|N.|So|Sk")
+"""Unicode's categories of what a label of a domain is made of: letters, marks, digits, and emoji."""
 
-# Remains of a list's own syntax in pasted text. No back-half contains any of these, so a call would be wasted.
-_NEVER = frozenset("\"'`“”‘’«»<>()[]{},;|\\^")
-_QUOTES = "\"'`“”‘’«»"
-_AROUND = _QUOTES + "\ufeff" + " \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
+_QUOTES = "\"'`´“”„‟‘’‚‛«»‹›「」『』＂＇"
+_BRACKETS = "<>()[]{}＜＞（）【】"
+_SPACES = "\ufeff \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
+_AROUND = _QUOTES + _BRACKETS + _SPACES + "|*"
+_BEHIND = _AROUND + ".!,;:+。！，；：、"
+"""What a sentence, or Bitly's preview page, puts behind a link; a link in front of it is whole."""
+_CUT_OFF = ("…", "..")
+"""A link in front of these was shortened for display: its rest is lost."""
+# Remains of a list's own syntax inside a link. No back-half contains any of these, so a call would be wasted.
+_NEVER = frozenset(_QUOTES + _BRACKETS + ",;|\\^…%")
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+"""Unicode's categories of what cannot be seen, or is no character."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffd")
+"""Characters that look like nothing, and the one that stands for lost text."""
+_VARIATIONS = re.compile(r"[\x00-\x7f][\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""A selector of a letter's shape behind a letter that has only one; behind an emoji it is a part of it."""
 
 
 def parse(text: str) -> Bitlink:
     """Return the bitlink that a line of text names.
 
-    Removed: surrounding spaces and quotes, `http://` and `https://` in any case, query, fragment, one trailing slash,
-    the preview page's `+`. Only the domain is converted to lower case, because back-halves are case-sensitive
-    (https://support.bitly.com/hc/en-us/articles/230898888). Custom domains are kept.
+    Removed: spaces, quotes, brackets and a sentence's marks around it, `http://` and `https://` in any case, query,
+    fragment, one trailing slash, the preview page's `+`. Percent-encoding is decoded: what an escape stands for
+    decides. Only the domain is converted to lower case, because back-halves are case-sensitive
+    (https://support.bitly.com/hc/en-us/articles/230898888). An international domain gets its ASCII form, so that both
+    of its forms are one bitlink. Custom domains are kept.
 
     Raises:
         InvalidBitlink: the text cannot be `domain/back-half`; the message is the reason.
     """
-    if plain := _PLAIN.fullmatch(text):
-        if len(text) <= MAX_CHARACTERS:
-            return Bitlink(f"{plain[1]}/{plain[2]}")
-        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
-    bare = _strip_decoration(text)
+    if len(text) <= MAX_CHARACTERS and (plain := _PLAIN.fullmatch(text)):
+        return Bitlink(f"{plain[1]}/{plain[2]}")
+    bare = _strip_decoration(_unescape(text))
     if len(bare) > MAX_CHARACTERS:
         raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
+    if "\ufffd" in bare:
+        raise InvalidBitlink("U+FFFD stands for text that was lost")
     domain, slash, back_half = bare.partition("/")
     if not slash:
         raise InvalidBitlink("no slash: a bitlink is domain/back-half")
-    domain = domain.lower()
-    back_half = _unescape(back_half.removesuffix("/").rstrip("+"))
-    _check_domain(domain)
+    domain = _ascii_domain(domain)
+    back_half = _strip_behind(back_half)
     _check_back_half(back_half)
     return Bitlink(f"{domain}/{back_half}")
 
@@ -66,33 +81,77 @@ def is_bitlink(text: str) -> bool:
 
 
 def _strip_decoration(text: str) -> str:
-    """Remove what people paste around a bitlink: quotes, scheme, query and fragment."""
+    """Remove what people paste around a bitlink: quotes, brackets, scheme, query and fragment."""
     bare = text.strip(_AROUND)
     if scheme := _SCHEME.match(bare):
         bare = bare[scheme.end() :]
     return bare.partition("#")[0].partition("?")[0]
 
 
-def _unescape(back_half: str) -> str:
-    """Decode a browser's percent-encoding of non-ASCII characters; an escaped slash or dot stays escaped."""
+def _unescape(text: str) -> str:
+    """Decode percent-encoded text once. Bytes that are not UTF-8 stay as they are, and make an invalid bitlink."""
 
     def decode(escapes: re.Match[str]) -> str:
-        octets = bytes.fromhex(escapes[0].replace("%", ""))
         try:
-            return octets.decode()
+            return bytes.fromhex(escapes[0].replace("%", "")).decode()
         except UnicodeDecodeError:
             return escapes[0]
 
-    return _NOT_ASCII_ESCAPES.sub(decode, back_half)
+    return _ESCAPES.sub(decode, text)
 
 
-def _check_domain(domain: str) -> None:
+def _strip_behind(back_half: str) -> str:
+    """Remove the marks behind a back-half, and one slash among them.
+
+    Raises:
+        InvalidBitlink: the marks say that the end of the link is missing.
+    """
+    # Servers resolve dot segments, so Bitly would see another route: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
+    if back_half.rstrip("+/") in {".", ".."}:
+        raise InvalidBitlink("a path, not a back-half")
+    slashes = 1
+    while True:
+        if back_half.endswith(_CUT_OFF):
+            raise InvalidBitlink("cut off: its end is missing")
+        stripped = back_half.rstrip(_BEHIND)
+        if slashes and stripped.endswith("/"):
+            stripped, slashes = stripped[:-1], 0
+        if stripped == back_half:
+            return back_half
+        back_half = stripped
+
+
+def _ascii_domain(domain: str) -> str:
+    """Return a domain in lower case and ASCII, as DNS has it (https://www.unicode.org/reports/tr46).
+
+    Raises:
+        InvalidBitlink: it is not a domain.
+    """
     if not domain:
         raise InvalidBitlink("no domain before the slash")
     if ":" in domain or "@" in domain:
         raise InvalidBitlink("a scheme, port or user name where a domain was expected")
+    domain = domain.lower() if domain.isascii() else _encode_domain(domain)
     if not _DOMAIN.fullmatch(domain):
         raise InvalidBitlink("the part before the slash is not a domain")
+    return domain
+
+
+def _encode_domain(domain: str) -> str:
+    import idna  # noqa: PLC0415 - its tables are large, and few lists need them
+
+    try:
+        return idna.encode(domain, uts46=True).decode()
+    except idna.IDNAError:
+        pass
+    # Emoji are no letters for IDNA, but there are domains of them, and browsers encode these in the same way.
+    try:
+        labels = idna.uts46_remap(domain, std3_rules=False).split(".")
+    except idna.IDNAError:
+        return ""
+    if not all(_SYMBOLS.match(unicodedata.category(letter)) or letter in "-_" for label in labels for letter in label):
+        return ""
+    return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in labels)
 
 
 def _check_back_half(back_half: str) -> None:
@@ -100,11 +159,10 @@ def _check_back_half(back_half: str) -> None:
         raise InvalidBitlink("nothing after the slash")
     if "/" in back_half:
         raise InvalidBitlink("more than two segments: a bitlink is domain/back-half")
-    # Servers resolve dot segments, so Bitly would see another route: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
-    if back_half in {".", ".."}:
-        raise InvalidBitlink("a path, not a back-half")
     for character in back_half:
-        if character.isspace() or unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
-            raise InvalidBitlink(f"a space or control character (U+{ord(character):04X}) inside")
+        if character.isspace() or character in _BLANK or unicodedata.category(character) in _INVISIBLE:
+            raise InvalidBitlink(f"a space, control or invisible character (U+{ord(character):04X}) inside")
         if character in _NEVER:
             raise InvalidBitlink(f"{character} is in no bitlink")
+    if found := _VARIATIONS.search(back_half):
+        raise InvalidBitlink(f"a space, control or invisible character (U+{ord(found[0][1]):04X}) inside")

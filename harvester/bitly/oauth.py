@@ -16,8 +16,8 @@ from harvester.errors import HarvesterError, UsageError
 
 CALLBACK = "/callback"
 _MAX_FIELDS = 20
-_MAX_CHARACTERS = 4096
-"""Of a code or a token."""
+_SECRET = re.compile(r"[!-~]{1,4096}")
+"""A code or a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,6 @@ class Redirect:
         self._state = state
         self._received = False
 
-    def __repr__(self) -> str:
-        return "Redirect(…)"
-
     def code_in(self, query: str) -> str:
         """Return the authorization code in the query of a redirect; works once.
 
@@ -62,7 +59,7 @@ class Redirect:
             why = _error_code(fields, ()).strip() or "no reason is told"
             raise UsageError(f"no access was given ({why}): harvester login asks again")
         code = _only(fields, "code")
-        if not re.fullmatch(r"[!-~]+", code) or len(code) > _MAX_CHARACTERS:
+        if not _SECRET.fullmatch(code):
             raise UsageError("Bitly's redirect has no code in it: run harvester login again")
         return code
 
@@ -100,7 +97,7 @@ def parse_token_response(status: int, body: bytes, hidden: tuple[str, ...]) -> s
         )
     fields = _parse_fields(text)
     token = _only(fields, "access_token")
-    if status == 200 and re.fullmatch(r"[!-~]+", token) and len(token) <= _MAX_CHARACTERS:
+    if status == 200 and _SECRET.fullmatch(token):
         return token
     raise UsageError(
         f"the exchange was refused ({status}{_error_code(fields, hidden)}): check the client's id, its secret and its "

@@ -1,6 +1,5 @@
 """The request for one bitlink: Bitly's base URL, the path of a facet and its query parameters."""
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -36,17 +35,10 @@ class Query:
     def parameters(self) -> str:
         """The query string of the request, without the question mark."""
         reference = self.unit_reference.removesuffix("Z") + "+0000"  # as Bitly's own responses write it
-        pairs: list[tuple[str, Any]] = [
-            ("unit", self.unit),
-            ("units", self.units),
-            ("unit_reference", reference),
-        ]
+        fields: dict[str, Any] = {"unit": self.unit, "units": self.units, "unit_reference": reference}
         if FACETS[self.facet].takes_size:
-            pairs.append(("size", self.size))
-        return urlencode(pairs)
-
-
-_NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")
+            fields["size"] = self.size
+        return urlencode(fields)
 
 
 def path(bitlink: str, facet: Facet) -> str:
@@ -55,8 +47,6 @@ def path(bitlink: str, facet: Facet) -> str:
     The slash between domain and back-half stays literal, as documented. Each half is percent-encoded by itself, so that
     no bitlink (`bit.ly/../../user`) can reach another route.
     """
-    if _NOTHING_TO_ENCODE.fullmatch(bitlink):
-        return f"/bitlinks/{bitlink}{facet.path}"
     domain, _, back_half = bitlink.partition("/")
     return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
 

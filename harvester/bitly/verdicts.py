@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
-from harvester.clock import utc_iso
+from harvester.clock import from_epoch, utc_iso
 from harvester.jsonlines import object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
@@ -126,18 +125,11 @@ class ParameterRefused:
     field: str
 
 
-Verdict = (
-    Answer
-    | Refused
-    | Transient
-    | Unreadable
-    | Unknown
-    | Throttled
-    | MonthSpent
-    | TokenRefused
-    | PlanRefused
-    | ParameterRefused
-)
+Failure = Refused | Transient | Unreadable | Unknown
+"""The verdicts with which a call can end without a row."""
+ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
+"""The verdicts that every further call would get too."""
+Verdict = Answer | Throttled | Failure | ForEveryCall
 
 _TRANSIENT_STATUSES = frozenset({500, 502, 503, 504})
 _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOMAIN", "HASH", "BACK_HALF"})
@@ -151,7 +143,29 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
 
     Raises nothing: any bytes get a verdict.
     """
-    return _read_success(body, facet, whole=whole) if status == 200 else classify_error(status, headers, body)
+    if status != 200:
+        return classify_error(status, headers, body)
+    try:
+        if not whole:
+            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
+        record = orjson.loads(body)
+        if type(record) is not dict:
+            raise NotTheFacet("not a JSON object")
+        metrics = facet.read(record)
+        clicks_listed = sum(metric["clicks"] for metric in metrics)
+        if clicks_listed > INT64_MAX:
+            raise NotTheFacet("clicks do not add up to a count")
+    except NotTheFacet as error:
+        return Unreadable(200, str(error), body_excerpt(body))
+    except orjson.JSONDecodeError:
+        return Unreadable(200, "not JSON", body_excerpt(body))
+    units = record.get("units")
+    return Answer(
+        metrics=metrics,
+        clicks_listed=clicks_listed,
+        units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
+        unit_reference_returned=_reference_text(record.get("unit_reference")),
+    )
 
 
 def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
@@ -184,45 +198,16 @@ def hint(headers: Mapping[str, str]) -> Hint:
         return None
 
 
-def _read_success(body: bytes, facet: Facet, *, whole: bool) -> Answer | Unreadable:
-    try:
-        if not whole:
-            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        record = orjson.loads(body)
-        if type(record) is not dict:
-            raise NotTheFacet("not a JSON object")
-        metrics = facet.read(record)
-        clicks_listed = sum(metric["clicks"] for metric in metrics)
-        if clicks_listed > INT64_MAX:
-            raise NotTheFacet("clicks do not add up to a count")
-    except NotTheFacet as error:
-        return Unreadable(200, str(error), body_excerpt(body))
-    except orjson.JSONDecodeError:
-        return Unreadable(200, "not JSON", body_excerpt(body))
-    units, reference = record.get("units"), record.get("unit_reference")
-    return Answer(
-        metrics=metrics,
-        clicks_listed=clicks_listed,
-        units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
-        unit_reference_returned=_reference_text(reference),
-    )
-
-
 def _reference_text(reference: object) -> str | None:
     """Return the response's own unit_reference in UTC, or unchanged if it cannot be parsed.
 
     Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
     """
-    if isinstance(reference, str | int) and not isinstance(reference, bool):
-        return _moment_text(reference)
-    return None
-
-
-@lru_cache(16)  # the query fixes it, so nearly all responses of a run have the same one
-def _moment_text(reference: str | int) -> str:
+    if not isinstance(reference, str | int) or isinstance(reference, bool):
+        return None
     try:
         if isinstance(reference, int):
-            return utc_iso(datetime.fromtimestamp(reference, UTC))
+            return utc_iso(from_epoch(reference))
         moment = datetime.fromisoformat(reference)
         return utc_iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError, OSError):
@@ -245,7 +230,7 @@ def _classify_refusal(
     if status == 404 and message == "NOT_FOUND":
         return Refused(status, text)
     if status == 404 and plain and not error:
-        return Refused(status, truncate(body[:_MESSAGE_LIMIT].decode(errors="replace").strip()), no_route=True)
+        return Refused(status, body[:_MESSAGE_LIMIT].decode(errors="replace").strip(), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
     if status == 400:

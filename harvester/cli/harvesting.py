@@ -20,7 +20,7 @@ from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code, observer_for, report_error
 from harvester.cli.signals import stop_on_signals
 from harvester.config.options import RunOptions
-from harvester.config.parsing import fill_output, log_format_of
+from harvester.config.parsing import fill_output
 from harvester.config.sources import undashed
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
@@ -120,7 +120,7 @@ def _observed(
     """
     lists, out = [undashed(link) for link in links], undashed(options.output.out)
     options = replace(options, output=replace(options.output, out=out))
-    log_format, quiet = log_format_of(options.log), options.log.quiet
+    log_format, quiet = options.log.log_format, options.log.quiet
     observer = observer_for(log_format, quiet=quiet, show_failures=live and out == "-")
     try:
         with ExitStack() as stack:

@@ -59,9 +59,7 @@ def play(options: LoginOptions, tell: Tell) -> str:
     base_url = parsing.checked_base_url(options.kept.base_url)
     flow = None if options.with_token else _flow_of(options, base_url, tell)
     tokens = TokenStore(base_url, options.kept.token_store)
-    store = tokens.choose(
-        credentials.store_of(options.store), tell
-    )  # before a code is spent: it can be exchanged only once
+    store = tokens.choose(options.store, tell)  # before a code is spent: it can be exchanged only once
     token = asyncio.run(_authorized_token(flow, tell)) if flow else _given_token()
     where = tokens.keep(token, store)
     if os.environ.get("BITLY_TOKEN", "").strip():

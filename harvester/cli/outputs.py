@@ -14,7 +14,7 @@ from harvester.bitly.facets import FacetName
 from harvester.cli.exit_codes import observer_for
 from harvester.cli.signals import stop_on_signals
 from harvester.config.options import ShowOptions
-from harvester.config.parsing import path_of, seconds_of
+from harvester.config.parsing import filled_path, seconds_of
 from harvester.config.sources import undashed
 from harvester.jsonlines import as_json
 from harvester.reporting import run_status, status_text
@@ -51,7 +51,7 @@ def status(
     unit_reference:
         The moment whose UTC day {dt} in OUT stands for.
     """
-    path = path_of("OUT", undashed(out), facet, unit_reference)
+    path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
         status_text.print_status(run_status.look(path), json=json)
         return OK
@@ -86,8 +86,8 @@ def verify(
     """
     from harvester.verify import findings, verify
 
-    path = path_of("OUT", undashed(out), facet, unit_reference)
-    state = work_dir and path_of("--work-dir", work_dir, facet, unit_reference)
+    path = filled_path("OUT", undashed(out), facet, unit_reference)
+    state = work_dir and filled_path("--work-dir", work_dir, facet, unit_reference)
     found = verify.verify(verify.output_at(path, state))
     try:
         print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.clock import utc_iso
+from harvester.config.keywords import token_is_at_hand
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
 from harvester.errors import InvalidBitlink, OutputError, UsageError
@@ -65,7 +66,8 @@ async def show(texts: Sequence[str], options: ShowOptions, shutdown: ShutdownSig
     chosen = made_of(RunOptions, {**by_name(options), "out": STDOUT})
     in_order = _InOrder(names, _print_row if json else _print_table)
     waits = _Waits(shutdown, options.max_time, in_order)
-    job = await in_daemon(partial(build_job, IterableFeed([]), chosen, waits.warn))
+    build = partial(build_job, IterableFeed([]), chosen, waits.warn)
+    job = build() if token_is_at_hand(None, chosen) else await in_daemon(build)
     outcome = await look_up(_watched(job), names, in_order.came, shutdown, waits)
     in_order.write_rest()
     waits.shown.stop = outcome.stop

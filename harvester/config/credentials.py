@@ -14,68 +14,54 @@ from collections.abc import Callable
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
-from harvester.config.parsing import check_choice, checked_base_url
-from harvester.config.token_store import TokenStore, TokenStoreName
+from harvester.config.parsing import checked_base_url
+from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
 
 
-def store_of(text: str | None) -> TokenStoreName | None:
-    """Return the store that --store names, or None for the default. Raises UsageError."""
-    if text is not None:
-        check_choice("--store", text, tuple(TokenStoreName))
-    return None if text is None else TokenStoreName(text)
-
-
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Return a function that reads the token from the source that the options name; it blocks, and raises UsageError.
 
-    warn: called if others can read the file.
-
-    Raises:
-        UsageError: two sources are named.
+    warn: called if others can read the file. Raises UsageError if two sources are named.
     """
-    if options.token_file is not None and options.token_command is not None:
+    path, command = options.token_file, options.token_command
+    if path is not None and command is not None:
         raise UsageError("and --token-command: give one of them", option="--token-file")
-    if options.token_file is not None:
-        path = options.token_file
+    if path is not None:
         warn_of_readers("--token-file", path, warn)
         return lambda: secret_in_file("--token-file", path, "token")
-    if options.token_command is not None:
-        command = options.token_command
+    if command is not None:
         return lambda: _token_from_command(command)
-    return lambda: _token_from_environment() or _stored_token(options)
+    return lambda: _unnamed_token(options)
 
 
 def has_token(options: AccessOptions) -> bool:
-    """Return True if a source is named or a token is stored, without reading the source.
-
-    Raises:
-        UsageError: no source is named, and the store cannot be read.
-    """
-    named = options.token_file or options.token_command or os.environ.get("BITLY_TOKEN", "").strip()
-    return bool(named) or _store_for(options).read() is not None
+    """Return True if a source is named or a token is stored. Raises as `token_origin`."""
+    return bool(token_origin(options))
 
 
 def token_origin(options: AccessOptions) -> str:
-    """Return the name of the source that `token_source` would read."""
-    if options.token_file is not None:
+    """Return the name of the source that `token_source` would read; empty if there is none.
+
+    Reads the store if no other source is named. Raises UsageError if that fails.
+    """
+    if options.token_file:
         return f"--token-file {options.token_file}"
-    if options.token_command is not None:
+    if options.token_command:
         return "--token-command"
     if os.environ.get("BITLY_TOKEN", "").strip():
         return "BITLY_TOKEN"
     stored = _store_for(options).read()
-    return stored[1] if stored else "BITLY_TOKEN"
+    return stored[1] if stored else ""
 
 
-def _token_from_environment() -> str | None:
+def _unnamed_token(options: AccessOptions) -> str:
+    """Return the token of BITLY_TOKEN, else the stored one."""
     text = os.environ.get("BITLY_TOKEN", "")
-    return checked_secret(text, "BITLY_TOKEN", "token") if text.strip() else None
-
-
-def _stored_token(options: AccessOptions) -> str:
+    if text.strip():
+        return checked_secret(text, "BITLY_TOKEN", "token")
     stored = _store_for(options).read()
     if stored is None:
         server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
@@ -120,11 +106,9 @@ def _printed_by(words: list[str]) -> str:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
             printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
-        except BaseException:
-            process.kill()
-            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
-            raise
         finally:
+            process.kill()  # does nothing to a command that has ended
+            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
             atexit.unregister(process.kill)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words[0])
@@ -142,7 +126,7 @@ def checked_secret(text: str, source: str, what: str) -> str:
 
 
 def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None:
-    """Warn if other users can read a file."""
+    """Warn if other users can read the file that an option names."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

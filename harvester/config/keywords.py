@@ -3,12 +3,12 @@
 import inspect
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
 from harvester.config import credentials
-from harvester.config.options import RunOptions, hints_in, made_of, refuse_unknown
+from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -72,7 +72,7 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     Raises:
         UsageError: an unknown keyword, or a value of the wrong type.
     """
-    refuse_unknown(given, list(get_type_hints(allowed)))
+    refuse_unknown(given, list(allowed.__annotations__))
     hints = hints_in(RunOptions)
     values = {name: _as(name, hints[name], value) for name, value in given.items()}
     # The command reads this variable too: both must count in the same budget file.
@@ -80,8 +80,16 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     return made_of(RunOptions, {**values, "out": out})
 
 
-def path_of(name: str, value: object) -> str:
-    """Return a path as text. Raises UsageError for a value that is no path."""
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UsageError for an unknown name, with the known name nearest to it."""
+    for name in given:
+        if name not in known:
+            none = f": it is none of {', '.join(known)}"
+            raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
+
+
+def path_text(name: str, value: object) -> str:
+    """Return a path as text. Raises UsageError for a value that is neither a text nor a path object."""
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
     return os.fsdecode(value)
@@ -104,6 +112,22 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
     raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
 
 
+def token_is_at_hand(token: TokenGiven, options: RunOptions) -> bool:
+    """Return whether reading the token cannot block: a text, a variable or a regular file.
+
+    A callable, a command, a pipe and a keyring, which may ask a person for a password, are read in a thread instead, so
+    that the event loop goes on.
+    """
+    if token is not None:
+        return isinstance(token, str)
+    access = options.access
+    if access.token_command is not None:
+        return False
+    if access.token_file is not None:
+        return os.path.isfile(access.token_file)
+    return bool(os.environ.get("BITLY_TOKEN", "").strip())
+
+
 def _result_of(token: Callable[[], object]) -> str:
     try:
         found = token()
@@ -122,7 +146,8 @@ def _result_of(token: Callable[[], object]) -> str:
 
 def _as(name: str, hint: Any, value: object) -> object:
     """Return a value as the type that the option has on the command line. Raises UsageError."""
-    kinds = _kinds(hint)
+    # The choices of a Literal are checked later, with those of the command line.
+    kinds = [str if get_origin(kind) is Literal else kind for kind in alternatives(hint)]
     if value is None and type(None) in kinds:
         return None
     if bool in kinds:
@@ -135,13 +160,6 @@ def _as(name: str, hint: Any, value: object) -> object:
         return text
     expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
     raise UsageError(f"{name}: {expected} was expected, not {type(value).__name__}")
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the types in a hint; a Literal counts as text, whose choices are checked later."""
-    if get_origin(hint) is Literal:
-        return (str,)
-    return tuple(kind for each in get_args(hint) for kind in _kinds(each)) or (hint,)
 
 
 def _as_text(value: object) -> str | None:

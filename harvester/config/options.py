@@ -4,15 +4,15 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
-from harvester.errors import UsageError
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
@@ -23,168 +23,163 @@ FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
 
-_QUERY = Group("Query", sort_key=1)
-_OUTPUT = Group("Output", sort_key=2)
-_LIST = Group("List", sort_key=3)
-_LIMITS = Group("Limits", sort_key=4)
 _STOPPING = Group("Stopping", sort_key=5)
 _ACCESS = Group("Access", sort_key=6)
-_LOGGING = Group("Logging", sort_key=7)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Query", sort_key=1))
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
     """The query that each link is asked; it is fixed when the output is begun."""
 
-    facet: Annotated[FacetName, Parameter(group=_QUERY)] = "referrers"
+    facet: FacetName = "referrers"
     "Bitly's break-down of the clicks."
 
-    unit: Annotated[UnitName, Parameter(group=_QUERY)] = "day"
+    unit: UnitName = "day"
     "What --units counts."
 
-    units: Annotated[int, Parameter(group=_QUERY, allow_leading_hyphen=True)] = -1
+    units: Annotated[int, Parameter(allow_leading_hyphen=True)] = -1
     "How many units back from --unit-reference; -1 for all that the plan keeps."
 
-    unit_reference: Annotated[str | None, Parameter(group=_QUERY)] = None
+    unit_reference: str | None = None
     "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
 
-    size: Annotated[int, Parameter(group=_QUERY)] = 50
+    size: int = 50
     "The most metrics that one row lists."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Output", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Where rows are written, and in which form."""
 
-    out: Annotated[str, Parameter(group=_OUTPUT)]
+    out: str
     (
         "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
         "{dt}, the UTC day of --unit-reference, are filled in."
     )
 
-    work_dir: Annotated[str | None, Parameter(group=_OUTPUT)] = None
+    work_dir: str | None = None
     "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
 
-    part_rows: Annotated[int, Parameter(group=_OUTPUT)] = 1_000_000
+    part_rows: int = 1_000_000
     "A part is published when it has this many rows."
 
-    part_bytes: Annotated[str, Parameter(group=_OUTPUT)] = "128MiB"
+    part_bytes: str = "128MiB"
     "A part is published when it has this many bytes as NDJSON, before compression."
 
-    part_age: Annotated[str, Parameter(group=_OUTPUT)] = "6h"
+    part_age: str = "6h"
     "A part is published when its first row is this old."
 
-    format: Annotated[FormatName | None, Parameter(group=_OUTPUT)] = None
+    format: FormatName | None = None
     "What a folder's parts are; by default ndjson.gz, which every loader takes."
 
-    shape: Annotated[ShapeName | None, Parameter(group=_OUTPUT)] = None
+    shape: ShapeName | None = None
     "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
 
-    metrics_file: Annotated[str | None, Parameter(group=_OUTPUT)] = None
+    metrics_file: str | None = None
     "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("List", sort_key=3), negative="")
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
     """How the list is read, and which of its calls are made again."""
 
-    retry_failed: Annotated[bool, Parameter(group=_LIST, negative="")] = False
+    retry_failed: bool = False
     "Ask again also for calls that have failed in three runs."
 
-    retry_refused: Annotated[bool, Parameter(group=_LIST, negative="")] = False
+    retry_refused: bool = False
     "Ask again for calls that Bitly has refused."
 
-    column: Annotated[str | None, Parameter(group=_LIST)] = None
+    column: str | None = None
     "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
 
-    list_format: Annotated[ListFormatName | None, Parameter(group=_LIST)] = None
+    list_format: ListFormatName | None = None
     "What the lists are, whatever their names say."
 
-    strict: Annotated[bool, Parameter(group=_STOPPING, negative="")] = False
+    strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not begin unless every line of the list is a bitlink."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Limits", sort_key=4))
 @dataclass(frozen=True, kw_only=True)
 class LimitOptions:
     """How fast, how often and how long requests are made."""
 
-    connections: Annotated[int, Parameter(group=_LIMITS)] = MAX_CONNECTIONS
+    connections: int = MAX_CONNECTIONS
     "Connections at once; Bitly allows five from one IP address."
 
-    per_minute: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    per_minute: int | None = None
     "Attempts in any minute; 0 for no limit. By default what Bitly says, or else 100."
 
-    per_hour: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    per_hour: int | None = None
     "Attempts in any hour; 0 for no limit. By default what Bitly says, or else 1,000."
 
-    per_month: Annotated[int | None, Parameter(group=_LIMITS)] = None
+    per_month: int | None = None
     "The account's attempts in a calendar month, UTC; 0 for no limit. By default 1,000, as on Bitly's free plan."
 
-    reserve: Annotated[str, Parameter(group=_LIMITS)] = "0%"
+    reserve: str = "0%"
     "The share of each limit that is left to others, such as 10%."
 
-    account: Annotated[str | None, Parameter(group=_LIMITS)] = None
+    account: str | None = None
     "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
 
-    state_dir: Annotated[str | None, Parameter(group=_LIMITS)] = None
+    state_dir: str | None = None
     "Where the budget is kept for all runs of this machine; by default the user's state folder."
 
-    attempts: Annotated[int, Parameter(group=_LIMITS)] = 5
+    attempts: int = 5
     "Attempts that a call is worth before it has failed."
 
-    timeout: Annotated[str, Parameter(group=_LIMITS)] = "30s"
+    timeout: str = "30s"
     "Time for one attempt, such as 30s."
 
     outage_limit: Annotated[str, Parameter(group=_STOPPING)] = "15m"
     "Stop when the server has been out for this long."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_STOPPING)
 @dataclass(frozen=True, kw_only=True)
 class StopOptions:
     """When a run stops before the end of its list."""
 
-    max_failures: Annotated[str | None, Parameter(group=_STOPPING)] = None
+    max_failures: str | None = None
     "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
 
-    max_time: Annotated[str | None, Parameter(group=_STOPPING)] = None
+    max_time: str | None = None
     "Stop after this time, such as 90s, 15m or 6h."
 
-    max_calls: Annotated[int | None, Parameter(group=_STOPPING)] = None
+    max_calls: int | None = None
     "Stop after this many calls."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_ACCESS)
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
     """The server, and the source of the token."""
 
-    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    base_url: str = BASE_URL
     "Bitly's API, or a sandbox."
 
-    token_file: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    token_file: str | None = None
     "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
 
-    token_command: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    token_command: str | None = None
     "A command that prints the token, such as a password manager's."
 
-    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    token_store: str | None = None
     "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Logging", sort_key=7), negative="")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
     """What is written to standard error, and how."""
 
-    quiet: Annotated[bool, Parameter(group=_LOGGING, negative="")] = False
+    quiet: bool = False
     "Say nothing but warnings and errors."
 
-    log_format: Annotated[LogFormatName, Parameter(group=_LOGGING)] = "text"
+    log_format: LogFormatName = "text"
     "How standard error is written: text, or json, one event a line (docs/logging.md)."
 
 
@@ -202,24 +197,24 @@ class RunOptions:
     log: LogOptions = field(default_factory=LogOptions)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=_ACCESS)
 @dataclass(frozen=True, kw_only=True)
 class TokenStoreOptions:
     """The server whose stored token is meant, and the folder of the store."""
 
-    base_url: Annotated[str, Parameter(group=_ACCESS)] = BASE_URL
+    base_url: str = BASE_URL
     "The API that the token is for: Bitly's, or a sandbox."
 
-    token_store: Annotated[str | None, Parameter(group=_ACCESS)] = None
+    token_store: str | None = None
     "The folder of tokens that are kept in files; by default one in the user's data folder."
 
 
-@Parameter(name="*")
+@Parameter(name="*", negative="")
 @dataclass(frozen=True, kw_only=True)
 class LoginOptions:
     """The options of `harvester login`."""
 
-    with_token: Annotated[bool, Parameter(negative="")] = False
+    with_token: bool = False
     "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
 
     client_id: str | None = None
@@ -231,7 +226,7 @@ class LoginOptions:
     port: int = 8472
     "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
 
-    no_browser: Annotated[bool, Parameter(negative="")] = False
+    no_browser: bool = False
     "Only print the address to open, on any machine; the address it ends at may be pasted here."
 
     store: StoreName | None = None
@@ -266,22 +261,25 @@ def by_name(options: Any) -> dict[str, Any]:
 
 
 def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Return a group of options, with the groups in it, from values by name; others have their defaults.
+    """Return a group of options, with the groups in it, from values by name, among which may be those of others."""
+    values = {}
+    for each in _fields_of(kind):
+        if is_dataclass(each.type) and isinstance(each.type, type):
+            values[each.name] = made_of(each.type, given)
+        elif each.name in given:
+            values[each.name] = given[each.name]
+    return kind(**values)
 
-    Raises:
-        UsageError: an unknown name, or no value for an option without a default.
-    """
-    refuse_unknown(given, names_in(kind))
-    return _built(kind, given)
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or any other hint alone."""
+    return get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
 
 
-def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UsageError for an unknown name, with the known name nearest to it."""
-    for name in given:
-        if name not in known:
-            nearest = get_close_matches(name, known, 1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f": it is none of {', '.join(known)}"
-            raise UsageError(f"there is no option {name}{hint}")
+def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the end of an error about an unknown name: the known name nearest to it, or otherwise if none is near."""
+    nearest = get_close_matches(name.replace("-", "_"), [*known], 1)
+    return f"; did you mean {nearest[0]}?" if nearest else otherwise
 
 
 def names_in(kind: type) -> list[str]:
@@ -290,21 +288,20 @@ def names_in(kind: type) -> list[str]:
 
 
 def hints_in(kind: type) -> dict[str, Any]:
-    """Return the type hints of a group's options, also of the groups in it, by name."""
+    """Return the type hints of a group's options, also of the groups in it, by name; without what Annotated adds."""
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        found |= hints_in(hint) if is_dataclass(hint) and isinstance(hint, type) else {name: hint}
+    for each in _fields_of(kind):
+        hint: Any = each.type
+        if is_dataclass(hint) and isinstance(hint, type):
+            found |= hints_in(hint)
+        else:
+            found[each.name] = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return found
 
 
-def _built(kind: type[T], given: Mapping[str, Any]) -> T:
-    values = {}
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint) and isinstance(hint, type):
-            values[name] = _built(hint, given)
-        elif name in given:
-            values[name] = given[name]
-    required = [each.name for each in fields(kind) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
-    if missing := [name for name in required if name not in values]:
-        raise UsageError(f"{', '.join(missing)}: a value is needed")
-    return kind(**values)
+def _fields_of(kind: type) -> Sequence[Field[Any]]:
+    """Return a group's fields. Their types are types, not text, as long as this module does not postpone annotations.
+
+    `typing.get_type_hints`, which evaluates text too, took a quarter of the CPU of one link from Python.
+    """
+    return fields(kind)

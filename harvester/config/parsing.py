@@ -5,7 +5,6 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -17,7 +16,7 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import BASE_URL, UNITS, Query
 from harvester.budget.limits import RequestedLimits
 from harvester.clock import utc_iso
-from harvester.config.options import LimitOptions, LogOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -25,7 +24,6 @@ _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
 _MAX_COUNT = 2**31 - 1
-_NO_DEFAULT_DAY = ": by default it is the moment of the first run, and tomorrow's same command would buy the list again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +49,7 @@ class TypedOptions:
 
 
 def typed(options: RunOptions) -> TypedOptions:
-    """Return the options of a run as typed values.
-
-    Raises:
-        UsageError: a value that means nothing or is out of its range; the first one found.
-    """
+    """Return the options of a run as typed values. Raises UsageError for the first that is wrong or out of range."""
     query, pin_reference = query_of(options.query)
     check_counts(options)
     output, limits, stopping = options.output, options.limits, options.stopping
@@ -77,8 +71,7 @@ def typed(options: RunOptions) -> TypedOptions:
 def query_of(options: QueryOptions) -> tuple[Query, bool]:
     """Return the query, and True if its unit_reference is the present moment because none was chosen.
 
-    Raises:
-        UsageError: a value that Bitly does not know.
+    Raises UsageError for a value that Bitly does not know.
     """
     check_choice("--facet", options.facet, tuple(FACETS))
     check_choice("--unit", options.unit, UNITS)
@@ -88,32 +81,6 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
     query = Query(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
-
-
-def fill_output(options: RunOptions) -> RunOptions:
-    """Return the options with the placeholders in --out and --work-dir filled in: `lake/{facet}/dt={dt}`.
-
-    To be called once: the filled path may contain braces, which a second call would read as placeholders.
-
-    Raises:
-        UsageError: an unknown placeholder, or {dt} without --unit-reference.
-    """
-    output, query = options.output, options.query
-    out = path_of("--out", output.out, query.facet, query.unit_reference, because=_NO_DEFAULT_DAY)
-    work_dir = output.work_dir
-    if work_dir is not None:
-        work_dir = path_of("--work-dir", work_dir, query.facet, query.unit_reference, because=_NO_DEFAULT_DAY)
-    return replace(options, output=replace(output, out=out, work_dir=work_dir))
-
-
-def path_of(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
-    """Return a path with its placeholders filled in from a facet and a moment. Raises UsageError.
-
-    name: what the path is called in errors. because: why the day has no default, for the error.
-    """
-    check_choice("--facet", facet, tuple(FACETS))
-    day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
-    return fill_placeholders(path, {"dt": day, "facet": facet}, name=name, because=because)
 
 
 def requested_limits(options: LimitOptions) -> RequestedLimits:
@@ -170,12 +137,6 @@ def bytes_of(option: str, text: str) -> int:
     return int(match[1]) * _SIZES[match[2]]
 
 
-def log_format_of(options: LogOptions) -> str:
-    """Return the format of standard error: text or json. Raises UsageError for another."""
-    check_choice("--log-format", options.log_format, ("text", "json"))
-    return options.log_format
-
-
 def check_counts(options: RunOptions) -> None:
     """Raise UsageError for a count below one."""
     _check_range("--connections", options.limits.connections, 1)
@@ -195,12 +156,12 @@ def checked_base_url(url: str) -> str:
         raise UsageError(": no user name, query or fragment may stand in it", option="--base-url")
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        host = parts.hostname if parts.port != 0 else None
     except ValueError:  # an invalid port or address
-        valid = False
-    if not valid or not parts.hostname or not re.fullmatch(r"[!-~]+", url):
+        host = None
+    if not host or parts.scheme not in {"http", "https"} or not re.fullmatch(r"[!-~]+", url):
         raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not _is_loopback(host):
         raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")
     return url.rstrip("/")
 
@@ -240,55 +201,67 @@ def _moment(text: str) -> datetime:
         ) from error
 
 
+# --- placeholders ---------------------------------------------------------------------------------------------------
+
 _MEANINGS = {"dt": "the UTC day of --unit-reference", "facet": "--facet"}
 _MIN_SIMILARITY = 0.3
 """Low enough for `{day}` to be answered with `{dt}`."""
+_NO_DEFAULT_DAY = ": by default it is the moment of the first run, and tomorrow's same command would buy the list again"
 
 
-def fill_placeholders(path: str, values: Mapping[str, str | None], *, name: str, because: str = "") -> str:
-    """Return a path with its placeholders filled in; `{{` and `}}` stand for braces.
+def fill_output(options: RunOptions) -> RunOptions:
+    """Return the options with the placeholders in --out and --work-dir filled in: `lake/{facet}/dt={dt}`.
 
-    values: by placeholder; dt is None without --unit-reference. name: what the path is called in errors. because: why
-    dt has no default, for the error.
+    To be called once: the filled path may contain braces, which a second call would read as placeholders.
 
     Raises:
-        UsageError: an unknown placeholder, one without a value, or an unbalanced brace.
+        UsageError: an unknown placeholder, or {dt} without --unit-reference.
     """
-    if "{" not in path and "}" not in path:
-        return path
+
+    def filled(option: str, path: str) -> str:
+        query = options.query
+        return filled_path(option, path, query.facet, query.unit_reference, because=_NO_DEFAULT_DAY)
+
+    output = options.output
+    out = filled("--out", output.out)
+    work_dir = None if output.work_dir is None else filled("--work-dir", output.work_dir)
+    return replace(options, output=replace(output, out=out, work_dir=work_dir))
+
+
+def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
+    """Return a path with its placeholders filled in from a facet and a moment; `{{` and `}}` stand for braces.
+
+    name: what the path is called in errors. because: why the day has no default, for the error.
+
+    Raises:
+        UsageError: an unknown facet or placeholder, {dt} without a moment, or an unbalanced brace.
+    """
+    check_choice("--facet", facet, tuple(FACETS))
+    day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
+    values = {"dt": day, "facet": facet}
     try:
         pieces = list(Formatter().parse(path))
     except ValueError as error:
         raise UsageError(
             f"{path}: a brace without its other half; write {{{{ or }}}} for a brace", option=name
         ) from error
-    return "".join(text + _value(path, piece, values, name, because) for text, *piece in pieces)
-
-
-def escape_braces(path: str) -> str:
-    """Return a path as it must be written where placeholders are filled in: with its braces doubled."""
-    return path.replace("{", "{{").replace("}", "}}")
-
-
-def _value(path: str, piece: list[str | None], values: Mapping[str, str | None], name: str, because: str) -> str:
-    """Return the value of a placeholder.
-
-    piece: what `Formatter.parse` yields behind a text: name, format and conversion, of which only a name is allowed.
-    """
-    field, form, conversion = piece
-    if field is None:
-        return ""
-    shown = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-    if shown not in _MEANINGS:
-        raise UsageError(f"{path}: {{{shown}}} is no placeholder; {_nearest(shown)}", option=name)
-    if (value := values[field]) is None:
-        today = datetime.now(UTC).date()
-        raise UsageError(
-            f"{path}: {{{shown}}} is {_MEANINGS[shown]}, which is not given{because}. "
-            f"Today's would be --unit-reference {today}",
-            option=name,
-        )
-    return value
+    filled = ""
+    for text, field, form, conversion in pieces:
+        filled += text
+        if field is None:
+            continue
+        placeholder = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+        if placeholder not in values:
+            raise UsageError(f"{path}: {{{placeholder}}} is no placeholder; {_nearest(placeholder)}", option=name)
+        value = values[placeholder]
+        if value is None:
+            raise UsageError(
+                f"{path}: {{{placeholder}}} is {_MEANINGS[placeholder]}, which is not given{because}. "
+                f"Today's would be --unit-reference {datetime.now(UTC).date()}",
+                option=name,
+            )
+        filled += value
+    return filled
 
 
 def _nearest(shown: str) -> str:
@@ -296,3 +269,8 @@ def _nearest(shown: str) -> str:
         return f"did you mean {{{nearest[0]}}}, {_MEANINGS[nearest[0]]}? Write {{{{ and }}}} for braces"
     known = " and ".join(f"{{{each}}}, {meaning}" for each, meaning in _MEANINGS.items())
     return f"there are {known}. Write {{{{ and }}}} for braces"
+
+
+def escape_braces(path: str) -> str:
+    """Return a path as it must be written where placeholders are filled in: with its braces doubled."""
+    return path.replace("{", "{{").replace("}", "}}")

@@ -7,9 +7,7 @@ called in order: each fills in the options that have no value yet.
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, time
 from difflib import get_close_matches
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -17,13 +15,12 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
+from harvester.config.options import alternatives, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 PREFIX = "HARVESTER_"
 DASH = "\x00dash"
 """Stands for a lone `-` on the command line, which cyclopts would take for an option."""
-COMMAND_LINE, DEFAULT = "command line", "default"
-_TOKEN_VARIABLE = "BITLY_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN_OPTIONS = ("token_file", "token_command")
 """Once a source names one of these, sources of lower precedence are ignored for both; BITLY_TOKEN precedes the file."""
 _SEPARATE = frozenset({"sandbox", "demo"})
@@ -31,14 +28,9 @@ _SEPARATE = frozenset({"sandbox", "demo"})
 all commands: only HARVESTER_SANDBOX_PORT and the like, and their own table in the file.
 """
 _WIDEST_COLUMN = 48
-_EXPECTED: dict[type, str] = {
-    str: "text in quotes",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Path: "text in quotes",
-}
+_EXPECTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_SHOWN = 60
+_LISTED = "; `harvester config` prints those that there are"
 _origins: dict[str, str] = {}
 """Option to the variable, or the file and key, that its value came from. Filled while the command line is parsed."""
 
@@ -67,11 +59,7 @@ def commands_of(app: App) -> dict[str, App]:
 
 
 def _by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
-    return {_name_of(each): each for each in arguments if each.name.startswith("--")}
-
-
-def _name_of(argument: Argument) -> str:
-    return _key_of(argument.name)
+    return {_key_of(each.name): each for each in arguments if each.name.startswith("--")}
 
 
 def _key_of(option: str) -> str:
@@ -90,13 +78,13 @@ def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     _origins.clear()
     if not commands:
         return
-    found: tuple[dict[str, _Given], ...] = ({}, {})
+    layers: tuple[dict[str, _Given], ...] = ({}, {})
     for name in _by_name(arguments):
         for rank, variable in enumerate(_variables(commands[-1], name)):
-            if value := os.environ.get(variable, ""):
-                found[rank][name] = _Given(variable, value, variable)
-    for each in found:
-        _fill(arguments, each, "a variable")
+            if value := os.environ.get(variable):
+                layers[rank][name] = _Given(variable, value, variable)
+    for layer in layers:
+        _fill(arguments, layer, "a variable")
 
 
 def _variables(command: str, option: str) -> tuple[str, ...]:
@@ -128,14 +116,12 @@ class File:
 
     A key above all tables is for every command that has such an option. A key in a command's table is for that command,
     and takes precedence. sandbox and demo use their own tables alone.
+
+    Raises:
+        UsageError: it cannot be read, or has a key that no command knows, or a value of the wrong type.
     """
 
     def __init__(self, path: str, app: App) -> None:
-        """Read and check the file.
-
-        Raises:
-            UsageError: it cannot be read, or has a key that no command knows, or a value of the wrong type.
-        """
         self._path = path
         self._content = _read(path)
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
@@ -145,7 +131,7 @@ class File:
             if key in commands:
                 self._check_table(key, value, commands[key])
             elif isinstance(value, dict):
-                raise UsageError(f"{path}: [{key}] is no command{_nearest(key, commands)}")
+                raise UsageError(f"{path}: [{key}] is no command{nearest_of(key, commands, _LISTED)}")
             else:
                 self._check(key, value, "", everything)
 
@@ -153,21 +139,19 @@ class File:
         """Fill options without a value from the file."""
         if not commands:
             return
-        table, location = self._content.get(commands[-1], {}), f"[{commands[-1]}]"
+        command = commands[-1]
         known = set(_by_name(arguments))
-        if os.environ.get(_TOKEN_VARIABLE, "").strip():
+        if os.environ.get("BITLY_TOKEN", "").strip():
             known.difference_update(_TOKEN_OPTIONS)
-        own = {
-            name: _Given(f"{self._path} {location}", _written(table[name]), f"{self._path}: {location} {name}")
-            for name in known & table.keys()
-        }
-        _fill(arguments, own, "the file")
-        if commands[-1] not in _SEPARATE:
-            shared = known & self._content.keys()
-            found = {
-                name: _Given(self._path, _written(self._content[name]), f"{self._path}: {name}") for name in shared
+        tables = {f" [{command}]": self._content.get(command, {})}
+        if command not in _SEPARATE:
+            tables[""] = self._content
+        for place, table in tables.items():
+            layer = {
+                name: _Given(f"{self._path}{place}", _written(table[name]), f"{self._path}:{place} {name}")
+                for name in known & table.keys()
             }
-            _fill(arguments, found, "the file")
+            _fill(arguments, layer, "the file")
 
     def _check_table(self, command: str, table: Any, known: Mapping[str, Argument]) -> None:
         if not isinstance(table, dict):
@@ -177,10 +161,10 @@ class File:
 
     def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
         if name not in known:
-            raise UsageError(f"{self._path}: {table}{_bounded(name)} is no option{_nearest(name, known)}")
-        expected = _expected(known[name].hint)
-        if not _fits(value, known[name].hint):
-            raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {expected} was expected")
+            raise UsageError(f"{self._path}: {table}{_bounded(name)} is no option{nearest_of(name, known, _LISTED)}")
+        hint = known[name].hint
+        if not _fits(value, hint):
+            raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {_expected(hint)} was expected")
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -198,44 +182,26 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: nested too deeply") from None
 
 
-def _nearest(name: str, known: Iterable[str], otherwise: str = "`harvester config` prints those that there are") -> str:
-    nearest = get_close_matches(name.replace("-", "_"), sorted(known), 1)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; {otherwise}"
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) in {None, Literal}:
-        return (hint,)
-    return tuple(kind for kind in get_args(hint) if kind is not NoneType)
+def _choices(hint: Any) -> list[str]:
+    return [choice for kind in alternatives(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    for kind in _kinds(hint):
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
-                return True
-        elif kind is Path or kind is str:
-            if isinstance(value, str):
-                return True
-        elif isinstance(value, bool):
-            if kind is bool:
-                return True
-        elif isinstance(value, kind) or (kind is float and isinstance(value, int)):
-            return True
-    return False
+    """Return True if a value of a file has one of a hint's types; a whole number is a number, a flag is neither."""
+    if choices := _choices(hint):
+        return value in choices
+    kinds = alternatives(hint)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _expected(hint: Any) -> str:
-    kinds = _kinds(hint)
-    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    return f"one of {', '.join(choices)}" if choices else " or ".join(_EXPECTED.get(kind, "text") for kind in kinds)
+    if choices := _choices(hint):
+        return f"one of {', '.join(choices)}"
+    return " or ".join(_EXPECTED.get(kind, "text") for kind in alternatives(hint) if kind is not NoneType)
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, date | time):
-        return str(value)
-    text = _toml(value) if isinstance(value, str | bool | int | float) else str(value)
-    return _bounded(text)
+    return _bounded(_toml(value) if isinstance(value, str | bool | int | float) else str(value))
 
 
 def _bounded(text: str) -> str:
@@ -269,17 +235,14 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
 
 def explained(error: CycloptsError) -> str:
     """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
-    return _explained(error).replace(DASH, "-")
-
-
-def _explained(error: CycloptsError) -> str:
-    if isinstance(error, CoercionError) and error.token and error.argument and not error.msg:
-        expected = _expected(error.argument.hint)
-        if not expected.startswith("one of "):  # for choices cyclopts names the nearest
-            name = error.token.keyword or error.argument.name
-            return f"{name} {_bounded(error.token.value)}: {expected} was expected"
     error.verbose = False
-    return str(error)
+    text = str(error)
+    if isinstance(error, CoercionError) and error.token and error.argument and not error.msg:
+        hint = error.argument.hint
+        if not _choices(hint):  # of which cyclopts names the nearest
+            name = error.token.keyword or error.argument.name
+            text = f"{name} {_bounded(error.token.value)}: {_expected(hint)} was expected"
+    return text.replace(DASH, "-")
 
 
 def at_its_source(error: HarvesterError) -> str:
@@ -302,10 +265,9 @@ def effective(app: App, words: list[str]) -> list[Setting]:
     Raises:
         CycloptsError: a word that is not an option of the command. UsageError: no such command.
     """
-    if words[0] not in commands_of(app):
-        raise UsageError(
-            f"there is no command {words[0]}{_nearest(words[0], commands_of(app), '`harvester --help` lists them')}"
-        )
+    name, known = words[0], commands_of(app)
+    if name not in known:
+        raise UsageError(f"there is no command {name}{nearest_of(name, known, '; `harvester --help` lists them')}")
     found: list[Setting] = []
 
     def record(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
@@ -325,9 +287,9 @@ def effective(app: App, words: list[str]) -> list[Setting]:
 def _setting(name: str, argument: Argument) -> Setting:
     if not argument.tokens:
         default = argument.field_info.default
-        return Setting(name, None if default is argument.field_info.empty else default, DEFAULT)
+        return Setting(name, None if default is argument.field_info.empty else default, "default")
     token = argument.tokens[-1]
-    return Setting(name, argument.convert(), COMMAND_LINE if token.source == "cli" else str(token.keyword))
+    return Setting(name, argument.convert(), "command line" if token.source == "cli" else str(token.keyword))
 
 
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
@@ -353,12 +315,9 @@ def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "")
 def _toml_line(name: str, value: Any) -> str:
     if value is None:
         return f"# {name}"
-    is_utf8 = _text(value) == value
-    return (
-        f"{name} = {_toml(value)}"
-        if is_utf8
-        else f"# {name} = {_toml(_text(value))} in UTF-8, which alone a file holds"
-    )
+    shown = _text(value)
+    line = f"{name} = {_toml(shown)}"
+    return line if shown == value else f"# {line} in UTF-8, which alone a file holds"
 
 
 def _text(value: Any) -> Any:

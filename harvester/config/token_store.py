@@ -3,19 +3,19 @@
 The file is read first. It exists only if somebody chose it, and reading it never makes the keyring ask for a password.
 """
 
+import asyncio
 import errno
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from enum import StrEnum
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from harvester.config.options import StoreName
 from harvester.errors import UsageError, install_line
+from harvester.threads import in_daemon
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
@@ -28,13 +28,6 @@ _KEYRING = "the system keyring"
 _KEYRING_TIMEOUT_SECONDS = 60.0
 _SYMLINK_ERRNOS = (errno.ELOOP, errno.ENOTDIR)
 """Error numbers of opening a symbolic link with O_NOFOLLOW: as a file, as a folder."""
-
-
-class TokenStoreName(StrEnum):
-    """The kinds of store."""
-
-    KEYRING = "keyring"
-    FILE = "file"
 
 
 class _NoKeyring(UsageError):
@@ -57,7 +50,7 @@ class TokenStore:
     def read(self) -> tuple[str, str] | None:
         """Return the stored token, unchecked, and the name of its store; None if there is none.
 
-        Blocks for up to a minute, because a keyring may ask a person for a password.
+        Blocks for up to a minute, because a keyring may ask a person for a password. Not to be called in an event loop.
 
         Raises:
             UsageError: others can read or write the file, or the keyring failed or timed out.
@@ -67,35 +60,31 @@ class TokenStore:
             return text, self._file.path
         with suppress(_NoKeyring):
             backend = _keyring()
+            asked = in_daemon(lambda: backend.get_password(SERVICE, self.server))
             with _explained():
-                text = _with_timeout(lambda: backend.get_password(SERVICE, self.server))
+                text = asyncio.run(asyncio.wait_for(asked, _KEYRING_TIMEOUT_SECONDS))
         return None if text is None else (text, _KEYRING)
 
-    def choose(self, store: TokenStoreName | None, tell: Callable[[str], None]) -> TokenStoreName:
-        """Return the store to write to, once it is known to work: the one requested, else the keyring, else the file.
+    def choose(self, store: StoreName | None, tell: Callable[[str], None]) -> StoreName:
+        """Return the store to write to: the one requested, else the keyring, else the file.
 
-        Raises:
-            UsageError: it does not work.
+        tell: called if there is no keyring. Raises UsageError if the store does not work.
         """
-        if store is not TokenStoreName.FILE:
+        if store != "file":
             try:
                 _keyring()
             except _NoKeyring as error:
-                if store is TokenStoreName.KEYRING:
+                if store == "keyring":
                     raise
                 tell(f"{error}: the token goes into a file")
             else:
-                return TokenStoreName.KEYRING
-        self._file.ensure_folder()
-        return TokenStoreName.FILE
+                return "keyring"
+        with self._file.created_folder():
+            return "file"
 
-    def keep(self, token: str, store: TokenStoreName) -> str:
-        """Store a token in place of an older one, and return the store's name.
-
-        Raises:
-            UsageError: the store fails.
-        """
-        if store is TokenStoreName.FILE:
+    def keep(self, token: str, store: StoreName) -> str:
+        """Store a token in place of an older one, and return the store's name. Raises UsageError if that fails."""
+        if store == "file":
             self._file.write(token)
             return self._file.path
         backend = _keyring()
@@ -108,10 +97,9 @@ class TokenStore:
         return _KEYRING
 
     def forget(self, tell: Callable[[str], None]) -> bool:
-        """Delete the token from both stores, and return True if there was one. tell: called for each store.
+        """Delete the token from both stores, and return True if there was one.
 
-        Raises:
-            UsageError: the file or the keyring cannot be changed.
+        tell: called for each store that had it. Raises UsageError if a store cannot be changed.
         """
         found = self._file.remove()
         if found:
@@ -158,29 +146,6 @@ def _keyring() -> "KeyringBackend":
     return backend
 
 
-def _with_timeout(ask: Callable[[], str | None]) -> str | None:
-    """Return what a keyring returns, within a minute: at night nobody answers a password prompt.
-
-    Raises what the keyring raises, or TimeoutError.
-    """
-    answers: SimpleQueue[str | Exception | None] = SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put(ask())
-        except Exception as error:  # raised in the waiting thread
-            answers.put(error)
-
-    Thread(target=work, name="harvester-keyring", daemon=True).start()
-    try:
-        answer = answers.get(timeout=_KEYRING_TIMEOUT_SECONDS)
-    except Empty:
-        raise TimeoutError from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     try:
@@ -209,7 +174,7 @@ class _TokenFile:
 
     def read(self) -> str | None:
         """Return the first line; None without a file. Raises UsageError if others could have read or written it."""
-        with self._opened() as folder, self._naming_the_file():
+        with self._opened() as folder:
             if folder is None:
                 return None
             try:
@@ -223,24 +188,9 @@ class _TokenFile:
             finally:
                 os.close(descriptor)
 
-    def ensure_folder(self) -> None:
-        """Create the folder if it does not exist. Raises UsageError if that fails, or others can write to it."""
-        if not os.path.isabs(self._folder):
-            raise UsageError(f"{self._folder}: there is no home folder; name a folder by --token-store")
-        try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self._folder}: {error.strerror}; name another folder by --token-store") from error
-        with self._opened() as folder:
-            if folder is None:
-                raise UsageError(f"{self._folder} cannot be entered: name another folder by --token-store")
-
     def write(self, token: str) -> None:
-        """Replace the file atomically."""
-        self.ensure_folder()
-        with self._opened() as folder, self._naming_the_file():
-            if folder is None:  # dir_fd=None would mean the working directory
-                raise UsageError(f"{self._folder} was taken away: run harvester login again")
+        """Replace the file atomically, in its folder, which is created if it does not exist. Raises UsageError."""
+        with self.created_folder() as folder:
             new = f".{self._name}-{secrets.token_hex(4)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
@@ -254,8 +204,8 @@ class _TokenFile:
                 raise
 
     def remove(self) -> bool:
-        """Delete the file and temporary files of killed processes; return True if it existed."""
-        with self._opened() as folder, self._naming_the_file():
+        """Delete the file and temporary files of killed processes; return True if it existed. Raises UsageError."""
+        with self._opened() as folder:
             if folder is None:
                 return False
             names = os.listdir(folder)
@@ -265,10 +215,28 @@ class _TokenFile:
             return self._name in names
 
     @contextmanager
+    def created_folder(self) -> Iterator[int]:
+        """Yield a descriptor of the folder, after creating it if it does not exist.
+
+        Raises UsageError if that fails, or if others can write to it.
+        """
+        if not os.path.isabs(self._folder):
+            raise UsageError(f"{self._folder}: there is no home folder; name a folder by --token-store")
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self._folder}: {error.strerror}; name another folder by --token-store") from error
+        with self._opened() as folder:
+            if folder is None:  # as dir_fd it would mean the working directory
+                raise UsageError(f"{self._folder} cannot be entered: name another folder by --token-store")
+            yield folder
+
+    @contextmanager
     def _opened(self) -> Iterator[int | None]:
         """Yield a descriptor of the folder, or None if it does not exist.
 
-        Files are opened relative to it, so that the folder that was checked is the one that is used.
+        Files are opened relative to it, so that the folder that was checked is the one that is used. An OSError of the
+        block becomes a UsageError that names the file.
         """
         try:
             descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -285,6 +253,9 @@ class _TokenFile:
             if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise UsageError(f"{self._folder} can be written by others: chmod 700 {self._folder}")
             yield descriptor
+        except OSError as error:
+            why = "a symbolic link, which is not followed" if error.errno in _SYMLINK_ERRNOS else error.strerror
+            raise UsageError(f"{self.path}: {why}; name another folder by --token-store") from error
         finally:
             os.close(descriptor)
 
@@ -295,11 +266,3 @@ class _TokenFile:
             raise UsageError(f"{self.path} belongs to another user: run harvester logout, then harvester login")
         if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise UsageError(f"{self.path} can be read or written by others: chmod 600 {self.path}")
-
-    @contextmanager
-    def _naming_the_file(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            why = "a symbolic link, which is not followed" if error.errno in _SYMLINK_ERRNOS else error.strerror
-            raise UsageError(f"{self.path}: {why}; name another folder by --token-store") from error

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-import orjson
-
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.errors import InvalidBitlink
+from harvester.jsonlines import lenient_json
 from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable
 from harvester.progress import InvalidLine
 
@@ -102,13 +101,14 @@ def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batc
 
 def _link_in(text: bytes) -> str:
     """Return the text of a line's link: the line itself, or the link in an object of `_failures.ndjson`."""
-    try:
-        if not text.startswith(b"{"):
+    if not text.startswith(b"{"):
+        try:
             return text.decode()
-        record = orjson.loads(text)
-    except UnicodeDecodeError as error:
-        raise InvalidBitlink("not UTF-8") from error
-    except orjson.JSONDecodeError as error:
+        except UnicodeDecodeError as error:
+            raise InvalidBitlink("not UTF-8") from error
+    try:
+        record = lenient_json(text)
+    except ValueError as error:
         raise InvalidBitlink("begins like a JSON object, and is none") from error
     link = record.get("bitlink") or record.get("text")
     if not isinstance(link, str):

@@ -26,6 +26,12 @@ KEPT_TEXT = 2000
 """Characters of an invalid record that are reported."""
 
 
+class Unended(bytes):
+    """The last line of a list that does not end with a line end: it may have been cut off."""
+
+    __slots__ = ()
+
+
 class BadRecord(NamedTuple):
     """A record without a readable link. text: the beginning of the record."""
 

@@ -13,14 +13,18 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from harvester.errors import InputBroken, UsageError
+from harvester.jsonlines import object_in
 from harvester.links.batch import Batch, batch_of_column, batch_of_lines
-from harvester.links.columns import CHUNK, ColumnBatch
+from harvester.links.columns import CHUNK, NAMES, ColumnBatch
+from harvester.links.decoding import decoded, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.parquet import read_parquet
 from harvester.links.tables import read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
-_COMPRESSED = (".gz", ".zst")
+_SHOWN_KEYS = 200
+"""Characters of the keys that an error message lists."""
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 class ListFormat(StrEnum):
@@ -142,11 +146,11 @@ def _source(path: str, column: str | None, list_format: str | None) -> Source:
 
 
 def _check_beginning(source: Source) -> None:
-    """Read the first batch of a list that needs a column or a library.
+    """Read the first batch of a list: it may be no list, lack the column, or need a library.
 
     Otherwise the last of many lists could turn out to be unreadable after weeks of calls.
     """
-    if (source.format is not ListFormat.LINES or source.name.endswith(".zst")) and source.rereadable:
+    if source.rereadable:
         next(read([source]), None)
 
 
@@ -170,12 +174,16 @@ def _open_raw(source: Source) -> io.BufferedReader:
 
 def _batches(source: Source) -> Iterator[Batch]:
     with _open_raw(source) as raw:
+        if is_parquet(raw.peek(5)):
+            source = source._replace(format=ListFormat.PARQUET)
         if source.format is not ListFormat.LINES:
             batches = (batch_of_column(records, source.name) for records in _records(source, raw))
             yield from (batch for batch in batches if batch.lines)
             return
         last = 0
-        for lines in line_groups(raw, source.name):
+        for lines in line_groups(decoded(raw, source.name, may_be_json=True)):
+            if not last:
+                _check_first_object(lines, source.name)
             batch = batch_of_lines(lines, source.name, last + 1)
             last = batch.last
             yield batch
@@ -185,4 +193,17 @@ def _records(source: Source, raw: io.BufferedReader) -> Iterator[ColumnBatch]:
     if source.format is ListFormat.PARQUET:
         return read_parquet(raw, source.column, source.name)
     read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]
-    return read_table(line_groups(raw, source.name), source.column, source.name)
+    groups = line_groups(decoded(raw, source.name, may_be_json=source.format is ListFormat.NDJSON))
+    return read_table(groups, source.column, source.name)
+
+
+def _check_first_object(lines: Sequence[bytes | None], name: str) -> None:
+    """Raise InputBroken if lines are JSON objects other than those of `_failures.ndjson`, which name their links."""
+    first = next((line for line in lines if line and line.strip() and not line.startswith(b"#")), b"")
+    record = object_in(first) if first.lstrip().startswith(b"{") else {}
+    if record and not {"bitlink", "text"} & set(record):
+        shown = ", ".join(record)[:_SHOWN_KEYS]
+        raise InputBroken(
+            f"{name}: lines of JSON without a bitlink ({shown}). Say --list-format ndjson, and --column KEY if none is "
+            f"called {', '.join(NAMES)}"
+        )

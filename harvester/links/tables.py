@@ -16,9 +16,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
-import orjson
-
 from harvester.errors import InputBroken
+from harvester.jsonlines import lenient_json
 from harvester.links.columns import (
     GROUP_LINES,
     KEPT_TEXT,
@@ -27,6 +26,7 @@ from harvester.links.columns import (
     TOO_LONG,
     BadRecord,
     ColumnBatch,
+    Unended,
     find_column,
     readable,
 )
@@ -63,8 +63,8 @@ def read_ndjson(groups: Iterable[list[bytes | None]], column: str | None, file: 
                 batch.blank += 1
             else:
                 try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError:
+                    record = lenient_json(line)
+                except ValueError:
                     batch.bad.append(_bad_record(number, line, "not JSON"))
                     continue
                 if keys is None and isinstance(record, dict):
@@ -84,17 +84,22 @@ def _keys(record: dict[str, object], column: str | None, file: str) -> Sequence[
 def _add_record(
     batch: ColumnBatch, number: int, line: bytes, record: object, keys: Sequence[str], *, strings: bool
 ) -> None:
-    """Add a JSON line's link: the first non-null value under keys, or the line itself if it is a string."""
+    """Add a JSON line's link: the first value under keys that says anything, or the line itself if it is a string."""
     value: object = _ABSENT
     if isinstance(record, dict):
         present = [record[key] for key in keys if key in record]
-        value = next((each for each in present if each is not None), None if present else _ABSENT)
+        said = (each for each in present if each is not None and not _is_blank(each))
+        value = next(said, None if present else _ABSENT)
     elif strings:
         value = record
     if value is None or isinstance(value, str):
         batch.add(number, value)
     else:
         batch.bad.append(_bad_record(number, line, "no JSON object with text where the link should be"))
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _bad_record(number: int, line: bytes, reason: str) -> BadRecord:
@@ -143,13 +148,18 @@ def read_csv(groups: Iterable[list[bytes | None]], column: str | None, file: str
 
 
 def _decoded(group: list[bytes | None]) -> list[str | None]:
-    return [None if line is None else line.decode("utf-8", "surrogateescape") + "\n" for line in group]
+    return [
+        None if line is None else line.decode("utf-8", "surrogateescape") + "\n" * (not isinstance(line, Unended))
+        for line in group
+    ]
 
 
 class _Table:
-    """The state of a table while it is read: the index of the column, and the width that each record must have.
+    """The state of a table while it is read: the index of the column, and the width of the records.
 
-    Both come from the first record that is not blank.
+    Both come from the first record that is not blank. Spreadsheets leave out empty cells at the end of a row, and some
+    programs add them, so a record may be shorter, or longer by empty cells. One with more cells than that has a
+    separator in a text without quotes: which cell has the link cannot be known.
     """
 
     def __init__(self, column: str | None, file: str) -> None:
@@ -162,17 +172,28 @@ class _Table:
         """Add a record to a batch. number, line: those on which it begins."""
         if len(record) == self._width > 1:
             batch.add(number, record[self._index])
+        elif self._width and len(record) > 1 and not any(cell.strip() for cell in record[self._width :]):
+            self._add_ragged(batch, number, record, line)
         elif not record or (len(record) == 1 and not record[0].strip()):
             batch.blank += 1
         elif not self._width and not any(cell.strip(_EMPTY) for cell in record):
             batch.blank += 1  # a spreadsheet's empty row
         elif not self._width and (_SEPARATOR_LINE.fullmatch(line) or self._begins_with_header(record)):
             batch.headers += 1
-        elif len(record) == self._width:
-            batch.add(number, record[self._index])
+        elif len(record) <= self._width:
+            self._add_ragged(batch, number, record, line)
         else:
             reason = f"not {self._width} columns, as the first line has, but {len(record)}"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
+
+    def _add_ragged(self, batch: ColumnBatch, number: int, record: list[str], line: str) -> None:
+        """Add a record that lacks cells at its end, or has more of them."""
+        cut_off = len(record) < self._width and self._index == len(record) - 1 and not line.endswith("\n")
+        if cut_off:
+            reason = "the list ends within this record, so its link may be cut off"
+            batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
+        else:
+            batch.add(number, record[self._index] if self._index < len(record) else None)
 
     def _begins_with_header(self, record: list[str]) -> bool:
         """Find the column in the first record; return True if that is a header."""
@@ -185,7 +206,7 @@ class _Table:
         elif column is None and len(record) == 1 and "/" in record[0]:
             header = False
         else:
-            names = [name.strip(' \t"') for name in record]
+            names = [_name_in(cell) for cell in record]
             self._index = find_column(names, column, self._file, ", or its number, from 1")
         self._width = len(record)
         return header
@@ -246,7 +267,7 @@ class _CsvRecords:
         if line is None:
             batch.bad.append(BadRecord(number, "", TOO_LONG))
         else:
-            reason = "quotation marks that do not match, or a carriage return inside"
+            reason = "quotation marks that do not match"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
 
 
@@ -270,11 +291,16 @@ def _match_score(record: list[str], column: str | None) -> int:
     """Return how well a first record has the column: 0 not at all, 2 a link in the column of that number, 1 else."""
     if column is None or not _NUMBER.fullmatch(column):
         looked_for = {name.casefold() for name in ((column,) if column is not None else NAMES)}
-        return int(any(name.strip(' \t"').casefold() in looked_for for name in record))
+        return int(any(_name_in(cell).casefold() in looked_for for cell in record))
     cell = record[int(column) - 1] if 0 < int(column) <= len(record) else ""
     if not cell.strip() or any(delimiter in cell for delimiter in _DELIMITERS):
         return 0
     return 2 if "/" in cell else 1
+
+
+def _name_in(cell: str) -> str:
+    """Return a column's name without what programs leave around it: quotes, spaces, byte order marks."""
+    return cell.strip(' \t"\ufeff')
 
 
 def _may_continue(lines: list[str | None]) -> bool:

@@ -11,19 +11,19 @@ object store, is first copied to a temporary file and then read one row group af
 
 import gzip
 import hashlib
-import io
 import json
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import orjson
 
+from harvester.clock import from_epoch, utc_iso
 from harvester.extras import import_pyarrow, import_zstd
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import COLUMNS, Kind, Shape
@@ -32,7 +32,6 @@ _CHUNK = 1024 * 1024
 _LINE_LIMIT = 64 * 1024 * 1024
 """The longest row in bytes: a response has at most 4 MiB, and JSON may write one byte as six."""
 _BATCH_ROWS = 4096
-_MILLISECONDS = 1000
 
 
 class BadRow(str):
@@ -45,7 +44,7 @@ class UnreadableFile(Exception):
     """A file cannot be read further; the message is the reason."""
 
 
-class HashingReader(io.RawIOBase):
+class HashingReader:
     """A stream that counts and hashes the bytes read from it. size: bytes so far. limit: bytes after which it ends."""
 
     def __init__(self, stream: BinaryIO, limit: int | None = None) -> None:
@@ -59,65 +58,50 @@ class HashingReader(io.RawIOBase):
         """The SHA-256 of the bytes read so far, in hexadecimal."""
         return self._digest.hexdigest()
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = _CHUNK) -> bytes:
         """Return at most size bytes; b"" at the end."""
-        count = _CHUNK if size is None or size < 0 else size
         if self._limit is not None:
-            count = min(count, self._limit - self.size)
-        data = self._stream.read(count)
+            size = min(size, self._limit - self.size)
+        data = self._stream.read(size)
         self._digest.update(data)
         self.size += len(data)
         return data
 
     def drain(self) -> None:
         """Read to the end, so that size and sha256 cover the whole file."""
-        while self.read(_CHUNK):
+        while self.read():
             pass
 
 
-def rows_of(stream: HashingReader, part_format: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
+def rows_of(stream: HashingReader, format_: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a file, numbered from 1; BadRow stands for one that cannot be read.
 
     Raises:
         UnreadableFile: the file cannot be read further. UsageError: a library is missing.
     """
-    if part_format is Format.PARQUET:
-        return _parquet_rows(stream, shape)
-    return enumerate(_parsed(_lines(stream, part_format)), 1)
+    rows = _parquet_rows(stream, shape) if format_ is Format.PARQUET else map(_parsed, _lines(stream, format_))
+    return enumerate(rows, 1)
 
 
 # --- NDJSON -------------------------------------------------------------------------------------------------------
 
 
-def _parsed(lines: Iterator[bytes | BadRow]) -> Iterator[Any]:
-    for line in lines:
-        if isinstance(line, BadRow):
-            yield line
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            yield BadRow(f"not JSON: {error}")
-        else:
-            yield _ambiguity(line, row) or row
-
-
-def _ambiguity(line: bytes, row: Any) -> BadRow | None:
-    """Return the reason why loaders may read valid JSON differently (a repeated key), or None."""
+def _parsed(line: bytes | BadRow) -> Any:
+    """Return a line's JSON value; BadRow if it is not JSON, or if loaders may read it differently (a repeated key)."""
+    if isinstance(line, BadRow):
+        return line
     try:
+        row = orjson.loads(line)
         # Fast path: harvester's own lines round-trip, and only others need the slower parser.
-        if orjson.dumps(row) == line:
-            return None
-        json.loads(line, object_pairs_hook=_check_keys, parse_int=str)
+        if orjson.dumps(row) != line:
+            json.loads(line, object_pairs_hook=_check_keys, parse_int=str)
+    except orjson.JSONDecodeError as error:
+        return BadRow(f"not JSON: {error}")
     except _RepeatedKey as error:
         return BadRow(f"{error} is there twice")
     except (orjson.JSONEncodeError, RecursionError):
         return BadRow("lists or objects lie too deep in it")
-    return None
+    return row
 
 
 class _RepeatedKey(Exception):
@@ -125,6 +109,7 @@ class _RepeatedKey(Exception):
 
 
 def _check_keys(pairs: list[tuple[str, Any]]) -> None:
+    """Raise _RepeatedKey if an object, given as its keys and values, has a key twice."""
     names = set[str]()
     for name, _ in pairs:
         if name in names:
@@ -132,9 +117,9 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> None:
         names.add(name)
 
 
-def _lines(stream: HashingReader, part_format: Format) -> Iterator[bytes | BadRow]:
+def _lines(stream: HashingReader, format_: Format) -> Iterator[bytes | BadRow]:
     """Yield lines without their line feeds; a last line without one is torn, and bad."""
-    text, errors = _decompressed(stream, part_format)
+    text, errors = _decompressed(stream, format_)
     rest = b""
     try:
         while chunk := text.read(_CHUNK):
@@ -149,9 +134,9 @@ def _lines(stream: HashingReader, part_format: Format) -> Iterator[bytes | BadRo
         yield BadRow("torn: it has no line feed at its end")
 
 
-def _decompressed(stream: HashingReader, part_format: Format) -> tuple[Any, tuple[type[Exception], ...]]:
+def _decompressed(stream: HashingReader, format_: Format) -> tuple[Any, tuple[type[Exception], ...]]:
     """Return the stream of a file's NDJSON, and the exceptions that reading it may raise."""
-    match part_format:
+    match format_:
         case Format.GZIP:
             return gzip.GzipFile(fileobj=cast("BinaryIO", stream)), (OSError, EOFError, zlib.error)
         case Format.ZSTD:
@@ -164,10 +149,9 @@ def _decompressed(stream: HashingReader, part_format: Format) -> tuple[Any, tupl
 # --- Parquet ------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[dict[str, Any]]:
     """Yield the rows of one row group after another."""
     arrow = import_pyarrow("parts in Parquet need a library")
-    number = 0
     with ExitStack() as stack:
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="harvester-"))
         shutil.copyfileobj(stream, copy, _CHUNK)
@@ -179,9 +163,7 @@ def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[tuple[int, An
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, use_threads=False)
                 for batch in table.to_batches(_BATCH_ROWS):
-                    for row in _rows_in(batch, shape):
-                        number += 1
-                        yield number, row
+                    yield from _rows_in(batch, shape)
         except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UnreadableFile(f"cannot be read as Parquet: {error}") from error
 
@@ -197,6 +179,7 @@ def _difference(found: Any, expected: Any) -> str | None:
 
 
 def _rows_in(batch: Any, shape: Shape) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow batch as they stand in NDJSON."""
     names = [column.name for column in COLUMNS[shape]]
     values = [_values(batch.column(column.name), column.kind) for column in COLUMNS[shape]]
     for row in zip(*values, strict=True):
@@ -204,7 +187,7 @@ def _rows_in(batch: Any, shape: Shape) -> Iterator[dict[str, Any]]:
 
 
 def _values(array: Any, kind: Kind) -> list[Any]:
-    """Return the values of a column as they stand in NDJSON."""
+    """Return the values of a column, one for each row."""
     if kind is Kind.MOMENT:
         return [None if moment is None else _moment_text(moment) for moment in array.cast("int64").to_pylist()]
     if kind is not Kind.METRICS or array.null_count:
@@ -213,20 +196,16 @@ def _values(array: Any, kind: Kind) -> list[Any]:
     pairs = array.flatten()
     # All pairs of the batch at once, then cut by the lists' lengths: converting list by list is far slower.
     listed = zip(pairs.field("value").to_pylist(), pairs.field("clicks").to_pylist(), strict=True)
-    metrics = [{"value": value, "clicks": clicks} for value, clicks in listed]
-    lists, start = [], 0
-    for count in array.value_lengths().to_pylist():
-        lists.append(metrics[start : start + count])
-        start += count
-    return lists
+    metrics = ({"value": value, "clicks": clicks} for value, clicks in listed)
+    return [list(islice(metrics, count)) for count in array.value_lengths().to_pylist()]
 
 
 @lru_cache(1024)
 def _moment_text(milliseconds: int) -> str:
     """Return a moment as NDJSON has it. With a fraction of a second, or out of range, it is another text: a bad row."""
-    seconds, rest = divmod(milliseconds, _MILLISECONDS)
+    seconds, rest = divmod(milliseconds, 1000)
     try:
-        text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")[:19]
+        text = utc_iso(from_epoch(seconds))
     except (ValueError, OverflowError, OSError):
         return f"{milliseconds} ms since 1970"
-    return f"{text}.{rest:03}Z" if rest else f"{text}Z"
+    return f"{text[:-1]}.{rest:03}Z" if rest else text

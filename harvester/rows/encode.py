@@ -1,14 +1,10 @@
 """The encoder of parts: NDJSON rows from a journal become the bytes of a file in a format and a shape.
 
 The bytes are deterministic: the same rows, in the same order and with the same library versions, give the same file.
-The ledger stores a part's intent (name, rows, bytes, sha256) before the part is published. After a crash between the
-two the part may have to be made again from its journal, and an upload whose response was lost is recognised by its
-digest; both need the same bytes. Whatever could differ from one time to the next is therefore fixed: gzip's header has
-neither time nor file name, compressors get blocks whose limits depend on the rows alone, and Parquet's rows are parsed
-by one thread in one block, because pyarrow's chunks, and with them the bytes, would else depend on the machine's cores.
-
-A Parquet row group is held in memory as tables until it is written, so groups are bounded by the size of their NDJSON,
-not by a number of rows: a row has from none to thousands of metrics.
+After a crash a part may have to be made again from its journal, and an upload whose response was lost is recognised by
+its digest; both need the same bytes. Whatever could differ from one time to the next is therefore fixed: gzip's header
+has neither time nor file name, compressors get blocks whose limits depend on the rows alone, and Parquet's rows are
+parsed by one thread in one block, because pyarrow's chunks would else depend on the machine's cores.
 """
 
 import gzip
@@ -23,14 +19,14 @@ import orjson
 from harvester.errors import UsageError
 from harvester.extras import import_pyarrow, import_zstd
 from harvester.jsonlines import one_line
-from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
+from harvester.rows.schema import COLUMNS, METRIC, SEPARATOR, Column, Kind, Shape
 
 _GZIP_LEVEL = 6
 _BLOCK_BYTES = 1024 * 1024
 """NDJSON bytes given to a compressor at once. It releases Python's lock meanwhile, so the event loop goes on."""
 _GROUP_BYTES = 32 * 1024 * 1024
-"""NDJSON bytes of a Parquet row group."""
-_SEPARATOR = "\x1f"
+"""NDJSON bytes of a Parquet row group, which is held in memory until it is written. A number of rows would be no bound:
+a row has from none to thousands of metrics."""
 _FLAT_END = len(',"schema_version":1}\n')
 
 
@@ -68,15 +64,13 @@ class RequestedPartFormat(NamedTuple):
         Raises:
             UsageError: another format than lines for an output without parts; or a library is missing.
         """
-        if folder:
-            part_format = PartFormat(self.format or Format.GZIP, self.shape or Shape.NESTED)
-            check_available(part_format)
-            return part_format
-        if self._applied_to(_LINES) != _LINES:
+        chosen = self._applied_to(PartFormat(Format.GZIP, Shape.NESTED) if folder else _LINES)
+        if not folder and chosen != _LINES:
             raise UsageError(
                 "only a folder has parts of another --format or --shape; a file and standard output get nested NDJSON"
             )
-        return _LINES
+        _check_available(chosen)
+        return chosen
 
     def for_begun(self, facts: Mapping[str, Any], out: str) -> PartFormat:
         """Return the part format of an existing dataset. facts: the ledger's.
@@ -90,7 +84,7 @@ class RequestedPartFormat(NamedTuple):
                 f"{out} was begun with --format {existing.format} --shape {existing.shape}: "
                 "leave them out, or name another --out"
             )
-        check_available(existing)
+        _check_available(existing)
         return existing
 
     def _applied_to(self, default: PartFormat) -> PartFormat:
@@ -133,11 +127,10 @@ class HashingWriter(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Write bytes to the underlying stream."""
         view = memoryview(data).cast("B")
-        if self._discarding:
-            return view.nbytes
-        self._stream.write(view)
-        self._digest.update(view)
-        self.size += view.nbytes
+        if not self._discarding:
+            self._stream.write(view)
+            self._digest.update(view)
+            self.size += view.nbytes
         return view.nbytes
 
 
@@ -187,16 +180,14 @@ def flattened(row: bytes) -> Iterator[bytes]:
     call = orjson.loads(row)
     metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
     version = call.pop("schema_version")
-    key = _SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
+    key = SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
     seen: dict[str, int] = {}
     for metric in metrics:
-        value = metric["value"]
-        if value is None:
-            suffix = f"0{_SEPARATOR}"
-        else:
-            seen[value] = seen.get(value, 0) + 1
-            suffix = f"{seen[value]}{_SEPARATOR}{value}"
-        call["record_id"] = hashlib.sha256(f"{key}{_SEPARATOR}{suffix}".encode()).hexdigest()[:32]
+        value, times = metric["value"], 0
+        if value is not None:
+            times = seen[value] = seen.get(value, 0) + 1
+        hashed = f"{key}{SEPARATOR}{times}{SEPARATOR}{value or ''}"
+        call["record_id"] = hashlib.sha256(hashed.encode()).hexdigest()[:32]
         yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
 
 
@@ -217,25 +208,20 @@ def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     return EncodedSize(rows, rows * (before + _FLAT_END) + len(row) - before)
 
 
-def check_available(part_format: PartFormat) -> None:
+def _check_available(part_format: PartFormat) -> None:
     """Raise UsageError if a library that the format needs is not installed."""
     _WRITERS[part_format.format](HashingWriter(io.BytesIO()), part_format.shape).close()
 
 
-class _Plain:
-    def __init__(self, target: HashingWriter, shape: Shape) -> None:  # noqa: ARG002 - all writers have the same parameters
-        self.write = target.write
-
-    def close(self) -> None:
-        """Do nothing: no bytes are buffered."""
+def _plain(target: HashingWriter, _: Shape) -> _Writer:
+    return target  # closing it leaves the stream below it open
 
 
-def _gzip(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
-    # Neither time nor file name in the header: the bytes are deterministic.
+def _gzip(target: HashingWriter, _: Shape) -> _Writer:
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=cast("BinaryIO", target), mtime=0)
 
 
-def _zstd(target: HashingWriter, shape: Shape) -> _Writer:  # noqa: ARG001
+def _zstd(target: HashingWriter, _: Shape) -> _Writer:
     zstd = import_zstd("ndjson.zst needs a library", option="--format")
     # Readers detect a flipped bit, as in gzip and in what the zstd command writes.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
@@ -257,7 +243,6 @@ class _Parquet:
         json = self._arrow.json
         table = json.read_json(
             self._arrow.BufferReader(block),  # unlike a Python file, read without Python's lock
-            # One block and one thread, so that the chunks do not depend on the machine.
             read_options=json.ReadOptions(use_threads=False, block_size=len(block) + 1),
             parse_options=json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
         )
@@ -301,7 +286,7 @@ def arrow_schema(shape: Shape) -> Any:
 
 
 _WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {
-    Format.NDJSON: _Plain,
+    Format.NDJSON: _plain,
     Format.GZIP: _gzip,
     Format.ZSTD: _zstd,
     Format.PARQUET: _Parquet,

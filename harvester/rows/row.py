@@ -8,9 +8,9 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
+from harvester.rows.schema import SEPARATOR
 
 SCHEMA_VERSION = 1
-_SEPARATOR = "\x1f"
 
 
 class RowBuilder:
@@ -20,7 +20,7 @@ class RowBuilder:
         self._query = query
         self._run_id = run_id
         window = (query.facet, query.unit, str(query.units), query.unit_reference)
-        self._window = (_SEPARATOR + _SEPARATOR.join(window)).encode()
+        self._window = (SEPARATOR + SEPARATOR.join(window)).encode()
 
     def key(self, bitlink: str) -> bytes:
         """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,

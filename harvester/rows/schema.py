@@ -7,6 +7,9 @@ printed into schemas, so a change of their wording changes the output of `harves
 from enum import StrEnum
 from typing import NamedTuple
 
+SEPARATOR = "\x1f"
+"""Stands between the fields that a record_id is the hash of."""
+
 
 class Kind(StrEnum):
     """The type of a column. metrics: a list of {value, clicks}. moment: UTC, written with a final Z in NDJSON."""

@@ -85,7 +85,7 @@ def test_a_bad_record_is_reported_where_it_begins_and_strict_refuses_it(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
     served, path, out = serve(), tmp_path / "links.csv", tmp_path / "out"
-    path.write_text('title,link\n"two\nlines",bit.ly/a\n"more\nlines",nonsense\nragged\n')
+    path.write_text('title,link\n"two\nlines",bit.ly/a\n"more\nlines",nonsense\n1,2,ragged\n')
     options = ("--base-url", served.url, *NO_LIMITS)
     strict = harvester("run", str(path), "--out", str(out), *options, "--strict")
     assert (strict.returncode, served.sandbox.requests.total()) == (2, 0)
@@ -94,7 +94,7 @@ def test_a_bad_record_is_reported_where_it_begins_and_strict_refuses_it(
     assert done.returncode == 0, done.stderr
     assert [(each["file"], each["line"], each["text"]) for each in failures(out)] == [
         (str(path), 4, "nonsense"),
-        (str(path), 6, "ragged"),
+        (str(path), 6, "1,2,ragged"),
     ]
 
 

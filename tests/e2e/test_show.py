@@ -190,6 +190,14 @@ def test_a_link_costs_one_call(serve: Callable[..., Served]) -> None:
     assert not served.sandbox.helped
 
 
+def test_links_take_no_more_connections_than_they_can_use(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    url = serve().url
+    for number in (1, 2, 7):
+        links = [f"bit.ly/{i}" for i in range(number)]
+        assert show(url, *links, "--state-dir", str(tmp_path)).returncode == 0
+        assert len(list(tmp_path.glob("connections/*/slot-*"))) == min(number, 5)
+
+
 def test_a_spent_month_ends_with_7_and_says_when_to_come_back(serve: Callable[..., Served]) -> None:
     served = serve()
     for name in "ab":

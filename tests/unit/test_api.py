@@ -110,6 +110,50 @@ async def test_many_at_once_take_turns(serve: Callable[..., Served]) -> None:
     assert served.sandbox.too_many_connections == 0
 
 
+async def test_a_link_takes_one_connection(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    await harvester.metrics("bit.ly/a", **options(serve().url, state_dir=tmp_path))
+    assert [path.name for path in tmp_path.glob("connections/*/slot-*")] == ["slot-0"]
+
+
+async def test_a_token_that_is_at_hand_starts_no_thread(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(serve().url)
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def record(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", record)
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    await harvester.metrics("bit.ly/a", **given)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    await harvester.metrics("bit.ly/a", **given | {"token": None})
+    await harvester.metrics("bit.ly/a", **given | {"token": None}, token_file=tmp_path / "token")
+    assert started == []
+    await harvester.metrics("bit.ly/a", **given | {"token": lambda: TOKEN})
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("source", ["callable", "pipe", "command"])
+async def test_a_token_that_has_to_be_waited_for_leaves_the_loop_free(
+    tmp_path: Path, serve: Callable[..., Served], source: str
+) -> None:
+    os.mkfifo(pipe := tmp_path / "token", 0o600)
+    given: dict[str, dict[str, Any]] = {
+        "callable": {"token": pipe.read_text},
+        "pipe": {"token": None, "token_file": pipe},
+        "command": {"token": None, "token_command": f"cat {pipe}"},
+    }
+    waiting = asyncio.create_task(harvester.metrics("bit.ly/a", **options(serve().url) | given[source]))
+    # It blocks until somebody reads; where the loop itself read, this line would never be reached.
+    await asyncio.to_thread(pipe.write_text, TOKEN)
+    assert (await waiting)["bitlink"] == "bit.ly/a"
+
+
 # --- a harvest ------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -17,32 +17,16 @@ from harvester.bitly.verdicts import (
     KEPT_BODY,
     Answer,
     MonthSpent,
-    ParameterRefused,
-    PlanRefused,
-    Refused,
-    Throttled,
-    TokenRefused,
-    Transient,
     Unknown,
     Unreadable,
+    Verdict,
     classify,
     hint,
 )
 
 REFERRERS = FACETS["referrers"]
 SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.json"))
-VERDICTS = (
-    Answer,
-    Refused,
-    Transient,
-    Unreadable,
-    Unknown,
-    Throttled,
-    MonthSpent,
-    TokenRefused,
-    PlanRefused,
-    ParameterRefused,
-)
+VERDICTS: tuple[Any, ...] = get_args(Verdict)
 
 
 def load(sample: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harvester.bitly.facets import FACETS, FacetName
 from harvester.bitly.query import BASE_URL, UNITS
 from harvester.budget.limits import RequestedLimits
 from harvester.config.credentials import token_source
+from harvester.config.keywords import refuse_unknown
 from harvester.config.options import (
     AccessOptions,
     LimitOptions,
@@ -43,6 +44,7 @@ RUN = RunOptions(output=OutputOptions(out="out"))
 
 
 def run_options(**changes: Any) -> RunOptions:
+    refuse_unknown(changes, names_in(RunOptions))
     return made_of(RunOptions, {"out": "out", **changes})
 
 
@@ -502,7 +504,9 @@ def test_options_by_name_are_those_that_they_were_made_of() -> None:
 
 
 def test_a_name_that_is_no_option_is_refused_with_the_nearest() -> None:
+    known = names_in(RunOptions)
+    refuse_unknown(known, known)
     with pytest.raises(UsageError, match="there is no option per_minut; did you mean per_minute"):
-        run_options(per_minut=7)
+        refuse_unknown(["per_minut"], known)
     with pytest.raises(UsageError, match="none of out, work_dir"):
-        run_options(zzz=7)
+        refuse_unknown(["zzz"], known)

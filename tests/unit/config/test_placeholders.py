@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config.options import OutputOptions, QueryOptions, RunOptions
-from harvester.config.parsing import escape_braces, fill_output, fill_placeholders
+from harvester.config.parsing import escape_braces, fill_output, filled_path
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, TOKEN
@@ -23,7 +23,6 @@ from tests.support.in_process import Said
 from tests.support.in_process import command as command_inside
 from tests.support.output_checks import manifest, rows
 
-VALUES = {"dt": "2026-11-23", "facet": "countries"}
 LAYOUT = "lake/{facet}/dt={dt}"
 DAY = "2026-11-23"
 
@@ -60,12 +59,12 @@ def meant(out: str, work_dir: str | None = None, **query: Any) -> OutputOptions:
     ],
 )
 def test_placeholders_are_filled_in_and_doubled_braces_are_braces(path: str, expected: str) -> None:
-    assert fill_placeholders(path, VALUES, name="--out") == expected
+    assert filled_path("--out", path, "countries", DAY) == expected
 
 
 @given(st.text("{}dt/é", max_size=20))
 def test_an_escaped_path_means_itself(path: str) -> None:
-    assert fill_placeholders(escape_braces(path), VALUES, name="--out") == path
+    assert filled_path("--out", escape_braces(path), "countries", DAY) == path
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from harvester.cli.main import app
 from harvester.client.token import fingerprint
 from harvester.config import sources as configuration
-from harvester.config.options import RunOptions, made_of
 from harvester.config.sources import DASH, File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError
 from tests.support.commands import ROOT, harvester
@@ -316,11 +315,6 @@ def test_what_config_prints_of_a_command_is_taken_back(tmp_path: Path, command: 
 
 def test_config_prints_the_options_of_other_commands_than_run_in_their_table() -> None:
     assert harvester("config", "sandbox").stdout.startswith("[sandbox]\nport = 8080")
-
-
-def test_an_option_without_a_default_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="out: a value is needed"):
-        made_of(RunOptions, {})
 
 
 def test_a_path_that_is_no_utf8_is_shown_and_leaves_a_file_that_loads(tmp_path: Path) -> None:

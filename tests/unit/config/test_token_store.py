@@ -13,7 +13,7 @@ from harvester.client.token import fingerprint
 from harvester.config import token_store as vaults
 from harvester.config.credentials import has_token, token_source
 from harvester.config.options import AccessOptions
-from harvester.config.token_store import TokenStore, TokenStoreName, server_of
+from harvester.config.token_store import TokenStore, server_of
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support import keyrings
@@ -64,20 +64,20 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def test_a_kept_token_is_the_users_alone_whatever_the_umask(vault: TokenStore, folder: Path, umask: None) -> None:
-    where = vault.keep(TOKEN, TokenStoreName.FILE)
+    where = vault.keep(TOKEN, "file")
     assert vault.read() == (TOKEN, where)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()] == [0o600]
 
 
 def test_the_file_is_what_token_file_takes(vault: TokenStore) -> None:
-    path = vault.keep(TOKEN, TokenStoreName.FILE)
+    path = vault.keep(TOKEN, "file")
     assert token_source(AccessOptions(token_file=path), silent)() == TOKEN
 
 
 def test_a_second_token_takes_the_place_of_the_first(vault: TokenStore, folder: Path) -> None:
-    vault.keep(TOKEN, TokenStoreName.FILE)
-    where = vault.keep(OTHER, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
+    where = vault.keep(OTHER, "file")
     assert vault.read() == (OTHER, where)
     assert len(list(folder.iterdir())) == 1
 
@@ -87,14 +87,14 @@ def test_nothing_is_kept_before_a_login_and_after_a_logout(vault: TokenStore, fo
     assert vault.read() is None
     assert not vault.forget(told.append)
     assert not folder.exists()
-    where = vault.keep(TOKEN, TokenStoreName.FILE)
+    where = vault.keep(TOKEN, "file")
     assert vault.forget(told.append)
     assert told == [f"forgotten: {where}"]
     assert vault.read() is None
 
 
 def test_what_a_killed_login_has_left_is_forgotten_too(vault: TokenStore, folder: Path) -> None:
-    vault.keep(TOKEN, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
     (folder / ".api-ssl.bitly.com.token-0a1b2c3d").write_text(OTHER)
     assert vault.forget(lambda _: None)
     assert list(folder.iterdir()) == []
@@ -103,7 +103,7 @@ def test_what_a_killed_login_has_left_is_forgotten_too(vault: TokenStore, folder
 def test_a_token_that_cannot_be_written_leaves_the_old_one(
     vault: TokenStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = vault.keep(TOKEN, TokenStoreName.FILE)
+    where = vault.keep(TOKEN, "file")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -111,7 +111,7 @@ def test_a_token_that_cannot_be_written_leaves_the_old_one(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(UsageError, match="No space left"):
-            vault.keep(OTHER, TokenStoreName.FILE)
+            vault.keep(OTHER, "file")
     assert vault.read() == (TOKEN, where)
     assert len(list(folder.iterdir())) == 1
 
@@ -120,7 +120,7 @@ def test_a_token_that_cannot_be_written_leaves_the_old_one(
 def test_a_file_that_others_can_read_or_write_is_refused_with_the_line_that_mends_it(
     vault: TokenStore, folder: Path, mode: int
 ) -> None:
-    path = Path(vault.keep(TOKEN, TokenStoreName.FILE))
+    path = Path(vault.keep(TOKEN, "file"))
     path.chmod(mode)
     with pytest.raises(UsageError, match=f"chmod 600 {path}") as refused:
         vault.read()
@@ -130,9 +130,9 @@ def test_a_file_that_others_can_read_or_write_is_refused_with_the_line_that_mend
 
 
 def test_a_folder_that_others_can_write_is_refused(vault: TokenStore, folder: Path) -> None:
-    vault.keep(TOKEN, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
     folder.chmod(0o1777)
-    for act in (vault.read, lambda: vault.keep(OTHER, TokenStoreName.FILE)):
+    for act in (vault.read, lambda: vault.keep(OTHER, "file")):
         with pytest.raises(UsageError, match=f"chmod 700 {folder}"):
             act()
     folder.chmod(0o755)  # which others may look at: they cannot read the file
@@ -142,7 +142,7 @@ def test_a_folder_that_others_can_write_is_refused(vault: TokenStore, folder: Pa
 def test_a_symbolic_link_is_followed_neither_as_file_nor_as_folder(
     tmp_path: Path, vault: TokenStore, folder: Path
 ) -> None:
-    path = Path(vault.keep(TOKEN, TokenStoreName.FILE))
+    path = Path(vault.keep(TOKEN, "file"))
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     with pytest.raises(UsageError, match="symbolic link"):
@@ -151,18 +151,18 @@ def test_a_symbolic_link_is_followed_neither_as_file_nor_as_folder(
     link.symlink_to(folder)
     for act in (
         TokenStore(BITLY, str(link)).read,
-        lambda: TokenStore(BITLY, str(link)).keep(OTHER, TokenStoreName.FILE),
+        lambda: TokenStore(BITLY, str(link)).keep(OTHER, "file"),
     ):
         with pytest.raises(UsageError, match="symbolic link"):
             act()
-    vault.keep(OTHER, TokenStoreName.FILE)  # instead of the link, not through it
+    vault.keep(OTHER, "file")  # instead of the link, not through it
     assert (tmp_path / "moved").read_text() == TOKEN + "\n"
 
 
 def test_what_belongs_to_another_user_is_refused(
     vault: TokenStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vault.keep(TOKEN, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(UsageError, match="belongs to another user"):
         vault.read()
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_entered_holds_nothing_and_is_not_written_around
     monkeypatch.setattr(os, "open", shut)
     assert TokenStore(BITLY).read() is None
     with pytest.raises(UsageError, match="--token-store"):
-        TokenStore(BITLY).keep(TOKEN, TokenStoreName.FILE)
+        TokenStore(BITLY).keep(TOKEN, "file")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     named = TokenStore(BITLY, str(tmp_path / "data" / "tokens"))
     with pytest.raises(UsageError, match="Permission denied"):
@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_entered_holds_nothing_and_is_not_written_around
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     vault = TokenStore(BITLY, str(tmp_path / "file"))
-    for act in (vault.read, lambda: vault.choose(TokenStoreName.FILE, silent)):
+    for act in (vault.read, lambda: vault.choose("file", silent)):
         with pytest.raises(UsageError, match="--token-store"):
             act()
 
@@ -213,7 +213,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_token_is_an_error_that_names_it(
     vault: TokenStore, folder: Path, no_token: None, content: str
 ) -> None:
-    path = Path(vault.keep(TOKEN, TokenStoreName.FILE))
+    path = Path(vault.keep(TOKEN, "file"))
     path.write_text(content)
     with pytest.raises(UsageError, match=f"{path} .made by harvester login.: "):
         token_source(AccessOptions(token_store=str(folder)), silent)()
@@ -247,7 +247,7 @@ def test_a_token_is_kept_for_its_server_and_given_for_no_other(folder: Path, no_
         "https://127.0.0.1/v4",
     ]
     for i, url in enumerate(urls):
-        TokenStore(url, str(folder)).keep(f"token-{i}", TokenStoreName.FILE)
+        TokenStore(url, str(folder)).keep(f"token-{i}", "file")
     for i, url in enumerate(urls):
         assert token_source(AccessOptions(base_url=url, token_store=str(folder)), silent)() == f"token-{i}"
     with pytest.raises(UsageError, match=r"no token.*harvester login --base-url http://127\.0\.0\.1:8081/v4"):
@@ -256,7 +256,7 @@ def test_a_token_is_kept_for_its_server_and_given_for_no_other(folder: Path, no_
 
 def test_a_server_cannot_be_named_so_that_its_file_lies_elsewhere(tmp_path: Path, folder: Path) -> None:
     for host in ("..", "a%2f..%2fb", ".", "..%2f"):
-        TokenStore(f"https://{host}/v4", str(folder)).keep(TOKEN, TokenStoreName.FILE)
+        TokenStore(f"https://{host}/v4", str(folder)).keep(TOKEN, "file")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -266,7 +266,7 @@ def test_a_server_cannot_be_named_so_that_its_file_lies_elsewhere(tmp_path: Path
 def test_what_is_named_goes_before_what_is_kept(
     vault: TokenStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vault.keep("kept", TokenStoreName.FILE)
+    vault.keep("kept", "file")
     kept = AccessOptions(token_store=str(folder))
     monkeypatch.setenv("BITLY_TOKEN", "from-the-environment")
     assert token_source(kept, silent)() == "from-the-environment"
@@ -279,24 +279,24 @@ def test_what_is_named_goes_before_what_is_kept(
 
 
 def test_another_login_is_seen_when_the_token_is_read_again(vault: TokenStore, folder: Path, no_token: None) -> None:
-    vault.keep(TOKEN, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
     read = token_source(AccessOptions(token_store=str(folder)), silent)
     assert read() == TOKEN
-    vault.keep(OTHER, TokenStoreName.FILE)
+    vault.keep(OTHER, "file")
     assert read() == OTHER
 
 
 def test_a_kept_token_is_a_token(vault: TokenStore, folder: Path, no_token: None) -> None:
     options = AccessOptions(token_store=str(folder))
     assert not has_token(options)
-    vault.keep(TOKEN, TokenStoreName.FILE)
+    vault.keep(TOKEN, "file")
     assert has_token(options)
     assert not has_token(AccessOptions(base_url="http://127.0.0.1:1/v4", token_store=str(folder)))
 
 
 def test_a_plan_knows_the_kept_token(serve: Callable[..., Served]) -> None:
     served = serve()
-    TokenStore(served.url, os.environ[TOKEN_STORE]).keep(TOKEN, TokenStoreName.FILE)
+    TokenStore(served.url, os.environ[TOKEN_STORE]).keep(TOKEN, "file")
     command = ("plan", "-", "--out", "-", "--json", "--offline", "--base-url", served.url)
     done = harvester(*command, env=NONE, stdin=b"bit.ly/a\n")
     assert done.returncode == 0, done.stderr

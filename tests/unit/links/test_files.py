@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, reject
 from hypothesis import strategies as st
 
 from harvester.bitly.query import Query
@@ -194,19 +194,6 @@ def test_a_damaged_gzip_is_an_explained_error(tmp_path: Path, damage: Callable[[
     assert "line" in str(broken)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_utf_16_list_is_refused_with_advice(tmp_path: Path, encoding: str, packed: bool) -> None:
-    mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
-    content = mark + "bit.ly/a\nbit.ly/b\n".encode(encoding)
-    path = write(tmp_path, gzip.compress(content) if packed else content)
-    before, broken = read_until_broken(path)
-    assert before.links == []
-    assert "UTF-16" in str(broken)
-    assert "iconv" in str(broken)
-    assert path in str(broken)
-
-
 # --- sources --------------------------------------------------------------------------------------------------------
 
 
@@ -297,11 +284,16 @@ def test_lines_and_counts_reconcile_for_any_bytes(content: bytes, packed: bool) 
     assume(not content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # UTF-16, gzip, zstd
     assume(content[1:4] != b"\x2a\x4d\x18")  # a frame of zstd that holds no data
     with tempfile.TemporaryDirectory() as folder:
-        batches = list(read(resolve_lists([write(Path(folder), gzip.compress(content) if packed else content)])))
+        path = write(Path(folder), gzip.compress(content) if packed else content)
+        try:
+            batches = list(read(resolve_lists([path])))
+        except InputBroken:  # it has become a file of another kind
+            reject()
     for batch in batches:
         assert 0 < batch.lines <= BATCH_LINES
         assert batch.lines == batch.blank + batch.comments + len(batch.invalid) + len(batch.links)
     whole = merged(iter(batches))
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     assert whole.lines == content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
     numbers = [link.line for link in whole.links] + [line.line for line in whole.invalid]
     assert len(set(numbers)) == len(numbers)

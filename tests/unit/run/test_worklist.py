@@ -27,7 +27,9 @@ def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
     dataset: Any = store or MemoryStore(invocation=2)
     feed, shutdown = IterableFeed(links), ShutdownSignal()
-    return Worklist(feed, dataset, set(), at_once, deque(maxlen=8), budget, shutdown, Listener(), RunProgress(), **retry)
+    return Worklist(
+        feed, dataset, set(), at_once, deque(maxlen=8), budget, shutdown, Listener(), RunProgress(), **retry
+    )
 
 
 async def read_all(made: Worklist) -> list[Call]:
