@@ -150,27 +150,17 @@ class ShutdownSignal:
         Raises:
             RunStopping: the run is ending; work is cancelled.
         """
-        if self.stop is not None:
-            _discard(work)
-            raise RunStopping
         task = asyncio.ensure_future(work)
         requested = asyncio.ensure_future(self._requested.wait())
         try:
-            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
+            if self.stop is None:
+                await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    return task.result()
             raise RunStopping
         finally:
             requested.cancel()
             task.cancel()
-
-
-def _discard(work: Awaitable[object]) -> None:
-    """Dispose of work that was never awaited, without asyncio's warning."""
-    if asyncio.iscoroutine(work):
-        work.close()
-    elif isinstance(work, asyncio.Future):
-        work.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,13 +99,14 @@ def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]
     assert len(rows(tmp_path / "out")) == 5000
 
 
-def test_help_and_version_do_not_import_aiohttp() -> None:
+def test_help_and_version_import_neither_aiohttp_nor_a_command() -> None:
     for option in ("--help", "--version"):
         code = (
             "import sys\nfrom harvester.cli.main import main\n"
             f"try:\n    main(['{option}'])\nexcept SystemExit:\n    pass\n"
             "heavy = {'aiohttp', 'aiohappyeyeballs', 'aiosignal', 'frozenlist', 'multidict', 'propcache', 'yarl',\n"
-            "         'aiolimiter', 'tenacity', 'sqlite3', 'psutil'}\n"
+            "         'aiolimiter', 'tenacity', 'sqlite3', 'psutil', 'harvester.cli.harvesting',\n"
+            "         'harvester.cli.outputs', 'harvester.cli.first_steps'}\n"
             "found = heavy & set(sys.modules)\nassert not found, found\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -223,8 +223,8 @@ def test_another_user_sees_it_without_a_look_at_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        "from harvester.cli import main\nfrom harvester.config import parsing\n"
-        f"from harvester.reporting import run_status, status_text\n{become}\n{check}\n"
+        "from harvester.cli import main\n"
+        f"main.app.resolved_commands()\n{become}\n{check}\n"
         f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
@@ -517,12 +517,19 @@ def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> No
     assert err == b"harvester: standard output: No space left on device\n"
 
 
-def test_status_needs_neither_network_nor_platform(written: Callable[..., str]) -> None:
+@pytest.mark.parametrize("given", ["nothing", "a variable", "a file"])
+def test_status_needs_neither_network_nor_platform(tmp_path: Path, written: Callable[..., str], given: str) -> None:
+    variables = {"a variable": {"HARVESTER_PER_MINUTE": "50"}, "a file": {"HARVESTER_CONFIG": "my.toml"}}
+    (tmp_path / "my.toml").write_text("per_minute = 50\n")
     code = (
         "import sys\nfrom harvester.cli.main import main\n"
         f"try:\n    main(['status', {written()!r}])\nexcept SystemExit:\n    pass\n"
         "heavy = {'aiohttp', 'aiolimiter', 'tenacity', 'psutil', 'platformdirs', 'prometheus_client'}\n"
         "found = heavy & set(sys.modules)\nassert not found, found\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    env = environment(variables.get(given))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
+    assert not done.stderr

@@ -242,9 +242,9 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
     code = (
-        "import gzip, os, psutil, sys, zlib, harvester.config.parsing\n"
-        "from harvester.cli.main import main\n"
-        f"import harvester.verify.verify, harvester.reporting.status_text\nos.setuid({NOBODY})\n"
+        "import gzip, os, psutil, sys, zlib, harvester.verify.verify\n"
+        "from harvester.cli.main import app, main\n"
+        f"app.resolved_commands()\nos.setuid({NOBODY})\n"
         "main(['verify', sys.argv[1]])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others

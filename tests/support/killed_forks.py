@@ -193,7 +193,7 @@ def asked(arguments: list[str]) -> tuple[list[str], RunOptions]:
 
 @cache
 def read_options(arguments: tuple[str, ...]) -> tuple[list[str], RunOptions]:
-    cli._configure(None)
+    cli.configure(None)
     _, bound, _ = cli.app.parse_args(arguments)
     return bound.args[0], bound.kwargs["options"]
 
