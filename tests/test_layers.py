@@ -13,7 +13,7 @@ from tests.support.commands import ROOT
 
 PACKAGE = ROOT / "harvester"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MOST_MODULES, MOST_LINES, MOST_FLOORS = 9, 400, 12
+MOST_MODULES, MOST_LINES, MOST_FLOORS = 9, 400, 9
 ANYTHING = {"cli", "api", "arrow", "lookup", "sandbox", "__init__", "__main__"}
 """What stands beside or above the packages, and may import all of them."""
 
