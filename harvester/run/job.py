@@ -201,6 +201,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         retry_refused=job.retry_refused and kept,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         tell_seconds=job.tell_seconds,
+        invalid_limit=job.invalid_limit,
     )
 
 
