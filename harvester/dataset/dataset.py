@@ -134,7 +134,7 @@ class Dataset:
 
     def __init__(
         self,
-        place: OutputLocation,
+        location: OutputLocation,
         ledger: Ledger,
         query: Query,
         limits: PartLimits,
@@ -144,7 +144,7 @@ class Dataset:
         recovered: Recovered,
     ) -> None:
         meta = ledger.meta()
-        self.place = place
+        self.location = location
         self.ledger = ledger
         self.query = query
         self.run_id = str(meta["run_id"])
@@ -258,8 +258,8 @@ class Dataset:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.place.private):
-            following = Journal(self.place.private, self._journal.segment + 1)
+        with explained(self.location.private):
+            following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
 
@@ -283,7 +283,7 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.place.out):
+            with explained(self.location.out):
                 self._commit(batch)
             batch.durable = True
         if not self._publisher.in_parts:
@@ -296,7 +296,7 @@ class Dataset:
             OutputError: as for `commit`; the next call finishes what this one left half done.
         """
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.place.out):
+        with explained(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -335,8 +335,8 @@ class Dataset:
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.place.public):
-            return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
+        with explained(self.location.public):
+            return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
     def abandon(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
@@ -354,7 +354,7 @@ class Dataset:
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
             run_id=self.run_id,
-            work_dir=self.place.work_dir,
+            work_dir=self.location.work_dir,
             query=self.query.as_dict(),
             format=self.part_format.format,
             shape=self.part_format.shape,

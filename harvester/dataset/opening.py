@@ -15,7 +15,7 @@ from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Recovered, Warn
 from harvester.dataset.file_publisher import AppendPublisher
-from harvester.dataset.journal import Journal, path_of, read, remove, segments
+from harvester.dataset.journal import Journal, read, remove, segment_path, segments
 from harvester.dataset.ledger import Entry, Ledger, State
 from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
@@ -37,7 +37,7 @@ _UNSPECIFIED = RequestedPartFormat()
 
 @contextlib.contextmanager
 def open_dataset(
-    place: OutputLocation,
+    location: OutputLocation,
     query: Query,
     limits: PartLimits,
     warn: Warn,
@@ -59,51 +59,51 @@ def open_dataset(
         UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
         are too large for an object store.
     """
-    check_state(place)
-    store = _store_of(place, limits, hurried)
-    new = asked.for_new(folder=place.in_parts)
+    check_state(location)
+    store = _store_of(location, limits, hurried)
+    new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(place.out):
-            make_folder(place.public)
-            make_folder(place.private)
-        stack.enter_context(_locked(place))
-        ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
-        _begin(place, ledger, _facts(place, query, new))
+        with explained(location.out):
+            make_folder(location.public)
+            make_folder(location.private)
+        stack.enter_context(_locked(location))
+        ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger)))
+        _begin(location, ledger, _facts(location, query, new))
         begun = _begun_query(ledger)
-        _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
-        part_format = asked.for_begun(ledger.meta(), place.out)
-        with explained(place.private):
+        _check_same(location, ledger, begun, _pinned(query, begun) if pin_reference else query)
+        part_format = asked.for_begun(ledger.meta(), location.out)
+        with explained(location.private):
             if store:
-                claim_prefix(store, place, ledger)
-            dataset = _recovered(place, ledger, begun, limits, part_format, store, sink, warn)
+                claim_prefix(store, location, ledger)
+            dataset = _recovered(location, ledger, begun, limits, part_format, store, sink, warn)
         stack.callback(dataset.close)
         yield dataset
 
 
-def _begin(place: OutputLocation, ledger: Ledger, facts: dict[str, str | int]) -> None:
+def _begin(location: OutputLocation, ledger: Ledger, facts: dict[str, str | int]) -> None:
     """Create a fresh ledger, check one that was begun before, and store the facts in one that is still unused."""
     if ledger.fresh:
-        check_unused(place)
+        check_unused(location)
         ledger.create(facts)
     else:
         ledger.check()
-    if _unused(place, ledger):
+    if _unused(location, ledger):
         ledger.repin(facts)
 
 
-def _store_of(place: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage | None:
+def _store_of(location: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage | None:
     """Return the object store that the output lies in; None for any other output."""
-    if place.form is not OutputKind.STORE:
+    if location.kind is not OutputKind.STORE:
         return None
     if limits.bytes > MOST_PART_BYTES:
         raise UsageError(
             f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
         )
-    return open_store(place.out, hurried)
+    return open_store(location.out, hurried)
 
 
 def _recovered(
-    place: OutputLocation,
+    location: OutputLocation,
     ledger: Ledger,
     query: Query,
     limits: PartLimits,
@@ -113,23 +113,23 @@ def _recovered(
     warn: Warn,
 ) -> Dataset:
     """Recover a dataset that was opened, and return it ready for this run."""
-    publisher = _publisher_for(place, ledger, part_format, store, sink)
-    sidecars = Sidecars(None if place.form is OutputKind.STDOUT else place.public, store, warn)
+    publisher = _publisher_for(location, ledger, part_format, store, sink)
+    sidecars = Sidecars(None if location.kind is OutputKind.STDOUT else location.public, store, warn)
     invocation = ledger.begin_invocation()
-    journal, committed = _recover(place, ledger, publisher, warn, invocation - 1, part_format.shape)
+    journal, committed = _recover(location, ledger, publisher, warn, invocation - 1, part_format.shape)
     recovered = Recovered(invocation, journal, committed)
-    return Dataset(place, ledger, query, limits, part_format, publisher, sidecars, recovered)
+    return Dataset(location, ledger, query, limits, part_format, publisher, sidecars, recovered)
 
 
 def _publisher_for(
-    place: OutputLocation, ledger: Ledger, part_format: PartFormat, store: ObjectStorage | None, sink: RowSink | None
+    location: OutputLocation, ledger: Ledger, part_format: PartFormat, store: ObjectStorage | None, sink: RowSink | None
 ) -> Publisher:
-    if place.form is OutputKind.FILE:
-        return AppendPublisher(place, ledger)
-    if place.form is OutputKind.STDOUT:
-        return StreamPublisher(place, ledger, sink or StdoutSink())
-    run_id, storage = str(ledger.meta()["run_id"]), store or LocalStorage(place.out)
-    return PartPublisher(place, ledger, run_id, part_format, storage, claimed=store is not None)
+    if location.kind is OutputKind.FILE:
+        return AppendPublisher(location, ledger)
+    if location.kind is OutputKind.STDOUT:
+        return StreamPublisher(location, ledger, sink or StdoutSink())
+    run_id, storage = str(ledger.meta()["run_id"]), store or LocalStorage(location.out)
+    return PartPublisher(location, ledger, run_id, part_format, storage, claimed=store is not None)
 
 
 class DatasetSnapshot(NamedTuple):
@@ -143,7 +143,7 @@ class DatasetSnapshot(NamedTuple):
 
 
 @contextlib.contextmanager
-def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
+def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
     """Open a dataset for reading, without its lock, even while a run has it; empty if it was not begun, or for None.
 
     query, pin_reference: as for `open_dataset`.
@@ -153,17 +153,17 @@ def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = Tr
     """
     with contextlib.ExitStack() as stack:
         ledger = None
-        if place is not None:
-            check_state(place)
-            if os.path.exists(place.ledger):
-                ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
-        if place is None or ledger is None or ledger.fresh:
+        if location is not None:
+            check_state(location)
+            if os.path.exists(location.ledger):
+                ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, read_only=True)))
+        if location is None or ledger is None or ledger.fresh:
             folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:
             begun = _begun_query(ledger)
-            _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
+            _check_same(location, ledger, begun, _pinned(query, begun) if pin_reference else query)
             query = begun
         totals = ledger.totals()
         attempts = int(ledger.meta().get("total", 0))
@@ -171,20 +171,20 @@ def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = Tr
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
-def _facts(place: OutputLocation, query: Query, part_format: PartFormat) -> dict[str, str | int]:
+def _facts(location: OutputLocation, query: Query, part_format: PartFormat) -> dict[str, str | int]:
     return {
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
         "started": utc_iso(datetime.now(UTC)),
-        "out": place.name,
+        "out": location.name,
         "format": part_format.format,
         "shape": part_format.shape,
     }
 
 
-def _unused(place: OutputLocation, ledger: Ledger) -> bool:
+def _unused(location: OutputLocation, ledger: Ledger) -> bool:
     """True if the dataset has no verdict yet, so that its query may still change: a refused run pins nothing."""
-    files = (path_of(place.private, segment) for segment in segments(place.private))
+    files = (segment_path(location.private, segment) for segment in segments(location.private))
     return ledger.unused and not any(os.path.getsize(path) for path in files)
 
 
@@ -196,16 +196,16 @@ def _pinned(query: Query, begun: Query) -> Query:
     return replace(query, unit_reference=begun.unit_reference)
 
 
-def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, query: Query) -> None:
+def _check_same(location: OutputLocation, ledger: Ledger, begun: Query, query: Query) -> None:
     out = ledger.meta()["out"]
-    inside = os.path.commonpath([place.private, place.public]) == place.public
-    if out != place.name and not inside:  # checked first: another output may well have another query
+    inside = os.path.commonpath([location.private, location.public]) == location.public
+    if out != location.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
-            f"{place.private} belongs to --out {out}, not to {place.out}: name another", option="--work-dir"
+            f"{location.private} belongs to --out {out}, not to {location.out}: name another", option="--work-dir"
         )
     if begun != query:
         raise UsageError(
-            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
+            f"{location.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
             "Name another --out for the new query, or give the options it has"
         )
 
@@ -215,14 +215,16 @@ def _shown(query: Query) -> str:
 
 
 @contextlib.contextmanager
-def _locked(place: OutputLocation) -> Iterator[None]:
+def _locked(location: OutputLocation) -> Iterator[None]:
     """Hold the dataset's kernel lock, which the kernel releases when the process ends, however it ends."""
-    path = os.path.join(place.private, "lock")
+    path = os.path.join(location.private, "lock")
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not try_lock(descriptor):
-            raise DatasetBusy(f"another harvester works on {place.out}: wait until it has ended, or name another --out")
+            raise DatasetBusy(
+                f"another harvester works on {location.out}: wait until it has ended, or name another --out"
+            )
         yield
     finally:
         os.close(descriptor)
@@ -247,7 +249,7 @@ class _Scan:
 
 
 def _recover(
-    place: OutputLocation, ledger: Ledger, publisher: Publisher, warn: Warn, invocation: int, shape: Shape
+    location: OutputLocation, ledger: Ledger, publisher: Publisher, warn: Warn, invocation: int, shape: Shape
 ) -> tuple[Journal, dict[int, int]]:
     """Bring ledger, journals and output together after whatever ended the last run.
 
@@ -263,23 +265,23 @@ def _recover(
     Raises:
         OutputError: a file is damaged, or was changed by another program.
     """
-    private = place.private
+    private = location.private
     for segment in segments(private):
         if segment <= ledger.ended():
             remove(private, segment)
     committed = ledger.journals()
-    scans = [_scan(place, g, committed.get(g, 0)) for g in sorted(set(segments(private)) | set(committed))]
+    scans = [_scan(location, g, committed.get(g, 0)) for g in sorted(set(segments(private)) | set(committed))]
     # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
     publisher.recover(warn, {scan.segment: scan.good for scan in scans}, lossy=any(scan.lossy for scan in scans))
     ended = ledger.ended()  # a part may have been adopted just now
     for scan in scans:
         if scan.segment > ended:
-            _settle(place, ledger, publisher, scan, invocation, warn)
-    return _resume_publishing(place, ledger, publisher, shape)
+            _settle(location, ledger, publisher, scan, invocation, warn)
+    return _resume_publishing(location, ledger, publisher, shape)
 
 
-def _scan(place: OutputLocation, segment: int, committed: int) -> _Scan:
-    path = path_of(place.private, segment)
+def _scan(location: OutputLocation, segment: int, committed: int) -> _Scan:
+    path = segment_path(location.private, segment)
     size = os.path.getsize(path) if os.path.exists(path) else 0
     good = 0
     for record in read(path, 0):
@@ -290,7 +292,7 @@ def _scan(place: OutputLocation, segment: int, committed: int) -> _Scan:
 
 
 def _settle(
-    place: OutputLocation,
+    location: OutputLocation,
     ledger: Ledger,
     publisher: Publisher,
     scan: _Scan,
@@ -298,7 +300,7 @@ def _settle(
     warn: Warn,
 ) -> None:
     """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
-    segment, path = scan.segment, path_of(place.private, scan.segment)
+    segment, path = scan.segment, segment_path(location.private, scan.segment)
     if scan.size and scan.size != scan.committed:
         truncate_file(path, scan.good)
     if not scan.lossy:
@@ -312,19 +314,19 @@ def _settle(
 
 
 def _resume_publishing(
-    place: OutputLocation, ledger: Ledger, publisher: Publisher, shape: Shape
+    location: OutputLocation, ledger: Ledger, publisher: Publisher, shape: Shape
 ) -> tuple[Journal, dict[int, int]]:
     """Publish all journals but the last, and open that one."""
     committed = ledger.journals()  # without those whose part was adopted
     *full, last = committed or [ledger.ended() + 1]
     publisher.publish(committed, full)
     rows, row_bytes, first_row_at = 0, 0, None
-    for record in read(path_of(place.private, last), 0):
+    for record in read(segment_path(location.private, last), 0):
         if record.state == State.ROW:
             more = encoded_size(record.payload, shape)
             rows, row_bytes = rows + more.rows, row_bytes + more.bytes
             first_row_at = first_row_at or moment_fetched(record.payload)
-    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
+    journal = Journal(location.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
     return journal, {g: size for g, size in committed.items() if g == last}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from harvester._version import __version__
-from harvester.dataset.journal import path_of, read, remove
+from harvester.dataset.journal import read, remove, segment_path
 from harvester.dataset.ledger import Ledger, Part, State
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
@@ -35,13 +35,13 @@ _CHUNK = 1024 * 1024
 _TRIES = 3
 
 
-def rows_in(place: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
+def rows_in(location: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
     """Yield a journal's rows between two byte positions as published, each with its line feed.
 
     Raises:
         OutputError: the journal is damaged before end.
     """
-    path, position = path_of(place.private, segment), start
+    path, position = segment_path(location.private, segment), start
     for record in read(path, start, end):
         position = record.end
         if record.state == State.ROW:
@@ -76,7 +76,7 @@ class PartPublisher:
 
     def __init__(
         self,
-        place: OutputLocation,
+        location: OutputLocation,
         ledger: Ledger,
         run_id: str,
         part_format: PartFormat,
@@ -84,7 +84,7 @@ class PartPublisher:
         *,
         claimed: bool,
     ) -> None:
-        self._place = place
+        self._location = location
         self._storage = storage
         self._ledger = ledger
         self._run_id = run_id
@@ -128,15 +128,15 @@ class PartPublisher:
                 self._ledger.intend(part)
                 self._put(part)
                 self._seal(part)
-            remove(self._place.private, segment)
+            remove(self._location.private, segment)
         self._in_doubt = False
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
         """Adopt published parts, publish complete hidden ones, delete incomplete ones, and check for unknown ones."""
         self._resolve_all(warn)
-        for name in os.listdir(self._place.public):
+        for name in os.listdir(self._location.public):
             if name.startswith(".part-") and name.endswith(".tmp"):
-                os.unlink(os.path.join(self._place.public, name))
+                os.unlink(os.path.join(self._location.public, name))
         self._check_known({part.name for part in self._ledger.parts()})
 
     def _resolve_all(self, warn: Callable[[str], None]) -> None:
@@ -160,7 +160,7 @@ class PartPublisher:
                 # The hidden name was durable before the intent, and only publishing takes it away.
                 warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
         self._seal(part)
-        remove(self._place.private, part.segment)
+        remove(self._location.private, part.segment)
 
     def _is_published(self, part: Part) -> bool:
         """True if the part is there, byte for byte; False if its name is free.
@@ -199,19 +199,19 @@ class PartPublisher:
         hidden = self._hidden(number)
         with _deleted_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
             target = HashingWriter(stream)
-            counts = write_part(rows_in(self._place, segment, 0, end), target, self._part_format)
+            counts = write_part(rows_in(self._location, segment, 0, end), target, self._part_format)
             stream.flush()
             os.fsync(stream.fileno())
         if not counts.rows:
             os.unlink(hidden)
             return None
-        sync_folder(self._place.public)
+        sync_folder(self._location.public)
         name = _part_name(self._run_id, number, self._part_format.format)
         return Part(number, segment, name, counts.rows, target.size, target.sha256, counts.calls, sealed=False)
 
     def _hidden(self, number: int) -> str:
         # The name must not match *.ndjson*, even for programs that see hidden files.
-        return os.path.join(self._place.public, f".part-{self._run_id}-{number:05d}.tmp")
+        return os.path.join(self._location.public, f".part-{self._run_id}-{number:05d}.tmp")
 
     def _check_known(self, known: set[str]) -> None:
         """Raise OutputError for a part, present or listed in the manifest, that the ledger does not know.
@@ -232,8 +232,8 @@ class PartPublisher:
         path = self._storage.path(name)
         if self._claimed:
             return OutputError(
-                f"{path} is unknown to the ledger in {self._place.private}: the ledger is older than this output, or "
-                "the part is another program's. Put the newer work dir back, or move the part away, or begin a new "
+                f"{path} is unknown to the ledger in {self._location.private}: the ledger is older than this output, "
+                "or the part is another program's. Put the newer work dir back, or move the part away, or begin a new "
                 "--out"
             )
         return OutputError(

@@ -50,12 +50,12 @@ class StreamPublisher:
 
     in_parts = False
 
-    def __init__(self, place: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
+    def __init__(self, location: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
         self.uncommitted_limit = sink.uncommitted_limit
         self.hurry = sink.hurry
         self.leave = sink.leave
         self._sink = sink
-        self._place = place
+        self._location = location
         self._ledger = ledger
         self._written: dict[int, int] = {}
         self._lost: OutputError | None = None
@@ -90,12 +90,12 @@ class StreamPublisher:
             raise
         for segment in ended:
             self._ledger.end_segment(segment)
-            remove(self._place.private, segment)
+            remove(self._location.private, segment)
             self._written.pop(segment, None)
 
     def _write(self, committed: Mapping[int, int]) -> None:
         for segment, end in sorted(committed.items()):
-            for line in rows_in(self._place, segment, self._written.get(segment, 0), end):
+            for line in rows_in(self._location, segment, self._written.get(segment, 0), end):
                 self._sink.write(line)
             self._written[segment] = end
 

@@ -67,13 +67,13 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
     out = os.path.abspath(out)
     if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
         public = out + ".harvester"
-        place = OutputLocation(OutputKind.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
+        location = OutputLocation(OutputKind.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
     else:
         _check_folder(out)
         private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
-        place = OutputLocation(OutputKind.FOLDER, out, out, private)
-    _check_local(place.private)
-    return place
+        location = OutputLocation(OutputKind.FOLDER, out, out, private)
+    _check_local(location.private)
+    return location
 
 
 def _in_store(url: str, work_dir: str | None) -> OutputLocation:
@@ -88,34 +88,34 @@ def _in_store(url: str, work_dir: str | None) -> OutputLocation:
     return OutputLocation(OutputKind.STORE, url, os.path.join(private, "public"), private)
 
 
-def check_state(place: OutputLocation) -> None:
+def check_state(location: OutputLocation) -> None:
     """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
     inside = os.path.join(
-        place.public, "ledger.sqlite" if place.form is OutputKind.FILE else "_harvester/ledger.sqlite"
+        location.public, "ledger.sqlite" if location.kind is OutputKind.FILE else "_harvester/ledger.sqlite"
     )
-    if place.ledger != inside and os.path.exists(inside):
-        raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
+    if location.ledger != inside and os.path.exists(inside):
+        raise UsageError(f"{location.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
 
 
-def check_unused(place: OutputLocation) -> None:
+def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
         OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
     """
     lost = OutputError(
-        f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
-        "were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new --out "
-        "with the links that it lacks"
+        f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
+        "calls were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new "
+        "--out with the links that it lacks"
     )
-    if _begun(place):
+    if _begun(location):
         raise lost
-    if place.form is OutputKind.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
-        raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
+    if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
+        raise UsageError(f"{location.out} is not empty and was not begun by harvester: name another --out")
 
 
-def _begun(place: OutputLocation) -> bool:
-    names = set(os.listdir(place.public)) | set(os.listdir(place.private))
+def _begun(location: OutputLocation) -> bool:
+    names = set(os.listdir(location.public)) | set(os.listdir(location.private))
     return MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names)
 
 

@@ -33,7 +33,7 @@ class OutputLocation:
     For an object store, public lies within private: parts and `_` files are written there and uploaded from there.
     """
 
-    form: OutputKind
+    kind: OutputKind
     out: str
     public: str
     private: str
@@ -53,17 +53,17 @@ class OutputLocation:
     @property
     def in_parts(self) -> bool:
         """True when rows are published in immutable parts."""
-        return self.form in {OutputKind.FOLDER, OutputKind.STORE}
+        return self.kind in {OutputKind.FOLDER, OutputKind.STORE}
 
     @property
     def kept(self) -> bool:
         """False for rows on standard output, of which nothing is left when the run ends."""
-        return self.form is not OutputKind.STDOUT
+        return self.kind is not OutputKind.STDOUT
 
     @property
     def disk(self) -> str:
         """A path on the local disk that the output is written to."""
-        return self.private if self.form is OutputKind.STORE else self.out
+        return self.private if self.kind is OutputKind.STORE else self.out
 
     @property
     def begun(self) -> bool:

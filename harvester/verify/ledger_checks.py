@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import BinaryIO
 
-from harvester.dataset.journal import path_of, read
+from harvester.dataset.journal import read, segment_path
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part, Snapshot, State
 from harvester.dataset.manifest import DatasetCounts, Manifest
 from harvester.errors import OutputError
@@ -21,8 +21,8 @@ _LOOKS = 5
 class LedgerCheck:
     """Compares an output's ledger and journals with what was published."""
 
-    def __init__(self, place: OutputLocation, ledger: Ledger, found: Findings) -> None:
-        self._place = place
+    def __init__(self, location: OutputLocation, ledger: Ledger, found: Findings) -> None:
+        self._location = location
         self._ledger = ledger
         self._found = found
         self._snapshot = self._look()
@@ -52,7 +52,7 @@ class LedgerCheck:
                 found.remarks.append(f"{name} is older than the ledger: {text}")
             return
         self._reconcile_rows()
-        if self._place.in_parts:
+        if self._location.in_parts:
             self._reconcile_parts(manifest, name)
         if found.ended:
             self._reconcile_counts(manifest.dataset, name)
@@ -67,20 +67,20 @@ class LedgerCheck:
                     self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
                     return
         except OutputError as error:
-            self._found.problem(self._place.ledger, None, str(error).removeprefix(f"{self._place.ledger}: "))
+            self._found.problem(self._location.ledger, None, str(error).removeprefix(f"{self._location.ledger}: "))
 
     def _reconcile_rows(self) -> None:
         """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
         totals, journals = self._snapshot.totals, self._in_journals
         if journals is None:
             text = "a journal that the ledger counts on is gone or damaged inside what was committed"
-            self._found.problem(self._place.private, None, text)
+            self._found.problem(self._location.private, None, text)
             return
-        in_parts = self._place.in_parts
+        in_parts = self._location.in_parts
         published = sum(part.calls for part in self._snapshot.parts) if in_parts else self._snapshot.mark.rows
         if published + journals != totals.rows:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
-            self._found.problem(self._place.ledger, None, text)
+            self._found.problem(self._location.ledger, None, text)
 
     def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
         known = {part.name: part for part in self._snapshot.parts if part.sealed}
@@ -112,7 +112,8 @@ class LedgerCheck:
     def _count(self) -> int | None:
         """Count the committed rows that are not published yet; None if a journal is damaged."""
         for _ in range(_LOOKS):
-            counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot, self._place.form)]
+            extents = _extents(self._snapshot, self._location.kind)
+            counts = [_rows_in(self._location.private, *extent) for extent in extents]
             if None not in counts:
                 return sum(count for count in counts if count is not None)
             self._snapshot = self._look()
@@ -124,14 +125,14 @@ class LedgerCheck:
         numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
         sound = all(type(number) is int and number >= 0 for number in numbers)
         if not sound or any(tuple(map(type, part)) != _PART for part in found.parts):
-            raise OutputError(f"{self._place.ledger}: the ledger is damaged (a value that cannot be there)")
+            raise OutputError(f"{self._location.ledger}: the ledger is damaged (a value that cannot be there)")
         return found
 
 
-def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, int]]:
+def _extents(snapshot: Snapshot, kind: OutputKind) -> Iterator[tuple[int, int, int]]:
     """Yield the journals' committed and unpublished bytes: segment, start, end."""
     meant = {part.segment for part in snapshot.parts}
-    mark = snapshot.mark if form is OutputKind.FILE else FileCheckpoint()
+    mark = snapshot.mark if kind is OutputKind.FILE else FileCheckpoint()
     for segment, end in snapshot.journals.items():
         if segment not in meant and segment >= mark.segment:
             yield segment, mark.place if segment == mark.segment else 0, end
@@ -140,41 +141,41 @@ def _extents(snapshot: Snapshot, form: OutputKind) -> Iterator[tuple[int, int, i
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     """Count a journal's rows between two offsets; None if it ends before `end`."""
     rows, at = 0, start
-    for record in read(path_of(folder, segment), start, end):
+    for record in read(segment_path(folder, segment), start, end):
         rows += record.state == State.ROW
         at = record.end
     return rows if at >= end else None
 
 
-def reconciler(place: OutputLocation | None, why: str, found: Findings) -> LedgerCheck | None:
+def reconciler(location: OutputLocation | None, why: str, found: Findings) -> LedgerCheck | None:
     """Open an output's ledger for reading. Return None, with the reason in found, where that is impossible.
 
-    why: the reason if place is None.
+    why: the reason if location is None.
 
     Raises:
         OutputError: it is damaged.
     """
-    if place is not None:
-        why = _unreadable(place)
-    if why or place is None:
+    if location is not None:
+        why = _unreadable(location)
+    if why or location is None:
         found.unchecked.append(f"the ledger: {why}")
         return None
-    ledger = Ledger(place.ledger, read_only=True)
+    ledger = Ledger(location.ledger, read_only=True)
     try:
         if ledger.fresh:
-            found.unchecked.append(f"the ledger: {place.ledger} is empty: its run has hardly begun")
+            found.unchecked.append(f"the ledger: {location.ledger} is empty: its run has hardly begun")
             ledger.close()
             return None
         ledger.check()
-        return LedgerCheck(place, ledger, found)
+        return LedgerCheck(location, ledger, found)
     except BaseException:
         ledger.close()
         raise
 
 
-def _unreadable(place: OutputLocation) -> str:
+def _unreadable(location: OutputLocation) -> str:
     """Return why a ledger cannot be read; empty if it can. Raises OutputError if the file is no ledger."""
-    path = place.ledger
+    path = location.ledger
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

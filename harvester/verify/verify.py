@@ -33,14 +33,14 @@ _LOCATED = 1000
 class Output(NamedTuple):
     """The places of an output's files. beside: its `_` files. rows: its parts or growing file.
 
-    place: of the private state; None where it is unknown, with the reason in why.
+    location: of the private state; None where it is unknown, with the reason in why.
     """
 
     name: str
     beside: Storage
     rows: Storage
     growing: bool
-    place: OutputLocation | None
+    location: OutputLocation | None
     why: str = ""
 
 
@@ -72,15 +72,15 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
     if is_url(out):
         out = normal(out.removesuffix("/" + MANIFEST))
         shelf = open_store(out)
-        return Output(out, shelf, shelf, False, *_place_of(out, work_dir))
+        return Output(out, shelf, shelf, False, *_location_of(out, work_dir))
     path, out = manifests.locate(out)
     growing = out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out)
     beside = LocalStorage(os.path.dirname(path))
     rows = LocalStorage(os.path.dirname(out)) if growing else beside
-    return Output(out, beside, rows, growing, *_place_of(out, work_dir))
+    return Output(out, beside, rows, growing, *_location_of(out, work_dir))
 
 
-def _place_of(out: str, work_dir: str | None) -> tuple[OutputLocation | None, str]:
+def _location_of(out: str, work_dir: str | None) -> tuple[OutputLocation | None, str]:
     try:
         return resolve(out, work_dir), ""
     except UsageError as error:  # a store without its work dir, or a file system where no run can have its state
@@ -150,9 +150,9 @@ def _text_of(shelf: Storage) -> bytes:
 
 def _ledger_of(output: Output, found: Findings, stack: ExitStack) -> LedgerCheck | None:
     try:
-        ledger = reconciler(output.place, output.why, found)
+        ledger = reconciler(output.location, output.why, found)
     except OutputError as error:
-        path = output.place.ledger if output.place else output.name
+        path = output.location.ledger if output.location else output.name
         found.problem(path, None, str(error).removeprefix(f"{path}: "))
         return None
     if ledger:

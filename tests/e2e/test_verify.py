@@ -288,7 +288,7 @@ def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made
 
     shelf = Store(str(out))
     found = verifying.verify(
-        verifying.Output("s3://bucket", shelf, shelf, growing=False, place=None, why="no --work-dir")
+        verifying.Output("s3://bucket", shelf, shelf, growing=False, location=None, why="no --work-dir")
     )
     assert found.ok
     assert found.calls == 45
