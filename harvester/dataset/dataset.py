@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
@@ -79,17 +79,6 @@ class Batch:
         return [entry.key for entries in self.entries.values() for entry in entries] + self.seen
 
 
-class Recovered(NamedTuple):
-    """A dataset's journals after recovery.
-
-    invocation: this run's number. journal: the one to append to. committed: bytes committed of it, by segment.
-    """
-
-    invocation: int
-    journal: Journal
-    committed: dict[int, int]
-
-
 class Publisher(Protocol):
     """Brings committed journal lines to the consumer.
 
@@ -116,8 +105,8 @@ class Publisher(Protocol):
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Publish what is due. committed: bytes of each journal; ended: segments that get no more lines."""
 
-    def parts(self) -> list[dict[str, Any]]:
-        """Return the manifest's list of files: path, rows, calls, bytes, sha256."""
+    def parts(self) -> list[PublishedPart]:
+        """Return the published files, as the manifest lists them."""
 
     def published_keys(self) -> Iterable[bytes]:
         """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
@@ -141,25 +130,26 @@ class Dataset:
         part_format: PartFormat,
         publisher: Publisher,
         sidecars: Sidecars,
-        recovered: Recovered,
+        journal: Journal,
     ) -> None:
         meta = ledger.meta()
         self.location = location
         self.ledger = ledger
         self.query = query
         self.run_id = str(meta["run_id"])
+        self.invocation = int(meta["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
         self._started = str(meta["started"])
         self._limits = limits
         self._publisher = publisher
         self._sidecars = sidecars
-        self.invocation, self._journal, self._committed = recovered
+        self._journal = journal
+        self._committed = ledger.journals()  # bytes committed, by segment
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        totals = ledger.totals()
-        self._counts = [totals.rows, totals.refused, totals.failed]  # indexed by State
+        self._counts = list(ledger.totals())  # indexed by State
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
@@ -349,7 +339,6 @@ class Dataset:
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
-        calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
@@ -369,9 +358,9 @@ class Dataset:
             remaining=report.remaining,
             given_up=report.given_up,
             budget=report.budget,
-            dataset=DatasetCounts(calls, totals.rows, totals.refused, totals.failed, report.pending),
+            dataset=DatasetCounts(sum(totals) + report.pending, *totals, report.pending),
             attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
-            parts=tuple(PublishedPart(**part) for part in self._publisher.parts()),
+            parts=tuple(self._publisher.parts()),
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest

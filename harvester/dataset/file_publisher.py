@@ -1,13 +1,16 @@
 """The publisher of `--out results.ndjson`: one growing file, which `tail -f` can follow."""
 
+# ruff: noqa: D102 - the methods are described by dataset.Publisher
+
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
+from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import whole_lines
@@ -36,11 +39,10 @@ class AppendPublisher:
         self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
 
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[PublishedPart]:
         """Return the one file, up to the last checkpoint; a growing file has no checksum."""
-        name = os.path.basename(self._location.name)
-        rows, size = self._mark.rows, self._mark.bytes
-        return [{"path": name, "rows": rows, "calls": rows, "bytes": size, "sha256": None}]
+        name, rows = os.path.basename(self._location.name), self._mark.rows
+        return [PublishedPart(name, rows, calls=rows, bytes=self._mark.bytes)]
 
     def mark(self) -> FileCheckpoint | None:
         """Sync the file and return its checkpoint; None if it is unchanged, or the last append may have failed."""
@@ -57,7 +59,6 @@ class AppendPublisher:
         self._synced = self._mark
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Append the committed rows."""
         if self._in_doubt:  # an earlier call failed half-way
             self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
@@ -94,7 +95,7 @@ class AppendPublisher:
             )
         if lossy:
             self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.segment, 0)))
-        end = self._compare_tail(sizes)
+        end = self._compare_tail(sizes) if size else 0
         if lossy:
             self._accept_tail(end, size, sizes, warn)
         elif end < size:
@@ -106,15 +107,13 @@ class AppendPublisher:
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
     def hurry(self) -> None:
-        """Do nothing: a local file makes nobody wait."""
+        pass  # a local file makes nobody wait
 
     leave = hurry
 
     def _compare_tail(self, sizes: Mapping[int, int]) -> int:
         """Return the position in the file up to which it matches the rows behind the checkpoint."""
         end = self._mark.bytes
-        if not os.path.exists(self._location.out):
-            return end
         with open(self._location.out, "rb") as stream:
             stream.seek(end)
             for line in self._expected(sizes):

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from zlib import crc32
 
@@ -79,10 +80,8 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
 
 def remove(folder: str, segment: int) -> None:
     """Delete a segment's journal file; nothing if it is gone."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(segment_path(folder, segment))
-    except FileNotFoundError:
-        return
 
 
 class Journal:
