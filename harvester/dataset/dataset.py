@@ -8,8 +8,9 @@ to upload.
 import math
 import shutil
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -64,10 +65,10 @@ class Batch:
     once the ledger's transaction has succeeded, even if something later failed.
     """
 
-    entries: dict[int, list[Entry]] = field(default_factory=dict)
+    entries: defaultdict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     seen: list[bytes] = field(default_factory=list)
     invalid: list[bytes] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)
     ended: list[Journal] = field(default_factory=list)
     current: Journal | None = None
     size: int = 0
@@ -89,7 +90,7 @@ class Publisher(Protocol):
     in_parts: bool
     uncommitted_limit: int
 
-    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
+    def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Finish or undo what a crash interrupted.
 
         sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
@@ -191,9 +192,11 @@ class Dataset:
         journal = self._journal
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
         entry = Entry(key, state, None if state is State.ROW else line)
-        self._batch.entries.setdefault(journal.segment, []).append(entry)
+        self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
-        self._tally(state, previous)
+        self._counts[state] += 1
+        if previous is not None:
+            self._counts[previous] -= 1
         if self._limits.full(journal):
             self._end_journal()
 
@@ -209,7 +212,7 @@ class Dataset:
 
     def count(self, name: str, more: int = 1) -> None:
         """Add to one of the dataset's counters; durable with the next commit."""
-        self._batch.counters[name] = self._batch.counters.get(name, 0) + more
+        self._batch.counters[name] += more
 
     def take_batch(self) -> Batch:
         """Return everything recorded since the last batch, for `commit`; ends the journal if it is full or too old.
@@ -234,12 +237,11 @@ class Dataset:
             return
         later, self._batch = self._batch, batch
         for segment, entries in later.entries.items():
-            batch.entries.setdefault(segment, []).extend(entries)
+            batch.entries[segment] += entries
         batch.seen += later.seen
         batch.invalid += later.invalid
         batch.ended += later.ended
-        for name, more in later.counters.items():
-            batch.counters[name] = batch.counters.get(name, 0) + more
+        batch.counters.update(later.counters)
         self._waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
 
     def end_part(self) -> None:
@@ -252,11 +254,6 @@ class Dataset:
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
-
-    def _tally(self, state: State, previous: State | None) -> None:
-        self._counts[state] += 1
-        if previous is not None:
-            self._counts[previous] -= 1
 
     # --- for other threads -----------------------------------------------------------------------------------------
 
@@ -367,7 +364,7 @@ class Dataset:
 
     def renew_manifest(self, manifest: Manifest) -> Manifest:
         """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
-        renewed = manifest.renewed()
+        renewed = replace(manifest, updated=utc_iso(datetime.now(UTC)))
         self._sidecars.write_manifest(renewed.to_json(), last=renewed.ended is not None)
         return renewed
 

@@ -92,13 +92,7 @@ class Journal:
     """
 
     def __init__(
-        self,
-        folder: str,
-        segment: int,
-        *,
-        rows: int = 0,
-        row_bytes: int = 0,
-        first_row_at: float | None = None,
+        self, folder: str, segment: int, *, rows: int = 0, row_bytes: int = 0, first_row_at: float | None = None
     ) -> None:
         self.segment = segment
         self.rows = rows

@@ -77,13 +77,7 @@ class PartPublisher:
     in_parts = True
     uncommitted_limit = UNCOMMITTED_LIMIT
 
-    def __init__(
-        self,
-        location: OutputLocation,
-        ledger: Ledger,
-        part_format: PartFormat,
-        storage: Storage,
-    ) -> None:
+    def __init__(self, location: OutputLocation, ledger: Ledger, part_format: PartFormat, storage: Storage) -> None:
         self._location = location
         self._ledger = ledger
         self._part_format = part_format

@@ -84,6 +84,11 @@ def _as_text(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
+def is_growing_file(path: str) -> bool:
+    """True for an absolute path by which --out means one growing file."""
+    return path.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(path)
+
+
 def is_url(out: str) -> bool:
     """True for anything that looks like a URL, including those of stores that harvester does not support."""
     return _ANY_SCHEME.match(out) is not None
