@@ -83,11 +83,9 @@ class Batch:
 class Publisher(Protocol):
     """Brings committed journal lines to the consumer.
 
-    in_parts: True where `publish` takes long (it makes whole parts) and may run while more is committed; False where
-    each commit is published at once. uncommitted_limit: verdicts that may wait for a commit.
+    uncommitted_limit: verdicts that may wait for a commit.
     """
 
-    in_parts: bool
     uncommitted_limit: int
 
     def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
@@ -262,7 +260,7 @@ class Dataset:
         return self.ledger.known(keys)
 
     def commit(self, batch: Batch) -> None:
-        """Make a batch durable, and publish its rows at once unless they are published in parts.
+        """Make a batch durable, and publish its rows at once unless they are published in parts, which takes long.
 
         After an error batch.durable tells whether the batch itself was committed.
 
@@ -273,7 +271,7 @@ class Dataset:
             with explained(self.location.out):
                 self._commit(batch)
             batch.durable = True
-        if not self._publisher.in_parts:
+        if not self.location.in_parts:
             self.publish()
 
     def publish(self) -> None:

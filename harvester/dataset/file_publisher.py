@@ -29,7 +29,6 @@ class AppendPublisher:
     error, since another program wrote them.
     """
 
-    in_parts = False
     uncommitted_limit = UNCOMMITTED_LIMIT
 
     def __init__(self, location: OutputLocation, ledger: Ledger) -> None:

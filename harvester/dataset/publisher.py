@@ -74,7 +74,6 @@ class PartPublisher:
     storage: where parts are published.
     """
 
-    in_parts = True
     uncommitted_limit = UNCOMMITTED_LIMIT
 
     def __init__(self, location: OutputLocation, ledger: Ledger, part_format: PartFormat, storage: Storage) -> None:

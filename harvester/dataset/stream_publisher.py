@@ -51,8 +51,6 @@ class RowSink(Protocol):
 class StreamPublisher:
     """Writes committed rows to a sink."""
 
-    in_parts = False
-
     def __init__(self, location: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
         self.uncommitted_limit = sink.uncommitted_limit
         self.hurry = sink.hurry
