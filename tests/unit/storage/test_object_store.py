@@ -442,14 +442,14 @@ def test_an_endpoint_that_cannot_be_asked_is_refused(endpoint: str, monkeypatch:
 
 
 def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
-    place = resolve("s3://lake/a", str(tmp_path))
-    with pytest.raises(UsageError, match="512MiB"), open_dataset(place, QUERY, PartLimits(10, 2**30), print):
+    location = resolve("s3://lake/a", str(tmp_path))
+    with pytest.raises(UsageError, match="512MiB"), open_dataset(location, QUERY, PartLimits(10, 2**30), print):
         pass
 
 
 def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
-    place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
-    with open_dataset(place, QUERY, PartLimits(10, 2**20), print) as dataset:
+    location = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
+    with open_dataset(location, QUERY, PartLimits(10, 2**20), print) as dataset:
         written = dataset.write_manifest(
             run_report(RunProgress(), None, Throughput().report(1, ()), BudgetReport("", "", None, ()))
         )
