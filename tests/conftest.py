@@ -1,11 +1,13 @@
 """What the tests share."""
 
+import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import trustme
 
+# Each worker would otherwise rewrite the assertions of every file and compile it anew: 8 s of its CPU time.
+sys.dont_write_bytecode = False
+
+# ruff: noqa: E402 - what follows is compiled too
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
 from tests.support.servers import in_thread
@@ -30,6 +36,19 @@ def quick_folder() -> Iterator[Path]:
     has_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= 2**30
     with tempfile.TemporaryDirectory(prefix="harvester-", dir=_MEMORY if has_memory else None) as folder:
         yield Path(folder)
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Let the workers of a new clone compile a share of the test files each: every worker begins at another place."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    tests = Path(__file__).parent
+    files = sorted(tests.rglob("test_*.py"))
+    begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in files[begin:] + files[:begin]:
+        with suppress(Exception):  # the collection itself will show it
+            importlib.import_module(".".join(file.relative_to(tests.parent).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
