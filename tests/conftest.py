@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,9 +51,19 @@ def pytest_collection(session: pytest.Session) -> None:
             importlib.import_module(".".join(file.relative_to(tests.parent).with_suffix("").parts))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is slow first, so that nothing long is left for one worker while the others are idle."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put what is slow first, an equal share of it into the first tests of each worker.
+
+    At first xdist gives each of N workers an Nth of a quarter of the tests, in their order.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    first = len(items) // workers // 4
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = iter([item for item in items if not item.get_closest_marker("slow")])
+    shares = [slow[number::workers] for number in range(workers)]
+    items[:] = [item for share in shares for item in [*share, *islice(rest, max(0, first - len(share)))]]
+    items.extend(rest)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -99,13 +109,14 @@ def own_state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_authorities(own_state: Path) -> Iterator[None]:
-    """Let commands read one certificate at their start, not all of the machine's: that is a tenth of their start."""
+def authority(own_state: Path) -> Iterator[trustme.CA]:
+    """Let commands trust this authority and not all of the machine's: reading those is a tenth of a command's start."""
+    authority = trustme.CA()
     with pytest.MonkeyPatch.context() as patch:
-        trustme.CA().cert_pem.write_to_path(str(own_state / "authority.pem"))
+        authority.cert_pem.write_to_path(str(own_state / "authority.pem"))
         patch.setenv("SSL_CERT_FILE", str(own_state / "authority.pem"))
         patch.setenv("SSL_CERT_DIR", str(own_state / "no-authorities"))
-        yield
+        yield authority
 
 
 @pytest.fixture(autouse=True)
