@@ -148,7 +148,7 @@ def test_a_proxy_that_forbids_the_host_ends_with_2(company: Company, bitly: Scri
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refusal", ["502 No way", ""], ids=["502", "down"])
-def test_a_proxy_that_is_out_is_an_outage_that_names_it(company: Company, bitly: Scripted, refusal: str) -> None:
+def test_a_proxy_that_is_down_is_reported_by_name_as_an_outage(company: Company, bitly: Scripted, refusal: str) -> None:
     """It comes back, as a server does: that ends with 5, and the same command carries on."""
     with proxying(port_of(bitly), CREDENTIALS, refusal) as proxy:
         if refusal:
@@ -266,7 +266,7 @@ def test_an_unknown_authority_ends_with_2_and_says_what_to_do(company: Company) 
     assert len(rows(company.out)) == len(LINKS)
 
 
-def test_a_file_of_authorities_that_does_not_help_is_told_so(company: Company) -> None:
+def test_a_file_of_authorities_that_does_not_help_is_reported(company: Company) -> None:
     other = company.folder / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     with scripted(company.certified("127.0.0.1")) as bitly:

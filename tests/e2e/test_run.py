@@ -40,7 +40,7 @@ def test_a_list_becomes_rows_refusals_and_a_success(tmp_path: Path, serve: Calla
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 @pytest.mark.parametrize("command", ["plan", "show", "config", "login", "logout"])
-def test_a_result_that_nobody_can_write_is_said_and_is_no_bug(
+def test_a_summary_that_cannot_be_printed_is_reported_and_is_not_a_bug(
     tmp_path: Path, serve: Callable[..., Served], command: str
 ) -> None:
     words = {

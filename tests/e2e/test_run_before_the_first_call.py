@@ -120,7 +120,7 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(store: Dataset, bu
     assert read(str(tmp_path / "out")).content == shown[-1]
 
 
-async def test_the_error_is_told_and_not_that_the_manifest_could_not_be_written_then(
+async def test_the_first_error_is_reported_and_not_that_of_the_manifest_after_it(
     store: Dataset, budget: Budget, tmp_path: Path
 ) -> None:
     async def refuse() -> None:
