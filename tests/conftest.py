@@ -12,6 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hypothesis
 import pytest
 import trustme
 
@@ -25,6 +26,10 @@ from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3, Case
+
+# An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
+hypothesis.settings.register_profile("loaded machine", deadline=None)
+hypothesis.settings.load_profile("loaded machine")
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()
