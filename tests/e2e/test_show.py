@@ -228,7 +228,7 @@ def test_throttling_is_reported_and_waited_for() -> None:
 
 def test_throttling_that_lasts_too_long_ends_with_5() -> None:
     with scripted() as bitly:
-        done = show(bitly.url, "bit.ly/429", "--max-time", "1s")
+        done = show(bitly.url, "bit.ly/429", "--max-time", "5s")
     assert done.returncode == 5
     assert "Bitly, which throttles" in done.stderr
     assert "run it again from" in done.stderr
