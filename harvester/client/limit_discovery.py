@@ -107,9 +107,9 @@ class LimitDiscovery:
 
 
 def _in_words(budget: Budget) -> str:
-    per_minute, per_hour = budget.limits.per_minute, budget.limits.per_hour
-    minute = f"{per_minute:,} a minute" if per_minute else "no limit a minute"
-    return f"{minute} and {per_hour:,} an hour" if per_hour else f"{minute} and no limit an hour"
+    limits = budget.limits.per_minute, budget.limits.per_hour
+    minute, hour = (f"{limit:,}" if limit else "no limit" for limit in limits)
+    return f"{minute} a minute and {hour} an hour"
 
 
 def _what_came(response: HelperResponse | None) -> str:

@@ -74,22 +74,14 @@ class Pacer:
         return False
 
     async def _wait(self, limiter: AsyncLimiter) -> None:
-        waiter = asyncio.ensure_future(_acquire(limiter))
+        waiter = asyncio.ensure_future(limiter.acquire())
         self._waiters.add(waiter)
         try:
-            await self._shutdown.unless_stopping(waiter)
-        except asyncio.CancelledError:
-            # Either `input_ended` cancelled the waiter before it had begun, or this task itself was cancelled.
-            task = asyncio.current_task()
-            if not waiter.cancelled() or (task is not None and task.cancelling()):
-                raise
+            # A waiter that `input_ended` has cancelled is done like any other: asyncio.wait does not raise for it.
+            await self._shutdown.unless_stopping(asyncio.wait({waiter}))
         finally:
+            waiter.cancel()
             self._waiters.discard(waiter)
-
-
-async def _acquire(limiter: AsyncLimiter) -> None:
-    with suppress(asyncio.CancelledError):  # by `input_ended`: the wait is over
-        await limiter.acquire()
 
 
 def _limiter(per_minute: int) -> AsyncLimiter | None:
