@@ -14,7 +14,7 @@ from harvester.progress import WindowState
 ANSWER_SECONDS = 0.3
 """Assumed time for a response, in seconds, where no limit sets the pace."""
 _MOST_STEPS = 50_000
-"""A batch is at least this fraction of all attempts: the longer the forecast, the larger its steps."""
+"""A batch is at least one 50,000th of all attempts: the longer the forecast, the larger its steps."""
 _LONGEST = timedelta(days=366 * 200)
 """A later end is as good as none; and datetime knows no year after 9999."""
 PLANS = {5_000: "Core", 25_000: "Growth", 50_000: "Premium"}
@@ -76,11 +76,10 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
 def forecast(attempts: int, limits: Limits, start: Start) -> Forecast:
     """Return when this number of attempts would be done, without throttling and outages."""
     course = _Course(attempts, limits, start)
-    while course.remaining:
-        if course.now - start.now > _LONGEST:
-            return Forecast(None, tuple(course.pauses), course.this_month)
+    while course.remaining and course.now - start.now <= _LONGEST:
         course.step()
-    return Forecast(course.now, tuple(course.pauses), course.this_month)
+    ends = None if course.remaining else course.now
+    return Forecast(ends, tuple(course.pauses), course.this_month)
 
 
 class _Course:

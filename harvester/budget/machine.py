@@ -307,7 +307,8 @@ class MachineBudget:
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:
-        if self._throttle.lowered(window, own := self.own_limits.of(window)) != own:
+        own = self.own_limits.of(window)
+        if self._throttle.lowered(window, own) != own:
             return "throttled"
         requested = self.requested.per_minute if window == MINUTE else self.requested.per_hour
         if requested is not None:

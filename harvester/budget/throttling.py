@@ -29,6 +29,7 @@ _MOST_DECREASE = 0.5
 _FIRST_STEP, _LEAST_STEP = 2.0, 1.02
 """The first and the smallest factor by which a learned limit is raised."""
 _MOST_PATIENCE = 5000
+"""The longest patience in attempts, unless the limit itself is larger."""
 _REMEMBERED = 10
 """A ceiling that has reached the window's own limit is forgotten after this multiple of its patience."""
 _LEAST_HOUR = 100

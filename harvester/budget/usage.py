@@ -99,8 +99,8 @@ class EndpointUsage:
         horizon = now - COUNTED_SECONDS[HOUR]
         select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
         rows = self._database.execute(select, self._id, horizon).fetchall()
-        ends = [first for first, _ in rows[1:]] + [self.total] * bool(rows)
-        return [(at - horizon, end - first) for (first, at), end in zip(rows, ends, strict=True)]
+        ends = [first for first, _ in rows[1:]] + [self.total]
+        return [(at - horizon, end - first) for (first, at), end in zip(rows, ends, strict=False)]
 
 
 LATEST_SECONDS = 60.0

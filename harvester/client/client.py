@@ -24,6 +24,7 @@ from harvester.client.pacer import RemainingCalls
 from harvester.errors import OutputError
 
 KNOWN_GOOD_LINKS = 8
+"""How many are remembered; several, because one may come to fail by itself."""
 _LATE_SECONDS = 0.2
 """If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
 _LONGEST_BACKOFF_SECONDS = 60.0
@@ -165,9 +166,11 @@ class Client:
     async def _confirm(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
         """Make sure that a call about to be written off has failed by its own fault, and return its last verdict.
 
-        failed_at: when it first failed. Unless most other calls were answered since, a known-good link decides. If the
-        server is out, or answers only some, the call is sent again. Where no call was ever answered, that is an outage.
+        failed_at: when it first failed.
         """
+        # Unless most other calls were answered since it failed, a known-good link decides. If that fails too, the
+        # server is out, or answers only some, and the call is sent again. The same if the probe came too late to say
+        # anything about the failure. Where no call was ever answered that is an outage, which has a limit of its own.
         while isinstance(verdict, Transient) and not self._breaker.blames(failed_at):
             if not self.known_good_links and self._breaker.ever_answered:
                 return verdict
@@ -175,7 +178,7 @@ class Client:
             self._breaker.suspect()
             while self.known_good_links and self._breaker.is_open:
                 await self._send_known_good()
-            late = self._clock() - began > _SOON_SECONDS  # by now the server may be well again
+            late = self._clock() - began > _SOON_SECONDS
             if late or not self.known_good_links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
