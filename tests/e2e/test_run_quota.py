@@ -381,7 +381,7 @@ def test_the_token_is_in_no_file(tmp_path: Path, serve: Serve) -> None:
     assert done.returncode == 5, done.stderr
     assert served.sandbox.throttled > 0
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"budget.sqlite", "seat-0", "slot-0"} <= {Path(path).name for path in written}
+    assert {"budget.sqlite", "process-0", "slot-0"} <= {Path(path).name for path in written}
     said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     assert [name for name, data in {**written, **said}.items() if TOKEN.encode() in data.lower()] == []
     assert not machine.state.stat().st_mode & 0o077
