@@ -1,5 +1,6 @@
 """What the budget remembers: across runs, outputs, processes, kills and months, and what Bitly says of it."""
 
+import os
 import random
 import signal
 import sqlite3
@@ -323,6 +324,19 @@ def test_the_budget_lies_in_the_users_state_folder_unless_told_otherwise(tmp_pat
     env = {STATE_DIR: "", "XDG_STATE_HOME": str(tmp_path / "xdg"), "HOME": str(tmp_path)}
     assert harvester(*command, "--out", str(tmp_path / "3"), env=env).returncode == 0
     assert list(tmp_path.rglob("harvester/budget.sqlite"))
+
+
+def test_an_emptied_budget_is_no_new_month_without_a_word(tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "links.txt").write_text("bit.ly/a\n")
+    state, url = tmp_path / "state", serve().url
+    command = ("run", str(tmp_path / "links.txt"), "--base-url", url, "--state-dir", str(state), "--out")
+    assert "was empty" not in harvester(*command, str(tmp_path / "one")).stderr
+    budget = state / "budget.sqlite"
+    budget.write_bytes(b"")
+    os.utime(budget, (0, 0))
+    done = harvester(*command, str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert f"{budget} was empty" in done.stderr
 
 
 @pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
