@@ -15,8 +15,6 @@ from harvester.storage.scratch import scratch_folder
 BUDGET_FILE = "budget.sqlite"
 _YOUNG_SECONDS = 5.0
 """A younger file may be one that another process is about to fill."""
-_YOUNG_SECONDS = 5.0
-"""A younger file may be one that another process is about to fill."""
 # An --out with such an ending was meant as a file, in a format that harvester does not write.
 _FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".bz2", ".xz", ".parquet", ".avro", ".orc")
 # SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
