@@ -112,6 +112,7 @@ class Lookup:
         if stop := self._rules.at_end():
             self._shutdown.request(stop)
         progress, stop = self._progress, self._shutdown.stop
+        progress.not_sent = self._client.sender.not_sent
         if not progress.pending and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME}:
             stop = None
         return RunOutcome(not progress.pending and not progress.failed and stop is None, stop, progress)

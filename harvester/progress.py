@@ -113,7 +113,7 @@ class RunProgress:
     asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict. waiting: the limit that blocks sending now. trouble: how
-    the last attempt failed, if the failure was transient.
+    the last attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
     to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
     per_second: calls settled in each of the last seconds, at most 60, the latest last. ends: estimate of when all calls
@@ -133,6 +133,7 @@ class RunProgress:
     waiting: WaitReason | None = None
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
+    not_sent: int = 0
     to_make: int | None = None
     most: int | None = None
     windows: Sequence[WindowState] = ()

@@ -115,7 +115,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
 @pytest.mark.parametrize(
     ("foreign", "rooms"),
     [
-        ("aiohttp", {"cli.login", "client.attempt", "client.http", "sandbox"}),
+        ("aiohttp", {"cli.login", "client.attempt", "client.connection", "client.http", "sandbox"}),
         ("aiolimiter", {"client.pacer"}),
         ("tenacity", {"client.client", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),

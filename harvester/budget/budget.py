@@ -12,7 +12,7 @@ as of the last attempt or look. Times called sent_at are seconds since boot.
 from datetime import datetime
 from typing import Protocol
 
-from harvester.budget.limits import Account, Limits, MonthExhausted, RetryAfter
+from harvester.budget.limits import Account, Counted, Limits, MonthExhausted, RetryAfter
 from harvester.progress import WindowState
 
 
@@ -72,10 +72,15 @@ class Budget(Protocol):
             OutputError: nothing can be counted, so that nothing may be sent. A busy budget is a RetryAfter.
         """
 
-    def made_late(self) -> None:
-        """Count an attempt once more, in the windows and in a month that has begun since: it was counted a while ago,
-        but is sent only now, because its connection was slow.
-        """
+    @property
+    def counted(self) -> Counted:
+        """Where `try_acquire` counted its last attempt, for the two methods below."""
+
+    def give_back(self, attempt: Counted) -> None:
+        """Undo the count of an attempt of which not one byte was sent."""
+
+    def sent_late(self, attempt: Counted) -> None:
+        """Move the count of an attempt to now, in the windows and the month: its connection is ready only now."""
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
         """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while."""

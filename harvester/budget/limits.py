@@ -1,6 +1,7 @@
 """A budget's inputs and answers as plain values: limits, the account they belong to, waits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -73,6 +74,14 @@ class Account(NamedTuple):
     server: str
     token: str
     name: str
+
+
+class Counted(NamedTuple):
+    """Where an attempt was counted. at: the time of its record in the windows, seconds since boot."""
+
+    token: str
+    at: float
+    months: Sequence[str]
 
 
 class RetryAfter(NamedTuple):

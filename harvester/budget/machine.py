@@ -16,13 +16,14 @@ from harvester.budget.limits import (
     SPANS,
     THROTTLED,
     Account,
+    Counted,
     Limits,
     MonthExhausted,
     RequestedLimits,
     RetryAfter,
 )
 from harvester.budget.throttling import AdaptiveLimit, ReportedLimits
-from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_near
+from harvester.budget.usage import EndpointUsage, MonthlyQuota, months_near
 from harvester.clock import from_epoch, month_of, next_month
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
@@ -41,15 +42,14 @@ _MOST_LEASED = 64
 class _Lease:
     """Attempts counted in one transaction, to be sent before `until`.
 
-    size: attempts counted, or sent if some were given back. months: those they were counted in. total: the endpoint's
-    total with them.
+    size: attempts counted, or sent if some were given back. until: also the time of their record. months: those they
+    were counted in.
     """
 
     size: int = 0
     left: int = 0
     until: float = 0.0
     months: Sequence[str] = ()
-    total: int = 0
     given_back: bool = False
 
 
@@ -72,6 +72,7 @@ class MachineBudget:
         self._database = database
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
         self._lease = _Lease()
+        self._endpoint = endpoint
         self._usage = EndpointUsage(database, account.server, account.token, endpoint)
         self._refresh_limits()
 
@@ -167,7 +168,7 @@ class MachineBudget:
         self.month.spend(months, attempts)
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
-        return _Lease(attempts, attempts - 1, self._usage.last_at, months, self._usage.total)
+        return _Lease(attempts, attempts - 1, self._usage.last_at, months)
 
     def _lease_size(self, now: float) -> int:
         """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
@@ -184,20 +185,39 @@ class MachineBudget:
         return 1 if self.month.reported_spent else max(size, 1)
 
     def _give_back(self) -> None:
-        """Undo the count of what is left of the lease; not in the windows if others have counted there since."""
+        """Undo the count of what is left of the lease."""
         lease = self._lease
         if lease.left:
             self.month.spend(lease.months, -lease.left)
-            if self._usage.total == lease.total:
-                self._usage.remove(lease.left)
+            self._usage.remove(lease.left, lease.until)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
-    def made_late(self) -> None:
+    @property
+    def counted(self) -> Counted:
+        return Counted(self.account.token, self._lease.until, self._lease.months)
+
+    def give_back(self, attempt: Counted) -> None:
+        with self._transaction():
+            usage, month = self._counted_by(attempt)
+            usage.remove(1, attempt.at)
+            month.spend(attempt.months, -1)
+
+    def sent_late(self, attempt: Counted) -> None:
         with self._transaction() as now:
-            self._usage.add(1, now)
-            utc = self._database.utc(now)
-            before = months_near(utc - LATEST_SECONDS)
-            self.month.spend([month for month in months_near(utc) if month not in before], 1)
+            usage, month = self._counted_by(attempt)
+            usage.remove(1, attempt.at)
+            usage.add(1, now)
+            month.spend(attempt.months, -1)
+            month.spend(months_near(self._database.utc(now)), 1)
+
+    def _counted_by(self, attempt: Counted) -> tuple[EndpointUsage, MonthlyQuota]:
+        """Return what counted an attempt: the token may have been rotated since."""
+        if attempt.token == self.account.token:
+            return self._usage, self.month
+        account = self.account._replace(token=attempt.token)
+        usage = EndpointUsage(self._database, account.server, account.token, self._endpoint)
+        usage.load()
+        return usage, MonthlyQuota(self._database, account)
 
     def _limited_windows(self) -> list[tuple[str, int]]:
         return [(window, limit) for window in SPANS if (limit := self.limits.of(window))]

@@ -68,8 +68,24 @@ class EndpointUsage:
         self.total += attempts
         self._save_total()
 
-    def remove(self, attempts: int) -> None:
-        """Undo the count of the last attempts."""
+    def remove(self, attempts: int, at: float) -> None:
+        """Undo the count of attempts in the record of this time. A record that has left the hour stays forgotten."""
+        # The attempts of a record count alike, so it does not matter which of its numbers was whose, nor who has
+        # counted since: the later records move down by what is taken out here, and no gap is left.
+        select = "SELECT first FROM attempts WHERE scope = ? AND at = ?"
+        if (found := self._database.execute(select, self._id, at).fetchone()) is None:
+            return
+        select = "SELECT first FROM attempts WHERE scope = ? AND first > ? ORDER BY first"
+        later = [first for (first,) in self._database.execute(select, self._id, found[0]).fetchall()]
+        held = (later[0] if later else self.total) - found[0]
+        attempts = min(attempts, held)
+        if attempts == held:
+            self._database.execute("DELETE FROM attempts WHERE scope = ? AND first = ?", self._id, found[0])
+        for first in later:
+            update = "UPDATE attempts SET first = ? WHERE scope = ? AND first = ?"
+            self._database.execute(update, first - attempts, self._id, first)
+        select = "SELECT coalesce(max(at), 0) FROM attempts WHERE scope = ?"
+        self.last_at = self._database.execute(select, self._id).fetchone()[0]
         self.total -= attempts
         self._save_total()
 

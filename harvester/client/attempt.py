@@ -1,12 +1,12 @@
 """One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits."""
 
 import asyncio
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import NamedTuple
 
 import aiohttp
@@ -14,11 +14,12 @@ from yarl import URL
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
-from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Verdict, classify
+from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Unreadable, Verdict, classify, truncate
 from harvester.budget.budget import Budget
-from harvester.budget.limits import MonthExhausted, RetryAfter
+from harvester.budget.limits import Counted, MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.http import Pool, Slot, for_good, in_passing, read_bounded
+from harvester.client.connection import Deadline
+from harvester.client.http import Body, Pool, Slot, for_good, in_passing, read_bounded
 from harvester.client.pacer import Pacer
 from harvester.client.token import Token
 from harvester.clock import next_month, utc_iso
@@ -28,6 +29,10 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
+_LATE_SECONDS = 0.2
+"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
+_TOO_LATE_SECONDS = 60.0
+"""An attempt counted longer ago has left its window: it is not sent. Only a process that stood still is so late."""
 _DATE_SECONDS = 60.0
 """How often a response's Date header is compared with the budget's calendar."""
 _THROTTLED_SECONDS = 2 * 3600.0
@@ -35,6 +40,15 @@ _THROTTLED_SECONDS = 2 * 3600.0
 
 NOT_ASKED = 0
 """The status of a helper request that was not sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent(Transient):
+    """A failure before a byte of the request was written: the attempt was given back to the budget."""
+
+
+class _TooLate(aiohttp.ClientError):
+    """The process stood still between counting an attempt and sending it."""
 
 
 class HelperResponse(NamedTuple):
@@ -60,13 +74,15 @@ class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
     timeout_seconds: for one attempt in all. trouble: the last attempt's transient failure; None once one did better.
-    waiting: the limit that currently keeps an attempt from being sent.
+    not_sent: attempts that did not reach the server, which are in no other count. waiting: the limit that currently
+    keeps an attempt from being sent.
     """
 
     def __init__(
         self, pool: Pool, query: Query, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
+        self.not_sent = 0
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -144,13 +160,19 @@ class AttemptSender:
                 budget.use_token(self._budget.account.token)
             if self._try_acquire(budget) is not None:
                 return HelperResponse(NOT_ASKED, {}, b"")
-            slot.sent_at = self._clock()
+            self._begin(slot, budget)
             self.counters.helper += 1
             url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
-            async with _get(slot, url, self._token.header) as response:
-                body, whole = await read_bounded(response)
-                return HelperResponse(response.status, response.headers, body) if whole else None
-        except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError):
+            try:
+                async with Deadline(self._timeout_seconds), _get(slot, url, self._token.header) as response:
+                    body = await read_bounded(response)
+                    lost = not body.whole or (body.flaw and response.status == 200)
+                    if lost or not await slot.line.is_quiet():
+                        return None
+                    return HelperResponse(response.status, response.headers, body.content)
+            finally:
+                self.counters.helper -= self._given_back(slot, budget)
+        except (aiohttp.ClientError, OSError, TimeoutError):
             return None
         finally:
             await asyncio.sleep(0)  # as in _request
@@ -191,13 +213,14 @@ class AttemptSender:
             raise RunStopping
         if outage := self._breaker.enter(may_probe=may_probe):
             return outage
-        slot.sent_at = self._clock()
+        entered_at = self._clock()
         refusal = self._try_acquire(self._budget)
         if refusal is None:
+            self._begin(slot, self._budget)
             self.waiting = None
             self.counters.total += 1
             return None
-        self._breaker.leave(sent_at=slot.sent_at)
+        self._breaker.leave(sent_at=entered_at)
         if isinstance(refusal, MonthExhausted):
             self._shutdown.request(_month_exhausted(refusal, self._budget))
             raise RunStopping
@@ -229,27 +252,59 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
             raise RunStopping from error
 
+    def _begin(self, slot: Slot, budget: Budget) -> None:
+        """Let a slot's connection report when it is ready for the attempt that a budget has just counted."""
+        slot.counted_at = self._clock()
+        slot.counted = counted = budget.counted
+        slot.line.begin(partial(self._is_sent_now, budget, counted, slot.counted_at))
+
+    def _is_sent_now(self, budget: Budget, counted: Counted, counted_at: float) -> None:
+        """Move an attempt's count to now if its connection took its time: the windows are the server's."""
+        late = self._clock() - counted_at
+        if late > _TOO_LATE_SECONDS:
+            raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
+        if late > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt meets the same error and reports it
+                budget.sent_late(counted)
+
+    def _given_back(self, slot: Slot, budget: Budget) -> bool:
+        """Give an attempt back to its budget if certainly not one byte of it was sent; return whether that is so."""
+        if not slot.line.unsent or slot.counted is None:
+            return False
+        counted, slot.counted = slot.counted, None
+        self.not_sent += 1
+        with suppress(OutputError):  # then it stays counted
+            budget.give_back(counted)
+        return True
+
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         try:
-            async with _get(slot, url, authorization) as response:
-                try:
-                    body, whole = await read_bounded(response)
-                except (zlib.error, ValueError):  # an encoding that was not asked for, or a damaged one
-                    body, whole = b"", True
-                kept_alive = whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-                return self._classify(response, body, slot.sent_at, whole=whole)
+            async with Deadline(self._timeout_seconds), _get(slot, url, authorization) as response:
+                body = await read_bounded(response)
+                kept_alive = body.whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
+                if not await slot.line.is_quiet():
+                    # It may be the answer to an earlier request, and the one behind it the answer to this.
+                    return Transient(None, "more came than one answer, so it is not certain what this one answers")
+                return self._classify(response, body, slot.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return self._failure(error)
+            return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
+            self.counters.total -= self._given_back(slot, self._budget)
             if not kept_alive:
                 await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
 
-    def _classify(self, response: aiohttp.ClientResponse, body: bytes, sent_at: float, *, whole: bool) -> Verdict:
-        verdict = classify(response.status, response.headers, body, self._facet, whole=whole)
-        if self._token.has_to_hide(body, verdict):
-            body = self._token.redact(body.decode(errors="replace")).encode()
-            return classify(response.status, response.headers, body, self._facet, whole=whole)
+    def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
+        content = body.content
+        verdict = classify(response.status, response.headers, content, self._facet, whole=body.whole)
+        if self._token.has_to_hide(content, verdict):
+            content = self._token.redact(content.decode(errors="replace")).encode()
+            return classify(response.status, response.headers, content, self._facet, whole=body.whole)
+        if body.flaw and not isinstance(verdict, Answer):
+            why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})")
+            if body.cut and isinstance(verdict, Unreadable):
+                return Transient(response.status, why)
+            return replace(verdict, message=why)
         if isinstance(verdict, Answer) and self._clock() >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict
@@ -262,14 +317,14 @@ class AttemptSender:
             if date.tzinfo is not None:
                 self._budget.month.see_date(date, sent_at=sent_at)
 
-    def _failure(self, error: Exception) -> Verdict:
+    def _failure(self, error: Exception, kind: type[Transient]) -> Verdict:
         """Turn a foreign error into a verdict, or end the run; no other code sees aiohttp's errors."""
         if stop := for_good(error):
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return Transient(None, f"no whole answer within {self._timeout_seconds:g} s")
-        return Transient(None, self._token.redact(in_passing(error))[:200])
+            return kind(None, f"no whole answer within {self._timeout_seconds:g} s")
+        return kind(None, self._token.redact(in_passing(error))[:200])
 
 
 def _get(slot: Slot, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:

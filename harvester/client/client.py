@@ -9,7 +9,7 @@ one that was answered before: if that fails too, the server is out and the call 
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import tenacity
@@ -17,16 +17,13 @@ import tenacity
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer, Hint, Throttled, TokenRefused, Transient, Unreadable, Verdict
 from harvester.budget.throttling import hinted_seconds
-from harvester.client.attempt import AttemptSender, ClientContext
+from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, Slot, pooled
+from harvester.client.http import Pool, pooled
 from harvester.client.pacer import RemainingCalls
-from harvester.errors import OutputError
 
 KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
-_LATE_SECONDS = 0.2
-"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
 _SOON_SECONDS = 10.0
@@ -103,8 +100,8 @@ class Client:
             charged += 1
             if earlier:
                 return earlier.pop()
-            self.sender.counters.retried += 1
             verdict = await self._attempt(bitlink, fresh=False, again=True)
+            self.sender.counters.retried += not isinstance(verdict, NotSent)
             if isinstance(verdict, Transient) and charged >= self._settings.attempts:
                 return await self._confirm(bitlink, verdict, failed_at)
             return verdict
@@ -159,7 +156,7 @@ class Client:
         bitlink, header = self.known_good_links[0], self._token.header
         verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
         if verdict is not None:
-            self.sender.counters.retried += 1
+            self.sender.counters.retried += not isinstance(verdict, NotSent)
             if isinstance(verdict, Transient):
                 self.known_good_links.rotate(-1)  # it may have come to fail by itself since
 
@@ -189,13 +186,7 @@ async def opened(
     slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
 ) -> AsyncIterator[Client]:
     """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
-
-    def connected(slot: Slot) -> None:
-        if context.clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt meets the same error and reports it
-                context.budget.made_late()
-
-    async with pooled(slots, context.shutdown, settings.base_url, settings.timeout_seconds, connected) as pool:
+    async with pooled(slots, context.shutdown, settings.base_url) as pool:
         yield Client(pool, settings, query, context)
 
 

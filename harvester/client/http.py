@@ -7,29 +7,29 @@ a bound.
 import asyncio
 import os
 import re
-import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from harvester._version import __version__
 from harvester.bitly.verdicts import BODY_LIMIT
+from harvester.budget.limits import Counted
+from harvester.client.connection import HEAD_LIMIT, HEADERS_LIMIT, Connector, Line, Peer
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.errors import OutputError, UsageError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.threads import in_daemon
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
 _REBALANCE_SECONDS = 0.5
+_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
+_GZIP = b"\x1f\x8b"
 _HEADERS = {
     "Accept": "application/json",  # the same routes can answer CSV
     "Accept-Encoding": "gzip",
@@ -63,55 +63,19 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
         raise _Disconnected(f"{type(error).__name__}: {error}") from error
 
 
-class _Abrupt(ResponseHandler):
-    """Aborts the socket instead of waiting (up to 30 s) for the peer's TLS close_notify; Bitly would count the
-    connection all that time.
-
-    connected: called when the connection is made, before anything is sent.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, connected: Callable[[], None]) -> None:
-        super().__init__(loop)
-        self._connected = connected
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._connected()
-
-    def close(self) -> None:
-        self.abort()
-
-
-class _Resolver(AbstractResolver):
-    """Resolves names in daemon threads: a lookup that hangs must not delay the end of the run."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
-        found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
-        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(
-                hostname=host, host=str(address[0]), port=port, family=found_family, proto=proto, flags=numeric
-            )
-            for found_family, _, proto, _, address in found
-        ]
-
-    async def close(self) -> None:
-        pass
-
-
 @dataclass(slots=True)
 class Slot:
     """One of the machine's connections, held by this process: a session of one connection.
 
-    sent_at: when its current attempt was counted, seconds since boot.
+    line: that connection. counted: where its current attempt was counted; None once that was given back.
+    counted_at: when, seconds since boot.
     """
 
     number: int
     session: aiohttp.ClientSession
-    sent_at: float = 0.0
+    line: Line = field(default_factory=Line)
+    counted: Counted | None = None
+    counted_at: float = 0.0
 
 
 class Pool:
@@ -183,31 +147,20 @@ class Pool:
 
 
 @asynccontextmanager
-async def pooled(
-    slots: ConnectionSlots,
-    shutdown: ShutdownSignal,
-    base_url: str,
-    timeout_seconds: float,
-    connected: Callable[[Slot], None],
-) -> AsyncIterator[Pool]:
+async def pooled(slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str) -> AsyncIterator[Pool]:
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
-    slots: joined already; left by the caller. connected: called whenever a slot has a new connection, before an attempt
-    is sent on it.
+    slots: joined already; left by the caller. Its sessions do not limit an attempt's time but for connecting: that is
+    for the caller, with `Deadline`.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
-    proxy = _proxy_for(URL(base_url))
+    proxy, peer = _proxy_for(URL(base_url)), Peer()
 
     def open_slot(number: int) -> Slot:
-        # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
-        connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
-        slot = Slot(number, _session(timeout_seconds, proxy, connector))
-        # aiohttp has no public way to choose how connections close. It matters because Bitly allows only five at once.
-        abrupt = partial(_Abrupt, asyncio.get_running_loop(), partial(connected, slot))
-        connector._factory = abrupt  # type: ignore[assignment]
-        return slot
+        line = Line()
+        return Slot(number, _session(None, proxy, Connector(line, peer)), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()
@@ -221,7 +174,7 @@ async def pooled(
         await pool.close()
 
 
-def _session(timeout_seconds: float, proxy: str | None, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+def _session(timeout_seconds: float | None, proxy: str | None, connector: Connector) -> aiohttp.ClientSession:
     # Without trust_env: netrc would add a password of its own to the token.
     return aiohttp.ClientSession(
         connector=connector,
@@ -231,6 +184,10 @@ def _session(timeout_seconds: float, proxy: str | None, connector: aiohttp.TCPCo
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy,
+        # aiohttp's own limit, 8 KiB for a line, would take some proxies' headers for an outage.
+        max_line_size=HEAD_LIMIT,
+        max_field_size=HEAD_LIMIT,
+        max_headers=HEADERS_LIMIT,
     )
 
 
@@ -258,19 +215,29 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
         UsageError: there was no response, or it could not be read.
     """
     target, headers = URL(url), {"Accept": "*/*"}
-    session = _session(timeout_seconds, _proxy_for(target), aiohttp.TCPConnector())
+    session = _session(timeout_seconds, _proxy_for(target), Connector(Line(), Peer()))
     try:
         async with session, session.post(target, data=dict(form), headers=headers, allow_redirects=False) as response:
-            body, _ = await read_bounded(response)
-            return response.status, body
-    except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+            return response.status, (await read_bounded(response)).content
+    except (aiohttp.ClientError, OSError, ValueError) as error:
         # Not the exception's text: it may hold a proxy's password.
         why = for_good(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
         raise UsageError(f"{target.host}: {why}") from error
 
 
-async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Read a body of at most BODY_LIMIT bytes, decoded; the second is False when there was more.
+class Body(NamedTuple):
+    """A response's body, decoded. whole: False if there was more than BODY_LIMIT. flaw: why it could not be unpacked,
+    or "". cut: that is because its end is missing.
+    """
+
+    content: bytes
+    whole: bool = True
+    flaw: str = ""
+    cut: bool = False
+
+
+async def read_bounded(response: aiohttp.ClientResponse) -> Body:
+    """Read a body of at most BODY_LIMIT bytes, decoded.
 
     aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
     """
@@ -278,23 +245,63 @@ async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     length = response.content_length
     plain = encoding in {"", "identity"}
     if plain and length is not None and length <= BODY_LIMIT:
-        return await response.read(), True
-    if not plain and encoding not in {"gzip", "x-gzip"}:
-        raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
-    inflate = None if plain else zlib.decompressobj(wbits=31)
+        return Body(await response.read())
+    if not plain and encoding not in _ENCODINGS:
+        return await _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+    unpack = None if plain else _Unpacker(encoding)
     body = bytearray()
     async for chunk in response.content.iter_chunked(_READ_BYTES):
-        if inflate and inflate.eof:
-            response.close()
-            raise ValueError("something follows the compressed body")
-        room = BODY_LIMIT + 1 - len(body)
-        body += inflate.decompress(chunk, room) if inflate else chunk[:room]
+        try:
+            body += unpack(chunk, BODY_LIMIT + 1 - len(body)) if unpack else chunk[: BODY_LIMIT + 1 - len(body)]
+        except (zlib.error, ValueError) as error:
+            return await _undecoded(response, f"{encoding}: {error}")
         if len(body) > BODY_LIMIT:
             response.close()  # what is left is not worth reading
-            return bytes(body[:BODY_LIMIT]), False
-    if inflate and not inflate.eof:
-        raise aiohttp.ClientPayloadError("the compressed body was cut")
-    return bytes(body), True
+            return Body(bytes(body[:BODY_LIMIT]), whole=False)
+    if unpack and not unpack.complete:
+        return Body(b"", flaw=f"{encoding}: its end is missing", cut=True)
+    return Body(bytes(body))
+
+
+async def _undecoded(response: aiohttp.ClientResponse, flaw: str) -> Body:
+    response.close()
+    return Body(b"", flaw=flaw)
+
+
+class _Unpacker:
+    """Decodes a compressed body piece by piece.
+
+    gzip: members one after another are one body (https://www.rfc-editor.org/rfc/rfc1952#page-5). deflate: with zlib's
+    header, as it is meant, or without, as some servers send it. complete: the end of the last member was read.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._deflate = encoding == "deflate"
+        self._begun = b""
+        self._inflate: Any = None if self._deflate else zlib.decompressobj(wbits=31)
+
+    @property
+    def complete(self) -> bool:
+        return self._inflate is not None and self._inflate.eof
+
+    def __call__(self, chunk: bytes, room: int) -> bytes:
+        """Decode a piece into at most room bytes. Raises zlib.error, or ValueError for what follows the last member."""
+        if self._inflate is None:
+            chunk = self._begun = self._begun + chunk
+            if len(chunk) < 2:
+                return b""
+            # zlib's header: method 8, and a check sum by 31 (https://www.rfc-editor.org/rfc/rfc1950#page-5).
+            is_zlib = chunk[0] & 15 == 8 and int.from_bytes(chunk[:2], "big") % 31 == 0
+            self._inflate = zlib.decompressobj(wbits=15 if is_zlib else -15)
+        found = bytearray()
+        while chunk and len(found) < room:
+            if self._inflate.eof:
+                if self._deflate or not _GZIP.startswith(chunk[: len(_GZIP)]):
+                    raise ValueError("something follows the compressed body")
+                self._inflate = zlib.decompressobj(wbits=31)
+            found += self._inflate.decompress(chunk, room - len(found))
+            chunk = self._inflate.unused_data
+        return bytes(found)
 
 
 def for_good(error: Exception) -> str | None:

@@ -63,6 +63,9 @@ def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
         extra = f"{attempts.retried:,} repeated, {attempts.throttled:,} throttled"
         helper = f", and {counted(attempts.helper, 'helper call')}" if attempts.helper else ""
         yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
+    if status.not_sent:
+        more = " more" if attempts.total else ""
+        yield "cost", f"{counted(status.not_sent, 'attempt')}{more} did not reach the server, and cost nothing"
     if status.settled:
         speed = f", {status.settled / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
         yield "time", f"{duration(seconds)}{speed}"

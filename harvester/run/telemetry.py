@@ -21,11 +21,15 @@ from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowSta
 
 
 class Sender(Protocol):
-    """What sends the attempts, as far as it is reported on. trouble: the last attempt's transient failure."""
+    """What sends the attempts, as far as it is reported on.
+
+    trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server.
+    """
 
     counters: AttemptCounts
     waiting: WaitReason | None
     trouble: str | None
+    not_sent: int
 
 
 class Telemetry:
@@ -63,6 +67,8 @@ class Telemetry:
     def end(self) -> None:
         """Read the budget's windows for the last time: nothing more will be sent."""
         self._estimator.look_back(self.progress)
+        if self._sender:
+            self.progress.not_sent = self._sender.not_sent
 
     def report(self, outcome: RunOutcome | None) -> RunReport:
         """Return the run's part of the manifest. outcome: None while the run goes on."""

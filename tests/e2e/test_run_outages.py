@@ -1,15 +1,22 @@
 """Whose fault is it? Links that always fail beside a server that is out, told apart in the test's own process."""
 
+import re
+import signal
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harvester.budget.limits import RequestedLimits
 from harvester.cli.exit_codes import exit_code
+from harvester.reporting.summary import summary
 from harvester.shutdown import SOME_FAILED, STOPPED, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
-from tests.support.commands import NO_LIMITS, harvester
+from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.in_process import QUICK_GATE, harvest
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.scripted_bitly import Scripted, scripted
@@ -118,6 +125,36 @@ async def test_an_outage_longer_than_its_limit_ends_the_run_and_the_next_carries
 
 
 @pytest.mark.slow
+async def test_without_a_network_a_run_ends_and_has_spent_nothing(quick_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v4"
+    limits, rules = RequestedLimits(100, None, 1000), replace(QUICK_GATE, limit_seconds=0.3)
+    for _ in range(2):
+        outcome = await harvest(url, quick_path, many("ok", 40), breaker_rules=rules, limits=limits)
+        assert exit_code(outcome) == STOPPED
+        assert [window.used for window in outcome.status.windows] == [0, 0, 0]
+        assert manifest(quick_path / "out")["attempts"] == {"total": 0, "retried": 0, "throttled": 0, "helper": 0}
+        lines = summary(outcome, "out", 1.0).split("\n")
+        [cost] = [line for line in lines if "cost  " in line]
+        assert re.fullmatch(r"  cost    \d+ attempts did not reach the server, and cost nothing", cost)
+    assert failures(quick_path / "out") == []
+
+
+def test_a_stopped_process_reads_its_answers_when_it_goes_on(bitly: Scripted, tmp_path: Path) -> None:
+    (tmp_path / "links.txt").write_text("".join(f"bit.ly/{name}\n" for name in many("later", 20)))
+    command = ("run", str(tmp_path / "links.txt"), "--out", str(tmp_path / "out"), "--base-url", bitly.url)
+    process = start(*command, *NO_LIMITS, "--timeout", "1s", "--attempts", "1")
+    while len(bitly.requests) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert len(bitly.requests) == 20
+    assert manifest(tmp_path / "out")["attempts"]["total"] == 20
+
+
 def test_the_outage_limit_is_an_option(bitly: Scripted, tmp_path: Path) -> None:
     bitly.out = lambda: True
     links, out = tmp_path / "links.txt", tmp_path / "out"

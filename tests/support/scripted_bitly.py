@@ -148,6 +148,12 @@ REPLIES: dict[str, Callable[[Seen], Reply]] = {
     "not-utf8": fixed(200, b'{"metrics":[{"value":"\xff","clicks":1}]}'),
     "deep": fixed(200, "[" * 200_000),
     "not-gzip": fixed(200, good_body("not-gzip"), GZIP),
+    "gzip-in-two": lambda seen: Reply(
+        200,
+        gzip.compress(good_body(seen.back_half)[:20]) + gzip.compress(good_body(seen.back_half)[20:]),
+        headers=GZIP,
+    ),
+    "brotli": fixed(200, b"\x0b", {"Content-Encoding": "br"}),
     "deflate": fixed(200, zlib.compress(good_body("deflate")), {"Content-Encoding": "deflate"}),
     "bomb": lambda _: Reply(200, bomb(), headers=GZIP),
     "torn-gzip": fixed(200, gzip.compress(good_body("torn-gzip"))[:-20], GZIP),

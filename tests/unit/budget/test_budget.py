@@ -23,7 +23,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvester.budget.database import BudgetDatabase
-from harvester.budget.limits import DEFAULTS, SPANS, Account, Limits, MonthExhausted, RequestedLimits, RetryAfter
+from harvester.budget.limits import (
+    DEFAULTS,
+    SPANS,
+    Account,
+    Counted,
+    Limits,
+    MonthExhausted,
+    RequestedLimits,
+    RetryAfter,
+)
 from harvester.budget.machine import MachineBudget
 from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
 from harvester.clock import from_epoch, month_of
@@ -241,13 +250,100 @@ def test_a_lower_limit_counts_what_was_sent_under_the_higher(start: Start) -> No
 
 def test_an_attempt_that_went_late_holds_its_place_from_then_on(start: Start, machine: Machine) -> None:
     budget = start(2)
-    assert budget.try_acquire() is None
+    assert [budget.try_acquire(), budget.try_acquire()] == [None, None]
+    first = budget.counted
     machine.seconds += 5
-    budget.made_late()
+    budget.sent_late(first)
+    assert window(budget, "minute").used == spent(budget) == 2
     assert is_wait(budget.try_acquire(), 55.5, "minute")
     machine.seconds += 55.5
     assert budget.try_acquire() is None
     assert is_wait(budget.try_acquire(), 5.0, "minute")
+
+
+def test_attempts_that_went_late_together_are_each_counted_once(start: Start, machine: Machine) -> None:
+    """Five connections are made at once, and each is ready later than the last."""
+    budget, other = start(100), start(100)
+    counted = []
+    for _ in range(5):
+        assert budget.try_acquire() is None
+        counted.append(budget.counted)
+        assert other.try_acquire() is None
+        machine.seconds += 0.04
+    for attempt in counted:
+        machine.seconds += 0.25
+        budget.sent_late(attempt)
+    assert window(other, "minute").used == window(other, "hour").used == spent(other) == 10
+    machine.seconds += 60.4
+    assert window(other, "minute").used == 1
+
+
+def test_an_attempt_that_never_left_counts_nowhere_whoever_has_counted_since(start: Start, machine: Machine) -> None:
+    budget, other = start(100), start(100)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    assert [other.try_acquire() for _ in range(3)] == [None] * 3
+    machine.seconds += 9.0
+    assert [other.try_acquire() for _ in range(3)] == [None] * 3
+    budget.give_back(attempt)
+    assert [state.used for state in other.windows()] == [6, 6, 6]
+    machine.seconds += 60.5 - 9.0
+    assert [state.used for state in other.windows()] == [3, 6, 6]
+    machine.seconds += 9.0
+    assert window(other, "minute").used == 0
+
+
+def test_an_attempt_of_a_token_that_was_rotated_since_is_given_back_to_that_token(start: Start) -> None:
+    budget, old = start(100), start(100)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    budget.use_token("token 2")
+    assert budget.try_acquire() is None
+    budget.give_back(attempt)
+    assert [state.used for state in old.windows()] == [0, 0, 1]
+    assert [state.used for state in budget.windows()] == [1, 1, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "take", "back", "late", "pass"]),
+            st.integers(0, 30),
+            st.sampled_from([0.0, 0.03, 0.1, 0.7, 30.0, 61.0]),
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([0, 1000]),
+)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_is_given_back_and_what_goes_late_is_counted_as_if_it_had_always_been_so(
+    events: list[tuple[str, int, float]], per_minute: int
+) -> None:
+    """Two processes count, in any order; the windows hold what was sent in them, each attempt at its last time."""
+    machine = Machine()
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        budgets = [start(per_minute), start(100_000)]
+        waiting: list[tuple[MachineBudget, Counted]] = []
+        times: list[float] = []
+        for event, number, seconds in events:
+            if event == "pass":
+                machine.seconds += seconds
+            elif event == "take":
+                budget = budgets[number % 2]
+                assert budget.try_acquire() is None
+                waiting.append((budget, budget.counted))
+            elif waiting:
+                budget, attempt = waiting.pop(number % len(waiting))
+                if event == "back":
+                    budget.give_back(attempt)
+                else:
+                    budget.sent_late(attempt)
+                    times.append(math.ceil(machine.seconds * 10) / 10)
+            budgets[0].close()
+            made = times + [attempt.at for _, attempt in waiting]
+            for name, span in SPANS.items():
+                assert window(budgets[1], name).used == sum(at > machine.seconds - span - 0.5 for at in made)
+            assert window(budgets[1], "month").used == len(made)
 
 
 def test_a_file_stays_small_at_any_rate(start: Start, machine: Machine, quick_path: Path) -> None:
@@ -338,18 +434,22 @@ class World:
                 self.machine.seconds += refused.seconds
             self.send(process, [jitter])
 
-    def send_late(self, process: int, other: int, late: float, times: int, jitter: float) -> None:
-        """It is counted, but its connection takes so long; meanwhile another process sends."""
+    def send_late(self, process: int, other: int, late: float, times: int, jitter: float, never_sent: bool) -> None:
+        """It is counted, but its connection takes so long, or is never made; meanwhile another process sends."""
         budget = self._processes.get(process)
         if budget is None or budget.try_acquire() is not None:
             return
         self._taken += 1
-        number, limits = self._taken, budget.limits
+        number, limits, attempt = self._taken, budget.limits, budget.counted
         self.machine.seconds += late / 2
         self.send(other, [0.0] * times)
         self.machine.seconds += late / 2
-        if window(budget, "month").used < limits.per_month or not limits.per_month:  # a full month has no more to give
-            budget.made_late()
+        if never_sent:
+            budget.give_back(attempt)
+        elif (
+            window(budget, "month").used < limits.per_month or not limits.per_month
+        ):  # a full month has no more to give
+            budget.sent_late(attempt)
             self._arrives(budget, Sent(number, self.machine.true + jitter, limits))
 
     def throttled(self, process: int, hint: float | None) -> None:
@@ -428,6 +528,7 @@ ARGUMENTS: dict[str, dict[str, st.SearchStrategy[object]]] = {
         "late": st.floats(0.2, 30.0),
         "times": st.integers(0, 5),
         "jitter": JITTERS,
+        "never_sent": st.booleans(),
     },
     "throttled": {"process": PROCESSES, "hint": st.sampled_from([None, 1.0, 400.0])},
     "answered": {"process": PROCESSES},
@@ -600,17 +701,19 @@ def test_at_an_edge_with_both_months_spent_it_is_the_later_that_is_over(start: S
     assert budget.try_acquire() == MonthExhausted(JANUARY)
 
 
-def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(start: Start, machine: Machine) -> None:
+def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(
+    start: Start, machine: Machine, quick_path: Path
+) -> None:
     machine.go(DECEMBER - 15 * SECOND)
     budget = start(100, 0, 5)
     assert budget.try_acquire() is None
+    attempt = budget.counted
     machine.go(DECEMBER + 10 * SECOND)
     assert window(budget, "month").used == 0
-    budget.made_late()
+    budget.sent_late(attempt)
     assert window(budget, "month").used == 1
-    machine.go(DECEMBER + 2 * MINUTE)
-    budget.made_late()
-    assert window(budget, "month").used == 1
+    with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+        assert set(file.execute("SELECT month, spent FROM months")) == {("2026-11", 0), ("2026-12", 1)}
 
 
 @given(st.lists(st.tuples(st.integers(-100, 100), st.booleans()), max_size=40), st.integers(1, 4))

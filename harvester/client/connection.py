@@ -1,0 +1,311 @@
+"""One connection to Bitly, of which it is known whether a request was written, and that nothing unasked came over it.
+
+aiohttp does the HTTP. What is added here are the facts that decide what an attempt has cost and whether its answer can
+be believed, and the patience that one dead address or a stopped process asks for.
+"""
+
+import asyncio
+import select
+import socket
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+from harvester.threads import in_daemon
+
+HEAD_LIMIT = 64 * 1024
+"""Largest head of a response, status line and headers, in bytes."""
+HEADERS_LIMIT = 1024
+_ADDRESS_SECONDS = 3.0
+"""The longest wait for one address of a name while others are left. The last may use up the time for connecting."""
+_READ_TURNS = 4
+"""Turns of the event loop in which what lies in a socket is read: select, the transport's read, its close."""
+_FROZEN_SECONDS = 0.1
+"""A timer that fires this late shows that the process stood still."""
+_GRACE_SECONDS = 2.0
+"""The time to read an answer that came while the process stood still."""
+_SHORT_LIVES = 3
+_TRIAL_EVERY = 100
+
+
+class NotQuiet(aiohttp.ClientError):
+    """Bytes came over a connection before anything was asked of it."""
+
+
+class Peer:
+    """What the connections of this process have learned of a server: its addresses, and whether it keeps them open."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[Any, float] = {}
+        self._short_lives = 0
+        self._closed = 0
+
+    # A name may have an address that is dead. The one that answered last is tried first, and one that failed comes
+    # after those that were never tried: so a dead address costs its wait once, and not once an attempt.
+
+    def in_order(self, infos: list[Any]) -> list[Any]:
+        """Return addresses, as `getaddrinfo` has them, in the order in which to try them."""
+        return sorted(infos, key=lambda info: self._ranks.get(info[4], 0.0))
+
+    def worked(self, info: Any) -> None:
+        """Record that a connection to an address was made."""
+        self._ranks[info[4]] = -asyncio.get_running_loop().time()
+
+    def failed(self, info: Any) -> None:
+        """Record that an address refused a connection, or took too long."""
+        self._ranks[info[4]] = asyncio.get_running_loop().time()
+
+    # A server that closes after each answer without saying so would now and then get the next request into the closing
+    # connection, and that attempt is lost. After some such connections in a row requests say that they are the last on
+    # theirs. Now and then one does not, because a restart or a long pause looks the same.
+
+    def keeps_open(self) -> bool:
+        """Return whether a connection should be kept after the next request."""
+        if self._short_lives < _SHORT_LIVES:
+            return True
+        self._closed += 1
+        return self._closed % _TRIAL_EVERY == 0
+
+    def closed_by_peer(self, answers: int) -> None:
+        """Record that the server closed a connection unannounced. answers: how many it had given."""
+        self._short_lives = self._short_lives + 1 if answers == 1 else 0
+
+    def answered_again(self) -> None:
+        """Record a second answer over one connection."""
+        self._short_lives = 0
+
+
+class _Protocol(ResponseHandler):
+    """A connection that counts requests against answers, so that no answer is taken for another request's.
+
+    The socket is aborted instead of waiting (up to 30 s) for the peer's TLS close_notify; Bitly would count the
+    connection all that time.
+    """
+
+    def __init__(self, line: "Line", peer: Peer) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._line = line
+        self._peer = peer
+        self._requests = 0
+        self._answers = 0
+        self._head_bytes = 0
+        self._unasked = False
+        self._ended = False
+        self._poll = select.poll()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._line.protocol = self
+
+    def close(self) -> None:
+        self.abort()
+
+    @property
+    def is_new(self) -> bool:
+        """True until a request was written."""
+        return not self._requests
+
+    def begin(self) -> None:
+        """Record that a request is written now."""
+        self._requests += 1
+        self._head_bytes = 0
+
+    async def is_quiet(self) -> bool:
+        """Return whether nothing has come over the connection but one answer to each request."""
+        # What lies in the socket is read first: poll sees it, or the peer's close, before the event loop does. Under
+        # TLS it may be a session ticket, which is nothing.
+        for _ in range(_READ_TURNS):
+            if self.transport is None or self.transport.is_closing() or not self._poll.poll(0):
+                break
+            await asyncio.sleep(0)
+        return not self._unasked and self._answers <= self._requests
+
+    def data_received(self, data: bytes) -> None:
+        waiting = self._answers < self._requests
+        if data and not waiting and (self._payload is None or self._payload.is_eof()):
+            self._unasked = True
+            if self._requests:
+                self.abort()
+                return
+            # A proxy's answer to CONNECT comes before the first request that is counted here.
+        super().data_received(data)
+        if waiting:
+            self._head_bytes += len(data)
+            if self._answers < self._requests and self._head_bytes > HEAD_LIMIT:
+                self.abort()
+                self.set_exception(aiohttp.ClientError(f"a response's head of more than {HEAD_LIMIT} bytes"))
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        message, _ = data
+        if message.code >= 200 or message.code == 101:
+            self._answers += 1
+            if self._answers == 2:
+                self._peer.answered_again()
+        super().feed_data(data, size)
+
+    def eof_received(self) -> None:
+        self._ended = True
+        super().eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if (self._ended or exc is not None) and self._answers and not self._should_close:
+            self._peer.closed_by_peer(self._answers)
+        super().connection_lost(exc)
+
+
+class Line:
+    """A slot's connection in the course of an attempt.
+
+    unsent: certain that not one byte of the attempt's request was written. protocol: of the latest connection.
+    """
+
+    def __init__(self) -> None:
+        self.unsent = False
+        self.protocol: _Protocol | None = None
+        self._ready: Callable[[], None] | None = None
+
+    def begin(self, ready: Callable[[], None]) -> None:
+        """Begin an attempt. ready: called when its connection is ready, right before the request is written; what it
+        raises keeps the request from being written."""
+        self.unsent, self._ready = False, ready
+
+    def connecting(self) -> None:
+        """Record that the attempt waits for its connection."""
+        self.unsent = True
+
+    def write(self, protocol: _Protocol) -> None:
+        """Record that the request is written now."""
+        if self._ready is not None:
+            self._ready()
+        protocol.begin()
+        self.unsent = False
+
+    async def is_quiet(self) -> bool:
+        """Return whether no bytes stand behind the answer that was read last."""
+        return self.protocol is None or await self.protocol.is_quiet()
+
+
+class Connector(aiohttp.TCPConnector):
+    """Makes one connection at a time, to one address after the other, and keeps it while nothing unasked comes."""
+
+    def __init__(self, line: Line, peer: Peer) -> None:
+        # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
+        super().__init__(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
+        self._line = line
+        self._peer = peer
+        # aiohttp has no public way to choose a connection's protocol.
+        self._factory = partial(_Protocol, line, peer)  # type: ignore[assignment]
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Connection:
+        """Return a connection on which the request is written next."""
+        self._line.connecting()
+        self._force_close = not self._peer.keeps_open()
+        connection = await super().connect(*args, **kwargs)
+        # From here to the request's first byte aiohttp awaits nothing: what is said of it now is true then.
+        try:
+            protocol = connection.protocol
+            assert isinstance(protocol, _Protocol)
+            if protocol.is_new and not await protocol.is_quiet():
+                raise NotQuiet("the server sent something before it was asked")
+            if not protocol.is_connected():
+                raise aiohttp.ClientConnectionResetError("the server closed the new connection")
+            self._line.write(protocol)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _get(self, key: Any, traces: list[Any]) -> Connection | None:
+        """Return the kept connection if it is still good for a request."""
+        connection = await super()._get(key, traces)
+        if connection is None:
+            return None
+        protocol = connection.protocol
+        if isinstance(protocol, _Protocol) and await protocol.is_quiet() and protocol.is_connected():
+            return connection
+        connection.close()
+        await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
+        return None
+
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: list[Any], **kwargs: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        """Connect to the first address that answers. aiohttp itself would skip one of each family with each failure."""
+        ordered = self._peer.in_order(addr_infos)
+        addr_infos.clear()  # so that aiohttp, which would go on with what is left in it, raises what is raised here
+        while True:
+            info = ordered.pop(0)
+            kwargs["timeout"] = aiohttp.ClientTimeout(sock_connect=_ADDRESS_SECONDS if ordered else None)
+            try:
+                made = await super()._wrap_create_connection(*args, addr_infos=[info], **kwargs)
+            except (aiohttp.ClientConnectorError, TimeoutError):
+                self._peer.failed(info)
+                if not ordered:
+                    raise
+            else:
+                self._peer.worked(info)
+                return made
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names in daemon threads: a lookup that hangs must not delay the end of the run."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+        found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=found_family, proto=proto, flags=numeric
+            )
+            for found_family, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+class Deadline:
+    """Ends a block with TimeoutError after some seconds, but not before what has come by then was read.
+
+    A process that was stopped, or a laptop that slept, finds its answer in the socket and its timer overdue at the same
+    moment. The answer is paid for, so the event loop gets some turns to read it, and some time if it stood still.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time() + seconds
+        self._timeout = asyncio.timeout(None)
+        self._handle: asyncio.Handle = self._loop.call_at(self._at, self._due)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _due(self) -> None:
+        now = self._loop.time()
+        if now - self._at > _FROZEN_SECONDS:
+            self._at = now + _GRACE_SECONDS
+            self._handle = self._loop.call_at(self._at, self._due)
+        else:
+            self._read_on(_READ_TURNS)
+
+    def _read_on(self, turns: int) -> None:
+        if turns:
+            self._handle = self._loop.call_soon(self._read_on, turns - 1)
+        else:
+            self._timeout.reschedule(self._at)
