@@ -77,11 +77,15 @@ class Account(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Where an attempt was counted. at: the time of its record in the windows, seconds since boot."""
+    """Where an attempt was counted. at: the time of its record in the windows, seconds since boot.
+
+    asks_month: it is the attempt of the day that asks whether the month is still spent.
+    """
 
     token: str
     at: float
     months: Sequence[str]
+    asks_month: bool = False
 
 
 class RetryAfter(NamedTuple):

@@ -43,13 +43,14 @@ class _Lease:
     """Attempts counted in one transaction, to be sent before `until`.
 
     size: attempts counted, or sent if some were given back. until: also the time of their record. months: those they
-    were counted in.
+    were counted in. asks_month: as in `Counted`.
     """
 
     size: int = 0
     left: int = 0
     until: float = 0.0
     months: Sequence[str] = ()
+    asks_month: bool = False
     given_back: bool = False
 
 
@@ -168,7 +169,7 @@ class MachineBudget:
         self.month.spend(months, attempts)
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
-        return _Lease(attempts, attempts - 1, self._usage.last_at, months)
+        return _Lease(attempts, attempts - 1, self._usage.last_at, months, self.month.reported_spent)
 
     def _lease_size(self, now: float) -> int:
         """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
@@ -194,13 +195,16 @@ class MachineBudget:
 
     @property
     def counted(self) -> Counted:
-        return Counted(self.account.token, self._lease.until, self._lease.months)
+        lease = self._lease
+        return Counted(self.account.token, lease.until, lease.months, lease.asks_month)
 
     def give_back(self, attempt: Counted) -> None:
-        with self._transaction():
+        with self._transaction() as now:
             usage, month = self._counted_by(attempt)
             usage.remove(1, attempt.at)
             month.spend(attempt.months, -1)
+            if attempt.asks_month:
+                month.ask_again(self._database.utc(now))
 
     def sent_late(self, attempt: Counted) -> None:
         with self._transaction() as now:

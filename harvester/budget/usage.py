@@ -196,6 +196,11 @@ class MonthlyQuota:
         """Trust the report for another day: the attempt that goes now checks it, and everyone else waits for that."""
         self._set_reported(month_of(utc), utc)
 
+    def ask_again(self, utc: float) -> None:
+        """Trust the report no longer, because the attempt that was to check it was not sent."""
+        if self.reported_lately(utc):
+            self._set_reported(month_of(utc), utc - _TRUSTED_SECONDS)
+
     def mark_spent(self) -> None:
         """As in `Month`."""
         with self._database.transaction() as now:

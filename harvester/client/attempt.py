@@ -167,7 +167,7 @@ class AttemptSender:
                 async with Deadline(self._timeout_seconds), _get(slot, url, self._token.header) as response:
                     body = await read_bounded(response)
                     lost = not body.whole or (body.flaw and response.status == 200)
-                    if lost or not await slot.line.is_quiet():
+                    if lost or not await slot.line.answers(body.content):
                         return None
                     return HelperResponse(response.status, response.headers, body.content)
             finally:
@@ -283,7 +283,8 @@ class AttemptSender:
             async with Deadline(self._timeout_seconds), _get(slot, url, authorization) as response:
                 body = await read_bounded(response)
                 kept_alive = body.whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-                if not await slot.line.is_quiet():
+                if not await slot.line.answers(body.content):
+                    kept_alive = False
                     # It may be the answer to an earlier request, and the one behind it the answer to this.
                     return Transient(None, "more came than one answer, so it is not certain what this one answers")
                 return self._classify(response, body, slot.counted_at)

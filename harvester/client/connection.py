@@ -30,6 +30,7 @@ _FROZEN_SECONDS = 0.1
 """A timer that fires this late shows that the process stood still."""
 _GRACE_SECONDS = 2.0
 """The time to read an answer that came while the process stood still."""
+_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.002, 1.0
 _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
 
@@ -95,6 +96,8 @@ class _Protocol(ResponseHandler):
         self._requests = 0
         self._answers = 0
         self._head_bytes = 0
+        self._began_at = self._took = 0.0
+        self._last = b""
         self._unasked = False
         self._ended = False
         self._poll = select.poll()
@@ -116,6 +119,17 @@ class _Protocol(ResponseHandler):
         """Record that a request is written now."""
         self._requests += 1
         self._head_bytes = 0
+        self._began_at = self._loop.time()
+
+    async def see(self, content: bytes) -> None:
+        """See an answer's body; if it repeats the last one word for word, wait for what may stand behind it."""
+        # An answer too many, sent while a request is out, is taken for that request's answer, and so on with each that
+        # follows: as long as the connection has no rest, nothing unasked is ever seen. What is sent too often is mostly
+        # a repetition. Links that have the same metrics pay for that with twice the time.
+        repeated, took = content == self._last and self._answers > 1, self._took
+        self._last, self._took = content, self._loop.time() - self._began_at
+        if repeated and self.transport is not None:
+            await asyncio.sleep(min(max(2 * took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS))
 
     async def is_quiet(self) -> bool:
         """Return whether nothing has come over the connection but one answer to each request."""
@@ -187,9 +201,12 @@ class Line:
         protocol.begin()
         self.unsent = False
 
-    async def is_quiet(self) -> bool:
-        """Return whether no bytes stand behind the answer that was read last."""
-        return self.protocol is None or await self.protocol.is_quiet()
+    async def answers(self, content: bytes) -> bool:
+        """Return whether an answer, of which this is the body, is the only one that its request has got."""
+        if self.protocol is None:
+            return True
+        await self.protocol.see(content)
+        return await self.protocol.is_quiet()
 
 
 class Connector(aiohttp.TCPConnector):

@@ -753,6 +753,16 @@ def test_after_a_day_one_attempt_asks_whether_the_month_is_still_spent(start: St
     assert not budget.month.reported_spent
 
 
+def test_the_attempt_of_the_day_that_was_not_sent_is_made_up_for(start: Start, machine: Machine) -> None:
+    budget, other = start(), start()
+    budget.month.mark_spent()
+    machine.seconds += 86400.0
+    assert budget.try_acquire() is None
+    budget.give_back(budget.counted)
+    assert other.try_acquire() is None
+    assert budget.try_acquire() == MonthExhausted(DECEMBER, reported=True)
+
+
 def test_the_next_month_is_not_spent_because_bitly_said_so_of_this(start: Start, machine: Machine) -> None:
     budget = start()
     budget.month.mark_spent()

@@ -629,8 +629,8 @@ def shifting(delay: float) -> Any:
     return serve
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
-async def test_a_stray_answer_is_nobodys(delay: float) -> None:
+@pytest.mark.parametrize(("delay", "pause"), [(0.0, 0.0), (0.0, 0.02), (0.02, 0.0), (0.02, 0.05), (0.1, 0.0)])
+async def test_a_stray_answer_is_nobodys(delay: float, pause: float) -> None:
     with listening(shifting(delay)) as peer:
         async with reaching(peer.url) as rig:
             found: dict[str, str] = {}
@@ -639,8 +639,36 @@ async def test_a_stray_answer_is_nobodys(delay: float) -> None:
                 while isinstance(verdict, Transient):
                     verdict = await rig.client.fetch(f"bit.ly/{number}")
                 found[str(number)] = value_of(verdict)
-                await asyncio.sleep(0.05 * bool(delay) + delay)
+                await asyncio.sleep(pause)
     assert found == {str(number): str(number) for number in range(30)}
+
+
+async def test_a_repeated_answer_does_not_shift_those_of_a_busy_connection() -> None:
+    """Each answer takes 5 ms, and a second copy of the tenth comes 2 ms later, when the next request is on its way."""
+
+    async def serve(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in range(1000):
+            name = await peer.request(reader)
+            await asyncio.sleep(0.005)
+            writer.write(named(name))
+            if number == 10:
+                await asyncio.sleep(0.002)
+                writer.write(named(name))
+
+    with listening(serve) as peer:
+        async with reaching(peer.url) as rig:
+            for number in range(60):
+                while isinstance(verdict := await rig.client.fetch(f"bit.ly/{number}"), Transient):
+                    pass
+                assert value_of(verdict) == str(number)
+
+
+async def test_links_that_have_the_same_metrics_are_answered_once_each() -> None:
+    with saying(answer()) as peer:
+        async with reaching(peer.url) as rig:
+            for number in range(20):
+                assert await rig.client.fetch(f"bit.ly/{number}") == ROW
+            assert rig.used == [20, 20, 20]
 
 
 async def test_an_answer_with_another_behind_it_is_asked_for_again() -> None:
