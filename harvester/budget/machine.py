@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,19 +38,19 @@ _MOST_LEASED = 64
 """The largest lease. While the month has a limit, a lease is also no more than a 64th of what is left of it."""
 
 
+_NOTHING_COUNTED = Counted("", 0.0, ())
+
+
 @dataclass(slots=True)
 class _Lease:
-    """Attempts counted in one transaction, to be sent before `until`.
+    """Attempts counted in one transaction, to be sent before the time of their record.
 
-    size: attempts counted, or sent if some were given back. until: also the time of their record. months: those they
-    were counted in. asks_month: as in `Counted`.
+    size: attempts counted, or sent if some were given back. counted: where each of them was counted.
     """
 
     size: int = 0
     left: int = 0
-    until: float = 0.0
-    months: Sequence[str] = ()
-    asks_month: bool = False
+    counted: Counted = _NOTHING_COUNTED
     given_back: bool = False
 
 
@@ -111,7 +111,7 @@ class MachineBudget:
     # --- attempts --------------------------------------------------------------------------------------------------
 
     def try_acquire(self) -> RetryAfter | MonthExhausted | None:
-        if self._lease.left and self._database.clock.boot_seconds() < self._lease.until:
+        if self._lease.left and self._database.clock.boot_seconds() < self._lease.counted.at:
             self._lease.left -= 1
             return None
         # Nothing may be sent uncounted, so a file that cannot be read or written ends the run. A busy one, which
@@ -169,7 +169,8 @@ class MachineBudget:
         self.month.spend(months, attempts)
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
-        return _Lease(attempts, attempts - 1, self._usage.last_at, months, self.month.reported_spent)
+        counted = Counted(self.account.token, self._usage.last_at, months, self.month.reported_spent)
+        return _Lease(attempts, attempts - 1, counted)
 
     def _lease_size(self, now: float) -> int:
         """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
@@ -189,14 +190,13 @@ class MachineBudget:
         """Undo the count of what is left of the lease."""
         lease = self._lease
         if lease.left:
-            self.month.spend(lease.months, -lease.left)
-            self._usage.remove(lease.left, lease.until)
+            self.month.spend(lease.counted.months, -lease.left)
+            self._usage.remove(lease.left, lease.counted.at)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
     @property
     def counted(self) -> Counted:
-        lease = self._lease
-        return Counted(self.account.token, lease.until, lease.months, lease.asks_month)
+        return self._lease.counted
 
     def give_back(self, attempt: Counted) -> None:
         with self._transaction() as now:

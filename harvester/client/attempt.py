@@ -16,9 +16,8 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
 from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Unreadable, Verdict, classify, truncate
 from harvester.budget.budget import Budget
-from harvester.budget.limits import Counted, MonthExhausted, RetryAfter
+from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.connection import Deadline
 from harvester.client.http import Body, Pool, Slot, for_good, in_passing, read_bounded
 from harvester.client.pacer import Pacer
 from harvester.client.token import Token
@@ -164,14 +163,16 @@ class AttemptSender:
             self.counters.helper += 1
             url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
             try:
-                async with Deadline(self._timeout_seconds), _get(slot, url, self._token.header) as response:
-                    body = await read_bounded(response)
-                    lost = not body.whole or (body.flaw and response.status == 200)
-                    if lost or not await slot.line.answers(body.content):
-                        return None
-                    return HelperResponse(response.status, response.headers, body.content)
+                with slot.line.deadline(self._timeout_seconds):
+                    async with _get(slot, url, self._token.header) as response:
+                        body = await read_bounded(response)
+                lost = not body.whole or (body.flaw and response.status == 200)
+                if lost or not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+                    return None
+                return HelperResponse(response.status, response.headers, body.content)
             finally:
-                self.counters.helper -= self._given_back(slot, budget)
+                if slot.line.unsent:
+                    self.counters.helper -= self._given_back(slot, budget)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
         finally:
@@ -253,23 +254,22 @@ class AttemptSender:
             raise RunStopping from error
 
     def _begin(self, slot: Slot, budget: Budget) -> None:
-        """Let a slot's connection report when it is ready for the attempt that a budget has just counted."""
-        slot.counted_at = self._clock()
-        slot.counted = counted = budget.counted
-        slot.line.begin(partial(self._is_sent_now, budget, counted, slot.counted_at))
+        """Prepare a slot for the attempt that a budget has just counted."""
+        slot.counted, slot.counted_at = budget.counted, self._clock()
+        slot.line.unsent, slot.line.ready = False, partial(self._is_sent_now, slot, budget)
 
-    def _is_sent_now(self, budget: Budget, counted: Counted, counted_at: float) -> None:
+    def _is_sent_now(self, slot: Slot, budget: Budget) -> None:
         """Move an attempt's count to now if its connection took its time: the windows are the server's."""
-        late = self._clock() - counted_at
+        late = self._clock() - slot.counted_at
         if late > _TOO_LATE_SECONDS:
             raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
-        if late > _LATE_SECONDS:
+        if late > _LATE_SECONDS and slot.counted is not None:
             with suppress(OutputError):  # the next attempt meets the same error and reports it
-                budget.sent_late(counted)
+                budget.sent_late(slot.counted)
 
     def _given_back(self, slot: Slot, budget: Budget) -> bool:
-        """Give an attempt back to its budget if certainly not one byte of it was sent; return whether that is so."""
-        if not slot.line.unsent or slot.counted is None:
+        """Give an attempt of which not one byte was sent back to its budget; return False if that was done before."""
+        if slot.counted is None:
             return False
         counted, slot.counted = slot.counted, None
         self.not_sent += 1
@@ -280,18 +280,19 @@ class AttemptSender:
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         try:
-            async with Deadline(self._timeout_seconds), _get(slot, url, authorization) as response:
-                body = await read_bounded(response)
-                kept_alive = body.whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-                if not await slot.line.answers(body.content):
-                    kept_alive = False
-                    # It may be the answer to an earlier request, and the one behind it the answer to this.
-                    return Transient(None, "more came than one answer, so it is not certain what this one answers")
-                return self._classify(response, body, slot.counted_at)
+            with slot.line.deadline(self._timeout_seconds):
+                async with _get(slot, url, authorization) as response:
+                    body = await read_bounded(response)
+            if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+                # It may be the answer to an earlier request, and the one behind it the answer to this.
+                return Transient(None, "more came than one answer, so it is not certain what this one answers")
+            kept_alive = body.whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
+            return self._classify(response, body, slot.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
-            self.counters.total -= self._given_back(slot, self._budget)
+            if slot.line.unsent:
+                self.counters.total -= self._given_back(slot, self._budget)
             if not kept_alive:
                 await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
 

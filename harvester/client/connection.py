@@ -40,9 +40,13 @@ class NotQuiet(aiohttp.ClientError):
 
 
 class Peer:
-    """What the connections of this process have learned of a server: its addresses, and whether it keeps them open."""
+    """What the connections of this process have learned of a server: its addresses, and whether it keeps them open.
+
+    closes: it closes each after its first answer without saying so.
+    """
 
     def __init__(self) -> None:
+        self.closes = False
         self._ranks: dict[Any, float] = {}
         self._short_lives = 0
         self._closed = 0
@@ -66,20 +70,19 @@ class Peer:
     # connection, and that attempt is lost. After some such connections in a row requests say that they are the last on
     # theirs. Now and then one does not, because a restart or a long pause looks the same.
 
-    def keeps_open(self) -> bool:
-        """Return whether a connection should be kept after the next request."""
-        if self._short_lives < _SHORT_LIVES:
-            return True
+    def is_trial(self) -> bool:
+        """Return whether the next connection is kept although the server closes them."""
         self._closed += 1
         return self._closed % _TRIAL_EVERY == 0
 
     def closed_by_peer(self, answers: int) -> None:
         """Record that the server closed a connection unannounced. answers: how many it had given."""
         self._short_lives = self._short_lives + 1 if answers == 1 else 0
+        self.closes = self._short_lives >= _SHORT_LIVES
 
     def answered_again(self) -> None:
         """Record a second answer over one connection."""
-        self._short_lives = 0
+        self._short_lives, self.closes = 0, False
 
 
 class _Protocol(ResponseHandler):
@@ -96,7 +99,7 @@ class _Protocol(ResponseHandler):
         self._requests = 0
         self._answers = 0
         self._head_bytes = 0
-        self._began_at = self._took = 0.0
+        self._began_at = self._took = self._rest = 0.0
         self._last = b""
         self._unasked = False
         self._ended = False
@@ -121,25 +124,39 @@ class _Protocol(ResponseHandler):
         self._head_bytes = 0
         self._began_at = self._loop.time()
 
-    async def see(self, content: bytes) -> None:
-        """See an answer's body; if it repeats the last one word for word, wait for what may stand behind it."""
+    def has_news(self) -> bool:
+        """Return whether something lies in the socket, be it the peer's close."""
+        return self.transport is not None and bool(self._poll.poll(0))
+
+    async def read_news(self) -> None:
+        """Let the event loop read what lies in the socket. Under TLS it may be a session ticket, which is nothing."""
+        for _ in range(_READ_TURNS):
+            if not self.is_connected() or not self.has_news():
+                return
+            await asyncio.sleep(0)
+
+    @property
+    def is_quiet(self) -> bool:
+        """True as long as nothing was read but one answer to each request."""
+        return not self._unasked and self._answers <= self._requests
+
+    def seems_sole(self, content: bytes) -> bool:
+        """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
         # An answer too many, sent while a request is out, is taken for that request's answer, and so on with each that
         # follows: as long as the connection has no rest, nothing unasked is ever seen. What is sent too often is mostly
-        # a repetition. Links that have the same metrics pay for that with twice the time.
-        repeated, took = content == self._last and self._answers > 1, self._took
+        # a repetition, so an answer that repeats the last one is given a rest. Links that have the same metrics pay for
+        # that with a threefold time.
+        repeated = content == self._last and self._answers > 1
+        self._rest = min(max(2 * self._took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS) if repeated else 0.0
         self._last, self._took = content, self._loop.time() - self._began_at
-        if repeated and self.transport is not None:
-            await asyncio.sleep(min(max(2 * took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS))
+        return not (repeated or self._unasked or self._answers > self._requests or self.has_news())
 
-    async def is_quiet(self) -> bool:
-        """Return whether nothing has come over the connection but one answer to each request."""
-        # What lies in the socket is read first: poll sees it, or the peer's close, before the event loop does. Under
-        # TLS it may be a session ticket, which is nothing.
-        for _ in range(_READ_TURNS):
-            if self.transport is None or self.transport.is_closing() or not self._poll.poll(0):
-                break
-            await asyncio.sleep(0)
-        return not self._unasked and self._answers <= self._requests
+    async def proves_sole(self) -> bool:
+        """Look closer at an answer of which `seems_sole` has returned False."""
+        if self.transport is not None:
+            await asyncio.sleep(self._rest)
+        await self.read_news()
+        return self.is_quiet
 
     def data_received(self, data: bytes) -> None:
         waiting = self._answers < self._requests
@@ -177,36 +194,28 @@ class _Protocol(ResponseHandler):
 class Line:
     """A slot's connection in the course of an attempt.
 
-    unsent: certain that not one byte of the attempt's request was written. protocol: of the latest connection.
+    deadline: for its attempts. ready: called when the connection is ready, right before a request is written; what it
+    raises keeps the request from being written. unsent: certain that not one byte of the attempt's request was written.
+    protocol: of the latest connection.
     """
 
     def __init__(self) -> None:
+        self.deadline = Deadline()
+        self.ready: Callable[[], None] = _nothing
         self.unsent = False
         self.protocol: _Protocol | None = None
-        self._ready: Callable[[], None] | None = None
 
-    def begin(self, ready: Callable[[], None]) -> None:
-        """Begin an attempt. ready: called when its connection is ready, right before the request is written; what it
-        raises keeps the request from being written."""
-        self.unsent, self._ready = False, ready
+    def seems_sole(self, content: bytes) -> bool:
+        """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
+        return self.protocol is None or self.protocol.seems_sole(content)
 
-    def connecting(self) -> None:
-        """Record that the attempt waits for its connection."""
-        self.unsent = True
+    async def proves_sole(self) -> bool:
+        """Look closer at an answer of which `seems_sole` has returned False."""
+        return self.protocol is None or await self.protocol.proves_sole()
 
-    def write(self, protocol: _Protocol) -> None:
-        """Record that the request is written now."""
-        if self._ready is not None:
-            self._ready()
-        protocol.begin()
-        self.unsent = False
 
-    async def answers(self, content: bytes) -> bool:
-        """Return whether an answer, of which this is the body, is the only one that its request has got."""
-        if self.protocol is None:
-            return True
-        await self.protocol.see(content)
-        return await self.protocol.is_quiet()
+def _nothing() -> None:
+    pass
 
 
 class Connector(aiohttp.TCPConnector):
@@ -222,34 +231,32 @@ class Connector(aiohttp.TCPConnector):
 
     async def connect(self, *args: Any, **kwargs: Any) -> Connection:
         """Return a connection on which the request is written next."""
-        self._line.connecting()
-        self._force_close = not self._peer.keeps_open()
+        self._line.unsent = True
+        self._force_close = self._peer.closes and not self._peer.is_trial()
+        kept = self._line.protocol
+        if kept is not None and kept.has_news():
+            await kept.read_news()
+            await asyncio.sleep(0)  # if it was closed for that, its socket is closed in the loop's next iteration
+            kept = None
         connection = await super().connect(*args, **kwargs)
         # From here to the request's first byte aiohttp awaits nothing: what is said of it now is true then.
         try:
             protocol = connection.protocol
             assert isinstance(protocol, _Protocol)
-            if protocol.is_new and not await protocol.is_quiet():
-                raise NotQuiet("the server sent something before it was asked")
-            if not protocol.is_connected():
-                raise aiohttp.ClientConnectionResetError("the server closed the new connection")
-            self._line.write(protocol)
+            if protocol.is_new:
+                await protocol.read_news()
+                if not protocol.is_quiet:
+                    raise NotQuiet("the server sent something before it was asked")
+                if not protocol.is_connected():
+                    raise aiohttp.ClientConnectionResetError("the server closed the new connection")
+            if protocol is not kept:  # some time has passed
+                self._line.ready()
+            protocol.begin()
         except BaseException:
             connection.close()
             raise
+        self._line.unsent = False
         return connection
-
-    async def _get(self, key: Any, traces: list[Any]) -> Connection | None:
-        """Return the kept connection if it is still good for a request."""
-        connection = await super()._get(key, traces)
-        if connection is None:
-            return None
-        protocol = connection.protocol
-        if isinstance(protocol, _Protocol) and await protocol.is_quiet() and protocol.is_connected():
-            return connection
-        connection.close()
-        await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
-        return None
 
     async def _wrap_create_connection(
         self, *args: Any, addr_infos: list[Any], **kwargs: Any
@@ -292,37 +299,61 @@ class _Resolver(AbstractResolver):
 
 
 class Deadline:
-    """Ends a block with TimeoutError after some seconds, but not before what has come by then was read.
+    """Ends one block at a time with TimeoutError after some seconds, but not before what has come by then was read.
 
     A process that was stopped, or a laptop that slept, finds its answer in the socket and its timer overdue at the same
     moment. The answer is paid for, so the event loop gets some turns to read it, and some time if it stood still.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._at = self._loop.time() + seconds
-        self._timeout = asyncio.timeout(None)
-        self._handle: asyncio.Handle = self._loop.call_at(self._at, self._due)
+    def __init__(self) -> None:
+        self._seconds = self._at = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._expired = False
+        self._timer: asyncio.Handle | None = None
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    def __call__(self, seconds: float) -> "Deadline":
+        """Return a context manager for a block of at most this duration."""
+        self._seconds = seconds
+        return self
 
-    async def __aexit__(
+    def __enter__(self) -> None:
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._cancelling, self._expired = task.cancelling(), False
+        loop = asyncio.get_running_loop()
+        self._at = loop.time() + self._seconds
+        if self._timer is None:  # one from an earlier block runs on, and looks at the new deadline when it is due
+            self._timer = loop.call_at(self._at, self._due)
+
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._handle.cancel()
-        await self._timeout.__aexit__(kind, error, traceback)
+        task, self._task = self._task, None
+        # As asyncio.timeout does it: who else cancelled the task is not deprived of that.
+        if self._expired and task and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
     def _due(self) -> None:
-        now = self._loop.time()
+        """Look at the deadline, which may be another block's by now."""
+        self._timer = None
+        if self._task is None:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         if now - self._at > _FROZEN_SECONDS:
             self._at = now + _GRACE_SECONDS
-            self._handle = self._loop.call_at(self._at, self._due)
+        if self._at > now:
+            self._timer = loop.call_at(self._at, self._due)
         else:
             self._read_on(_READ_TURNS)
 
     def _read_on(self, turns: int) -> None:
-        if turns:
-            self._handle = self._loop.call_soon(self._read_on, turns - 1)
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._at > loop.time():
+            self._due()
+        elif turns:
+            self._timer = loop.call_soon(self._read_on, turns - 1)
         else:
-            self._timeout.reschedule(self._at)
+            self._timer, self._expired = None, True
+            self._task.cancel()

@@ -611,6 +611,29 @@ async def test_an_answer_that_does_not_come_is_late_though_the_process_stood_sti
             assert time.monotonic() - began < max(frozen, 0.5) + 0.9
 
 
+async def test_each_attempt_has_all_of_its_time_on_a_connection_that_was_used_before() -> None:
+    with listening(later(0.3)) as peer:
+        async with reaching(peer.url, timeout_seconds=0.5) as rig:
+            for number in range(4):
+                assert await rig.client.fetch(f"bit.ly/{number}") == ROW
+        async with reaching(peer.url, timeout_seconds=0.2) as rig:
+            for number in range(3):
+                began = time.monotonic()
+                assert await rig.client.fetch(f"bit.ly/{number}") == Transient(None, "no whole answer within 0.2 s")
+                assert 0.2 <= time.monotonic() - began < 0.3
+
+
+async def test_a_call_that_is_cancelled_at_its_deadline_is_cancelled() -> None:
+    with listening(later(5.0)) as peer:
+        async with reaching(peer.url, timeout_seconds=0.2) as rig:
+            call = asyncio.create_task(rig.client.fetch("bit.ly/x"))
+            await asyncio.sleep(0.1)
+            asyncio.get_running_loop().call_later(0.02, time.sleep, 0.15)
+            asyncio.get_running_loop().call_later(0.1, call.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+
 # --- answers that nobody asked for ------------------------------------------------------------------------------------
 
 
