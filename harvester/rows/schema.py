@@ -54,13 +54,14 @@ _CALL = (
     Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
     Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
 )
+_CALL_ID = Column("call_id", Kind.TEXT, "the record_id of the call's nested row, the same in all rows of the call")
 _METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
 METRIC = (
     Column("value", Kind.TEXT, "what the clicks came from"),
     Column("clicks", Kind.INTEGER, "clicks from there"),
 )
 """The fields of one metric, an item of the nested row's list."""
-_VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
+_VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
 
 
 def _or_none(column: Column) -> Column:
@@ -70,7 +71,7 @@ def _or_none(column: Column) -> Column:
 
 COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.NESTED: (*_CALL, _METRICS, _VERSION),
-    Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
+    Shape.FLAT: (_CALL[0], _CALL_ID, *_CALL[1:], *map(_or_none, METRIC), _VERSION),
 }
 """The columns of each shape, in order."""
 

@@ -1,4 +1,4 @@
-"""Checks of a row against the schema: keys, types, ranges, sums, the query, and the record_id computed again."""
+"""Checks of a row against the schema: keys, types, ranges, sums, the query, and the keys computed again."""
 
 import hashlib
 import re
@@ -27,8 +27,8 @@ _TYPES: dict[Kind, type] = {
 }
 _QUERY = ("facet", "unit", "units", "unit_reference", "size")
 _METRIC = {("value", "clicks")}
-_OWN = {"record_id", "value", "clicks"}
-"""Keys that differ between the flat rows of one call."""
+_OWN = {"record_id", "call_id", "value", "clicks"}
+"""Keys of a flat row that are checked in each row; the others are the same in all rows of a call."""
 
 
 class Check(Protocol):
@@ -120,9 +120,9 @@ class _Common:
         self._found = found
         self._shape = ObjectShape(COLUMNS[shape])
         self._size = query["size"]
-        self._pinned_names = ("run_id", *_QUERY, "schema_version")
+        self._pinned_names = ("run_id", *_QUERY)
         self._pinned_of = itemgetter(*self._pinned_names)
-        self._pinned = (run_id, *(query[name] for name in _QUERY), SCHEMA_VERSION)
+        self._pinned = (run_id, *(query[name] for name in _QUERY))
         self._window = _window(query)
         self._fetched_at = ""
         self._earliest, self._latest = "", ""
@@ -140,6 +140,9 @@ class _Common:
             for name, actual, expected in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
                     return f"{name} is {actual!r:.60}, and {expected!r:.60} in the manifest"
+        # A run that was resumed after an update has rows of both versions.
+        if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
+            return f"schema_version is {row['schema_version']}, and {SCHEMA_VERSION} is the newest known here"
         if row["fetched_at"] != self._fetched_at:
             if not is_moment(row["fetched_at"]):
                 return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
@@ -203,6 +206,7 @@ class Flat(_Common):
         self._metrics = self._clicks = 0
         self._seen: dict[str, int] = {}
         self._begun = hashlib.sha256()
+        self._call_id = ""
 
     def look(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
@@ -220,9 +224,12 @@ class Flat(_Common):
         misfit = self._misfit_of_metric(row["value"], row["clicks"]) or misfit
         if not misfit:
             key = self._key(row["value"])
-            if key.hex() == row["record_id"]:
+            if row["call_id"] != self._call_id:
+                misfit = "call_id is not the one of its call"
+            elif key.hex() == row["record_id"]:
                 return key
-            misfit = "record_id is not the one of its call and value"
+            else:
+                misfit = "record_id is not the one of its call and value"
         self._found(number, misfit)
         return None
 
@@ -241,7 +248,9 @@ class Flat(_Common):
         self._seen = {}
         whole = row["bitlink"] + self._window
         self._begun = hashlib.sha256((whole + _SEPARATOR).encode())
-        self._call(hashlib.sha256(whole.encode()).digest()[:16])
+        key = hashlib.sha256(whole.encode()).digest()[:16]
+        self._call_id = key.hex()
+        self._call(key)
 
     def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
         if self._no_metrics or value is None or clicks is None:
