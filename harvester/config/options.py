@@ -21,7 +21,9 @@ StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
-TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
+TargetName = Literal[
+    "json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena", "clickhouse", "pyarrow", "polars"
+]
 
 _STOPPING = Group("Stopping", sort_key=5)
 _ACCESS = Group("Access", sort_key=6)

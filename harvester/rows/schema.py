@@ -54,13 +54,15 @@ _CALL = (
     Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
     Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
 )
+_ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
+_CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
 _METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
 METRIC = (
     Column("value", Kind.TEXT, "what the clicks came from"),
     Column("clicks", Kind.INTEGER, "clicks from there"),
 )
 """The fields of one metric, an item of the nested row's list."""
-_VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
+_VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
 
 
 def _or_none(column: Column) -> Column:
@@ -70,7 +72,7 @@ def _or_none(column: Column) -> Column:
 
 COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.NESTED: (*_CALL, _METRICS, _VERSION),
-    Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
+    Shape.FLAT: (_ROW_ID, _CALL_ID, *_CALL[1:], *map(_or_none, METRIC), _VERSION),
 }
 """The columns of each shape, in order."""
 
