@@ -41,7 +41,7 @@ _CALL = (
     Column("record_id", Kind.TEXT, "32 hexadecimal digits, unique over all rows: a key to merge by"),
     Column("run_id", Kind.TEXT, "the dataset's own id, which survives resumes"),
     Column("bitlink", Kind.TEXT, "domain/back-half"),
-    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
     Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
     Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
@@ -56,7 +56,7 @@ _CALL = (
 )
 _ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
 _CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
-_METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
+_METRICS = Column("metrics", Kind.METRICS, "the breakdown: value and clicks, in Bitly's order")
 METRIC = (
     Column("value", Kind.TEXT, "what the clicks came from"),
     Column("clicks", Kind.INTEGER, "clicks from there"),
@@ -79,7 +79,7 @@ COLUMNS: dict[Shape, tuple[Column, ...]] = {
 FAILURE: tuple[Column, ...] = (
     Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),
     Column("text", Kind.TEXT, "the line that is no bitlink; null for a bitlink", nullable=True),
-    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("kind", Kind.TEXT, "refused, failed or invalid"),
     Column("status", Kind.INTEGER, "HTTP's; null where no answer came", nullable=True),
     Column("message", Kind.TEXT, "Bitly's, or the reason"),
