@@ -7,6 +7,7 @@ from harvester.config import sources
 from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
 from harvester.events import Event
 from harvester.shutdown import (
+    BOUND_REACHED,
     BUG,
     CONSEQUENCES,
     MONTH_SPENT,
@@ -33,11 +34,12 @@ EXIT_CODES: dict[int, str] = {
     USAGE: "usage, configuration or input: nothing more will come of repeating it",
     SOME_FAILED: "finished, but some calls failed: repeat it later",
     TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, throttled for hours, dataset or "
-    "connections in use): repeat it",
+    STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use): "
+    "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written, or (verify) does not hold",
+    BOUND_REACHED: "stopped where you said (--max-calls, --max-time): the same command goes on when you want",
 }
 
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
