@@ -162,10 +162,10 @@ class AccessOptions:
     "Bitly's API, or a sandbox."
 
     token_file: str | None = None
-    "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
+    "A file that holds the token alone; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
 
     token_command: str | None = None
-    "A command that prints the token, such as a password manager's."
+    "A command that prints the token alone, such as a password manager's."
 
     token_store: str | None = None
     "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
@@ -221,7 +221,7 @@ class LoginOptions:
     "The id of your OAuth app at Bitly."
 
     client_secret_file: str | None = None
-    "A file whose first line is the app's secret; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
+    "A file that holds the app's secret alone; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
 
     port: int = 8472
     "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."

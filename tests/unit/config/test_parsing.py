@@ -377,8 +377,8 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
     assert read() == "another"
 
 
-@pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\nand a note"])
-def test_a_files_first_line_is_the_token(tmp_path: Path, no_token: None, content: str) -> None:
+@pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\n\n \n"])
+def test_a_file_holds_the_token_alone(tmp_path: Path, no_token: None, content: str) -> None:
     path = token_file(tmp_path, content.encode())
     assert token_source(AccessOptions(token_file=path), silent)() == TOKEN
 
@@ -390,8 +390,8 @@ def test_a_file_is_read_at_each_call_so_that_a_token_can_be_rotated(tmp_path: Pa
     assert read() == "new"
 
 
-def test_a_commands_first_line_is_the_token(no_token: None) -> None:
-    command = command_that(f"print('{TOKEN}'); print('and a note')")
+def test_a_command_prints_the_token_alone(no_token: None) -> None:
+    command = command_that(f"print('{TOKEN}')")
     assert token_source(AccessOptions(token_command=command), silent)() == TOKEN
 
 
