@@ -20,7 +20,7 @@ from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
-from harvester.config.parsing import TypedOptions, typed
+from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
 from harvester.events import RunObserver
@@ -121,12 +121,14 @@ def build_job(
 
     lists: the paths of lists, or - for standard input; or links from Python. read_token: returns the token, instead of
     the source that the options name. sink: the reader of the rows, instead of standard output. metrics: called with
-    each manifest.
+    each manifest. warn: called for what is no error, such as a window that is not over.
 
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
     values, output = typed(options), options.output
+    if warning := future_reference(values.query):
+        warn(warning)
     sources, feed = _input_of(lists, options)
     return Job(
         sources=sources,
