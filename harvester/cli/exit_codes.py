@@ -55,9 +55,9 @@ def exit_code(outcome: "RunOutcome") -> int:
     """Return the exit code of a run's outcome, one of EXIT_CODES."""
     if outcome.stop is not None:
         return CONSEQUENCES[outcome.stop.reason].exit_code
-    if outcome.status.listed.links == 0:
-        return USAGE
-    return OK if outcome.complete else SOME_FAILED
+    if outcome.complete:
+        return OK
+    return SOME_FAILED if outcome.status.listed.links else USAGE
 
 
 def report_error(error: Exception, observer: "Reporter") -> int:

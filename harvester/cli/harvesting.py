@@ -22,7 +22,7 @@ from harvester.config.sources import undashed
 from harvester.events import Event
 from harvester.jsonlines import as_json
 from harvester.reporting.terminal import can_be_drawn_upon, print_out
-from harvester.shutdown import OK, ShutdownSignal
+from harvester.shutdown import OK, USAGE, ShutdownSignal
 
 if TYPE_CHECKING:
     from harvester.events import RunOutcome
@@ -81,8 +81,9 @@ def _run(lists: list[str], options: RunOptions, observer: "Reporter") -> int:
     outcome = _run_job(build_job(lists, options, observer.warn, metrics=metrics), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
-    if outcome.stop is None and not outcome.status.listed.links:
-        observer.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+    if outcome.stop is None and code == USAGE:
+        cure = "" if outcome.status.listed.invalid else "; if that is no mistake, take --allow-empty"
+        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{cure}", exit_code=code)
     return code
 
 

@@ -98,6 +98,9 @@ class ListOptions:
     list_format: ListFormatName | None = None
     "What the lists are, whatever their names say."
 
+    allow_empty: bool = False
+    "A list without links is done (exit code 0), and no error (2): for a list that has none on some days."
+
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not begin unless every line of the list is a bitlink."
 

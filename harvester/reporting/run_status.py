@@ -90,7 +90,7 @@ def next_step(
             says = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
             return NextStep(says, f"{command} --retry-failed")
         case State.EMPTY:
-            return NextStep("give it a list that has bitlinks", command)
+            return NextStep("give it a list that has bitlinks; --allow-empty takes one that has none", command)
         case State.COMPLETE:
             return NextStep("nothing: every call is settled")
 

@@ -43,8 +43,9 @@ class Job:
     standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
     own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. commit_seconds: the
-    longest that a verdict waits for its commit. tell_seconds: between two reports of the progress.
+    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. allow_empty: a list
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: between
+    two reports of the progress.
     """
 
     sources: list[Source]
@@ -59,6 +60,7 @@ class Job:
     max_calls: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
+    allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     failure_limit: FailureLimit | None = None
@@ -151,6 +153,7 @@ def build_job(
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
+        allow_empty=options.list.allow_empty,
         failure_limit=values.failure_limit,
         max_time_seconds=values.max_time_seconds,
     )
