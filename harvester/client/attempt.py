@@ -286,7 +286,11 @@ class AttemptSender:
             if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "more came than one answer, so it is not certain what this one answers")
-            kept_alive = body.whole and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
+            kept_alive = (
+                body.whole
+                and not body.flaw
+                and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
+            )
             return self._classify(response, body, slot.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
@@ -303,7 +307,7 @@ class AttemptSender:
             content = self._token.redact(content.decode(errors="replace")).encode()
             return classify(response.status, response.headers, content, self._facet, whole=body.whole)
         if body.flaw and not isinstance(verdict, Answer):
-            why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})")
+            why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})".lstrip())
             if body.cut and isinstance(verdict, Unreadable):
                 return Transient(response.status, why)
             return replace(verdict, message=why)

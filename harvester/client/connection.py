@@ -186,7 +186,7 @@ class _Protocol(ResponseHandler):
         super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if (self._ended or exc is not None) and self._answers and not self._should_close:
+        if (self._ended or exc is not None) and self._requests and self._answers and not self._should_close:
             self._peer.closed_by_peer(self._answers)
         super().connection_lost(exc)
 

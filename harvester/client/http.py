@@ -247,15 +247,16 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     if plain and length is not None and length <= BODY_LIMIT:
         return Body(await response.read())
     if not plain and encoding not in _ENCODINGS:
-        return await _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+        return _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
     unpack = None if plain else _Unpacker(encoding)
-    body = bytearray()
+    body, taken = bytearray(), 0
     async for chunk in response.content.iter_chunked(_READ_BYTES):
+        taken += len(chunk)
         try:
             body += unpack(chunk, BODY_LIMIT + 1 - len(body)) if unpack else chunk[: BODY_LIMIT + 1 - len(body)]
         except (zlib.error, ValueError) as error:
-            return await _undecoded(response, f"{encoding}: {error}")
-        if len(body) > BODY_LIMIT:
+            return _undecoded(response, f"{encoding}: {error}")
+        if len(body) > BODY_LIMIT or taken > 2 * BODY_LIMIT:  # gzip may have any number of empty members
             response.close()  # what is left is not worth reading
             return Body(bytes(body[:BODY_LIMIT]), whole=False)
     if unpack and not unpack.complete:
@@ -263,7 +264,7 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     return Body(bytes(body))
 
 
-async def _undecoded(response: aiohttp.ClientResponse, flaw: str) -> Body:
+def _undecoded(response: aiohttp.ClientResponse, flaw: str) -> Body:
     response.close()
     return Body(b"", flaw=flaw)
 

@@ -503,6 +503,12 @@ async def test_a_body_is_unpacked(header: str, body: bytes) -> None:
     assert await fetched(answer(body, header)) == ROW
 
 
+async def test_empty_members_without_end_are_not_read() -> None:
+    found = await fetched(answer(gzip.compress(b"") * 1_000_000, GZIP))
+    assert isinstance(found, Unreadable)
+    assert "larger" in found.message
+
+
 async def test_a_deflated_body_that_comes_byte_by_byte_is_unpacked() -> None:
     body = zlib.compress(ROW_BODY)
     chunks = b"".join(b"1\r\n%c\r\n" % octet for octet in body) + b"0\r\n\r\n"
@@ -702,11 +708,13 @@ async def test_an_answer_with_another_behind_it_is_asked_for_again() -> None:
     assert "more came" in found.message
 
 
-async def test_an_unasked_408_on_a_resting_connection_fails_no_call() -> None:
+@pytest.mark.parametrize("headers", [(), ("Connection: close",)], ids=["kept open", "closed"])
+async def test_an_unasked_408_on_a_resting_connection_fails_no_call(headers: Sequence[str]) -> None:
     async def serve(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(named(await peer.request(reader)))
         await asyncio.sleep(0.05)
-        writer.write(answer(b"", "Connection: close", status=408))
+        writer.write(answer(b"", *headers, status=408))
+        await reader.read()
 
     with listening(serve) as peer:
         async with reaching(peer.url) as rig:
