@@ -437,6 +437,20 @@ async def test_a_dead_address_is_passed_over_and_the_one_that_answers_is_remembe
             assert rig.used == [3, 3, 3]
 
 
+async def test_addresses_that_failed_come_last_so_that_each_has_its_turn_within_a_few_attempts() -> None:
+    infos = [(socket.AF_INET, 0, 0, "", (f"192.0.2.{n}", 443)) for n in range(5)]
+    peer = connection.Peer()
+    assert peer.in_order(infos) == infos
+    for info in infos[:3]:
+        peer.failed(info)
+        await asyncio.sleep(0.001)
+    assert peer.in_order(infos) == infos[3:] + infos[:3]
+    peer.worked(infos[1])
+    assert peer.in_order(infos)[0] == infos[1]
+    peer.failed(infos[1])
+    assert peer.in_order(infos) == [*infos[3:], infos[0], infos[2], infos[1]]
+
+
 async def test_the_last_address_may_take_all_the_time_there_is_for_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.6)
