@@ -31,6 +31,7 @@ _FROZEN_SECONDS = 0.1
 _GRACE_SECONDS = 2.0
 """The time to read an answer that came while the process stood still."""
 _SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.002, 1.0
+_REST_EVERY = 16
 _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
 
@@ -101,6 +102,7 @@ class _Protocol(ResponseHandler):
         self._head_bytes = 0
         self._began_at = self._took = self._rest = 0.0
         self._last = b""
+        self._repeats = 0
         self._unasked = False
         self._ended = False
         self._poll = select.poll()
@@ -144,12 +146,13 @@ class _Protocol(ResponseHandler):
         """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
         # An answer too many, sent while a request is out, is taken for that request's answer, and so on with each that
         # follows: as long as the connection has no rest, nothing unasked is ever seen. What is sent too often is mostly
-        # a repetition, so an answer that repeats the last one is given a rest. Links that have the same metrics pay for
-        # that with a threefold time.
-        repeated = content == self._last and self._answers > 1
-        self._rest = min(max(2 * self._took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS) if repeated else 0.0
+        # a repetition, so an answer that repeats the last one is given a rest, which takes longer than an answer; where
+        # many links in a row have the same metrics, the first and then each sixteenth.
+        self._repeats = self._repeats + 1 if content == self._last and self._answers > 1 else 0
+        rests = self._repeats == 1 or self._repeats % _REST_EVERY == _REST_EVERY - 1
+        self._rest = min(max(2 * self._took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS) if rests else 0.0
         self._last, self._took = content, self._loop.time() - self._began_at
-        return not (repeated or self._unasked or self._answers > self._requests or self.has_news())
+        return not (rests or self._unasked or self._answers > self._requests or self.has_news())
 
     async def proves_sole(self) -> bool:
         """Look closer at an answer of which `seems_sole` has returned False."""
