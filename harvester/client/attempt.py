@@ -95,18 +95,13 @@ class AttemptSender:
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
+        self._route = f"{self._base.scheme}://{self._base.raw_authority}{self._base_path}"
         self._parameters = query.parameters
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
     def _url(self, bitlink: str) -> URL:
-        return URL.build(
-            scheme=self._base.scheme,
-            authority=self._base.raw_authority,
-            path=self._base_path + path(bitlink, self._facet),
-            query_string=self._parameters,
-            encoded=True,
-        )
+        return URL(f"{self._route}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
 
     async def send(
         self, bitlink: str, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False

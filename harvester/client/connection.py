@@ -162,19 +162,24 @@ class _Protocol(ResponseHandler):
         return self.is_quiet
 
     def data_received(self, data: bytes) -> None:
-        waiting = self._answers < self._requests
-        if data and not waiting and (self._payload is None or self._payload.is_eof()):
+        if self._answers < self._requests:
+            super().data_received(data)
+            if self._answers < self._requests:
+                self._bound_head(len(data))
+        elif data and (self._payload is None or self._payload.is_eof()) and not self._unasked:
             self._unasked = True
             if self._requests:
                 self.abort()
-                return
-            # A proxy's answer to CONNECT comes before the first request that is counted here.
-        super().data_received(data)
-        if waiting:
-            self._head_bytes += len(data)
-            if self._answers < self._requests and self._head_bytes > HEAD_LIMIT:
-                self.abort()
-                self.set_exception(aiohttp.ClientError(f"a response's head of more than {HEAD_LIMIT} bytes"))
+            else:  # a proxy's answer to CONNECT, which is not counted here
+                super().data_received(data)
+        else:
+            super().data_received(data)
+
+    def _bound_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_LIMIT:
+            self.abort()
+            self.set_exception(aiohttp.ClientError(f"a response's head of more than {HEAD_LIMIT} bytes"))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         message, _ = data
