@@ -25,12 +25,14 @@ from harvester.errors import explained
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
+from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.location import OutputLocation
 
 Warn = Callable[[str], None]
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
+_TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("clipped")
 _COUNTERS = tuple(counter.name for counter in fields(AttemptCounts))
 
 
@@ -148,13 +150,13 @@ class Dataset:
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._counts = list(ledger.totals())  # indexed by State
+        self._counts = list(ledger.totals())  # indexed by State, then by _TRUNCATED and _CLIPPED
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
     @property
     def totals(self) -> Totals:
-        """The dataset's calls by state, including uncommitted ones."""
+        """The dataset's calls, including uncommitted ones."""
         return Totals(*self._counts)
 
     @property
@@ -179,20 +181,24 @@ class Dataset:
         """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None) -> None:
+    def record(
+        self, key: bytes, state: State, line: bytes, previous: State | None, shortfall: Shortfall = WHOLE
+    ) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. shortfall: the row's.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
-        entry = Entry(key, state, None if state is State.ROW else line)
+        entry = Entry(key, state, None if state is State.ROW else line, shortfall)
         self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
         self._counts[state] += 1
+        self._counts[_TRUNCATED] += shortfall.truncated
+        self._counts[_CLIPPED] += shortfall.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):
@@ -334,6 +340,7 @@ class Dataset:
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
+        calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
@@ -353,7 +360,7 @@ class Dataset:
             remaining=report.remaining,
             given_up=report.given_up,
             budget=report.budget,
-            dataset=DatasetCounts(sum(totals) + report.pending, *totals, report.pending),
+            dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
             attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
             parts=tuple(self._publisher.parts()),
         )

@@ -23,7 +23,7 @@ from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublis
 from harvester.errors import DatasetBusy, UsageError, explained
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
-from harvester.rows.schema import Shape
+from harvester.rows.schema import Shape, shortfall_of
 from harvester.storage.filesystem import make_folder, truncate_file, try_lock
 from harvester.storage.folders import check_state, check_unused
 from harvester.storage.location import OutputLocation
@@ -140,7 +140,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
     query, pin_reference: as for `open_dataset`.
 
     Raises:
-        OutputError: it is damaged. UsageError: it was begun with another query.
+        OutputError: it is damaged, or of another version. UsageError: it was begun with another query.
     """
     with contextlib.ExitStack() as stack:
         ledger = None
@@ -152,10 +152,13 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
             folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
-        elif not ledger.unused:
-            query = _begun_query(location, ledger, query, pin_reference=pin_reference)
+        else:
+            ledger.check_version()
+            if not ledger.unused:
+                query = _begun_query(location, ledger, query, pin_reference=pin_reference)
         attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
-        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls=sum(totals))
+        calls = totals.rows + totals.refused + totals.failed
+        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
 def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_reference: bool) -> Query:
@@ -298,8 +301,10 @@ class _Recovery:
         end = start
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
-            line = None if record.state == State.ROW else record.payload
-            entries.append(Entry(record.key, State(record.state), line))
+            if record.state == State.ROW:
+                entries.append(Entry(record.key, State.ROW, None, shortfall_of(orjson.loads(record.payload))))
+            else:
+                entries.append(Entry(record.key, State(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []

@@ -66,7 +66,19 @@ def test_a_storm_of_kills_costs_at_most_five_calls_each(
     links = make_links(count, "a")
     path, out = tmp_path / "links.txt", tmp_path / form
     path.write_text("\n".join(make_lines(links, rng)))
-    arguments = ["run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS, "--part-rows", "700"]
+    arguments = [
+        "run",
+        str(path),
+        "--out",
+        str(out),
+        "--base-url",
+        served.url,
+        *NO_LIMITS,
+        "--part-rows",
+        "700",
+        "--size",
+        "4",
+    ]
     gone: set[str] = set()
     for kill in range(kills):
         process, seen = start(*arguments), published(out)

@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 import pytest
 
+from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import file_publisher
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
-from harvester.dataset.opening import open_dataset
+from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.storage.folders import located, resolve
 from tests.support.committing import keep
@@ -29,15 +30,17 @@ FORMS = ["out", "results.ndjson"]
 
 
 @contextmanager
-def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Dataset]:
+def dataset(
+    out: Path, warnings: list[str] | None = None, work_dir: Path | None = None, query: Query = QUERY
+) -> Iterator[Dataset]:
     location = resolve(str(out), str(work_dir) if work_dir else None)
     warn = (warnings if warnings is not None else []).append
-    with open_dataset(location, QUERY, PartLimits(1000, 1_000_000), warn) as store:
+    with open_dataset(location, query, PartLimits(1000, 1_000_000), warn) as store:
         yield store
 
 
 def settle(store: Dataset, *names: str) -> None:
-    """Record a row for each name, or a refusal for those that begin with `no`."""
+    """Record a row for each name, or a refusal for those that begin with `no`; a row of `cut` lacks something."""
     for name in names:
         bitlink = f"bit.ly/{name}"
         key = store.rows.key(bitlink)
@@ -45,8 +48,10 @@ def settle(store: Dataset, *names: str) -> None:
             line = store.rows.failure("refused", bitlink=bitlink, file="f", line=1, status=404, message="NOT_FOUND")
             store.record(key, State.REFUSED, line, None)
         else:
-            answer = Answer([{"value": name, "clicks": 1}], 1, 30, None)
-            store.record(key, State.ROW, store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z"), None)
+            metrics: list[Metric] = [{"value": name, "clicks": 1}] * (2 if name.startswith("cut") else 1)
+            answer = Answer(metrics, len(metrics), 30 if name.startswith("cut") else 90, None)
+            row = store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z")
+            store.record(key, State.ROW, row, None, store.rows.shortfall(answer))
 
 
 def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
@@ -172,6 +177,44 @@ def settle_as(store: Dataset, name: str, state: State) -> None:
     if state is State.ROW:
         line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
     store.record(key, state, line, found[key].state if found else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
+    quick_path: Path, form: str, committed: bool
+) -> None:
+    query, names, source = replace(QUERY, units=90, size=2), ["whole", "cut-a", "no-b", "cut-c"], quick_path / "source"
+    source.mkdir()
+    with dataset(source / form, query=query) as store:
+        settle(store, *names)
+        if committed:
+            keep(store)
+    whole = journal(source / form).read_bytes()
+    for _, out in each_cut(source, form, telling_cuts(whole)):
+        with dataset(out, query=query) as store:
+            left, totals = known(store, *names), store.totals
+            lacking = sum(name.startswith("cut") for name in left)
+            assert (totals.truncated, totals.clipped) == (lacking, lacking)
+            settle(store, *(set(names) - set(left)))
+            keep(store)
+        with dataset(out, query=query) as store:
+            assert store.totals == (3, 1, 0, 2, 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_ledger_of_another_version_is_refused(quick_path: Path, form: str) -> None:
+    out = quick_path / form
+    with dataset(out) as store:
+        settle(store, "a")
+        keep(store)
+        store.ledger.repin({"schema": 2})
+    message = "schema 2, and this harvester writes 3; use the version that began it"
+    with pytest.raises(OutputError, match=message), dataset(out):
+        pass
+    with pytest.raises(OutputError, match=message), peek(resolve(str(out)), QUERY):
+        pass
 
 
 @pytest.mark.parametrize("form", FORMS)
