@@ -124,8 +124,9 @@ class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
     asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
+    column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.row.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
+    or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient.
 
     to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
@@ -134,6 +135,7 @@ class RunProgress:
     """
 
     listed: ListCounts = field(default_factory=ListCounts)
+    column: str = ""
     read_to_end: bool = False
     asked: int = 0
     rows: int = 0

@@ -74,7 +74,8 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
     if outcome.stop is None and not outcome.status.listed.links:
-        observer.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+        column = f"; its column {outcome.status.column} has none (--column)" if outcome.status.column else ""
+        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}", exit_code=code)
     return code
 
 

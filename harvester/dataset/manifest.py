@@ -100,7 +100,7 @@ class BudgetReport:
 class DatasetCounts:
     """The dataset's calls by state: calls = rows + refused + failed + pending.
 
-    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.row.Shortfall).
+    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.schema.Shortfall).
     """
 
     calls: int

@@ -1,8 +1,8 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -12,10 +12,11 @@ from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.client.circuit_breaker import BreakerRules
-from harvester.client.client import ClientSettings
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
+from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.limit_discovery import HELPERS
+from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
@@ -29,7 +30,7 @@ from harvester.links.files import Source, resolve_lists
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import COMMIT_SECONDS, Metrics
-from harvester.shutdown import FailureLimit
+from harvester.shutdown import FailureLimit, ShutdownSignal
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
 
 PROGRESS_SECONDS = 1.0
@@ -108,6 +109,21 @@ def _server_of(base_url: str) -> str:
     """Return host and port, by which budgets are kept apart."""
     parts = urlsplit(base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+@asynccontextmanager
+async def open_client(
+    job: Job, budgets: Budgets, query: Query, shutdown: ShutdownSignal
+) -> AsyncIterator[tuple[Client, LimitDiscovery]]:
+    """Open a client for a query, and what learns Bitly's limits through it; close its connections at the end.
+
+    Raises:
+        UsageError: a proxy variable is not an HTTP proxy's URL.
+    """
+    clock = budgets.clock.boot_seconds
+    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+    async with opened(budgets.slots, job.client_settings, query, context) as client:
+        yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 
 def build_job(
