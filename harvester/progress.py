@@ -1,7 +1,7 @@
 """The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ class AttemptCounts:
     retried: int = 0
     throttled: int = 0
     helper: int = 0
+
+    @classmethod
+    def among(cls, facts: Mapping[str, str | int]) -> "AttemptCounts":
+        """Return the counts that stand among a ledger's facts, by their names; 0 for one that is missing."""
+        return cls(**{counter.name: int(facts.get(counter.name, 0)) for counter in fields(cls)})
 
 
 class WaitReason(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -15,12 +15,13 @@ from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
 from harvester.dataset.file_publisher import AppendPublisher
-from harvester.dataset.journal import Journal, read, remove, segment_path, segments
+from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
 from harvester.dataset.ledger import Entry, Ledger, State
 from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
@@ -77,6 +78,7 @@ def open_dataset(
             publisher = _publisher_for(location, ledger, part_format, store, sink)
             recovery = _Recovery(location.private, ledger, publisher, warn, ledger.begin_invocation() - 1)
             recovery.recover()
+            recovery.count_attempts()
             journal = recovery.resume_publishing(part_format.shape)
         sidecars = Sidecars(location.public if location.kept else None, store, warn)
         dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal)
@@ -256,6 +258,13 @@ class _Recovery:
         for scan in scans:
             if scan.segment > ended:
                 self._settle(scan)
+
+    def count_attempts(self) -> None:
+        """Add the attempts that the last run sent after its last commit."""
+        counted = asdict(AttemptCounts.among(self.ledger.meta()))
+        missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
+        if more := {name: count for name, count in missing.items() if count > 0}:
+            self.ledger.commit(counters=more, invocation=self.invocation)
 
     def resume_publishing(self, shape: Shape) -> Journal:
         """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
+from harvester.progress import AttemptCounts
 from harvester.storage.folders import located, resolve
 from tests.support.committing import keep
 from tests.support.output_checks import rows
@@ -201,6 +203,50 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
             keep(store)
         with dataset(out, query=query) as store:
             assert store.totals == (3, 1, 0, 2, 2)
+
+
+def counted(store: Dataset) -> AttemptCounts:
+    return AttemptCounts.among(store.ledger.meta())
+
+
+def test_attempts_since_the_last_commit_are_counted_by_the_next_run(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        store.count("total", 3)
+        keep(store)
+        store.record_attempts(AttemptCounts(7, 2, 1, 1))  # a kill comes before the next commit
+    with dataset(out) as store:
+        assert counted(store) == AttemptCounts(7, 2, 1, 1)
+        store.record_attempts(AttemptCounts(2, 0, 0, 1))
+        store.count("total", 2)
+        store.count("helper", 1)
+        keep(store)
+    for _ in range(2):  # what is counted is not counted again
+        with dataset(out) as store:
+            assert counted(store) == AttemptCounts(9, 2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b"1 2 3 4\n", b"%020d " * 3, b"\0" * 84, b"%020d %020d %020d %020d\n" % (2, 0, 0, 0)]
+)
+def test_attempts_that_a_power_cut_took_back_are_those_of_the_ledger(quick_path: Path, text: bytes | None) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        store.record_attempts(AttemptCounts(5))
+        store.count("total", 5)
+        keep(store)
+    (out / "_harvester" / "attempts").unlink()
+    if text is not None:
+        (out / "_harvester" / "attempts").write_bytes(text)
+    with dataset(out) as store:
+        assert counted(store) == AttemptCounts(5)
+
+
+def test_an_attempt_that_cannot_be_recorded_is_an_error(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dataset(quick_path / "out") as store:
+        monkeypatch.setattr(os, "pwrite", lambda *_: 3)
+        with pytest.raises(OutputError, match="attempts: no space left"):
+            store.record_attempts(AttemptCounts(1))
 
 
 @pytest.mark.parametrize("form", FORMS)
