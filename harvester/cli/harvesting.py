@@ -107,7 +107,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
         observer.warn("no token: what is spent is not known, and Bitly is not asked")
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
-    found = plans.play(job, observer, token_known=token_known, offline=offline)
+    found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
     print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else plans.as_text(found))
     return OK
 

@@ -228,6 +228,6 @@ def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def play(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+def make_plan(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Make the plan in an event loop of its own. Raises as `make`."""
     return asyncio.run(make(job, observer, token_known=token_known, offline=offline))

@@ -83,7 +83,7 @@ def _on_disk(out: str, private: str | None) -> OutputLocation:
     return OutputLocation(OutputKind.FOLDER, out, out, private or os.path.join(out, "_harvester"))
 
 
-def check_state(location: OutputLocation) -> None:
+def refuse_second_work_dir(location: OutputLocation) -> None:
     """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
     folder = location.public if location.kind is OutputKind.FILE else os.path.join(location.public, "_harvester")
     inside = os.path.join(folder, "ledger.sqlite")
