@@ -90,3 +90,16 @@ def test_python_gets_the_counts_too(tmp_path: Path, serve: Callable[..., Served]
     truncated, clipped = lacking(tmp_path / "out")
     assert (found["dataset"]["truncated"], found["dataset"]["clipped"]) == (truncated, clipped)
     assert truncated > 0
+
+
+def test_rows_that_a_loader_has_taken_are_not_missed(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
+    out, url = tmp_path / "out", serve().url
+    run(links, out, url, "--part-rows", "7", *CUT)
+    first, *left = sorted(out.glob("part-*"))
+    first.unlink()
+    found = verify(output_at(str(out)))
+    assert (found.ok, len(found.moved_away), found.truncated) == (True, 1, lacking(out)[0])
+    assert found.clipped < manifest(out)["dataset"]["clipped"] == COUNT
+    for part in left:
+        part.unlink()
+    assert verify(output_at(str(out))).ok
