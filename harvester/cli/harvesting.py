@@ -27,7 +27,7 @@ from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon, print_out
-from harvester.shutdown import OK, ShutdownSignal
+from harvester.shutdown import OK, USAGE, ShutdownSignal
 
 if TYPE_CHECKING:
     from harvester.run.assembly import Job
@@ -73,9 +73,10 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     outcome = _run_job(build_job(lists, options, observer.warn, metrics=metrics), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
-    if outcome.stop is None and not outcome.status.listed.links:
+    if outcome.stop is None and code == USAGE:
         column = f"; its column {outcome.status.column} has none (--column)" if outcome.status.column else ""
-        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}", exit_code=code)
+        cure = "" if outcome.status.listed.invalid else "; if that is no mistake, take --allow-empty"
+        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}{cure}", exit_code=code)
     return code
 
 

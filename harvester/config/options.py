@@ -102,6 +102,8 @@ class ListOptions:
 
     max_invalid: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "No success if more lines are invalid: a count, or a share such as 5%; by default more than half and more than 20."
+    allow_empty: bool = False
+    "A list without links is done (exit code 0), and no error (2): for a list that has none on some days."
 
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not begin unless every line of the list is a bitlink."

@@ -6,7 +6,7 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from string import Formatter
@@ -29,6 +29,7 @@ _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
 _MAX_COUNT = 2**31 - 1
+_CLOCK_DIFFERENCE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,16 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
     query = Query(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
+
+
+def future_reference(query: Query) -> str | None:
+    """Return a warning if a query's unit_reference is in the future, by more than two machines' clocks may differ."""
+    if datetime.fromisoformat(query.unit_reference) <= datetime.now(UTC) + _CLOCK_DIFFERENCE:
+        return None
+    return (
+        f"--unit-reference {query.unit_reference} is in the future: the window is not over, and its numbers will "
+        "change; no later run of this output asks for them again"
+    )
 
 
 def requested_limits(options: LimitOptions) -> RequestedLimits:

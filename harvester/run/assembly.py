@@ -21,7 +21,7 @@ from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
-from harvester.config.parsing import TypedOptions, typed
+from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
 from harvester.events import RunObserver
@@ -45,8 +45,9 @@ class Job:
     standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
     own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. commit_seconds: the
-    longest that a verdict waits for its commit. tell_seconds: between two reports of the progress.
+    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. allow_empty: a list
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: between
+    two reports of the progress.
     """
 
     sources: list[Source]
@@ -61,6 +62,7 @@ class Job:
     max_calls: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
+    allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     failure_limit: FailureLimit | None = None
@@ -146,12 +148,14 @@ def build_job(
 
     lists: the paths of lists, or - for standard input; or links from Python. read_token: returns the token, instead of
     the source that the options name. sink: the reader of the rows, instead of standard output. metrics: called with
-    each manifest.
+    each manifest. warn: called for what is no error, such as a window that is not over.
 
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
     values, output = typed(options), options.output
+    if warning := future_reference(values.query):
+        warn(warning)
     sources, feed = _input_of(lists, options)
     return Job(
         sources=sources,
@@ -174,6 +178,7 @@ def build_job(
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
+        allow_empty=options.list.allow_empty,
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,

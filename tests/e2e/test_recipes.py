@@ -32,6 +32,7 @@ from harvester.rows.schema_export import Target, schema_for
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
+from tests.support.scripted_bitly import scripted
 
 LOADING = (ROOT / "docs" / "loading.md").read_text()
 ORCHESTRATION = (ROOT / "docs" / "orchestration.md").read_text()
@@ -465,9 +466,9 @@ class Cron:
 @pytest.mark.parametrize("code", EXIT_CODES)
 def test_the_cron_script_repeats_what_is_to_be_repeated_and_nothing_else(tmp_path: Path, code: int) -> None:
     cron = Cron(tmp_path)
-    assert cron.run(code) == (0 if code in {0, 3} else code)
+    assert cron.run(code) == (0 if code in {0, 3, 9} else code)
     assert cron.run(code) == (code if code in {5, 7} else 0)
-    assert cron.days() == [DAY] * (2 if code in {3, 5, 7} else 1)
+    assert cron.days() == [DAY] * (2 if code in {3, 5, 7, 9} else 1)
     assert (cron.lake / "_stopped").exists() == (code in {1, 2, 4, 6, 8})
 
 
@@ -488,6 +489,15 @@ def test_the_cron_script_carries_on_the_oldest_day_first_and_leaves_complete_one
     assert cron.days() == ["2026-11-20", "2026-11-22", DAY]
     assert cron.run(7) == 7
     assert cron.days()[3:] == ["2026-11-20"]
+
+
+def test_the_cron_script_goes_no_further_than_the_bound_that_was_set(tmp_path: Path) -> None:
+    """Each later day would otherwise make as many calls again."""
+    cron = Cron(tmp_path)
+    (cron.lake / "dt=2026-11-20").mkdir(parents=True)
+    for _ in range(2):
+        assert cron.run(9) == 0
+    assert cron.days() == ["2026-11-20"] * 2
 
 
 def test_the_cron_script_works_with_harvester_itself(tmp_path: Path, serve: Callable[..., Served]) -> None:
@@ -515,8 +525,8 @@ class Repeated(Exception):
 
 @pytest.fixture
 def dag(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The page's DAG, with just as much of Airflow as it uses. try_number: as Airflow counts, from 1."""
-    found = SimpleNamespace(task=None, options={}, try_number=1, days=[])
+    """The page's DAG, with just as much of Airflow as it uses."""
+    found = SimpleNamespace(task=None, options={}, days=[])
 
     def task(**options: Any) -> Callable[[Any], Any]:
         def decorate(work: Any) -> Any:
@@ -526,8 +536,7 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return decorate
 
     sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.sdk.exceptions")
-    context = {"ti": found}
-    vars(sdk).update(dag=lambda **_: lambda make: make, task=task, get_current_context=lambda: context)
+    vars(sdk).update(dag=lambda **_: lambda make: make, task=task)
     vars(exceptions).update(AirflowException=Repeated, AirflowFailException=Failed)
     for module in (ModuleType("airflow"), sdk, exceptions):
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -536,13 +545,21 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
+def put_command(folder: Path, code: int, calls: int = 1) -> None:
+    """Put a harvester there whose runs end with a code, and whose status has so many calls in the last run."""
+    status = json.dumps({"invocation": {"calls": calls}})
+    (folder / "harvester").write_text(
+        f"#!/bin/sh\n[ $1 = status ] && echo '{status}' && exit\necho \"$@\" > '{folder}/words'\nexit {code}\n"
+    )
+    (folder / "harvester").chmod(0o755)
+
+
 @pytest.mark.parametrize("code", EXIT_CODES)
 def test_the_airflow_task_repeats_what_is_to_be_repeated_and_nothing_else(
     dag: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "harvester").write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/words"\nexit {code}\n')
-    (tmp_path / "harvester").chmod(0o755)
+    put_command(tmp_path, code)
     expected = {0: None, 3: Repeated, 5: Repeated, 7: Repeated}.get(code, Failed)
     assert dag.days == ["{{ ds }}"]
     if expected is None:
@@ -550,27 +567,86 @@ def test_the_airflow_task_repeats_what_is_to_be_repeated_and_nothing_else(
     else:
         with pytest.raises(expected):
             dag.task(DAY)
-    assert (tmp_path / "words").read_text().split()[-2:] == ["--unit-reference", DAY]
-    assert "{facet}/dt={dt}" in (tmp_path / "words").read_text()
+    words = (tmp_path / "words").read_text().split()
+    assert words[-3:] == ["--allow-empty", "--unit-reference", DAY]
+    assert words[words.index("--out") + 1].endswith("{facet}/dt={dt}")
 
 
-def test_the_airflow_task_gives_up_calls_that_fail_again_and_again(
-    dag: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("others", [(), (5, 5, 5, 5), (7,) * 60, (5, 7, 3, 5, 3)])
+def test_the_airflow_task_gives_up_what_failed_by_calls_and_not_by_tries(
+    dag: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[int, ...]
 ) -> None:
+    """However often it was tried before, and with whatever end."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "harvester").write_text("#!/bin/sh\nexit 3\n")
-    (tmp_path / "harvester").chmod(0o755)
-    dag.try_number = 4
+    for code in (*others, 3):
+        put_command(tmp_path, code, calls=1)
+        with pytest.raises(Repeated):
+            dag.task(DAY)
+    put_command(tmp_path, 3, calls=0)
     with pytest.raises(Failed, match="_failures"):
         dag.task(DAY)
 
 
-def test_the_airflow_tasks_tries_outlast_a_month(dag: SimpleNamespace) -> None:
+def test_the_airflow_task_stops_at_a_bound_and_says_how_to_go_on(
+    dag: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    put_command(tmp_path, 9)
+    with pytest.raises(Failed, match="clear the task to go on"):
+        dag.task(DAY)
+
+
+def test_the_airflow_task_works_with_harvester_itself(
+    dag: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One link fails in each run: three of them ask for it, the fourth does not, and is the last."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    words = f'$(echo "$@" | sed "s,/srv/,{tmp_path}/,g")'
+    (tmp_path / "harvester").write_text(f"#!/bin/sh\nexec {sys.executable} -m harvester {words}\n")
+    (tmp_path / "harvester").chmod(0o755)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "links.txt").write_text("bit.ly/ok\nbit.ly/503\n")
+    with scripted() as bitly:
+        monkeypatch.setenv("HARVESTER_BASE_URL", bitly.url)
+        monkeypatch.setenv("HARVESTER_ATTEMPTS", "1")
+        for number in range(1, 4):
+            with pytest.raises(Repeated, match="exit code 3"):
+                dag.task(DAY)
+            assert len(bitly.visits("503")) == number
+        with pytest.raises(Failed, match="_failures"):
+            dag.task(DAY)
+        assert len(bitly.visits("503")) == 3
+
+
+def test_a_day_without_links_is_done_in_the_recipes(
+    dag: SimpleNamespace, tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cron it does not keep the days after it from being harvested."""
+    url, cron = serve().url, Cron(tmp_path)
+    words = f'$(echo "$@" | sed "s,/srv/,{tmp_path}/,g")'
+    cron.add("harvester", f"#!/bin/sh\nexec {sys.executable} -m harvester {words}\n")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "links.txt").touch()
+    (cron.lake / "dt=2026-11-20").mkdir(parents=True)
+    assert cron.run(HARVESTER_BASE_URL=url, LIST=str(tmp_path / "lists" / "links.txt")) == 0
+    for day in ("2026-11-20", DAY):
+        assert (cron.lake / f"dt={day}" / "_SUCCESS").exists()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("HARVESTER_BASE_URL", url)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    dag.task(DAY)
+    assert (tmp_path / "lake" / "referrers" / f"dt={DAY}" / "_SUCCESS").exists()
+
+
+def test_the_airflow_tasks_tries_outlast_a_year(dag: SimpleNamespace) -> None:
     wait, waited = dag.options["retry_delay"], dag.options["retry_delay"] * 0
     for _ in range(dag.options["retries"]):
         waited += wait
         wait = min(wait * 2, dag.options["max_retry_delay"])
-    assert waited.days > 31
+    assert waited.days > 365
+    # Airflow doubles the wait with each try, as a float.
+    assert wait.total_seconds() * 2.0 ** dag.options["retries"] < float("inf")
 
 
 def test_the_airflow_task_ends_its_command_in_good_order(
