@@ -58,15 +58,23 @@ class HelperResponse(NamedTuple):
     body: bytes
 
 
+def record_nothing(counters: AttemptCounts) -> None:
+    """Record no attempts: nobody asks for them after a kill."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientContext:
-    """What a client works with beside connections. clock: the budget's seconds since boot."""
+    """What a client works with beside connections. clock: the budget's seconds since boot.
+
+    record_attempts: called with the counts before each request is sent; raises OutputError if it must not be sent.
+    """
 
     token: Token
     budget: Budget
     breaker: CircuitBreaker
     shutdown: ShutdownSignal
     clock: Callable[[], float]
+    record_attempts: Callable[[AttemptCounts], None] = record_nothing
 
 
 class AttemptSender:
@@ -92,6 +100,7 @@ class AttemptSender:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
+        self._record_attempts = context.record_attempts
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
@@ -156,6 +165,7 @@ class AttemptSender:
                 return HelperResponse(NOT_ASKED, {}, b"")
             self._begin(slot, budget)
             self.counters.helper += 1
+            self._record_counters()
             url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
             try:
                 with slot.line.deadline(self._timeout_seconds):
@@ -168,6 +178,7 @@ class AttemptSender:
             finally:
                 if slot.line.unsent:
                     self.counters.helper -= self._given_back(slot, budget)
+                    self._record_fewer()
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
         finally:
@@ -215,6 +226,7 @@ class AttemptSender:
             self._begin(slot, self._budget)
             self.waiting = None
             self.counters.total += 1
+            self._record_counters()
             return None
         self._breaker.leave(sent_at=entered_at)
         if isinstance(refusal, MonthExhausted):
@@ -272,6 +284,18 @@ class AttemptSender:
             budget.give_back(counted)
         return True
 
+    def _record_counters(self) -> None:
+        """Record the attempt that is about to be sent, and end the run if that cannot be done."""
+        try:
+            self._record_attempts(self.counters)
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error
+
+    def _record_fewer(self) -> None:
+        with suppress(OutputError):  # then one too many is recorded until the next attempt
+            self._record_attempts(self.counters)
+
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         try:
@@ -292,6 +316,7 @@ class AttemptSender:
         finally:
             if slot.line.unsent:
                 self.counters.total -= self._given_back(slot, self._budget)
+                self._record_fewer()
             if not kept_alive:
                 await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
 

@@ -297,10 +297,13 @@ class Harvest:
 
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
-        self._dataset.record(call.key, State.ROW, line, call.previous)
+        shortfall = self._dataset.rows.shortfall(answer)
+        self._dataset.record(call.key, State.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.rows += 1
+        self.progress.truncated += shortfall.truncated
+        self.progress.clipped += shortfall.clipped
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
         # A server that does not know the path may be the wrong server: until it has answered a call of this run, its
