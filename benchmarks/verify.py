@@ -83,7 +83,7 @@ def finish(store: Dataset, calls: int) -> None:
     outcome = RunOutcome(complete=True, stop=None, status=progress)
     invocation = Throughput().report(store.invocation, ())
     store.write_manifest(run_report(progress, outcome, invocation, BudgetReport("", "", None, ())))
-    sidecars = Sidecars(store.place.public, None, print)
+    sidecars = Sidecars(store.location.public, None, print)
     sidecars.write_failures([])
     sidecars.write_success()
 

@@ -5,10 +5,10 @@ Nothing is printed and no signal handler is installed; notes and warnings go to 
 
 import asyncio
 import inspect
-import os
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from pathlib import Path
 from types import AsyncGeneratorType
 from typing import Any, Unpack, cast
 
@@ -45,6 +45,7 @@ from harvester.threads import in_daemon
 
 Row = dict[str, Any]
 """A row, or a failure as in `_failures.ndjson`, as it is published."""
+Lists = list[str] | IterableFeed
 
 _CANCELLED = "cancelled"
 _CUT = (
@@ -82,12 +83,12 @@ async def harvest(
     read_token = token_reader(token, chosen)
     metrics = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, metrics=metrics))
-    path = os.path.join(
-        resolve(job.out, job.work_dir).public, MANIFEST
-    )  # resolved now, because the working directory may change
+    # Resolved now, because the working directory may change.
+    manifest = Path(resolve(job.out, job.work_dir).public, MANIFEST)
     outcome = await jobs.run(job, ShutdownSignal(), observer)
-    _raise_for(lists, outcome)
-    return await in_daemon(partial(_object_in, path))
+    _raise_broken(outcome, lists)
+    found: dict[str, Any] = orjson.loads(await in_daemon(manifest.read_bytes))
+    return found
 
 
 def stream(
@@ -147,7 +148,6 @@ class _Stream(AsyncGenerator[Row, None]):
         self._over = False
 
     async def asend(self, value: None) -> Row:
-        """Return the next row."""
         if self._rows.ag_frame is None and not self._over:
             raise RunStopped(_CANCELLED, _CUT)
         try:
@@ -159,7 +159,6 @@ class _Stream(AsyncGenerator[Row, None]):
             raise
 
     async def athrow(self, *error: Any) -> Row:
-        """Raise an error where the stream waits, and so end it."""
         return await self._rows.athrow(*error)
 
     async def aclose(self) -> None:
@@ -169,12 +168,11 @@ class _Stream(AsyncGenerator[Row, None]):
 
 
 async def _rows(
-    lists: list[str] | IterableFeed,
+    lists: Lists,
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
 ) -> AsyncGenerator[Row, None]:
-    """Yield a run's rows."""
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
@@ -184,19 +182,10 @@ async def _rows(
             yield orjson.loads(line)
     if observer.error is not None:
         raise observer.error
-    outcome = rows.outcome()
-    if isinstance(lists, IterableFeed) and lists.error is not None:
-        raise lists.error
-    _raise_stopped(outcome)
+    _raise_stopped(rows.outcome(), lists)
 
 
-def _object_in(path: str) -> dict[str, Any]:
-    with open(path, "rb") as stream:
-        found: dict[str, Any] = orjson.loads(stream.read())
-    return found
-
-
-def _raise_for(lists: list[str] | IterableFeed, outcome: RunOutcome) -> None:
+def _raise_broken(outcome: RunOutcome, lists: Lists | None) -> None:
     """Raise what the caller's iterable raised, or OutputError if the run ended because of its output."""
     if isinstance(lists, IterableFeed) and lists.error is not None:
         raise lists.error
@@ -204,9 +193,8 @@ def _raise_for(lists: list[str] | IterableFeed, outcome: RunOutcome) -> None:
         raise OutputError(outcome.stop.message)
 
 
-def _raise_stopped(outcome: RunOutcome) -> None:
+def _raise_stopped(outcome: RunOutcome, lists: Lists | None = None) -> None:
     """Raise why a run ended early, if it did."""
+    _raise_broken(outcome, lists)
     if stop := outcome.stop:
-        if stop.reason is StopReason.OUTPUT:
-            raise OutputError(stop.message)
         raise RunStopped(stop.reason.value, stop.message, stop.until)

@@ -46,10 +46,8 @@ def one_line(record: Mapping[str, Any]) -> bytes:
     line = orjson.dumps(record)
     if line.isascii():
         return line
-    if b"\xe2\x80\xa8" in line or b"\xe2\x80\xa9" in line or b"\xc2\x85" in line:
-        line = line.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-        line = line.replace(b"\xc2\x85", b"\\u0085")
-    return line
+    line = line.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return line.replace(b"\xc2\x85", b"\\u0085")
 
 
 def as_json(value: Any, option: int = 0) -> str:

@@ -26,6 +26,7 @@ class StopReason(StrEnum):
     CONNECTION_REFUSED = "connection_refused"
     NO_ROUTE = "no_route"
     TOO_MANY_FAILURES = "too_many_failures"
+    TOO_MANY_INVALID = "too_many_invalid"
     ALL_REFUSED = "all_refused"
     UNREADABLE = "unreadable"
     OUTPUT = "output"
@@ -82,6 +83,9 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {CARRIES_ON}", repeating_helps=False),
     StopReason.TOO_MANY_FAILURES: Consequence(
         TOO_MANY_FAILED, f"see in _failures.ndjson why; then {CARRIES_ON}, or with a larger --max-failures"
+    ),
+    StopReason.TOO_MANY_INVALID: Consequence(
+        SOME_FAILED, f"correct the list, or allow it with --max-invalid; then {CARRIES_ON}", repeating_helps=False
     ),
     StopReason.ALL_REFUSED: Consequence(
         TOO_MANY_FAILED,
@@ -150,32 +154,22 @@ class ShutdownSignal:
         Raises:
             RunStopping: the run is ending; work is cancelled.
         """
-        if self.stop is not None:
-            _discard(work)
-            raise RunStopping
         task = asyncio.ensure_future(work)
         requested = asyncio.ensure_future(self._requested.wait())
         try:
-            await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
+            if self.stop is None:
+                await asyncio.wait({task, requested}, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    return task.result()
             raise RunStopping
         finally:
             requested.cancel()
             task.cancel()
 
 
-def _discard(work: Awaitable[object]) -> None:
-    """Dispose of work that was never awaited, without asyncio's warning."""
-    if asyncio.iscoroutine(work):
-        work.close()
-    elif isinstance(work, asyncio.Future):
-        work.cancel()
-
-
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """The number of refused and failed calls that stops a run: a count, or a share of the calls made.
+    """The number of refused and failed calls, or of invalid lines, that is too many: a count, or a share of all.
 
     A share applies from SHARE_FLOOR calls on, because one failure in three calls is a third already, and at the end.
     """

@@ -5,7 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar, cast
+from functools import partial
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -101,23 +102,17 @@ async def in_daemon(work: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(cast("T", result))
-        else:
-            future.set_exception(error)
+    def deliver(finish: Callable[[], None]) -> None:
+        if not future.cancelled():
+            finish()
 
     def run() -> None:
-        result: T | None = None
-        caught: BaseException | None = None
         try:
-            result = work()
+            finish = partial(future.set_result, work())
         except BaseException as error:  # SystemExit too: the awaiting task would otherwise wait for ever
-            caught = error
+            finish = partial(future.set_exception, error)
         with suppress(RuntimeError):  # the loop is closed, so that nobody awaits the result
-            loop.call_soon_threadsafe(deliver, result, caught)
+            loop.call_soon_threadsafe(deliver, finish)
 
     threading.Thread(target=run, name="harvester-reader", daemon=True).start()
     return await future

@@ -1,24 +1,35 @@
 """What the tests share."""
 
+import importlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import count
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import hypothesis
 import pytest
 import trustme
 
+# Each worker would otherwise rewrite the assertions of every file and compile it anew: 8 s of its CPU time.
+sys.dont_write_bytecode = False
+
+# ruff: noqa: E402 - what follows is compiled too
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3, Case
+
+# An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
+hypothesis.settings.register_profile("loaded machine", deadline=None)
+hypothesis.settings.load_profile("loaded machine")
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()
@@ -32,9 +43,32 @@ def quick_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is slow first, so that nothing long is left for one worker while the others are idle."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection(session: pytest.Session) -> None:
+    """Let the workers of a new clone compile a share of the test files each: every worker begins at another place."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    tests = Path(__file__).parent
+    files = sorted(tests.rglob("test_*.py"))
+    begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in files[begin:] + files[:begin]:
+        with suppress(Exception):  # the collection itself will show it
+            importlib.import_module(".".join(file.relative_to(tests.parent).with_suffix("").parts))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put what is slow first, an equal share of it into the first tests of each worker.
+
+    At first xdist gives each of N workers an Nth of a quarter of the tests, in their order.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    first = len(items) // workers // 4
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = iter([item for item in items if not item.get_closest_marker("slow")])
+    shares = [slow[number::workers] for number in range(workers)]
+    items[:] = [item for share in shares for item in [*share, *islice(rest, max(0, first - len(share)))]]
+    items.extend(rest)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -80,13 +114,14 @@ def own_state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_authorities(own_state: Path) -> Iterator[None]:
-    """Let commands read one certificate at their start, not all of the machine's: that is a tenth of their start."""
+def authority(own_state: Path) -> Iterator[trustme.CA]:
+    """Let commands trust this authority and not all of the machine's: reading those is a tenth of a command's start."""
+    authority = trustme.CA()
     with pytest.MonkeyPatch.context() as patch:
-        trustme.CA().cert_pem.write_to_path(str(own_state / "authority.pem"))
+        authority.cert_pem.write_to_path(str(own_state / "authority.pem"))
         patch.setenv("SSL_CERT_FILE", str(own_state / "authority.pem"))
         patch.setenv("SSL_CERT_DIR", str(own_state / "no-authorities"))
-        yield
+        yield authority
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ def test_no_file_of_the_repository_installs_somebody_elses_harvester() -> None:
 @pytest.mark.parametrize(
     "line", ["pip install harvester", "pip install 'harvester[parquet]'", "RUN pip install -U harvester && true"]
 )
-def test_a_text_that_does_would_be_found(line: str) -> None:
+def test_an_instruction_that_installs_it_would_be_found(line: str) -> None:
     assert FOREIGN.search(line)
     assert not FOREIGN.search(line.replace("harvester", DISTRIBUTION))
 
@@ -92,7 +92,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Installe
     return Installed(tmp_path_factory.mktemp("installed") / "venv", wheel)
 
 
-def test_the_wheel_has_our_name_and_all_that_is_no_code(wheel: Path) -> None:
+def test_the_wheel_has_our_name_and_every_data_file(wheel: Path) -> None:
     assert wheel.name == f"bitly_harvester-{__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"harvester/demo-links.txt", "harvester/py.typed", "harvester/config.example.toml"} <= names

@@ -13,6 +13,7 @@ import pytest
 
 from harvester import __version__
 from harvester.cli.exit_codes import EXIT_CODES, exit_code
+from harvester.cli.main import app
 from harvester.events import RunOutcome
 from harvester.progress import WAIT_REASONS, RunProgress
 from harvester.reporting.run_status import State
@@ -56,6 +57,11 @@ def test_the_page_of_the_command_line_has_every_command_once() -> None:
     listed = re.findall(r"^│ ([a-z]+)  ", help_text(), re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
     assert re.findall(r"^## harvester (\w+)$", CLI.read_text(), re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_a_commands_docstring(command: str) -> None:
+    assert app[command].help == str(app[command].default_command.__doc__).partition("\n")[0]
 
 
 def test_the_readme_is_short() -> None:

@@ -13,7 +13,7 @@ from tests.support.commands import ROOT
 
 PACKAGE = ROOT / "harvester"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MOST_MODULES, MOST_LINES, MOST_FLOORS = 9, 400, 12
+MOST_MODULES, MOST_LINES, MOST_FLOORS = 9, 400, 9
 ANYTHING = {"cli", "api", "arrow", "lookup", "sandbox", "__init__", "__main__"}
 """What stands beside or above the packages, and may import all of them."""
 
@@ -120,7 +120,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("tenacity", {"client.client", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),
         ("sqlite3", {"budget.database", "storage.sqlite"}),
-        ("cyclopts", {"cli.main", "cli.outputs", "config.options", "config.sources"}),
+        ("cyclopts", {"cli.first_steps", "cli.main", "cli.outputs", "config.options", "config.sources"}),
         ("psutil", {"storage.folders"}),
         ("platformdirs", {"config.token_store", "storage.folders"}),
         ("keyring", {"config.token_store"}),

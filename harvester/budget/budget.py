@@ -2,10 +2,11 @@
 
 The protocols say what the client and the run rely on; `budget.machine` keeps them in a file of this machine. An attempt
 is counted before it is sent, so a kill at any moment can only leave too much counted. Nothing here sleeps or knows
-asyncio: `try_acquire` answers "counted, send it" or how long to wait and why.
+asyncio.
 
-Every method but `try_acquire` may raise OutputError, BudgetBusy among it; properties are as of the last attempt or
-look. Times called sent_at are seconds since boot.
+Every method may raise OutputError; all but `try_acquire` also BudgetBusy. Where a response is reported to the budget
+the caller may drop either, because the next `try_acquire` meets the same file before anything is sent. Properties are
+as of the last attempt or look. Times called sent_at are seconds since boot.
 """
 
 from datetime import datetime
@@ -56,10 +57,6 @@ class Budget(Protocol):
     def reported_per_hour(self) -> int | None:
         """The hourly limit that Bitly last reported; None if it has reported none."""
 
-    @property
-    def closed(self) -> bool:
-        """True from a throttled response until a probe has passed."""
-
     def use_token(self, fingerprint: str) -> None:
         """Count for another token of the same account from the next attempt on. Raises nothing."""
 
@@ -81,16 +78,10 @@ class Budget(Protocol):
         """
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while.
-
-        A response to an attempt that was under way when an earlier one closed the endpoint only corrects what passed.
-        """
+        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while."""
 
     def answered(self, *, sent_at: float) -> None:
-        """Record a response that was not throttled; reopens the endpoint if it was the probe's.
-
-        A response to an attempt that was under way before the throttled one says nothing about what came after it.
-        """
+        """Record a response that was not throttled; reopens the endpoint if it was the probe's."""
 
     # --- Bitly's report --------------------------------------------------------------------------------------------
 

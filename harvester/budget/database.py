@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from harvester.budget.limits import HOUR, LATE_SECONDS, SPANS
+from harvester.budget.limits import COUNTED_SECONDS, HOUR
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
 from harvester.clock import Clock
 from harvester.errors import BudgetBusy, OutputError
@@ -29,6 +29,8 @@ _BUSY_SECONDS = 10.0
 _LOOP_BUSY_SECONDS = 0.5
 """The same for an open file: the wait blocks the event loop."""
 _BUSY_PAUSE_SECONDS = 0.01
+_CHECK_SECONDS = 1.0
+"""How often the path is looked at, to see whether it still names the open file."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -84,6 +86,7 @@ class BudgetDatabase:
         self.clock = clock or Clock()
         self._anchor_elapsed = self._anchor_wall = 0.0
         self._data_version = -1
+        self._check_due = 0.0
         with self.explained():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
             try:
@@ -118,18 +121,12 @@ class BudgetDatabase:
         """
         if self._version() == _VERSION:
             return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._exclusive():
             if self._version() != _VERSION:  # no other process has created them meanwhile
                 self._require_new()
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -161,7 +158,14 @@ class BudgetDatabase:
         return self._anchor_wall + now - self._anchor_elapsed
 
     def check_present(self) -> None:
-        """Raise OutputError if the path no longer names the open file: other processes would count in another one."""
+        """Raise OutputError if the path no longer names the open file: other processes would count in another one.
+
+        Looks at most once a second.
+        """
+        now = self.clock.boot_seconds()
+        if now < self._check_due:
+            return
+        self._check_due = now + _CHECK_SECONDS
         try:
             found = os.stat(self.path).st_ino
         except OSError:
@@ -178,21 +182,25 @@ class BudgetDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[float]:
-        """Open a write transaction, which excludes all other processes; yields the seconds since boot at its begin."""
-        with self.explained():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._refresh_anchor()
-                yield self.clock.boot_seconds()
-                self._db.execute("COMMIT")  # it may be here that a full disk is noticed
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        """Open a write transaction, which excludes all other processes; yields the seconds since boot."""
+        with self.explained(), self._exclusive():
+            self._refresh_anchor()
+            yield self.clock.boot_seconds()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")  # it may be here that a full disk is noticed
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, also the Python errors by which damage shows that SQLite does not notice."""
+        """Turn SQLite's errors into ours, and the Python errors that damage causes which SQLite does not notice."""
         try:
             yield
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -207,11 +215,6 @@ class BudgetDatabase:
             ) from error
 
     # --- clocks ----------------------------------------------------------------------------------------------------
-
-    def set_date(self, seen: float, now: float) -> None:
-        """Set the calendar: it was `seen` (seconds since 1970) at `now` seconds since boot."""
-        with self.transaction():
-            self._set_anchor(now, seen)
 
     def _refresh_anchor(self) -> None:
         # Another process may have set it; SQLite changes data_version whenever another connection has committed.
@@ -233,18 +236,18 @@ class BudgetDatabase:
             self._move_times(meta, now)
             # The last attempt lies in the past, whatever the wall clock says now.
             latest = newest - meta["anchor_elapsed"] + meta["anchor_wall"] if "anchor_wall" in meta else 0.0
-            self._set_anchor(now, max(self.clock.wall(), latest))
+            self.set_anchor(now, max(self.clock.wall(), latest))
         elif not self.clock.boot:  # a boot without a name: it may be another one, which has been up for longer
-            self._set_anchor(now, max(self.clock.wall(), self.utc(now)))
+            self.set_anchor(now, max(self.clock.wall(), self.utc(now)))
         if meta.get("boot") != self.clock.boot:  # in most cases nothing is written here, and nothing synced
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
-        horizon = now - SPANS[HOUR] - LATE_SECONDS
-        self._db.execute("DELETE FROM attempts WHERE at <= ?", (horizon,))
+        self._db.execute("DELETE FROM attempts WHERE at <= ?", (now - COUNTED_SECONDS[HOUR],))
         # The newest by name, not by the calendar, which may be wrong until the first response.
         delete = "DELETE FROM months WHERE month NOT IN (SELECT DISTINCT month FROM months ORDER BY month DESC LIMIT ?)"
         self._db.execute(delete, (_MONTHS_KEPT,))
 
-    def _set_anchor(self, now: float, wall: float) -> None:
+    def set_anchor(self, now: float, wall: float) -> None:
+        """Set the calendar, inside a transaction: it was `wall` (seconds since 1970) at `now` seconds since boot."""
         self._anchor_elapsed, self._anchor_wall = now, wall
         values = (("anchor_elapsed", now), ("anchor_wall", wall))
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
@@ -257,12 +260,9 @@ class BudgetDatabase:
         window opens early.
         """
         for scope, last_at, state in self._db.execute("SELECT id, last_at, state FROM scopes").fetchall():
-            horizon = last_at - SPANS[HOUR] - LATE_SECONDS
-            rows = self._db.execute("SELECT first, at FROM attempts WHERE scope = ?", (scope,)).fetchall()
-            for first, at in rows:
-                if at <= horizon:
-                    self._db.execute("DELETE FROM attempts WHERE scope = ? AND first = ?", (scope, first))
-                    continue
+            horizon = last_at - COUNTED_SECONDS[HOUR]
+            self._db.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", (scope, horizon))
+            for first, at in self._db.execute("SELECT first, at FROM attempts WHERE scope = ?", (scope,)).fetchall():
                 wall = meta["anchor_wall"] + at - meta["anchor_elapsed"]
                 age = max(min(now, self.clock.wall() - wall - _MOVED_SECONDS), 0.0)
                 update = "UPDATE attempts SET at = ? WHERE scope = ? AND first = ?"

@@ -1,22 +1,26 @@
 """Estimate of when a number of calls would end: a simulation of the budget's rules. Pure."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.budget.budget import Budget
-from harvester.budget.limits import HOUR, LATE_SECONDS, MINUTE, SPANS, Limits
+from harvester.budget.limits import COUNTED_SECONDS, HOUR, MINUTE, Limits
 from harvester.clock import next_month
 from harvester.progress import WindowState
 
 ANSWER_SECONDS = 0.3
 """Assumed time for a response, in seconds, where no limit sets the pace."""
 _MOST_STEPS = 50_000
+"""A batch is at least one 50,000th of all attempts: the longer the forecast, the larger its steps."""
 _LONGEST = timedelta(days=366 * 200)
+"""A later end is as good as none; and datetime knows no year after 9999."""
 PLANS = {5_000: "Core", 25_000: "Growth", 50_000: "Premium"}
 """Bitly's plans by their monthly API requests, as reported; they may change: https://bitly.com/pages/pricing."""
 _WORTH_SAYING = 0.99
+"""A suggestion must save one hundredth of the time at least; less is within the forecast's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,10 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
 def forecast(attempts: int, limits: Limits, start: Start) -> Forecast:
     """Return when this number of attempts would be done, without throttling and outages."""
     course = _Course(attempts, limits, start)
-    while course.remaining:
-        if course.now - start.now > _LONGEST:
-            return Forecast(None, tuple(course.pauses), course.this_month)
+    while course.remaining and course.now - start.now <= _LONGEST:
         course.step()
-    return Forecast(course.now, tuple(course.pauses), course.this_month)
+    ends = None if course.remaining else course.now
+    return Forecast(ends, tuple(course.pauses), course.this_month)
 
 
 class _Course:
@@ -84,66 +87,52 @@ class _Course:
 
     # A sliding window frees each attempt one span after it was sent, so what was sent in one hour decides when the next
     # hour's attempts go: `_leaving` replays that, batch by batch. The minute's window is not replayed but spread evenly
-    # as a time per attempt. A new month gives its full limit, whatever state the windows are in.
+    # as a time per attempt. A new month gives its full limit, whatever state the windows are in. What has no limit has
+    # an infinite one here.
 
     def __init__(self, attempts: int, limits: Limits, start: Start) -> None:
         self.remaining = attempts
         self.now = start.now
         self.pauses: list[datetime] = []
         self.this_month = 0
-        self._limits = limits
-        self._month_left = start.month_left
-        self._month_ends = next_month(start.now)
-        self._first_month_ends = self._month_ends
+        self._per_hour = limits.per_hour or math.inf
+        self._month_left = math.inf if start.month_left is None else start.month_left
+        self._per_month = math.inf if start.month_left is None else limits.per_month or math.inf
+        self._month_ends = self._first_month_ends = next_month(start.now)
         self._leaving = deque((start.now + timedelta(seconds=seconds), count) for seconds, count in start.leaving)
         self._in_hour = sum(count for _, count in self._leaving)
-        per_attempt = start.answer_seconds / start.connections
-        if limits.per_minute and not self._fits(start):  # what fits into the free windows is sent without pacing
-            per_attempt = max((SPANS[MINUTE] + LATE_SECONDS) / limits.per_minute, per_attempt)
-        self._seconds_each = per_attempt
-        self._most = max(limits.per_minute or limits.per_hour or 1000, attempts // _MOST_STEPS, 1)
-
-    def _fits(self, start: Start) -> bool:
-        """Return whether all attempts fit into what is free in the windows now."""
-        rooms = [self._limits.per_minute - start.minute_used]
-        if self._limits.per_hour:
-            rooms.append(self._limits.per_hour - self._in_hour)
-        if start.month_left is not None:
-            rooms.append(start.month_left)
-        return self.remaining <= min(rooms)
+        self._seconds_each = start.answer_seconds / start.connections
+        room = min(limits.per_minute - start.minute_used, self._per_hour - self._in_hour, self._month_left)
+        if limits.per_minute and attempts > room:  # what fits into the free windows is sent without pacing
+            self._seconds_each = max(COUNTED_SECONDS[MINUTE] / limits.per_minute, self._seconds_each)
+        # A minute's attempts, or an hour's, where they are spread evenly anyway.
+        self._largest_batch = max(limits.per_minute or limits.per_hour or 1000, attempts // _MOST_STEPS, 1)
 
     def step(self) -> None:
         """Send the next batch, or advance to when the next attempt is allowed."""
-        self._turn_month()
+        if self.now >= self._month_ends:
+            self._month_ends = next_month(self.now)
+            self._month_left = self._per_month
         if self._month_left == 0:
             self.pauses.append(self.now)
             self.now = self._month_ends
             return
         while self._leaving and self._leaving[0][0] <= self.now:
             self._in_hour -= self._leaving.popleft()[1]
-        room = self._limits.per_hour - self._in_hour if self._limits.per_hour else self._most
+        room = self._per_hour - self._in_hour
         if room <= 0:
             self.now = self._leaving[0][0]
             return
-        count = min(room, self._most, self.remaining, *(() if self._month_left is None else (self._month_left,)))
-        if self._limits.per_hour:
-            self._leaving.append((self.now + timedelta(seconds=SPANS[HOUR] + LATE_SECONDS), count))
-            self._in_hour += count
-        self._send(count)
+        self._send(int(min(room, self._largest_batch, self.remaining, self._month_left)))
 
     def _send(self, count: int) -> None:
         self.remaining -= count
+        self._month_left -= count
+        self._in_hour += count
+        self._leaving.append((self.now + timedelta(seconds=COUNTED_SECONDS[HOUR]), count))
         if self.now < self._first_month_ends:
             self.this_month += count
-        if self._month_left is not None:
-            self._month_left -= count
         self.now += timedelta(seconds=count * self._seconds_each)
-
-    def _turn_month(self) -> None:
-        if self.now >= self._month_ends:
-            self._month_ends = next_month(self.now)
-            if self._month_left is not None:
-                self._month_left = self._limits.per_month
 
 
 def suggestions_for(

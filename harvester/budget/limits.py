@@ -11,7 +11,10 @@ SPANS = {MINUTE: 60.0, HOUR: 3600.0}
 LATE_SECONDS = 0.5
 """Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
 closer together than they were sent."""
+COUNTED_SECONDS = {window: span + LATE_SECONDS for window, span in SPANS.items()}
+"""How long an attempt counts in each sliding window."""
 THROTTLED = "throttled"
+"""Why a RetryAfter says to wait, where it is no window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,11 @@ class RequestedLimits:
 
     @property
     def needs_report(self) -> bool:
-        """True if the limits that Bitly reports for the endpoint would change anything."""
+        """True if it pays to ask Bitly for the endpoint's limits and count.
+
+        Without a requested minute the reported hour sets the minute. With any limit an hour, the reported count reveals
+        what other clients of the token have used of it. Otherwise the report would change nothing.
+        """
         return self.per_minute is None or self.per_hour != 0
 
     def limits(self, reported_per_hour: int | None = None) -> Limits:

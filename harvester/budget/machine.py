@@ -1,15 +1,10 @@
-"""The budget of one machine: a token's windows, month and throttling in a file that all its processes share.
-
-Two errors, met in one way. A busy file, which another process holds for longer than the event loop may wait, is a
-`RetryAfter` like any other. A file that cannot be read or written is an OutputError that ends the run, because
-nothing may be sent uncounted. What a response teaches (throttled, answered, the month, the date) is recorded when the
-file allows; the caller may drop it then, since the next `try_acquire` meets the same file before anything is sent.
-"""
+"""The budget of one machine: a token's windows, month and throttling in a file that all its processes share."""
 
 import math
 import random
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -26,28 +21,25 @@ from harvester.budget.limits import (
     RequestedLimits,
     RetryAfter,
 )
-from harvester.budget.throttling import ReportedLimits
+from harvester.budget.throttling import AdaptiveLimit, ReportedLimits
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_near
 from harvester.clock import from_epoch, month_of, next_month
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 
 _POLL_SECONDS = 0.2
+"""The longest wait while a probe is in flight: its response may reopen the endpoint at any moment."""
 _BUSY_SECONDS = 0.5
 """The wait before a busy file is tried again."""
 _HIGH_RATE_PER_MINUTE = 1200
-_CHECK_SECONDS = 1.0
+"""From 20 attempts a second on, a sync of the disk for each of them would hold them back."""
 _MOST_LEASED = 64
+"""The largest lease. While the month has a limit, a lease is also no more than a 64th of what is left of it."""
 
 
 @dataclass(slots=True)
 class _Lease:
-    """Attempts counted in one transaction, to be sent before `until`; only where no window has a limit.
-
-    One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): without windows
-    calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for a tenth of a
-    second, the precision of a record, and doubles up to 64 attempts as long as it is used up in time; what is left is
-    given back. A kill costs the month what is left of one lease.
+    """Attempts counted in one transaction, to be sent before `until`.
 
     size: attempts counted, or sent if some were given back. months: those they were counted in. total: the endpoint's
     total with them.
@@ -62,7 +54,10 @@ class _Lease:
 
 
 class MachineBudget:
-    """A `Budget` in the machine's file; several may share a database. Its methods are described there."""
+    """A `Budget` in the machine's file; several may share a database. Its methods are described there.
+
+    requested: the limits that the options ask for.
+    """
 
     def __init__(
         self,
@@ -77,7 +72,6 @@ class MachineBudget:
         self._database = database
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
         self._lease = _Lease()
-        self._check_due = 0.0
         self._usage = EndpointUsage(database, account.server, account.token, endpoint)
         self._refresh_limits()
 
@@ -86,23 +80,24 @@ class MachineBudget:
         return self.month.account
 
     @property
-    def limits(self) -> Limits:
-        return self._limits
-
-    @property
     def closed(self) -> bool:
-        return self._usage.state.throttle.closed
+        """True from a throttled response until a probe has passed."""
+        return self._throttle.closed
 
     @property
     def high_rate(self) -> bool:
         """True where attempts may go so fast that a commit cannot wait for the disk each time."""
-        minute, hour = self._limits.per_minute, self._limits.per_hour
+        minute, hour = self.limits.per_minute, self.limits.per_hour
         return not (0 < minute < _HIGH_RATE_PER_MINUTE or 0 < hour < 60 * _HIGH_RATE_PER_MINUTE)
 
     @property
     def reported_per_hour(self) -> int | None:
         reported = self._usage.state.reported
         return reported.limit if reported else None
+
+    @property
+    def own_limits(self) -> Limits:
+        return self.requested.limits(self.reported_per_hour)
 
     def use_token(self, fingerprint: str) -> None:
         with suppress(OutputError):  # then the rest of a lease stays counted
@@ -117,46 +112,36 @@ class MachineBudget:
         if self._lease.left and self._database.clock.boot_seconds() < self._lease.until:
             self._lease.left -= 1
             return None
+        # Nothing may be sent uncounted, so a file that cannot be read or written ends the run. A busy one, which
+        # another process holds for longer than the event loop may wait, is a wait like any other.
         try:
-            return self._count_or_refuse()
+            self._database.check_present()
+            with self._transaction() as now:
+                self._give_back()
+                refusal = self._refuse(now)
+                lease = self._count(now) if refusal is None else None
         except BudgetBusy:
             return RetryAfter(_BUSY_SECONDS, "budget")
-
-    def close(self) -> None:
-        if self._lease.left:
-            with self._database.transaction():
-                self._load()
-                self._give_back()
-
-    def room(self) -> float:
-        with self._database.transaction() as now:
-            self._load()
-            if self._usage.state.throttle.closed:
-                return 0.0
-            rooms = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
-            if self._limits.per_month:
-                rooms.append(self._limits.per_month - self.month.spent_near(self._database.utc(now)))
-        return max(min(rooms, default=math.inf), 0)
-
-    def _count_or_refuse(self) -> RetryAfter | MonthExhausted | None:
-        self._check_present()
-        with self._database.transaction() as now:
-            self._load()
-            self._give_back()
-            refusal = self._refuse(now)
-            lease = self._count(now) if refusal is None else None
         self._lease = lease or self._lease  # after the commit: only now is it counted
         return refusal
 
-    def _check_present(self) -> None:
-        now = self._database.clock.boot_seconds()
-        if now >= self._check_due:
-            self._check_due = now + _CHECK_SECONDS
-            self._database.check_present()
+    def close(self) -> None:
+        if self._lease.left:
+            with self._transaction():
+                self._give_back()
+
+    def room(self) -> float:
+        with self._transaction() as now:
+            if self.closed:
+                return 0.0
+            rooms = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
+            if self.limits.per_month:
+                rooms.append(self.limits.per_month - self.month.spent_near(self._database.utc(now)))
+        return max(min(rooms, default=math.inf), 0)
 
     def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
         utc = self._database.utc(now)
-        if refusal := self.month.refuse(self._limits.per_month, utc) or self._throttled_wait(now):
+        if refusal := self.month.refuse(self.limits.per_month, utc) or self._throttled_wait(now):
             return refusal
         waits = [
             RetryAfter(self._usage.wait(window, limit, now), window, limit) for window, limit in self._limited_windows()
@@ -165,17 +150,17 @@ class MachineBudget:
         return longest if longest and longest.seconds > 0.0 else None
 
     def _throttled_wait(self, now: float) -> RetryAfter | None:
-        state = self._usage.state.throttle
-        if state.opens_at is None or state.opens_at <= now:
+        opens_at = self._throttle.opens_at
+        if opens_at is None or opens_at <= now:
             return None
-        left = state.opens_at - now
-        return RetryAfter(min(left, _POLL_SECONDS) if state.probing else left, THROTTLED)
+        left = opens_at - now
+        return RetryAfter(min(left, _POLL_SECONDS) if self._throttle.probing else left, THROTTLED)
 
     def _count(self, now: float) -> _Lease:
         """Count the attempt that goes now, and perhaps a lease with it; while throttled, the attempt is the probe."""
         attempts = self._lease_size(now)
-        if self._usage.state.throttle.closed:
-            throttling.begin_probe(self._usage.state.throttle, now)
+        if self.closed:
+            throttling.begin_probe(self._throttle, now)
             self._usage.save()
         self._usage.add(attempts, now)
         months = months_near(self._database.utc(now))
@@ -186,11 +171,15 @@ class MachineBudget:
 
     def _lease_size(self, now: float) -> int:
         """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
-        if self._limits.per_minute or self._limits.per_hour or self._usage.state.throttle.closed:
+        # One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): without
+        # windows calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for
+        # a tenth of a second, the precision of a record, and doubles as long as it is used up in time; what is left is
+        # given back. A kill costs the month what is left of one lease.
+        if self.limits.per_minute or self.limits.per_hour or self.closed:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
-        if self._limits.per_month:  # no other process may be refused because of attempts that are only leased
-            left = self._limits.per_month - self.month.spent_near(self._database.utc(now))
+        if self.limits.per_month:  # no other process may be refused because of attempts that are only leased
+            left = self.limits.per_month - self.month.spent_near(self._database.utc(now))
             size = min(size, left // _MOST_LEASED)
         return 1 if self.month.reported_spent else max(size, 1)
 
@@ -204,47 +193,45 @@ class MachineBudget:
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
     def made_late(self) -> None:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             self._usage.add(1, now)
             utc = self._database.utc(now)
             before = months_near(utc - LATEST_SECONDS)
             self.month.spend([month for month in months_near(utc) if month not in before], 1)
 
     def _limited_windows(self) -> list[tuple[str, int]]:
-        return [(window, limit) for window in SPANS if (limit := self._limits.of(window))]
+        return [(window, limit) for window in SPANS if (limit := self.limits.of(window))]
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             self._give_back()
-            state = self._usage.state.throttle
-            if state.closed and sent_at < state.closed_at:
+            state = self._throttle
+            if state.closed and sent_at < state.closed_at:  # it was under way when an earlier response closed
                 throttling.note_late(state)
             else:
-                strikes = state.strikes + 1 if state.closed else 1
-                seconds = throttling.closing_seconds(strikes, hint, self._database.utc(now), self._rng)
+                seconds = throttling.closing_seconds(state.strikes + 1, hint, self._database.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
                 throttling.close(state, now=now, seconds=seconds, passed=passed)
             self._usage.save()
 
     def answered(self, *, sent_at: float) -> None:
-        if not self._usage.state.throttle.closed:
+        if not self.closed:
             return
-        with self._database.transaction():
-            self._load()
-            state = self._usage.state.throttle
+        with self._transaction():
+            state = self._throttle
+            # An attempt that was under way before the throttled one says nothing about what came after it.
             if state.probing and sent_at >= state.closed_at:
-                limits = {window: self._limits.of(window) for window in SPANS}
+                limits = {window: self.limits.of(window) for window in SPANS}
                 throttling.reopen(state, sent_at=sent_at, total=self._usage.total, limits=limits)
                 self._usage.save()
                 self._refresh_limits()
 
     def _passed(self, window: str, now: float) -> int:
         """Return how many attempts passed in a window before the throttled response that has just come."""
-        since_reopened = self._usage.total - self._usage.state.throttle.reopened.get(window, 0)
+        # What was sent before the probe that last reopened the window lay in an earlier window of Bitly's.
+        since_reopened = self._usage.total - self._throttle.reopened.get(window, 0)
         return max(min(self._usage.used(window, now), since_reopened) - 1, 0)
 
     # --- Bitly's report --------------------------------------------------------------------------------------------
@@ -252,27 +239,23 @@ class MachineBudget:
     def ask_due(self, *, begin: bool = False) -> bool:
         if not self.requested.needs_report:
             return False
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             reported, total = self._usage.state.reported, self._usage.total
-            throttle = self._usage.state.throttle
-            if reported and not reported.asking_pays(throttle, total=total, now=now, begin=begin):
+            if reported and not reported.asking_pays(self._throttle, total=total, now=now, begin=begin):
                 return False
             self._usage.state.reported = replace(reported or ReportedLimits(0.0, 0), asked_at=now, asked_total=total)
             self._usage.save()
             return True
 
     def not_answered(self) -> None:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             reported = self._usage.state.reported
             if reported is not None and reported.limit is None:
                 reported.ask_soon(now)
                 self._usage.save()
 
     def observe(self, limit: int, count: int | None) -> int:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             reported = self._usage.state.reported or ReportedLimits(now, self._usage.total)
             others = 0
             if count is not None:
@@ -282,7 +265,7 @@ class MachineBudget:
             reported.limit = limit
             self._usage.state.reported = reported
             if count is not None and count >= limit >= self.own_limits.per_hour > 0:
-                throttling.note_full(self._usage.state.throttle)
+                throttling.note_full(self._throttle)
             self._usage.save()
             self._refresh_limits()
         self._database.sync_each_commit(not self.high_rate)
@@ -291,68 +274,69 @@ class MachineBudget:
     # --- state -----------------------------------------------------------------------------------------------------
 
     def windows(self) -> list[WindowState]:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             states = [self._window_state(window, now) for window in SPANS]
             utc = self._database.utc(now)
             source = "default" if self.requested.per_month is None else "asked"
-            spent, limit = self.month.spent(month_of(utc)), self._limits.per_month
+            spent, limit = self.month.spent(month_of(utc)), self.limits.per_month
             if self.month.reported_lately(utc):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
         return [*states, WindowState("month", limit, spent, next_month(from_epoch(utc)), source)]
 
     def leaving(self) -> list[tuple[float, int]]:
-        with self._database.transaction() as now:
-            self._load()
+        with self._transaction() as now:
             records = self._usage.records(now)
-        by_minute: dict[int, int] = {}
+        by_minute: Counter[int] = Counter()
         for seconds, count in records:
-            minute = math.ceil(seconds / SPANS[MINUTE])
-            by_minute[minute] = by_minute.get(minute, 0) + count
+            by_minute[math.ceil(seconds / SPANS[MINUTE])] += count
         return [(minute * SPANS[MINUTE], count) for minute, count in sorted(by_minute.items())]
 
     def opens_in(self) -> float:
-        with self._database.transaction() as now:
-            self._load()
-            opens_at = self._usage.state.throttle.opens_at
+        with self._transaction() as now:
+            opens_at = self._throttle.opens_at
         return max((opens_at or now) - now, 0.0)
-
-    @property
-    def own_limits(self) -> Limits:
-        return self.requested.limits(self.reported_per_hour)
 
     def at(self, seconds: float) -> datetime:
         return from_epoch(self._database.utc(self._database.clock.boot_seconds()) + seconds)
 
     def _window_state(self, window: str, now: float) -> WindowState:
-        limit, used = self._limits.of(window), self._usage.used(window, now)
+        limit, used = self.limits.of(window), self._usage.used(window, now)
         wait = self._usage.wait(window, limit, now) if limit else 0.0
         until = from_epoch(self._database.utc(now + wait)) if wait else None
         return WindowState(window, limit, used, until, self._source(window))
 
     def _source(self, window: str) -> str:
-        if self._usage.state.throttle.lowered(window, own := self.own_limits.of(window)) != own:
+        own = self.own_limits.of(window)
+        if self._throttle.lowered(window, own) != own:
             return "throttled"
         requested = self.requested.per_minute if window == MINUTE else self.requested.per_hour
         if requested is not None:
             return "asked"
         return "bitly" if self.reported_per_hour is not None else "default"
 
-    def _load(self) -> None:
-        """Read what any process wrote last about this endpoint."""
-        if self._usage.load():
-            self._refresh_limits()
-        if self._usage.state.throttle.ceilings and self._raise_ceilings():
-            self._usage.save()
-            self._refresh_limits()
+    @property
+    def _throttle(self) -> AdaptiveLimit:
+        return self._usage.state.throttle
+
+    @contextmanager
+    def _transaction(self) -> Iterator[float]:
+        """Open a write transaction and load what any process wrote last; yields the seconds since boot."""
+        with self._database.transaction() as now:
+            changed = self._usage.load()
+            if self._throttle.ceilings and self._raise_ceilings():
+                self._usage.save()
+                changed = True
+            if changed:
+                self._refresh_limits()
+            yield now
 
     def _raise_ceilings(self) -> bool:
         own = self.own_limits
         limits = {window: own.of(window) for window in SPANS}
-        return throttling.raise_ceilings(self._usage.state.throttle, total=self._usage.total, limits=limits)
+        return throttling.raise_ceilings(self._throttle, total=self._usage.total, limits=limits)
 
     def _refresh_limits(self) -> None:
-        own, state = self.own_limits, self._usage.state.throttle
-        per_minute, per_hour = (state.lowered(window, own.of(window)) for window in SPANS)
-        self._limits = Limits(per_minute, per_hour, own.per_month)
+        own = self.own_limits
+        per_minute, per_hour = (self._throttle.lowered(window, own.of(window)) for window in SPANS)
+        self.limits = Limits(per_minute, per_hour, own.per_month)

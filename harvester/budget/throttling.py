@@ -14,19 +14,24 @@ LONGEST_HINT_SECONDS = 3600.0
 PROBE_SECONDS = 35.0
 """A probe without a response after this time counts as lost, together with its process."""
 _JITTER = 0.1
+"""A pause is lengthened by up to this fraction, so that several hosts do not send their probes at the same moment. It
+is never shortened: a probe before the time asked for would be throttled again."""
 _MINUTE_STRIKES = 2
+"""A sliding minute frees within this many pauses; after more of them it was the hour."""
 _LONGEST_MINUTE_SECONDS = 150.0
 """The longest wait of two strikes (60 s each, plus jitter) and some time for the response."""
+_NEARLY_FULL, _HALF_FULL = 0.9, 0.5
+"""Fractions of hour and minute by which one is told from the other near the hour's end."""
 _DECREASE = 0.9
+"""A limit that was all used when it proved too high is lowered to this fraction."""
 _MOST_DECREASE = 0.5
-_FIRST_STEP = 2.0
-_LEAST_STEP = 1.02
-_NEARLY_FULL = 0.9
-_HALF_FULL = 0.5
+"""A limit that was learned before is lowered to no less than this fraction."""
+_FIRST_STEP, _LEAST_STEP = 2.0, 1.02
+"""The first and the smallest factor by which a learned limit is raised."""
 _MOST_PATIENCE = 5000
+"""The longest patience in attempts, unless the limit itself is larger."""
 _REMEMBERED = 10
 """A ceiling that has reached the window's own limit is forgotten after this multiple of its patience."""
-
 _LEAST_HOUR = 100
 """The least that an unlimited hour is lowered to in one step, if its minute has no limit either."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}
@@ -40,7 +45,7 @@ class LearnedLimit:
     """A window's limit as learned from a throttled response. since: the total when it was set or last raised.
 
     patience: attempts without a throttled response before it is raised. step: the factor by which it is raised. own:
-    the upper end of the raising, the largest limit that any process had configured; 0 for none.
+    where raising ends, the largest limit that any process had configured; 0 for none.
     """
 
     limit: int
@@ -55,10 +60,14 @@ class AdaptiveLimit:
     """The throttling of one token at one endpoint: open, closed, or closed with a probe in flight.
 
     Times are seconds since boot. opens_at: when the probe may be sent, or, once it is sent, when it counts as lost;
-    None while open. began_at: the first throttled response since the endpoint was open. closed_at: the last one, not
-    counting late ones to attempts that were sent before it. passed: attempts that passed in each window before the
-    first throttled response. reopened: by window, the total before the probe that last reopened it. full: while closed,
-    Bitly reported its hour as used up, and our own limit is no larger than Bitly's.
+    None while open. probing: the probe was sent and has no response yet. strikes: throttled responses in a row, each of
+    which lengthens the pause; 0 while open. began_at: the first of them. closed_at: the last one, not counting late
+    ones to attempts that were sent before it.
+
+    passed: attempts that passed in each window before the first throttled response. reopened: by window, the total
+    before the probe that last reopened it; what was sent before that fell into an earlier window of Bitly's. ceilings:
+    the learned limits by window; a window that never proved too wide has none. full: while closed, Bitly reported its
+    hour as used up, and our own limit is no larger than Bitly's.
     """
 
     opens_at: float | None = None
@@ -85,7 +94,7 @@ class AdaptiveLimit:
 def close(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
     """Close the endpoint for `seconds` after a throttled response. passed: as in AdaptiveLimit."""
     if not state.closed:
-        state.strikes, state.passed, state.full, state.began_at = 0, dict(passed), False, now
+        state.passed, state.full, state.began_at = dict(passed), False, now
     state.strikes += 1
     state.closed_at = now
     state.opens_at = now + seconds
@@ -166,32 +175,27 @@ def raise_ceilings(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) 
     # A ceiling that has reached the window's own limit is kept for a while, so that its patience is not lost if that
     # limit proves too high after all. Processes may be configured with different limits: the largest one counts,
     # because a process with a smaller one would otherwise forget a ceiling that another still needs.
-    changed = _widen(state, limits)
-    if state.closed:
-        return changed
-    due = [(window, ceiling) for window, ceiling in state.ceilings.items() if _due(ceiling, total)]
-    for window, ceiling in due:
-        own = ceiling.own
-        if own and ceiling.limit >= own:
-            del state.ceilings[window]
+    changed = False
+    for window, ceiling in list(state.ceilings.items()):
+        if limits[window] > ceiling.own:
+            ceiling.own, changed = limits[window], True
+        reached = 0 < ceiling.own <= ceiling.limit
+        due = total - ceiling.since >= ceiling.patience * (_REMEMBERED if reached else 1)
+        if state.closed or not due:
             continue
-        raised = max(math.ceil(ceiling.limit * ceiling.step), ceiling.limit + 1)
-        ceiling.limit = min(raised, own) if own else raised
-        ceiling.since = total
-        ceiling.patience = max(ceiling.patience, ceiling.limit)
-    return changed or bool(due)
+        changed = True
+        if reached:
+            del state.ceilings[window]
+        else:
+            _raise(ceiling, total)
+    return changed
 
 
-def _widen(state: AdaptiveLimit, limits: dict[str, int]) -> bool:
-    wider = [(window, ceiling) for window, ceiling in state.ceilings.items() if limits[window] > ceiling.own]
-    for window, ceiling in wider:
-        ceiling.own = limits[window]
-    return bool(wider)
-
-
-def _due(ceiling: LearnedLimit, total: int) -> bool:
-    reached = ceiling.own and ceiling.limit >= ceiling.own
-    return total - ceiling.since >= ceiling.patience * (_REMEMBERED if reached else 1)
+def _raise(ceiling: LearnedLimit, total: int) -> None:
+    raised = max(math.ceil(ceiling.limit * ceiling.step), ceiling.limit + 1)
+    ceiling.limit = min(raised, ceiling.own) if ceiling.own else raised
+    ceiling.since = total
+    ceiling.patience = max(ceiling.patience, ceiling.limit)
 
 
 def closing_seconds(strikes: int, hint: float | datetime | None, wall: float, rng: random.Random) -> float:
@@ -200,8 +204,6 @@ def closing_seconds(strikes: int, hint: float | datetime | None, wall: float, rn
     A hint is followed, up to an hour. Without one, and from the third strike on if the hint is shorter, the pause ends
     at the next minute's edge, then grows by doubling, but never past the next hour's edge.
     """
-    # The jitter keeps several hosts from sending their probes at the same moment. It only lengthens the pause, because
-    # a probe before the time asked for would be throttled again.
     hinted, edge = hinted_seconds(hint, wall, LONGEST_HINT_SECONDS), _until_next_edge(strikes, wall)
     seconds = max(hinted, edge) if strikes > _MINUTE_STRIKES else hinted or edge
     return seconds * (1 + _JITTER * rng.random())

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from harvester.budget.database import BudgetDatabase, State
-from harvester.budget.limits import HOUR, LATE_SECONDS, SPANS, Account, MonthExhausted, RetryAfter
+from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
 
@@ -62,25 +62,27 @@ class EndpointUsage:
         at = math.ceil(now * _RECORDS_PER_SECOND) / _RECORDS_PER_SECOND
         if self.last_at < at:
             self._database.execute("INSERT INTO attempts VALUES (?, ?, ?)", self._id, self.total, at)
-            horizon = now - SPANS[HOUR] - LATE_SECONDS
+            horizon = now - COUNTED_SECONDS[HOUR]
             self._database.execute("DELETE FROM attempts WHERE scope = ? AND at <= ?", self._id, horizon)
             self.last_at = at
         self.total += attempts
-        update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
-        self._database.execute(update, self.total, self.last_at, self._id)
+        self._save_total()
 
     def remove(self, attempts: int) -> None:
         """Undo the count of the last attempts."""
         self.total -= attempts
-        self._database.execute("UPDATE scopes SET total = ? WHERE id = ?", self.total, self._id)
+        self._save_total()
+
+    def _save_total(self) -> None:
+        update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
+        self._database.execute(update, self.total, self.last_at, self._id)
 
     # --- windows ---------------------------------------------------------------------------------------------------
 
     def used(self, window: str, now: float) -> int:
         """Return the number of attempts in a sliding window."""
-        horizon = now - SPANS[window] - LATE_SECONDS
         select = "SELECT first FROM attempts WHERE scope = ? AND at > ? ORDER BY at, first LIMIT 1"
-        found = self._database.execute(select, self._id, horizon).fetchone()
+        found = self._database.execute(select, self._id, now - COUNTED_SECONDS[window]).fetchone()
         return self.total - found[0] if found else 0
 
     def wait(self, window: str, limit: int, now: float) -> float:
@@ -90,21 +92,21 @@ class EndpointUsage:
         # There is room once the attempt that is now the limit-th from the end has left.
         select = "SELECT at FROM attempts WHERE scope = ? AND first <= ? ORDER BY first DESC LIMIT 1"
         at = self._database.execute(select, self._id, self.total - limit).fetchone()[0]
-        return float(at + SPANS[window] + LATE_SECONDS - now)
+        return float(at + COUNTED_SECONDS[window] - now)
 
     def records(self, now: float) -> list[tuple[float, int]]:
         """Return the records of the hour's window, oldest first: seconds until each leaves it, and its attempts."""
-        horizon = now - SPANS[HOUR] - LATE_SECONDS
+        horizon = now - COUNTED_SECONDS[HOUR]
         select = "SELECT first, at FROM attempts WHERE scope = ? AND at > ? ORDER BY first"
         rows = self._database.execute(select, self._id, horizon).fetchall()
-        ends = [first for first, _ in rows[1:]] + [self.total] * bool(rows)
-        return [(at - horizon, end - first) for (first, at), end in zip(rows, ends, strict=True)]
+        ends = [first for first, _ in rows[1:]] + [self.total]
+        return [(at - horizon, end - first) for (first, at), end in zip(rows, ends, strict=False)]
 
 
 LATEST_SECONDS = 60.0
 """The longest time between counting an attempt and sending it."""
 _EDGE_SECONDS = 5.0
-"""An attempt this close to a month's edge counts in both months: Bitly's clock may differ from ours."""
+"""An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
 """How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
 _TRUSTED_DATE_SECONDS = 86400.0
@@ -112,10 +114,10 @@ _TRUSTED_DATE_SECONDS = 86400.0
 
 
 class MonthlyQuota:
-    """An account's attempts by calendar month, over all endpoints.
+    """A `Month` in the budget's file: an account's attempts by calendar month, over all endpoints.
 
-    reported_spent: Bitly's last word is that the month is spent, though an attempt goes all the same. utc: seconds
-    since 1970 by the budget's calendar. Methods that take utc or months run inside the caller's transaction.
+    utc: seconds since 1970 by the budget's calendar. Methods that take utc or months run inside the caller's
+    transaction.
     """
 
     def __init__(self, database: BudgetDatabase, account: Account) -> None:
@@ -158,9 +160,7 @@ class MonthlyQuota:
         return RetryAfter(left, "month", limit) if left <= 4 * _EDGE_SECONDS else MonthExhausted(over)
 
     def _names(self) -> set[str]:
-        """Return the names that an attempt is counted under: account and token, so that naming the account later does
-        not make it seem to have spent less.
-        """
+        # Counted under both, so that naming the account later does not make it seem to have spent less.
         return {self.account.name, self.account.token}
 
     def _rows(self, month: str) -> list[tuple[int, float | None]]:
@@ -178,36 +178,32 @@ class MonthlyQuota:
 
     def renew_report(self, utc: float) -> None:
         """Trust the report for another day: the attempt that goes now checks it, and everyone else waits for that."""
-        update = "UPDATE months SET reported = ? WHERE server = ? AND account = ? AND month = ?"
-        for name in self._names():
-            self._database.execute(update, utc, self.account.server, name, month_of(utc))
+        self._set_reported(month_of(utc), utc)
 
     def mark_spent(self) -> None:
-        """Record that Bitly reports the month as spent: no attempt goes before a day has passed, or the month."""
-        self._report(spent=True)
-
-    def clear_spent(self) -> None:
-        """Forget that Bitly reported the month as spent, because an attempt has been answered since."""
-        self._report(spent=False)
-
-    def _report(self, *, spent: bool) -> None:
+        """As in `Month`."""
         with self._database.transaction() as now:
             utc = self._database.utc(now)
             # A refusal just behind a month's edge was perhaps meant for the month before.
-            month = month_of(utc - LATEST_SECONDS if spent else utc)
-            insert = (
-                "INSERT INTO months (server, account, month, spent, reported) VALUES (?, ?, ?, 0, ?) "
-                "ON CONFLICT (server, account, month) DO UPDATE SET reported = excluded.reported"
-            )
-            for name in self._names():
-                self._database.execute(insert, self.account.server, name, month, utc if spent else None)
-            self.reported_spent = spent
+            self._set_reported(month_of(utc - LATEST_SECONDS), utc)
+            self.reported_spent = True
+
+    def clear_spent(self) -> None:
+        """As in `Month`."""
+        with self._database.transaction() as now:
+            self._set_reported(month_of(self._database.utc(now)), None)
+            self.reported_spent = False
+
+    def _set_reported(self, month: str, utc: float | None) -> None:
+        insert = (
+            "INSERT INTO months (server, account, month, spent, reported) VALUES (?, ?, ?, 0, ?) "
+            "ON CONFLICT (server, account, month) DO UPDATE SET reported = excluded.reported"
+        )
+        for name in self._names():
+            self._database.execute(insert, self.account.server, name, month, utc)
 
     def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
-        """Correct the calendar by a response's Date header, which has whole seconds and took some time to arrive.
-
-        sent_at: when the request was sent, seconds since boot; the date is of a moment since then. None: just now.
-        """
+        """As in `Month`."""
         now = self._database.clock.boot_seconds()
         earliest, utc = date.timestamp(), self._database.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
@@ -216,11 +212,16 @@ class MonthlyQuota:
         if all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in ours):
             return
         if abs(nearest - utc) > _EDGE_SECONDS / 2:
-            self._database.set_date(nearest, now)
+            with self._database.transaction():
+                self._database.set_anchor(now, nearest)
 
 
 def months_near(utc: float) -> list[str]:
     """Return the months in which an attempt at this moment counts: two near an edge, otherwise one."""
+    # Bitly's clock decides in which month an attempt counts, and ours may differ from it by some seconds: a calendar
+    # that is corrected by Date headers, which have whole seconds, is not exact. Close to the edge an attempt therefore
+    # needs room in both months and counts in both. That costs a few attempts a month and never sends one too many.
+    # Blocks of five seconds keep the answer in a cache; the edge is in the block, or in one beside it.
     return _months_of(int(utc // _EDGE_SECONDS))
 
 

@@ -37,8 +37,7 @@ def play(out: str | None) -> RunOutcome:
     """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
     folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
     began = time.monotonic()
-    with ExitStack() as stack:
-        links = stack.enter_context(as_file(files("harvester") / _LIST))
+    with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))
     print(summary(outcome, folder, time.monotonic() - began))
     _print_busiest(Path(folder))

@@ -1,11 +1,14 @@
-"""The meaning of each exit code, and the errors that lead to one; `shutdown.CONSEQUENCES` has the reasons to stop."""
+"""Exit codes and the errors that lead to one, and the observer that errors are reported to.
+
+`shutdown.CONSEQUENCES` has the reasons to stop.
+"""
 
 import traceback
-from typing import TYPE_CHECKING
 
 from harvester.config import sources
 from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
-from harvester.events import Event
+from harvester.events import Event, RunOutcome
+from harvester.reporting.reporter import Reporter
 from harvester.shutdown import (
     BUG,
     CONSEQUENCES,
@@ -18,11 +21,6 @@ from harvester.shutdown import (
     TOO_MANY_FAILED,
     USAGE,
 )
-
-if TYPE_CHECKING:
-    from harvester.events import RunOutcome
-    from harvester.reporting.reporter import Reporter
-
 
 _LONGEST_ERROR = 4000
 """Characters of an error that are shown: it may repeat an option's value, which can be of any length."""
@@ -49,7 +47,7 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
 )
 
 
-def exit_code(outcome: "RunOutcome") -> int:
+def exit_code(outcome: RunOutcome) -> int:
     """Return the exit code of a run's outcome, one of EXIT_CODES."""
     if outcome.stop is not None:
         return CONSEQUENCES[outcome.stop.reason].exit_code
@@ -58,7 +56,7 @@ def exit_code(outcome: "RunOutcome") -> int:
     return OK if outcome.complete else SOME_FAILED
 
 
-def report_error(error: Exception, observer: "Reporter") -> int:
+def report_error(error: Exception, observer: Reporter) -> int:
     """Report an error and return its exit code; the only place where errors become exit codes."""
     observer.close()
     if isinstance(error, HarvesterError):
@@ -71,3 +69,15 @@ def report_error(error: Exception, observer: "Reporter") -> int:
     text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
     observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
     return BUG
+
+
+def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> Reporter:
+    """Return an observer that writes to standard error, as text or as JSON."""
+    observer = Reporter(quiet=quiet, show_failures=show_failures)
+    if log_format == "json":
+        from harvester.reporting.logs import JsonLog, route_warnings_to  # noqa: PLC0415 - structlog, which few runs need
+
+        log = JsonLog()
+        route_warnings_to(log)
+        observer.write_to(log)
+    return observer

@@ -1,13 +1,109 @@
-"""Commands before the first harvest: `login`, `logout`, `sandbox` and `demo`."""
+"""Commands before the first harvest: `config`, `schema`, `login`, `logout`, `sandbox` and `demo`.
+
+What a command needs is imported within it: to check a file or the variables, any command, also a `status` that is run
+as a probe, loads this module for its options.
+"""
 
 import asyncio
 import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from harvester.cli.exit_codes import exit_code
-from harvester.config.options import LoginOptions, TokenStoreOptions
+from harvester.cli.main import app, configure
+from harvester.config import sources
+from harvester.config.options import (
+    AccessOptions,
+    FormatName,
+    LoginOptions,
+    ShapeName,
+    TargetName,
+    TokenStoreOptions,
+    made_of,
+    names_in,
+)
 from harvester.errors import UsageError
 from harvester.reporting.terminal import print_out, say
 from harvester.shutdown import OK
+
+if TYPE_CHECKING:
+    from harvester.client.token import Token
+
+
+def config(
+    *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    json: bool = False,
+    example: Annotated[bool, Parameter(negative="")] = False,
+    config: Annotated[Path | None, Parameter(show=False)] = None,
+) -> int:
+    """Print the settings that a command would have, and where each comes from.
+
+    Parameters
+    ----------
+    words:
+        The command, with any of its options; run by default.
+    json:
+        Print one JSON object, for a program.
+    example:
+        Print a file with every option, explained, to start from.
+    """
+    if example:
+        from importlib.resources import files
+
+        print_out((files("harvester") / "config.example.toml").read_text(encoding="utf-8").rstrip("\n"))
+        return OK
+    if config is not None:  # behind the command's name it is this command's
+        configure(config)
+    named = list(words) if words and not words[0].startswith("-") else ["run", *words]
+    found = sources.effective(app, named)
+    token, shown = _token_named(found)
+    table = "" if named[0] == "run" else named[0]
+    text = sources.as_json(found, shown) if json else sources.as_toml(found, shown, table)
+    print_out(token.hidden_if_long(text) if token else text)
+    return OK
+
+
+def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
+    """Return the token that these settings select, and its fingerprint and source as a setting."""
+    from harvester.client.token import Token
+    from harvester.config import credentials
+
+    values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
+    if "token_file" not in values:
+        return None, None
+    access = made_of(AccessOptions, values)
+    try:
+        token = Token(credentials.token_source(access, lambda text: say(f"warning: {text}")))
+    except UsageError as error:
+        return None, sources.Setting("token", None, str(error))
+    return token, sources.Setting("token", token.fingerprint, credentials.token_origin(access))
+
+
+def schema(
+    *,
+    target: Annotated[TargetName, Parameter(name="--for")],
+    shape: ShapeName = "nested",
+    format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
+) -> int:
+    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
+
+    Parameters
+    ----------
+    target:
+        Who is to understand it.
+    shape:
+        The rows' --shape, as run was told.
+    format:
+        The parts' --format, as run was told: it changes how they are read, not the columns.
+    """
+    from harvester.rows.encode import Format
+    from harvester.rows.schema import Shape
+    from harvester.rows.schema_export import Target, schema_for
+
+    print_out(schema_for(Target(target), Shape(shape), Format(format)))
+    return OK
 
 
 def login(*, options: LoginOptions | None = None) -> int:

@@ -148,7 +148,9 @@ async def _authorized_token(flow: Flow, tell: Tell) -> str:
         finally:
             if opening is not None:
                 opening.cancel()
-        return await _exchanged(flow, code, uri)
+        url, form = exchange(flow.base_url, flow.app, code, uri)
+        status, body = await post_form(url, form, _EXCHANGE_SECONDS)
+        return parse_token_response(status, body, (flow.app.client_secret, code))
 
 
 async def _first(waits: list[asyncio.Future[str]], timeout_seconds: float) -> str:
@@ -196,12 +198,6 @@ async def _lines() -> AsyncIterator[str]:
         *lines, text = (text + (chunk or b"\n")).split(b"\n")
         for line in filter(None, map(bytes.strip, lines)):
             yield line.decode(errors="replace")
-
-
-async def _exchanged(flow: Flow, code: str, redirect_uri: str) -> str:
-    url, form = exchange(flow.base_url, flow.app, code, redirect_uri)
-    status, body = await post_form(url, form, _EXCHANGE_SECONDS)
-    return parse_token_response(status, body, (flow.app.client_secret, code))
 
 
 _HEADERS = {

@@ -1,6 +1,7 @@
 """The command: its commands in the order of `--help`, where options come from, and what is set up around each.
 
-Heavy modules are imported within the commands, so that `harvester --help` does not wait for aiohttp.
+A command is registered by its import path: its module is loaded when the command is used, or when the options of all
+commands are needed to check a file or the variables. `--help` loads none of these modules.
 """
 
 import os
@@ -10,25 +11,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from harvester import _version
 from harvester._version import __version__
-from harvester.cli import first_steps, harvesting, outputs
-from harvester.cli.exit_codes import report_error
-from harvester.cli.harvesting import observer_for
+from harvester.cli.exit_codes import observer_for, report_error
 from harvester.cli.signals import die_of_signals
 from harvester.config import sources
 from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
-from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
+from harvester.reporting.terminal import discard_output, open_closed_streams, say
 from harvester.shutdown import OK, OUTPUT, USAGE
-
-if TYPE_CHECKING:
-    from harvester.client.token import Token
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,86 +106,97 @@ app = App(
     print_error=False,
     verbose=False,
 )
-app.command(
-    harvesting.run,
-    sort_key=1,
-    help_epilogue=_examples(
-        "harvester run links.txt --out lake/dt=2026-11-23   parts, for a loader",
-        "harvester run links.txt --out results.ndjson       a file: tail -f follows",
-        "zcat links.gz | harvester run - --out - | jq .     a filter",
-        "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
-        "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
-        "",
-        "Every option may also stand in a file, --config, or in a variable:",
-        "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
-    ),
+
+
+def _register(path: str, summary: str, *examples: str) -> None:
+    """Add a command below those that are registered already.
+
+    summary: the first line of the function's docstring, so that the list of commands can be printed without its module.
+    """
+    app.command(path, help=summary, sort_key=len([*app]), help_epilogue=_examples(*examples))
+
+
+_register(
+    "harvester.cli.harvesting:run",
+    "Harvest every bitlink of LINKS; the same command again resumes.",
+    "harvester run links.txt --out lake/dt=2026-11-23   parts, for a loader",
+    "harvester run links.txt --out results.ndjson       a file: tail -f follows",
+    "zcat links.gz | harvester run - --out - | jq .     a filter",
+    "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
+    "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
+    "",
+    "Every option may also stand in a file, --config, or in a variable:",
+    "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
 )
-app.command(
-    harvesting.plan,
-    sort_key=2,
-    help_epilogue=_examples(
-        "harvester plan links.txt --out lake",
-        "harvester plan links.txt --out lake --per-month 25000 --json",
-        "harvester plan links.txt --out lake --offline   Bitly is asked nothing",
-    ),
+_register(
+    "harvester.cli.harvesting:plan",
+    "Say what `run` with the same options would cost and when it would end; no metrics call is made.",
+    "harvester plan links.txt --out lake",
+    "harvester plan links.txt --out lake --per-month 25000 --json",
+    "harvester plan links.txt --out lake --offline   Bitly is asked nothing",
 )
-app.command(
-    outputs.show,
-    sort_key=3,
-    help_epilogue=_examples(
-        "harvester show https://bit.ly/3lU6hRt",
-        "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
-        "harvester show bit.ly/3lU6hRt --json | jq .metrics",
-    ),
+_register(
+    "harvester.cli.outputs:show",
+    "Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.",
+    "harvester show https://bit.ly/3lU6hRt",
+    "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
+    "harvester show bit.ly/3lU6hRt --json | jq .metrics",
 )
-app.command(
-    outputs.status,
-    sort_key=4,
-    help_epilogue=_examples(
-        "harvester status lake                   how it stands, and what to run next",
-        "harvester status lake --watch           until it has ended",
-        "harvester status results.ndjson --json  for a program",
-        "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
-    ),
+_register(
+    "harvester.cli.outputs:status",
+    "Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.",
+    "harvester status lake                   how it stands, and what to run next",
+    "harvester status lake --watch           until it has ended",
+    "harvester status results.ndjson --json  for a program",
+    "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
 )
-app.command(
-    outputs.verify,
-    sort_key=4.5,
-    help_epilogue=_examples(
-        "harvester verify lake/dt=2026-11-23   before it is loaded",
-        "harvester verify results.ndjson       while it grows, too",
-        "harvester verify lake --work-dir /var/lib/harvester/lake --json",
-        "harvester verify 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
-    ),
+_register(
+    "harvester.cli.outputs:verify",
+    "Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.",
+    "harvester verify lake/dt=2026-11-23   before it is loaded",
+    "harvester verify results.ndjson       while it grows, too",
+    "harvester verify lake --work-dir /var/lib/harvester/lake --json",
+    "harvester verify 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
 )
-app.command(
-    first_steps.login,
-    sort_key=6,
-    help_epilogue=_examples(
-        "harvester login --with-token           keep a token of Settings > API",
-        "harvester login --client-id ID         by Bitly's page in the browser",
-        "harvester login --client-id ID --no-browser   on another machine",
-    ),
+_register(
+    "harvester.cli.first_steps:config",
+    "Print the settings that a command would have, and where each comes from.",
+    "harvester config                      of run",
+    "harvester config plan --reserve 10%   of plan, with this option",
+    "harvester --config my.toml config > whole.toml",
+    "harvester config --example > my.toml  every option, explained",
 )
-app.command(first_steps.logout, sort_key=7, help_epilogue=_examples("harvester logout"))
-app.command(
-    outputs.schema,
-    sort_key=8,
-    help_epilogue=_examples(
-        "harvester schema --for json-schema > row.json",
-        "harvester schema --for duckdb --shape flat --format parquet",
-        "harvester schema --for athena > table.sql",
-    ),
+_register(
+    "harvester.cli.first_steps:login",
+    "Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have.",
+    "harvester login --with-token           keep a token of Settings > API",
+    "harvester login --client-id ID         by Bitly's page in the browser",
+    "harvester login --client-id ID --no-browser   on another machine",
 )
-app.command(first_steps.demo, sort_key=9, help_epilogue=_examples("harvester demo", "harvester demo --out /tmp/demo"))
-app.command(
-    first_steps.sandbox,
-    sort_key=10,
-    help_epilogue=_examples(
-        "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
-        "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
-        "harvester run links.txt --out out",
-    ),
+_register(
+    "harvester.cli.first_steps:logout",
+    "Forget the token that `harvester login` has kept.",
+    "harvester logout",
+)
+_register(
+    "harvester.cli.first_steps:schema",
+    "Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).",
+    "harvester schema --for json-schema > row.json",
+    "harvester schema --for duckdb --shape flat --format parquet",
+    "harvester schema --for athena > table.sql",
+)
+_register(
+    "harvester.cli.first_steps:demo",
+    "Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.",
+    "harvester demo",
+    "harvester demo --out /tmp/demo",
+)
+_register(
+    "harvester.cli.first_steps:sandbox",
+    "Serve a Bitly look-alike on 127.0.0.1, until interrupted.",
+    "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
+    "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
+    "harvester run links.txt --out out",
 )
 app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish.")
 
@@ -227,7 +234,7 @@ def _check_installation() -> None:
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(env_var=sources.PREFIX + "CONFIG")] = None,
-) -> int:
+) -> object:
     """Read the configuration, then run the command.
 
     Parameters
@@ -235,78 +242,16 @@ def _launch(
     config:
         A TOML file of options: `harvester config --example` prints one.
     """
-    _configure(config)
-    for name, nearest in sources.misspelt_variables(app, os.environ):
-        say(f"warning: {name}: no option has this name; did you mean {nearest}?")
-    code = app(tokens)
-    return code if isinstance(code, int) else OK
+    configure(config)
+    if any(name.startswith(sources.PREFIX) for name in os.environ):  # else the modules of other commands stay unloaded
+        for name, nearest in sources.misspelt_variables(app, os.environ):
+            say(f"warning: {name}: no option has this name; did you mean {nearest}?")
+    return app(tokens)
 
 
-def _configure(path: Path | None) -> None:
+def configure(path: Path | None) -> None:
+    """Fill in options from the variables and a file. path: None for no file."""
     if path == Path() and not os.environ.get(sources.PREFIX + "CONFIG", "."):
         path = None  # an empty variable counts as unset
     file = () if path is None else (sources.File(str(path), app),)
     app.config = (sources.from_variables, *file)
-
-
-# --- harvester config -------------------------------------------------------------------------------------------------
-
-
-@app.command(
-    name="config",
-    sort_key=5,
-    help_epilogue=_examples(
-        "harvester config                      of run",
-        "harvester config plan --reserve 10%   of plan, with this option",
-        "harvester --config my.toml config > whole.toml",
-        "harvester config --example > my.toml  every option, explained",
-    ),
-)
-def show_config(
-    *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    json: bool = False,
-    example: Annotated[bool, Parameter(negative="")] = False,
-    config: Annotated[Path | None, Parameter(show=False)] = None,
-) -> int:
-    """Print the settings that a command would have, and where each comes from.
-
-    Parameters
-    ----------
-    words:
-        The command, with any of its options; run by default.
-    json:
-        Print one JSON object, for a program.
-    example:
-        Print a file with every option, explained, to start from.
-    """
-    if example:
-        from importlib.resources import files
-
-        print_out((files("harvester") / "config.example.toml").read_text(encoding="utf-8").rstrip("\n"))
-        return OK
-    if config is not None:  # behind the command's name it is this command's, and not _launch's
-        _configure(config)
-    named = list(words) if words and not words[0].startswith("-") else ["run", *words]
-    found = sources.effective(app, named)
-    token, shown = _token_named(found)
-    table = "" if named[0] == "run" else named[0]
-    text = sources.as_json(found, shown) if json else sources.as_toml(found, shown, table)
-    print_out(token.hidden_if_long(text) if token else text)
-    return OK
-
-
-def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
-    """Return the token that these settings select, and its fingerprint and source as a setting."""
-    from harvester.client.token import Token
-    from harvester.config import credentials
-    from harvester.config.options import AccessOptions, made_of, names_in
-
-    values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
-    if "token_file" not in values:
-        return None, None
-    access = made_of(AccessOptions, values)
-    try:
-        token = Token(credentials.token_source(access, lambda text: say(f"warning: {text}")))
-    except UsageError as error:
-        return None, sources.Setting("token", None, str(error))
-    return token, sources.Setting("token", token.fingerprint, credentials.token_origin(access))

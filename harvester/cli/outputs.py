@@ -1,24 +1,25 @@
-"""Commands that only read: `status` and `verify` an output, `schema` for loaders, `show` a few links from Bitly."""
+"""Commands that only read: `status` and `verify` an output, `show` a few links from Bitly.
+
+Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
+"""
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import orjson
 from cyclopts import Parameter
 
 from harvester.bitly.facets import FacetName
-from harvester.cli.harvesting import observer_for
+from harvester.cli.exit_codes import observer_for
 from harvester.cli.signals import stop_on_signals
-from harvester.config.options import FormatName, ShapeName, ShowOptions, TargetName
+from harvester.config.options import ShowOptions
+from harvester.config.parsing import filled_path, seconds_of
 from harvester.config.sources import undashed
 from harvester.jsonlines import as_json
+from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
-
-if TYPE_CHECKING:
-    from harvester.cli.show import Shown
-
 
 _SHOW_DEFAULTS = ShowOptions()
 
@@ -50,9 +51,6 @@ def status(
     unit_reference:
         The moment whose UTC day {dt} in OUT stands for.
     """
-    from harvester.config.parsing import filled_path, seconds_of
-    from harvester.reporting import run_status, status_text
-
     path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
         status_text.print_status(run_status.look(path), json=json)
@@ -86,7 +84,6 @@ def verify(
     unit_reference:
         The moment whose UTC day {dt} in OUT and --work-dir stands for.
     """
-    from harvester.config.parsing import filled_path
     from harvester.verify import findings, verify
 
     path = filled_path("OUT", undashed(out), facet, unit_reference)
@@ -97,31 +94,6 @@ def verify(
     except BrokenPipeError:  # a reader that has gone still relies on the exit code
         discard_output()
     return OK if found.ok else OUTPUT
-
-
-def schema(
-    *,
-    target: Annotated[TargetName, Parameter(name="--for")],
-    shape: ShapeName = "nested",
-    format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
-) -> int:
-    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
-
-    Parameters
-    ----------
-    target:
-        Who is to understand it.
-    shape:
-        The rows' --shape, as run was told.
-    format:
-        The parts' --format, as run was told: it changes how they are read, not the columns.
-    """
-    from harvester.rows.encode import Format
-    from harvester.rows.schema import Shape
-    from harvester.rows.schema_export import Target, schema_for
-
-    print_out(schema_for(Target(target), Shape(shape), Format(format)))
-    return OK
 
 
 def show(
@@ -138,7 +110,7 @@ def show(
     """
     from harvester.cli import show as shows
 
-    async def shown_links() -> "Shown":
+    async def shown_links() -> shows.Shown:
         shutdown = ShutdownSignal()
         stop_on_signals(shutdown, observer_for("text"))
         return await shows.show([undashed(link) for link in links], options, shutdown, json=json)

@@ -3,13 +3,10 @@
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
 
 from harvester.events import Event
+from harvester.reporting.reporter import Reporter
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-
-if TYPE_CHECKING:
-    from harvester.reporting.reporter import Reporter
 
 
 def die_of_signals() -> None:
@@ -23,7 +20,7 @@ def die_of_signals() -> None:
             signal.signal(number, exit_with)
 
 
-def stop_on_signals(shutdown: ShutdownSignal, observer: "Reporter") -> None:
+def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
     """Install handlers that stop the run at the first signal and end the process at the second.
 
     To end at once loses no answer: each is in the journal as soon as it is known.

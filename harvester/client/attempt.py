@@ -1,16 +1,9 @@
-"""One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits.
-
-The order matters. The pace comes first, because it may take long and costs nothing. Then a slot: an attempt that held
-none might be allowed by the budget and still wait for a connection, and would count in the wrong second. Breaker and
-budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget counts
-the attempt before it is sent, so a kill can leave too much counted, never too little. An attempt that may not go gives
-its slot back before it waits: a waiter never holds a connection.
-"""
+"""One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits."""
 
 import asyncio
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -91,8 +84,7 @@ class AttemptSender:
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def url(self, bitlink: str) -> URL:
-        """Return the URL of a bitlink's metrics."""
+    def _url(self, bitlink: str) -> URL:
         return URL.build(
             scheme=self._base.scheme,
             authority=self._base.raw_authority,
@@ -102,20 +94,41 @@ class AttemptSender:
         )
 
     async def send(
-        self, url: URL, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False
+        self, bitlink: str, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
-        may_probe: in an outage this attempt may be the probe. evidence: its outcome says something about the server.
-        known_good: its link was answered before.
+        header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
+        something about the server. known_good: its link was answered before.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
         """
-        verdict, sent_at = await self._send_when_allowed(url, header, may_probe=may_probe)
-        if verdict is not None:
-            self._record(verdict, sent_at, evidence=evidence, known_good=known_good)
-        return verdict
+        # The pace comes first, because it may take long and costs nothing. Then a slot: an attempt that held none might
+        # be allowed by the budget and still wait for a connection, and would count in the wrong second. Breaker and
+        # budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget
+        # counts the attempt before it is sent, so a kill can leave too much counted, never too little. The breaker is
+        # also asked at the beginning, so that in an outage nobody waits for pace and slot in vain. An attempt that may
+        # not go gives its slot back before it waits: a waiter never holds a connection.
+        refusal = self._breaker.refuse(may_probe=may_probe)
+        if refusal is None:
+            await self.pacer.acquire(self._waits_for_pace)
+            if self._pool.empty_handed:
+                self.waiting = WaitReason("connections", 0, None)
+            slot = await self._pool.get(self._shutdown)
+            try:
+                refusal = self._enter(slot, may_probe=may_probe)
+                if refusal is None:
+                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                    # throttled response that closed the endpoint meanwhile.
+                    sent_at = self._clock()
+                    verdict = await self._request(slot, self._url(bitlink), header)
+                    self._record(verdict, sent_at, evidence=evidence, known_good=known_good)
+                    return verdict
+            finally:
+                self._pool.put(slot)
+        await self._wait(refusal)
+        return None
 
     async def look_up(self, target: str, budget: Budget) -> HelperResponse | None:
         """Send a helper request once, in a slot. Return None if no response came, NOT_ASKED if the budget is full.
@@ -133,9 +146,8 @@ class AttemptSender:
                 return HelperResponse(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
-            url = URL(f"{self._base_path}{target}", encoded=True)
-            headers = {"Authorization": self._token.header}
-            async with slot.session.get(self._base.join(url), headers=headers, allow_redirects=False) as response:
+            url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
+            async with _get(slot, url, self._token.header) as response:
                 body, whole = await read_bounded(response)
                 return HelperResponse(response.status, response.headers, body) if whole else None
         except (aiohttp.ClientError, OSError, TimeoutError, zlib.error, ValueError):
@@ -151,7 +163,7 @@ class AttemptSender:
             self._throttled_since = self._throttled_since or self._clock()
             self._breaker.throttled()
         elif isinstance(verdict, Transient):
-            self.trouble = f"{verdict.status or 'no answer'} {verdict.message}".strip()
+            self.trouble = reason(verdict)
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         else:
             self.trouble = None
@@ -171,34 +183,25 @@ class AttemptSender:
                 self._budget.month.mark_spent()
             elif self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
-            if self._budget.closed:
-                self._budget.answered(sent_at=sent_at)
+            self._budget.answered(sent_at=sent_at)
 
-    async def _send_when_allowed(self, url: URL, header: str, *, may_probe: bool) -> tuple[Verdict | None, float]:
-        """Return a verdict and when its request was sent; None after a wait, if breaker or budget did not allow it."""
-        sent_at, refusal = 0.0, self._breaker.refuse(may_probe=may_probe)
+    def _enter(self, slot: Slot, *, may_probe: bool) -> RetryAfter | None:
+        """Pass the breaker and be counted, or return how long to wait. Ends the run at a spent month."""
+        if self._shutdown.stop is not None:
+            raise RunStopping
+        if outage := self._breaker.enter(may_probe=may_probe):
+            return outage
+        slot.sent_at = self._clock()
+        refusal = self._try_acquire(self._budget)
         if refusal is None:
-            await self.pacer.acquire(self._waits_for_pace)
-            if self._pool.empty_handed:
-                self.waiting = WaitReason("connections", 0, None)
-            slot = await self._pool.get(self._shutdown)
-            try:
-                if self._shutdown.stop is not None:
-                    raise RunStopping
-                refusal = self._breaker.enter(may_probe=may_probe)
-                slot.sent_at = self._clock()
-                refusal = refusal or self._count(slot.sent_at)
-                if refusal is None:
-                    self.waiting = None
-                    self.counters.total += 1
-                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
-                    # throttled response that closed the endpoint meanwhile.
-                    sent_at = self._clock()
-                    return await self._request(slot, url, header), sent_at
-            finally:
-                self._pool.put(slot)
-        await self._wait(refusal)
-        return None, sent_at
+            self.waiting = None
+            self.counters.total += 1
+            return None
+        self._breaker.leave(sent_at=slot.sent_at)
+        if isinstance(refusal, MonthExhausted):
+            self._shutdown.request(_month_exhausted(refusal, self._budget))
+            raise RunStopping
+        return refusal
 
     def _waits_for_pace(self) -> None:
         # A window that is full says more, and stays.
@@ -218,16 +221,6 @@ class AttemptSender:
             )
             self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
-    def _count(self, now: float) -> RetryAfter | None:
-        """Count an attempt that has entered the breaker, or return how long to wait; ends the run at a spent month."""
-        refusal = self._try_acquire(self._budget)
-        if refusal is not None:
-            self._breaker.leave(sent_at=now)
-        if isinstance(refusal, MonthExhausted):
-            self._shutdown.request(_month_exhausted(refusal, self._budget))
-            raise RunStopping
-        return refusal
-
     def _try_acquire(self, budget: Budget) -> RetryAfter | MonthExhausted | None:
         """Ask a budget, and end the run if it cannot count: nothing is sent uncounted."""
         try:
@@ -239,9 +232,7 @@ class AttemptSender:
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         try:
-            async with slot.session.get(
-                url, headers={"Authorization": authorization}, allow_redirects=False
-            ) as response:
+            async with _get(slot, url, authorization) as response:
                 try:
                     body, whole = await read_bounded(response)
                 except (zlib.error, ValueError):  # an encoding that was not asked for, or a damaged one
@@ -279,6 +270,10 @@ class AttemptSender:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return Transient(None, f"no whole answer within {self._timeout_seconds:g} s")
         return Transient(None, self._token.redact(in_passing(error))[:200])
+
+
+def _get(slot: Slot, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    return slot.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
 
 
 def _month_exhausted(exhausted: MonthExhausted, budget: Budget) -> Stop:

@@ -48,6 +48,7 @@ _RECENT_SECONDS = 60.0
 """An older response to another call says nothing about a call that has failed just now."""
 _SAME_OUTAGE_SECONDS = 300.0
 """An outage that begins sooner after the last one's end continues it, for limit_seconds."""
+_NEVER = float("-inf")
 
 
 class CircuitBreaker:
@@ -69,10 +70,7 @@ class CircuitBreaker:
         self._streak = rules.streak
         self._recent: deque[bool] = deque(maxlen=rules.streak)
         self._outage_began = 0.0
-        self._closed_at = float("-inf")
-        self._trusted_until = float("-inf")
-        self._answered_at = float("-inf")
-        self._failed_at = float("-inf")
+        self._closed_at = self._trusted_until = self._answered_at = self._failed_at = _NEVER
 
     @property
     def over_limit(self) -> bool:
@@ -91,7 +89,7 @@ class CircuitBreaker:
     @property
     def ever_answered(self) -> bool:
         """True once any call was answered."""
-        return self._answered_at > float("-inf")
+        return self._answered_at > _NEVER
 
     def blames(self, failed_at: float) -> bool:
         """Return whether a call that first failed at failed_at has failed by its own fault.
@@ -140,8 +138,7 @@ class CircuitBreaker:
     def record_success(self, *, evidence: bool = False, known_good: bool = False) -> None:
         """Record a non-transient response; closes the breaker if it was the probe.
 
-        evidence: to the first attempt of a call that never failed. known_good: to a link that had been answered
-        before.
+        evidence: to the first attempt of a call that never failed. known_good: to a link that was answered before.
         """
         self._answered_at = self._clock()
         if evidence:
@@ -157,7 +154,7 @@ class CircuitBreaker:
         if known_good:
             self._recent.clear()
             self._trusted_until = self._answered_at + self._rules.trust_seconds
-            self._closed_at = float("-inf")
+            self._closed_at = _NEVER  # there was no outage that a later one could continue
             self._resize(2 * self._streak)
 
     def throttled(self) -> None:
@@ -174,16 +171,17 @@ class CircuitBreaker:
         if evidence:
             self._recent.append(False)
         if self.is_open:
-            if sent_at >= self._half_open_at:
-                self._strikes += not self._successes_needed
-                self._successes_needed = 0
-                self.probes_failed += 1
-                self._failed_at = now
-                self._open(now, self._probe_interval())
+            if sent_at < self._half_open_at:  # not the probe: it was under way when the breaker opened
+                return
+            self._strikes += not self._successes_needed
+            self._successes_needed = 0
+            self.probes_failed += 1
         elif evidence and self._recent.count(False) >= self._rules.share * self._streak:
             self._begin_outage(now)
-            self._failed_at = now
-            self._open(now, self._probe_interval())
+        else:
+            return
+        self._failed_at = now
+        self._open(now, self._probe_interval())
 
     def suspect(self) -> None:
         """Open at once to a probe by a known-good link, which shows whether the server is out.

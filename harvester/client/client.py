@@ -8,8 +8,8 @@ one that was answered before: if that fails too, the server is out and the call 
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import tenacity
@@ -19,10 +19,16 @@ from harvester.bitly.verdicts import Answer, Hint, Throttled, TokenRefused, Tran
 from harvester.budget.throttling import hinted_seconds
 from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, pooled
+from harvester.client.http import Pool, Slot, pooled
 from harvester.client.pacer import RemainingCalls
+from harvester.errors import OutputError
 
 KNOWN_GOOD_LINKS = 8
+"""How many are remembered; several, because one may come to fail by itself."""
+_LATE_SECONDS = 0.2
+"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
+_LONGEST_BACKOFF_SECONDS = 60.0
+_LONGEST_HINT_SECONDS = 300.0
 _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 
@@ -87,7 +93,8 @@ class Client:
             RunStopping: the run ended first; the call is left for the next run.
         """
         # The retrier starts with the first attempt's verdict, so that its stop and wait rules count that attempt too.
-        # In an outage it is charged to no call, so the retrier starts from nothing.
+        # In an outage it is charged to no call, so the retrier starts from nothing. Each call has a retrier of its own:
+        # tasks that share one mix up their results.
         earlier: list[Verdict] = [] if self._breaker.is_open else [first]
         failed_at, charged = self._clock(), 0
 
@@ -102,16 +109,17 @@ class Client:
                 return await self._confirm(bitlink, verdict, failed_at)
             return verdict
 
-        return await repeated(
-            attempt,
-            attempts=self._settings.attempts,
-            backoff_seconds=self._settings.backoff_seconds,
-            pause=self._shutdown.sleep_unless_stopping,
+        retrier = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), _UnreadableTwice()),
+            wait=_Backoff(self._settings.backoff_seconds),
+            sleep=self._shutdown.sleep_unless_stopping,
+            retry_error_callback=_last_verdict,
         )
+        return await retrier(attempt), charged
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
-        url = self.sender.url(bitlink)
         renewed = False
         while True:
             if self._known_good_goes(fresh):
@@ -119,7 +127,7 @@ class Client:
                 continue
             header = self._token.header
             may_probe = fresh or not self._fresh_calls
-            verdict = await self.sender.send(url, header, may_probe=may_probe, evidence=fresh)
+            verdict = await self.sender.send(bitlink, header, may_probe=may_probe, evidence=fresh)
             if verdict is None or isinstance(verdict, Throttled):
                 continue
             if isinstance(verdict, Transient):
@@ -148,8 +156,8 @@ class Client:
 
     async def _send_known_good(self) -> None:
         """Send an attempt for a known-good link to learn whether the server is there; its answer is dropped."""
-        url, header = self.sender.url(self.known_good_links[0]), self._token.header
-        verdict = await self.sender.send(url, header, may_probe=True, evidence=False, known_good=True)
+        bitlink, header = self.known_good_links[0], self._token.header
+        verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
         if verdict is not None:
             self.sender.counters.retried += 1
             if isinstance(verdict, Transient):
@@ -158,9 +166,11 @@ class Client:
     async def _confirm(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
         """Make sure that a call about to be written off has failed by its own fault, and return its last verdict.
 
-        failed_at: when it first failed. Unless most other calls were answered since, a known-good link decides. If the
-        server is out, or answers only some, the call is sent again. Where no call was ever answered, that is an outage.
+        failed_at: when it first failed.
         """
+        # Unless most other calls were answered since it failed, a known-good link decides. If that fails too, the
+        # server is out, or answers only some, and the call is sent again. The same if the probe came too late to say
+        # anything about the failure. Where no call was ever answered that is an outage, which has a limit of its own.
         while isinstance(verdict, Transient) and not self._breaker.blames(failed_at):
             if not self.known_good_links and self._breaker.ever_answered:
                 return verdict
@@ -168,7 +178,7 @@ class Client:
             self._breaker.suspect()
             while self.known_good_links and self._breaker.is_open:
                 await self._send_known_good()
-            late = self._clock() - began > _SOON_SECONDS  # by now the server may be well again
+            late = self._clock() - began > _SOON_SECONDS
             if late or not self.known_good_links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
@@ -178,47 +188,15 @@ class Client:
 async def opened(
     slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
 ) -> AsyncIterator[Client]:
-    """Open a client, and close its connections at the end. slots: joined and left by the caller.
+    """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
 
-    Raises:
-        UsageError: as `pooled`.
-    """
-    async with pooled(
-        slots,
-        context.shutdown,
-        base_url=settings.base_url,
-        timeout_seconds=settings.timeout_seconds,
-        clock=context.clock,
-        made_late=context.budget.made_late,
-    ) as pool:
+    def connected(slot: Slot) -> None:
+        if context.clock() - slot.sent_at > _LATE_SECONDS:
+            with suppress(OutputError):  # the next attempt meets the same error and reports it
+                context.budget.made_late()
+
+    async with pooled(slots, context.shutdown, settings.base_url, settings.timeout_seconds, connected) as pool:
         yield Client(pool, settings, query, context)
-
-
-_LONGEST_BACKOFF_SECONDS = 60.0
-_LONGEST_HINT_SECONDS = 300.0
-
-
-async def repeated(
-    attempt: Callable[[], Awaitable[Verdict]],
-    *,
-    attempts: int,
-    backoff_seconds: float,
-    pause: Callable[[float], Awaitable[None]],
-) -> tuple[Verdict, int]:
-    """Attempt until a verdict is neither Transient nor Unreadable; return the last one and the number of attempts.
-
-    attempts: at most. backoff_seconds: the longest first pause.
-    """
-    # Each call has a retrier of its own: tasks that share one mix up their results.
-    retrier = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), _UnreadableTwice()),
-        wait=_Backoff(backoff_seconds),
-        sleep=pause,
-        retry_error_callback=_last_verdict,
-    )
-    result: Verdict = await retrier(attempt)
-    return result, int(retrier.statistics["attempt_number"])
 
 
 class _Backoff(tenacity.wait.wait_base):

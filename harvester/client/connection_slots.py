@@ -20,8 +20,8 @@ from harvester.storage.filesystem import inherit_folder_mode, try_lock
 
 MOST_PROCESSES = 5
 """Processes that may share a machine's connections: Bitly's limit, because each needs at least one."""
-_TRIES = 20
-_PAUSE_SECONDS = 0.05
+_TRIES, _PAUSE_SECONDS = 20, 0.05
+"""For a process lock: another process may hold one for a moment, to see whether it is taken."""
 
 
 class ConnectionSlots:
@@ -49,7 +49,6 @@ class ConnectionSlots:
             os.makedirs(self._folder, exist_ok=True)
         for attempt in range(_TRIES):
             if attempt:
-                # Another process may hold a lock for a moment, to see whether it is taken.
                 await asyncio.sleep(_PAUSE_SECONDS)
             if self._lock_process():
                 return
@@ -94,14 +93,14 @@ class ConnectionSlots:
 
     def _lock_process(self) -> bool:
         for number in range(MOST_PROCESSES):
-            lock = self._lock(f"seat-{number}")
+            lock = self._lock(f"process-{number}")
             if lock is not None:
                 self._process, self._process_lock = number, lock
                 return True
         return False
 
     def _is_taken(self, number: int) -> bool:
-        lock = self._lock(f"seat-{number}", shared=True)
+        lock = self._lock(f"process-{number}", shared=True)
         if lock is None:
             return True
         os.close(lock)

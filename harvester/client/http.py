@@ -11,6 +11,7 @@ import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,8 +29,6 @@ from harvester.threads import in_daemon
 
 CONNECT_SECONDS = 10.0
 _READ_BYTES = 64 * 1024
-_LATE_SECONDS = 0.2
-"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
 _REBALANCE_SECONDS = 0.5
 _HEADERS = {
     "Accept": "application/json",  # the same routes can answer CSV
@@ -76,12 +75,10 @@ class _Abrupt(ResponseHandler):
         self._connected = connected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Report the new connection."""
         super().connection_made(transport)
         self._connected()
 
     def close(self) -> None:
-        """Abort the socket."""
         self.abort()
 
 
@@ -91,7 +88,6 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return a name's addresses from the system's resolver. Raises OSError."""
         kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
         found = await in_daemon(partial(socket.getaddrinfo, host, port, family, kind, flags=flags))
         numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -103,19 +99,19 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing."""
+        pass
 
 
+@dataclass(slots=True)
 class Slot:
     """One of the machine's connections, held by this process: a session of one connection.
 
     sent_at: when its current attempt was counted, seconds since boot.
     """
 
-    def __init__(self, number: int, session: aiohttp.ClientSession) -> None:
-        self.number = number
-        self.session = session
-        self.sent_at = 0.0
+    number: int
+    session: aiohttp.ClientSession
+    sent_at: float = 0.0
 
 
 class Pool:
@@ -160,8 +156,7 @@ class Pool:
         self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
         while self._too_many and not self._free.empty():
             self.put(self._free.get_nowait())
-        while self._surplus:
-            await self._close(self._surplus.pop())
+        await self._close_surplus()
         while self._slots.held < share and (number := self._slots.grab()) is not None:
             self._free.put_nowait(self._open_slot(number))
 
@@ -178,35 +173,43 @@ class Pool:
         """Close the sessions that are not in use, and release their slots."""
         while not self._free.empty():
             self._surplus.append(self._free.get_nowait())
-        while self._surplus:
-            await self._close(self._surplus.pop())
+        await self._close_surplus()
 
-    async def _close(self, slot: Slot) -> None:
-        await slot.session.close()
-        self._slots.give_back(slot.number)
+    async def _close_surplus(self) -> None:
+        while self._surplus:
+            slot = self._surplus.pop()
+            await slot.session.close()
+            self._slots.give_back(slot.number)
 
 
 @asynccontextmanager
 async def pooled(
     slots: ConnectionSlots,
     shutdown: ShutdownSignal,
-    *,
     base_url: str,
     timeout_seconds: float,
-    clock: Callable[[], float],
-    made_late: Callable[[], None],
+    connected: Callable[[Slot], None],
 ) -> AsyncIterator[Pool]:
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
-    slots: joined already; left by the caller. made_late: called when a connection took so long that the attempt goes
-    later than it was counted, by clock. Proxy variables are honoured, netrc is not: it would add a password of
-    its own to the token.
+    slots: joined already; left by the caller. connected: called whenever a slot has a new connection, before an attempt
+    is sent on it.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
     proxy = _proxy_for(URL(base_url))
-    pool = Pool(slots, partial(_open_slot, timeout_seconds, proxy, clock, made_late))
+
+    def open_slot(number: int) -> Slot:
+        # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
+        connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
+        slot = Slot(number, _session(timeout_seconds, proxy, connector))
+        # aiohttp has no public way to choose how connections close. It matters because Bitly allows only five at once.
+        abrupt = partial(_Abrupt, asyncio.get_running_loop(), partial(connected, slot))
+        connector._factory = abrupt  # type: ignore[assignment]
+        return slot
+
+    pool = Pool(slots, open_slot)
     await pool.rebalance()
     balancing = asyncio.create_task(pool.keep_balanced(shutdown))
     try:
@@ -218,16 +221,9 @@ async def pooled(
         await pool.close()
 
 
-def _open_slot(
-    timeout_seconds: float,
-    proxy: str | None,
-    clock: Callable[[], float],
-    made_late: Callable[[], None],
-    number: int,
-) -> Slot:
-    # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
-    connector = aiohttp.TCPConnector(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
-    session = aiohttp.ClientSession(
+def _session(timeout_seconds: float, proxy: str | None, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    # Without trust_env: netrc would add a password of its own to the token.
+    return aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
         timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
@@ -236,16 +232,6 @@ def _open_slot(
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy,
     )
-    slot = Slot(number, session)
-
-    def connected() -> None:
-        if clock() - slot.sent_at > _LATE_SECONDS:
-            with suppress(OutputError):  # the next attempt meets the same error and reports it
-                made_late()
-
-    # aiohttp has no public way to choose how connections close. It matters because Bitly allows only five at once.
-    connector._factory = partial(_Abrupt, asyncio.get_running_loop(), connected)  # type: ignore[assignment]
-    return slot
 
 
 def _proxy_for(base: URL) -> str | None:
@@ -271,17 +257,10 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
     Raises:
         UsageError: there was no response, or it could not be read.
     """
-    target = URL(url)
-    session = aiohttp.ClientSession(
-        middlewares=(_send_once,),
-        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
-        headers={**_HEADERS, "Accept": "*/*"},
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        proxy=_proxy_for(target),
-    )
+    target, headers = URL(url), {"Accept": "*/*"}
+    session = _session(timeout_seconds, _proxy_for(target), aiohttp.TCPConnector())
     try:
-        async with session, session.post(target, data=dict(form), allow_redirects=False) as response:
+        async with session, session.post(target, data=dict(form), headers=headers, allow_redirects=False) as response:
             body, _ = await read_bounded(response)
             return response.status, body
     except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
@@ -297,11 +276,12 @@ async def read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     length = response.content_length
-    if encoding in {"", "identity"} and length is not None and length <= BODY_LIMIT:
+    plain = encoding in {"", "identity"}
+    if plain and length is not None and length <= BODY_LIMIT:
         return await response.read(), True
-    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+    if not plain and encoding not in {"gzip", "x-gzip"}:
         raise ValueError(f"Content-Encoding {encoding[:40]!r}, which was not asked for")
-    inflate = zlib.decompressobj(wbits=31) if encoding not in {"", "identity"} else None
+    inflate = None if plain else zlib.decompressobj(wbits=31)
     body = bytearray()
     async for chunk in response.content.iter_chunked(_READ_BYTES):
         if inflate and inflate.eof:

@@ -64,16 +64,14 @@ class LimitDiscovery:
             self._stop_if_spent(response)
             if response is None or response.status in {NOT_ASKED, 429} or response.status >= 500:
                 self._budget.not_answered()
-            return self._unavailable(_what_came(response))
+            why = _what_came(response)
+            text = f"Bitly did not tell its limits ({why}); going on with {_in_words(self._budget)}"
+            return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._limits()})
         sensible = reported.count <= reported.limit * _COUNTED_OVER
         others = self._budget.observe(reported.limit, min(reported.count, reported.limit) if sensible else None)
         changed = self._budget.limits != before
         news, self._reported = changed or others or not self._reported, True
         return self._news(reported.limit, reported.count, others, sensible=sensible, changed=changed) if news else None
-
-    def _unavailable(self, why: str) -> EventMessage:
-        text = f"Bitly did not tell its limits ({why}); going on with {_in_words(self._budget)}"
-        return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._limits()})
 
     def _news(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> EventMessage:
         text = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
@@ -109,9 +107,9 @@ class LimitDiscovery:
 
 
 def _in_words(budget: Budget) -> str:
-    per_minute, per_hour = budget.limits.per_minute, budget.limits.per_hour
-    minute = f"{per_minute:,} a minute" if per_minute else "no limit a minute"
-    return f"{minute} and {per_hour:,} an hour" if per_hour else f"{minute} and no limit an hour"
+    limits = budget.limits.per_minute, budget.limits.per_hour
+    minute, hour = (f"{limit:,}" if limit else "no limit" for limit in limits)
+    return f"{minute} a minute and {hour} an hour"
 
 
 def _what_came(response: HelperResponse | None) -> str:

@@ -1,8 +1,6 @@
 """The pace that spreads attempts evenly over the minute's window (aiolimiter).
 
-The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds. It
-is pointless where all that is left fits into the window: a list of 80 links under 100 a minute goes at once. So an
-attempt that finds the pace full asks once more: is the list known to end, and are fewer calls left than may go now?
+The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds.
 """
 
 import asyncio
@@ -40,7 +38,9 @@ class Pacer:
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def acquire(self, will_wait: Callable[[], None]) -> None:
-        """Wait until an attempt keeps the pace. will_wait: called before a wait.
+        """Wait until an attempt keeps the pace.
+
+        will_wait: called before a wait; the attempt's sender passes what makes it report that the pace holds it back.
 
         Raises:
             RunStopping: the run ended first.
@@ -53,6 +53,8 @@ class Pacer:
         if self._limiter.has_capacity():
             await self._limiter.acquire()  # at once
             return
+        # The pace is pointless where all that is left fits into the window: a list of 80 links under 100 a minute goes
+        # at once. So an attempt that would wait asks: is the list known to end, and are fewer calls left than may go?
         will_wait()
         if not self._rest_fits():
             await self._wait(self._limiter)
@@ -72,22 +74,14 @@ class Pacer:
         return False
 
     async def _wait(self, limiter: AsyncLimiter) -> None:
-        waiter = asyncio.ensure_future(_acquire(limiter))
+        waiter = asyncio.ensure_future(limiter.acquire())
         self._waiters.add(waiter)
         try:
-            await self._shutdown.unless_stopping(waiter)
-        except asyncio.CancelledError:
-            # Either `input_ended` cancelled the waiter before it had begun, or this task itself was cancelled.
-            task = asyncio.current_task()
-            if not waiter.cancelled() or (task is not None and task.cancelling()):
-                raise
+            # A waiter that `input_ended` has cancelled is done like any other: asyncio.wait does not raise for it.
+            await self._shutdown.unless_stopping(asyncio.wait({waiter}))
         finally:
+            waiter.cancel()
             self._waiters.discard(waiter)
-
-
-async def _acquire(limiter: AsyncLimiter) -> None:
-    with suppress(asyncio.CancelledError):  # by `input_ended`: the wait is over
-        await limiter.acquire()
 
 
 def _limiter(per_minute: int) -> AsyncLimiter | None:

@@ -47,6 +47,7 @@ class StreamKeywords(MetricsKeywords, total=False):
 
     work_dir: AnyPath | None
     max_failures: str | int | None
+    max_invalid: str | int | None
     max_calls: int | None
     strict: bool
     column: str | None

@@ -98,6 +98,9 @@ class ListOptions:
     list_format: ListFormatName | None = None
     "What the lists are, whatever their names say."
 
+    max_invalid: Annotated[str | None, Parameter(group=_STOPPING)] = None
+    "No success if more lines are invalid: a count, or a share such as 5%; by default more than half and more than 20."
+
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not begin unless every line of the list is a bitlink."
 

@@ -32,7 +32,8 @@ class TypedOptions:
 
     Dataset: query; pin_reference, True where nobody chose its unit_reference; part_bytes; part_age_seconds.
     Budget: limits; account, None for a month of the token's own. Client: base_url, timeout_seconds,
-    outage_limit_seconds. Run: failure_limit and max_time_seconds, None for no such limit.
+    outage_limit_seconds. Run: failure_limit and max_time_seconds, None for no such limit; invalid_limit,
+    None for the default.
     """
 
     query: Query
@@ -45,6 +46,7 @@ class TypedOptions:
     timeout_seconds: float
     outage_limit_seconds: float
     failure_limit: FailureLimit | None
+    invalid_limit: FailureLimit | None
     max_time_seconds: float | None
 
 
@@ -63,7 +65,8 @@ def typed(options: RunOptions) -> TypedOptions:
         base_url=checked_base_url(options.access.base_url),
         timeout_seconds=seconds_of("--timeout", limits.timeout),
         outage_limit_seconds=seconds_of("--outage-limit", limits.outage_limit),
-        failure_limit=failure_limit_of(stopping.max_failures),
+        failure_limit=failure_limit_of("--max-failures", stopping.max_failures),
+        invalid_limit=failure_limit_of("--max-invalid", options.list.max_invalid),
         max_time_seconds=seconds_of("--max-time", stopping.max_time) if stopping.max_time else None,
     )
 
@@ -105,8 +108,8 @@ def account_of(options: LimitOptions) -> str | None:
     return options.account
 
 
-def failure_limit_of(text: str | None) -> FailureLimit | None:
-    """Parse --max-failures: `25`, or `5%`. Raises UsageError."""
+def failure_limit_of(option: str, text: str | None) -> FailureLimit | None:
+    """Parse a limit: `25`, or `5%`. Raises UsageError."""
     if text is None:
         return None
     digits, is_share = text.strip().removesuffix("%"), text.strip().endswith("%")
@@ -115,7 +118,7 @@ def failure_limit_of(text: str | None) -> FailureLimit | None:
     except ValueError:
         value = -1
     if not value >= 0 or (is_share and value > 100):  # `not >=` refuses NaN too
-        raise UsageError(f"{text}: a count such as 25, or a share such as 5%, was expected", option="--max-failures")
+        raise UsageError(f"{text}: a count such as 25, or a share such as 5%, was expected", option=option)
     return FailureLimit(share=value / 100) if is_share else FailureLimit(count=int(value))
 
 

@@ -8,10 +8,11 @@ to upload.
 import math
 import shutil
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
@@ -64,10 +65,10 @@ class Batch:
     once the ledger's transaction has succeeded, even if something later failed.
     """
 
-    entries: dict[int, list[Entry]] = field(default_factory=dict)
+    entries: defaultdict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     seen: list[bytes] = field(default_factory=list)
     invalid: list[bytes] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)
     ended: list[Journal] = field(default_factory=list)
     current: Journal | None = None
     size: int = 0
@@ -79,28 +80,15 @@ class Batch:
         return [entry.key for entries in self.entries.values() for entry in entries] + self.seen
 
 
-class Recovered(NamedTuple):
-    """A dataset's journals after recovery.
-
-    invocation: this run's number. journal: the one to append to. committed: bytes committed of it, by segment.
-    """
-
-    invocation: int
-    journal: Journal
-    committed: dict[int, int]
-
-
 class Publisher(Protocol):
     """Brings committed journal lines to the consumer.
 
-    in_parts: True where `publish` takes long (it makes whole parts) and may run while more is committed; False where
-    each commit is published at once. uncommitted_limit: verdicts that may wait for a commit.
+    uncommitted_limit: verdicts that may wait for a commit.
     """
 
-    in_parts: bool
     uncommitted_limit: int
 
-    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
+    def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Finish or undo what a crash interrupted.
 
         sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
@@ -116,8 +104,8 @@ class Publisher(Protocol):
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Publish what is due. committed: bytes of each journal; ended: segments that get no more lines."""
 
-    def parts(self) -> list[dict[str, Any]]:
-        """Return the manifest's list of files: path, rows, calls, bytes, sha256."""
+    def parts(self) -> list[PublishedPart]:
+        """Return the published files, as the manifest lists them."""
 
     def published_keys(self) -> Iterable[bytes]:
         """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
@@ -134,32 +122,33 @@ class Dataset:
 
     def __init__(
         self,
-        place: OutputLocation,
+        location: OutputLocation,
         ledger: Ledger,
         query: Query,
         limits: PartLimits,
         part_format: PartFormat,
         publisher: Publisher,
         sidecars: Sidecars,
-        recovered: Recovered,
+        journal: Journal,
     ) -> None:
         meta = ledger.meta()
-        self.place = place
+        self.location = location
         self.ledger = ledger
         self.query = query
         self.run_id = str(meta["run_id"])
+        self.invocation = int(meta["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
         self._started = str(meta["started"])
         self._limits = limits
         self._publisher = publisher
         self._sidecars = sidecars
-        self.invocation, self._journal, self._committed = recovered
+        self._journal = journal
+        self._committed = ledger.journals()  # bytes committed, by segment
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        totals = ledger.totals()
-        self._counts = [totals.rows, totals.refused, totals.failed]  # indexed by State
+        self._counts = list(ledger.totals())  # indexed by State
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
@@ -201,9 +190,11 @@ class Dataset:
         journal = self._journal
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
         entry = Entry(key, state, None if state is State.ROW else line)
-        self._batch.entries.setdefault(journal.segment, []).append(entry)
+        self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
-        self._tally(state, previous)
+        self._counts[state] += 1
+        if previous is not None:
+            self._counts[previous] -= 1
         if self._limits.full(journal):
             self._end_journal()
 
@@ -219,7 +210,7 @@ class Dataset:
 
     def count(self, name: str, more: int = 1) -> None:
         """Add to one of the dataset's counters; durable with the next commit."""
-        self._batch.counters[name] = self._batch.counters.get(name, 0) + more
+        self._batch.counters[name] += more
 
     def take_batch(self) -> Batch:
         """Return everything recorded since the last batch, for `commit`; ends the journal if it is full or too old.
@@ -244,12 +235,11 @@ class Dataset:
             return
         later, self._batch = self._batch, batch
         for segment, entries in later.entries.items():
-            batch.entries.setdefault(segment, []).extend(entries)
+            batch.entries[segment] += entries
         batch.seen += later.seen
         batch.invalid += later.invalid
         batch.ended += later.ended
-        for name, more in later.counters.items():
-            batch.counters[name] = batch.counters.get(name, 0) + more
+        batch.counters.update(later.counters)
         self._waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
 
     def end_part(self) -> None:
@@ -258,15 +248,10 @@ class Dataset:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.place.private):
-            following = Journal(self.place.private, self._journal.segment + 1)
+        with explained(self.location.private):
+            following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
-
-    def _tally(self, state: State, previous: State | None) -> None:
-        self._counts[state] += 1
-        if previous is not None:
-            self._counts[previous] -= 1
 
     # --- for other threads -----------------------------------------------------------------------------------------
 
@@ -275,7 +260,7 @@ class Dataset:
         return self.ledger.known(keys)
 
     def commit(self, batch: Batch) -> None:
-        """Make a batch durable, and publish its rows at once unless they are published in parts.
+        """Make a batch durable, and publish its rows at once unless they are published in parts, which takes long.
 
         After an error batch.durable tells whether the batch itself was committed.
 
@@ -283,10 +268,10 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.place.out):
+            with explained(self.location.out):
                 self._commit(batch)
             batch.durable = True
-        if not self._publisher.in_parts:
+        if not self.location.in_parts:
             self.publish()
 
     def publish(self) -> None:
@@ -296,7 +281,7 @@ class Dataset:
             OutputError: as for `commit`; the next call finishes what this one left half done.
         """
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.place.out):
+        with explained(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -335,8 +320,8 @@ class Dataset:
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.place.public):
-            return min(shutil.disk_usage(path).free for path in {self.place.public, self.place.private})
+        with explained(self.location.public):
+            return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
     def abandon(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
@@ -349,12 +334,11 @@ class Dataset:
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
-        calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
             run_id=self.run_id,
-            work_dir=self.place.work_dir,
+            work_dir=self.location.work_dir,
             query=self.query.as_dict(),
             format=self.part_format.format,
             shape=self.part_format.shape,
@@ -369,16 +353,16 @@ class Dataset:
             remaining=report.remaining,
             given_up=report.given_up,
             budget=report.budget,
-            dataset=DatasetCounts(calls, totals.rows, totals.refused, totals.failed, report.pending),
+            dataset=DatasetCounts(sum(totals) + report.pending, *totals, report.pending),
             attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
-            parts=tuple(PublishedPart(**part) for part in self._publisher.parts()),
+            parts=tuple(self._publisher.parts()),
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest
 
     def renew_manifest(self, manifest: Manifest) -> Manifest:
         """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
-        renewed = manifest.renewed()
+        renewed = replace(manifest, updated=utc_iso(datetime.now(UTC)))
         self._sidecars.write_manifest(renewed.to_json(), last=renewed.ended is not None)
         return renewed
 

@@ -1,13 +1,16 @@
 """The publisher of `--out results.ndjson`: one growing file, which `tail -f` can follow."""
 
+# ruff: noqa: D102 - the methods are described by dataset.Publisher
+
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
+from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import whole_lines
@@ -26,21 +29,19 @@ class AppendPublisher:
     error, since another program wrote them.
     """
 
-    in_parts = False
     uncommitted_limit = UNCOMMITTED_LIMIT
 
-    def __init__(self, place: OutputLocation, ledger: Ledger) -> None:
-        self._place = place
+    def __init__(self, location: OutputLocation, ledger: Ledger) -> None:
+        self._location = location
         self._ledger = ledger
         self._mark = self._synced = ledger.mark()
         self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
 
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[PublishedPart]:
         """Return the one file, up to the last checkpoint; a growing file has no checksum."""
-        name = os.path.basename(self._place.name)
-        rows, size = self._mark.rows, self._mark.bytes
-        return [{"path": name, "rows": rows, "calls": rows, "bytes": size, "sha256": None}]
+        name, rows = os.path.basename(self._location.name), self._mark.rows
+        return [PublishedPart(name, rows, calls=rows, bytes=self._mark.bytes)]
 
     def mark(self) -> FileCheckpoint | None:
         """Sync the file and return its checkpoint; None if it is unchanged, or the last append may have failed."""
@@ -50,25 +51,24 @@ class AppendPublisher:
         return self._mark
 
     def _sync(self) -> None:
-        if os.path.exists(self._place.out):
-            sync_file(self._place.out)
+        if os.path.exists(self._location.out):
+            sync_file(self._location.out)
             if not self._synced.bytes:
-                sync_folder(os.path.dirname(self._place.out))
+                sync_folder(os.path.dirname(self._location.out))
         self._synced = self._mark
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
-        """Append the committed rows."""
         if self._in_doubt:  # an earlier call failed half-way
             self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
-        with open(self._place.out, "ab", buffering=_CHUNK) as stream:
+        with open(self._location.out, "ab", buffering=_CHUNK) as stream:
             for segment in sorted(committed):
                 self._append(stream, segment, committed[segment])
         self._in_doubt = False
         for segment in ended:
             if segment > self._ledger.ended():
                 self._ledger.end_segment(segment, self.mark())
-                remove(self._place.private, segment)
+                remove(self._location.private, segment)
 
     def _append(self, stream: BinaryIO, segment: int, end: int) -> None:
         mark = self._mark
@@ -76,7 +76,7 @@ class AppendPublisher:
             return
         start = mark.place if segment == mark.segment else 0
         size, rows = mark.bytes, mark.rows
-        for line in rows_in(self._place, segment, start, end):
+        for line in rows_in(self._location, segment, start, end):
             stream.write(line[self._ahead :])
             self._ahead = max(self._ahead - len(line), 0)
             size += len(line)
@@ -86,15 +86,15 @@ class AppendPublisher:
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Find which rows behind the checkpoint the file contains already, as the class describes."""
         self._mark, self._ahead = self._ledger.mark(), 0
-        size = os.path.getsize(self._place.out) if os.path.exists(self._place.out) else 0
+        size = os.path.getsize(self._location.out) if os.path.exists(self._location.out) else 0
         if size < self._mark.bytes:
             raise OutputError(
-                f"{self._place.out} has {size} bytes and had {self._mark.bytes}: somebody has cut it. Put the rows "
+                f"{self._location.out} has {size} bytes and had {self._mark.bytes}: somebody has cut it. Put the rows "
                 "back, or keep them where they are and begin a new --out with the links that they lack"
             )
         if lossy:
             self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.segment, 0)))
-        end = self._compare_tail(sizes)
+        end = self._compare_tail(sizes) if size else 0
         if lossy:
             self._accept_tail(end, size, sizes, warn)
         elif end < size:
@@ -102,20 +102,18 @@ class AppendPublisher:
 
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
-        for _, line in whole_lines(self._place.out, 0):
+        for _, line in whole_lines(self._location.out, 0):
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
     def hurry(self) -> None:
-        """Do nothing: a local file makes nobody wait."""
+        pass  # a local file makes nobody wait
 
     leave = hurry
 
     def _compare_tail(self, sizes: Mapping[int, int]) -> int:
         """Return the position in the file up to which it matches the rows behind the checkpoint."""
         end = self._mark.bytes
-        if not os.path.exists(self._place.out):
-            return end
-        with open(self._place.out, "rb") as stream:
+        with open(self._location.out, "rb") as stream:
             stream.seek(end)
             for line in self._expected(sizes):
                 found = stream.read(len(line)).rstrip(b"\0")
@@ -133,11 +131,11 @@ class AppendPublisher:
         The checkpoint is made durable at once, while the ledger still records that lines were lost.
         """
         if start < size:
-            end = max((end for end, _ in whole_lines(self._place.out, start)), default=start)
+            end = max((end for end, _ in whole_lines(self._location.out, start)), default=start)
             if end < size:
-                warn(f"{self._place.out}: a torn last row was cut, its call is asked again")
-                truncate_file(self._place.out, end)
-            rows = self._mark.rows + sum(1 for _ in whole_lines(self._place.out, self._mark.bytes))
+                warn(f"{self._location.out}: a torn last row was cut, its call is asked again")
+                truncate_file(self._location.out, end)
+            rows = self._mark.rows + sum(1 for _ in whole_lines(self._location.out, self._mark.bytes))
             segment, place = max(sizes.items(), default=(self._mark.segment, 0))
             self._mark, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         self._sync()
@@ -145,15 +143,15 @@ class AppendPublisher:
 
     def _drop_zeros(self, end: int) -> None:
         """Cut off zero bytes, which a power cut can leave behind the last write; raise OutputError for other bytes."""
-        with open(self._place.out, "rb") as stream:
+        with open(self._location.out, "rb") as stream:
             stream.seek(end)
             while chunk := stream.read(_CHUNK):
                 if chunk.strip(b"\0"):
                     raise OutputError(
-                        f"{self._place.out} was written to by another program, behind byte {end}: take that away "
-                        f"(truncate --size={end} {self._place.out}), then run the same command again"
+                        f"{self._location.out} was written to by another program, behind byte {end}: take that away "
+                        f"(truncate --size={end} {self._location.out}), then run the same command again"
                     )
-        truncate_file(self._place.out, end)
+        truncate_file(self._location.out, end)
 
     def _expected(self, sizes: Mapping[int, int]) -> Iterator[bytes]:
         """Yield the journals' rows behind the checkpoint."""
@@ -161,4 +159,4 @@ class AppendPublisher:
         for segment, size in sorted(sizes.items()):
             if segment >= mark.segment:
                 start = mark.place if segment == mark.segment else 0
-                yield from rows_in(self._place, segment, start, size)
+                yield from rows_in(self._location, segment, start, size)

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from zlib import crc32
 
@@ -29,7 +30,7 @@ class Record(NamedTuple):
     end: int
 
 
-def path_of(folder: str, segment: int) -> str:
+def segment_path(folder: str, segment: int) -> str:
     """Return the path of a segment's journal file."""
     return os.path.join(folder, f"journal-{segment:05d}.log")
 
@@ -79,10 +80,8 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
 
 def remove(folder: str, segment: int) -> None:
     """Delete a segment's journal file; nothing if it is gone."""
-    try:
-        os.unlink(path_of(folder, segment))
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        os.unlink(segment_path(folder, segment))
 
 
 class Journal:
@@ -93,19 +92,13 @@ class Journal:
     """
 
     def __init__(
-        self,
-        folder: str,
-        segment: int,
-        *,
-        rows: int = 0,
-        row_bytes: int = 0,
-        first_row_at: float | None = None,
+        self, folder: str, segment: int, *, rows: int = 0, row_bytes: int = 0, first_row_at: float | None = None
     ) -> None:
         self.segment = segment
         self.rows = rows
         self.row_bytes = row_bytes
         self.first_row_at = first_row_at
-        self._path = path_of(folder, segment)
+        self._path = segment_path(folder, segment)
         self._folder = folder
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)

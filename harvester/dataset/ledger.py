@@ -3,9 +3,8 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
 from harvester.storage.sqlite import SqliteFile
@@ -87,9 +86,8 @@ class Part(NamedTuple):
     sealed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The number of a dataset's calls by state."""
+class Totals(NamedTuple):
+    """The number of a dataset's calls by state, in the order of State."""
 
     rows: int
     refused: int
@@ -120,15 +118,12 @@ class Ledger:
     @property
     def fresh(self) -> bool:
         """True when the file is empty: it is new, or its creation was interrupted."""
-        with self._file.guarded():
-            return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+        return self._number("SELECT count(*) FROM sqlite_master") == 0
 
     @property
     def unused(self) -> bool:
         """True when there has been no verdict and no part."""
-        with self._file.guarded():
-            found = self._db.execute("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
-            return not found.fetchone()[0]
+        return not self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
 
     def create(self, meta: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""
@@ -145,8 +140,7 @@ class Ledger:
 
     def meta(self) -> dict[str, str | int]:
         """Return the dataset's facts by name."""
-        with self._file.guarded():
-            return dict(self._db.execute("SELECT name, value FROM meta"))
+        return dict(self._rows("SELECT name, value FROM meta"))
 
     def repin(self, meta: dict[str, str | int]) -> None:
         """Store facts in place of those that were stored before."""
@@ -163,9 +157,8 @@ class Ledger:
 
     def totals(self) -> Totals:
         """Count the calls by state. Reads the whole table, so it is called once a run."""
-        with self._file.guarded():
-            counts = dict(self._db.execute("SELECT state, count(*) FROM calls GROUP BY state"))
-        return Totals(*(counts.get(state, 0) for state in (State.ROW, State.REFUSED, State.FAILED)))
+        counts = dict(self._rows("SELECT state, count(*) FROM calls GROUP BY state"))
+        return Totals(*(counts.get(state, 0) for state in State))
 
     def snapshot(self) -> Snapshot:
         """Return the ledger's content at one moment. Reads the whole table of calls."""
@@ -277,8 +270,7 @@ class Ledger:
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""
-        with self._file.guarded():
-            return int(self._db.execute("SELECT count(*) FROM calls WHERE segment = ?", (segment,)).fetchone()[0])
+        return self._number("SELECT count(*) FROM calls WHERE segment = ?", segment)
 
     def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
         """Forget the calls whose last line was in this journal, except those kept, whose rows are published."""
@@ -298,20 +290,15 @@ class Ledger:
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
             last = 0
-            while page := self._page(select, last):
+            while page := self._rows(select, last):
                 last = page[-1][0]
                 yield from (line for _, line in page)
-
-    def _page(self, select: str, after: int) -> list[tuple[int, bytes]]:
-        with self._file.guarded():
-            return self._db.execute(select, (after,)).fetchall()
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
     def journals(self) -> dict[int, int]:
         """Return the bytes committed of each journal that is not all published, by segment."""
-        with self._file.guarded():
-            return dict(self._db.execute("SELECT segment, committed FROM journals ORDER BY segment"))
+        return dict(self._rows("SELECT segment, committed FROM journals ORDER BY segment"))
 
     def end_segment(self, segment: int, mark: FileCheckpoint | None = None) -> None:
         """Record that a journal is not needed any more: its rows are published, or it has none."""
@@ -321,9 +308,8 @@ class Ledger:
 
     def mark(self) -> FileCheckpoint:
         """Return the growing file's last checkpoint."""
-        with self._file.guarded():
-            found = self._db.execute("SELECT segment, place, bytes, rows FROM mark").fetchone()
-        return FileCheckpoint(*found) if found else FileCheckpoint()
+        found = self._rows("SELECT segment, place, bytes, rows FROM mark")
+        return FileCheckpoint(*found[0]) if found else FileCheckpoint()
 
     def set_mark(self, mark: FileCheckpoint) -> None:
         """Store the growing file's checkpoint; the file must have been synced before."""
@@ -332,21 +318,18 @@ class Ledger:
 
     def parts(self) -> list[Part]:
         """Return all parts, by number."""
-        with self._file.guarded():
-            columns = "number, segment, name, rows, bytes, sha256, calls, sealed"
-            rows = self._db.execute(f"SELECT {columns} FROM parts ORDER BY number")  # noqa: S608 - ours
-            return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
+        rows = self._rows("SELECT number, segment, name, rows, bytes, sha256, calls, sealed FROM parts ORDER BY number")
+        return [Part(*row)._replace(sealed=bool(row[-1])) for row in rows]
 
     def next_part(self) -> int:
         """Return the number of the next part."""
-        with self._file.guarded():
-            return int(self._db.execute("SELECT count(*) FROM parts").fetchone()[0])
+        return self._number("SELECT count(*) FROM parts")
 
     def intend(self, part: Part) -> None:
         """Record the intent to publish a part, with the size and digest of its file."""
         with self._file.transaction():
-            columns = "number, segment, name, rows, bytes, sha256, calls"
-            self._db.execute(f"INSERT INTO parts ({columns}, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])  # noqa: S608
+            insert = "INSERT INTO parts (number, segment, name, rows, bytes, sha256, calls, sealed)"
+            self._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
@@ -367,8 +350,7 @@ class Ledger:
 
     def check(self) -> None:
         """Check the file's structure and version: calls on a damaged page would be made, and paid for, again."""
-        with self._file.guarded():
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        found = self._rows("PRAGMA quick_check(1)")[0][0]
         if found != "ok":
             raise self._file.damaged(found)
         version = self.meta().get("schema")
@@ -376,6 +358,13 @@ class Ledger:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
             )
+
+    def _rows(self, select: str, *parameters: Any) -> list[Any]:
+        with self._file.guarded():
+            return self._db.execute(select, parameters).fetchall()
+
+    def _number(self, select: str, *parameters: Any) -> int:
+        return int(self._rows(select, *parameters)[0][0])
 
     def _end(self, segment: int) -> None:
         self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))

@@ -8,18 +8,16 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import orjson
 
-from harvester.clock import utc_iso
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url, normal
+from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_growing_file, is_url, normal
 from harvester.storage.object_store import open_store
 
 NEWEST = 1
@@ -181,10 +179,6 @@ class Manifest:
         """Return the JSON object, its keys in the order of the file."""
         return asdict(self)
 
-    def renewed(self) -> "Manifest":
-        """Return the same manifest with the present moment as `updated`."""
-        return replace(self, updated=utc_iso(datetime.now(UTC)))
-
 
 class NewerForm(UsageError):
     """The manifest was written by a newer version, in a form that this one does not know."""
@@ -291,7 +285,7 @@ def locate(out: str) -> tuple[str, str]:
     out = os.path.abspath(out)
     if os.path.basename(out) == MANIFEST:
         path = out
-    elif out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
+    elif is_growing_file(out):
         path = os.path.join(out + _BESIDE, MANIFEST)
     else:
         path = os.path.join(out, MANIFEST)

@@ -13,9 +13,9 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Recovered, Warn
+from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
 from harvester.dataset.file_publisher import AppendPublisher
-from harvester.dataset.journal import Journal, path_of, read, remove, segments
+from harvester.dataset.journal import Journal, read, remove, segment_path, segments
 from harvester.dataset.ledger import Entry, Ledger, State
 from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
@@ -26,7 +26,7 @@ from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape
 from harvester.storage.filesystem import make_folder, truncate_file, try_lock
 from harvester.storage.folders import check_state, check_unused
-from harvester.storage.location import OutputKind, OutputLocation
+from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
@@ -37,7 +37,7 @@ _UNSPECIFIED = RequestedPartFormat()
 
 @contextlib.contextmanager
 def open_dataset(
-    place: OutputLocation,
+    location: OutputLocation,
     query: Query,
     limits: PartLimits,
     warn: Warn,
@@ -59,77 +59,68 @@ def open_dataset(
         UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
         are too large for an object store.
     """
-    check_state(place)
-    store = _store_of(place, limits, hurried)
-    new = asked.for_new(folder=place.in_parts)
+    check_state(location)
+    store = _open_store(location, limits, hurried) if location.in_store else None
+    new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(place.out):
-            make_folder(place.public)
-            make_folder(place.private)
-        stack.enter_context(_locked(place))
-        ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger)))
-        _begin(place, ledger, _facts(place, query, new))
-        begun = _begun_query(ledger)
-        _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
-        part_format = asked.for_begun(ledger.meta(), place.out)
-        with explained(place.private):
+        with explained(location.out):
+            make_folder(location.public)
+            make_folder(location.private)
+        stack.enter_context(_locked(location))
+        ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger)))
+        _begin(location, ledger, query, new)
+        begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
+        part_format = asked.for_begun(ledger.meta(), location.out)
+        with explained(location.private):
             if store:
-                claim_prefix(store, place, ledger)
-            dataset = _recovered(place, ledger, begun, limits, part_format, store, sink, warn)
+                claim_prefix(store, location, ledger)
+            publisher = _publisher_for(location, ledger, part_format, store, sink)
+            recovery = _Recovery(location.private, ledger, publisher, warn, ledger.begin_invocation() - 1)
+            recovery.recover()
+            journal = recovery.resume_publishing(part_format.shape)
+        sidecars = Sidecars(location.public if location.kept else None, store, warn)
+        dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal)
         stack.callback(dataset.close)
         yield dataset
 
 
-def _begin(place: OutputLocation, ledger: Ledger, facts: dict[str, str | int]) -> None:
-    """Create a fresh ledger, check one that was begun before, and store the facts in one that is still unused."""
-    if ledger.fresh:
-        check_unused(place)
-        ledger.create(facts)
-    else:
-        ledger.check()
-    if _unused(place, ledger):
-        ledger.repin(facts)
-
-
-def _store_of(place: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage | None:
-    """Return the object store that the output lies in; None for any other output."""
-    if place.form is not OutputKind.STORE:
-        return None
+def _open_store(location: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage:
     if limits.bytes > MOST_PART_BYTES:
         raise UsageError(
             f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
         )
-    return open_store(place.out, hurried)
+    return open_store(location.out, hurried)
 
 
-def _recovered(
-    place: OutputLocation,
-    ledger: Ledger,
-    query: Query,
-    limits: PartLimits,
-    part_format: PartFormat,
-    store: ObjectStorage | None,
-    sink: RowSink | None,
-    warn: Warn,
-) -> Dataset:
-    """Recover a dataset that was opened, and return it ready for this run."""
-    publisher = _publisher_for(place, ledger, part_format, store, sink)
-    sidecars = Sidecars(None if place.form is OutputKind.STDOUT else place.public, store, warn)
-    invocation = ledger.begin_invocation()
-    journal, committed = _recover(place, ledger, publisher, warn, invocation - 1, part_format.shape)
-    recovered = Recovered(invocation, journal, committed)
-    return Dataset(place, ledger, query, limits, part_format, publisher, sidecars, recovered)
+def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat) -> None:
+    """Create a fresh ledger, check one that was begun before, and store the facts in one that is still unused."""
+    facts: dict[str, str | int] = {
+        "run_id": secrets.token_hex(6),
+        "query": orjson.dumps(query.as_dict()).decode(),
+        "started": utc_iso(datetime.now(UTC)),
+        "out": location.name,
+        "format": part_format.format,
+        "shape": part_format.shape,
+    }
+    if ledger.fresh:
+        check_unused(location)
+        ledger.create(facts)
+    else:
+        ledger.check()
+    journals = (segment_path(location.private, segment) for segment in segments(location.private))
+    # Without a verdict the query may still change: a refused run pins nothing.
+    if ledger.unused and not any(os.path.getsize(path) for path in journals):
+        ledger.repin(facts)
 
 
 def _publisher_for(
-    place: OutputLocation, ledger: Ledger, part_format: PartFormat, store: ObjectStorage | None, sink: RowSink | None
+    location: OutputLocation, ledger: Ledger, part_format: PartFormat, store: ObjectStorage | None, sink: RowSink | None
 ) -> Publisher:
-    if place.form is OutputKind.FILE:
-        return AppendPublisher(place, ledger)
-    if place.form is OutputKind.STDOUT:
-        return StreamPublisher(place, ledger, sink or StdoutSink())
-    run_id, storage = str(ledger.meta()["run_id"]), store or LocalStorage(place.out)
-    return PartPublisher(place, ledger, run_id, part_format, storage, claimed=store is not None)
+    if location.in_parts:
+        return PartPublisher(location, ledger, part_format, store or LocalStorage(location.out))
+    if location.kept:
+        return AppendPublisher(location, ledger)
+    return StreamPublisher(location, ledger, sink or StdoutSink())
 
 
 class DatasetSnapshot(NamedTuple):
@@ -143,7 +134,7 @@ class DatasetSnapshot(NamedTuple):
 
 
 @contextlib.contextmanager
-def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
+def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
     """Open a dataset for reading, without its lock, even while a run has it; empty if it was not begun, or for None.
 
     query, pin_reference: as for `open_dataset`.
@@ -153,61 +144,42 @@ def peek(place: OutputLocation | None, query: Query, *, pin_reference: bool = Tr
     """
     with contextlib.ExitStack() as stack:
         ledger = None
-        if place is not None:
-            check_state(place)
-            if os.path.exists(place.ledger):
-                ledger = stack.enter_context(contextlib.closing(Ledger(place.ledger, read_only=True)))
-        if place is None or ledger is None or ledger.fresh:
+        if location is not None:
+            check_state(location)
+            if os.path.exists(location.ledger):
+                ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, read_only=True)))
+        if location is None or ledger is None or ledger.fresh:
             folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
         elif not ledger.unused:
-            begun = _begun_query(ledger)
-            _check_same(place, ledger, begun, _pinned(query, begun) if pin_reference else query)
-            query = begun
-        totals = ledger.totals()
-        attempts = int(ledger.meta().get("total", 0))
-        calls = totals.rows + totals.refused + totals.failed
-        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
+            query = _begun_query(location, ledger, query, pin_reference=pin_reference)
+        attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
+        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls=sum(totals))
 
 
-def _facts(place: OutputLocation, query: Query, part_format: PartFormat) -> dict[str, str | int]:
-    return {
-        "run_id": secrets.token_hex(6),
-        "query": orjson.dumps(query.as_dict()).decode(),
-        "started": utc_iso(datetime.now(UTC)),
-        "out": place.name,
-        "format": part_format.format,
-        "shape": part_format.shape,
-    }
+def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_reference: bool) -> Query:
+    """Return the query that the dataset was begun with.
 
-
-def _unused(place: OutputLocation, ledger: Ledger) -> bool:
-    """True if the dataset has no verdict yet, so that its query may still change: a refused run pins nothing."""
-    files = (path_of(place.private, segment) for segment in segments(place.private))
-    return ledger.unused and not any(os.path.getsize(path) for path in files)
-
-
-def _begun_query(ledger: Ledger) -> Query:
-    return Query(**orjson.loads(str(ledger.meta()["query"])))
-
-
-def _pinned(query: Query, begun: Query) -> Query:
-    return replace(query, unit_reference=begun.unit_reference)
-
-
-def _check_same(place: OutputLocation, ledger: Ledger, begun: Query, query: Query) -> None:
-    out = ledger.meta()["out"]
-    inside = os.path.commonpath([place.private, place.public]) == place.public
-    if out != place.name and not inside:  # checked first: another output may well have another query
+    Raises:
+        UsageError: it was begun with another query, or the work dir belongs to another output.
+    """
+    meta = ledger.meta()
+    begun = Query(**orjson.loads(str(meta["query"])))
+    if pin_reference:
+        query = replace(query, unit_reference=begun.unit_reference)
+    out = meta["out"]
+    inside = os.path.commonpath([location.private, location.public]) == location.public
+    if out != location.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
-            f"{place.private} belongs to --out {out}, not to {place.out}: name another", option="--work-dir"
+            f"{location.private} belongs to --out {out}, not to {location.out}: name another", option="--work-dir"
         )
     if begun != query:
         raise UsageError(
-            f"{place.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
+            f"{location.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
             "Name another --out for the new query, or give the options it has"
         )
+    return begun
 
 
 def _shown(query: Query) -> str:
@@ -215,14 +187,16 @@ def _shown(query: Query) -> str:
 
 
 @contextlib.contextmanager
-def _locked(place: OutputLocation) -> Iterator[None]:
+def _locked(location: OutputLocation) -> Iterator[None]:
     """Hold the dataset's kernel lock, which the kernel releases when the process ends, however it ends."""
-    path = os.path.join(place.private, "lock")
+    path = os.path.join(location.private, "lock")
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not try_lock(descriptor):
-            raise DatasetBusy(f"another harvester works on {place.out}: wait until it has ended, or name another --out")
+            raise DatasetBusy(
+                f"another harvester works on {location.out}: wait until it has ended, or name another --out"
+            )
         yield
     finally:
         os.close(descriptor)
@@ -246,97 +220,90 @@ class _Scan:
         return self.good < self.committed
 
 
-def _recover(
-    place: OutputLocation, ledger: Ledger, publisher: Publisher, warn: Warn, invocation: int, shape: Shape
-) -> tuple[Journal, dict[int, int]]:
-    """Bring ledger, journals and output together after whatever ended the last run.
+@dataclass(frozen=True, slots=True)
+class _Recovery:
+    """Brings ledger, journals and output together after whatever ended the last run.
 
     Each journal has a committed length in the ledger. Lines behind it are verdicts that a kill kept from being
     committed: read up to the first bad line, which a torn write has left, they are settled now and never asked for
     again. A journal that is shorter has lost calls in a power cut: they become unsettled, except those that the output
     shows. A bad line within the committed length, with good length behind it, is damage, which is never repaired on a
-    guess.
+    guess: an OutputError, as for a file that another program has changed.
 
-    invocation: the number of the last run, which recovered verdicts belong to. shape: that of the parts.
-    Returns the journal to append to, and the bytes committed of it, by its segment.
-
-    Raises:
-        OutputError: a file is damaged, or was changed by another program.
+    folder: of the private state. invocation: the number of the last run, which recovered verdicts belong to.
     """
-    private = place.private
-    for segment in segments(private):
-        if segment <= ledger.ended():
-            remove(private, segment)
-    committed = ledger.journals()
-    scans = [_scan(place, g, committed.get(g, 0)) for g in sorted(set(segments(private)) | set(committed))]
-    # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
-    publisher.recover(warn, {scan.segment: scan.good for scan in scans}, lossy=any(scan.lossy for scan in scans))
-    ended = ledger.ended()  # a part may have been adopted just now
-    for scan in scans:
-        if scan.segment > ended:
-            _settle(place, ledger, publisher, scan, invocation, warn)
-    return _resume_publishing(place, ledger, publisher, shape)
 
+    folder: str
+    ledger: Ledger
+    publisher: Publisher
+    warn: Warn
+    invocation: int
 
-def _scan(place: OutputLocation, segment: int, committed: int) -> _Scan:
-    path = path_of(place.private, segment)
-    size = os.path.getsize(path) if os.path.exists(path) else 0
-    good = 0
-    for record in read(path, 0):
-        good = record.end
-    if good < committed <= size:
-        raise damaged(path, good)
-    return _Scan(segment, size, good, committed)
+    def recover(self) -> None:
+        """Settle what the last run left in the journals, and bring the output to a known state."""
+        for segment in segments(self.folder):
+            if segment <= self.ledger.ended():
+                remove(self.folder, segment)
+        committed = self.ledger.journals()
+        scans = [self._scan(g, committed.get(g, 0)) for g in sorted(set(segments(self.folder)) | set(committed))]
+        # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
+        sizes = {scan.segment: scan.good for scan in scans}
+        self.publisher.recover(self.warn, sizes, lossy=any(scan.lossy for scan in scans))
+        ended = self.ledger.ended()  # a part may have been adopted just now
+        for scan in scans:
+            if scan.segment > ended:
+                self._settle(scan)
 
+    def resume_publishing(self, shape: Shape) -> Journal:
+        """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""
+        committed = self.ledger.journals()  # without those whose part was adopted
+        *full, last = committed or [self.ledger.ended() + 1]
+        self.publisher.publish(committed, full)
+        rows, row_bytes, first_row_at = 0, 0, None
+        for record in read(segment_path(self.folder, last), 0):
+            if record.state == State.ROW:
+                more = encoded_size(record.payload, shape)
+                rows, row_bytes = rows + more.rows, row_bytes + more.bytes
+                first_row_at = first_row_at or moment_fetched(record.payload)
+        return Journal(self.folder, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
 
-def _settle(
-    place: OutputLocation,
-    ledger: Ledger,
-    publisher: Publisher,
-    scan: _Scan,
-    invocation: int,
-    warn: Warn,
-) -> None:
-    """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
-    segment, path = scan.segment, path_of(place.private, scan.segment)
-    if scan.size and scan.size != scan.committed:
-        truncate_file(path, scan.good)
-    if not scan.lossy:
-        _replay(path, ledger, segment, scan.committed, invocation)
-        return
-    before = ledger.calls_of(segment)
-    ledger.forget_calls(segment, publisher.published_keys())
-    _replay(path, ledger, segment, 0, invocation)
-    lost = before - ledger.calls_of(segment)
-    warn(f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again")
+    def _scan(self, segment: int, committed: int) -> _Scan:
+        path = segment_path(self.folder, segment)
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        good = 0
+        for record in read(path, 0):
+            good = record.end
+        if good < committed <= size:
+            raise damaged(path, good)
+        return _Scan(segment, size, good, committed)
 
+    def _settle(self, scan: _Scan) -> None:
+        """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
+        if scan.size and scan.size != scan.committed:
+            truncate_file(segment_path(self.folder, scan.segment), scan.good)
+        if not scan.lossy:
+            self._replay(scan.segment, scan.committed)
+            return
+        before = self.ledger.calls_of(scan.segment)
+        self.ledger.forget_calls(scan.segment, self.publisher.published_keys())
+        self._replay(scan.segment, 0)
+        lost = before - self.ledger.calls_of(scan.segment)
+        self.warn(
+            f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again"
+        )
 
-def _resume_publishing(
-    place: OutputLocation, ledger: Ledger, publisher: Publisher, shape: Shape
-) -> tuple[Journal, dict[int, int]]:
-    """Publish all journals but the last, and open that one."""
-    committed = ledger.journals()  # without those whose part was adopted
-    *full, last = committed or [ledger.ended() + 1]
-    publisher.publish(committed, full)
-    rows, row_bytes, first_row_at = 0, 0, None
-    for record in read(path_of(place.private, last), 0):
-        if record.state == State.ROW:
-            more = encoded_size(record.payload, shape)
-            rows, row_bytes = rows + more.rows, row_bytes + more.bytes
-            first_row_at = first_row_at or moment_fetched(record.payload)
-    journal = Journal(place.private, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
-    return journal, {g: size for g, size in committed.items() if g == last}
+    def _replay(self, segment: int, start: int) -> None:
+        """Settle a journal's lines from start on, in batches; at least one, which commits the journal's length."""
+        entries: list[Entry] = []
+        end = start
+        for record in read(segment_path(self.folder, segment), start):
+            end = record.end
+            line = None if record.state == State.ROW else record.payload
+            entries.append(Entry(record.key, State(record.state), line))
+            if len(entries) >= _BATCH_RECORDS:
+                self._commit(segment, entries, end)
+                entries = []
+        self._commit(segment, entries, end)
 
-
-def _replay(path: str, ledger: Ledger, segment: int, start: int, invocation: int) -> None:
-    """Settle a journal's lines from start on, in batches; at least one batch, which commits the journal's length."""
-    entries: list[Entry] = []
-    end = start
-    for record in read(path, start):
-        end = record.end
-        line = None if record.state == State.ROW else record.payload
-        entries.append(Entry(record.key, State(record.state), line))
-        if len(entries) >= _BATCH_RECORDS:
-            ledger.commit(entries=[(segment, entries)], invocation=invocation, journals={segment: end})
-            entries = []
-    ledger.commit(entries=[(segment, entries)], invocation=invocation, journals={segment: end})
+    def _commit(self, segment: int, entries: list[Entry], end: int) -> None:
+        self.ledger.commit(entries=[(segment, entries)], invocation=self.invocation, journals={segment: end})

@@ -4,20 +4,24 @@ Everything published is made from committed journal lines, in the journal's orde
 by doing the same again. Every method blocks: the event loop calls them in a thread.
 """
 
+# ruff: noqa: D102 - the methods are described by dataset.Publisher
+
 import os
 import re
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from harvester._version import __version__
-from harvester.dataset.journal import path_of, read, remove
+from harvester.clock import utc_iso
+from harvester.dataset.journal import read, remove, segment_path
 from harvester.dataset.ledger import Ledger, Part, State
+from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
@@ -28,20 +32,20 @@ from harvester.storage.storage import Storage
 PART_NAME = re.compile(
     rf"part-(?P<run_id>[0-9a-f]+)-(?P<number>\d{{5,}})\.(?P<format>{'|'.join(map(re.escape, Format))})"
 )
-"""A published part's name; `_part_name` makes it."""
+"""A published part's name."""
 UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; beyond that the workers wait for the disk."""
 _CHUNK = 1024 * 1024
 _TRIES = 3
 
 
-def rows_in(place: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
+def rows_in(location: OutputLocation, segment: int, start: int, end: int | None) -> Iterator[bytes]:
     """Yield a journal's rows between two byte positions as published, each with its line feed.
 
     Raises:
         OutputError: the journal is damaged before end.
     """
-    path, position = path_of(place.private, segment), start
+    path, position = segment_path(location.private, segment), start
     for record in read(path, start, end):
         position = record.end
         if record.state == State.ROW:
@@ -67,51 +71,33 @@ class PartPublisher:
     intent and no seal, the part is looked for under its name, then under the hidden one. A part that readers may have
     seen is thus never written twice.
 
-    storage: where parts are published. claimed: True if the storage belongs to this dataset alone, so that a part of
-    any other run there is an error.
+    storage: where parts are published.
     """
 
-    in_parts = True
     uncommitted_limit = UNCOMMITTED_LIMIT
 
-    def __init__(
-        self,
-        place: OutputLocation,
-        ledger: Ledger,
-        run_id: str,
-        part_format: PartFormat,
-        storage: Storage,
-        *,
-        claimed: bool,
-    ) -> None:
-        self._place = place
-        self._storage = storage
+    def __init__(self, location: OutputLocation, ledger: Ledger, part_format: PartFormat, storage: Storage) -> None:
+        self._location = location
         self._ledger = ledger
-        self._run_id = run_id
         self._part_format = part_format
-        self._claimed = claimed
+        self._storage = storage
+        self._run_id = str(ledger.meta()["run_id"])
         self._in_doubt = False
 
     def mark(self) -> None:
-        """Return nothing: parts need no checkpoint, as each has its intent."""
-        return
+        """Do nothing: parts need no checkpoint, as each has its intent."""
 
     def published_keys(self) -> Iterable[bytes]:
-        """Return nothing: the journal of a published part is not needed any more."""
-        return ()
+        return ()  # the journal of a published part is not needed any more
 
     def hurry(self) -> None:
-        """Wait only briefly for an unavailable store."""
         self._storage.hurry()
 
     leave = hurry
 
-    def parts(self) -> list[dict[str, Any]]:
+    def parts(self) -> list[PublishedPart]:
         """Return the sealed parts, including those that a loader has moved away."""
-        sealed = (part for part in self._ledger.parts() if part.sealed)
-        return [
-            {"path": p.name, "rows": p.rows, "calls": p.calls, "bytes": p.bytes, "sha256": p.sha256} for p in sealed
-        ]
+        return [PublishedPart(p.name, p.rows, p.calls, p.bytes, p.sha256) for p in self._ledger.parts() if p.sealed]
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         """Make a part of each ended segment."""
@@ -128,15 +114,15 @@ class PartPublisher:
                 self._ledger.intend(part)
                 self._put(part)
                 self._seal(part)
-            remove(self._place.private, segment)
+            remove(self._location.private, segment)
         self._in_doubt = False
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:  # noqa: ARG002
         """Adopt published parts, publish complete hidden ones, delete incomplete ones, and check for unknown ones."""
         self._resolve_all(warn)
-        for name in os.listdir(self._place.public):
+        for name in os.listdir(self._location.public):
             if name.startswith(".part-") and name.endswith(".tmp"):
-                os.unlink(os.path.join(self._place.public, name))
+                os.unlink(os.path.join(self._location.public, name))
         self._check_known({part.name for part in self._ledger.parts()})
 
     def _resolve_all(self, warn: Callable[[str], None]) -> None:
@@ -160,7 +146,7 @@ class PartPublisher:
                 # The hidden name was durable before the intent, and only publishing takes it away.
                 warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
         self._seal(part)
-        remove(self._place.private, part.segment)
+        remove(self._location.private, part.segment)
 
     def _is_published(self, part: Part) -> bool:
         """True if the part is there, byte for byte; False if its name is free.
@@ -197,21 +183,27 @@ class PartPublisher:
         """Write a segment's rows under a hidden name, durably; return None if it has no rows."""
         number = self._ledger.next_part()
         hidden = self._hidden(number)
-        with _deleted_on_error(hidden), open(hidden, "wb", buffering=_CHUNK) as stream:
-            target = HashingWriter(stream)
-            counts = write_part(rows_in(self._place, segment, 0, end), target, self._part_format)
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with open(hidden, "wb", buffering=_CHUNK) as stream:
+                target = HashingWriter(stream)
+                counts = write_part(rows_in(self._location, segment, 0, end), target, self._part_format)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = error.filename or hidden  # a failed write does not name its file
+            with suppress(OSError):
+                os.unlink(hidden)  # frees its disk space
+            raise
         if not counts.rows:
             os.unlink(hidden)
             return None
-        sync_folder(self._place.public)
-        name = _part_name(self._run_id, number, self._part_format.format)
+        sync_folder(self._location.public)
+        name = f"part-{self._run_id}-{number:05d}.{self._part_format.format}"
         return Part(number, segment, name, counts.rows, target.size, target.sha256, counts.calls, sealed=False)
 
     def _hidden(self, number: int) -> str:
         # The name must not match *.ndjson*, even for programs that see hidden files.
-        return os.path.join(self._place.public, f".part-{self._run_id}-{number:05d}.tmp")
+        return os.path.join(self._location.public, f".part-{self._run_id}-{number:05d}.tmp")
 
     def _check_known(self, known: set[str]) -> None:
         """Raise OutputError for a part, present or listed in the manifest, that the ledger does not know.
@@ -220,42 +212,20 @@ class PartPublisher:
         """
         present = {name for name in self._storage.names() if name.startswith("part-")}
         for name in sorted(present | listed_parts(self._storage.get(MANIFEST))):
-            if name not in known and (self._claimed or self._is_ours(name)):
-                raise self._unknown(name)
-
-    def _is_ours(self, name: str) -> bool:
-        """True for a part's name of this run; not for copies, or files of other programs, beside the parts."""
-        match = PART_NAME.fullmatch(name)
-        return match is not None and match["run_id"] == self._run_id
-
-    def _unknown(self, name: str) -> OutputError:
-        path = self._storage.path(name)
-        if self._claimed:
-            return OutputError(
-                f"{path} is unknown to the ledger in {self._place.private}: the ledger is older than this output, or "
-                "the part is another program's. Put the newer work dir back, or move the part away, or begin a new "
-                "--out"
-            )
-        return OutputError(
-            f"{path} is unknown to the ledger, which is older than this output. "
-            "Put the newer ledger back, or keep this output as it is and begin a new --out"
-        )
-
-
-def _part_name(run_id: str, number: int, form: Format) -> str:
-    return f"part-{run_id}-{number:05d}.{form}"
-
-
-@contextmanager
-def _deleted_on_error(path: str) -> Iterator[None]:
-    """Delete a file that could not be finished, to free its disk space."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path  # a failed write does not name its file
-        with suppress(OSError):
-            os.unlink(path)
-        raise
+            if name in known:
+                continue
+            path, match = self._storage.path(name), PART_NAME.fullmatch(name)
+            if self._location.in_store:  # the prefix is claimed: nobody else's parts belong there
+                raise OutputError(
+                    f"{path} is unknown to the ledger in {self._location.private}: the ledger is older than this "
+                    "output, or the part is another program's. Put the newer work dir back, or move the part away, or "
+                    "begin a new --out"
+                )
+            if match and match["run_id"] == self._run_id:  # no copy, and no other program's, beside the parts
+                raise OutputError(
+                    f"{path} is unknown to the ledger, which is older than this output. "
+                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
+                )
 
 
 def listed_parts(manifest: bytes | None) -> set[str]:
@@ -284,10 +254,21 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
         ledger.repin({"claim": secret})
     found = store.get(CLAIM)
     if found is None:
-        _check_prefix_unused(store, location, ledger)
+        # Without a claim a prefix is new, or somebody has deleted the claim so that a ledger that is not new can go on.
+        if ledger.unused and MANIFEST in store.names():
+            raise OutputError(
+                f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
+                "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
+                "--out with the links that this one lacks"
+            )
         text = orjson.dumps(_claim_of(location, ledger, str(secret)), option=orjson.OPT_INDENT_2)
         found = text if store.create(CLAIM, text) else store.get(CLAIM)
-        _check_conditional_writes(store, location, text)
+        # Some stores that speak S3 ignore If-None-Match: one run could replace what another has published.
+        if store.create(CLAIM, text):
+            raise OutputError(
+                f"{location.out}: this store replaces what is there when it is asked to create only: harvester "
+                "cannot publish safely there. Update the store, or name another --out"
+            )
     claim = object_in(found)
     if claim.get("claim") != secret:
         raise _claimed_by_another(location, claim)
@@ -298,33 +279,10 @@ def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str
         "claim": secret,
         "run_id": ledger.meta()["run_id"],
         "host": socket.gethostname(),
-        "work_dir": os.fsencode(location.private).decode(errors="backslashreplace"),
-        "made": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "work_dir": location.work_dir,
+        "made": utc_iso(datetime.now(UTC)),
         "tool": f"harvester {__version__}",
     }
-
-
-def _check_prefix_unused(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
-    """Raise OutputError if a new ledger finds a manifest: without a claim a prefix is new, or somebody deleted the
-    claim so that this ledger, which is not new, can go on.
-    """
-    if ledger.unused and MANIFEST in store.names():
-        raise OutputError(
-            f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
-            "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
-            "--out with the links that this one lacks"
-        )
-
-
-def _check_conditional_writes(store: Storage, location: OutputLocation, text: bytes) -> None:
-    """Raise OutputError if the store ignores If-None-Match, as some that speak S3 do: one run could replace what
-    another has published.
-    """
-    if store.create(CLAIM, text):
-        raise OutputError(
-            f"{location.out}: this store replaces what is there when it is asked to create only: harvester "
-            "cannot publish safely there. Update the store, or name another --out"
-        )
 
 
 def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> OutputError:

@@ -3,8 +3,7 @@
 An object store's files are written into the work dir first and uploaded from there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -22,8 +21,10 @@ class Sidecars:
     """
 
     def __init__(self, folder: str | None, uploaded_to: Storage | None, warn: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._uploaded_to = uploaded_to
+        self._folder = folder or ""
+        self._local = None if folder is None else LocalStorage(folder)
+        self._store = uploaded_to
+        self._storages = [storage for storage in (self._local, self._store) if storage]
         self._warn = warn
         self._pending_uploads: set[str] = set()
         self._warned = False
@@ -39,31 +40,23 @@ class Sidecars:
 
     def write_success(self) -> None:
         """Create `_SUCCESS`: the whole list was read and every call is settled. Nothing if it is there."""
-        with self._local() as local:
-            if local:
-                local.create(SUCCESS, b"")
-                if self._uploaded_to:
-                    self._uploaded_to.create(SUCCESS, b"")
+        with explained(self._folder):
+            for storage in self._storages:
+                storage.create(SUCCESS, b"")
 
     def delete_success(self) -> None:
         """Delete `_SUCCESS`, where readers see it first."""
-        with self._local() as local:
-            if local:
-                if self._uploaded_to:
-                    self._uploaded_to.delete(SUCCESS)
-                local.delete(SUCCESS)
-
-    @contextmanager
-    def _local(self) -> Iterator[LocalStorage | None]:
-        with explained(self._folder or ""):
-            yield None if self._folder is None else LocalStorage(self._folder)
+        with explained(self._folder):
+            for storage in reversed(self._storages):
+                storage.delete(SUCCESS)
 
     def _replace(self, name: str, chunks: Iterable[bytes], *, last: bool) -> None:
-        with self._local() as local:
-            if local:
-                local.replace(name, chunks)
-                if self._uploaded_to:
-                    self._upload(name, local, self._uploaded_to, last=last)
+        if self._local is None:
+            return
+        with explained(self._folder):
+            self._local.replace(name, chunks)
+            if self._store:
+                self._upload(name, self._local, self._store, last=last)
 
     def _upload(self, name: str, local: Storage, store: Storage, *, last: bool) -> None:
         """Upload a file, and those whose upload failed before; the manifest comes last, as it speaks of the others.

@@ -3,13 +3,16 @@
 Nothing is kept and nothing resumed; the private state lies in a temporary folder.
 """
 
+# ruff: noqa: D102 - the methods are described by dataset.Publisher and RowSink
+
 import os
 import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import Ledger
+from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError, ReaderClosed
 from harvester.storage.location import OutputLocation
@@ -48,31 +51,26 @@ class RowSink(Protocol):
 class StreamPublisher:
     """Writes committed rows to a sink."""
 
-    in_parts = False
-
-    def __init__(self, place: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
+    def __init__(self, location: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
         self.uncommitted_limit = sink.uncommitted_limit
         self.hurry = sink.hurry
         self.leave = sink.leave
         self._sink = sink
-        self._place = place
+        self._location = location
         self._ledger = ledger
         self._written: dict[int, int] = {}
         self._lost: OutputError | None = None
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Do nothing: each run begins anew."""
+        pass  # each run begins anew
 
     def mark(self) -> None:
-        """Raise ReaderClosed if the reader has left."""
         self._sink.check()
 
-    def parts(self) -> list[dict[str, Any]]:
-        """Return nothing: a stream leaves no files."""
+    def parts(self) -> list[PublishedPart]:
         return []
 
     def published_keys(self) -> Iterable[bytes]:
-        """Return nothing: a stream is never recovered."""
         return ()
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
@@ -90,12 +88,12 @@ class StreamPublisher:
             raise
         for segment in ended:
             self._ledger.end_segment(segment)
-            remove(self._place.private, segment)
+            remove(self._location.private, segment)
             self._written.pop(segment, None)
 
     def _write(self, committed: Mapping[int, int]) -> None:
         for segment, end in sorted(committed.items()):
-            for line in rows_in(self._place, segment, self._written.get(segment, 0), end):
+            for line in rows_in(self._location, segment, self._written.get(segment, 0), end):
                 self._sink.write(line)
             self._written[segment] = end
 
@@ -111,12 +109,10 @@ class StdoutSink:
         self._poll.register(_STDOUT, 0)
 
     def check(self) -> None:
-        """Raise ReaderClosed if the reader has closed its end."""
         if any(event & select.POLLERR for _, event in self._poll.poll(0)):
             raise ReaderClosed("standard output was closed")
 
     def write(self, line: bytes) -> None:
-        """Write to standard output, waiting for a slow reader until the run is ending."""
         ready = select.poll()
         ready.register(_STDOUT, select.POLLOUT)
         try:
@@ -129,7 +125,6 @@ class StdoutSink:
             raise ReaderClosed("standard output was closed") from error
 
     def hurry(self) -> None:
-        """Stop waiting for a reader that accepts nothing."""
         self._abandoned = True
 
     leave = hurry
@@ -147,20 +142,17 @@ class QueueSink:
         self.channel: ThreadToLoopQueue[bytes] = ThreadToLoopQueue(self.uncommitted_limit)
 
     def check(self) -> None:
-        """Raise ReaderClosed if the iteration has ended."""
         if self.channel.closed:
             raise ReaderClosed("nobody takes rows any more")
 
     def write(self, line: bytes) -> None:
-        """Queue a row for the reader; raises ReaderClosed if the iteration has ended."""
         try:
             self.channel.put(line)
         except ReaderGone as error:
             raise ReaderClosed("nobody takes rows any more") from error
 
     def hurry(self) -> None:
-        """Do nothing: a reader in the same process is waited for."""
+        pass  # a reader in the same process is waited for
 
     def leave(self) -> None:
-        """Stop waiting for the reader."""
         self.channel.close()

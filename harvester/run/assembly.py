@@ -62,6 +62,7 @@ class Job:
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     failure_limit: FailureLimit | None = None
+    invalid_limit: FailureLimit | None = None
     max_time_seconds: float | None = None
     strict: bool = False
     breaker_rules: BreakerRules = field(default_factory=BreakerRules)
@@ -150,6 +151,7 @@ def build_job(
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
         failure_limit=values.failure_limit,
+        invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
     )
 

@@ -303,7 +303,7 @@ class Committer:
             self._shutdown.request(
                 Stop(
                     StopReason.OUTPUT,
-                    f"{free // 2**20} MiB are free at {self._dataset.place.disk}, and {self._least_free // 2**20} are "
-                    "needed: make room, then run the same command again",
+                    f"{free // 2**20} MiB are free at {self._dataset.location.disk}, and {self._least_free // 2**20} "
+                    "are needed: make room, then run the same command again",
                 )
             )

@@ -26,13 +26,15 @@ from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.worklist import Call, Worklist
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 
 RETRY_ROOM = 100
 """Calls that may wait to be repeated in tasks of their own, while their workers go on."""
 GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
 PROGRESS_SECONDS = 1.0
+MANY_INVALID = 20
+"""More invalid lines than this, if they are more than half of the list, are no success."""
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -45,7 +47,7 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
 
-    to_make: calls that the list needs, None if it was not counted.
+    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID.
     """
 
     workers: int
@@ -53,6 +55,7 @@ class HarvestOptions:
     to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
+    invalid_limit: FailureLimit | None = None
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     learn_seconds: float = DISCOVERY_SECONDS
@@ -128,11 +131,26 @@ class Harvest:
                     finally:
                         for task in beside:
                             task.cancel()
-                if stop := self._stop_at_end or self._rules.at_end():
+                if stop := self._stop_at_end or self._rules.at_end() or self._too_many_invalid():
                     self._shutdown.request(stop)
                 return await self._finish()
         finally:
             cancelling.cancel()
+
+    def _too_many_invalid(self) -> Stop | None:
+        """Return the stop for a list that was read to its end and is mostly no list of bitlinks."""
+        listed, limit = self.progress.listed, self._options.invalid_limit
+        lines = listed.links + listed.duplicates + listed.invalid
+        too_many = listed.invalid > MANY_INVALID and 2 * listed.invalid > lines
+        if limit is not None:
+            too_many = limit.exceeded(listed.invalid, lines, final=True)
+        if not too_many or not listed.links:
+            return None
+        return Stop(
+            StopReason.TOO_MANY_INVALID,
+            f"{listed.invalid:,} of {lines:,} lines are no bitlinks (--max-invalid); _failures.ndjson says which and "
+            "why. Is this the list, and the column, that was meant?",
+        )
 
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:

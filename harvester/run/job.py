@@ -166,7 +166,7 @@ async def _harvest(
 ) -> RunOutcome:
     clock, budget = budgets.clock.boot_seconds, budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
-    options = _options_for(job, to_make=to_make, kept=dataset.place.kept)
+    options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     context = ClientContext(job.token, budget, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
     async with client.opened(budgets.slots, job.client_settings, dataset.query, context) as asker:
@@ -201,6 +201,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         retry_refused=job.retry_refused and kept,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         tell_seconds=job.tell_seconds,
+        invalid_limit=job.invalid_limit,
     )
 
 

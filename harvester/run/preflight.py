@@ -104,7 +104,7 @@ class Preflight:
         month_matters = left is not None and (most is None or most > left)
         if not countable or not (self._strict or month_matters):
             return sources, None
-        found = await self.count(dataset.ledger, dataset.rows, dataset.place.private, countable)
+        found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
         text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)

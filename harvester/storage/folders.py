@@ -8,25 +8,12 @@ from contextlib import contextmanager
 
 from harvester.errors import OutputError, UsageError
 from harvester.storage.filesystem import inherit_folder_mode
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, STDOUT, OutputKind, OutputLocation, is_url, normal
+from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
 from harvester.storage.scratch import scratch_folder
 
 BUDGET_FILE = "budget.sqlite"
 # An --out with such an ending was meant as a file, in a format that harvester does not write.
-_FILE_ENDINGS = (
-    ".json",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".gz",
-    ".zst",
-    ".zip",
-    ".bz2",
-    ".xz",
-    ".parquet",
-    ".avro",
-    ".orc",
-)
+_FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".bz2", ".xz", ".parquet", ".avro", ".orc")
 # SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
 # https://www.sqlite.org/wal.html ("does not work over a network filesystem").
 _NETWORK = frozenset({
@@ -62,61 +49,60 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
         raise UsageError(
             ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
         )
-    if is_url(out):
-        return _in_store(normal(out), work_dir)
-    out = os.path.abspath(out)
-    if out.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(out):
-        public = out + ".harvester"
-        place = OutputLocation(OutputKind.FILE, out, public, os.path.abspath(work_dir) if work_dir else public)
-    else:
-        _check_folder(out)
-        private = os.path.abspath(work_dir) if work_dir else os.path.join(out, "_harvester")
-        place = OutputLocation(OutputKind.FOLDER, out, out, private)
-    _check_local(place.private)
-    return place
+    private = os.path.abspath(work_dir) if work_dir else None
+    location = _in_store(normal(out), private) if is_url(out) else _on_disk(os.path.abspath(out), private)
+    _check_local(location.private)
+    return location
 
 
-def _in_store(url: str, work_dir: str | None) -> OutputLocation:
-    if not work_dir:
+def _in_store(url: str, private: str | None) -> OutputLocation:
+    if not private:
         raise UsageError(
             f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
             "paid for and published, such as --work-dir /var/lib/harvester/bitly",
             option="--out",
         )
-    private = os.path.abspath(work_dir)
-    _check_local(private)
     return OutputLocation(OutputKind.STORE, url, os.path.join(private, "public"), private)
 
 
-def check_state(place: OutputLocation) -> None:
+def _on_disk(out: str, private: str | None) -> OutputLocation:
+    if is_growing_file(out):
+        public = out + ".harvester"
+        return OutputLocation(OutputKind.FILE, out, public, private or public)
+    if not os.path.isdir(out):
+        if os.path.exists(out):
+            raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
+        if out.lower().endswith(_FILE_ENDINGS):
+            raise UsageError(
+                f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends "
+                "in .ndjson or .jsonl, or - for standard output"
+            )
+    return OutputLocation(OutputKind.FOLDER, out, out, private or os.path.join(out, "_harvester"))
+
+
+def check_state(location: OutputLocation) -> None:
     """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
-    inside = os.path.join(
-        place.public, "ledger.sqlite" if place.form is OutputKind.FILE else "_harvester/ledger.sqlite"
-    )
-    if place.ledger != inside and os.path.exists(inside):
-        raise UsageError(f"{place.out} keeps its state in {os.path.dirname(inside)}: leave --work-dir out")
+    folder = location.public if location.kind is OutputKind.FILE else os.path.join(location.public, "_harvester")
+    inside = os.path.join(folder, "ledger.sqlite")
+    if location.ledger != inside and os.path.exists(inside):
+        raise UsageError(f"{location.out} keeps its state in {folder}: leave --work-dir out")
 
 
-def check_unused(place: OutputLocation) -> None:
+def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
         OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
     """
-    lost = OutputError(
-        f"{place.out} was begun before, and its ledger {place.ledger} is gone. Without it nobody knows which calls "
-        "were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new --out "
-        "with the links that it lacks"
-    )
-    if _begun(place):
-        raise lost
-    if place.form is OutputKind.FILE and os.path.exists(place.out) and os.path.getsize(place.out):
-        raise UsageError(f"{place.out} is not empty and was not begun by harvester: name another --out")
-
-
-def _begun(place: OutputLocation) -> bool:
-    names = set(os.listdir(place.public)) | set(os.listdir(place.private))
-    return MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names)
+    names = {*os.listdir(location.public), *os.listdir(location.private)}
+    if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
+        raise OutputError(
+            f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
+            "calls were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new "
+            "--out with the links that it lacks"
+        )
+    if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
+        raise UsageError(f"{location.out} is not empty and was not begun by harvester: name another --out")
 
 
 def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
@@ -152,7 +138,10 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         return private
     if asked is not None:
         _check_local(folder)
-    _make_shared(os.path.join(folder, BUDGET_FILE))
+    path = os.path.join(folder, BUDGET_FILE)
+    if not os.path.exists(path):
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        inherit_folder_mode(path)
     return folder
 
 
@@ -165,22 +154,6 @@ def lock_folder(state: str, server: str) -> str:
             os.makedirs(folder, exist_ok=True)
             inherit_folder_mode(folder)
     return folder
-
-
-def _make_shared(path: str) -> None:
-    if not os.path.exists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        inherit_folder_mode(path)
-
-
-def _check_folder(out: str) -> None:
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
-    if out.lower().endswith(_FILE_ENDINGS) and not os.path.isdir(out):
-        raise UsageError(
-            f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends in "
-            ".ndjson or .jsonl, or - for standard output"
-        )
 
 
 def _check_local(private: str) -> None:

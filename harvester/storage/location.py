@@ -9,10 +9,10 @@ from harvester.errors import UsageError
 
 STDOUT = "-"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
-
-
 MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
 _SCHEMES = ("s3", "gs", "az", "file")
+# Characters that every store takes unencoded, so that all programs agree on an object's name:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 _SAFE = re.compile(r"[A-Za-z0-9!_.*'()=,+@:/-]+")
 _ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -33,7 +33,7 @@ class OutputLocation:
     For an object store, public lies within private: parts and `_` files are written there and uploaded from there.
     """
 
-    form: OutputKind
+    kind: OutputKind
     out: str
     public: str
     private: str
@@ -46,24 +46,28 @@ class OutputLocation:
     @property
     def work_dir(self) -> str | None:
         """The manifest's `work_dir`; None where the state lies inside or beside the output."""
-        return (
-            None if os.path.dirname(self.private) == self.out or self.private == self.public else _as_text(self.private)
-        )
+        inside = os.path.dirname(self.private) == self.out or self.private == self.public
+        return None if inside else _as_text(self.private)
 
     @property
     def in_parts(self) -> bool:
         """True when rows are published in immutable parts."""
-        return self.form in {OutputKind.FOLDER, OutputKind.STORE}
+        return self.kind in {OutputKind.FOLDER, OutputKind.STORE}
+
+    @property
+    def in_store(self) -> bool:
+        """True when the output lies in an object store."""
+        return self.kind is OutputKind.STORE
 
     @property
     def kept(self) -> bool:
         """False for rows on standard output, of which nothing is left when the run ends."""
-        return self.form is not OutputKind.STDOUT
+        return self.kind is not OutputKind.STDOUT
 
     @property
     def disk(self) -> str:
         """A path on the local disk that the output is written to."""
-        return self.private if self.form is OutputKind.STORE else self.out
+        return self.private if self.in_store else self.out
 
     @property
     def begun(self) -> bool:
@@ -78,6 +82,11 @@ class OutputLocation:
 
 def _as_text(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def is_growing_file(path: str) -> bool:
+    """True for an absolute path by which --out means one growing file."""
+    return path.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(path)
 
 
 def is_url(out: str) -> bool:

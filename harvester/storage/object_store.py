@@ -1,5 +1,7 @@
 """Object stores (`s3://`, `gs://`, `az://`) as a `Storage`: the objects directly under a prefix."""
 
+# ruff: noqa: D102 - the methods are described by storage.Storage
+
 import io
 import mmap
 import os
@@ -32,8 +34,6 @@ _MOST_LOST = 3
 _STREAM_BYTES = 1024 * 1024
 # `file` is the library's store in a local folder: for tests, undocumented.
 _STORES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "file": "LocalStore"}
-# Characters that every store takes unencoded, so that all programs agree on an object's name:
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _NO_HOPE = {"PermissionDeniedError", "UnauthenticatedError", "NotSupportedError", "InvalidPathError"}
 _WRONG_REGION = "incorrectly configured region"
@@ -133,15 +133,12 @@ class ObjectStorage:
         self._hurried = hurried or threading.Event()
 
     def hurry(self) -> None:
-        """Shorten the patience to a few seconds: the run is ending."""
         self._hurried.set()
 
     def path(self, name: str) -> str:
-        """Return the object's URL."""
         return f"{self.url}/{name}"
 
     def names(self) -> list[str]:
-        """Return the names of all objects directly under the prefix, sorted."""
         found = self._patiently("the prefix", lambda: self._library.list_with_delimiter(self._store))
         return sorted(meta["path"] for meta in found["objects"])
 
@@ -153,11 +150,9 @@ class ObjectStorage:
         return cast("BinaryIO", io.BufferedReader(_ChunkStream(self._read(name, found)), _STREAM_BYTES))
 
     def get(self, name: str) -> bytes | None:
-        """Return the content of a small object; None where there is none."""
         return self._patiently(name, lambda: bytes(self._library.get(self._store, name).bytes()), missing=None)
 
     def digest(self, name: str) -> tuple[int, str] | None:
-        """Download an object and return its size in bytes and its SHA-256; None where there is none."""
         return self._patiently(
             name, lambda: digest_of(self._library.get(self._patient_store, name).stream()), missing=None
         )
@@ -198,33 +193,23 @@ class ObjectStorage:
         return self._patiently(name, put)
 
     def create_from_file(self, name: str, source: str) -> bool:
-        """Upload a local file, which stays, under a free name; return False where the name is taken."""
         with open(source, "rb") as stream:
             # Never closed explicitly: a request that failed may still be reading it for a moment.
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self.create(name, data)
 
     def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:
-        """Upload an object, or replace it, in one request. patient: False to fail at the first error."""
         data = b"".join(chunks)
         store = self._store_for(data)
         self._patiently(name, lambda: self._library.put(store, name, data, use_multipart=False), patient=patient)
 
     def delete(self, name: str) -> None:
-        """Delete an object; nothing where there is none."""
         self._patiently(name, lambda: self._library.delete(self._store, name), missing=None)
 
     def _store_for(self, data: bytes | mmap.mmap) -> Any:
         return self._store if len(data) <= _SMALL_BYTES else self._patient_store
 
-    def _patiently(
-        self,
-        name: str,
-        request: Callable[[], T],
-        *,
-        patient: bool = True,
-        missing: Any = ...,
-    ) -> T:
+    def _patiently(self, name: str, request: Callable[[], T], *, patient: bool = True, missing: Any = ...) -> T:
         """Repeat a request until it succeeds, is refused, or the patience ends. missing: the result for a 404.
 
         Patience is PATIENCE_SECONDS since the first try; once the run is ending, _HURRIED_SECONDS; with patient=False
@@ -246,11 +231,9 @@ class ObjectStorage:
         )
         try:
             return retrying(request)
-        except FileNotFoundError as error:
-            if missing is not ...:
-                return cast("T", missing)
-            raise self._explained(name, error) from error
         except (self._library.exceptions.BaseError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and missing is not ...:
+                return cast("T", missing)
             raise self._explained(name, error) from error
 
     def _sleep(self, seconds: float) -> None:
@@ -261,11 +244,11 @@ class ObjectStorage:
 
     def _passing(self, error: BaseException) -> bool:
         """True for an error that another try may not meet, including the 4xx of a timeout, a conflict, a throttle."""
-        if not isinstance(error, self._library.exceptions.BaseError) or type(error).__name__ in _NO_HOPE:
+        if not isinstance(error, self._library.exceptions.BaseError):
+            return False
+        if type(error).__name__ in _NO_HOPE or _WRONG_REGION in str(error):
             return False
         status = _status(error)
-        if _WRONG_REGION in str(error):
-            return False
         return status is None or status >= 500 or status in {408, 409, 429}
 
     def _explained(self, name: str, error: BaseException) -> OutputError:
@@ -293,7 +276,6 @@ class _ChunkStream(io.RawIOBase):
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -64,31 +64,27 @@ class SqliteFile:
 def _open_to_write(path: str) -> sqlite3.Connection:
     with suppress(OSError):  # SQLite reports it better; by itself it would create the file with rw-r--r-- at most
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
-    # Autocommit mode: every transaction is written out, so that its extent can be seen.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE"):
-            db.execute(f"PRAGMA {pragma}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
+    return _connected(path, *(f"PRAGMA {pragma}" for pragma in pragmas))
 
 
 def _open_to_read(path: str) -> sqlite3.Connection:
     """Open a file that a run may be writing; in a folder that is not writable, as its last run left it."""
-    for mode in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(
-            f"file:{quote(os.fsencode(path))}?{mode}", isolation_level=None, check_same_thread=False, uri=True
-        )
-        try:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            return db
-        except sqlite3.OperationalError:
-            db.close()
-            if "immutable" in mode:
-                raise
-        except BaseException:
-            db.close()
-            raise
-    raise AssertionError("unreachable")
+    url, first = f"file:{quote(os.fsencode(path))}?mode=ro", "SELECT count(*) FROM sqlite_master"
+    try:
+        return _connected(url, first, uri=True)
+    except sqlite3.OperationalError:
+        return _connected(f"{url}&immutable=1", first, uri=True)
+
+
+def _connected(path: str, *statements: str, uri: bool = False) -> sqlite3.Connection:
+    """Open a file and run the statements; close it again if one of them fails."""
+    # Autocommit mode: every transaction is written out, so that its extent can be seen.
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, uri=uri)
+    try:
+        for statement in statements:
+            db.execute(statement).fetchall()
+    except BaseException:
+        db.close()
+        raise
+    return db

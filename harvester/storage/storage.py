@@ -1,13 +1,13 @@
 """One interface for the places where files are published: a local folder here, an object store in `object_store`."""
 
+# ruff: noqa: D102 - the methods of a folder are described by the protocol
+
 import os
 from collections.abc import Iterable
 from typing import BinaryIO, Protocol
 
 from harvester.errors import OutputError
 from harvester.storage.filesystem import atomic_replace, digest_of_file, sync_folder
-
-_CHUNK_BYTES = 1024 * 1024
 
 
 class Storage(Protocol):
@@ -63,7 +63,6 @@ class LocalStorage:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
         return sorted(os.listdir(self._folder))
 
     def open(self, name: str) -> BinaryIO:
@@ -72,7 +71,6 @@ class LocalStorage:
         return open(descriptor, "rb")
 
     def get(self, name: str) -> bytes | None:
-        """Return the content of a small file; None where there is none."""
         try:
             with self.open(name) as stream:
                 return stream.read()
@@ -80,11 +78,7 @@ class LocalStorage:
             return None
 
     def digest(self, name: str) -> tuple[int, str] | None:
-        """Return a file's size and SHA-256; None where there is none.
-
-        Raises:
-            OutputError: the name belongs to something else than a file.
-        """
+        """Raise OutputError where the name belongs to something else than a file."""
         path = self.path(name)
         if not os.path.lexists(path):
             return None
@@ -93,7 +87,6 @@ class LocalStorage:
         return digest_of_file(path)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file under a free name."""
         path = self.path(name)
         if os.path.lexists(path):
             return False
@@ -115,18 +108,15 @@ class LocalStorage:
         return True
 
     def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:  # noqa: ARG002
-        """Write a file, or replace it."""
         atomic_replace(self.path(name), chunks)
 
     def delete(self, name: str) -> None:
-        """Delete a file durably; nothing where there is none."""
         if os.path.lexists(self.path(name)):
             os.unlink(self.path(name))
             sync_folder(self._folder)
 
     def path(self, name: str) -> str:
-        """Return the file's path."""
         return os.path.join(self._folder, name)
 
     def hurry(self) -> None:
-        """Do nothing: a folder makes nobody wait."""
+        pass  # a folder makes nobody wait

@@ -4,11 +4,11 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import zip_longest
 from typing import BinaryIO
 
-from harvester.dataset.journal import path_of, read
+from harvester.dataset.journal import read, segment_path
 from harvester.dataset.ledger import Ledger, Part, Snapshot, State
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
@@ -24,8 +24,8 @@ _LOOKS = 5
 class LedgerCheck:
     """Compares an output's ledger and journals with what was published."""
 
-    def __init__(self, place: OutputLocation, ledger: Ledger, found: Findings) -> None:
-        self._place = place
+    def __init__(self, location: OutputLocation, ledger: Ledger, found: Findings) -> None:
+        self._location = location
         self._ledger = ledger
         self._found = found
         self._snapshot = self._look()
@@ -64,20 +64,20 @@ class LedgerCheck:
                     self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
                     return
         except OutputError as error:
-            self._found.problem(self._place.ledger, None, str(error))
+            self._found.problem(self._location.ledger, None, str(error))
 
     def _reconcile_rows(self) -> None:
         """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
         totals, journals = self._snapshot.totals, self._in_journals
         if journals is None:
             text = "a journal that the ledger counts on is gone or damaged inside what was committed"
-            self._found.problem(self._place.private, None, text)
+            self._found.problem(self._location.private, None, text)
             return
         # Parts or a growing file: the other one is empty in every ledger.
         published = sum(part.calls for part in self._snapshot.parts) + self._snapshot.mark.rows
         if published + journals != totals.rows:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
-            self._found.problem(self._place.ledger, None, text)
+            self._found.problem(self._location.ledger, None, text)
 
     def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
         known = _by_name(part for part in self._snapshot.parts if part.sealed)
@@ -95,7 +95,7 @@ class LedgerCheck:
             self._report_older(name, text, wrong=self._found.ended)
 
     def _reconcile_counts(self, counts: DatasetCounts, name: str) -> None:
-        for key, has in asdict(self._snapshot.totals).items():
+        for key, has in self._snapshot.totals._asdict().items():
             if getattr(counts, key) != has:
                 self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, and {has} in the ledger")
 
@@ -111,7 +111,7 @@ class LedgerCheck:
     def _count(self) -> int | None:
         """Count the committed rows that are not published yet; None if a journal is damaged."""
         for _ in range(_LOOKS):
-            counts = [_rows_in(self._place.private, *extent) for extent in _extents(self._snapshot)]
+            counts = [_rows_in(self._location.private, *extent) for extent in _extents(self._snapshot)]
             if None not in counts:
                 return sum(filter(None, counts))
             self._snapshot = self._look()
@@ -123,7 +123,7 @@ class LedgerCheck:
         numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
         sound = all(type(number) is int and number >= 0 for number in numbers)
         if not sound or any(tuple(map(type, part)) != _PART for part in found.parts):
-            raise OutputError(f"{self._place.ledger}: the ledger is damaged (a value that cannot be there)")
+            raise OutputError(f"{self._location.ledger}: the ledger is damaged (a value that cannot be there)")
         return found
 
 
@@ -143,7 +143,7 @@ def _extents(snapshot: Snapshot) -> Iterator[tuple[int, int, int]]:
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     """Count a journal's rows between two offsets; None if it ends before `end`."""
     rows, at = 0, start
-    for record in read(path_of(folder, segment), start, end):
+    for record in read(segment_path(folder, segment), start, end):
         rows += record.state == State.ROW
         at = record.end
     return rows if at >= end else None
@@ -152,21 +152,21 @@ def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
 def open_ledger(out: str, work_dir: str | None, found: Findings, stack: ExitStack) -> LedgerCheck | None:
     """Open an output's ledger for reading, until the stack ends. Return None where it cannot be read, as found says."""
     try:
-        place = resolve(out, work_dir)
+        location = resolve(out, work_dir)
     except UsageError as error:  # a store without its work dir, or a file system where no run can have its state
         found.not_checked.append(f"the ledger: {error}")
         return None
     try:
-        why = _unreadable(place.ledger)
+        why = _unreadable(location.ledger)
         if not why:
-            ledger = stack.enter_context(closing(Ledger(place.ledger, read_only=True)))
+            ledger = stack.enter_context(closing(Ledger(location.ledger, read_only=True)))
             if not ledger.fresh:
                 ledger.check()
-                return LedgerCheck(place, ledger, found)
-            why = f"{place.ledger} is empty: its run has hardly begun"
+                return LedgerCheck(location, ledger, found)
+            why = f"{location.ledger} is empty: its run has hardly begun"
         found.not_checked.append(f"the ledger: {why}")
     except OutputError as error:
-        found.problem(place.ledger, None, str(error))
+        found.problem(location.ledger, None, str(error))
     return None
 
 

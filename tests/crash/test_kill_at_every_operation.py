@@ -80,26 +80,48 @@ def check_only_grew(before: dict[str, bytes], after: dict[str, bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+@pytest.mark.parametrize("form", OF_FORM)
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("spread", [True, pytest.param(False, marks=pytest.mark.nightly)], ids=["spread", "all"])
 def test_a_kill_at_any_operation_costs_nothing(
-    quick_path: Path, serve: Callable[..., Served], form: str, when: str
+    quick_path: Path, serve: Callable[..., Served], form: str, when: str, spread: bool
 ) -> None:
     served = serve()
     links = quick_path / "links.txt"
     links.write_text("\n".join(LINES) + "\n")
     with crashing(quick_path) as crasher:
-        whole = crasher.run(arguments_for(links, quick_path / "whole" / form, served))
-        assert OF_FORM[form] - whole["counts"].keys() == set()
-        del whole["counts"][ANY]
-        for operation, count in whole["counts"].items():
-            for nth in range(1, count + 1):
-                served.sandbox.answered.clear()
-                out = quick_path / f"{operation} {nth}" / form
-                arguments = arguments_for(links, out, served)
-                killed = run_through(crasher, arguments, out, (operation, nth, when), served.sandbox.answered)
-                # Threads meet differently each time, so the last of many may not come; the first always does.
-                assert killed or nth > 1
+        counts = {each: counted(crasher, links, quick_path / "whole" / each, served) for each in OF_FORM}
+        for operation, nth in points(counts, form, when) if spread else every(counts[form]):
+            served.sandbox.answered.clear()
+            out = quick_path / f"{operation} {nth}" / form
+            arguments = arguments_for(links, out, served)
+            killed = run_through(crasher, arguments, out, (operation, nth, when), served.sandbox.answered)
+            # Threads meet differently each time, so the last of many may not come; the first always does.
+            assert killed or nth > 1
+
+
+def counted(crasher: Crasher, links: Path, out: Path, served: Served) -> dict[str, int]:
+    """Count each operation of a run that nothing kills."""
+    counts: dict[str, int] = crasher.run(arguments_for(links, out, served))["counts"]
+    assert OF_FORM[out.name] - counts.keys() == set()
+    del counts[ANY]
+    return counts
+
+
+def every(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield each operation with the number of each of its times."""
+    return ((operation, nth) for operation, count in counts.items() for nth in range(1, count + 1))
+
+
+def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Iterator[tuple[str, int]]:
+    """Yield this form's share: each point of either form is tried once, before and after it.
+
+    The forms take turns at what both of them do: where one is killed before an operation, the other is killed after it.
+    """
+    others = [every(theirs) for each, theirs in counts.items() if each != form]
+    common = set(every(counts[form])).intersection(*others)
+    turn = list(counts).index(form) + (when == "after")
+    return (point for point in every(counts[form]) if point not in common or (point[1] + turn) % len(counts) == 0)
 
 
 def arguments_for(links: Path, out: Path, served: Served) -> list[str]:

@@ -125,7 +125,7 @@ def test_the_redirect_uri_to_register_is_shown_and_has_the_port_asked_for(serve:
         assert f"registered with the OAuth app: {browser.redirect_uri}\n" in browser.shown
 
 
-def test_a_port_that_is_taken_is_said(serve: Callable[..., Served]) -> None:
+def test_a_taken_port_is_reported(serve: Callable[..., Served]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for each in (port, "70000", "-1"):
@@ -146,7 +146,7 @@ def test_the_users_browser_is_opened(tmp_path: Path, serve: Callable[..., Served
     assert fingerprint(served.sandbox.consent.tokens[-1]) in done.stdout
 
 
-async def test_where_no_browser_can_be_opened_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_browser_that_cannot_be_opened_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: str) -> bool:
         raise webbrowser.Error("could not locate runnable browser")
 
@@ -168,7 +168,7 @@ def test_the_redirects_address_can_be_pasted(serve: Callable[..., Served]) -> No
     assert err.count("this address was refused: its state is not this login's") == 2
 
 
-def test_a_closed_standard_input_leaves_the_redirect_to_come(serve: Callable[..., Served]) -> None:
+def test_with_standard_input_closed_the_login_still_waits_for_the_redirect(serve: Callable[..., Served]) -> None:
     with login(serve().url) as browser:
         assert browser.process.stdin
         browser.process.stdin.close()
@@ -199,7 +199,7 @@ def forged(browser: Browser) -> dict[str, tuple[int, str, str, str | None]]:
     }
 
 
-def test_nothing_but_the_redirect_of_this_login_is_taken_and_it_goes_on_waiting(serve: Callable[..., Served]) -> None:
+def test_only_the_redirect_of_this_login_is_accepted_and_the_wait_goes_on(serve: Callable[..., Served]) -> None:
     served = serve()
     with login(served.url) as browser:
         for what, (expected, url, method, host) in forged(browser).items():
@@ -230,7 +230,7 @@ async def test_a_redirect_is_taken_once() -> None:
     assert said == ["a redirect was refused: it has come before; still waiting for the right one"]
 
 
-async def test_a_page_is_kept_by_nobody_and_may_load_nothing() -> None:
+async def test_the_page_after_a_redirect_is_not_cached_and_loads_nothing() -> None:
     async with waiting([]) as (uri, _, session), session.get(f"{uri}?code=first&state=good") as answer:
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
@@ -247,7 +247,7 @@ def test_a_redirect_without_a_code_ends_the_login(query: str) -> None:
 @pytest.mark.parametrize(
     "query", ["", "&&", "state", "state=", "state=%ff", "state=Good", "STATE=good", "state=good%20"]
 )
-def test_a_state_is_compared_whole(query: str) -> None:
+def test_the_whole_state_is_compared(query: str) -> None:
     with pytest.raises(ForeignRedirect):
         Redirect("good").code_in(query + "&code=a")
 
@@ -262,7 +262,7 @@ def test_access_that_is_denied_ends_the_login(serve: Callable[..., Served]) -> N
     assert not list(Path(os.environ[TOKEN_STORE]).iterdir())
 
 
-def test_a_login_that_nobody_answers_ends_in_time(serve: Callable[..., Served]) -> None:
+def test_a_login_that_is_not_answered_times_out(serve: Callable[..., Served]) -> None:
     with login(serve().url, "--wait", "0.5s") as browser:
         code, _, err = browser.ended()
     assert code == 2
@@ -322,7 +322,7 @@ def test_the_token_is_in_a_form_or_in_json(status: int, body: bytes) -> None:
         (403, b'{"message": "bad code thecode"}', "403)"),
     ],
 )
-def test_an_answer_without_a_token_is_a_sentence_that_repeats_no_secret(status: int, body: bytes, said: str) -> None:
+def test_an_answer_without_a_token_is_reported_without_the_secret(status: int, body: bytes, said: str) -> None:
     with pytest.raises(UsageError) as refused:
         parse_token_response(status, body, ("thesecret", "thecode"))
     text = str(refused.value)
@@ -330,7 +330,7 @@ def test_an_answer_without_a_token_is_a_sentence_that_repeats_no_secret(status: 
     assert not {secret for secret in ("thesecret", "thecode", TOKEN) if secret in text}
 
 
-def test_a_server_that_is_gone_when_the_code_is_there_is_a_sentence(serve: Callable[..., Served]) -> None:
+def test_a_server_that_is_gone_at_the_exchange_is_reported(serve: Callable[..., Served]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v4"
     with login(url) as browser:
@@ -393,7 +393,7 @@ def test_bitlys_page_is_on_another_host_than_its_api(base_url: str, page: str, t
 # --- what is asked for first ------------------------------------------------------------------------------------------
 
 
-def test_without_an_app_the_other_way_is_named() -> None:
+def test_without_an_app_the_message_names_the_token_from_standard_input() -> None:
     done = harvester("login", env=NONE)
     assert done.returncode == 2
     assert "--client-id" in done.stderr
@@ -407,7 +407,7 @@ def test_without_a_secret_and_a_terminal_the_places_are_named() -> None:
     assert "HARVESTER_CLIENT_SECRET" in done.stderr
 
 
-def test_the_secret_may_lie_in_a_file_which_is_warned_of_when_others_can_read_it(
+def test_the_secret_may_be_in_a_file_and_one_that_others_can_read_is_warned_about(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
     path = tmp_path / "secret"
@@ -440,14 +440,14 @@ def test_a_token_from_standard_input_is_kept_and_forgotten(serve: Callable[..., 
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"s3cret word\n", b"s3cret\xff\n", b"Bearer s3cret"])
-def test_what_is_no_token_is_not_kept_and_not_repeated(text: bytes) -> None:
+def test_text_that_is_not_a_token_is_neither_stored_nor_printed(text: bytes) -> None:
     done = harvester("login", "--with-token", env=NONE, stdin=text)
     assert done.returncode == 2
     assert "s3cret" not in done.stdout + done.stderr
     assert not list(Path(os.environ[TOKEN_STORE]).iterdir())
 
 
-def test_a_token_in_the_environment_is_said_to_go_first(serve: Callable[..., Served]) -> None:
+def test_a_token_in_the_environment_is_reported_to_take_precedence(serve: Callable[..., Served]) -> None:
     done = harvester("login", "--with-token", "--base-url", serve().url, stdin=b"another")
     assert done.returncode == 0
     assert "BITLY_TOKEN is set" in done.stderr

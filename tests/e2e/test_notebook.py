@@ -63,7 +63,7 @@ def test_the_notebook_shows_one_link_and_harvests_a_list(
     assert [line.split()[-1] for line in shown.splitlines()[1:]] == [str(most) for _, most in clicks.most_common(10)]
 
 
-def test_the_notebook_is_kept_without_what_it_has_shown() -> None:
+def test_the_notebook_is_stored_without_outputs() -> None:
     text, notebook = NOTEBOOK.read_text(), opened(NOTEBOOK)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])

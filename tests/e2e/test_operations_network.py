@@ -30,12 +30,12 @@ LINKS = [f"ok--{i}" for i in range(30)]
 
 
 class Company:
-    """A certificate authority, and runs of the command in its network."""
+    """A certificate authority that SSL_CERT_FILE names already, and runs of the command in its network."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, authority: trustme.CA) -> None:
         self.folder = folder
         self.out = folder / "out"
-        self._authority = trustme.CA()
+        self._authority = authority
         self.pem = folder / "authority.pem"
         self._authority.cert_pem.write_to_path(str(self.pem))
 
@@ -47,8 +47,7 @@ class Company:
     def run(self, base_url: str, *options: str, **env: str) -> CompletedProcess[str]:
         command = ("run", "-", "--out", str(self.out), "--base-url", base_url, *NO_LIMITS, *options)
         links = "".join(f"bit.ly/{link}\n" for link in LINKS)
-        usual = {"SSL_CERT_FILE": str(self.pem), STATE_DIR: str(self.folder / "state")}
-        return harvester(*command, env={**usual, **env}, stdin=links.encode())
+        return harvester(*command, env={STATE_DIR: str(self.folder / "state"), **env}, stdin=links.encode())
 
     def check_nobody_is_written_off(self) -> None:
         """The output is begun and resumable: no link has failed or was refused, and none has a row."""
@@ -64,8 +63,8 @@ class Company:
 
 
 @pytest.fixture
-def company(tmp_path: Path) -> Company:
-    return Company(tmp_path)
+def company(tmp_path: Path, authority: trustme.CA) -> Company:
+    return Company(tmp_path, authority)
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def test_a_proxy_that_forbids_the_host_ends_with_2(company: Company, bitly: Scri
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refusal", ["502 No way", ""], ids=["502", "down"])
-def test_a_proxy_that_is_out_is_an_outage_that_names_it(company: Company, bitly: Scripted, refusal: str) -> None:
+def test_a_proxy_that_is_down_is_reported_by_name_as_an_outage(company: Company, bitly: Scripted, refusal: str) -> None:
     """It comes back, as a server does: that ends with 5, and the same command carries on."""
     with proxying(port_of(bitly), CREDENTIALS, refusal) as proxy:
         if refusal:
@@ -171,7 +170,7 @@ def test_a_proxy_that_is_out_is_an_outage_that_names_it(company: Company, bitly:
 def test_a_proxy_that_dies_in_the_middle_costs_what_was_in_flight(company: Company, bitly: Scripted) -> None:
     links = "".join(f"bit.ly/later--{number}\n" for number in range(200)).encode()
     common = ("run", "-", "--out", str(company.out), "--base-url", BASE, *NO_LIMITS)
-    env = {"SSL_CERT_FILE": str(company.pem), STATE_DIR: str(company.folder / "state")}
+    env = {STATE_DIR: str(company.folder / "state")}
     with ExitStack() as way:
         proxy = way.enter_context(proxying(port_of(bitly)))
         env["HTTPS_PROXY"] = proxy.url
@@ -229,7 +228,7 @@ async def plain_server() -> AsyncIterator[str]:
 
 def test_ssl_cert_file_makes_a_companys_authority_known(company: Company) -> None:
     with scripted(company.certified("127.0.0.1")) as bitly:
-        done = company.run(bitly.url)
+        done = company.run(bitly.url, SSL_CERT_FILE=str(company.pem))
     assert done.returncode == 0, done.stderr
     assert len(rows(company.out)) == len(LINKS)
 
@@ -267,7 +266,7 @@ def test_an_unknown_authority_ends_with_2_and_says_what_to_do(company: Company) 
     assert len(rows(company.out)) == len(LINKS)
 
 
-def test_a_file_of_authorities_that_does_not_help_is_told_so(company: Company) -> None:
+def test_a_file_of_authorities_that_does_not_help_is_reported(company: Company) -> None:
     other = company.folder / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     with scripted(company.certified("127.0.0.1")) as bitly:

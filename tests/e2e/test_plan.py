@@ -44,7 +44,7 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
     assert not out.exists()
 
 
-def test_its_helper_calls_are_counted_and_offline_makes_none(
+def test_a_plans_helper_calls_are_counted_and_offline_makes_none(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served = serve(per_hour=1000)
@@ -55,7 +55,7 @@ def test_its_helper_calls_are_counted_and_offline_makes_none(
     assert plan(*command, "--offline")["windows"][2]["used"] == served.sandbox.helped.total() > 0
 
 
-def test_without_a_token_it_counts_and_forecasts_and_asks_nobody(
+def test_a_plan_without_a_token_counts_and_forecasts_and_sends_nothing(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served = serve(per_hour=1000)
@@ -66,7 +66,7 @@ def test_without_a_token_it_counts_and_forecasts_and_asks_nobody(
     assert served.sandbox.helped.total() == 0
 
 
-def test_it_knows_what_is_settled_even_while_a_run_has_the_output(
+def test_a_plan_knows_what_is_settled_even_during_a_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served, out = serve(latency_ms=50), tmp_path / "out"
@@ -92,7 +92,7 @@ def test_it_knows_what_is_settled_even_while_a_run_has_the_output(
     )
 
 
-def test_another_query_than_the_outputs_is_refused_like_a_run(
+def test_a_plan_with_another_query_than_the_outputs_is_refused(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     command = (links, "--out", str(tmp_path / "out"), "--base-url", serve().url, *NO_LIMITS)
@@ -102,7 +102,7 @@ def test_another_query_than_the_outputs_is_refused_like_a_run(
     assert "another query" in done.stderr
 
 
-def test_for_a_person_it_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
+def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served = serve(per_hour=1000)

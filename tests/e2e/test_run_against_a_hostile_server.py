@@ -346,21 +346,21 @@ def test_throttling_without_a_hint_closes_the_gate_until_the_next_minute(bitly: 
     assert all(began_at + seen.at - began >= edge - 0.1 for seen in later)
 
 
-def test_a_transient_answers_hint_is_waited_for(bitly: Scripted, tmp_path: Path) -> None:
+def test_the_retry_after_of_a_transient_answer_is_waited_for(bitly: Scripted, tmp_path: Path) -> None:
     done = run(bitly, tmp_path, "503-hinted-x1-then-ok")
     assert done.code == 0, done.done.stderr
     first, second = bitly.requests
     assert second.at - first.at >= 1.0
 
 
-def test_a_hint_that_no_calendar_has_is_no_hint(bitly: Scripted, tmp_path: Path) -> None:
+def test_a_retry_after_beyond_the_calendar_is_ignored(bitly: Scripted, tmp_path: Path) -> None:
     done = run(bitly, tmp_path, "503-doomsday", attempts=1)
     assert done.code == 3, done.done.stderr
     assert done.failure("503-doomsday")["status"] == 503
 
 
 @pytest.mark.slow
-def test_in_an_outage_everyone_waits_and_no_link_is_written_off(bitly: Scripted, tmp_path: Path) -> None:
+def test_in_an_outage_all_calls_wait_and_no_link_fails(bitly: Scripted, tmp_path: Path) -> None:
     names = many("down-for-2s", 40)
     done = run(bitly, tmp_path, *names)
     assert done.code == 0, done.done.stderr
@@ -383,7 +383,7 @@ def test_in_an_outage_everyone_waits_and_no_link_is_written_off(bitly: Scripted,
         ("429-monthly", 7, "month_spent"),
     ],
 )
-def test_what_every_call_would_be_answered_ends_the_run_at_once(
+def test_an_answer_that_every_call_would_get_ends_the_run_at_once(
     bitly: Scripted, tmp_path: Path, back_half: str, code: int, reason: str
 ) -> None:
     done = run(bitly, tmp_path, "ok--first", back_half, *many("ok", 9), options=("--connections", "1"))
@@ -430,7 +430,7 @@ def test_twenty_first_calls_to_unknown_routes_end_the_run(bitly: Scripted, tmp_p
     assert "--base-url" in done.done.stderr
 
 
-def test_unknown_routes_after_a_row_are_their_links_own(bitly: Scripted, tmp_path: Path) -> None:
+def test_unknown_routes_after_a_first_row_are_refusals(bitly: Scripted, tmp_path: Path) -> None:
     done = run(bitly, tmp_path, "ok", *many("404-plain", 30), options=("--connections", "1"))
     assert done.code == 0, done.done.stderr
     assert manifest(done.out)["dataset"]["refused"] == 30
@@ -455,7 +455,7 @@ def test_a_token_that_the_server_sends_back_is_kept_nowhere(bitly: Scripted, tmp
     check_token_is_nowhere(done)
 
 
-def test_an_answer_that_nobody_asked_for_becomes_nobodys_row(bitly: Scripted, tmp_path: Path) -> None:
+def test_an_unsolicited_answer_becomes_no_row(bitly: Scripted, tmp_path: Path) -> None:
     names = ("doubled", *many("ok", 5))
     done = run(bitly, tmp_path, *names, options=("--connections", "1"))
     assert done.metrics() == {name: metrics_of(name) for name in names}, done.done.stderr

@@ -122,7 +122,7 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(
     assert read(str(tmp_path / "out")).content == shown[-1]
 
 
-async def test_the_error_is_told_and_not_that_the_manifest_could_not_be_written_then(
+async def test_the_first_error_is_reported_and_not_that_of_the_manifest_after_it(
     store: Dataset, budget: MachineBudget, tmp_path: Path
 ) -> None:
     async def refuse() -> None:

@@ -98,6 +98,34 @@ def test_a_bad_record_is_reported_where_it_begins_and_strict_refuses_it(
     ]
 
 
+MANY = "".join(f"bit.ly/{n}\n" for n in range(20)) + "not a link\n" * 21
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "code"),
+    [
+        (MANY, (), 3),
+        (MANY, ("--max-invalid", "100%"), 0),
+        (MANY, ("--max-invalid", "21"), 0),
+        (MANY, ("--max-invalid", "5%"), 3),
+        ("bit.ly/a\n" + "not a link\n" * 20, (), 0),
+        ("bit.ly/a\nnot a link\n", ("--max-invalid", "0"), 3),
+    ],
+)
+def test_a_list_that_is_mostly_no_list_is_no_success_and_all_its_links_have_rows(
+    tmp_path: Path, serve: Callable[..., Served], content: str, options: tuple[str, ...], code: int
+) -> None:
+    (tmp_path / "links.txt").write_text(content)
+    out = tmp_path / "out"
+    done = harvester(
+        "run", str(tmp_path / "links.txt"), "--out", str(out), "--base-url", serve().url, *NO_LIMITS, *options
+    )
+    assert done.returncode == code, done.stderr
+    assert ("--max-invalid" in done.stderr) is (code == 3)
+    assert (out / "_SUCCESS").exists() is (code == 0)
+    assert len(rows(out)) == content.count("bit.ly")
+
+
 def test_failures_are_a_list_by_their_name_too(tmp_path: Path, serve: Callable[..., Served]) -> None:
     served = serve()
     options = ("--base-url", served.url, *NO_LIMITS)

@@ -233,7 +233,7 @@ def test_bitlys_own_limits_replace_the_defaults(tmp_path: Path, serve: Serve) ->
     assert machine.spent() == 5
 
 
-def test_limits_that_were_asked_for_win(tmp_path: Path, serve: Serve) -> None:
+def test_requested_limits_take_precedence(tmp_path: Path, serve: Serve) -> None:
     served = serve(per_hour=3000)
     machine = Machine(tmp_path, served.url)
     done = machine.run("out", 4, "--per-minute", "500", "--per-hour", "40")
@@ -242,7 +242,7 @@ def test_limits_that_were_asked_for_win(tmp_path: Path, serve: Serve) -> None:
     assert kept(machine.out("out")) == {"minute": (500, "asked"), "hour": (40, "asked"), "month": (1000, "default")}
 
 
-def test_bitly_is_not_asked_where_its_word_would_change_nothing(tmp_path: Path, serve: Serve) -> None:
+def test_bitly_is_not_asked_for_limits_that_would_change_nothing(tmp_path: Path, serve: Serve) -> None:
     served = serve(per_hour=50)
     machine = Machine(tmp_path, served.url)
     assert machine.run("out", 4, *NO_LIMITS).returncode == 0
@@ -286,7 +286,7 @@ def test_what_others_have_used_of_the_same_token_is_counted(tmp_path: Path, serv
         ("bomb", "no answer"),
     ],
 )
-def test_whatever_comes_instead_of_limits_the_defaults_are_kept(
+def test_whatever_bitly_answers_instead_of_limits_the_defaults_apply(
     bitly: Scripted, tmp_path: Path, helper: str, came: str
 ) -> None:
     bitly.helper = helper
@@ -299,7 +299,7 @@ def test_whatever_comes_instead_of_limits_the_defaults_are_kept(
 
 
 @pytest.mark.parametrize("helper", ["429-month", "429-monthly"])
-def test_a_spent_month_is_believed_of_a_helper_route_too(bitly: Scripted, tmp_path: Path, helper: str) -> None:
+def test_a_spent_month_reported_by_a_helper_route_ends_the_run(bitly: Scripted, tmp_path: Path, helper: str) -> None:
     bitly.helper = helper
     done = Machine(tmp_path, bitly.url).run("out", ["ok--1", "ok--2"])
     assert done.returncode == 7, done.stderr
@@ -326,7 +326,7 @@ def test_the_budget_lies_in_the_users_state_folder_unless_told_otherwise(tmp_pat
 
 
 @pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
-def test_a_state_folder_that_cannot_be_written_is_warned_of_and_done_without(
+def test_a_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
     tmp_path: Path, serve: Serve, form: str
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -374,14 +374,14 @@ def test_a_budget_that_is_damaged_meanwhile_stops_the_run_with_8(tmp_path: Path,
     assert len(rows(machine.out("out"))) == served.sandbox.requests.total() < 2000
 
 
-def test_the_token_is_in_nothing_that_a_machine_keeps(tmp_path: Path, serve: Serve) -> None:
+def test_the_token_is_in_no_file(tmp_path: Path, serve: Serve) -> None:
     served = serve(per_hour=50, per_minute=3)
     machine = Machine(tmp_path, served.url)
     done = machine.run("out", 4, "--per-minute", "0", "--account", "me", "--max-time", "2s")
     assert done.returncode == 5, done.stderr
     assert served.sandbox.throttled > 0
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"budget.sqlite", "seat-0", "slot-0"} <= {Path(path).name for path in written}
+    assert {"budget.sqlite", "process-0", "slot-0"} <= {Path(path).name for path in written}
     said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     assert [name for name, data in {**written, **said}.items() if TOKEN.encode() in data.lower()] == []
     assert not machine.state.stat().st_mode & 0o077
@@ -400,7 +400,7 @@ def test_the_token_is_in_nothing_that_a_machine_keeps(tmp_path: Path, serve: Ser
         ("429-month", 7, "month_spent"),
     ],
 )
-def test_what_every_call_would_be_answered_costs_no_more_than_what_is_under_way(
+def test_an_answer_that_every_call_would_get_costs_only_the_calls_in_flight(
     bitly: Scripted, tmp_path: Path, behaviour: str, code: int, reason: str
 ) -> None:
     machine = Machine(tmp_path, bitly.url)
@@ -411,7 +411,7 @@ def test_what_every_call_would_be_answered_costs_no_more_than_what_is_under_way(
     assert failures(machine.out("out")) == []
 
 
-def test_a_server_that_knows_no_path_writes_nothing_off_for_good(bitly: Scripted, tmp_path: Path) -> None:
+def test_a_server_that_knows_no_route_makes_no_link_refused(bitly: Scripted, tmp_path: Path) -> None:
     """However many may fail: a wrong base URL is nobody's to allow."""
     machine, names = Machine(tmp_path, bitly.url), many("404-plain-x1-then-ok", 60)
     done = machine.run("out", names, *NO_LIMITS, "--max-failures", "100%")

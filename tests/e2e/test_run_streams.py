@@ -39,7 +39,7 @@ def command_for(links: str, out: Path, served: Served, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("script", ['"$@" 2> >(exec true); exit $?', '"$@" 2>/dev/full', '"$@" 2>&-', '"$@" >&- 2>&-'])
-def test_nobody_listening_on_stderr_changes_nothing(
+def test_an_unread_stderr_changes_nothing(
     tmp_path: Path, links: str, serve: Callable[..., Served], script: str
 ) -> None:
     out = tmp_path / "out"
@@ -49,9 +49,7 @@ def test_nobody_listening_on_stderr_changes_nothing(
     assert len(rows(out)) == 300
 
 
-def test_a_signal_is_obeyed_when_nobody_listens_on_stderr(
-    tmp_path: Path, links: str, serve: Callable[..., Served]
-) -> None:
+def test_a_signal_is_obeyed_when_stderr_is_not_read(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
     served, out = serve(latency_ms=50), tmp_path / "out"
     with start(*command_for(links, out, served)) as process:
         assert process.stderr
@@ -84,7 +82,7 @@ def test_this_machine_is_reached_without_a_proxy(tmp_path: Path, links: str, ser
     assert done.returncode == 0, done.stderr
 
 
-def test_a_proxy_that_is_none_is_refused(tmp_path: Path, links: str) -> None:
+def test_a_proxy_variable_that_names_no_http_proxy_is_refused(tmp_path: Path, links: str) -> None:
     for proxy in ("socks5://127.0.0.1:9", "proxy.example:3128"):
         done = harvester("run", links, "--out", str(tmp_path / "out"), "--per-month", "0", env={"https_proxy": proxy})
         assert done.returncode == 2, done.stderr
@@ -179,7 +177,7 @@ def test_an_output_that_is_taken_away_ends_with_8(tmp_path: Path, links: str, se
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_numbers_that_no_field_holds_are_refused(tmp_path: Path, links: str) -> None:
+def test_numbers_that_are_too_large_are_refused(tmp_path: Path, links: str) -> None:
     for option in ("--units", "--size", "--per-hour"):
         done = harvester("run", links, "--out", str(tmp_path / "out"), option, "9" * 20)
         assert done.returncode == 2
@@ -206,7 +204,7 @@ def test_an_outage_ends_by_itself_while_the_list_is_silent(tmp_path: Path, serve
 
 
 @pytest.mark.slow
-def test_a_list_whose_every_link_fails_in_passing_writes_nobody_off_while_the_server_is_out(
+def test_a_list_that_fails_as_a_whole_during_an_outage_has_no_failed_links(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
     served, out = serve(errors=1.0), tmp_path / "out"

@@ -165,7 +165,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     assert status(str(public(out) / "_manifest.json"))["invocation"]["number"] == 2
 
 
-def test_a_spent_month_says_from_when_on_and_the_command_it_gives_is_right(
+def test_a_spent_month_says_until_when_and_gives_a_command_that_works(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
@@ -212,7 +212,7 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
     assert seen["next"]["command"].endswith(f"--out {out} --retry-failed")
 
 
-def test_another_user_sees_it_without_a_look_at_the_private_folder(
+def test_another_user_sees_the_status_without_reading_the_private_folder(
     open_folder: Path, serve: Callable[..., Served]
 ) -> None:
     links, out = open_folder / "links.txt", open_folder / "out"
@@ -223,8 +223,8 @@ def test_another_user_sees_it_without_a_look_at_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        "from harvester.cli import main\nfrom harvester.config import parsing\n"
-        f"from harvester.reporting import run_status, status_text\n{become}\n{check}\n"
+        "from harvester.cli import main\n"
+        f"main.app.resolved_commands()\n{become}\n{check}\n"
         f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
@@ -288,7 +288,7 @@ def test_each_state_is_told_from_the_others_and_has_its_next_step(
     assert tell.as_dict(seen)["state"] == state
 
 
-def test_an_end_that_is_weeks_old_is_an_end_still(written: Callable[..., str]) -> None:
+def test_an_end_that_is_weeks_old_is_not_stale(written: Callable[..., str]) -> None:
     assert look(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is State.COMPLETE
 
 
@@ -312,7 +312,7 @@ def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def test_the_text_has_every_number_and_says_what_binds_until_when(written: Callable[..., str]) -> None:
+def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[..., str]) -> None:
     text = tell.as_text(look(written(), NOW))
     for part in (
         "30 s old",
@@ -328,20 +328,20 @@ def test_the_text_has_every_number_and_says_what_binds_until_when(written: Calla
         assert part in text
 
 
-def test_what_is_left_ends_about_when_the_hours_limit_lets_it(written: Callable[..., str]) -> None:
+def test_the_estimate_follows_the_hourly_limit(written: Callable[..., str]) -> None:
     seen = look(written(), NOW)
     assert seen.ends is not None
     assert 3 <= (seen.ends - NOW) / timedelta(hours=1) <= 4.1
     assert "would end about" in tell.as_text(seen)
 
 
-def test_an_unknown_rest_has_no_end(written: Callable[..., str]) -> None:
+def test_a_list_of_unknown_length_has_no_estimate(written: Callable[..., str]) -> None:
     seen = look(written(remaining=None, list=None, input_read_to_end=False), NOW)
     assert seen.ends is None
     assert "left" not in tell.as_text(seen).split()
 
 
-def test_a_window_that_is_over_is_not_waited_for(written: Callable[..., str]) -> None:
+def test_a_window_that_has_passed_is_shown_as_over(written: Callable[..., str]) -> None:
     assert "which is over" in tell.as_text(look(written(), NOW + timedelta(hours=2)))
     assert "waiting" not in tell.as_text(look(written(**ENDED, complete=True), NOW))
 
@@ -372,7 +372,7 @@ def test_the_rate_is_the_last_hours_however_long_the_run(monkeypatch: pytest.Mon
     assert len(throughput._samples) < 70
 
 
-def test_text_from_a_manifest_cannot_act_upon_a_terminal(written: Callable[..., str]) -> None:
+def test_text_from_a_manifest_is_escaped_for_a_terminal(written: Callable[..., str]) -> None:
     evil = "\x1b]0;owned\x07\x9b31m\u202e"
     folder = written(**ENDED, stopped=STOPPED | {"message": evil, "reason": evil}, run_id=evil)
     for option in ((), ("--json",), ("--watch",), ("--watch", "--json")):
@@ -403,7 +403,7 @@ def test_text_from_a_manifest_cannot_act_upon_a_terminal(written: Callable[..., 
         (json.dumps(WRITTEN | {"remaining": 10**18}), None),
     ],
 )
-def test_what_is_no_manifest_is_told_as_such(tmp_path: Path, text: str, message: str | None) -> None:
+def test_a_file_that_is_not_a_manifest_is_reported(tmp_path: Path, text: str, message: str | None) -> None:
     (tmp_path / "_manifest.json").write_text(text)
     if message is None:
         assert tell.as_text(look(str(tmp_path), NOW))
@@ -421,7 +421,7 @@ def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -
     assert done.stdout == ""
 
 
-def test_a_pipe_of_that_name_does_not_hold_it_up(tmp_path: Path) -> None:
+def test_a_named_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "_manifest.json")
     with pytest.raises(UsageError, match="not a file"):
         look(str(tmp_path))
@@ -448,7 +448,7 @@ def test_watching_through_a_pipe_gives_an_object_a_line_at_each_change_and_ends_
     assert all(one != other for one, other in pairwise(seen))
 
 
-def test_what_has_not_changed_is_not_said_again(
+def test_an_unchanged_status_is_not_printed_again(
     written: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks: list[float] = []
@@ -464,7 +464,7 @@ def test_what_has_not_changed_is_not_said_again(
     assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["running:", "complete:"]
 
 
-def test_an_interrupt_ends_watching_well(written: Callable[..., str]) -> None:
+def test_an_interrupt_ends_watching_with_0(written: Callable[..., str]) -> None:
     process = start("status", written(updated=datetime.now(UTC).isoformat()), "--watch", "--every", "1h")
     assert process.stdout
     assert b"running" in process.stdout.readline()
@@ -473,7 +473,7 @@ def test_an_interrupt_ends_watching_well(written: Callable[..., str]) -> None:
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
-def test_on_a_terminal_it_is_drawn_in_place(written: Callable[..., str]) -> None:
+def test_on_a_terminal_the_status_is_drawn_in_place(written: Callable[..., str]) -> None:
     folder = written(updated=datetime.now(UTC).isoformat())
     controller, terminal = pty.openpty()
     env = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
@@ -509,7 +509,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> None:
+def test_a_standard_output_that_is_full_is_reported(written: Callable[..., str]) -> None:
     with open("/dev/full", "wb") as full:
         process = start("status", written(), stdout=full)
         _, err = process.communicate(timeout=30)
@@ -517,12 +517,19 @@ def test_an_output_that_takes_nothing_is_said(written: Callable[..., str]) -> No
     assert err == b"harvester: standard output: No space left on device\n"
 
 
-def test_status_needs_neither_network_nor_platform(written: Callable[..., str]) -> None:
+@pytest.mark.parametrize("given", ["nothing", "a variable", "a file"])
+def test_status_needs_neither_network_nor_platform(tmp_path: Path, written: Callable[..., str], given: str) -> None:
+    variables = {"a variable": {"HARVESTER_PER_MINUTE": "50"}, "a file": {"HARVESTER_CONFIG": "my.toml"}}
+    (tmp_path / "my.toml").write_text("per_minute = 50\n")
     code = (
         "import sys\nfrom harvester.cli.main import main\n"
         f"try:\n    main(['status', {written()!r}])\nexcept SystemExit:\n    pass\n"
         "heavy = {'aiohttp', 'aiolimiter', 'tenacity', 'psutil', 'platformdirs', 'prometheus_client'}\n"
         "found = heavy & set(sys.modules)\nassert not found, found\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    env = environment(variables.get(given))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
+    assert not done.stderr

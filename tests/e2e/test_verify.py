@@ -167,7 +167,7 @@ def test_the_command_says_what_does_not_hold_and_exits_with_8(made: Made, capsys
     assert told["problems"][1]["line"] is None
 
 
-def test_who_reads_no_more_has_the_exit_code_all_the_same(made: Made) -> None:
+def test_a_closed_pipe_does_not_change_the_exit_code(made: Made) -> None:
     out = made()
     part_of(out).write_bytes(b"")
     reading, writing = os.pipe()
@@ -179,9 +179,7 @@ def test_who_reads_no_more_has_the_exit_code_all_the_same(made: Made) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system has no such names")
-def test_a_folder_whose_name_is_no_text_is_verified_and_asked_for_like_any_other(
-    made: Made, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_whose_name_is_not_utf_8_is_verified(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     out = made()
     odd = str(out.rename(out.with_name(os.fsdecode(b"o\xfft"))))
     told = json.loads(command(capsys, "verify", odd, "--json").out)
@@ -200,7 +198,7 @@ def test_rows_on_standard_output_cannot_be_verified() -> None:
         verifying.output_at("-")
 
 
-def test_a_part_that_a_loader_has_moved_away_is_named_and_no_fault(made: Made) -> None:
+def test_a_part_that_a_loader_has_moved_away_is_named_and_is_not_a_problem(made: Made) -> None:
     out = made()
     part = part_of(out, 1)
     part.unlink()
@@ -228,7 +226,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
     assert problems(out) == ["results.ndjson: it is gone; its rows are settled, so put it back"]
 
 
-def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path) -> None:
+def test_a_work_dir_that_is_named_is_verified(made: Made, tmp_path: Path) -> None:
     out = made()
     (out / "_harvester").rename(tmp_path / "elsewhere")
     found = verify(out)
@@ -242,9 +240,9 @@ def test_a_work_dir_is_looked_into_where_it_is_named(made: Made, tmp_path: Path)
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
     code = (
-        "import gzip, os, psutil, sys, zlib, harvester.config.parsing\n"
-        "from harvester.cli.main import main\n"
-        f"import harvester.verify.verify, harvester.reporting.status_text\nos.setuid({NOBODY})\n"
+        "import gzip, os, psutil, sys, zlib, harvester.verify.verify\n"
+        "from harvester.cli.main import app, main\n"
+        f"app.resolved_commands()\nos.setuid({NOBODY})\n"
         "main(['verify', sys.argv[1]])\n"
     )
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
@@ -514,7 +512,7 @@ def test_parquet_of_other_columns_is_named(made: Made) -> None:
     assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
 
 
-def test_a_part_that_nothing_tells_of_is_named(made: Made) -> None:
+def test_an_unlisted_part_is_named(made: Made) -> None:
     out = made()
     copies, others = ["part-0a-00000.ndjson", "part-copy.ndjson"], ["notes.ndjson", "part-old"]
     for name in copies + others:
@@ -525,7 +523,7 @@ def test_a_part_that_nothing_tells_of_is_named(made: Made) -> None:
     assert found.remarks == [f"{out / name} {text}" for name in others]
 
 
-def test_what_a_killed_run_has_left_over_is_named_and_no_fault(made: Made) -> None:
+def test_leftovers_of_a_killed_run_are_named_and_are_not_a_problem(made: Made) -> None:
     out = made()
     (out / ".part-0a-00007.tmp").write_bytes(b"half")
     found = verify(out)
@@ -564,7 +562,7 @@ def test_a_manifest_that_does_not_add_up_is_named(
     assert any(problem.startswith("_manifest.json: ") and text in problem for problem in problems(out))
 
 
-def test_a_torn_manifest_is_named_and_a_newer_one_is_a_matter_of_usage(made: Made) -> None:
+def test_a_torn_manifest_is_a_problem_and_a_newer_one_a_usage_error(made: Made) -> None:
     out = made()
     edit_manifest(out, lambda manifest: manifest.update(schema_version=2))
     with pytest.raises(UsageError, match="update it"):
@@ -579,7 +577,7 @@ def test_a_growing_files_manifest_lists_that_file_alone(made: Made) -> None:
     assert "_manifest.json: it lists '../other', which is no name of a part of this run" in problems(out)
 
 
-def test_what_was_settled_and_not_published_at_a_runs_end_is_told(made: Made) -> None:
+def test_rows_that_were_settled_and_not_published_at_a_runs_end_are_reported(made: Made) -> None:
     out = made()
     stopped = {"reason": "output", "message": "the disk is full", "until": None}
     edit_manifest(out, lambda manifest: manifest.update(complete=False, stopped=stopped))
@@ -641,7 +639,7 @@ def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -
         ("UPDATE parts SET sealed = 0", "which the ledger does not know as published"),
     ],
 )
-def test_a_ledger_that_says_something_else_is_named(made: Made, statement: str, text: str) -> None:
+def test_a_ledger_that_disagrees_is_named(made: Made, statement: str, text: str) -> None:
     out = made()
     with closing(sqlite3.connect(out / "_harvester" / "ledger.sqlite")) as ledger:
         ledger.execute("INSERT OR IGNORE INTO journals VALUES (99, 0)")
@@ -671,7 +669,7 @@ async def test_an_output_that_has_no_call_yet_is_begun_anew(tmp_path: Path) -> N
     assert "_manifest.json is older than the ledger: run_id is " in found.remarks[0]
 
 
-def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
+def test_a_missing_journal_is_named(made: Made) -> None:
     out = made()
     query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
     with open_dataset(resolve(str(out)), query, PartLimits(1000, 1_000_000), list[str]().append) as store:
@@ -684,7 +682,7 @@ def test_a_journal_that_is_gone_is_missed(made: Made) -> None:
     assert "a journal that the ledger counts on is gone" in as_text(verify(out))
 
 
-def test_the_first_twenty_problems_are_told_and_the_others_counted(made: Made) -> None:
+def test_the_first_twenty_problems_are_printed_and_the_others_counted(made: Made) -> None:
     out = made("out", "ndjson", "flat")
     rewrite(out, lambda lines: [b"{}\n"] * 100)
     lines = as_text(verify(out)).splitlines()
@@ -735,7 +733,7 @@ def test_keys_that_came_twice_are_found_in_memory_and_on_disk(in_memory: int) ->
     distinct.close()
 
 
-def test_a_clock_that_was_set_is_told_and_no_fault(made: Made) -> None:
+def test_a_clock_that_was_set_is_reported_and_is_not_a_problem(made: Made) -> None:
     out = made()
     edit_manifest(out, lambda manifest: manifest.update(updated=manifest["started"], started="2026-01-01T00:00:00Z"))
     rewrite(out, edited(fetched_at="2025-01-01T00:00:00Z"))

@@ -30,7 +30,7 @@ def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "in_daemon", at_once)
 
 
-@sizes(5_000, 12_000)
+@sizes(3_000, 12_000)
 def test_an_hours_limit_is_used_up_and_never_passed(quick_path: Path, links: int) -> None:
     weeks = Weeks(quick_path, World(), RequestedLimits(per_month=0), links)
     assert weeks.run().complete
@@ -42,7 +42,7 @@ def test_an_hours_limit_is_used_up_and_never_passed(quick_path: Path, links: int
 
 @pytest.mark.parametrize(
     ("limit", "minutes"),
-    [(100, 30), (1000, 6), *(pytest.param(*size, marks=pytest.mark.nightly) for size in ((100, 60), (1000, 12)))],
+    [(100, 20), (1000, 4), *(pytest.param(*size, marks=pytest.mark.nightly) for size in ((100, 60), (1000, 12)))],
 )
 def test_a_minutes_limit_is_used_up_and_never_passed(quick_path: Path, limit: int, minutes: int) -> None:
     world, wanted = World(per_minute=limit, per_hour=0), RequestedLimits(per_minute=limit, per_hour=0, per_month=0)
@@ -62,7 +62,7 @@ def test_a_list_that_fits_into_the_free_window_is_not_paced(quick_path: Path, li
     assert weeks.bitly.seconds < 10
 
 
-@sizes(3_000, 10_000)
+@sizes(2_000, 10_000)
 @pytest.mark.parametrize(("per_minute", "per_hour", "seed"), [(10, 0, 1), (50, 0, 2), (0, 600, 3)])
 def test_unknown_limits_are_found_at_the_price_of_one_call_in_a_hundred(
     quick_path: Path, per_minute: int, per_hour: int, seed: int, links: int
@@ -78,7 +78,7 @@ def test_unknown_limits_are_found_at_the_price_of_one_call_in_a_hundred(
 
 def test_ten_minutes_of_outage_cost_no_link_and_few_calls(quick_path: Path) -> None:
     world = World(per_hour=0, outages=[(1500.0, 2100.0)], errors=0.0)
-    weeks = Weeks(quick_path, world, RequestedLimits(per_hour=0, per_month=0), 5_000, promised=(100, 0))
+    weeks = Weeks(quick_path, world, RequestedLimits(per_hour=0, per_month=0), 3_200, promised=(100, 0))
     outcome = weeks.run()
     weeks.report("ten minutes out")
     assert outcome.complete
@@ -88,12 +88,13 @@ def test_ten_minutes_of_outage_cost_no_link_and_few_calls(quick_path: Path) -> N
     assert weeks.repeated <= 1  # the probe
 
 
+@sizes(100, 200)
 @pytest.mark.parametrize("per_hour", [12, 14, 16, 20])
-def test_an_outage_under_a_low_hourly_limit_costs_no_link(quick_path: Path, per_hour: int) -> None:
+def test_an_outage_under_a_low_hourly_limit_costs_no_link(quick_path: Path, per_hour: int, links: int) -> None:
     """The probe has to wait for the hourly window, and is answered when the outage is long over."""
     outages = [(hour * 3600.0, hour * 3600.0 + 1800.0) for hour in range(1, 40, 3)]
     world = World(per_hour=per_hour, outages=outages, errors=0.0)
-    weeks = Weeks(quick_path, world, RequestedLimits(per_hour=per_hour, per_month=0), 200, promised=(100, per_hour))
+    weeks = Weeks(quick_path, world, RequestedLimits(per_hour=per_hour, per_month=0), links, promised=(100, per_hour))
     outcome = weeks.run()
     weeks.report(f"out, with {per_hour}/h")
     assert outcome.status.failed == 0
@@ -230,8 +231,11 @@ def test_throttling_that_other_clients_cause_does_not_lower_what_we_ask_for(
     assert weeks.bitly.throttled <= 0.005 * weeks.bitly.attempts
 
 
-@sizes(4_000, 10_000)
-@pytest.mark.parametrize("others_per_hour", [0, 150])
+# In the short form there are no others: they are not busy before the eighth hour.
+@pytest.mark.parametrize(
+    ("others_per_hour", "links"),
+    [(0, 4_000), *(pytest.param(others, 10_000, marks=pytest.mark.nightly) for others in (0, 150))],
+)
 def test_the_true_limit_is_found_although_bitly_reports_a_higher_one(
     quick_path: Path, others_per_hour: int, links: int
 ) -> None:

@@ -14,11 +14,13 @@ from typing import IO, Any
 _ROOT = Path(__file__).parents[2]
 _READ_AT_START = ("PYTHON", "LANG", "LC_", "SSL_", "TZ", "LD_")
 """Variables that Python, or a module as it is imported, reads once; a command that changes them needs a new process."""
+_READ_LATER = {"PYTHON_KEYRING_BACKEND"}
+"""Read as keyring is imported, which the server leaves to the command."""
 _NUMBER = struct.Struct("q")
 
 
 def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(_READ_AT_START)}
+    return {name: value for name, value in env.items() if name.startswith(_READ_AT_START) and name not in _READ_LATER}
 
 
 class CommandServer:

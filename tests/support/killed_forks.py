@@ -8,6 +8,7 @@ place. Operations are the writes, fsyncs, renames, unlinks, truncations and comm
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -193,7 +194,7 @@ def asked(arguments: list[str]) -> tuple[list[str], RunOptions]:
 
 @cache
 def read_options(arguments: tuple[str, ...]) -> tuple[list[str], RunOptions]:
-    cli._configure(None)
+    cli.configure(None)
     _, bound, _ = cli.app.parse_args(arguments)
     return bound.args[0], bound.kwargs["options"]
 
@@ -204,6 +205,8 @@ def warm_up() -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         run(["run", "/no/such/list", "--out", "out"])
     assert threading.active_count() == 1, "a fork has one thread"
+    gc.collect()
+    gc.freeze()  # so that a fork's collections touch no page that it shares
 
 
 def main() -> None:

@@ -306,7 +306,7 @@ class MemoryStore:
     calls: dict[bytes, Known] = field(default_factory=dict)
     invocation: int = 0
     rows: Any = field(default_factory=_Rows)
-    place: Any = field(default_factory=lambda: SimpleNamespace(form=OutputKind.FOLDER, out="memory"))
+    location: Any = field(default_factory=lambda: SimpleNamespace(kind=OutputKind.FOLDER, out="memory"))
     backlogged: bool = False
     due: bool = False
     behind: bool = False

@@ -66,7 +66,7 @@ async def test_metrics_gives_the_row_that_run_writes(serve: Callable[..., Served
     assert row == expected
 
 
-async def test_a_text_that_is_no_bitlink_is_refused_before_any_call(serve: Callable[..., Served]) -> None:
+async def test_text_that_is_not_a_bitlink_is_refused_before_any_call(serve: Callable[..., Served]) -> None:
     served = serve()
     with pytest.raises(harvester.InvalidBitlink, match="no slash"):
         await harvester.metrics("nonsense", **options(served.url))
@@ -199,7 +199,7 @@ async def test_links_are_a_path_or_whatever_gives_links(
     assert {row["bitlink"] for row in rows(tmp_path / "out")} == {"bit.ly/a", "bit.ly/b"}
 
 
-async def test_links_that_are_none_are_reported_by_their_number(tmp_path: Path, serve: Callable[..., Served]) -> None:
+async def test_invalid_links_are_reported_by_their_number(tmp_path: Path, serve: Callable[..., Served]) -> None:
     links: Any = ["bit.ly/a", None, "", "nonsense", "\ud800", "bit.ly/b\nbit.ly/c", b"bit.ly/d", "x" * 70_000]
     given = await harvester.harvest(links, out=tmp_path / "out", **options(serve().url))
     found = sorted(
@@ -212,7 +212,7 @@ async def test_links_that_are_none_are_reported_by_their_number(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("links", [5, None, b"bit.ly/a"])
-async def test_what_gives_no_links_is_refused(tmp_path: Path, links: Any) -> None:
+async def test_an_argument_that_yields_no_links_is_refused(tmp_path: Path, links: Any) -> None:
     with pytest.raises(harvester.UsageError, match="an iterable of links"):
         await harvester.harvest(links, out=tmp_path / "out", token=TOKEN)
 
@@ -435,7 +435,7 @@ async def test_a_stream_never_ends_early_as_if_it_were_complete(serve: Callable[
     assert stopped.value.reason == "max_calls"
 
 
-async def test_what_has_no_row_is_called_back(serve: Callable[..., Served]) -> None:
+async def test_a_call_without_a_row_is_passed_to_the_callback(serve: Callable[..., Served]) -> None:
     told: list[dict[str, Any]] = []
     links = ["bit.ly/a", "bit.ly/missing-1", "nonsense"]
     found = [row async for row in harvester.stream(links, on_failure=told.append, **options(serve().url))]
@@ -734,7 +734,7 @@ async def later() -> str:
         (sys.exit, "raised SystemExit"),
     ],
 )
-async def test_a_token_that_is_none_is_refused(token: Any, says: str) -> None:
+async def test_text_that_is_not_a_token_is_refused(token: Any, says: str) -> None:
     with pytest.raises(harvester.UsageError, match=says) as refused:
         await harvester.metrics("bit.ly/a", token=token)
     assert "two words" not in str(refused.value)
@@ -843,7 +843,7 @@ def test_importing_it_is_light() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_all_that_it_promises_is_there() -> None:
+def test_every_public_name_exists() -> None:
     done = python(
         "import harvester.run.job, harvester\n"
         "from harvester import *\n"

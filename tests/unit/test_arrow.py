@@ -146,7 +146,7 @@ async def test_a_data_frame_is_made_of_it(tmp_path: Path, serve: Callable[..., S
     assert clicks == frame["clicks_listed"].sum() > 0
 
 
-def test_what_harvester_has_not_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_harvester_has_not_written_is_refused(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.ndjson"):
         with pytest.raises(harvester.UsageError):
             harvester.read(out)
@@ -161,12 +161,12 @@ def test_a_damaged_manifest_is_an_error_that_says_what_to_do(tmp_path: Path, man
 
 
 @pytest.mark.parametrize("out", [None, 5])
-def test_what_is_no_path_is_refused(out: Any) -> None:
+def test_a_value_that_is_not_a_path_is_refused(out: Any) -> None:
     with pytest.raises(harvester.UsageError, match="a path was expected"):
         harvester.read(out)
 
 
-def test_a_column_that_is_no_list_is_explained(tmp_path: Path) -> None:
+def test_columns_that_are_not_a_list_are_explained(tmp_path: Path) -> None:
     with pytest.raises(harvester.UsageError, match=r'give \["bitlink"\]'):
         harvester.read(tmp_path, columns="bitlink")
 

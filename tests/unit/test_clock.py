@@ -71,7 +71,7 @@ def test_a_moment_is_in_utc() -> None:
         (datetime.fromisoformat("2026-12-01T01:00:00+02:00"), "2026-11"),
     ],
 )
-def test_a_month_is_utcs(when: datetime, month: str) -> None:
+def test_a_month_is_in_utc(when: datetime, month: str) -> None:
     assert month_of(when.timestamp()) == month
 
 

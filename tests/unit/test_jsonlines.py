@@ -15,7 +15,7 @@ NOT_UTF_8 = os.fsdecode(b"list-\xff.txt")
 
 
 @pytest.mark.parametrize("text", [None, b"", b"{", b"[1]", b"null", b"<html>", b"\xff"])
-def test_what_is_no_json_object_reads_as_an_empty_one(text: bytes | None) -> None:
+def test_text_that_is_not_a_json_object_reads_as_an_empty_one(text: bytes | None) -> None:
     assert object_in(text) == {}
 
 

@@ -156,7 +156,7 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         (f"{'ü' * 64}.ly/x", "not a domain"),
     ],
 )
-def test_what_is_no_bitlink_is_refused_with_its_reason(text: str, reason: str) -> None:
+def test_text_that_is_not_a_bitlink_is_refused_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(InvalidBitlink, match=re.escape(reason)):
         parse(text)
 
@@ -177,7 +177,7 @@ def test_a_reason_does_not_repeat_the_line() -> None:
 
 
 @pytest.mark.parametrize("around", ["{}", '"{}"', "https://{}?utm=1"])
-def test_a_name_is_bounded(around: str) -> None:
+def test_the_length_of_a_name_is_limited(around: str) -> None:
     longest = "bit.ly/" + "x" * (MAX_CHARACTERS - len("bit.ly/"))
     assert parse(around.format(longest).removeprefix("https://")) == longest
     with pytest.raises(InvalidBitlink, match="longer"):

@@ -43,7 +43,7 @@ def test_a_facets_path_ends_in_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     "text", ["bit.ly/../../user", "bit.ly/..", "bit.ly/.", "../user", "./x", "bit.ly/../", "/user"]
 )
-def test_a_name_that_climbs_is_no_bitlink(text: str) -> None:
+def test_a_name_with_dot_segments_is_not_a_bitlink(text: str) -> None:
     with pytest.raises(InvalidBitlink):
         parse(text)
 

@@ -82,7 +82,7 @@ def test_the_recorded_shape_is_read_for_each_facet(facet: Any) -> None:
     assert found == Answer([{"value": "FR", "clicks": 7}], 7, None, None)
 
 
-def test_what_was_not_understood_is_kept_up_to_2_kib() -> None:
+def test_an_answer_that_was_not_understood_is_kept_up_to_2_kib() -> None:
     for status in (200, 418):
         found = classify(status, CIMultiDict(), b"x" * 10_000, REFERRERS)
         assert isinstance(found, Unreadable | Unknown)
@@ -223,14 +223,14 @@ def test_without_the_header_there_is_no_hint() -> None:
     assert hint(CIMultiDict()) is None
 
 
-def test_a_date_in_the_past_is_given_as_it_is_for_the_clock_to_judge() -> None:
+def test_a_date_in_the_past_is_returned_unchanged() -> None:
     assert hint(CIMultiDict({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"})) == datetime(
         1994, 11, 6, 8, 49, 37, tzinfo=UTC
     )
 
 
 @pytest.mark.parametrize("text", ["Fri, 31 Dec 9999 23:59:59 -0100", "Mon, 01 Jan 0001 00:00:00 +0100"])
-def test_a_date_beyond_the_calendar_is_no_hint(text: str) -> None:
+def test_a_date_beyond_the_calendar_is_ignored(text: str) -> None:
     found = hint(CIMultiDict({"Retry-After": text}))
     assert found is None or isinstance(found, datetime)
 

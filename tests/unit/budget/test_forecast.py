@@ -60,6 +60,13 @@ def test_a_month_that_is_spent_is_a_pause_until_the_next() -> None:
     assert found.ends.strftime("%Y-%m-%d %H") == "2027-02-01 00"
 
 
+def test_a_month_that_bitly_reports_as_spent_is_a_pause_also_without_a_limit() -> None:
+    found = forecast(10, replace(USUAL, per_month=0), Start(NOON, month_left=0))
+    assert found.pauses == (NOON,)
+    assert found.ends is not None
+    assert found.ends.strftime("%Y-%m-%d %H") == "2026-12-01 00"
+
+
 def test_a_months_end_gives_new_calls_to_a_run_that_is_under_way() -> None:
     late = datetime(2026, 11, 30, 23, 0, tzinfo=UTC)
     found = forecast(1500, replace(USUAL, per_month=1000), Start(late, month_left=1000))

@@ -1098,6 +1098,6 @@ async def test_an_attempt_whose_connection_took_its_time_counts_when_it_goes(mon
     async with wired(whole_answer({}, ROW_BODY)) as (client, _):
         assert await client.fetch("bit.ly/x") == ROW
         assert late == []
-        monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
+        monkeypatch.setattr("harvester.client.client._LATE_SECONDS", -1.0)
         assert await client.fetch("bit.ly/x") == ROW
     assert late == [True]

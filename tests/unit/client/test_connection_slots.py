@@ -1,4 +1,4 @@
-"""The machine's five connections: seats and slots that end with their process, and processes that share them."""
+"""The machine's five connections: locks that end with their process, and processes that share them."""
 
 import asyncio
 import shutil
@@ -54,7 +54,7 @@ def joined(folder: Path, *most: int) -> Iterator[list[ConnectionSlots]]:
         yield found
 
 
-# --- seats and slots ------------------------------------------------------------------------------------------------
+# --- process locks and slots ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_a_sixth_process_is_told_to_wait_until_one_has_ended(quick_path: Path) -
         sixth.leave()
 
 
-async def test_whoever_waits_for_a_seat_does_not_hold_up_the_loop(quick_path: Path) -> None:
+async def test_whoever_waits_for_a_process_lock_does_not_hold_up_the_loop(quick_path: Path) -> None:
     with joined(quick_path, *[5] * MOST_PROCESSES) as found:
         sixth = ConnectionSlots(str(quick_path), 5)
         waiting = asyncio.create_task(sixth.join())
-        await asyncio.sleep(0)  # it has found all seats taken
+        await asyncio.sleep(0)  # it has found all locks taken
         found[2].leave()
         await waiting
         assert sixth.share == 1

@@ -109,7 +109,7 @@ def test_a_text_is_a_duration_a_size_and_a_limit_or_a_usage_error(text: str) -> 
     readers: list[Callable[[], object]] = [
         lambda: seconds_of("--timeout", text),
         lambda: bytes_of("--part-bytes", text),
-        lambda: failure_limit_of(text),
+        lambda: failure_limit_of("--max-failures", text),
     ]
     for reader in readers:
         try:
@@ -136,13 +136,13 @@ def test_a_text_is_a_duration_a_size_and_a_limit_or_a_usage_error(text: str) -> 
     ],
 )
 def test_a_failure_limit_is_a_count_or_a_share(text: str | None, limit: FailureLimit | None) -> None:
-    assert failure_limit_of(text) == limit
+    assert failure_limit_of("--max-failures", text) == limit
 
 
 @pytest.mark.parametrize("text", ["", "%", "-1", "-1%", "101%", "1.5", "many", "5%%", "nan%", "inf%", "-inf%", "nan"])
 def test_any_other_failure_limit_is_a_usage_error_that_names_the_option(text: str) -> None:
     with pytest.raises(UsageError, match="--max-failures"):
-        failure_limit_of(text)
+        failure_limit_of("--max-failures", text)
 
 
 def test_limits_are_attempts_in_a_minute_an_hour_and_a_month() -> None:

@@ -22,7 +22,7 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import dataset as stores
 from harvester.dataset.dataset import Dataset, PartLimits
-from harvester.dataset.journal import Journal, path_of
+from harvester.dataset.journal import Journal, segment_path
 from harvester.dataset.ledger import State
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
@@ -426,9 +426,9 @@ def test_a_part_is_full_by_rows_or_bytes(tmp_path: Path, rows: int, size: int, f
 
 
 def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> None:
-    Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 400)
+    Path(segment_path(str(tmp_path), 0)).write_bytes(b"x" * 400)
     assert PartLimits(10, 100).full(journal(tmp_path, None))
-    Path(path_of(str(tmp_path), 0)).write_bytes(b"x" * 399)
+    Path(segment_path(str(tmp_path), 0)).write_bytes(b"x" * 399)
     assert not PartLimits(10, 100).full(journal(tmp_path, None))
 
 

@@ -30,9 +30,9 @@ FORMS = ["out", "results.ndjson"]
 
 @contextmanager
 def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Dataset]:
-    place = resolve(str(out), str(work_dir) if work_dir else None)
+    location = resolve(str(out), str(work_dir) if work_dir else None)
     warn = (warnings if warnings is not None else []).append
-    with open_dataset(place, QUERY, PartLimits(1000, 1_000_000), warn) as store:
+    with open_dataset(location, QUERY, PartLimits(1000, 1_000_000), warn) as store:
         yield store
 
 
@@ -305,8 +305,8 @@ class Stalling:
 def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
     reader = Stalling()
     with (
-        located("-", None) as place,
-        open_dataset(place, QUERY, PartLimits(1000, 1_000_000), print, sink=reader) as store,
+        located("-", None) as location,
+        open_dataset(location, QUERY, PartLimits(1000, 1_000_000), print, sink=reader) as store,
     ):
         settle(store, "a", "b", "c")
         for _ in range(2):
@@ -457,8 +457,8 @@ def test_something_in_the_way_of_a_part_is_named_each_time(quick_path: Path) -> 
 def test_a_run_without_a_verdict_pins_nothing(quick_path: Path) -> None:
     with dataset(quick_path / "out"):
         pass
-    place, other = resolve(str(quick_path / "out")), replace(QUERY, facet="countries")
-    with open_dataset(place, other, PartLimits(1000, 1_000_000), list[str]().append) as store:
+    location, other = resolve(str(quick_path / "out")), replace(QUERY, facet="countries")
+    with open_dataset(location, other, PartLimits(1000, 1_000_000), list[str]().append) as store:
         assert store.query == other
 
 

@@ -73,7 +73,7 @@ def test_success_is_taken_back_before_a_new_call(case: Case) -> None:
     assert seen == [True], "a deletion is a POST to the bucket"
 
 
-def test_a_work_dir_is_asked_for(case: Case) -> None:
+def test_a_missing_work_dir_is_an_error_that_names_one(case: Case) -> None:
     result = harvester("run", str(case.links), "--out", case.out, env=case.s3.env)
     assert result.returncode == 2
     assert "--work-dir /var/lib/harvester/bitly" in result.stderr
@@ -118,7 +118,7 @@ def test_an_older_work_dir_is_refused(case: Case) -> None:
     assert calls(case) == made
 
 
-def test_a_part_of_somebody_elses_is_refused_by_name(case: Case) -> None:
+def test_a_part_unknown_to_the_ledger_is_named_in_the_error(case: Case) -> None:
     obstore.put(case.store, "part-0000.parquet", b"PAR1")
     result = case.run()
     assert result.returncode == 8
@@ -173,7 +173,7 @@ def once(method: str, start: str, code: str, times: int = 1) -> Callable[[str, s
 
 @pytest.mark.parametrize("start", ["_claim", "part-", "_manifest", "_SUCCESS"])
 @pytest.mark.parametrize("code", ["SlowDown", LOST])
-def test_what_passes_is_waited_for(case: Case, start: str, code: str) -> None:
+def test_a_transient_error_is_retried(case: Case, start: str, code: str) -> None:
     case.s3.fault = once("PUT", start, code, 1 if code == LOST else 2)
     result = case.run()
     assert result.returncode == 0, result.stderr
@@ -263,7 +263,7 @@ def test_a_stop_does_not_wait_for_a_store_that_is_out(case: Case) -> None:
     assert calls(case) == len(LINKS)
 
 
-def test_harvester_from_python_publishes_there_too(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harvest_from_python_publishes_into_a_store(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in case.s3.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("BITLY_TOKEN", TOKEN)
@@ -286,7 +286,7 @@ def test_an_endpoint_that_is_down_costs_no_call(case: Case) -> None:
     assert calls(case) == 0
 
 
-def test_a_bucket_that_is_not_there_is_said(case: Case) -> None:
+def test_a_missing_bucket_is_reported(case: Case) -> None:
     case.out = case.out.replace(BUCKET, "no-such-lake")
     result = case.run()
     assert result.returncode == 8
@@ -343,7 +343,7 @@ def test_a_plan_counts_what_the_work_dir_knows(case: Case) -> None:
         ("https://lake.example/a", "s3://, gs:// and az://"),
     ],
 )
-def test_an_address_that_means_nothing_is_refused(out: str, said: str, tmp_path: Path) -> None:
+def test_an_address_that_cannot_be_parsed_is_refused(out: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         resolve(out, str(tmp_path))
     assert said in str(error.value)
@@ -403,7 +403,7 @@ def store(case: Case, monkeypatch: pytest.MonkeyPatch) -> stores.ObjectStorage:
     return stores.open_store(case.out)
 
 
-def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: stores.ObjectStorage) -> None:
+def test_a_conflict_does_not_mean_that_the_object_exists(case: Case, store: stores.ObjectStorage) -> None:
     case.s3.fault = once("PUT", "a", "ConditionalRequestConflict")
     assert store.create("a", b"1")
     assert store.get("a") == b"1"
@@ -413,7 +413,7 @@ def test_a_conflict_is_no_sign_that_the_object_is_there(case: Case, store: store
     ("code", "hint"),
     [("ExpiredToken", "have expired"), ("PermanentRedirect", "Is AWS_REGION"), ("AccessDenied", "must be able to")],
 )
-def test_what_another_try_cannot_mend_is_not_waited_for(
+def test_an_error_that_a_retry_cannot_fix_is_not_retried(
     case: Case, store: stores.ObjectStorage, code: str, hint: str
 ) -> None:
     case.s3.fault = once("GET", BUCKET, code, 10**6)
@@ -442,14 +442,14 @@ def test_an_endpoint_that_cannot_be_asked_is_refused(endpoint: str, monkeypatch:
 
 
 def test_parts_that_no_request_can_carry_are_refused(tmp_path: Path) -> None:
-    place = resolve("s3://lake/a", str(tmp_path))
-    with pytest.raises(UsageError, match="512MiB"), open_dataset(place, QUERY, PartLimits(10, 2**30), print):
+    location = resolve("s3://lake/a", str(tmp_path))
+    with pytest.raises(UsageError, match="512MiB"), open_dataset(location, QUERY, PartLimits(10, 2**30), print):
         pass
 
 
 def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
-    place = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
-    with open_dataset(place, QUERY, PartLimits(10, 2**20), print) as dataset:
+    location = resolve(f"file://{tmp_path}/store", str(tmp_path / "work"))
+    with open_dataset(location, QUERY, PartLimits(10, 2**20), print) as dataset:
         written = dataset.write_manifest(
             run_report(RunProgress(), None, Throughput().report(1, ()), BudgetReport("", "", None, ()))
         )

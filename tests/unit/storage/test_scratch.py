@@ -44,7 +44,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_a_killed_process_leaves_is_swept_by_the_next(
+def test_scratch_folders_of_killed_processes_are_deleted_by_the_next(
     tmp_path: Path, serve: Callable[..., Served], command: str
 ) -> None:
     (tmp_path / "links.txt").write_text("bit.ly/a\n")
@@ -65,7 +65,7 @@ def test_one_link_needs_no_scratch_folder(tmp_path: Path, serve: Callable[..., S
     assert kill_in_flight(serve(latency_ms=60_000), tmp_path, temporary, *command) == []
 
 
-def test_what_a_live_process_has_is_left_to_it(tmp_path: Path) -> None:
+def test_the_scratch_folder_of_a_live_process_stays(tmp_path: Path) -> None:
     with scratch.scratch_folder(str(tmp_path)) as mine:
         with scratch.scratch_folder(str(tmp_path)) as other:
             assert sorted(map(str, tmp_path.iterdir())) == sorted([mine, other])
@@ -73,7 +73,7 @@ def test_what_a_live_process_has_is_left_to_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_scratch_folder_is_left_alone(tmp_path: Path) -> None:
+def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
     names = [
         "harvester-scratch-",
         "harvester-scratch-abcdefgh.bak",
