@@ -130,7 +130,9 @@ class ParameterRefused:
     field: str
 
 
-Failure = Refused | Transient | Unreadable | Unknown
+NoAnswer = Transient | Unreadable | Unknown
+"""The verdicts that are no word of Bitly's on the link. When nearly all calls get one, the server is out."""
+Failure = Refused | NoAnswer
 """The verdicts with which a call can end without a row."""
 ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
 """The verdicts that every further call would get too."""

@@ -14,7 +14,7 @@ from yarl import URL
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
-from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Verdict, classify
+from harvester.bitly.verdicts import Answer, MonthSpent, NoAnswer, Throttled, Transient, Verdict, classify
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
@@ -59,7 +59,7 @@ class ClientContext:
 class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
-    timeout_seconds: for one attempt in all. trouble: the last attempt's transient failure; None once one did better.
+    timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
     waiting: the limit that currently keeps an attempt from being sent.
     """
 
@@ -162,12 +162,13 @@ class AttemptSender:
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._breaker.throttled()
-        elif isinstance(verdict, Transient):
+        elif isinstance(verdict, NoAnswer):
             self.trouble = reason(verdict)
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         else:
             self.trouble = None
-            self._breaker.record_success(evidence=evidence, known_good=known_good)
+            # Only a row shows that a known-good link still is one.
+            self._breaker.record_success(evidence=evidence, known_good=known_good and isinstance(verdict, Answer))
         if not isinstance(verdict, Transient) or verdict.status is not None:
             self._record_in_budget(verdict, sent_at)
 
@@ -179,9 +180,7 @@ class AttemptSender:
                 self._budget.throttled(verdict.hint, sent_at=sent_at)
                 return
             self._throttled_since = None
-            if isinstance(verdict, MonthSpent):
-                self._budget.month.mark_spent()
-            elif self._budget.month.reported_spent and isinstance(verdict, Answer):
+            if self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
+from harvester.bitly.verdicts import Answer, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.client.limit_discovery import LimitDiscovery
@@ -101,7 +101,7 @@ class Harvest:
             self._dataset,
             self._committer.in_hand,
             self._committer.in_thread,
-            self._client.known_good_links,
+            self._client.known_good.links,
             self._budget,
             self._shutdown,
             self._observer,
@@ -155,8 +155,9 @@ class Harvest:
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._feeder = self._spawn(group, self._feed())
-            for _ in range(self._options.workers):
-                self._spawn(group, self._work(group))
+            workers = [self._spawn(group, self._work(group)) for _ in range(self._options.workers)]
+            await asyncio.wait(workers)
+            self._client.calls_ended()
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
@@ -170,6 +171,7 @@ class Harvest:
         # of standard output and an object store get the same time before nobody waits for them any more. What is
         # cancelled has no verdict, stays pending, and is fetched by the next run.
         await self._shutdown.wait()
+        self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
         self._dataset.abandon()
         for task in list(self._tasks):
@@ -233,20 +235,25 @@ class Harvest:
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
-        # nearly everything fails. The connections stay those of the pool: repeats and first attempts share them.
+        # nearly everything fails. A definite no always gets a task, in which it waits until it is confirmed by others'
+        # answers. There is at most a ROW of them, and one for each worker: those take no call while a known-good link
+        # is asked. The connections stay those of the pool: repeats and first attempts share them.
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
-                if not isinstance(verdict, Transient | Unreadable):
+                if self._client.is_final(verdict):
                     self._settle(call, verdict, 1)
                 else:
-                    in_room = self._retrying < RETRY_ROOM
+                    in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
+                    in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    retry = self._retry(call, verdict)
+                    conclusion = self._conclude(call, verdict)
                     if in_room:
-                        self._spawn(group, retry)
+                        self._spawn(group, conclusion)
                     else:
-                        await retry
+                        await conclusion
+                    if in_doubt:
+                        await self._client.question_over()
                 await self._wait_for_disk()
         except RunStopping:
             return
@@ -263,9 +270,9 @@ class Harvest:
         self.progress.asked += 1
         return self._worklist.take()
 
-    async def _retry(self, call: Call, first: Verdict) -> None:
+    async def _conclude(self, call: Call, first: Verdict) -> None:
         try:
-            verdict, attempts = await self._client.retry(call.link.bitlink, first)
+            verdict, attempts = await self._client.conclude(call.link.bitlink, first)
             self._settle(call, verdict, attempts)
         except RunStopping:
             return
@@ -299,9 +306,9 @@ class Harvest:
         self.progress.rows += 1
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
-        # A server that does not know the path may be the wrong server: until it has answered a call of this run, its
+        # A server that does not know the path may be the wrong server: unless it has answered another call, its
         # refusals count as failures, which later runs try again.
-        refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
+        refused = isinstance(verdict, Refused) and not verdict.no_route
         line = self._dataset.rows.failure(
             "refused" if refused else "failed",
             bitlink=call.link.bitlink,
