@@ -159,20 +159,21 @@ class Lookup:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()
                 verdict = await self._client.fetch(bitlink)
+                since = self._client.known_good.moment()
                 if self._client.is_final(verdict):
                     self._settle(bitlink, verdict, 1)
                     continue
                 in_doubt = self._client.asks_about(verdict)
-                group.create_task(self._conclude(bitlink, verdict))
+                group.create_task(self._conclude(bitlink, verdict, since))
                 if in_doubt:
                     await self._client.question_over()
         except RunStopping:
             return
 
-    async def _conclude(self, bitlink: Bitlink, first: Verdict) -> None:
+    async def _conclude(self, bitlink: Bitlink, first: Verdict, since: int) -> None:
         """Find a call's last verdict and settle it, unless the run ends first."""
         try:
-            verdict, attempts = await self._client.conclude(bitlink, first)
+            verdict, attempts = await self._client.conclude(bitlink, first, since)
         except RunStopping:
             return
         self._settle(bitlink, verdict, attempts)

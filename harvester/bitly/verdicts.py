@@ -136,6 +136,8 @@ Failure = Refused | NoAnswer
 """The verdicts with which a call can end without a row."""
 ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
 """The verdicts that every further call would get too."""
+No = Refused | ForEveryCall
+"""The verdicts that are Bitly's word on the link, or on every call, and not a row."""
 Verdict = Answer | Throttled | Failure | ForEveryCall
 
 _TRANSIENT_STATUSES = frozenset({408, 425, *range(500, 600)})
@@ -294,6 +296,13 @@ def _rejected_fields(error: Mapping[str, Any], message: str) -> set[str]:
         if isinstance(detail, dict) and isinstance(detail.get("field"), str):
             fields.add(detail["field"].strip().upper())
     return fields
+
+
+def reason(verdict: Verdict) -> str:
+    """Return the status and message of a verdict that is no Answer."""
+    assert not isinstance(verdict, Answer)
+    status = "no answer" if verdict.status is None else str(verdict.status)
+    return f"{status} {verdict.message}".strip()
 
 
 def body_excerpt(body: bytes) -> str:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
-from harvester.bitly.verdicts import Answer, MonthSpent, NoAnswer, Throttled, Transient, Verdict, classify
+from harvester.bitly.verdicts import Answer, MonthSpent, NoAnswer, Throttled, Transient, Verdict, classify, reason
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
@@ -287,10 +287,3 @@ def month_spent(verdict: MonthSpent) -> Stop:
     """Return the stop for Bitly's report that the month is spent, until the next month by the wall clock."""
     message = f"Bitly says that the account's month is spent ({reason(verdict)})"
     return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
-
-
-def reason(verdict: Verdict) -> str:
-    """Return the status and message of a verdict that is no Answer."""
-    assert not isinstance(verdict, Answer)
-    status = "no answer" if verdict.status is None else str(verdict.status)
-    return f"{status} {verdict.message}".strip()

@@ -16,18 +16,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import tenacity
 
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import (
     Answer,
-    ForEveryCall,
     Hint,
     MonthSpent,
+    No,
     NoAnswer,
-    Refused,
     Throttled,
     TokenRefused,
     Transient,
@@ -36,16 +35,13 @@ from harvester.bitly.verdicts import (
     Verdict,
 )
 from harvester.budget.throttling import hinted_seconds
-from harvester.client.attempt import AttemptSender, ClientContext, reason
+from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot, pooled
-from harvester.client.known_good import KnownGoodLinks
+from harvester.client.known_good import ROW, HeldNoes, KnownGoodLinks
 from harvester.client.pacer import RemainingCalls
-from harvester.errors import OutputError, RunStopping
-from harvester.shutdown import Stop, StopReason
+from harvester.errors import OutputError
 
-ROW = 20
-"""After this many definite no's without an answer in between a known-good link is asked."""
 _ENOUGH_CALLS = 5
 """Fewer calls than this do not show how the server is, where none of them was answered."""
 _LATE_SECONDS = 0.2
@@ -56,7 +52,7 @@ _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 _OTHERS_SECONDS = 60.0
 """How long the answers to other calls are waited for before a call has no answer: they cost nothing."""
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +79,13 @@ class Client:
         self.known_good = KnownGoodLinks(self._send_known_good)
         self._calls = self._fresh_calls = 0
         self._unanswered = 0
-        self._held = 0
-        self._own: set[tuple[int, str]] = set()
-        self._ended = False
         self._settings = settings
         self._token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
+        self._noes = HeldNoes(self.known_good, context.breaker, context.shutdown, self._spend_month)
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -103,8 +97,7 @@ class Client:
 
     def calls_ended(self) -> None:
         """Let no verdict wait for the answers to other calls any more: no call is begun from now on."""
-        self._ended = True
-        self.known_good.wake()
+        self._noes.calls_ended()
 
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and return its verdict, which is never Throttled.
@@ -128,7 +121,7 @@ class Client:
 
     def asks_about(self, verdict: Verdict) -> bool:
         """Return whether `conclude` asks a known-good link at once: no call should be begun until `question_over`."""
-        return isinstance(verdict, Refused | ForEveryCall) and self._held + 1 >= self._believed(verdict)
+        return isinstance(verdict, No) and self._noes.asks_about(verdict)
 
     async def question_over(self) -> None:
         """Return once no known-good link is being asked; called after the task of the call in doubt was created."""
@@ -136,8 +129,10 @@ class Client:
         while self.known_good.asking:
             await self.known_good.news()
 
-    async def conclude(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
+    async def conclude(self, bitlink: str, first: Verdict, since: int) -> tuple[Verdict, int]:
         """Find a call's last verdict after its first attempt's; return it, and how many attempts the call was charged.
+
+        since: `known_good.moment` when the first verdict had come.
 
         Raises:
             RunStopping: the run ended first; the call is left for the next run.
@@ -146,11 +141,13 @@ class Client:
         while True:
             if isinstance(verdict, NoAnswer):
                 verdict, charged = await self.retry(bitlink, verdict)
+                since = self.known_good.moment()
             if isinstance(verdict, NoAnswer | Answer | Throttled) or not self.known_good.links:
                 return verdict, charged
-            if (final := await self._confirm_no(verdict)) is not None:
+            if (final := await self._noes.confirmed(verdict, since)) is not None:
                 return final, charged
             verdict = await self._attempt(bitlink, fresh=False, again=True)
+            since = self.known_good.moment()
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how
@@ -251,7 +248,7 @@ class Client:
         # anything about the failure. Where no call was ever answered that is an outage, which has a limit of its own.
         await self._hear_of_others(failed_at)
         while isinstance(verdict, NoAnswer) and not self._breaker.blames(failed_at):
-            if not self.known_good.links and self._unanswered < self._enough_to_be_out(verdict):
+            if self._unanswered < self._enough_to_be_out(verdict):
                 return verdict
             failures, began = self._breaker.probes_failed, self._clock()
             self._breaker.suspect()
@@ -279,76 +276,11 @@ class Client:
             self._breaker.suspect()
 
     def _enough_to_be_out(self, verdict: Verdict) -> int:
-        """Return how many calls in a row without an answer are an outage, where no known-good link can be asked."""
-        # A server that has not even said something strange is out. One that has may have said it of this link.
-        return 0 if isinstance(verdict, Transient) and not self._breaker.ever_answered else _ENOUGH_CALLS
-
-    # --- whom does a no concern? -------------------------------------------------------------------------------------
-
-    def _believed(self, verdict: Refused | ForEveryCall) -> int:
-        """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
-        if isinstance(verdict, Refused):
-            return 1 if verdict.no_route and self._ended else ROW
-        return ROW if (verdict.status, verdict.message) in self._own else 1
-
-    async def _confirm_no(self, verdict: Refused | ForEveryCall) -> Verdict | None:
-        """Hold a verdict back until it is known whom it concerns; return what it means for its call, None to ask again.
-
-        Raises:
-            RunStopping: the server says no to everything, or the run ended before it was known.
-        """
-        since = self.known_good.moment()
-        self._held += 1
-        try:
-            while not self.known_good.answered_since(since):
-                if self.known_good.asked_since(since) and self.known_good.last is not None:
-                    return self._concerns_all(verdict, self.known_good.last)
-                if self._shutdown.stop is not None:
-                    return self._unconfirmed(verdict)
-                if self._held >= self._believed(verdict) and not self.known_good.asking:
-                    await self.known_good.ask()
-                elif self._ended and not self.known_good.asking:
-                    break
-                else:
-                    await self.known_good.news()
-        finally:
-            self._held -= 1
-        if isinstance(verdict, Refused):
-            return replace(verdict, no_route=False)
-        self._own.add((verdict.status, verdict.message))
-        return Unknown(verdict.status, verdict.message, "")
-
-    def _concerns_all(self, verdict: Refused | ForEveryCall, known_good: Verdict) -> Verdict | None:
-        """Say what a verdict means that a known-good link does not disprove; known_good: that link's verdict."""
-        if isinstance(known_good, NoAnswer):
-            self._breaker.suspect()
-            return None
-        if isinstance(verdict, Refused) and isinstance(known_good, ForEveryCall):
-            verdict = known_good
-        if isinstance(verdict, MonthSpent):
-            self._spend_month()
-        if not isinstance(verdict, Refused):
-            return verdict
-        stop = Stop(
-            StopReason.OUTAGE,
-            f"{ROW} links in a row were refused, and so was one that was answered before ({reason(known_good)}): the "
-            "server refuses everything. None of them is written off; run it again later",
-        )
-        if verdict.no_route and not self.known_good.in_run:
-            stop = Stop(
-                StopReason.NO_ROUTE,
-                f"{ROW} calls in a row were answered 404 in plain text, also for a link that was answered before: the "
-                "server does not know the path. Check --base-url (Bitly's ends in /v4)",
-            )
-        self._shutdown.request(stop)
-        raise RunStopping
-
-    def _unconfirmed(self, verdict: Refused | ForEveryCall) -> Verdict:
-        """Return a definite no of a run that is ending, unless there is reason to doubt it."""
-        good = self.known_good.last is None or isinstance(self.known_good.last, Answer)
-        if isinstance(verdict, Refused) and not verdict.no_route and good and self._held < ROW:
-            return verdict
-        raise RunStopping
+        """Return how many calls in a row without an answer are reason to doubt the server."""
+        # A transient failure is a server's by its nature. Something strange may have been said of this link alone, and
+        # if so few calls met it, that is no reason to buy an answer.
+        doubtful = self.known_good.links or not self._breaker.ever_answered
+        return 0 if isinstance(verdict, Transient) and doubtful else _ENOUGH_CALLS
 
 
 @asynccontextmanager

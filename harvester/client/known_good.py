@@ -8,12 +8,29 @@ them. All who doubt at the same time share one question.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import count
 
-from harvester.bitly.verdicts import Answer, Refused, Throttled, Verdict
+from harvester.bitly.verdicts import (
+    Answer,
+    ForEveryCall,
+    MonthSpent,
+    No,
+    NoAnswer,
+    Refused,
+    Throttled,
+    Unknown,
+    Verdict,
+    reason,
+)
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.errors import RunStopping
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
+ROW = 20
+"""After this many definite no's without an answer in between a known-good link is asked."""
 
 
 class KnownGoodLinks:
@@ -101,3 +118,101 @@ class KnownGoodLinks:
         while (verdict := await self.send()) is None:
             pass
         return verdict
+
+
+class HeldNoes:
+    """Definite no's, and verdicts for every call, held back until it is known whom they concern.
+
+    What is held back is not written down. A kill leaves its links open, to be asked again; the other order would write
+    them off. month_spent: records that Bitly reports the month as spent.
+    """
+
+    def __init__(
+        self,
+        known_good: KnownGoodLinks,
+        breaker: CircuitBreaker,
+        shutdown: ShutdownSignal,
+        month_spent: Callable[[], None],
+    ) -> None:
+        self._known_good = known_good
+        self._breaker = breaker
+        self._shutdown = shutdown
+        self._month_spent = month_spent
+        self._held = 0
+        self._own: set[tuple[int, str]] = set()
+        self._ended = False
+
+    def calls_ended(self) -> None:
+        """Let no verdict wait for the answers to other calls any more."""
+        self._ended = True
+        self._known_good.wake()
+
+    def asks_about(self, verdict: No) -> bool:
+        """Return whether `confirmed` asks a known-good link about a verdict at once."""
+        return self._held + 1 >= self._believed(verdict)
+
+    def _believed(self, verdict: No) -> int:
+        """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
+        if isinstance(verdict, Refused):
+            return 1 if verdict.no_route and self._ended else ROW
+        return ROW if (verdict.status, verdict.message) in self._own else 1
+
+    async def confirmed(self, verdict: No, since: int) -> Verdict | None:
+        """Hold a verdict back until it is known whom it concerns; return what it means for its call, None to ask again.
+
+        since: the moment at which the verdict had come.
+
+        Raises:
+            RunStopping: the server says no to everything, or the run ended before it was known.
+        """
+        self._held += 1
+        try:
+            while not self._known_good.answered_since(since):
+                if self._known_good.asked_since(since) and self._known_good.last is not None:
+                    return self._concerns_all(verdict, self._known_good.last)
+                if self._shutdown.stop is not None:
+                    return self._unconfirmed(verdict)
+                if self._held >= self._believed(verdict) and not self._known_good.asking:
+                    await self._known_good.ask()
+                elif self._ended and not self._known_good.asking:
+                    break
+                else:
+                    await self._known_good.news()
+        finally:
+            self._held -= 1
+        if isinstance(verdict, Refused):
+            return replace(verdict, no_route=False)
+        self._own.add((verdict.status, verdict.message))
+        return Unknown(verdict.status, verdict.message, "")
+
+    def _concerns_all(self, verdict: No, known_good: Verdict) -> Verdict | None:
+        """Say what a verdict means that a known-good link does not disprove; known_good: that link's verdict."""
+        if isinstance(known_good, NoAnswer):
+            self._breaker.suspect()
+            return None
+        if isinstance(verdict, Refused) and isinstance(known_good, ForEveryCall):
+            verdict = known_good
+        if isinstance(verdict, MonthSpent):
+            self._month_spent()
+        if not isinstance(verdict, Refused):
+            return verdict
+        stop = Stop(
+            StopReason.OUTAGE,
+            f"{ROW} links in a row were refused, and so was one that was answered before ({reason(known_good)}): the "
+            "server refuses everything. None of them is written off; run it again later",
+        )
+        if verdict.no_route and not self._known_good.in_run:
+            stop = Stop(
+                StopReason.NO_ROUTE,
+                f"{ROW} calls in a row were answered 404 in plain text, also for a link that was answered before: the "
+                "server does not know the path. Check --base-url (Bitly's ends in /v4)",
+            )
+        self._shutdown.request(stop)
+        raise RunStopping
+
+    def _unconfirmed(self, verdict: No) -> Verdict:
+        """Return a definite no of a run that is ending, unless there is reason to doubt it."""
+        good = self._known_good.last is None or isinstance(self._known_good.last, Answer)
+        if isinstance(verdict, Refused) and not verdict.no_route and good and self._held < ROW:
+            return verdict
+        raise RunStopping

@@ -8,8 +8,9 @@ from harvester.bitly.verdicts import (
     Refused,
     TokenRefused,
     Verdict,
+    reason,
 )
-from harvester.client.attempt import month_spent, reason
+from harvester.client.attempt import month_spent
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50

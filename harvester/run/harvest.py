@@ -241,13 +241,14 @@ class Harvest:
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
+                since = self._client.known_good.moment()
                 if self._client.is_final(verdict):
                     self._settle(call, verdict, 1)
                 else:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    conclusion = self._conclude(call, verdict)
+                    conclusion = self._conclude(call, verdict, since)
                     if in_room:
                         self._spawn(group, conclusion)
                     else:
@@ -270,9 +271,9 @@ class Harvest:
         self.progress.asked += 1
         return self._worklist.take()
 
-    async def _conclude(self, call: Call, first: Verdict) -> None:
+    async def _conclude(self, call: Call, first: Verdict, since: int) -> None:
         try:
-            verdict, attempts = await self._client.conclude(call.link.bitlink, first)
+            verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
             self._settle(call, verdict, attempts)
         except RunStopping:
             return

@@ -10,7 +10,8 @@ import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code
-from harvester.client.client import ROW, ClientSettings
+from harvester.client.client import ClientSettings
+from harvester.client.known_good import ROW
 from harvester.events import RunOutcome
 from harvester.shutdown import MONTH_SPENT, OK, REFUSED, SOME_FAILED, STOPPED, USAGE, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
