@@ -2,12 +2,12 @@
 
 HarvesterError
 ├── InvalidBitlink      this line is reported with its reason, and the run goes on
-├── Stopping            this call was not sent: the run is ending, and the next invocation will send it
+├── RunStopping         this call was not sent: the run is ending, and the next invocation will send it
 ├── UsageError          nothing was asked: the command, the configuration or the list must change
 │   └── InputBroken     the list cannot be read further: what was harvested stays, mend the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
 ├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended
-├── Stopped             the run ended before its list did: go on when its reason has passed, `until` says when
+├── RunStopped          the run ended before its list did: go on when its reason has passed, `until` says when
 ├── NoRow               this link has no row
 │   ├── LinkRefused     Bitly has said no: asking again is useless
 │   └── LinkFailed      no answer was good: the link may be asked for again later

@@ -16,9 +16,6 @@ from datetime import UTC, datetime
 from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
-from harvester.client import client
-from harvester.client.attempt import ClientContext
-from harvester.client.circuit_breaker import CircuitBreaker
 from harvester.client.client import Client
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
@@ -28,7 +25,7 @@ from harvester.links.feed import GIVEN
 from harvester.progress import RunProgress
 from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Job, open_budgets
+from harvester.run.assembly import Job, open_budgets, open_client
 from harvester.run.harvest import GRACE_SECONDS
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.scratch import scratch_folder
@@ -59,11 +56,8 @@ async def look_up(
 
         budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
         await budgets.slots.join()
-        clock, facet = budgets.clock.boot_seconds, job.query.facet
-        context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
-        async with client.opened(budgets.slots, job.client_settings, job.query, context) as opened:
-            discovery = LimitDiscovery(opened.sender, budgets.facet, budgets.helpers, facet, shutdown)
-            lookup = Lookup(job, opened, bitlinks, on_row, shutdown, observer)
+        async with open_client(job, budgets, job.query, shutdown) as (client, discovery):
+            lookup = Lookup(job, client, bitlinks, on_row, shutdown, observer)
             # For a few links a helper request would cost more than its answer is worth.
             return await lookup.run(discovery if len(bitlinks) >= ASK_ATTEMPTS else None)
 

@@ -111,6 +111,7 @@ class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
     asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
+    column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict. waiting: the limit that blocks sending now. trouble: how
     the last attempt failed, if the failure was transient.
 
@@ -120,6 +121,7 @@ class RunProgress:
     """
 
     listed: ListCounts = field(default_factory=ListCounts)
+    column: str = ""
     read_to_end: bool = False
     asked: int = 0
     rows: int = 0

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +21,8 @@ import orjson
 from aiohttp import web
 
 from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS, plan_limits_target
-from harvester.bitly.facets import FACETS, Metric
-from harvester.bitly.query import MAX_CONNECTIONS, endpoint_of
+from harvester.bitly.facets import FACETS, Facet, Metric
+from harvester.bitly.query import MAX_CONNECTIONS, UNITS, endpoint_of
 
 _COUNTRIES = ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none")
 _REFERRERS = (
@@ -43,6 +43,22 @@ _REFUSALS = {
 }
 """Back-halves by their beginning: status, message and description of the response."""
 _ORGANIZATION = "Osandbox"
+_FACET_NAMES = {"referrer_name": "referring_networks"}
+"""The names in responses that differ from the facet's: the specification's list of names has no `referrer_name`."""
+_GROUP = {
+    "guid": "Gsandbox",
+    "organization_guid": _ORGANIZATION,
+    "name": "sandbox",
+    "created": "2026-01-01T00:00:00+0000",
+    "modified": "2026-01-01T00:00:00+0000",
+    "is_active": True,
+    "role": "org-admin",
+    "bsds": [],
+}
+"""The only group, with the fields that the specification requires."""
+_HISTORY = 30
+"""The most units that a window can have, whatever the request says."""
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
 """OAuth apps by client_id; a login of `denied` ends without access."""
 _LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
@@ -78,21 +94,22 @@ class Sandbox:
         self.too_many_connections = 0
         self.at_once = 0
         self._began = time.monotonic()
-        self._used: Counter[tuple[str, int]] = Counter()
+        self._used: Counter[tuple[tuple[str, ...], int]] = Counter()
 
     def app(self) -> web.Application:
         """Return the aiohttp application: the login's routes at the root, all others below /v4."""
         app = web.Application()
         self.consent.add_to(app.router)
         for facet in FACETS.values():
-            app.router.add_get("/v4/bitlinks/{domain}/{back_half}" + facet.path, self._handler(facet.name))
+            for bitlink in ("{domain}/{back_half}", "{bitlink}"):  # the second for a slash that is written as %2F
+                app.router.add_get(f"/v4/bitlinks/{bitlink}{facet.path}", self._handler(facet))
         app.router.add_get("/v4" + PLATFORM_LIMITS, self._platform_limits)
         app.router.add_get("/v4" + GROUPS, self._groups)
         app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._plan_limits)
         app.router.add_route("*", "/{path:.*}", _no_route)
         return app
 
-    def _handler(self, facet: str) -> Callable[[web.Request], Any]:
+    def _handler(self, facet: Facet) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
             self.at_once += 1
             try:
@@ -102,12 +119,16 @@ class Sandbox:
 
         return handle
 
-    async def _answer(self, request: web.Request, facet: str) -> web.Response:
-        back_half = request.match_info["back_half"]
-        bitlink = f"{request.match_info['domain']}/{back_half}"
+    async def _answer(self, request: web.Request, facet: Facet) -> web.Response:
+        bitlink = request.match_info.get("bitlink") or "{domain}/{back_half}".format(**request.match_info)
+        domain, _, back_half = bitlink.partition("/")
+        if not domain or not back_half:
+            return await _no_route(request)
         self.requests[bitlink] += 1
-        if refusal := self._reject(request):
+        if refusal := self._reject(request, endpoint_of(facet)):
             return refusal
+        if field := _invalid_field(request.query):
+            return _invalid_argument(field)
         if self.options.latency_ms:
             await asyncio.sleep(self.options.latency_ms / 1000)
         if self._fails(bitlink):
@@ -117,9 +138,10 @@ class Sandbox:
         for prefix, (status, message, description) in _REFUSALS.items():
             if back_half.startswith(prefix):
                 return _json(status, {"message": message, "resource": "bitlinks", "description": description})
-        return _json(200, metrics_for(bitlink, facet, int(request.query.get("size", "50"))))
+        body = metrics_for(bitlink, facet.name, int(request.query.get("size", "50")))
+        return _json(200, body | _window_of(request.query))
 
-    def _reject(self, request: web.Request) -> web.Response | None:
+    def _reject(self, request: web.Request, endpoint: str) -> web.Response | None:
         """Return the response to a request with a bad token or over a limit, else None."""
         authorization = request.headers.get("Authorization", "")
         if not authorization.startswith("Bearer "):
@@ -129,20 +151,22 @@ class Sandbox:
         if self.at_once > self.options.connections:
             self.too_many_connections += 1
             return _json(429, {"message": "RATE_LIMIT_EXCEEDED", "description": "too many connections at once"})
-        endpoint = "metrics" if "/bitlinks/" in request.path else request.path
-        if message := self._over_a_limit(endpoint):
+        if message := self._over_a_limit(authorization, endpoint):
             self.throttled += 1
             return _json(429, {"message": message})
         return None
 
-    def _over_a_limit(self, endpoint: str) -> str | None:
-        """Count a request in its fixed windows, or return the message of the first one that is full."""
+    def _over_a_limit(self, token: str, endpoint: str) -> str | None:
+        """Count a request in its fixed windows, or return the message of the first one that is full.
+
+        As at Bitly, minute and hour belong to a token at an endpoint, the month to the account: all tokens share it.
+        """
         options, since = self.options, time.monotonic() - self._began
         month = datetime.now(UTC).month
         windows = (
-            (f"minute {endpoint}", int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
-            (f"hour {endpoint}", int(since // 3600), options.per_hour, "RATE_LIMIT_EXCEEDED"),
-            ("month", month, options.per_month, "MONTHLY_LIMIT_EXCEEDED"),
+            (("minute", token, endpoint), int(since // 60), options.per_minute, "RATE_LIMIT_EXCEEDED"),
+            (("hour", token, endpoint), int(since // 3600), options.per_hour, "RATE_LIMIT_EXCEEDED"),
+            (("month",), month, options.per_month, "MONTHLY_LIMIT_EXCEEDED"),
         )
         for name, index, limit, message in windows:
             if limit and self._used[name, index] >= limit:
@@ -166,27 +190,28 @@ class Sandbox:
         known = endpoint in {endpoint_of(facet) for facet in FACETS.values()}
         if not known or not self.options.per_hour:
             return _json(200, {"platform_limits": []})
-        method = {"name": "GET", "limit": self.options.per_hour, "count": self._used["hour metrics", hour]}
+        window = ("hour", request.headers["Authorization"], endpoint)
+        method = {"name": "GET", "limit": self.options.per_hour, "count": self._used[window, hour]}
         return _json(200, {"platform_limits": [{"endpoint": endpoint, "methods": [method]}]})
 
     async def _groups(self, request: web.Request) -> web.Response:
-        group = {"guid": "Gsandbox", "organization_guid": _ORGANIZATION, "name": "sandbox"}
-        return self._reject_helper(request) or _json(200, {"groups": [group]})
+        return self._reject_helper(request) or _json(200, {"groups": [_GROUP]})
 
     async def _plan_limits(self, request: web.Request) -> web.Response:
         limit = {
             "name": "api_requests",
             "description": "API requests",
             "limit": self.options.per_month,
-            "count": self._used["month", datetime.now(UTC).month],
+            "count": self._used[("month",), datetime.now(UTC).month],
         }
         return self._reject_helper(request) or _json(
             200, {"organization_guid": _ORGANIZATION, "plan_limits": [limit] if self.options.per_month else []}
         )
 
     def _reject_helper(self, request: web.Request) -> web.Response | None:
-        self.helped[request.path.removeprefix("/v4")] += 1
-        return self._reject(request)
+        route = request.path.removeprefix("/v4")
+        self.helped[route] += 1
+        return self._reject(request, route)
 
 
 def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
@@ -203,10 +228,45 @@ def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
     return {
         "unit_reference": "2026-01-01T00:00:00+0000",
         "metrics": metrics,
-        "units": 30,
+        "units": _HISTORY,
         "unit": "day",
-        "facet": facet,
+        "facet": _FACET_NAMES.get(facet, facet),
     }
+
+
+def _window_of(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the window of a valid request, as the response has it: this account keeps 30 units of history."""
+    window: dict[str, Any] = {name: query[name] for name in ("unit", "unit_reference") if name in query}
+    if "units" in query:
+        units = int(query["units"])
+        window["units"] = _HISTORY if units == -1 else min(units, _HISTORY)
+    return window
+
+
+def _invalid_field(query: Mapping[str, str]) -> str | None:
+    """Return the first parameter whose value Bitly would reject; parameters that are missing have defaults."""
+    units = query.get("units", "-1")
+    checks = {
+        "unit": query.get("unit", "day") in UNITS,
+        "units": bool(_INTEGER.fullmatch(units)) and (int(units) == -1 or int(units) > 0),
+        "unit_reference": "unit_reference" not in query or _is_moment(query["unit_reference"]),
+        "size": bool(_INTEGER.fullmatch(size := query.get("size", "50"))) and int(size) >= 0,
+    }
+    return next((field for field, valid in checks.items() if not valid), None)
+
+
+def _is_moment(text: str) -> bool:
+    """Return whether a text is ISO 8601; with a space, as of a `+` that was not encoded, it is not."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return " " not in text
+
+
+def _invalid_argument(field: str) -> web.Response:
+    errors = [{"field": field, "error_code": "invalid"}]
+    return _json(400, {"message": f"INVALID_ARG_{field.upper()}", "resource": "bitlinks", "errors": errors})
 
 
 async def _no_route(_: web.Request) -> web.Response:

@@ -34,7 +34,7 @@ class StopReason(StrEnum):
     NOT_BEGUN = "not_begun"
 
 
-OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT = range(9)
+OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT, BOUND_REACHED = range(10)
 """Exit codes of the command; `cli.exit_codes` says what each means."""
 
 CARRIES_ON = "the same command carries on, with the options it was begun with"
@@ -55,8 +55,9 @@ class Consequence(NamedTuple):
 
 CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.SIGNAL: Consequence(STOPPED),
-    StopReason.MAX_TIME: Consequence(STOPPED),
-    StopReason.MAX_CALLS: Consequence(STOPPED),
+    # Not STOPPED, which schedulers repeat at once: that would undo the bound.
+    StopReason.MAX_TIME: Consequence(BOUND_REACHED, f"when you want to go on, {CARRIES_ON}"),
+    StopReason.MAX_CALLS: Consequence(BOUND_REACHED, f"when you want to go on, {CARRIES_ON}"),
     StopReason.OUTAGE: Consequence(STOPPED, f"when Bitly answers again, {CARRIES_ON}"),
     StopReason.THROTTLED: Consequence(STOPPED, f"in an hour or so, {CARRIES_ON}"),
     StopReason.MONTH_SPENT: Consequence(MONTH_SPENT),

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class ReaderGone(Exception):
+class QueueClosed(Exception):
     """The reader has closed the queue: nothing that is put into it is read any more."""
 
 
@@ -19,7 +19,7 @@ class ThreadToLoopQueue(Generic[T]):
     """A bounded queue from one thread to the event loop. Created and read in the loop, written by the thread.
 
     Either side ends it by itself: the writer with `end`, after which the reader still gets what waits; the reader with
-    `close`, after which what waits is dropped and a blocked writer gets ReaderGone.
+    `close`, after which what waits is dropped and a blocked writer gets QueueClosed.
 
     janus 2.0 bounds memory and wakes a blocked writer too, but does not replace this class: it has one shutdown for
     both sides, so that a reader who leaves cannot wait for the writer's end (`ended`); it starts a task for each
@@ -47,12 +47,12 @@ class ThreadToLoopQueue(Generic[T]):
         """Add an item, blocking until there is room.
 
         Raises:
-            ReaderGone: the reader has closed the queue.
+            QueueClosed: the reader has closed the queue.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._closed or len(self._items) < self._room)
             if self._closed:
-                raise ReaderGone
+                raise QueueClosed
             self._items.append(item)
         self._wake_reader()
 

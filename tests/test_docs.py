@@ -18,7 +18,7 @@ from harvester.events import RunOutcome
 from harvester.progress import WAIT_REASONS, RunProgress
 from harvester.reporting.run_status import State
 from harvester.rows.schema import COLUMNS, FAILURE, METRIC, Shape
-from harvester.shutdown import Stop, StopReason
+from harvester.shutdown import BOUND_REACHED, STOPPED, Stop, StopReason
 from tests.conftest import Served
 from tests.support.commands import ROOT, environment, harvester
 
@@ -104,7 +104,7 @@ def test_every_key_of_a_manifest_is_documented(tmp_path: Path, serve: Callable[.
     links = "".join(f"bit.ly/{i}\n" for i in range(3))
     for most in ("1", "9"):  # a run that was stopped, and one that was not
         words = ("run", "-", "--out", "out", "--max-calls", most, "--base-url", serve().url)
-        assert harvester(*words, stdin=links.encode(), cwd=tmp_path).returncode == (5 if most == "1" else 0)
+        assert harvester(*words, stdin=links.encode(), cwd=tmp_path).returncode == (9 if most == "1" else 0)
         manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
         assert {key for key in keys(manifest) if f"`{key}`" not in OUTPUT} == set()
 
@@ -190,6 +190,9 @@ def test_supervisors_repeat_what_is_to_be_repeated_and_nothing_else() -> None:
     (failed,) = re.findall(r"FailJob, .* values: \[(.*)\]", page)
     assert re.findall(r"^RestartForceExitStatus=(.*)$", page, re.MULTILINE) == ["5"]
     final = set(EXIT_CODES) - {0, 5}
+    assert {STOPPED, BOUND_REACHED} == {
+        int(code) for code in re.findall(r"^SuccessExitStatus=(.*)$", page, re.MULTILINE)[0].split()
+    }
     assert {int(code) for code in prevented.split()} == final
     assert {int(code) for code in failed.split(",")} == final
 

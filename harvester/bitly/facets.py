@@ -1,4 +1,4 @@
-"""Bitly's break-downs of a link's clicks, as a table: one entry for each facet that can be harvested.
+"""Bitly's breakdowns of a link's clicks, as a table: one entry for each facet that can be harvested.
 
 All that other code needs to know of a facet is derived from its entry: the request (`query`), how an answer is read
 (`verdicts`), the limits to ask for (`account_limits`), the choices of `--facet`, and the sandbox's routes.
@@ -14,7 +14,7 @@ INT64_MAX = 2**63 - 1
 """The largest count that a row can hold: loaders have 64-bit integers."""
 
 Metric = dict[str, Any]
-"""One entry of a break-down: `{"value": str, "clicks": int}`."""
+"""One entry of a breakdown: `{"value": str, "clicks": int}`."""
 
 FacetName = Literal["referrers", "referrer_name", "referring_domains", "countries"]
 
@@ -25,7 +25,7 @@ class NotTheFacet(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """One of Bitly's break-downs.
+    """One of Bitly's breakdowns.
 
     path: below `/bitlinks/{bitlink}`. read: the decoded JSON object of a 200 → the row's metrics; raises NotTheFacet.
     takes_size: whether the route has the parameter `size`. also_named: what its answers may call it beside `name`.

@@ -31,6 +31,11 @@ KEPT_BODY = 2048
 _MESSAGE_LIMIT = 200
 """Characters kept of a text from Bitly."""
 
+_EPOCHS = (1_577_836_800, 4_102_444_800)
+"""2020 and 2100 in seconds since 1970: no server asks for a wait of so many seconds."""
+_MILLISECOND_DIGITS = 13
+"""Digits of the present in milliseconds since 1970."""
+
 Hint = float | datetime | None
 """The wait that the server asks for: a number of seconds, or the moment (UTC) at which it ends."""
 
@@ -223,18 +228,29 @@ def _classify_limit(status: int, headers: Mapping[str, str], message: str) -> Mo
 
 
 def hint(headers: Mapping[str, str]) -> Hint:
-    """Return the wait that `Retry-After` asks for, or None if it is absent, zero or malformed.
+    """Return the wait that `Retry-After` asks for, or None if it is absent, zero or malformed; callers cap it.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. No recorded response of Bitly has it.
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
-        return float(text[:9]) or None
+        return _epoch_hint(text) or float(text[:9]) or None
     try:
         moment = parsedate_to_datetime(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, IndexError, OverflowError):
         return None
+
+
+def _epoch_hint(digits: str) -> datetime | None:
+    """Return the moment that digits name if they are seconds, or milliseconds, since 1970; None if they are a wait.
+
+    Some servers send the end of the wait in place of its length. As a length it would be fifty years.
+    """
+    if len(digits) > _MILLISECOND_DIGITS:
+        return None
+    seconds = int(digits) / (1000 if len(digits) == _MILLISECOND_DIGITS else 1)
+    return from_epoch(seconds) if _EPOCHS[0] <= seconds < _EPOCHS[1] else None
 
 
 def _reference_text(reference: object) -> str | None:

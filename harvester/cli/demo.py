@@ -33,7 +33,7 @@ _LIST = "demo-links.txt"
 _SHOWN = 5
 
 
-def play(out: str | None) -> RunOutcome:
+def run_demo(out: str | None) -> RunOutcome:
     """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
     folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
     began = time.monotonic()

@@ -10,6 +10,7 @@ from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, Outpu
 from harvester.events import Event, RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.shutdown import (
+    BOUND_REACHED,
     BUG,
     CONSEQUENCES,
     MONTH_SPENT,
@@ -31,11 +32,12 @@ EXIT_CODES: dict[int, str] = {
     USAGE: "usage, configuration or input: nothing more will come of repeating it",
     SOME_FAILED: "finished, but some calls failed: repeat it later",
     TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, --max-time, --max-calls, an outage, throttled for hours, dataset or "
-    "connections in use): repeat it",
+    STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use): "
+    "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written, or (verify) does not hold",
+    BOUND_REACHED: "stopped where you said (--max-calls, --max-time): the same command goes on when you want",
 }
 
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
@@ -51,9 +53,9 @@ def exit_code(outcome: RunOutcome) -> int:
     """Return the exit code of a run's outcome, one of EXIT_CODES."""
     if outcome.stop is not None:
         return CONSEQUENCES[outcome.stop.reason].exit_code
-    if outcome.status.listed.links == 0:
-        return USAGE
-    return OK if outcome.complete else SOME_FAILED
+    if outcome.complete:
+        return OK
+    return SOME_FAILED if outcome.status.listed.links else USAGE
 
 
 def report_error(error: Exception, observer: Reporter) -> int:

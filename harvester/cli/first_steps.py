@@ -110,7 +110,7 @@ def login(*, options: LoginOptions | None = None) -> int:
     """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
     from harvester.cli import login as logins
 
-    print_out(logins.play(options or LoginOptions(), say))
+    print_out(logins.log_in(options or LoginOptions(), say))
     return OK
 
 
@@ -118,7 +118,7 @@ def logout(*, options: TokenStoreOptions | None = None) -> int:
     """Forget the token that `harvester login` has kept."""
     from harvester.cli import login as logins
 
-    print_out(logins.undo(options or TokenStoreOptions(), say))
+    print_out(logins.log_out(options or TokenStoreOptions(), say))
     return OK
 
 
@@ -180,4 +180,4 @@ def demo(*, out: str | None = None) -> int:
     """
     from harvester.cli import demo as demonstration
 
-    return exit_code(demonstration.play(out))
+    return exit_code(demonstration.run_demo(out))

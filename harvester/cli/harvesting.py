@@ -27,7 +27,7 @@ from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon, print_out
-from harvester.shutdown import OK, ShutdownSignal
+from harvester.shutdown import OK, USAGE, ShutdownSignal
 
 if TYPE_CHECKING:
     from harvester.run.assembly import Job
@@ -73,8 +73,10 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     outcome = _run_job(build_job(lists, options, observer.warn, metrics=metrics), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
-    if outcome.stop is None and not outcome.status.listed.links:
-        observer.tell(Event.RUN_REFUSED, "harvester: no links at all in the list", exit_code=code)
+    if outcome.stop is None and code == USAGE:
+        column = f"; its column {outcome.status.column} has none (--column)" if outcome.status.column else ""
+        cure = "" if outcome.status.listed.invalid else "; if that is no mistake, take --allow-empty"
+        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}{cure}", exit_code=code)
     return code
 
 
@@ -106,7 +108,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
         observer.warn("no token: what is spent is not known, and Bitly is not asked")
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
-    found = plans.play(job, observer, token_known=token_known, offline=offline)
+    found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
     print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else plans.as_text(found))
     return OK
 

@@ -50,7 +50,7 @@ class Flow:
     timeout_seconds: float
 
 
-def play(options: LoginOptions, tell: Tell) -> str:
+def log_in(options: LoginOptions, tell: Tell) -> str:
     """Get a token, store it and return the closing message. tell: called with each line for the person meanwhile.
 
     Raises:
@@ -67,7 +67,7 @@ def play(options: LoginOptions, tell: Tell) -> str:
     return f"the token for {tokens.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
 
 
-def undo(options: TokenStoreOptions, tell: Tell) -> str:
+def log_out(options: TokenStoreOptions, tell: Tell) -> str:
     """Delete the stored token and return the closing message.
 
     Raises:

@@ -1,7 +1,9 @@
 """The token: which source it comes from, and reading it.
 
 Precedence: --token-file or --token-command, BITLY_TOKEN, the store of `harvester login`. The source is read again when
-Bitly refuses the token, because it may have been rotated. No error repeats a secret.
+Bitly refuses the token, because it may have been rotated. A source must hold the secret and nothing else: Bitly answers
+a token in quotes as it answers a revoked one, so what stands around a secret is refused here, before anything is sent.
+It is not removed either, because a guess may be wrong. No error repeats a secret.
 """
 
 import atexit
@@ -19,6 +21,23 @@ from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
+_LONGEST_BYTES = 64 * 1024
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_FLAWS: tuple[tuple[str, str], ...] = (
+    (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
+    (r".*\x00", "is in UTF-16, or is no text: save it as UTF-8"),
+    (r"[{\[]", "is in a JSON object: put its value alone there, as `jq -r .access_token` prints it"),
+    (r".*[\r\n]", "has more than one line: put it there alone"),
+    (r"[$<]", "is a placeholder that was not filled in: put the value itself there"),
+    (r"(?i)(authorization\s*:\s*)?(bearer|token)\s", "has `Bearer ` before it: remove that, harvester adds it"),
+    (r"(?i)(export|set|setx|env)\s", "has an assignment before it: put there only what stands after the `=`"),
+    # A name and `=`; but `=` may also end a secret, as padding.
+    (r"(?i)\w*(token|secret)\w*\s*[=:]", "has a name before it: put there only what stands after the `=` or `:`"),
+    (r"[A-Za-z_]\w*\s*[=:]\s*[^=:/\s]", "has a name before it: put there only what stands after the `=` or `:`"),
+    (rf"[{_QUOTES}]|.*[{_QUOTES}]$", "is in quotes: remove them"),
+    (r".*(\s//|\s--|[#;])", "has a comment after it: remove that"),
+)
+"""What may stand around a secret, by a pattern from its beginning on, and what to do. The first that matches counts."""
 
 
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
@@ -84,7 +103,7 @@ def secret_in_file(option: str, path: str, what: str) -> str:
     """
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return checked_secret(stream.readline(), f"{option} {path}", what)
+            return checked_secret(_first_line(stream.read(_LONGEST_BYTES)), f"{option} {path}", what)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
@@ -97,11 +116,11 @@ def _token_from_command(command: str) -> str:
         raise UsageError(
             f"failed ({type(error).__name__}): run it by hand to see why", option="--token-command"
         ) from error
-    return checked_secret(printed.partition("\n")[0], "--token-command", "token")
+    return checked_secret(_first_line(printed), "--token-command", "token")
 
 
 def _printed_by(words: list[str]) -> str:
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: S603 - the user's own command
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 - the user's own command
     with process:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
@@ -112,14 +131,22 @@ def _printed_by(words: list[str]) -> str:
             atexit.unregister(process.kill)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words[0])
-    return printed
+    return printed.decode(errors="replace")
+
+
+def _first_line(text: str) -> str:
+    """Return the first line: password managers print notes below the secret."""
+    return text.partition("\n")[0]
 
 
 def checked_secret(text: str, source: str, what: str) -> str:
-    """Return a secret without surrounding white space. Raises UsageError if it is empty or has unusual characters."""
+    """Return a secret without surrounding white space. Raises UsageError if it is empty, or anything else is there."""
     secret = text.strip()
     if not secret:
         raise UsageError(f"{source}: no {what} in it")
+    for pattern, flaw in _FLAWS:
+        if re.match(pattern, text.rstrip().lstrip(" \t"), re.DOTALL):
+            raise UsageError(f"{source}: the {what} {flaw}")
     if not re.fullmatch(r"[!-~]+", secret):
         raise UsageError(f"{source}: a {what} has no spaces or special characters; is it the right one?")
     return secret

@@ -64,6 +64,7 @@ class HarvestKeywords(StreamKeywords, total=False):
     shape: str | None
     retry_failed: bool
     retry_refused: bool
+    allow_empty: bool
     metrics_file: AnyPath | None
 
 

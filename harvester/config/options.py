@@ -21,7 +21,9 @@ StoreName = Literal["keyring", "file"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
-TargetName = Literal["json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena"]
+TargetName = Literal[
+    "json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena", "clickhouse", "pyarrow", "polars"
+]
 
 _STOPPING = Group("Stopping", sort_key=5)
 _ACCESS = Group("Access", sort_key=6)
@@ -33,7 +35,7 @@ class QueryOptions:
     """The query that each link is asked; it is fixed when the output is begun."""
 
     facet: FacetName = "referrers"
-    "Bitly's break-down of the clicks."
+    "Bitly's breakdown of the clicks."
 
     unit: UnitName = "day"
     "What --units counts."
@@ -100,6 +102,8 @@ class ListOptions:
 
     max_invalid: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "No success if more lines are invalid: a count, or a share such as 5%; by default more than half and more than 20."
+    allow_empty: bool = False
+    "A list without links is done (exit code 0), and no error (2): for a list that has none on some days."
 
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not begin unless every line of the list is a bitlink."
@@ -126,13 +130,13 @@ class LimitOptions:
     "The share of each limit that is left to others, such as 10%."
 
     account: str | None = None
-    "Whose month it is: one name for all tokens of an account; by default each token has a month of its own."
+    "Account whose month is counted: one name for all its tokens; by default each token has a month of its own."
 
     state_dir: str | None = None
     "Where the budget is kept for all runs of this machine; by default the user's state folder."
 
     attempts: int = 5
-    "Attempts that a call is worth before it has failed."
+    "Attempts before a call counts as failed."
 
     timeout: str = "30s"
     "Time for one attempt, such as 30s."

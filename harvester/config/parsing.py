@@ -6,7 +6,7 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from string import Formatter
@@ -20,10 +20,16 @@ from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_SIZE = re.compile(r"(\d+)\s*([kmg]i?|)b?")
+_VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
 _MAX_COUNT = 2**31 - 1
+_CLOCK_DIFFERENCE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,16 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     return query, options.unit_reference is None
 
 
+def future_reference(query: Query) -> str | None:
+    """Return a warning if a query's unit_reference is in the future, by more than two machines' clocks may differ."""
+    if datetime.fromisoformat(query.unit_reference) <= datetime.now(UTC) + _CLOCK_DIFFERENCE:
+        return None
+    return (
+        f"--unit-reference {query.unit_reference} is in the future: the window is not over, and its numbers will "
+        "change; no later run of this output asks for them again"
+    )
+
+
 def requested_limits(options: LimitOptions) -> RequestedLimits:
     """Return the limits that were asked for. Raises UsageError for a negative limit or a reserve of 100 % or more."""
     for name in ("per_minute", "per_hour", "per_month"):
@@ -95,7 +111,7 @@ def requested_limits(options: LimitOptions) -> RequestedLimits:
 
 
 def _reserve_of(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    match = _SHARE.fullmatch(text.strip())
     if not match or float(match[1]) >= 100:
         raise UsageError(f"{text}: a share such as 10% was expected, below 100%", option="--reserve")
     return float(match[1]) / 100
@@ -103,7 +119,7 @@ def _reserve_of(text: str) -> float:
 
 def account_of(options: LimitOptions) -> str | None:
     """Return the account's name, or None. Raises UsageError for spaces and control characters."""
-    if options.account is not None and not re.fullmatch(r"[^\x00-\x20\x7f-\x9f]{1,100}", options.account):
+    if options.account is not None and not _ACCOUNT.fullmatch(options.account):
         raise UsageError(": a name without spaces, of at most 100 characters, was expected", option="--account")
     return options.account
 
@@ -124,7 +140,7 @@ def failure_limit_of(option: str, text: str | None) -> FailureLimit | None:
 
 def seconds_of(option: str, text: str) -> float:
     """Parse a duration: `90`, `90s`, `15m`, `1h30m`, `2d`. Raises UsageError."""
-    pieces = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    pieces = _TIMES.findall(text.strip().lower())
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
     whole = "".join(number + unit for number, unit in pieces) == text.strip().lower()
     if not whole or not 0 < seconds <= _MAX_SECONDS:
@@ -134,7 +150,7 @@ def seconds_of(option: str, text: str) -> float:
 
 def bytes_of(option: str, text: str) -> int:
     """Parse a size: `1048576`, `64MB`, `128MiB`. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)\s*([kmg]i?|)b?", text.strip().lower())
+    match = _SIZE.fullmatch(text.strip().lower())
     if not match or not int(match[1]):
         raise UsageError(f"{text}: a size such as 64MB or 128MiB was expected", option=option)
     return int(match[1]) * _SIZES[match[2]]
@@ -162,7 +178,7 @@ def checked_base_url(url: str) -> str:
         host = parts.hostname if parts.port != 0 else None
     except ValueError:  # an invalid port or address
         host = None
-    if not host or parts.scheme not in {"http", "https"} or not re.fullmatch(r"[!-~]+", url):
+    if not host or parts.scheme not in {"http", "https"} or not _VISIBLE.fullmatch(url):
         raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")
     if parts.scheme == "http" and not _is_loopback(host):
         raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")

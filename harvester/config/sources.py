@@ -4,6 +4,7 @@ Variables and file are sources of cyclopts' settings (https://cyclopts.readthedo
 called in order: each fills in the options that have no value yet.
 """
 
+import codecs
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,10 @@ _SEPARATE = frozenset({"sandbox", "demo"})
 all commands: only HARVESTER_SANDBOX_PORT and the like, and their own table in the file.
 """
 _WIDEST_COLUMN = 48
+_WIDE_MARKS = (
+    ("UTF-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
+    ("UTF-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
 _EXPECTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_SHOWN = 60
 _LISTED = "; `harvester config` prints those that there are"
@@ -170,16 +175,30 @@ class File:
 def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
-            return tomllib.load(stream)
+            return tomllib.loads(_decoded(path, stream.read()))
     except OSError as error:
         option = PREFIX + "CONFIG" if os.environ.get(PREFIX + "CONFIG") == path else "--config"
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8") from error
+        raise UsageError(f"{path}: not UTF-8; save it as UTF-8") from error
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply") from None
+
+
+def _decoded(path: str, content: bytes) -> str:
+    """Return a TOML file's text without a byte order mark, which editors on Windows write.
+
+    Raises:
+        UsageError: it is UTF-16 or UTF-32. UnicodeDecodeError: it is not UTF-8.
+    """
+    # UTF-32 first: in little-endian order its mark begins as that of UTF-16 does.
+    wide = next((encoding for encoding, marks in _WIDE_MARKS if content.startswith(marks)), None)
+    # Without a mark: ASCII text in a wide encoding has a zero byte in its first characters, TOML has none anywhere.
+    if wide or b"\0" in content[:4]:
+        raise UsageError(f"{path}: {wide or 'UTF-16 or UTF-32'}; save it as UTF-8, which TOML requires")
+    return content.decode("utf-8-sig")
 
 
 def _choices(hint: Any) -> list[str]:

@@ -25,7 +25,7 @@ from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape
 from harvester.storage.filesystem import make_folder, truncate_file, try_lock
-from harvester.storage.folders import check_state, check_unused
+from harvester.storage.folders import check_unused, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
@@ -59,7 +59,7 @@ def open_dataset(
         UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
         are too large for an object store.
     """
-    check_state(location)
+    refuse_second_work_dir(location)
     store = _open_store(location, limits, hurried) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
@@ -145,7 +145,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
     with contextlib.ExitStack() as stack:
         ledger = None
         if location is not None:
-            check_state(location)
+            refuse_second_work_dir(location)
             if os.path.exists(location.ledger):
                 ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, read_only=True)))
         if location is None or ledger is None or ledger.fresh:

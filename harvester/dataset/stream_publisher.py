@@ -16,7 +16,7 @@ from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError, ReaderClosed
 from harvester.storage.location import OutputLocation
-from harvester.threads import ReaderGone, ThreadToLoopQueue
+from harvester.threads import QueueClosed, ThreadToLoopQueue
 
 _STDOUT = 1
 _POLL_MILLISECONDS = 200
@@ -148,7 +148,7 @@ class QueueSink:
     def write(self, line: bytes) -> None:
         try:
             self.channel.put(line)
-        except ReaderGone as error:
+        except QueueClosed as error:
             raise ReaderClosed("nobody takes rows any more") from error
 
     def hurry(self) -> None:

@@ -26,9 +26,10 @@ class Link(NamedTuple):
 class Batch:
     """Consecutive lines of a list: lines = blank + comments + headers + len(invalid) + len(links).
 
-    A CSV record over several lines counts as one. last: the number of the last line read.
+    A CSV record over several lines counts as one. column: of a table, for messages. last: the number of the last line.
     """
 
+    column: str = ""
     last: int = 0
     lines: int = 0
     blank: int = 0
@@ -64,7 +65,7 @@ def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
 def batch_of_column(records: ColumnBatch, file: str) -> Batch:
     """Return the batch of some records of a table, with its invalid lines in their order."""
     lines = records.headers + records.blank + len(records.bad) + len(records.values)
-    batch = Batch(last=records.last, lines=lines, blank=records.blank, headers=records.headers)
+    batch = Batch(records.column, last=records.last, lines=lines, blank=records.blank, headers=records.headers)
     batch.invalid = [InvalidLine(bad.text, bad.reason, file, bad.line) for bad in records.bad]
     for number, text in records.values:
         try:

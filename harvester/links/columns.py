@@ -44,9 +44,11 @@ class BadRecord(NamedTuple):
 class ColumnBatch:
     """Consecutive records of a list, reduced to the column of the links.
 
-    last: number of the last line read. values: line and text of each record with something in the column.
+    column: the one that was chosen, for messages. last: number of the last line read. values: line and text of each
+    record with something in the column.
     """
 
+    column: str = ""
     last: int = 0
     headers: int = 0
     blank: int = 0

@@ -17,7 +17,7 @@ from harvester.bitly.bitlinks import is_bitlink
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import Batch, batch_of_links
 from harvester.links.files import Source, read
-from harvester.threads import ReaderGone, ThreadToLoopQueue, in_daemon
+from harvester.threads import QueueClosed, ThreadToLoopQueue, in_daemon
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -116,7 +116,7 @@ class _ThreadReader:
         try:
             for link in links:
                 self._queue.put(link)
-        except ReaderGone:
+        except QueueClosed:
             pass
         except BaseException as error:  # also sys.exit: what the caller's iterable raises is raised to the caller
             self.error = error

@@ -38,7 +38,7 @@ def read_parquet(raw: io.BufferedReader, column: str | None, file: str) -> Itera
             for batch in opened.iter_batches(rows, columns=[name], use_threads=False):
                 for start in range(0, batch.num_rows, _GROUP_ROWS):
                     values = _as_bytes(arrow, batch.column(name).slice(start, _GROUP_ROWS))
-                    yield _column_batch(values, number)
+                    yield _column_batch(values, number, name)
                     number += len(values)
         except (arrow.ArrowException, UnicodeDecodeError) as error:  # the latter: a column's name is not UTF-8
             raise OSError(str(error)) from error
@@ -68,9 +68,9 @@ def _as_bytes(arrow: Any, column: Any) -> list[bytes | None]:
     return cast("list[bytes | None]", column.cast(arrow.large_binary()).to_pylist())
 
 
-def _column_batch(values: list[bytes | None], before: int) -> ColumnBatch:
+def _column_batch(values: list[bytes | None], before: int, column: str) -> ColumnBatch:
     """Return the batch of some rows. before: the number of rows read earlier."""
-    batch = ColumnBatch(last=before + len(values))
+    batch = ColumnBatch(column, last=before + len(values))
     for number, value in enumerate(values, before + 1):
         try:
             batch.add(number, None if value is None else value.decode())

@@ -70,7 +70,7 @@ def read_ndjson(groups: Iterable[list[bytes | None]], column: str | None, file: 
                 if keys is None and isinstance(record, dict):
                     keys = _keys(record, column, file)
                 _add_record(batch, number, line, record, keys or (), strings=column is None)
-        last = batch.last
+        last, batch.column = batch.last, " or ".join(keys or ())
         yield batch
 
 
@@ -128,7 +128,7 @@ def read_tsv(groups: Iterable[list[bytes | None]], column: str | None, file: str
                 batch.bad.append(BadRecord(number, "", TOO_LONG))
             else:
                 table.add(batch, number, line.rstrip("\r\n").split("\t"), line)
-        last = batch.last
+        last, batch.column = batch.last, table.column
         yield batch
 
 
@@ -155,7 +155,7 @@ def _decoded(group: list[bytes | None]) -> list[str | None]:
 
 
 class _Table:
-    """The state of a table while it is read: the index of the column, and the width of the records.
+    """The state of a table while it is read: the column, its index, and the width of the records.
 
     Both come from the first record that is not blank. Spreadsheets leave out empty cells at the end of a row, and some
     programs add them, so a record may be shorter, or longer by empty cells. One with more cells than that has a
@@ -165,6 +165,7 @@ class _Table:
     def __init__(self, column: str | None, file: str) -> None:
         self._column = column
         self._file = file
+        self.column = ""
         self._index = 0
         self._width = 0
 
@@ -201,13 +202,14 @@ class _Table:
         if column is not None and _NUMBER.fullmatch(column):
             if not 0 < int(column) <= len(record):
                 raise InputBroken(f"{self._file}: --column {column}: the first line has {len(record)} columns")
-            self._index = int(column) - 1
+            self._index, self.column = int(column) - 1, column
             header = "/" not in record[self._index]
         elif column is None and len(record) == 1 and "/" in record[0]:
             header = False
         else:
             names = [_name_in(cell) for cell in record]
             self._index = find_column(names, column, self._file, ", or its number, from 1")
+            self.column = names[self._index]
         self._width = len(record)
         return header
 
@@ -236,7 +238,7 @@ class _CsvRecords:
                 self._add_bad_line(batch, self._number + end - start, lines[end])
                 end, unread = end + 1, 0
             self._number += end - start
-            batch.last = self._number - 1
+            batch.last, batch.column = self._number - 1, self._table.column
             start = end
             yield batch
             if unread:

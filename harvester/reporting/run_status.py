@@ -194,7 +194,7 @@ def _next_step(found: Found, state: State) -> NextStep:
             again = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
             return NextStep(again, f"{command} --retry-failed")
         case State.EMPTY:
-            return NextStep("give it a list that has bitlinks", command)
+            return NextStep("give it a list that has bitlinks; --allow-empty takes one that has none", command)
         case State.COMPLETE:
             return NextStep("nothing: every call is settled")
 

@@ -27,7 +27,8 @@ _BLOCK_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 """NDJSON bytes of a Parquet row group, which is held in memory until it is written. A number of rows would be no bound:
 a row has from none to thousands of metrics."""
-_FLAT_END = len(',"schema_version":1}\n')
+_FLAT_EXTRA = len(',"call_id":"","schema_version":2}\n') + 32
+"""NDJSON bytes of a flat row beside what it has of the nested one."""
 
 
 class Format(StrEnum):
@@ -174,10 +175,12 @@ def _write_blocks(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartC
 def flattened(row: bytes) -> Iterator[bytes]:
     """Yield the flat lines of a nested row: one for each metric, or one with nulls if there are no metrics.
 
-    A flat record_id hashes the fields of the nested one and two more: the occurrence of the value within the call, from
-    1, and the value; without metrics, 0 and an empty text. The occurrence is first because a value may contain U+001F.
+    call_id is the nested record_id. A flat record_id hashes the fields of the nested one and two more: the occurrence
+    of the value within the call, from 1, and the value; without metrics, 0 and an empty text. The occurrence is first
+    because a value may contain U+001F.
     """
     call = orjson.loads(row)
+    call = {"record_id": None, "call_id": call.pop("record_id")} | call
     metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
     version = call.pop("schema_version")
     key = SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
@@ -205,7 +208,7 @@ def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     # Neither text can occur in a value, where quotation marks are escaped.
     before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
     rows = max(metrics, 1)
-    return EncodedSize(rows, rows * (before + _FLAT_END) + len(row) - before)
+    return EncodedSize(rows, rows * (before + _FLAT_EXTRA) + len(row) - before)
 
 
 def _check_available(part_format: PartFormat) -> None:

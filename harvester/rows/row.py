@@ -10,7 +10,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
 from harvester.rows.schema import SEPARATOR
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class RowBuilder:

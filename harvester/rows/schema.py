@@ -41,7 +41,7 @@ _CALL = (
     Column("record_id", Kind.TEXT, "32 hexadecimal digits, unique over all rows: a key to merge by"),
     Column("run_id", Kind.TEXT, "the dataset's own id, which survives resumes"),
     Column("bitlink", Kind.TEXT, "domain/back-half"),
-    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
     Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
     Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
@@ -54,13 +54,15 @@ _CALL = (
     Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
     Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
 )
-_METRICS = Column("metrics", Kind.METRICS, "the break-down: value and clicks, in Bitly's order")
+_ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
+_CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
+_METRICS = Column("metrics", Kind.METRICS, "the breakdown: value and clicks, in Bitly's order")
 METRIC = (
     Column("value", Kind.TEXT, "what the clicks came from"),
     Column("clicks", Kind.INTEGER, "clicks from there"),
 )
 """The fields of one metric, an item of the nested row's list."""
-_VERSION = Column("schema_version", Kind.INTEGER, "1; columns are only ever added")
+_VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
 
 
 def _or_none(column: Column) -> Column:
@@ -70,14 +72,14 @@ def _or_none(column: Column) -> Column:
 
 COLUMNS: dict[Shape, tuple[Column, ...]] = {
     Shape.NESTED: (*_CALL, _METRICS, _VERSION),
-    Shape.FLAT: (*_CALL, *map(_or_none, METRIC), _VERSION),
+    Shape.FLAT: (_ROW_ID, _CALL_ID, *_CALL[1:], *map(_or_none, METRIC), _VERSION),
 }
 """The columns of each shape, in order."""
 
 FAILURE: tuple[Column, ...] = (
     Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),
     Column("text", Kind.TEXT, "the line that is no bitlink; null for a bitlink", nullable=True),
-    Column("facet", Kind.TEXT, "Bitly's break-down, such as referrers"),
+    Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("kind", Kind.TEXT, "refused, failed or invalid"),
     Column("status", Kind.INTEGER, "HTTP's; null where no answer came", nullable=True),
     Column("message", Kind.TEXT, "Bitly's, or the reason"),

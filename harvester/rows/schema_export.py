@@ -1,4 +1,4 @@
-"""The row's schema in the languages of its loaders: JSON Schema, a type for Spark, DDL for each database.
+"""The row's schema in the languages of its loaders: JSON Schema, a type for Spark, DDL for each database, Python.
 
 All are derived from `schema.COLUMNS`. The format of the parts changes how they are read, never a column.
 """
@@ -26,6 +26,9 @@ class Target(StrEnum):
     DUCKDB = "duckdb"
     SNOWFLAKE = "snowflake"
     ATHENA = "athena"
+    CLICKHOUSE = "clickhouse"
+    PYARROW = "pyarrow"
+    POLARS = "polars"
 
 
 _TYPES: Mapping[Target, tuple[str, ...]] = {
@@ -36,7 +39,23 @@ _TYPES: Mapping[Target, tuple[str, ...]] = {
     Target.DUCKDB: ("VARCHAR", "BIGINT", "BOOLEAN", "TIMESTAMPTZ", "STRUCT({})[]"),
     Target.SNOWFLAKE: ("VARCHAR", "NUMBER(19, 0)", "BOOLEAN", "TIMESTAMP_LTZ", "ARRAY"),
     Target.ATHENA: ("string", "bigint", "boolean", "timestamp", "array<struct<{}>>"),
+    Target.CLICKHOUSE: ("String", "Int64", "Bool", "DateTime('UTC')", "Array(Tuple({}))"),
+    Target.PYARROW: (
+        "pa.string()",
+        "pa.int64()",
+        "pa.bool_()",
+        'pa.timestamp("ms", "UTC")',
+        'pa.list_(pa.field("element", pa.struct([{}]), nullable=False))',
+    ),
+    Target.POLARS: ("pl.String", "pl.Int64", "pl.Boolean", 'pl.Datetime("ms", "UTC")', "pl.List(pl.Struct({{{}}}))"),
 }
+
+_MEMBERS = {
+    Target.ATHENA: "{name}:{type}",
+    Target.PYARROW: 'pa.field("{name}", {type}, nullable=False)',
+    Target.POLARS: '"{name}": {type}',
+}
+"""A member of a metric; for the other databases name and type."""
 
 
 def schema_for(target: Target, shape: Shape, format_: Format) -> str:
@@ -54,6 +73,12 @@ def schema_for(target: Target, shape: Shape, format_: Format) -> str:
             return _snowflake(shape, format_)
         case Target.ATHENA:
             return _athena(shape, format_)
+        case Target.CLICKHOUSE:
+            return _clickhouse(shape, format_)
+        case Target.PYARROW:
+            return _pyarrow(shape)
+        case Target.POLARS:
+            return _polars(shape)
 
 
 def _type(target: Target, kind: Kind) -> str:
@@ -123,24 +148,28 @@ _COLUMN_LINES = {
     Target.DUCKDB: "    {name} {type}{not_null}{comma}  -- {means}",
     Target.SNOWFLAKE: "    {name} {type}{not_null} COMMENT '{quoted}'{comma}",
     Target.ATHENA: '    `{name}` {type} COMMENT "{means}"{comma}',  # Athena has no NOT NULL
+    Target.CLICKHOUSE: "    {name} {type} COMMENT '{quoted}'{comma}",
+    Target.PYARROW: '        pa.field("{name}", {type}, nullable={nullable}),  # {means}',
+    Target.POLARS: '    "{name}": {type},  # {means}',
 }
-"""A column's line in CREATE TABLE. quoted: its meaning with single quotes doubled."""
+"""A column's line in CREATE TABLE or in Python. quoted: its meaning with single quotes doubled."""
 
 
-def _sql_type(target: Target, column: Column) -> str:
+def _full_type(target: Target, column: Column) -> str:
     """Return a column's type; that of metrics includes the type of each member."""
-    between = ":" if target is Target.ATHENA else " "
-    members = ", ".join(f"{each.name}{between}{_type(target, each.kind)}" for each in METRIC)
-    return _type(target, column.kind).format(members)
+    member = _MEMBERS.get(target, "{name} {type}")
+    members = ", ".join(member.format(name=each.name, type=_type(target, each.kind)) for each in METRIC)
+    full = _type(target, column.kind).format(members)
+    return f"Nullable({full})" if target is Target.CLICKHOUSE and column.nullable else full
 
 
-def _create_table(target: Target, shape: Shape, format_: Format, note: str) -> str:
-    """Return the file's first line, a comment that ends in the note, and CREATE TABLE up to its last parenthesis."""
+def _column_lines(target: Target, shape: Shape) -> str:
     columns = COLUMNS[shape]
-    lines = "\n".join(
+    return "\n".join(
         _COLUMN_LINES[target].format(
             name=column.name,
-            type=_sql_type(target, column),
+            type=_full_type(target, column),
+            nullable=column.nullable,
             not_null="" if column.nullable else " NOT NULL",
             means=column.means,
             quoted=column.means.replace("'", "''"),
@@ -148,10 +177,14 @@ def _create_table(target: Target, shape: Shape, format_: Format, note: str) -> s
         )
         for column in columns
     )
+
+
+def _create_table(target: Target, shape: Shape, format_: Format, note: str) -> str:
+    """Return the file's first line, a comment that ends in the note, and CREATE TABLE up to its last parenthesis."""
     external = "EXTERNAL " if target is Target.ATHENA else ""
     return f"""-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {format_}: {note}
 CREATE {external}TABLE IF NOT EXISTS {_TABLE} (
-{lines}
+{_column_lines(target, shape)}
 )"""
 
 
@@ -161,7 +194,7 @@ def _duckdb(shape: Shape, format_: Format) -> str:
     if format_ is Format.PARQUET:
         source = "read_parquet(files, union_by_name = true)"
     else:
-        types = ",\n".join(f"    {column.name}: '{_sql_type(Target.DUCKDB, column)}'" for column in columns)
+        types = ",\n".join(f"    {column.name}: '{_full_type(Target.DUCKDB, column)}'" for column in columns)
         source = f"read_json(files, format = 'newline_delimited', columns = {{\n{types}\n}})"
     names = ",\n    ".join(column.name for column in columns)  # not *: a folder such as dt=2026-11-23 adds a column
     return f"""{_create_table(Target.DUCKDB, shape, format_, "DuckDB, from 1.4 on")};
@@ -212,3 +245,37 @@ TBLPROPERTIES (
     'projection.dt.format' = 'yyyy-MM-dd',
     'projection.dt.range' = '2026-01-01,NOW+1DAYS'
 );"""
+
+
+def _clickhouse(shape: Shape, format_: Format) -> str:
+    key = "record_id" if shape is Shape.NESTED else "call_id, record_id"
+    return f"""{_create_table(Target.CLICKHOUSE, shape, format_, "ClickHouse")}
+ENGINE = MergeTree
+ORDER BY ({key});
+
+-- Parts are loaded into this table first.
+CREATE TABLE IF NOT EXISTS {_FILES} AS {_TABLE};"""
+
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+
+def _pyarrow(shape: Shape) -> str:
+    """Return a module whose `schema` equals `encode.arrow_schema`."""
+    return f"""# harvester's {shape} rows, schema version {SCHEMA_VERSION}: a pyarrow.Schema
+import pyarrow as pa
+
+schema = pa.schema(
+    [
+{_column_lines(Target.PYARROW, shape)}
+    ]
+)"""
+
+
+def _polars(shape: Shape) -> str:
+    return f"""# harvester's {shape} rows, schema version {SCHEMA_VERSION}: for the parameter schema of Polars' readers
+import polars as pl
+
+schema = {{
+{_column_lines(Target.POLARS, shape)}
+}}"""

@@ -1,8 +1,8 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -12,15 +12,16 @@ from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.client.circuit_breaker import BreakerRules
-from harvester.client.client import ClientSettings
+from harvester.client.attempt import ClientContext
+from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
+from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.limit_discovery import HELPERS
+from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
-from harvester.config.parsing import TypedOptions, typed
+from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.dataset import PartLimits
 from harvester.dataset.stream_publisher import RowSink
 from harvester.events import RunObserver
@@ -29,7 +30,7 @@ from harvester.links.files import Source, resolve_lists
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import COMMIT_SECONDS, Metrics
-from harvester.shutdown import FailureLimit
+from harvester.shutdown import FailureLimit, ShutdownSignal
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
 
 PROGRESS_SECONDS = 1.0
@@ -43,8 +44,9 @@ class Job:
     standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
     own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. commit_seconds: the
-    longest that a verdict waits for its commit. tell_seconds: between two reports of the progress.
+    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. allow_empty: a list
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: between
+    two reports of the progress.
     """
 
     sources: list[Source]
@@ -59,6 +61,7 @@ class Job:
     max_calls: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
+    allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     failure_limit: FailureLimit | None = None
@@ -110,6 +113,21 @@ def _server_of(base_url: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
+@asynccontextmanager
+async def open_client(
+    job: Job, budgets: Budgets, query: Query, shutdown: ShutdownSignal
+) -> AsyncIterator[tuple[Client, LimitDiscovery]]:
+    """Open a client for a query, and what learns Bitly's limits through it; close its connections at the end.
+
+    Raises:
+        UsageError: a proxy variable is not an HTTP proxy's URL.
+    """
+    clock = budgets.clock.boot_seconds
+    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+    async with opened(budgets.slots, job.client_settings, query, context) as client:
+        yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
+
+
 def build_job(
     lists: Sequence[str] | IterableFeed,
     options: RunOptions,
@@ -122,12 +140,14 @@ def build_job(
 
     lists: the paths of lists, or - for standard input; or links from Python. read_token: returns the token, instead of
     the source that the options name. sink: the reader of the rows, instead of standard output. metrics: called with
-    each manifest.
+    each manifest. warn: called for what is no error, such as a window that is not over.
 
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
     values, output = typed(options), options.output
+    if warning := future_reference(values.query):
+        warn(warning)
     sources, feed = _input_of(lists, options)
     return Job(
         sources=sources,
@@ -150,6 +170,7 @@ def build_job(
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
+        allow_empty=options.list.allow_empty,
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,

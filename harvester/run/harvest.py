@@ -47,7 +47,8 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
 
-    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID.
+    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID. allow_empty: a
+    list without links is complete.
     """
 
     workers: int
@@ -56,6 +57,7 @@ class HarvestOptions:
     retry_failed: bool = False
     retry_refused: bool = False
     invalid_limit: FailureLimit | None = None
+    allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
     tell_seconds: float = PROGRESS_SECONDS
     learn_seconds: float = DISCOVERY_SECONDS
@@ -179,7 +181,9 @@ class Harvest:
 
     async def _finish(self) -> RunOutcome:
         progress, stop = self.progress, self._shutdown.stop
-        done = progress.read_to_end and not progress.pending and progress.listed.links > 0
+        # Lines that are no links do not make an empty list: it may be another list's file, or another column.
+        empty = self._options.allow_empty and not progress.listed.invalid
+        done = progress.read_to_end and not progress.pending and (progress.listed.links > 0 or empty)
         if done and stop and stop.reason in {StopReason.SIGNAL, StopReason.MAX_TIME, StopReason.MAX_CALLS}:
             stop = None
         settled = done and not progress.failed and not progress.given_up

@@ -7,10 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 from harvester.budget.budget import Budget
-from harvester.client import client
-from harvester.client.attempt import ClientContext
-from harvester.client.circuit_breaker import CircuitBreaker
-from harvester.client.limit_discovery import LimitDiscovery
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.stream_publisher import QueueSink
@@ -20,7 +16,7 @@ from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Budgets, Job, open_budgets
+from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
@@ -164,14 +160,12 @@ async def _harvest(
     *,
     to_make: int | None,
 ) -> RunOutcome:
-    clock, budget = budgets.clock.boot_seconds, budgets.facet
+    budget = budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
-    context = ClientContext(job.token, budget, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
-    async with client.opened(budgets.slots, job.client_settings, dataset.query, context) as asker:
-        discovery = LimitDiscovery(asker.sender, budget, budgets.helpers, dataset.query.facet, shutdown)
-        harvest = Harvest(dataset, asker, budget, discovery, shutdown, rules, observer, options, heartbeat)
+    async with open_client(job, budgets, dataset.query, shutdown) as (client, discovery):
+        harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         return await harvest.run(feed)
 
 
@@ -199,6 +193,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         to_make=to_make,
         retry_failed=job.retry_failed and kept,
         retry_refused=job.retry_refused and kept,
+        allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         tell_seconds=job.tell_seconds,
         invalid_limit=job.invalid_limit,

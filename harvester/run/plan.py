@@ -11,17 +11,13 @@ from harvester.bitly.account_limits import PlanLimit
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
 from harvester.budget.limits import Limits
-from harvester.client import client
-from harvester.client.attempt import ClientContext
-from harvester.client.circuit_breaker import CircuitBreaker
-from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import next_month, utc_iso
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
-from harvester.run.assembly import Budgets, Job, open_budgets
+from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.run.job import preflight_of
 from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
@@ -87,10 +83,7 @@ async def _fetch_limits(
     except ConnectionsBusy as error:
         observer.warn(f"{error}; Bitly was not asked for its limits")
         return []
-    clock = budgets.clock.boot_seconds
-    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
-    async with client.opened(budgets.slots, job.client_settings, snapshot.query, context) as asker:
-        discovery = LimitDiscovery(asker.sender, budgets.facet, budgets.helpers, snapshot.query.facet, shutdown)
+    async with open_client(job, budgets, snapshot.query, shutdown) as (_, discovery):
         try:
             learned = await discovery.learn()
             if learned:
@@ -235,6 +228,6 @@ def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-def play(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+def make_plan(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Make the plan in an event loop of its own. Raises as `make`."""
     return asyncio.run(make(job, observer, token_known=token_known, offline=offline))

@@ -132,6 +132,7 @@ class Worklist:
 
     def _count(self, batch: Batch) -> None:
         listed = self.progress.listed
+        self.progress.column = batch.column or self.progress.column
         listed.lines += batch.lines
         listed.blank += batch.blank
         listed.comments += batch.comments

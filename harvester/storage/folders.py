@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocat
 from harvester.storage.scratch import scratch_folder
 
 BUDGET_FILE = "budget.sqlite"
+_YOUNG_SECONDS = 5.0
+"""A younger file may be one that another process is about to fill."""
 # An --out with such an ending was meant as a file, in a format that harvester does not write.
 _FILE_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".zip", ".bz2", ".xz", ".parquet", ".avro", ".orc")
 # SQLite's WAL needs shared memory, and the dataset's lock a kernel that knows every process:
@@ -80,7 +83,7 @@ def _on_disk(out: str, private: str | None) -> OutputLocation:
     return OutputLocation(OutputKind.FOLDER, out, out, private or os.path.join(out, "_harvester"))
 
 
-def check_state(location: OutputLocation) -> None:
+def refuse_second_work_dir(location: OutputLocation) -> None:
     """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
     folder = location.public if location.kind is OutputKind.FILE else os.path.join(location.public, "_harvester")
     inside = os.path.join(folder, "ledger.sqlite")
@@ -138,11 +141,20 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         return private
     if asked is not None:
         _check_local(folder)
-    path = os.path.join(folder, BUDGET_FILE)
+    _make_budget_file(os.path.join(folder, BUDGET_FILE), warn)
+    return folder
+
+
+def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
+    """Make the file, for whoever may use its folder; warn if it was made a while ago and has been emptied since."""
     if not os.path.exists(path):
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         inherit_folder_mode(path)
-    return folder
+    elif os.path.getsize(path) == 0 and time.time() - os.path.getmtime(path) > _YOUNG_SECONDS:
+        warn(
+            f"{path} was empty: what was spent of this month, hour and minute is not known any more, and is counted "
+            "from now on. Put a backup of it back, or name with --per-month what is left"
+        )
 
 
 def lock_folder(state: str, server: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of a row against the schema: keys, types, ranges, sums, the query, and the record_id computed again."""
+"""Checks of a row against the schema: keys, types, ranges, sums, the query, and the keys computed again."""
 
 import hashlib
 import re
@@ -27,10 +27,10 @@ _TYPES: dict[Kind, type] = {
     Kind.MOMENT: str,
     Kind.METRICS: list,
 }
-_PINNED = ("run_id", *(field.name for field in fields(Query)), "schema_version")
+_PINNED = ("run_id", *(field.name for field in fields(Query)))
 _METRIC = {("value", "clicks")}
-_OWN = {"record_id", "value", "clicks"}
-"""Keys that differ between the flat rows of one call."""
+_OWN = {"record_id", "call_id", "value", "clicks"}
+"""Keys of a flat row that are checked in each row; the others are the same in all rows of a call."""
 
 
 def is_moment(text: Any) -> bool:
@@ -96,7 +96,7 @@ class _Common:
         self._size = query.size
         self._rows = RowBuilder(query, run_id)
         self._pinned_of = itemgetter(*_PINNED)
-        self._pinned = (run_id, *astuple(query), SCHEMA_VERSION)
+        self._pinned = (run_id, *astuple(query))
         self._fetched_at = ""
 
     def _misfit(self, row: Any) -> str | None:
@@ -107,6 +107,9 @@ class _Common:
             for name, actual, expected in zip(_PINNED, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
                     return f"{name} is {actual!r:.60}, and {expected!r:.60} in the manifest"
+        # A run that was resumed after an update has rows of both versions.
+        if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
+            return f"schema_version is {row['schema_version']}, and {SCHEMA_VERSION} is the newest known here"
         if row["fetched_at"] != self._fetched_at:
             if not is_moment(row["fetched_at"]):
                 return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
@@ -176,9 +179,12 @@ class Flat(_Common):
         misfit = self._misfit(row) or self._misfit_within_call(number, row)
         if not misfit:
             key = self._key(row["value"])
-            if key.hex() == row["record_id"]:
+            if row["call_id"] != self._call_id:
+                misfit = "call_id is not the one of its call"
+            elif key.hex() == row["record_id"]:
                 return key
-            misfit = "record_id is not the one of its call and value"
+            else:
+                misfit = "record_id is not the one of its call and value"
         self._found(number, misfit)
         return None
 
@@ -206,7 +212,9 @@ class Flat(_Common):
         self._no_metrics = False
         self._seen: dict[str, int] = {}
         self._begun = hashlib.sha256(_SEPARATOR.join((row["bitlink"], *self._window, "")).encode())
-        self._call(self._rows.key(row["bitlink"]))
+        key = self._rows.key(row["bitlink"])
+        self._call_id = key.hex()
+        self._call(key)
 
     def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
         if self._no_metrics or value is None or clicks is None:

@@ -71,7 +71,7 @@ def test_a_plan_knows_what_is_settled_even_during_a_run(
 ) -> None:
     served, out = serve(latency_ms=50), tmp_path / "out"
     command = (links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
-    assert harvester("run", *command, "--max-calls", "100").returncode == 5
+    assert harvester("run", *command, "--max-calls", "100").returncode == 9
     assert (plan(*command)["settled"], plan(*command)["calls"]) == (100, 200)
     process = start("run", *command)
     while served.sandbox.answered.total() < 120:

@@ -35,7 +35,7 @@ LINKS = "".join(f"bit.ly/{i}\n" for i in range(5))
 def reading_through(out: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A run that was stopped at its second call, and is resumed with a list that does not end."""
     command = ("run", "-", "--out", str(out), "--base-url", url, "--strict", *NO_LIMITS)
-    assert harvester(*command, "--max-calls", "2", stdin=LINKS.encode()).returncode == 5
+    assert harvester(*command, "--max-calls", "2", stdin=LINKS.encode()).returncode == 9
     assert look(str(out)).state == "stopped"
     process = start(*command, stdin=subprocess.PIPE)
     assert process.stdin

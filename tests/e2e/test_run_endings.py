@@ -84,24 +84,52 @@ def test_a_signal_ends_a_run_that_waits_for_a_silent_pipe(tmp_path: Path, serve:
     assert len(rows(out)) == 1
 
 
-def test_max_calls_ends_with_5_and_the_next_run_carries_on(
+def test_max_calls_ends_with_9_and_the_next_run_carries_on(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served, out = serve(), tmp_path / "out"
     command = ("run", links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     first = harvester(*command, "--max-calls", "120")
-    assert first.returncode == 5, first.stderr
+    assert first.returncode == 9, first.stderr
     assert len(rows(out)) == 120 == served.sandbox.requests.total()
     assert harvester(*command, "--max-calls", "180").returncode == 0
     check_reconciled(out, set(LINKS))
 
 
-def test_max_time_ends_with_5(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
+@pytest.mark.parametrize(("most", "code"), [("1", 9), ("2", 9), ("3", 0), ("4", 0)])
+def test_max_calls_reached_exactly_at_the_lists_end_is_no_stop(
+    tmp_path: Path, serve: Callable[..., Served], most: str, code: int
+) -> None:
+    """What needs no call (duplicates, links known before, lines that are no links) does not count."""
+    given = b"bit.ly/a\nbit.ly/b\nbit.ly/missing\nbit.ly/a\nnonsense\n"
+    command = ("run", "-", "--out", "out", "--base-url", serve().url, "--max-calls", most)
+    assert harvester(*command, stdin=given, cwd=tmp_path).returncode == code
+    assert harvester(*command, stdin=given, cwd=tmp_path).returncode == (9 if most == "1" else 0)
+    assert (tmp_path / "out" / "_SUCCESS").exists() == (most != "1")
+
+
+@pytest.mark.parametrize(("list_length", "bound"), [(40, ("--max-calls", "4")), (40, ("--max-time", "1s"))])
+def test_a_bound_ends_with_9_and_status_and_log_say_that_the_same_command_goes_on(
+    tmp_path: Path, serve: Callable[..., Served], list_length: int, bound: tuple[str, str]
+) -> None:
+    served = serve(latency_ms=200)
+    given = "".join(f"bit.ly/{i}\n" for i in range(list_length)).encode()
+    command = ("run", "-", "--out", "out", "--base-url", served.url, *NO_LIMITS, "--log-format", "json", *bound)
+    done = harvester(*command, stdin=given, cwd=tmp_path)
+    ended = [json.loads(line) for line in done.stderr.splitlines()][-1]
+    assert (done.returncode, ended["event"], ended["exit_code"]) == (9, "run.ended", 9)
+    assert ended["reason"] == bound[0].removeprefix("--").replace("-", "_")
+    said = harvester("status", "out", cwd=tmp_path).stdout
+    assert bound[0] in said
+    assert "when you want to go on, the same command carries on" in said
+
+
+def test_max_time_ends_with_9(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
     served = serve(latency_ms=100)
     done = harvester(
         "run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS, "--max-time", "1s"
     )
-    assert done.returncode == 5, done.stderr
+    assert done.returncode == 9, done.stderr
     assert "--max-time" in done.stderr
 
 
@@ -129,7 +157,7 @@ def test_a_list_that_no_free_plan_covers_is_refused_before_the_first_call_unless
     assert "--per-month" in done.stderr
     assert served.sandbox.requests.total() == 0
     # Enough for a part of it, and for what is then still to ask.
-    assert harvester(*command, "--per-hour", "0", "--max-calls", "10").returncode == 5
+    assert harvester(*command, "--per-hour", "0", "--max-calls", "10").returncode == 9
     assert harvester(*command, "--per-hour", "0", "--per-month", "1001").returncode == 0
 
 

@@ -62,7 +62,7 @@ def test_the_same_links_in_another_form_are_not_asked_for_again(
     served = serve()
     options = ("--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
     first = harvester("run", write(tmp_path, "links.txt", LINKS), *options, "--max-calls", "30")
-    assert first.returncode == 5, first.stderr
+    assert first.returncode == 9, first.stderr
     again = harvester("run", write(tmp_path, name, LINKS), *options)
     assert again.returncode == 0, again.stderr
     assert served.sandbox.requests.total() == len(LINKS)
@@ -96,6 +96,24 @@ def test_a_bad_record_is_reported_where_it_begins_and_strict_refuses_it(
         (str(path), 4, "nonsense"),
         (str(path), 6, "1,2,ragged"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "title,link\nbit.ly/a,\nbit.ly/b,\n"),
+        ("l.csv", "title;link\nbit.ly/a;nothing\n"),
+        ("l.tsv", "title\tlink\nbit.ly/a\t\n"),
+        ("l.ndjson", '{"title":"bit.ly/a","Link":null}\n'),
+    ],
+)
+def test_a_column_that_has_no_links_is_named(
+    tmp_path: Path, serve: Callable[..., Served], name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    done = harvester("run", str(tmp_path / name), "--out", str(tmp_path / "out"), "--base-url", serve().url)
+    assert done.returncode == 2
+    assert "no links at all in the list; its column link has none (--column)" in done.stderr.replace("Link", "link")
 
 
 MANY = "".join(f"bit.ly/{n}\n" for n in range(20)) + "not a link\n" * 21

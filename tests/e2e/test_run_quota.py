@@ -1,5 +1,6 @@
 """What the budget remembers: across runs, outputs, processes, kills and months, and what Bitly says of it."""
 
+import os
 import random
 import signal
 import sqlite3
@@ -194,7 +195,7 @@ def test_a_window_is_kept_across_a_restart(tmp_path: Path, serve: Serve, window:
     options = (*limits, "--per-month", "0", "--connections", "1")
     assert machine.run("first", 20, *options).returncode == 0
     second = machine.run("second", 5, *options, "--max-time", "2s")
-    assert second.returncode == 5, second.stderr
+    assert second.returncode == 9, second.stderr
     assert served.sandbox.requests.total() == 20
     budget = manifest(machine.out("second"))["budget"]
     assert (budget["limited_by"]["window"], budget["limited_by"]["limit"]) == (window, 20)
@@ -213,7 +214,7 @@ def test_two_processes_together_keep_a_servers_limit(tmp_path: Path, serve: Serv
         machine.write(name, 50)
     processes = [start(*machine.command(name, *limits)) for name in ("a", "b")]
     errors = [process.communicate(timeout=30)[1] for process in processes]
-    assert {process.returncode for process in processes} <= {0, 5}, errors
+    assert {process.returncode for process in processes} <= {0, 9}, errors
     assert served.sandbox.throttled == 0
     assert 10 < served.sandbox.requests.total() <= 60
 
@@ -325,6 +326,19 @@ def test_the_budget_lies_in_the_users_state_folder_unless_told_otherwise(tmp_pat
     assert list(tmp_path.rglob("harvester/budget.sqlite"))
 
 
+def test_an_emptied_budget_is_no_new_month_without_a_word(tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "links.txt").write_text("bit.ly/a\n")
+    state, url = tmp_path / "state", serve().url
+    command = ("run", str(tmp_path / "links.txt"), "--base-url", url, "--state-dir", str(state), "--out")
+    assert "was empty" not in harvester(*command, str(tmp_path / "one")).stderr
+    budget = state / "budget.sqlite"
+    budget.write_bytes(b"")
+    os.utime(budget, (0, 0))
+    done = harvester(*command, str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert f"{budget} was empty" in done.stderr
+
+
 @pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
 def test_a_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
     tmp_path: Path, serve: Serve, form: str
@@ -378,7 +392,7 @@ def test_the_token_is_in_no_file(tmp_path: Path, serve: Serve) -> None:
     served = serve(per_hour=50, per_minute=3)
     machine = Machine(tmp_path, served.url)
     done = machine.run("out", 4, "--per-minute", "0", "--account", "me", "--max-time", "2s")
-    assert done.returncode == 5, done.stderr
+    assert done.returncode == 9, done.stderr
     assert served.sandbox.throttled > 0
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert {"budget.sqlite", "process-0", "slot-0"} <= {Path(path).name for path in written}

@@ -43,7 +43,7 @@ def test_an_unread_stderr_changes_nothing(
     tmp_path: Path, links: str, serve: Callable[..., Served], script: str
 ) -> None:
     out = tmp_path / "out"
-    assert shell(script, *command_for(links, out, serve(), "--max-calls", "20")).returncode == 5
+    assert shell(script, *command_for(links, out, serve(), "--max-calls", "20")).returncode == 9
     assert len(rows(out)) == 20
     assert shell(script, *command_for(links, out, serve())).returncode == 0
     assert len(rows(out)) == 300
@@ -118,7 +118,7 @@ def test_a_gzipped_list_may_come_byte_by_byte(tmp_path: Path, serve: Callable[..
 def test_max_time_covers_what_comes_before_the_first_call(tmp_path: Path, serve: Callable[..., Served]) -> None:
     arguments = command_for("-", tmp_path / "out", serve(), "--strict", "--max-time", "1s")
     with start(*arguments, stdin=subprocess.PIPE) as process:
-        assert process.wait(timeout=15) == 5
+        assert process.wait(timeout=15) == 9
 
 
 def test_a_signal_ends_the_count_before_the_first_call(tmp_path: Path, serve: Callable[..., Served]) -> None:

@@ -219,7 +219,7 @@ def test_a_guessed_month_refuses_nothing_before_it_is_spent(serve: Callable[...,
 def test_a_window_that_opens_too_late_is_not_waited_for(serve: Callable[..., Served]) -> None:
     limits = ("--per-minute", "0", "--per-hour", "2")
     done = show(serve().url, "bit.ly/a", "bit.ly/b", "bit.ly/c", "--json", *limits)
-    assert done.returncode == 5
+    assert done.returncode == 9
     assert len(done.stdout.splitlines()) == 2
     assert "the hour's limit of 2" in done.stderr
     assert "longer than 1m (--max-time)" in done.stderr
@@ -234,17 +234,17 @@ def test_throttling_is_reported_and_waited_for() -> None:
     assert "for 2m at most (--max-time)" in done.stderr
 
 
-def test_throttling_that_lasts_too_long_ends_with_5() -> None:
+def test_throttling_that_lasts_too_long_ends_with_9() -> None:
     with scripted() as bitly:
         done = show(bitly.url, "bit.ly/429", "--max-time", "5s")
-    assert done.returncode == 5
+    assert done.returncode == 9
     assert "Bitly, which throttles" in done.stderr
     assert "run it again from" in done.stderr
 
 
-def test_a_server_that_is_out_is_reported_at_once_and_ends_with_5() -> None:
+def test_a_server_that_is_out_is_reported_at_once_and_ends_with_9() -> None:
     done = show("http://127.0.0.1:9/v4", LINK, "--max-time", "1s")
-    assert done.returncode == 5
+    assert done.returncode == 9
     assert "no good answer yet (no answer" in done.stderr
     assert "cannot be reached: Connection refused" in done.stderr
     assert "(--max-time)" in done.stderr

@@ -190,7 +190,7 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
 ) -> None:
     out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
     begun = harvester("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), "--max-calls", "3", *options)
-    assert begun.returncode == 5
+    assert begun.returncode == 9
     command = status(out)["next"]["command"]
     assert command == f"harvester run '{links}' --out {out} --work-dir {tmp_path / 'work'}"
     assert harvester(*shlex.split(command)[1:], *options).returncode == 0

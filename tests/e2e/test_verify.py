@@ -368,7 +368,8 @@ SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "null": (edited(truncated=None), "truncated is not boolean"),
     "another run": (edited(run_id="0"), "run_id is '0', and"),
     "another query": (edited(facet="countries"), "facet is 'countries', and 'referrers' in the manifest"),
-    "another version": (edited(schema_version=2), "schema_version is 2, and 1"),
+    "another version": (edited(schema_version=3), "schema_version is 3, and 2 is the newest known here"),
+    "a version before the first": (edited(schema_version=0), "schema_version is 0, and 2 is the newest known here"),
     "local time": (edited(fetched_at="2026-11-23T06:00:00+01:00"), "fetched_at is no moment in UTC"),
     "no such day": (edited(fetched_at="2026-02-30T06:00:00Z"), "fetched_at is no moment in UTC"),
     "another link": (edited(bitlink="bit.ly/other"), "record_id is not the one of its call"),
@@ -440,6 +441,8 @@ def nothing_and(value: str, **more: Any) -> Callable[[list[bytes]], list[bytes]]
         (nothing_and("direct", units_returned=3), ":2: value and clicks are null only together"),
         (edited(clicks=-5), ":3: clicks is no count"),
         (edited(value=None), ":3: value and clicks are null only together"),
+        (edited(call_id="0" * 32), ":3: call_id is not the one of its call"),
+        (without("call_id"), ":3: call_id is missing"),
         (edited(value="another"), ":3: record_id is not the one of its call and value"),
         (cut_call, "clicks_listed is "),
     ],
@@ -450,6 +453,12 @@ def test_a_flat_row_and_a_call_of_flat_rows_must_add_up(
     out = made("out", "ndjson", "flat")
     rewrite(out, change)
     assert any(text in problem for problem in problems(out))
+
+
+def test_rows_of_the_version_before_hold_beside_newer_ones(made: Made) -> None:
+    out = made("out", "ndjson.gz", "nested")
+    rewrite(out, edited(schema_version=1))
+    assert problems(out) == []
 
 
 @pytest.mark.parametrize("shape", Shape)

@@ -16,6 +16,7 @@ import pytest
 import harvester
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.rows.encode import Format
 from harvester.rows.row import RowBuilder
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
@@ -169,6 +170,16 @@ def test_a_value_that_is_not_a_path_is_refused(out: Any) -> None:
 def test_columns_that_are_not_a_list_are_explained(tmp_path: Path) -> None:
     with pytest.raises(harvester.UsageError, match=r'give \["bitlink"\]'):
         harvester.read(tmp_path, columns="bitlink")
+
+
+async def test_each_flat_row_has_the_key_of_its_call(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    nested = await harvested(tmp_path / "nested", serve(), unit_reference="2026-11-23")
+    calls = {row["bitlink"]: row["record_id"] for row in harvester.read(nested).to_pylist()}
+    for form in Format:
+        flat = harvester.read(
+            await harvested(tmp_path / form.name, serve(), unit_reference="2026-11-23", shape="flat", format=form)
+        )
+        assert {row["bitlink"]: row["call_id"] for row in flat.to_pylist()} == calls
 
 
 def test_a_damaged_part_is_an_error(tmp_path: Path) -> None:

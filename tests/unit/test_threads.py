@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from harvester.threads import ReaderGone, ThreadToLoopQueue, in_daemon
+from harvester.threads import QueueClosed, ThreadToLoopQueue, in_daemon
 
 
 def thread(work: Callable[[], object]) -> threading.Thread:
@@ -41,7 +41,7 @@ async def test_a_reader_that_leaves_wakes_a_writer_without_room_and_can_await_it
     queue: ThreadToLoopQueue[int] = ThreadToLoopQueue(1)
 
     def write() -> None:
-        with contextlib.suppress(ReaderGone):
+        with contextlib.suppress(QueueClosed):
             while True:
                 queue.put(1)
         queue.end()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.bitly.verdicts import hint
 from harvester.budget import throttling as throttle
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
@@ -110,6 +111,25 @@ def test_without_a_hint_to_come_it_is_closed_until_the_minutes_edge(
 @given(st.one_of(st.none(), st.floats(-1e12, 1e12), st.datetimes().map(lambda moment: moment.replace(tzinfo=UTC))))
 def test_a_hinted_wait_is_never_negative_nor_longer_than_allowed(hint: float | datetime | None) -> None:
     assert 0.0 <= hinted_seconds(hint, NOON.timestamp(), 300.0) <= 300.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("{:.0f}", 90.0),
+        ("{:.0f}000", 90.0),
+        ("4102444799", 3600.0),
+        ("1577836800", 60.0),
+        ("99999999999", 3600.0),
+        ("-90", 60.0),
+        ("1.5", 60.0),
+    ],
+)
+def test_a_moment_in_place_of_seconds_is_waited_for_and_one_far_away_is_capped(text: str, seconds: float) -> None:
+    """A moment of long ago, and what is no hint, leave the wait until the minute's edge."""
+    wall = NOON.timestamp()
+    found = hint({"Retry-After": text.format(wall + 90.0)})
+    assert closing_seconds(1, found, wall, Still()) == pytest.approx(seconds)
 
 
 def test_throttled_again_and_again_it_waits_longer_but_not_past_the_hours_edge(start: Start, machine: Machine) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +32,7 @@ from harvester.config.parsing import (
     check_counts,
     checked_base_url,
     failure_limit_of,
+    future_reference,
     query_of,
     requested_limits,
     seconds_of,
@@ -339,6 +340,37 @@ def test_user_names_queries_and_fragments_are_refused_without_repeating_them(url
     assert "s3cret" not in str(refused.value)
 
 
+HOUR, DAY = 3600, 86400
+
+
+@pytest.mark.parametrize(
+    ("seconds", "zone_hours", "warned"),
+    [
+        (-DAY, 0, False),
+        (0, 0, False),
+        (45, 0, False),
+        (HOUR, 0, True),
+        (DAY, 0, True),
+        (366 * DAY, 0, True),
+        (-HOUR, 9, False),
+        (HOUR, -9, True),
+    ],
+)
+def test_a_unit_reference_in_the_future_is_warned_of(seconds: int, zone_hours: int, warned: bool) -> None:
+    """The clocks of two machines may differ by a minute."""
+    moment = (datetime.now(UTC) + timedelta(seconds=seconds)).astimezone(timezone(timedelta(hours=zone_hours)))
+    query, _ = query_of(QueryOptions(unit_reference=moment.isoformat()))
+    warning = future_reference(query)
+    assert (warning is not None) == warned
+    assert warning is None or f"--unit-reference {query.unit_reference} is in the future" in warning
+
+
+def test_neither_this_day_nor_the_default_is_in_the_future() -> None:
+    today = datetime.now(UTC).date()
+    for text, warned in ((None, False), (str(today), False), (str(today + timedelta(days=2)), True)):
+        assert bool(future_reference(query_of(QueryOptions(unit_reference=text))[0])) == warned
+
+
 # --- the token ------------------------------------------------------------------------------------------------------
 
 
@@ -377,8 +409,8 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
     assert read() == "another"
 
 
-@pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\nand a note"])
-def test_a_files_first_line_is_the_token(tmp_path: Path, no_token: None, content: str) -> None:
+@pytest.mark.parametrize("content", [f"{TOKEN}", f"{TOKEN}\n", f"  {TOKEN}\r\n", f"{TOKEN}\n\n \n"])
+def test_a_file_holds_the_token_alone(tmp_path: Path, no_token: None, content: str) -> None:
     path = token_file(tmp_path, content.encode())
     assert token_source(AccessOptions(token_file=path), silent)() == TOKEN
 
@@ -390,8 +422,8 @@ def test_a_file_is_read_at_each_call_so_that_a_token_can_be_rotated(tmp_path: Pa
     assert read() == "new"
 
 
-def test_a_commands_first_line_is_the_token(no_token: None) -> None:
-    command = command_that(f"print('{TOKEN}'); print('and a note')")
+def test_a_command_prints_the_token_alone(no_token: None) -> None:
+    command = command_that(f"print('{TOKEN}')")
     assert token_source(AccessOptions(token_command=command), silent)() == TOKEN
 
 

@@ -205,7 +205,7 @@ def test_what_to_run_next_keeps_braces_that_stand_for_themselves(
     serve: Callable[..., Served], command: Callable[..., Said]
 ) -> None:
     done = command("run", "../two.txt", "--out", "a{{b}}", "--max-calls", "1", *flags(serve()))
-    assert done.code == 5, done.err
+    assert done.code == 9, done.err
     assert [path.name for path in Path().iterdir()] == ["a{b}"]
     seen = json.loads(command("status", "a{{b}}", "--json").out)
     assert seen["out"] == str(Path("a{b}").absolute())

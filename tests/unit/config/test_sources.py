@@ -149,6 +149,46 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
         File(str(tmp_path / "latin"), app)
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("first", ["size = 7", "# a comment", "[run]", ""])
+def test_a_byte_order_mark_at_the_files_start_is_accepted(tmp_path: Path, first: str, line_end: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(f"\ufeff{first}{line_end}reserve = '7%'{line_end}".encode())
+    done = harvester("--config", str(path), "config", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reserve"]["value"] == "7%"
+
+
+def test_a_file_with_nothing_but_a_mark_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_bytes(b"\xef\xbb\xbf")
+    File(str(tmp_path / "my.toml"), app)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark", "name"),
+    [
+        ("utf-16-le", "\ufeff", "UTF-16"),
+        ("utf-16-be", "\ufeff", "UTF-16"),
+        ("utf-32-le", "\ufeff", "UTF-32"),
+        ("utf-32-be", "\ufeff", "UTF-32"),
+        ("utf-16-le", "", "UTF-16 or UTF-32"),
+        ("utf-16-be", "", "UTF-16 or UTF-32"),
+        ("utf-32-be", "", "UTF-16 or UTF-32"),
+    ],
+)
+def test_a_file_in_a_wide_encoding_is_said_to_be_so(tmp_path: Path, encoding: str, mark: str, name: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_bytes(f"{mark}size = 7\r\n".encode(encoding))
+    with pytest.raises(UsageError) as refused:
+        File(str(path), app)
+    assert str(refused.value) == f"{path}: {name}; save it as UTF-8, which TOML requires"
+
+
+def test_a_mark_elsewhere_in_the_file_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 2, column 1"):
+        File(written(tmp_path, "size = 7\n\ufeffreserve = '7%'\n"), app)
+
+
 def test_a_variable_of_another_type_is_refused_by_its_name() -> None:
     done = harvester("run", "links.txt", "--out", "out", env={"HARVESTER_PER_HOUR": "many"})
     assert done.returncode == 2

@@ -171,7 +171,9 @@ def test_a_flat_record_id_is_the_calls_with_the_number_and_the_value() -> None:
         digest(*call, 2, "direct"),
         digest(*call, 3, "direct"),
     ]
+    assert {row["call_id"] for row in found} == {digest(*call), orjson.loads(line("x", metrics))["record_id"]}
     (empty,) = flattened(line("x", []))
+    assert orjson.loads(empty)["call_id"] == digest(*call)
     assert orjson.loads(empty)["record_id"] == digest(*call, 0, "")
 
 

@@ -57,7 +57,7 @@ def test_a_row_has_exactly_these_keys_and_values() -> None:
         "clicks_listed": 3,
         "truncated": False,
         "metrics": metrics,
-        "schema_version": 1,
+        "schema_version": 2,
     }
 
 
@@ -74,7 +74,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
     }
     assert row.keys() == types.keys()
     assert {name: type(value) for name, value in row.items() if type(value) not in types[name]} == {}
-    assert row["schema_version"] == SCHEMA_VERSION == 1
+    assert row["schema_version"] == SCHEMA_VERSION == 2
     for metric in row["metrics"]:
         assert {name: type(value) for name, value in metric.items()} == {"value": str, "clicks": int}
 

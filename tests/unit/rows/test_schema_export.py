@@ -1,4 +1,4 @@
-"""`harvester schema`: one definition of the row, said in six ways, which real rows and real parts fit."""
+"""`harvester schema`: one definition of the row, said in nine ways, which real rows and real parts fit."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 import pytest
 import sqlglot
@@ -84,7 +85,8 @@ def test_every_target_has_every_column_in_the_rows_order(target: Target, shape: 
     printed, place = schema_for(target, shape, form), -1
     for column in COLUMNS[shape]:
         place = printed.index(column.name, place + 1)
-        assert column.means.replace("'", "''" if target is Target.SNOWFLAKE else "'") in printed
+        quote = "''" if target in {Target.SNOWFLAKE, Target.CLICKHOUSE} else "'"
+        assert column.means.replace("'", quote) in printed
 
 
 @pytest.mark.parametrize("target", list(Target))
@@ -225,6 +227,19 @@ def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape
         assert database.execute(part).fetchall() == table
 
 
+def printed_schema(target: Target, shape: Shape) -> Any:
+    """The schema that the printed Python makes."""
+    names: dict[str, Any] = {}
+    exec(schema_for(target, shape, Format.GZIP), names)
+    return names["schema"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_printed_python_makes_the_schema_of_parquet(shape: Shape) -> None:
+    assert printed_schema(Target.PYARROW, shape).equals(arrow_schema(shape))
+    assert pl.Schema(printed_schema(Target.POLARS, shape)) == pl.DataFrame(arrow_schema(shape).empty_table()).schema
+
+
 # --- what cannot be tried here --------------------------------------------------------------------------------------
 
 
@@ -236,6 +251,7 @@ def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape
         (Target.DUCKDB, [exp.Create, exp.Create]),
         (Target.SNOWFLAKE, [exp.Create, exp.Create, exp.Copy]),
         (Target.ATHENA, [exp.Create]),
+        (Target.CLICKHOUSE, [exp.Create, exp.Create]),
     ],
 )
 def test_sql_is_read_by_a_parser_of_its_dialect(

@@ -99,7 +99,7 @@ def test_a_prefix_whose_claim_was_deleted_is_refused_too(case: Case) -> None:
 
 
 def test_a_work_dir_that_was_carried_elsewhere_goes_on(case: Case) -> None:
-    assert case.run("--max-calls", "4").returncode == 5
+    assert case.run("--max-calls", "4").returncode == 9
     case.work.rename(case.folder / "carried")
     assert case.run(work=case.folder / "carried").returncode == 0
     check_whole(case.held(), set(LINKS))
@@ -107,7 +107,7 @@ def test_a_work_dir_that_was_carried_elsewhere_goes_on(case: Case) -> None:
 
 
 def test_an_older_work_dir_is_refused(case: Case) -> None:
-    assert case.run("--max-calls", "2").returncode == 5
+    assert case.run("--max-calls", "2").returncode == 9
     shutil.copytree(case.work, case.folder / "backup")
     assert case.run().returncode == 0
     obstore.delete(case.store, [name for name in case.held() if name.startswith("part-")])  # a loader has them
@@ -321,7 +321,7 @@ def test_status_reads_the_manifest_in_the_store(case: Case) -> None:
 
 
 def test_a_plan_counts_what_the_work_dir_knows(case: Case) -> None:
-    assert case.run("--max-calls", "3").returncode == 5
+    assert case.run("--max-calls", "3").returncode == 9
     arguments = ["plan", *case.arguments()[1:]]
     result = harvester(*[a for a in arguments if a not in {"--part-rows", "3"}], "--json", env=case.s3.env)
     assert result.returncode == 0, result.stderr
@@ -388,7 +388,7 @@ def test_a_store_reads_creates_replaces_and_deletes(scheme: str, case: Case, mon
 
 def test_the_local_store_takes_a_whole_run(case: Case) -> None:
     case.out = f"file://{case.folder}/store"
-    assert case.run("--max-calls", "4").returncode == 5
+    assert case.run("--max-calls", "4").returncode == 9
     assert case.run().returncode == 0
     held = {path.name: path.read_bytes() for path in (case.folder / "store").iterdir()}
     check_whole(held, set(LINKS))

@@ -1,0 +1,196 @@
+"""The sandbox answers as Bitly does: routes, names, required fields, limits by token and endpoint, wrong arguments."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import endpoint_of
+from harvester.bitly.verdicts import Answer, ParameterRefused, Refused, classify
+from harvester.sandbox import Sandbox, SandboxOptions, serving
+
+FREE: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0, "latency_ms": 0, "errors": 0.0}
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+class Server:
+    """A sandbox that is being served, and requests to it."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url, self._session = url, session
+
+    async def get(self, target: str, token: str = "any") -> tuple[int, Any]:
+        """Return status and body of a response; the body as text if it is not JSON. target: sent as it is."""
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self._session.get(URL(self._url + target, encoded=True), headers=headers) as response:
+            is_json = response.content_type == "application/json"
+            return response.status, await (response.json() if is_json else response.text())
+
+
+def classified(status: int, body: Any, facet: str = "referrers") -> Any:
+    return classify(status, {"Content-Type": "application/json"}, json.dumps(body).encode(), FACETS[facet])
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["per_minute", "per_hour"])
+async def test_each_token_has_its_own_window_at_each_endpoint(session: aiohttp.ClientSession, limit: str) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE | {limit: 1}))) as url:
+        server = Server(url, session)
+        for token in ("one", "other"):
+            for facet in FACETS.values():
+                assert (await server.get(f"/bitlinks/bit.ly/a{facet.path}", token))[0] == 200
+                status, body = await server.get(f"/bitlinks/bit.ly/b{facet.path}", token)
+                assert (status, body["message"]) == (429, "RATE_LIMIT_EXCEEDED")
+            assert (await server.get(GROUPS, token))[0] == 200
+            assert (await server.get(GROUPS, token))[0] == 429
+
+
+async def test_one_month_is_shared_by_all_tokens_and_endpoints(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE | {"per_month": 3}))) as url:
+        server = Server(url, session)
+        assert (await server.get("/bitlinks/bit.ly/a/referrers", "one"))[0] == 200
+        assert (await server.get("/bitlinks/bit.ly/a/countries", "other"))[0] == 200
+        assert (await server.get(GROUPS, "third"))[0] == 200
+        status, body = await server.get("/bitlinks/bit.ly/b/referrers", "fourth")
+        assert (status, body["message"]) == (429, "MONTHLY_LIMIT_EXCEEDED")
+
+
+async def test_the_reported_count_is_that_of_the_token_at_the_endpoint(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE | {"per_hour": 9}))) as url:
+        server = Server(url, session)
+        for facet, token in (("referrers", "one"), ("referrers", "one"), ("countries", "one"), ("referrers", "other")):
+            await server.get(f"/bitlinks/bit.ly/a/{facet}", token)
+        for facet, token, count in (("referrers", "one", 2), ("countries", "one", 1), ("countries", "other", 0)):
+            endpoint = endpoint_of(FACETS[facet])
+            _, body = await server.get(f"{PLATFORM_LIMITS}?path={endpoint}", token)
+            assert body["platform_limits"][0]["methods"] == [{"name": "GET", "limit": 9, "count": count}]
+
+
+# --- what is answered -----------------------------------------------------------------------------------------------
+
+NAMES = {
+    "referrers": "referrers",
+    "referrer_name": "referring_networks",
+    "referring_domains": "referring_domains",
+    "countries": "countries",
+}
+"""Facet to the name in responses, which is one of the specification's."""
+
+
+@pytest.mark.parametrize("facet", FACETS)
+async def test_a_facet_has_the_specifications_name_and_is_read_as_an_answer(
+    session: aiohttp.ClientSession, facet: str
+) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        status, body = await Server(url, session).get(f"/bitlinks/bit.ly/a{FACETS[facet].path}")
+    assert body["facet"] == NAMES[facet]
+    assert isinstance(classified(status, body, facet), Answer)
+
+
+async def test_the_window_is_the_requested_one_as_far_as_the_history_reaches(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        server, target = Server(url, session), "/bitlinks/bit.ly/a/referrers"
+        _, body = await server.get(target)
+        assert (body["unit"], body["units"]) == ("day", 30)
+        for units, used in (("-1", 30), ("7", 7), ("60", 30)):
+            moment = "2026-11-23T00:00:00%2B0000"
+            _, body = await server.get(f"{target}?unit=week&units={units}&unit_reference={moment}&size=3")
+            assert (body["unit"], body["units"]) == ("week", used)
+            assert body["unit_reference"] == "2026-11-23T00:00:00+0000"
+            assert len(body["metrics"]) <= 3
+
+
+async def test_a_group_has_every_field_that_the_specification_requires(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        _, body = await Server(url, session).get(GROUPS)
+    kinds = {
+        "guid": str, "organization_guid": str, "name": str, "created": str, "modified": str, "is_active": bool,
+        "role": str, "bsds": list,
+    }  # fmt: skip
+    assert [{name: type(value) for name, value in group.items()} for group in body["groups"]] == [kinds]
+
+
+# --- wrong arguments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("size", value) for value in ("x", "-1", "", "1.5", "1_000", "%205", "0x10", "9" * 30, "%D9%A3", "1e3")),
+        *(("units", value) for value in ("x", "0", "-2", "", "1.5", "all")),
+        *(("unit", value) for value in ("year", "", "DAY", "days")),
+        *(("unit_reference", value) for value in ("x", "", "today", "1700000000", "2026-13-01", "2026-02-30")),
+        # A + that was not encoded is a space.
+        ("unit_reference", "2026-11-23T00:00:00+0000"),
+    ],
+)
+async def test_a_wrong_argument_is_a_400_that_names_it(session: aiohttp.ClientSession, field: str, value: str) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        status, body = await Server(url, session).get(f"/bitlinks/bit.ly/a/countries?{field}={value}")
+    assert (status, body["message"]) == (400, f"INVALID_ARG_{field.upper()}")
+    assert classified(status, body) == ParameterRefused(400, body["message"], field)
+    sample = json.loads(Path(f"tests/samples/400-arg-{field.replace('_', '-')}.json").read_text())
+    assert body == json.loads(sample["body"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "size=0", "size=50", "size=1000", "units=-1", "units=1", "unit=minute", "unit=month",
+        "unit_reference=2026-11-23", "unit_reference=2026-11-23T06:00:00Z",
+        "unit_reference=2026-11-23T06:00:00%2B0530", "unknown=x",
+    ],
+)  # fmt: skip
+async def test_a_right_argument_is_answered(session: aiohttp.ClientSession, arguments: str) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        assert (await Server(url, session).get(f"/bitlinks/bit.ly/a/countries?{arguments}"))[0] == 200
+
+
+async def test_a_bad_token_is_reported_before_a_wrong_argument(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        assert (await Server(url, session).get("/bitlinks/bit.ly/a/countries?size=x", "revoked"))[0] == 403
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bitlink", ["bit.ly/abc", "bit.ly%2Fabc", "bit.ly%2fabc"])
+async def test_the_slash_of_a_bitlink_may_be_encoded(session: aiohttp.ClientSession, bitlink: str) -> None:
+    sandbox = Sandbox(SandboxOptions(**FREE))
+    async with serving(sandbox) as url:
+        server = Server(url, session)
+        for facet in FACETS.values():
+            assert await server.get(f"/bitlinks/{bitlink}{facet.path}") == await server.get(
+                f"/bitlinks/bit.ly/abc{facet.path}"
+            )
+    assert set(sandbox.requests) == {"bit.ly/abc"}
+
+
+async def test_a_refused_link_is_refused_in_either_form(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        for bitlink in ("bit.ly/missing", "bit.ly%2Fmissing"):
+            verdict = classified(*await Server(url, session).get(f"/bitlinks/{bitlink}/referrers"))
+            assert isinstance(verdict, Refused)
+            assert not verdict.no_route
+
+
+@pytest.mark.parametrize("path", ["abc", "bit.ly%2F", "%2Fabc", "bit.ly/abc/def"])
+async def test_what_is_no_bitlink_has_no_route(session: aiohttp.ClientSession, path: str) -> None:
+    sandbox = Sandbox(SandboxOptions(**FREE))
+    async with serving(sandbox) as url:
+        status, body = await Server(url, session).get(f"/bitlinks/{path}/referrers")
+    assert (status, body) == (404, "404 page not found")
+    assert not sandbox.requests
