@@ -77,8 +77,14 @@ class Budget(Protocol):
         but is sent only now, because its connection was slow.
         """
 
-    def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while."""
+    def throttled(self, hint: float | datetime | None, *, sent_at: float, bitlink: str = "") -> None:
+        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while.
+
+        bitlink: whose attempt it was, for `unlearn`.
+        """
+
+    def unlearn(self, bitlink: str) -> None:
+        """Take back what the last throttling has taught if a response for this bitlink began it: others pass."""
 
     def answered(self, *, sent_at: float) -> None:
         """Record a response that was not throttled; reopens the endpoint if it was the probe's."""

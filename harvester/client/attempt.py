@@ -94,12 +94,20 @@ class AttemptSender:
         )
 
     async def send(
-        self, bitlink: str, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False
+        self,
+        bitlink: str,
+        header: str,
+        *,
+        may_probe: bool,
+        evidence: bool,
+        known_good: bool = False,
+        throttled_alone: bool = False,
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
-        something about the server. known_good: its link was answered before.
+        something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
+        says nothing about the limits, because others pass.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -123,7 +131,12 @@ class AttemptSender:
                     # throttled response that closed the endpoint meanwhile.
                     sent_at = self._clock()
                     verdict = await self._request(slot, self._url(bitlink), header)
-                    self._record(verdict, sent_at, evidence=evidence, known_good=known_good)
+                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.closed:
+                        self.counters.throttled += 1
+                        with suppress(OutputError):
+                            self._budget.unlearn(bitlink)
+                    else:
+                        self._record(bitlink, verdict, sent_at, evidence=evidence, known_good=known_good)
                     return verdict
             finally:
                 self._pool.put(slot)
@@ -156,7 +169,7 @@ class AttemptSender:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
 
-    def _record(self, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
+    def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
         """Record in breaker and budget what a response says about the server and its limits."""
         if isinstance(verdict, Throttled):
             self.counters.throttled += 1
@@ -170,14 +183,14 @@ class AttemptSender:
             # Only a row shows that a known-good link still is one.
             self._breaker.record_success(evidence=evidence, known_good=known_good and isinstance(verdict, Answer))
         if not isinstance(verdict, Transient) or verdict.status is not None:
-            self._record_in_budget(verdict, sent_at)
+            self._record_in_budget(bitlink, verdict, sent_at)
 
-    def _record_in_budget(self, verdict: Verdict, sent_at: float) -> None:
+    def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
         # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
         # it is broken, the next attempt is refused for it.
         with suppress(OutputError):
             if isinstance(verdict, Throttled):
-                self._budget.throttled(verdict.hint, sent_at=sent_at)
+                self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
                 return
             self._throttled_since = None
             if self._budget.month.reported_spent and isinstance(verdict, Answer):

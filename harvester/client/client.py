@@ -7,7 +7,8 @@ repeated and the call is charged nothing. Three kinds of verdicts are doubted be
   answers others: most calls since it first failed were answered, and one recently.
 - A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
   be the server that says no to everything.
-- A verdict for every call, such as a refused token: it may be that of this link alone.
+- A verdict for every call, such as a refused token: it may be that of this link alone. The same holds for a throttled
+  response: a link that is throttled again although others have passed in between is charged for it.
 
 Where the answers to others do not decide, a known-good link does (`known_good`).
 """
@@ -66,6 +67,15 @@ class ClientSettings:
     backoff_seconds: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Throttling:
+    """A call's last throttled response. times: in a row. alone: others had passed since the one before."""
+
+    moment: int
+    times: int
+    alone: bool
+
+
 class Client:
     """Makes calls; created by `opened`.
 
@@ -79,6 +89,8 @@ class Client:
         self.known_good = KnownGoodLinks(self._send_known_good)
         self._calls = self._fresh_calls = 0
         self._unanswered = 0
+        self._throttled: dict[str, _Throttling] = {}
+        self._yielding = 0
         self._settings = settings
         self._token = context.token
         self._budget = context.budget
@@ -114,6 +126,8 @@ class Client:
         finally:
             self._calls -= 1
             self._fresh_calls -= fresh
+            if self._yielding:
+                self.known_good.wake()
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
@@ -184,7 +198,9 @@ class Client:
             sleep=self._shutdown.sleep_unless_stopping,
             retry_error_callback=_last_verdict,
         )
-        return await retrier(attempt), charged
+        verdict = await retrier(attempt)
+        self._throttled.pop(bitlink, None)
+        return verdict, charged
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
@@ -193,10 +209,20 @@ class Client:
             if self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
+            if not await self._let_others_pass(bitlink, again=again):
+                continue
             header, begun = self._token.header, self.known_good.moment()
-            may_probe = fresh or not self._fresh_calls
-            verdict = await self.sender.send(bitlink, header, may_probe=may_probe, evidence=fresh)
-            if verdict is None or isinstance(verdict, Throttled):
+            may_probe, alone = fresh or not self._fresh_calls, self._throttled_alone(bitlink)
+            verdict = await self.sender.send(
+                bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+            )
+            if verdict is None:
+                continue
+            if isinstance(verdict, Throttled):
+                times = self._throttled[bitlink].times if bitlink in self._throttled else 0
+                self._throttled[bitlink] = _Throttling(self.known_good.moment(), times + 1, alone=alone)
+                if alone:
+                    return Transient(verdict.status, verdict.message, verdict.hint)
                 continue
             if isinstance(verdict, NoAnswer):
                 self._count_unanswered(fresh=fresh, again=again)
@@ -206,6 +232,7 @@ class Client:
                 renewed = True  # once: a source may have another token each time, and none that is any good
             else:
                 self._unanswered = 0
+                self._throttled.pop(bitlink, None)
                 if isinstance(verdict, Answer):
                     self.known_good.answered(bitlink, begun)
                 elif isinstance(verdict, MonthSpent) and not self.known_good.links:
@@ -221,6 +248,34 @@ class Client:
     def _spend_month(self) -> None:
         with suppress(OutputError):  # the run ends all the same; the next one will be told again
             self._budget.month.mark_spent()
+
+    # --- who is throttled? -------------------------------------------------------------------------------------------
+
+    def _throttled_alone(self, bitlink: str) -> bool:
+        """Return whether a link was throttled and others have passed since: the next time it is the link's own."""
+        last = self._throttled.get(bitlink)
+        return last is not None and (last.alone or self.known_good.answered_since(last.moment))
+
+    async def _let_others_pass(self, bitlink: str, *, again: bool) -> bool:
+        """Let other calls go before one that was throttled: they show whether everybody is. Return whether it may go.
+
+        One that was throttled twice, with no other calls to go before it, sends a known-good link ahead.
+        """
+        last = self._throttled.get(bitlink)
+        if last is None or self._throttled_alone(bitlink):
+            return True
+        self._yielding += not again
+        try:
+            while self._calls > self._yielding and self._shutdown.stop is None:
+                await self.known_good.news()
+                if self._throttled_alone(bitlink):
+                    return True
+        finally:
+            self._yielding -= not again
+        if last.times < 2 or not self.known_good.links:
+            return True
+        await self.known_good.send()
+        return False
 
     # --- whose fault is it that there is no answer? ------------------------------------------------------------------
 

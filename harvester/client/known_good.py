@@ -198,14 +198,14 @@ class HeldNoes:
             return verdict
         stop = Stop(
             StopReason.OUTAGE,
-            f"{ROW} links in a row were refused, and so was one that was answered before ({reason(known_good)}): the "
-            "server refuses everything. None of them is written off; run it again later",
+            f"links were refused one after another, and so was one that was answered before ({reason(known_good)}): "
+            "the server refuses everything. None of them is written off; run it again later",
         )
         if verdict.no_route and not self._known_good.in_run:
             stop = Stop(
                 StopReason.NO_ROUTE,
-                f"{ROW} calls in a row were answered 404 in plain text, also for a link that was answered before: the "
-                "server does not know the path. Check --base-url (Bitly's ends in /v4)",
+                "calls were answered 404 in plain text one after another, also for a link that was answered before: "
+                "the server does not know the path. Check --base-url (Bitly's ends in /v4)",
             )
         self._shutdown.request(stop)
         raise RunStopping
