@@ -57,6 +57,10 @@ class Budget(Protocol):
     def reported_per_hour(self) -> int | None:
         """The hourly limit that Bitly last reported; None if it has reported none."""
 
+    @property
+    def closed(self) -> bool:
+        """True from a throttled response until a probe has passed."""
+
     def use_token(self, fingerprint: str) -> None:
         """Count for another token of the same account from the next attempt on. Raises nothing."""
 

@@ -28,6 +28,7 @@ from harvester.bitly.verdicts import (
     MonthSpent,
     No,
     NoAnswer,
+    Refused,
     Throttled,
     TokenRefused,
     Transient,
@@ -163,6 +164,14 @@ class Client:
             verdict = await self._attempt(bitlink, fresh=False, again=True)
             since = self.known_good.moment()
 
+    async def doubt_again(self, verdict: Refused) -> bool:
+        """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
+
+        Raises:
+            RunStopping: the server says no to everything, or the run ended before it was known.
+        """
+        return await self._noes.confirmed(verdict, self.known_good.moment(), asks=False) is not None
+
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how
         many attempts the call was charged in all.
@@ -198,7 +207,7 @@ class Client:
             sleep=self._shutdown.sleep_unless_stopping,
             retry_error_callback=_last_verdict,
         )
-        verdict = await retrier(attempt)
+        verdict: Verdict = await retrier(attempt)
         self._throttled.pop(bitlink, None)
         return verdict, charged
 

@@ -31,6 +31,8 @@ KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
 ROW = 20
 """After this many definite no's without an answer in between a known-good link is asked."""
+_NEW = 5
+"""As many of them must be this run's own: those of an earlier run may have been confirmed in it."""
 
 
 class KnownGoodLinks:
@@ -123,8 +125,7 @@ class KnownGoodLinks:
 class HeldNoes:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
-    What is held back is not written down. A kill leaves its links open, to be asked again; the other order would write
-    them off. month_spent: records that Bitly reports the month as spent.
+    month_spent: records that Bitly reports the month as spent.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class HeldNoes:
         self._breaker = breaker
         self._shutdown = shutdown
         self._month_spent = month_spent
-        self._held = 0
+        self._held = self._carried = 0
         self._own: set[tuple[int, str]] = set()
         self._ended = False
 
@@ -149,7 +150,12 @@ class HeldNoes:
 
     def asks_about(self, verdict: No) -> bool:
         """Return whether `confirmed` asks a known-good link about a verdict at once."""
-        return self._held + 1 >= self._believed(verdict)
+        return self._row + 1 >= self._believed(verdict)
+
+    @property
+    def _row(self) -> int:
+        """How many verdicts no answer has followed yet."""
+        return self._held + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
 
     def _believed(self, verdict: No) -> int:
         """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
@@ -157,29 +163,32 @@ class HeldNoes:
             return 1 if verdict.no_route and self._ended else ROW
         return ROW if (verdict.status, verdict.message) in self._own else 1
 
-    async def confirmed(self, verdict: No, since: int) -> Verdict | None:
+    async def confirmed(self, verdict: No, since: int, *, asks: bool = True) -> Verdict | None:
         """Hold a verdict back until it is known whom it concerns; return what it means for its call, None to ask again.
 
-        since: the moment at which the verdict had come.
+        since: the moment at which the verdict had come. asks: False for one of an earlier run, which is no reason to
+        ask a known-good link by itself.
 
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        self._held += 1
+        self._held += asks
+        self._carried += not asks
         try:
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
                 if self._shutdown.stop is not None:
                     return self._unconfirmed(verdict)
-                if self._held >= self._believed(verdict) and not self._known_good.asking:
+                if asks and self._row >= self._believed(verdict) and not self._known_good.asking:
                     await self._known_good.ask()
                 elif self._ended and not self._known_good.asking:
                     break
                 else:
                     await self._known_good.news()
         finally:
-            self._held -= 1
+            self._held -= asks
+            self._carried -= not asks
         if isinstance(verdict, Refused):
             return replace(verdict, no_route=False)
         self._own.add((verdict.status, verdict.message))
@@ -213,6 +222,6 @@ class HeldNoes:
     def _unconfirmed(self, verdict: No) -> Verdict:
         """Return a definite no of a run that is ending, unless there is reason to doubt it."""
         good = self._known_good.last is None or isinstance(self._known_good.last, Answer)
-        if isinstance(verdict, Refused) and not verdict.no_route and good and self._held < ROW:
+        if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:
             return verdict
         raise RunStopping

@@ -179,17 +179,17 @@ class Dataset:
         """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None) -> None:
+    def record(self, key: bytes, state: State, line: bytes, previous: State | None, *, tried: bool = True) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. tried: as in Entry.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
-        entry = Entry(key, state, None if state is State.ROW else line)
+        entry = Entry(key, state, None if state is State.ROW else line, tried)
         self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
         self._counts[state] += 1

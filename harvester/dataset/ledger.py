@@ -51,11 +51,14 @@ class Known(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row."""
+    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. tried: False for a failed
+    call whose attempts do not count among the invocations that it failed in.
+    """
 
     key: bytes
     state: State
     line: bytes | None
+    tried: bool = True
 
 
 class FileCheckpoint(NamedTuple):
@@ -255,7 +258,10 @@ class Ledger:
             "tries = calls.tries + excluded.tries, seen = excluded.seen, segment = excluded.segment "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
-            sorted((e.key, int(e.state), int(e.state is State.FAILED), invocation, segment) for e in last.values()),
+            sorted(
+                (e.key, int(e.state), int(e.state is State.FAILED and e.tried), invocation, segment)
+                for e in last.values()
+            ),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._db.executemany(
@@ -267,6 +273,11 @@ class Ledger:
             "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
+
+    def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
+        """Return key and line of the calls that were refused last."""
+        select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
+        return self._rows(select, most)
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""

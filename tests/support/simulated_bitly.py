@@ -306,6 +306,7 @@ class MemoryStore:
     calls: dict[bytes, Known] = field(default_factory=dict)
     invocation: int = 0
     rows: Any = field(default_factory=_Rows)
+    ledger: Any = field(default_factory=lambda: SimpleNamespace(last_refused=lambda most: []))
     location: Any = field(default_factory=lambda: SimpleNamespace(kind=OutputKind.FOLDER, out="memory"))
     backlogged: bool = False
     due: bool = False
@@ -322,10 +323,10 @@ class MemoryStore:
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
         return {key: self.calls[key] for key in keys if key in self.calls}
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None) -> None:
+    def record(self, key: bytes, state: State, line: bytes, previous: State | None, *, tried: bool = True) -> None:
         assert key not in self.calls or self.calls[key].state is not State.ROW, "a row was bought twice"
         tries = self.calls[key].tries if key in self.calls else 0
-        self.calls[key] = Known(state, tries + (state is State.FAILED), self.invocation)
+        self.calls[key] = Known(state, tries + (state is State.FAILED and tried), self.invocation)
         self._batch.entries.setdefault(0, []).append(Entry(key, state, None))
 
     def note_seen(self, key: bytes) -> None:
