@@ -1,7 +1,7 @@
 """The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ class AttemptCounts:
     retried: int = 0
     throttled: int = 0
     helper: int = 0
+
+    @classmethod
+    def among(cls, facts: Mapping[str, str | int]) -> "AttemptCounts":
+        """Return the counts that stand among a ledger's facts, by their names; 0 for one that is missing."""
+        return cls(**{counter.name: int(facts.get(counter.name, 0)) for counter in fields(cls)})
 
 
 class WaitReason(NamedTuple):
@@ -91,6 +96,19 @@ def limit_in_words(window: str, limit: int | None) -> str:
     return f"{text} of {limit:,}" if limit else text
 
 
+def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
+    """Return what rows lack, and what to do: a sentence each on those truncated and those clipped, if there are any."""
+    sentences, of_rows = [], f"of {rows:,} {'row is' if rows == 1 else 'rows are'}"
+    if truncated:
+        why = "as many metrics came as --size requests"
+        todo = "a larger --size, which needs a new --out, fetches the rest"
+        sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
+    if clipped:
+        why = "the account's plan keeps a shorter history than --units requests"
+        sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan has the rest")
+    return sentences
+
+
 def duration(seconds: float) -> str:
     """Return a time in words, in its two largest units unless the second is zero: `3.2 s`, `4 min 10 s`, `2 h`."""
     if seconds < 9.95:
@@ -112,8 +130,9 @@ class RunProgress:
 
     asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
     column: the one in which links were looked for, in the last table of the lists.
-    pending: calls taken from the list and without a verdict. waiting: the limit that blocks sending now. trouble: how
-    the last attempt failed, if the failure was transient.
+    pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
+    or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
+    attempt failed, if the failure was transient.
 
     to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
     per_second: calls settled in each of the last seconds, at most 60, the latest last. ends: estimate of when all calls
@@ -127,6 +146,8 @@ class RunProgress:
     rows: int = 0
     refused: int = 0
     failed: int = 0
+    truncated: int = 0
+    clipped: int = 0
     known: int = 0
     given_up: int = 0
     pending: int = 0

@@ -74,8 +74,10 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
     if outcome.stop is None and code == USAGE:
-        column = f"; its column {outcome.status.column} has none (--column)" if outcome.status.column else ""
-        cure = "" if outcome.status.listed.invalid else "; if that is no mistake, take --allow-empty"
+        status, column = outcome.status, ""
+        if status.column and (status.listed.blank or status.listed.invalid):
+            column = f"; its column {status.column} has none (--column)"
+        cure = "" if status.listed.invalid else "; if that is no mistake, take --allow-empty"
         observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}{cure}", exit_code=code)
     return code
 

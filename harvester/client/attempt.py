@@ -45,15 +45,23 @@ class HelperResponse(NamedTuple):
     body: bytes
 
 
+def record_nothing(counters: AttemptCounts) -> None:
+    """Record no attempts: nobody asks for them after a kill."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientContext:
-    """What a client works with beside connections. clock: the budget's seconds since boot."""
+    """What a client works with beside connections. clock: the budget's seconds since boot.
+
+    record_attempts: called with the counts before each request is sent; raises OutputError if it must not be sent.
+    """
 
     token: Token
     budget: Budget
     breaker: CircuitBreaker
     shutdown: ShutdownSignal
     clock: Callable[[], float]
+    record_attempts: Callable[[AttemptCounts], None] = record_nothing
 
 
 class AttemptSender:
@@ -77,6 +85,7 @@ class AttemptSender:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
+        self._record_attempts = context.record_attempts
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
@@ -159,6 +168,7 @@ class AttemptSender:
                 return HelperResponse(NOT_ASKED, {}, b"")
             slot.sent_at = self._clock()
             self.counters.helper += 1
+            self._record_counters()
             url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
             async with _get(slot, url, self._token.header) as response:
                 body, whole = await read_bounded(response)
@@ -208,6 +218,7 @@ class AttemptSender:
         if refusal is None:
             self.waiting = None
             self.counters.total += 1
+            self._record_counters()
             return None
         self._breaker.leave(sent_at=slot.sent_at)
         if isinstance(refusal, MonthExhausted):
@@ -237,6 +248,14 @@ class AttemptSender:
         """Ask a budget, and end the run if it cannot count: nothing is sent uncounted."""
         try:
             return budget.try_acquire()
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            raise RunStopping from error
+
+    def _record_counters(self) -> None:
+        """Record the attempt that is about to be sent, and end the run if that cannot be done."""
+        try:
+            self._record_attempts(self.counters)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
             raise RunStopping from error

@@ -170,7 +170,7 @@ class Client:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        return await self._noes.confirmed(verdict, self.known_good.moment(), asks=False) is not None
+        return isinstance(await self._noes.confirmed(verdict, self.known_good.moment(), asks=False), Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how

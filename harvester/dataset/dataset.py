@@ -10,14 +10,14 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.journal import Journal
+from harvester.dataset.journal import AttemptFile, Journal
 from harvester.dataset.ledger import Entry, FileCheckpoint, Known, Ledger, State, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
@@ -25,13 +25,14 @@ from harvester.errors import explained
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
+from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.location import OutputLocation
 
 Warn = Callable[[str], None]
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
-_COUNTERS = tuple(counter.name for counter in fields(AttemptCounts))
+_TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("clipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,8 @@ class Dataset:
         journal: Journal,
     ) -> None:
         meta = ledger.meta()
+        with explained(location.private):
+            self._attempts = AttemptFile(location.private, AttemptCounts.among(meta))
         self.location = location
         self.ledger = ledger
         self.query = query
@@ -148,13 +151,13 @@ class Dataset:
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._counts = list(ledger.totals())  # indexed by State
+        self._counts = list(ledger.totals())  # indexed by State, then by _TRUNCATED and _CLIPPED
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
     @property
     def totals(self) -> Totals:
-        """The dataset's calls by state, including uncommitted ones."""
+        """The dataset's calls, including uncommitted ones."""
         return Totals(*self._counts)
 
     @property
@@ -179,24 +182,34 @@ class Dataset:
         """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None, *, tried: bool = True) -> None:
+    def record(self, key: bytes, state: State, line: bytes, previous: State | None, lacks: Shortfall = WHOLE) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. tried: as in Entry.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: as the row.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
-        entry = Entry(key, state, None if state is State.ROW else line, tried)
+        entry = Entry(key, state, None if state is State.ROW else line, lacks)
         self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
         self._counts[state] += 1
+        self._counts[_TRUNCATED] += lacks.truncated
+        self._counts[_CLIPPED] += lacks.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):
             self._end_journal()
+
+    def record_attempts(self, run: AttemptCounts) -> None:
+        """Record this run's attempts before the latest is sent; from then on no kill of the process hides one.
+
+        Raises:
+            OutputError: it could not be recorded, and must not be sent.
+        """
+        self._attempts.write(run)
 
     def note_seen(self, key: bytes) -> None:
         """Record that the current list names a call that was known before."""
@@ -334,6 +347,7 @@ class Dataset:
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
         totals, meta = self.totals, self.ledger.meta()
+        calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
@@ -353,8 +367,8 @@ class Dataset:
             remaining=report.remaining,
             given_up=report.given_up,
             budget=report.budget,
-            dataset=DatasetCounts(sum(totals) + report.pending, *totals, report.pending),
-            attempts=AttemptCounts(**{name: int(meta.get(name, 0)) for name in _COUNTERS}),
+            dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
+            attempts=AttemptCounts.among(meta),
             parts=tuple(self._publisher.parts()),
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
@@ -380,5 +394,6 @@ class Dataset:
 
     def close(self) -> None:
         """Close the journal and the ledger."""
+        self._attempts.close()
         self._journal.close()
         self.ledger.close()

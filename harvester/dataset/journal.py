@@ -1,4 +1,5 @@
-"""The journal: one line a verdict, appended the moment it is known, so that a kill costs no answer.
+"""The journal: one line a verdict, appended the moment it is known, so that a kill costs no answer. And beside it the
+attempts, written before each is sent, so that a kill leaves none uncounted.
 
 A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
 ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
@@ -14,11 +15,15 @@ from typing import NamedTuple
 from zlib import crc32
 
 from harvester.errors import OutputError
+from harvester.progress import AttemptCounts
 from harvester.storage.filesystem import sync_folder
 
 _NAME = re.compile(r"journal-(\d{5,})\.log")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _READ_BYTES = 1024 * 1024
+_ATTEMPTS = "attempts"
+_COUNTS = b"%020d %020d %020d %020d\n"
+_COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
@@ -139,3 +144,50 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+class AttemptFile:
+    """The attempts of all runs of a dataset, in one line that is replaced in place before each attempt is sent.
+
+    The ledger adds them up with its commits, so it knows nothing of those between its last commit and a kill. The file
+    outlives a kill, but not always a power cut, as it is never synced: after a crash the larger count is the true one.
+    Its line is shorter than a sector, so it is written whole.
+    """
+
+    def __init__(self, folder: str, before: AttemptCounts) -> None:
+        """Open the file in the private state, creating it if missing. before: the attempts of earlier runs."""
+        self._path = os.path.join(folder, _ATTEMPTS)
+        self._before = before
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def write(self, run: AttemptCounts) -> None:
+        """Replace the line. run: the attempts of the present run, with the one to be sent.
+
+        Raises:
+            OutputError: it cannot be written, so that the attempt must not be sent.
+        """
+        before = self._before
+        line = _COUNTS % (
+            before.total + run.total,
+            before.retried + run.retried,
+            before.throttled + run.throttled,
+            before.helper + run.helper,
+        )
+        try:
+            written = os.pwrite(self._descriptor, line, 0)
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}") from error
+        if written < len(line):
+            raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def read_attempts(folder: str) -> AttemptCounts:
+    """Return what an AttemptFile says; nothing was sent if it is missing, or was never written whole."""
+    with suppress(FileNotFoundError), open(os.path.join(folder, _ATTEMPTS), "rb") as stream:
+        if found := _COUNTED.fullmatch(stream.read()):
+            return AttemptCounts(*map(int, found.groups()))
+    return AttemptCounts()

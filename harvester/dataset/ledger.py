@@ -7,13 +7,15 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
+from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
--- named it, segment the journal that holds its last line.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER) WITHOUT ROWID;
+-- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
+CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER,
+                    truncated INTEGER, clipped INTEGER) WITHOUT ROWID;
 CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.
@@ -24,7 +26,7 @@ CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
                     sha256 TEXT, calls INTEGER, sealed INTEGER);
 """
-_VERSION = 2
+_VERSION = 3
 _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
@@ -51,14 +53,12 @@ class Known(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. tried: False for a failed
-    call whose attempts do not count among the invocations that it failed in.
-    """
+    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's."""
 
     key: bytes
     state: State
     line: bytes | None
-    tried: bool = True
+    shortfall: Shortfall = WHOLE
 
 
 class FileCheckpoint(NamedTuple):
@@ -90,11 +90,13 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of State."""
+    """The number of a dataset's calls by state, in the order of State; and of its rows, those with a shortfall."""
 
     rows: int
     refused: int
     failed: int
+    truncated: int = 0
+    clipped: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -159,9 +161,10 @@ class Ledger:
         return number
 
     def totals(self) -> Totals:
-        """Count the calls by state. Reads the whole table, so it is called once a run."""
-        counts = dict(self._rows("SELECT state, count(*) FROM calls GROUP BY state"))
-        return Totals(*(counts.get(state, 0) for state in State))
+        """Count the calls. Reads the whole table, so it is called once a run."""
+        what = ("state = 0", "state = 1", "state = 2", "truncated", "clipped")
+        sums = ", ".join(f"coalesce(sum({each}), 0)" for each in what)
+        return Totals(*self._rows(f"SELECT {sums} FROM calls")[0])  # noqa: S608 - ours
 
     def snapshot(self) -> Snapshot:
         """Return the ledger's content at one moment. Reads the whole table of calls."""
@@ -247,20 +250,20 @@ class Ledger:
             self._db.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal.
-
-        A row is never overwritten, and a newer journal's verdict not by an older one's: both matter only when a
-        journal that lost lines is read again.
+        """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
+        when a journal that lost lines is read again.
         """
+        refused = {entry.key for entry in verdicts if entry.state is State.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
-            "INSERT INTO calls VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
-            "tries = calls.tries + excluded.tries, seen = excluded.seen, segment = excluded.segment "
+            "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
+            "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
+            "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
             sorted(
-                (e.key, int(e.state), int(e.state is State.FAILED and e.tried), invocation, segment)
-                for e in last.values()
+                (key, e.state, e.state is State.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                for key, e in last.items()
             ),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
@@ -295,8 +298,7 @@ class Ledger:
 
     def failure_lines(self) -> Iterator[bytes]:
         """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
-
-        Read page by page, so that other threads get their turn between, and the generator can be dropped half-way.
+        Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         """
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
@@ -364,6 +366,10 @@ class Ledger:
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         if found != "ok":
             raise self._file.damaged(found)
+        self.check_version()
+
+    def check_version(self) -> None:
+        """Raise OutputError if the ledger is of another version."""
         version = self.meta().get("schema")
         if version != _VERSION:
             raise OutputError(
@@ -387,14 +393,3 @@ class Ledger:
 
     def _set_meta(self, values: dict[str, str | int]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-
-
-FAILED_INVOCATIONS = 3
-"""After this many invocations in which a call failed it is not made again without --retry-failed."""
-
-
-def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
-    """True if a known call should be made again."""
-    if known.state is State.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused

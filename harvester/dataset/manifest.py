@@ -98,13 +98,18 @@ class BudgetReport:
 
 @dataclass(frozen=True, slots=True)
 class DatasetCounts:
-    """The dataset's calls by state: calls = rows + refused + failed + pending."""
+    """The dataset's calls by state: calls = rows + refused + failed + pending.
+
+    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.schema.Shortfall).
+    """
 
     calls: int
     rows: int
     refused: int
     failed: int
     pending: int
+    truncated: int
+    clipped: int
 
     @property
     def settled(self) -> int:

@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -15,15 +15,16 @@ from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
 from harvester.dataset.file_publisher import AppendPublisher
-from harvester.dataset.journal import Journal, read, remove, segment_path, segments
+from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
 from harvester.dataset.ledger import Entry, Ledger, State
 from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
-from harvester.rows.schema import Shape
+from harvester.rows.schema import Shape, shortfall_of
 from harvester.storage.filesystem import make_folder, truncate_file, try_lock
 from harvester.storage.folders import check_unused, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
@@ -77,6 +78,7 @@ def open_dataset(
             publisher = _publisher_for(location, ledger, part_format, store, sink)
             recovery = _Recovery(location.private, ledger, publisher, warn, ledger.begin_invocation() - 1)
             recovery.recover()
+            recovery.count_attempts()
             journal = recovery.resume_publishing(part_format.shape)
         sidecars = Sidecars(location.public if location.kept else None, store, warn)
         dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal)
@@ -140,7 +142,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
     query, pin_reference: as for `open_dataset`.
 
     Raises:
-        OutputError: it is damaged. UsageError: it was begun with another query.
+        OutputError: it is damaged, or of another version. UsageError: it was begun with another query.
     """
     with contextlib.ExitStack() as stack:
         ledger = None
@@ -152,10 +154,13 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
             folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
             ledger.create({})
-        elif not ledger.unused:
-            query = _begun_query(location, ledger, query, pin_reference=pin_reference)
+        else:
+            ledger.check_version()
+            if not ledger.unused:
+                query = _begun_query(location, ledger, query, pin_reference=pin_reference)
         attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
-        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls=sum(totals))
+        calls = totals.rows + totals.refused + totals.failed
+        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
 def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_reference: bool) -> Query:
@@ -254,6 +259,13 @@ class _Recovery:
             if scan.segment > ended:
                 self._settle(scan)
 
+    def count_attempts(self) -> None:
+        """Add the attempts that the last run sent after its last commit."""
+        counted = asdict(AttemptCounts.among(self.ledger.meta()))
+        missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
+        if more := {name: count for name, count in missing.items() if count > 0}:
+            self.ledger.commit(counters=more, invocation=self.invocation)
+
     def resume_publishing(self, shape: Shape) -> Journal:
         """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""
         committed = self.ledger.journals()  # without those whose part was adopted
@@ -298,8 +310,10 @@ class _Recovery:
         end = start
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
-            line = None if record.state == State.ROW else record.payload
-            entries.append(Entry(record.key, State(record.state), line))
+            if record.state == State.ROW:
+                entries.append(Entry(record.key, State.ROW, None, shortfall_of(orjson.loads(record.payload))))
+            else:
+                entries.append(Entry(record.key, State(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []

@@ -188,6 +188,10 @@ def _results(status: RunProgress) -> Iterator[Text]:
     yield Text.assemble((f"{status.rows:,}", "green"), " rows")
     yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
+    if status.truncated:
+        yield Text(f"{status.truncated:,} truncated", "yellow")
+    if status.clipped:
+        yield Text(f"{status.clipped:,} clipped", "yellow")
     if status.attempts.retried:
         yield Text(f"{status.attempts.retried:,} repeated")
     if status.attempts.throttled:

@@ -115,6 +115,10 @@ class _Numbers(Collector):
         counts, left, made = self._manifest.dataset, self._manifest.remaining, self._manifest.attempts
         states = {state: getattr(counts, state) for state in ("rows", "refused", "failed", "pending")}
         yield self._gauge("calls", "Calls of the output by what became of them.", states, "state")
+        text = "Rows with as many metrics as were requested: the smallest ones are probably missing."
+        yield self._gauge("truncated_rows", text, {"": counts.truncated})
+        text = "Rows over a shorter time than was requested, as the plan keeps no more."
+        yield self._gauge("clipped_rows", text, {"": counts.clipped})
         yield self._gauge("calls_left", "Calls without a verdict in the whole list.", {"": left})
         yield self._counter("attempts", "Requests for metrics over all runs of this output.", made.total)
         text = "Attempts that repeated one that had failed in passing."

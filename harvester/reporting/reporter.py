@@ -138,6 +138,10 @@ def status_line(status: RunProgress, seconds: float) -> str:
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
     )
+    if status.truncated:
+        line += f"; {status.truncated:,} rows truncated (--size)"
+    if status.clipped:
+        line += f"; {status.clipped:,} rows clipped (--units)"
     if status.remaining:
         line += f"; {status.remaining:,} left{_end(status)}"
     line = f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
@@ -190,6 +194,8 @@ def progress_fields(status: RunProgress) -> dict[str, Any]:
         "rows": status.rows,
         "refused": status.refused,
         "failed": status.failed,
+        "truncated": status.truncated,
+        "clipped": status.clipped,
         "pending": status.pending,
         "remaining": status.remaining,
         "attempts": attempts.total,

@@ -11,7 +11,7 @@ import orjson
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import duration, limit_in_words
+from harvester.progress import duration, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunStatus, State
 from harvester.reporting.terminal import escaped_lines, print_out
 
@@ -44,6 +44,10 @@ def as_line(seen: RunStatus) -> str:
         f"{_shown(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
         f"{counts.failed:,} failed, {counts.pending:,} pending"
     )
+    if counts.truncated:
+        line += f", {counts.truncated:,} truncated"
+    if counts.clipped:
+        line += f", {counts.clipped:,} clipped"
     if per_hour is not None:
         line += f", {per_hour:,.0f} calls/h"
     waiting = _waiting(seen)
@@ -98,6 +102,8 @@ def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
 def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
     counts, remaining, rate = seen.manifest.dataset, seen.manifest.remaining, seen.manifest.invocation.rate
     yield "settled", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
+    for number, text in enumerate(shortfalls_in_words(counts.rows, counts.truncated, counts.clipped)):
+        yield "" if number else "lacking", text
     yield "failed", f"{counts.failed:,}"
     yield "pending", f"{counts.pending:,}"
     if remaining is not None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, WindowState, duration
+from harvester.progress import RunProgress, WindowState, duration, shortfalls_in_words
 from harvester.shutdown import CONSEQUENCES, StopReason
 
 _FEW_SECONDS = 1.0
@@ -50,6 +50,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.settled:
         yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
+    for text in shortfalls_in_words(status.rows, status.truncated, status.clipped):
+        yield "came", text
     if listed.lines:
         links, duplicates = counted(listed.links, "link"), counted(listed.duplicates, "duplicate")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {duplicates}, {listed.invalid:,} invalid"
@@ -110,6 +112,8 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "rows": status.rows,
         "refused": status.refused,
         "failed": status.failed,
+        "truncated": status.truncated,
+        "clipped": status.clipped,
         "pending": status.pending,
         "lines": status.listed.lines,
         "links": status.listed.links,

@@ -8,7 +8,7 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
-from harvester.rows.schema import SEPARATOR
+from harvester.rows.schema import SEPARATOR, Shortfall, is_clipped
 
 SCHEMA_VERSION = 2
 
@@ -54,6 +54,11 @@ class RowBuilder:
                 "schema_version": SCHEMA_VERSION,
             }
         )
+
+    def shortfall(self, answer: Answer) -> Shortfall:
+        """Return what the row of an answer lacks."""
+        clipped = is_clipped(self._query.units, answer.units_returned)
+        return Shortfall(len(answer.metrics) == self._query.size, clipped)
 
     def failure(
         self,

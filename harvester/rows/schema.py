@@ -4,8 +4,9 @@ Parquet's schema, the checks of `harvester verify` and the DDL of each database 
 printed into schemas, so a change of their wording changes the output of `harvester schema`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SEPARATOR = "\x1f"
 """Stands between the fields that a record_id is the hash of."""
@@ -89,3 +90,27 @@ FAILURE: tuple[Column, ...] = (
     Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
 )
 """The keys of a line in `_failures.ndjson`, in order."""
+
+
+class Shortfall(NamedTuple):
+    """What a row lacks of what was requested.
+
+    truncated: as many metrics came as were requested, so there are probably more. clipped: Bitly used fewer units than
+    were requested, because the plan keeps a shorter history; never where all units were requested (-1).
+    """
+
+    truncated: bool = False
+    clipped: bool = False
+
+
+WHOLE = Shortfall()
+
+
+def shortfall_of(row: Mapping[str, Any]) -> Shortfall:
+    """Return what a row in either shape lacks."""
+    return Shortfall(row["truncated"], is_clipped(row["units"], row["units_returned"]))
+
+
+def is_clipped(units: int, returned: int | None) -> bool:
+    """Return True if Bitly used fewer units than were requested. returned: None if it did not say."""
+    return returned is not None and 0 <= returned < units

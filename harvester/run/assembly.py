@@ -12,7 +12,7 @@ from harvester.budget.budget import Budget
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.client.attempt import ClientContext
+from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
@@ -27,6 +27,7 @@ from harvester.dataset.stream_publisher import RowSink
 from harvester.events import RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
+from harvester.progress import AttemptCounts
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import COMMIT_SECONDS, Metrics
@@ -115,15 +116,22 @@ def _server_of(base_url: str) -> str:
 
 @asynccontextmanager
 async def open_client(
-    job: Job, budgets: Budgets, query: Query, shutdown: ShutdownSignal
+    job: Job,
+    budgets: Budgets,
+    query: Query,
+    shutdown: ShutdownSignal,
+    record_attempts: Callable[[AttemptCounts], None] = record_nothing,
 ) -> AsyncIterator[tuple[Client, LimitDiscovery]]:
     """Open a client for a query, and what learns Bitly's limits through it; close its connections at the end.
+
+    record_attempts: as in ClientContext.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
     clock = budgets.clock.boot_seconds
-    context = ClientContext(job.token, budgets.facet, CircuitBreaker(job.breaker_rules, clock), shutdown, clock)
+    breaker = CircuitBreaker(job.breaker_rules, clock)
+    context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts)
     async with opened(budgets.slots, job.client_settings, query, context) as client:
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 

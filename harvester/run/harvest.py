@@ -243,9 +243,9 @@ class Harvest:
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
-        # nearly everything fails. A definite no always gets a task, in which it is doubted until others' answers confirm
-        # it. There is at most a ROW of them, and one for each worker: those take no call while a known-good link is
-        # asked. The connections stay those of the pool: repeats and first attempts share them.
+        # nearly everything fails. A definite no always gets a task, in which it is doubted: at most a ROW of them, and
+        # one for each worker, which takes no call while a known-good link is asked. The connections stay those of the
+        # pool: repeats and first attempts share them.
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
@@ -280,23 +280,22 @@ class Harvest:
         return self._worklist.take()
 
     async def _conclude(self, call: Call, first: Verdict, since: int) -> None:
-        # A plain no is settled already, so that no kill loses it. It is taken back if the server is found to refuse
-        # everything; if the process is killed before that, the next run doubts it again.
+        # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
+        # the process is killed before that is known, the next run doubts it again.
         plain_no = _is_plain_no(first)
+        verdict, attempts = None, 0
         try:
-            verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
-        except (RunStopping, asyncio.CancelledError) as ending:
-            if plain_no:
-                self._take_back(call.key, self._failure("failed", call, first, 1))
-            if isinstance(ending, asyncio.CancelledError):
-                raise
-            return
+            with suppress(RunStopping):
+                verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
         finally:
             self._retrying -= 1
+            if plain_no and not isinstance(verdict, Refused):
+                self._take_back(call.key, self._failure("failed", call, first, 1))
+                self.progress.refused -= 1
+                self.progress.failed += 1
+        if verdict is None or (plain_no and isinstance(verdict, Refused)):
+            return
         if plain_no:
-            if isinstance(verdict, Refused):
-                return
-            self._take_back(call.key, self._failure("failed", call, first, 1))
             call = call._replace(previous=State.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
@@ -306,18 +305,16 @@ class Harvest:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
         refused = object_in(line)
         with suppress(RunStopping):
-            if await self._client.doubt_again(Refused(refused.get("status") or 0, str(refused.get("message")))):
+            if await self._client.doubt_again(Refused(refused["status"], refused["message"])):
                 return
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 
     def _take_back(self, key: bytes, line: bytes) -> None:
         """Open a refused call again. line: its failure."""
         try:
-            self._dataset.record(key, State.FAILED, line, State.REFUSED, tried=False)
+            self._dataset.record(key, State.FAILED, line, State.REFUSED)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
-        self.progress.refused -= 1
-        self.progress.failed += 1
 
     def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
         """Record a call's last verdict in the journal, and stop the run if the verdict or the disk says so."""
@@ -340,10 +337,13 @@ class Harvest:
 
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
-        self._dataset.record(call.key, State.ROW, line, call.previous)
+        shortfall = self._dataset.rows.shortfall(answer)
+        self._dataset.record(call.key, State.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.rows += 1
+        self.progress.truncated += shortfall.truncated
+        self.progress.clipped += shortfall.clipped
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
         # A server that does not know the path may be the wrong server: unless it has answered another call, its

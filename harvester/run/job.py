@@ -164,7 +164,7 @@ async def _harvest(
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
-    async with open_client(job, budgets, dataset.query, shutdown) as (client, discovery):
+    async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         return await harvest.run(feed)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harvester.progress import shortfalls_in_words
+
 MOST_PROBLEMS = 20
 """Problems listed one by one; further ones are only counted."""
 
@@ -22,8 +24,9 @@ class Findings:
     """The result of verifying one output; the fields are the keys of the JSON object, in its order.
 
     ended: the manifest is of a run's end, and no run has begun since. parts, rows, calls, bytes: what was read, whole
-    or in part. moved_away: published parts that are no longer there. remarks: facts worth knowing that are no problems.
-    not_checked: what could not be read, with the reason. problem_count: all problems, also those beyond MOST_PROBLEMS.
+    or in part. truncated, clipped: calls among them whose rows lack some metrics, or a part of the time. moved_away:
+    published parts that are no longer there. remarks: facts worth knowing that are no problems. not_checked: what could
+    not be read, with the reason. problem_count: all problems, also those beyond MOST_PROBLEMS.
     """
 
     out: str
@@ -34,6 +37,8 @@ class Findings:
     rows: int = 0
     calls: int = 0
     bytes: int = 0
+    truncated: int = 0
+    clipped: int = 0
     failures: int = 0
     ledger_checked: bool = False
     moved_away: list[str] = field(default_factory=list)
@@ -74,6 +79,7 @@ def _remarkable(found: Findings) -> Iterator[str]:
     if (more := len(found.moved_away) - MOST_PROBLEMS) > 0:
         yield f"and {more:,} more parts that were moved away"
     yield from (f"note: {text}" for text in found.remarks)
+    yield from (f"note: {text}" for text in shortfalls_in_words(found.calls, found.truncated, found.clipped))
     yield from (f"not checked: {text}" for text in found.not_checked)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from harvester.bitly.query import Query
 from harvester.rows.decode import BadRow
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
-from harvester.rows.schema import COLUMNS, Column, Kind, Shape
+from harvester.rows.schema import COLUMNS, Column, Kind, Shape, shortfall_of
 
 Found = Callable[[int, str], None]
 """Called with a row's number and what is wrong with it."""
@@ -85,11 +85,12 @@ def _types_of(column: Column) -> tuple[type, ...]:
 class _Common:
     """The checks that both shapes share: the query, the run, and when a row was fetched.
 
-    calls: those whose rows were seen. earliest, latest: of the rows' fetched_at; empty without rows.
+    calls: those whose rows were seen. truncated, clipped: calls whose rows lack something. earliest, latest: of the
+    rows' fetched_at; empty without rows.
     """
 
     def __init__(self, shape: Shape, query: Query, run_id: str, found: Found) -> None:
-        self.calls = 0
+        self.calls = self.truncated = self.clipped = 0
         self.earliest = self.latest = ""
         self._found = found
         self._shape = ObjectShape(COLUMNS[shape])
@@ -98,6 +99,11 @@ class _Common:
         self._pinned_of = itemgetter(*_PINNED)
         self._pinned = (run_id, *astuple(query))
         self._fetched_at = ""
+
+    def _count_shortfall(self, row: Mapping[str, Any]) -> None:
+        truncated, clipped = shortfall_of(row)
+        self.truncated += truncated
+        self.clipped += clipped
 
     def _misfit(self, row: Any) -> str | None:
         """Return what is wrong with the keys that both shapes have; None if nothing is."""
@@ -137,6 +143,7 @@ class Nested(_Common):
         if not misfit:
             key = self._rows.key(row["bitlink"])
             if key.hex() == row["record_id"]:
+                self._count_shortfall(row)
                 return key
             misfit = "record_id is not the one of its call"
         self._found(number, misfit)
@@ -215,6 +222,7 @@ class Flat(_Common):
         key = self._rows.key(row["bitlink"])
         self._call_id = key.hex()
         self._call(key)
+        self._count_shortfall(row)
 
     def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
         if self._no_metrics or value is None or clicks is None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -63,7 +63,9 @@ def _query_misfit(manifest: Manifest) -> str | None:
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions within a manifest."""
     counts = manifest.dataset
-    yield from _misfit_of_sum("dataset", counts)
+    yield from _misfit_of_sum("dataset", counts, but={"truncated", "clipped"})
+    if max(counts.truncated, counts.clipped) > counts.rows:
+        yield "dataset.truncated or dataset.clipped is more than dataset.rows"
     if manifest.list:
         yield from _misfit_of_sum("list", manifest.list)
     if not (is_moment(manifest.started) and is_moment(manifest.updated)):
@@ -78,9 +80,9 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
             yield f"it lists {name} {times} times"
 
 
-def _misfit_of_sum(name: str, counts: DatasetCounts | ListCounts) -> Iterator[str]:
-    """Check that the first field is the sum of the others."""
-    whole, *parts = (field.name for field in fields(counts))
+def _misfit_of_sum(name: str, counts: DatasetCounts | ListCounts, but: Container[str] = ()) -> Iterator[str]:
+    """Check that the first field is the sum of the others, except those named in `but`."""
+    whole, *parts = (field.name for field in fields(counts) if field.name not in but)
     if getattr(counts, whole) != sum(getattr(counts, part) for part in parts):
         yield f"{name}.{whole} is not {' + '.join(parts)}"
 

@@ -171,6 +171,7 @@ class _Rows:
 
     def __init__(self, output: Output, manifest: Manifest, query: Query, found: Findings) -> None:
         self._shelf = output.rows
+        self._beside = output.beside
         self._growing = output.growing
         self._manifest = manifest
         self._query = query
@@ -186,6 +187,7 @@ class _Rows:
         with closing(self._keys), closing(self._calls):
             for file in files:
                 self._check_file(file)
+            self._compare_shortfalls()
             text = "its record_id stands in {first} already"
             self._report_repeated(files, self._keys, lambda row: bytes.fromhex(row["record_id"]), text)
             text = "the call of this row is told of in {first} already"
@@ -241,6 +243,8 @@ class _Rows:
         if self._growing and stream.read(1):
             self._found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
         self._fetched += filter(None, (check.earliest, check.latest))
+        self._found.truncated += check.truncated
+        self._found.clipped += check.clipped
         return PublishedPart(file.path, number, check.calls, hashed.size, hashed.sha256)
 
     def _check_of(self, path: str) -> Nested | Flat:
@@ -266,6 +270,15 @@ class _Rows:
         if (has.rows, has.calls) != (file.rows, file.calls):
             text = f"{has.rows} rows of {has.calls} calls, and {file.rows} of {file.calls} in the manifest"
             found.problem(path, None, text)
+
+    def _compare_shortfalls(self) -> None:
+        """Compare the rows' shortfalls with the manifest's; exactly if every row was read."""
+        found, counts = self._found, self._manifest.dataset
+        for name in ("truncated", "clipped") if found.ended else ():
+            has, said = getattr(found, name), getattr(counts, name)
+            if has > said or (has < said and found.calls == counts.rows):
+                path = self._beside.path(MANIFEST)
+                found.problem(path, None, f"dataset.{name} is {said}, and {has} of the rows are")
 
     # --- repeated keys ---------------------------------------------------------------------------------------------
 

@@ -66,10 +66,24 @@ def test_a_storm_of_kills_costs_at_most_five_calls_each(
     links = make_links(count, "a")
     path, out = tmp_path / "links.txt", tmp_path / form
     path.write_text("\n".join(make_lines(links, rng)))
-    arguments = ["run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS, "--part-rows", "700"]
+    arguments = [
+        "run",
+        str(path),
+        "--out",
+        str(out),
+        "--base-url",
+        served.url,
+        *NO_LIMITS,
+        "--part-rows",
+        "700",
+        "--size",
+        "4",
+    ]
     gone: set[str] = set()
+    # Attempts are counted in the output's own state: resumed with another budget, it still knows all of them.
+    budgets = [tmp_path / "budget-1", tmp_path / "budget-2"]
     for kill in range(kills):
-        process, seen = start(*arguments), published(out)
+        process, seen = start(*arguments, "--state-dir", str(budgets[kill % 2])), published(out)
         if kill == kills // 2:
             # While it runs, because editors do not ask: the next invocation reads the new list.
             gone, links = set(links[:100]), links[100:] + make_links(200, "b")
@@ -89,6 +103,8 @@ def test_a_storm_of_kills_costs_at_most_five_calls_each(
     last = served.sandbox.answered - terminated
     assert not last.keys() & (terminated - before).keys(), "a call was repeated after SIGTERM"
     assert repeated(served.sandbox) <= CONNECTIONS * kills
+    sent, counted = served.sandbox.requests.total(), manifest(out)["attempts"]["total"]
+    assert sent <= counted <= sent + CONNECTIONS * kills
     check_only_grew(seen, published(out))
     settled = {row["bitlink"] for row in rows(out)} | {line["bitlink"] for line in failures(out)}
     assert set(links) <= settled <= set(links) | gone

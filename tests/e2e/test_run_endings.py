@@ -358,7 +358,15 @@ def test_a_failed_call_is_tried_in_three_runs_and_then_only_when_asked(
         done = harvester(*command, stdin=b"bit.ly/a\n")
         assert done.returncode == 3, done.stderr
         assert served.sandbox.requests.total() == calls
-    assert manifest(out)["dataset"] == {"calls": 1, "rows": 0, "refused": 0, "failed": 1, "pending": 0}
+    assert manifest(out)["dataset"] == {
+        "calls": 1,
+        "rows": 0,
+        "refused": 0,
+        "failed": 1,
+        "pending": 0,
+        "truncated": 0,
+        "clipped": 0,
+    }
     assert harvester(*command, "--retry-failed", stdin=b"bit.ly/a\n").returncode == 3
     assert served.sandbox.requests.total() == 4
 

@@ -79,7 +79,7 @@ WRITTEN: dict[str, Any] = {
             {"window": "month", "limit": None, "used": 2000, "remaining": None, "until": None, "source": "asked"},
         ],
     },
-    "dataset": {"calls": 5005, "rows": 990, "refused": 10, "failed": 5, "pending": 4000},
+    "dataset": {"calls": 5005, "rows": 990, "refused": 10, "failed": 5, "pending": 4000, "truncated": 0, "clipped": 0},
     "attempts": {"total": 1005, "retried": 0, "throttled": 0, "helper": 1},
     "parts": [{"path": "part-0.ndjson", "rows": 990, "calls": 990, "bytes": 400000, "sha256": "00"}],
 }

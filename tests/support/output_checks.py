@@ -47,5 +47,6 @@ def check_reconciled(out: Path, bitlinks: set[str]) -> None:
     counts = manifest(out)["dataset"]
     assert counts["rows"] == len(found)
     assert counts["refused"] == len(refused)
+    assert counts["truncated"] == sum(row["truncated"] for row in found)
     assert counts["calls"] == counts["rows"] + counts["refused"] + counts["failed"] + counts["pending"]
     assert sum(part["rows"] for part in manifest(out)["parts"]) == len(found)

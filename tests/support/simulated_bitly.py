@@ -24,6 +24,7 @@ from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
 from harvester.dataset.ledger import Entry, Known, State, Totals
 from harvester.dataset.manifest import RunReport
+from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.location import OutputKind
 from tests.support.virtual_time import VirtualClock
 
@@ -295,6 +296,9 @@ class _Rows:
     def row(self, *_: object) -> bytes:
         return b""
 
+    def shortfall(self, _: object) -> Shortfall:
+        return WHOLE
+
     def failure(self, *_: object, **__: object) -> bytes:
         return b""
 
@@ -323,10 +327,10 @@ class MemoryStore:
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
         return {key: self.calls[key] for key in keys if key in self.calls}
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None, *, tried: bool = True) -> None:
+    def record(self, key: bytes, state: State, line: bytes, previous: State | None, _: Shortfall = WHOLE) -> None:
         assert key not in self.calls or self.calls[key].state is not State.ROW, "a row was bought twice"
         tries = self.calls[key].tries if key in self.calls else 0
-        self.calls[key] = Known(state, tries + (state is State.FAILED and tried), self.invocation)
+        self.calls[key] = Known(state, tries + (state is State.FAILED), self.invocation)
         self._batch.entries.setdefault(0, []).append(Entry(key, state, None))
 
     def note_seen(self, key: bytes) -> None:

@@ -9,7 +9,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,15 @@ from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, 
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget
-from harvester.client.attempt import NOT_ASKED, ClientContext
+from harvester.client.attempt import NOT_ASKED, ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot
 from harvester.client.token import Token, fingerprint
 from harvester.clock import Clock
-from harvester.errors import RunStopping, UsageError
-from harvester.progress import WaitReason
+from harvester.errors import OutputError, RunStopping, UsageError
+from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.conftest import quick_folder
 
@@ -212,6 +212,7 @@ async def rigged(
     connections: int = 5,
     attempts: int = 5,
     held: bool = False,
+    record: Callable[[AttemptCounts], None] = record_nothing,
 ) -> AsyncIterator[Rig]:
     """Open a client whose time is the rig's clock. refusals: what the budget says first."""
     clock = FakeClock()
@@ -224,9 +225,8 @@ async def rigged(
             aiohttp.ClientSession(auto_decompress=False) as session,
             pooled(folder, session, connections) as pool,
         ):
-            client = Client(
-                pool, settings, QUERY, ClientContext(Token(read), budget, breaker, shutdown, clock.boot_seconds)
-            )
+            context = ClientContext(Token(read), budget, breaker, shutdown, clock.boot_seconds, record)
+            client = Client(pool, settings, QUERY, context)
             yield Rig(client, budget, breaker, shutdown, clock, book)
 
 
@@ -1104,6 +1104,33 @@ async def test_where_few_are_answered_it_takes_two_witnesses_to_write_a_call_off
 
 
 # --- helper routes and clocks ---------------------------------------------------------------------------------------
+
+
+async def test_each_request_is_recorded_before_it_is_sent(bitly: Bitly) -> None:
+    bitly.answers(OK, (200, {}, b"{}"), THROTTLED, OK)
+    seen: list[tuple[AttemptCounts, int]] = []
+    async with rigged(record=lambda counters: seen.append((replace(counters), len(bitly.requests)))) as rig:
+        assert await rig.client.fetch("bit.ly/x") == ROW
+        assert await rig.client.sender.look_up("/groups", rig.budget) is not None
+        assert await rig.client.fetch("bit.ly/y") == ROW
+        assert seen == [
+            (AttemptCounts(1), 0),
+            (AttemptCounts(1, helper=1), 1),
+            (AttemptCounts(2, helper=1), 2),
+            (AttemptCounts(3, throttled=1, helper=1), 3),
+        ]
+
+
+async def test_a_request_that_cannot_be_recorded_is_not_sent_and_ends_the_run(bitly: Bitly) -> None:
+    def fail(_: AttemptCounts) -> None:
+        raise OutputError("the disk is full")
+
+    async with rigged(record=fail) as rig:
+        for work in (rig.client.fetch("bit.ly/x"), rig.client.sender.look_up("/groups", rig.budget)):
+            with pytest.raises(RunStopping):
+                await work
+        assert rig.shutdown.stop == Stop(StopReason.OUTPUT, "the disk is full")
+        assert bitly.requests == []
 
 
 async def test_a_helper_route_is_asked_once_in_a_slot_and_counted_by_itself(bitly: Bitly) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,15 @@ from typing import Any
 import orjson
 import pytest
 
+from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import file_publisher
 from harvester.dataset.dataset import Dataset, PartLimits
 from harvester.dataset.ledger import State
-from harvester.dataset.opening import open_dataset
+from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
+from harvester.progress import AttemptCounts
 from harvester.storage.folders import located, resolve
 from tests.support.committing import keep
 from tests.support.output_checks import rows
@@ -29,15 +32,17 @@ FORMS = ["out", "results.ndjson"]
 
 
 @contextmanager
-def dataset(out: Path, warnings: list[str] | None = None, work_dir: Path | None = None) -> Iterator[Dataset]:
+def dataset(
+    out: Path, warnings: list[str] | None = None, work_dir: Path | None = None, query: Query = QUERY
+) -> Iterator[Dataset]:
     location = resolve(str(out), str(work_dir) if work_dir else None)
     warn = (warnings if warnings is not None else []).append
-    with open_dataset(location, QUERY, PartLimits(1000, 1_000_000), warn) as store:
+    with open_dataset(location, query, PartLimits(1000, 1_000_000), warn) as store:
         yield store
 
 
 def settle(store: Dataset, *names: str) -> None:
-    """Record a row for each name, or a refusal for those that begin with `no`."""
+    """Record a row for each name, or a refusal for those that begin with `no`; a row of `cut` lacks something."""
     for name in names:
         bitlink = f"bit.ly/{name}"
         key = store.rows.key(bitlink)
@@ -45,8 +50,10 @@ def settle(store: Dataset, *names: str) -> None:
             line = store.rows.failure("refused", bitlink=bitlink, file="f", line=1, status=404, message="NOT_FOUND")
             store.record(key, State.REFUSED, line, None)
         else:
-            answer = Answer([{"value": name, "clicks": 1}], 1, 30, None)
-            store.record(key, State.ROW, store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z"), None)
+            metrics: list[Metric] = [{"value": name, "clicks": 1}] * (2 if name.startswith("cut") else 1)
+            answer = Answer(metrics, len(metrics), 30 if name.startswith("cut") else 90, None)
+            row = store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z")
+            store.record(key, State.ROW, row, None, store.rows.shortfall(answer))
 
 
 def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
@@ -172,6 +179,88 @@ def settle_as(store: Dataset, name: str, state: State) -> None:
     if state is State.ROW:
         line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
     store.record(key, state, line, found[key].state if found else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
+    quick_path: Path, form: str, committed: bool
+) -> None:
+    query, names, source = replace(QUERY, units=90, size=2), ["whole", "cut-a", "no-b", "cut-c"], quick_path / "source"
+    source.mkdir()
+    with dataset(source / form, query=query) as store:
+        settle(store, *names)
+        if committed:
+            keep(store)
+    whole = journal(source / form).read_bytes()
+    for _, out in each_cut(source, form, telling_cuts(whole)):
+        with dataset(out, query=query) as store:
+            left, totals = known(store, *names), store.totals
+            lacking = sum(name.startswith("cut") for name in left)
+            assert (totals.truncated, totals.clipped) == (lacking, lacking)
+            settle(store, *(set(names) - set(left)))
+            keep(store)
+        with dataset(out, query=query) as store:
+            assert store.totals == (3, 1, 0, 2, 2)
+
+
+def counted(store: Dataset) -> AttemptCounts:
+    return AttemptCounts.among(store.ledger.meta())
+
+
+def test_attempts_since_the_last_commit_are_counted_by_the_next_run(quick_path: Path) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        store.count("total", 3)
+        keep(store)
+        store.record_attempts(AttemptCounts(7, 2, 1, 1))  # a kill comes before the next commit
+    with dataset(out) as store:
+        assert counted(store) == AttemptCounts(7, 2, 1, 1)
+        store.record_attempts(AttemptCounts(2, 0, 0, 1))
+        store.count("total", 2)
+        store.count("helper", 1)
+        keep(store)
+    for _ in range(2):  # what is counted is not counted again
+        with dataset(out) as store:
+            assert counted(store) == AttemptCounts(9, 2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b"1 2 3 4\n", b"%020d " * 3, b"\0" * 84, b"%020d %020d %020d %020d\n" % (2, 0, 0, 0)]
+)
+def test_attempts_that_a_power_cut_took_back_are_those_of_the_ledger(quick_path: Path, text: bytes | None) -> None:
+    out = quick_path / "out"
+    with dataset(out) as store:
+        store.record_attempts(AttemptCounts(5))
+        store.count("total", 5)
+        keep(store)
+    (out / "_harvester" / "attempts").unlink()
+    if text is not None:
+        (out / "_harvester" / "attempts").write_bytes(text)
+    with dataset(out) as store:
+        assert counted(store) == AttemptCounts(5)
+
+
+def test_an_attempt_that_cannot_be_recorded_is_an_error(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dataset(quick_path / "out") as store:
+        monkeypatch.setattr(os, "pwrite", lambda *_: 3)
+        with pytest.raises(OutputError, match="attempts: no space left"):
+            store.record_attempts(AttemptCounts(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_ledger_of_another_version_is_refused(quick_path: Path, form: str) -> None:
+    out = quick_path / form
+    with dataset(out) as store:
+        settle(store, "a")
+        keep(store)
+        store.ledger.repin({"schema": 2})
+    message = "schema 2, and this harvester writes 3; use the version that began it"
+    with pytest.raises(OutputError, match=message), dataset(out):
+        pass
+    with pytest.raises(OutputError, match=message), peek(resolve(str(out)), QUERY):
+        pass
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -86,6 +86,17 @@ def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_
     assert "1 call has failed in three runs: --retry-failed tries again" in text
 
 
+def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
+    status = RunProgress(listed=ListCounts(lines=20, links=20), read_to_end=True, rows=20, truncated=19, clipped=1)
+    came, *lacking = told(status, complete=True)[1:4]
+    assert came == "  came    20 rows, 0 refused, 0 failed"
+    assert [line.partition(":")[0] for line in lacking] == [
+        "          19 of 20 rows are truncated (as many metrics came as --size requests)",
+        "          1 of 20 rows are clipped (the account's plan keeps a shorter history than --units requests)",
+    ]
+    assert "a larger --size, which needs a new --out, fetches the rest" in lacking[0]
+
+
 def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
     text = "\n".join(told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received"), out="-"))
     assert "begins anew" in text
