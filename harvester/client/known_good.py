@@ -139,7 +139,8 @@ class HeldNoes:
         self._breaker = breaker
         self._shutdown = shutdown
         self._month_spent = month_spent
-        self._held = self._carried = 0
+        self._held: set[int] = set()
+        self._carried = 0
         self._own: set[tuple[int, str]] = set()
         self._ended = False
 
@@ -155,7 +156,9 @@ class HeldNoes:
     @property
     def _row(self) -> int:
         """How many verdicts no answer has followed yet."""
-        return self._held + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
+        # An answer lets go of what came before it, but the tasks that wait for it have yet to run.
+        held = sum(not self._known_good.answered_since(since) for since in self._held)
+        return held + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
 
     def _believed(self, verdict: No) -> int:
         """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
@@ -172,7 +175,8 @@ class HeldNoes:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        self._held += asks
+        if asks:
+            self._held.add(since)
         self._carried += not asks
         try:
             while not self._known_good.answered_since(since):
@@ -187,7 +191,7 @@ class HeldNoes:
                 else:
                     await self._known_good.news()
         finally:
-            self._held -= asks
+            self._held.discard(since)
             self._carried -= not asks
         if isinstance(verdict, Refused):
             return replace(verdict, no_route=False)
