@@ -126,6 +126,7 @@ class Lookup:
     async def _cut_short(self, calls: asyncio.Task[None]) -> None:
         """Cancel the calls in flight GRACE_SECONDS after the run was asked to stop."""
         await self._shutdown.wait()
+        self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
         calls.cancel()
 
@@ -143,26 +144,31 @@ class Lookup:
         except RunStopping:
             return
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._job.client_settings.connections, len(self._waiting))):
-                group.create_task(self._work(group))
+            workers = min(self._job.client_settings.connections, len(self._waiting))
+            await asyncio.gather(*(group.create_task(self._work(group)) for _ in range(workers)))
+            self._client.calls_ended()
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
-        """Make calls until none is left; each retry waits in a task of its own."""
+        """Make calls until none is left; each that is not settled at once waits in a task of its own."""
         try:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()
                 verdict = await self._client.fetch(bitlink)
-                if isinstance(verdict, Transient | Unreadable):
-                    group.create_task(self._retry(bitlink, verdict))
-                else:
+                since = self._client.known_good.moment()
+                if self._client.is_final(verdict):
                     self._settle(bitlink, verdict, 1)
+                    continue
+                in_doubt = self._client.asks_about(verdict)
+                group.create_task(self._conclude(bitlink, verdict, since))
+                if in_doubt:
+                    await self._client.question_over()
         except RunStopping:
             return
 
-    async def _retry(self, bitlink: Bitlink, first: Verdict) -> None:
-        """Repeat a call until it is settled, or until the run ends."""
+    async def _conclude(self, bitlink: Bitlink, first: Verdict, since: int) -> None:
+        """Find a call's last verdict and settle it, unless the run ends first."""
         try:
-            verdict, attempts = await self._client.retry(bitlink, first)
+            verdict, attempts = await self._client.conclude(bitlink, first, since)
         except RunStopping:
             return
         self._settle(bitlink, verdict, attempts)
@@ -187,7 +193,7 @@ class Lookup:
     ) -> None:
         """Report a call without a row to the observer; awaits nothing, as `_settle` says."""
         # As in a harvest: a server that knows no path at all may be the wrong one.
-        refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
+        refused = isinstance(verdict, Refused) and not verdict.no_route
         self._progress.pending -= 1
         self._progress.refused += refused
         self._progress.failed += not refused

@@ -28,7 +28,6 @@ class StopReason(StrEnum):
     TOO_MANY_FAILURES = "too_many_failures"
     TOO_MANY_INVALID = "too_many_invalid"
     ALL_REFUSED = "all_refused"
-    UNREADABLE = "unreadable"
     OUTPUT = "output"
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
@@ -93,9 +92,6 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         "make sure that the links belong to the token's account; then the same command carries on, "
         "or with --max-failures 100% if they do",
         repeating_helps=False,
-    ),
-    StopReason.UNREADABLE: Consequence(
-        TOO_MANY_FAILED, f"see in _failures.ndjson what answered instead of Bitly; then {CARRIES_ON}"
     ),
     StopReason.OUTPUT: Consequence(OUTPUT, f"mend what the message names; then {CARRIES_ON}", repeating_helps=False),
     StopReason.CONSUMER_GONE: Consequence(OK),

@@ -28,17 +28,50 @@ class Facet:
     """One of Bitly's breakdowns.
 
     path: below `/bitlinks/{bitlink}`. read: the decoded JSON object of a 200 → the row's metrics; raises NotTheFacet.
-    takes_size: whether the route has the parameter `size`.
+    takes_size: whether the route has the parameter `size`. also_named: what its answers may call it beside `name`.
     """
 
     name: FacetName
     path: str
     read: Callable[[Mapping[str, Any]], list[Metric]]
     takes_size: bool = True
+    also_named: str = ""
+
+    def metrics_in(self, body: Mapping[str, Any]) -> list[Metric]:
+        """Return the row's metrics from the decoded JSON object of a 200.
+
+        Raises:
+            NotTheFacet: it does not have them, or says that it is another facet's.
+        """
+        named = body.get("facet")
+        if isinstance(named, str) and _singular(named) not in {_singular(self.name), _singular(self.also_named)}:
+            raise NotTheFacet("the answer names another facet")
+        return self.read(body)
+
+
+def _singular(name: str) -> str:
+    """Return a facet's name as it is compared: referrers_by_domains has called itself `referrers_by_domain`."""
+    return name.strip().lower().removesuffix("s")
+
+
+_ECHO = frozenset({"facet", "unit", "units", "unit_reference"})
+"""What an answer repeats of its request."""
+
+
+def _is_empty(body: Mapping[str, Any]) -> bool:
+    """Return whether an answer has an empty list of metrics in the way of a Go server: as null, or left out.
+
+    It is whole if it repeats its request. Where the key is missing, and anything else stands there, the list may have
+    been renamed.
+    """
+    echoed = body.keys() & _ECHO
+    return body.get("metrics") is None and bool(echoed) and ("metrics" in body or body.keys() == _ECHO)
 
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
     """Read `metrics[] {value, clicks}`, the shape that four facets share."""
+    if _is_empty(body):
+        return []
     items = body.get("metrics")
     if not isinstance(items, list):
         raise NotTheFacet("no list of metrics")
@@ -60,7 +93,9 @@ FACETS: Mapping[str, Facet] = {
     facet.name: facet
     for facet in (
         Facet("referrers", "/referrers", _read_value_and_clicks),
-        Facet("referrer_name", "/referrer_name", _read_value_and_clicks),
+        # What its answers call it is not recorded. Bitly's specification lists the names, without referrer_name, and
+        # with one that belongs to no other route here.
+        Facet("referrer_name", "/referrer_name", _read_value_and_clicks, also_named="referring_networks"),
         Facet("referring_domains", "/referring_domains", _read_value_and_clicks),
         Facet("countries", "/countries", _read_value_and_clicks),
     )

@@ -5,11 +5,13 @@ a spent month as 429, where waiting is useless, and answers 403 both for somebod
 A client that looks at the status alone gives good links up, or spends its quota on hopeless retries.
 
 A link is refused, which is final, only on an answer that is documented or recorded as being about that link. Any other
-answer is Unknown: the call has failed and can be made again later, so that no link is lost to a guess.
+answer is Unknown: the call has failed and can be made again later, so that no link is lost to a guess. Whether the
+answer came for this link alone, or for everybody, is not decided here but by `client.client`.
 
 Every rule has a sample in tests/samples.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import from_epoch, utc_iso
-from harvester.jsonlines import object_in
+from harvester.jsonlines import lenient_json, object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""
@@ -54,7 +56,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A definite no for this link, which is final. no_route: the server did not know the path at all."""
+    """A definite no for this link, which is final.
+
+    no_route: the server did not know the path at all. That is final only once it has shown that it knows others.
+    """
 
     status: int
     message: str
@@ -130,13 +135,20 @@ class ParameterRefused:
     field: str
 
 
-Failure = Refused | Transient | Unreadable | Unknown
+NoAnswer = Transient | Unreadable | Unknown
+"""The verdicts that are no word of Bitly's on the link. When nearly all calls get one, the server is out."""
+Failure = Refused | NoAnswer
 """The verdicts with which a call can end without a row."""
 ForEveryCall = MonthSpent | TokenRefused | PlanRefused | ParameterRefused
 """The verdicts that every further call would get too."""
+No = Refused | ForEveryCall
+"""The verdicts that are Bitly's word on the link, or on every call, and not a row."""
 Verdict = Answer | Throttled | Failure | ForEveryCall
 
-_TRANSIENT_STATUSES = frozenset({500, 502, 503, 504})
+_TRANSIENT_STATUSES = frozenset({408, 425, *range(500, 600)})
+"""A request that timed out or came too early, and all that servers and the proxies before them say of themselves."""
+_TOKEN_WORDS = frozenset({"TOKEN", "AUTHORIZATION", "UNAUTHORIZED", "UNAUTHENTICATED"})
+_TOKEN_FIELDS = frozenset({"ACCESS_TOKEN", "TOKEN", "AUTHORIZATION"})
 _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOMAIN", "HASH", "BACK_HALF"})
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
@@ -153,17 +165,15 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
     try:
         if not whole:
             raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        record = orjson.loads(body)
-        if type(record) is not dict:
-            raise NotTheFacet("not a JSON object")
-        metrics = facet.read(record)
+        record = _object_in_answer(body)
+        if limit := _classify_limit(status, headers, _message_of(record)):
+            return limit
+        metrics = facet.metrics_in(record)
         clicks_listed = sum(metric["clicks"] for metric in metrics)
         if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
     except NotTheFacet as error:
         return Unreadable(200, str(error), body_excerpt(body))
-    except orjson.JSONDecodeError:
-        return Unreadable(200, "not JSON", body_excerpt(body))
     units = record.get("units")
     return Answer(
         metrics=metrics,
@@ -176,16 +186,45 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
 def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
     """Return the verdict on a response other than 200, on any route. Raises nothing."""
     error = object_in(body)
-    message = str(error.get("message") or "").strip().upper()
+    message = _message_of(error)
+    if limit := _classify_limit(status, headers, message):
+        return limit
+    if status in _TRANSIENT_STATUSES:
+        return Transient(status, truncate(message) or "no message", hint(headers))
+    return _classify_refusal(status, headers, body, error, message)
+
+
+def _object_in_answer(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a 200. What orjson refuses, and other programs write, is read all the same.
+
+    Raises:
+        NotTheFacet: it is no JSON object.
+    """
+    try:
+        record = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            record = lenient_json(body)
+        except ValueError:
+            raise NotTheFacet("not JSON") from None
+    if type(record) is not dict:
+        raise NotTheFacet("not a JSON object")
+    return record
+
+
+def _message_of(record: Mapping[str, Any]) -> str:
+    return str(record.get("message") or "").strip().upper()
+
+
+def _classify_limit(status: int, headers: Mapping[str, str], message: str) -> MonthSpent | Throttled | None:
+    """Return the verdict on a response that says that a limit is spent, whatever its status; None for any other."""
     # The month before the throttling, because both come as 429, and the message before the status, because throttling
     # has come as 403: https://dev.bitly.com/docs/getting-started/rate-limits, and the docstring above.
     if message == "API_USAGE_LIMIT_EXCEEDED" or message.startswith("MONTHLY_"):
         return MonthSpent(status, truncate(message))
     if status == 429 or message == "RATE_LIMIT_EXCEEDED" or (status == 403 and "X-Ratelimit-Reason" in headers):
         return Throttled(status, truncate(message) or "no message", hint(headers))
-    if status in _TRANSIENT_STATUSES:
-        return Transient(status, truncate(message) or "no message", hint(headers))
-    return _classify_refusal(status, headers, body, error, message)
+    return None
 
 
 def hint(headers: Mapping[str, str]) -> Hint:
@@ -236,7 +275,8 @@ def _classify_refusal(
     """Distinguish a refusal of this link from a refusal of every call; return Unknown if it is clearly neither."""
     text = truncate(message)
     plain = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain"
-    if status == 401:
+    fields = _rejected_fields(error, message) if status == 400 else frozenset()
+    if status == 401 or _is_about_the_token(message) or fields & _TOKEN_FIELDS:
         return TokenRefused(status, text or "UNAUTHORIZED")
     if status == 402:
         return PlanRefused(status, text or "UPGRADE_REQUIRED")
@@ -249,13 +289,19 @@ def _classify_refusal(
         return Refused(status, body[:_MESSAGE_LIMIT].decode(errors="replace").strip(), no_route=True)
     if status == 410 and (message == "GONE" or not body.strip()):
         return Refused(status, text or "GONE")
-    if status == 400:
-        fields = _rejected_fields(error, message)
-        if parameters := fields & _QUERY_FIELDS:
-            return ParameterRefused(status, text, min(parameters).lower())
-        if fields & _LINK_FIELDS:
-            return Refused(status, text)
+    if parameters := fields & _QUERY_FIELDS:
+        return ParameterRefused(status, text, min(parameters).lower())
+    if fields & _LINK_FIELDS:
+        return Refused(status, text)
     return Unknown(status, text or f"HTTP {status}", body_excerpt(body))
+
+
+def _is_about_the_token(message: str) -> bool:
+    """Return whether an error code is about the token, as INVALID_ACCESS_TOKEN and MISSING_ARG_ACCESS_TOKEN are.
+
+    Other clients have met both of these. A sentence is no code: it may quote anything.
+    """
+    return re.fullmatch(r"[A-Z_]+", message) is not None and not _TOKEN_WORDS.isdisjoint(message.split("_"))
 
 
 def _rejected_fields(error: Mapping[str, Any], message: str) -> set[str]:
@@ -266,6 +312,13 @@ def _rejected_fields(error: Mapping[str, Any], message: str) -> set[str]:
         if isinstance(detail, dict) and isinstance(detail.get("field"), str):
             fields.add(detail["field"].strip().upper())
     return fields
+
+
+def reason(verdict: Verdict) -> str:
+    """Return the status and message of a verdict that is no Answer."""
+    assert not isinstance(verdict, Answer)
+    status = "no answer" if verdict.status is None else str(verdict.status)
+    return f"{status} {verdict.message}".strip()
 
 
 def body_excerpt(body: bytes) -> str:

@@ -57,6 +57,10 @@ class Budget(Protocol):
     def reported_per_hour(self) -> int | None:
         """The hourly limit that Bitly last reported; None if it has reported none."""
 
+    @property
+    def closed(self) -> bool:
+        """True from a throttled response until a probe has passed."""
+
     def use_token(self, fingerprint: str) -> None:
         """Count for another token of the same account from the next attempt on. Raises nothing."""
 
@@ -82,8 +86,14 @@ class Budget(Protocol):
     def sent_late(self, attempt: Counted) -> None:
         """Move the count of an attempt to now, in the windows and the month: its connection is ready only now."""
 
-    def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
-        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while."""
+    def throttled(self, hint: float | datetime | None, *, sent_at: float, bitlink: str = "") -> None:
+        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while.
+
+        bitlink: whose attempt it was, for `unlearn`.
+        """
+
+    def unlearn(self, bitlink: str) -> None:
+        """Take back what the last throttling has taught if a response for this bitlink began it: others pass."""
 
     def answered(self, *, sent_at: float) -> None:
         """Record a response that was not throttled; reopens the endpoint if it was the probe's."""

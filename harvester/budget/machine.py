@@ -22,7 +22,7 @@ from harvester.budget.limits import (
     RequestedLimits,
     RetryAfter,
 )
-from harvester.budget.throttling import AdaptiveLimit, ReportedLimits
+from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
 from harvester.budget.usage import EndpointUsage, MonthlyQuota, months_near
 from harvester.clock import from_epoch, month_of, next_month
 from harvester.errors import BudgetBusy, OutputError
@@ -74,6 +74,8 @@ class MachineBudget:
         self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
         self._lease = _Lease()
         self._endpoint = endpoint
+        self._begun_by = ""
+        self._before: dict[str, LearnedLimit] = {}
         self._usage = EndpointUsage(database, account.server, account.token, endpoint)
         self._refresh_limits()
 
@@ -228,7 +230,7 @@ class MachineBudget:
 
     # --- throttling ------------------------------------------------------------------------------------------------
 
-    def throttled(self, hint: float | datetime | None, *, sent_at: float) -> None:
+    def throttled(self, hint: float | datetime | None, *, sent_at: float, bitlink: str = "") -> None:
         with self._transaction() as now:
             self._give_back()
             state = self._throttle
@@ -237,8 +239,20 @@ class MachineBudget:
             else:
                 seconds = throttling.closing_seconds(state.strikes + 1, hint, self._database.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
+                if not state.closed:
+                    self._begun_by = bitlink
+                    self._before = {window: replace(ceiling) for window, ceiling in state.ceilings.items()}
                 throttling.close(state, now=now, seconds=seconds, passed=passed)
             self._usage.save()
+
+    def unlearn(self, bitlink: str) -> None:
+        if not bitlink or self._begun_by != bitlink or self.closed:
+            return
+        with self._transaction():
+            self._throttle.ceilings = self._before
+            self._usage.save()
+            self._refresh_limits()
+        self._begun_by, self._before = "", {}
 
     def answered(self, *, sent_at: float) -> None:
         if not self.closed:

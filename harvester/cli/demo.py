@@ -11,10 +11,10 @@ from pathlib import Path
 
 import orjson
 
+from harvester.bearer import Token
 from harvester.bitly.query import MAX_CONNECTIONS, Query
 from harvester.budget.limits import RequestedLimits
 from harvester.client.client import ClientSettings
-from harvester.client.token import Token
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import PartLimits
 from harvester.events import RunOutcome

@@ -29,7 +29,7 @@ from harvester.reporting.terminal import print_out, say
 from harvester.shutdown import OK
 
 if TYPE_CHECKING:
-    from harvester.client.token import Token
+    from harvester.bearer import Token
 
 
 def config(
@@ -67,7 +67,7 @@ def config(
 
 def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
     """Return the token that these settings select, and its fingerprint and source as a setting."""
-    from harvester.client.token import Token
+    from harvester.bearer import Token
     from harvester.config import credentials
 
     values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}

@@ -16,6 +16,7 @@ from getpass import getpass
 
 from aiohttp import web
 
+from harvester.bearer import fingerprint
 from harvester.bitly.oauth import (
     CALLBACK,
     App,
@@ -26,7 +27,6 @@ from harvester.bitly.oauth import (
     parse_token_response,
 )
 from harvester.client.http import post_form
-from harvester.client.token import fingerprint
 from harvester.config import credentials, parsing
 from harvester.config.options import LoginOptions, TokenStoreOptions
 from harvester.config.token_store import TokenStore

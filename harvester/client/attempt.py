@@ -12,15 +12,26 @@ from typing import NamedTuple
 import aiohttp
 from yarl import URL
 
+from harvester.bearer import Token
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
-from harvester.bitly.verdicts import Answer, MonthSpent, Throttled, Transient, Unreadable, Verdict, classify, truncate
+from harvester.bitly.verdicts import (
+    Answer,
+    MonthSpent,
+    NoAnswer,
+    Throttled,
+    Transient,
+    Unreadable,
+    Verdict,
+    classify,
+    reason,
+    truncate,
+)
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.http import Body, Pool, Slot, for_good, in_passing, read_bounded
 from harvester.client.pacer import Pacer
-from harvester.client.token import Token
 from harvester.clock import next_month, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
@@ -80,7 +91,7 @@ class ClientContext:
 class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
-    timeout_seconds: for one attempt in all. trouble: the last attempt's transient failure; None once one did better.
+    timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
     not_sent: attempts that did not reach the server, which are in no other count. waiting: the limit that currently
     keeps an attempt from being sent.
     """
@@ -113,12 +124,20 @@ class AttemptSender:
         return URL(f"{self._route}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
 
     async def send(
-        self, bitlink: str, header: str, *, may_probe: bool, evidence: bool, known_good: bool = False
+        self,
+        bitlink: str,
+        header: str,
+        *,
+        may_probe: bool,
+        evidence: bool,
+        known_good: bool = False,
+        throttled_alone: bool = False,
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
-        something about the server. known_good: its link was answered before.
+        something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
+        says nothing about the limits, because others pass.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -142,7 +161,12 @@ class AttemptSender:
                     # throttled response that closed the endpoint meanwhile.
                     sent_at = self._clock()
                     verdict = await self._request(slot, self._url(bitlink), header)
-                    self._record(verdict, sent_at, evidence=evidence, known_good=known_good)
+                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.closed:
+                        self.counters.throttled += 1
+                        with suppress(OutputError):
+                            self._budget.unlearn(bitlink)
+                    else:
+                        self._record(bitlink, verdict, sent_at, evidence=evidence, known_good=known_good)
                     return verdict
             finally:
                 self._pool.put(slot)
@@ -185,32 +209,31 @@ class AttemptSender:
             await asyncio.sleep(0)  # as in _request
             self._pool.put(slot)
 
-    def _record(self, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
+    def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
         """Record in breaker and budget what a response says about the server and its limits."""
         if isinstance(verdict, Throttled):
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._breaker.throttled()
-        elif isinstance(verdict, Transient):
+        elif isinstance(verdict, NoAnswer):
             self.trouble = reason(verdict)
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         else:
             self.trouble = None
-            self._breaker.record_success(evidence=evidence, known_good=known_good)
+            # Only a row shows that a known-good link still is one.
+            self._breaker.record_success(evidence=evidence, known_good=known_good and isinstance(verdict, Answer))
         if not isinstance(verdict, Transient) or verdict.status is not None:
-            self._record_in_budget(verdict, sent_at)
+            self._record_in_budget(bitlink, verdict, sent_at)
 
-    def _record_in_budget(self, verdict: Verdict, sent_at: float) -> None:
+    def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
         # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
         # it is broken, the next attempt is refused for it.
         with suppress(OutputError):
             if isinstance(verdict, Throttled):
-                self._budget.throttled(verdict.hint, sent_at=sent_at)
+                self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
                 return
             self._throttled_since = None
-            if isinstance(verdict, MonthSpent):
-                self._budget.month.mark_spent()
-            elif self._budget.month.reported_spent and isinstance(verdict, Answer):
+            if self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
@@ -323,7 +346,7 @@ class AttemptSender:
     def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
         content = body.content
         verdict = classify(response.status, response.headers, content, self._facet, whole=body.whole)
-        if self._token.has_to_hide(content, verdict):
+        if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):
             content = self._token.redact(content.decode(errors="replace")).encode()
             return classify(response.status, response.headers, content, self._facet, whole=body.whole)
         if body.flaw and not isinstance(verdict, Answer):
@@ -369,10 +392,3 @@ def month_spent(verdict: MonthSpent) -> Stop:
     """Return the stop for Bitly's report that the month is spent, until the next month by the wall clock."""
     message = f"Bitly says that the account's month is spent ({reason(verdict)})"
     return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
-
-
-def reason(verdict: Verdict) -> str:
-    """Return the status and message of a verdict that is no Answer."""
-    assert not isinstance(verdict, Answer)
-    status = "no answer" if verdict.status is None else str(verdict.status)
-    return f"{status} {verdict.message}".strip()

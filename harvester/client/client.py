@@ -1,33 +1,58 @@
-"""One call to its verdict: attempts, retries, and whose fault it is when they fail.
+"""One call to its verdict: attempts, retries, and whom a bad answer concerns.
 
-A throttled response, and any transient failure while the breaker is open, is the server's fault: the attempt is
-repeated and the call is charged nothing. Before a call is written off as failed, it must be shown that the server
-answers others: most calls since it first failed were answered, and one recently. Otherwise a known-good link decides,
-one that was answered before: if that fails too, the server is out and the call is repeated later.
+A throttled response, and any answer that is none while the breaker is open, is the server's fault: the attempt is
+repeated and the call is charged nothing. Three kinds of verdicts are doubted before they are believed:
+
+- No answer (Transient, Unreadable, Unknown): before a call is written off as failed, it must be shown that the server
+  answers others: most calls since it first failed were answered, and one recently.
+- A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
+  be the server that says no to everything.
+- A verdict for every call, such as a refused token: it may be that of this link alone. The same holds for a throttled
+  response: a link that is throttled again although others have passed in between is charged for it.
+
+Where the answers to others do not decide, a known-good link does (`known_good`).
 """
 
+import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import tenacity
 
 from harvester.bitly.query import Query
-from harvester.bitly.verdicts import Answer, Hint, Throttled, TokenRefused, Transient, Unreadable, Verdict
+from harvester.bitly.verdicts import (
+    Answer,
+    Hint,
+    MonthSpent,
+    No,
+    NoAnswer,
+    Refused,
+    Throttled,
+    TokenRefused,
+    Transient,
+    Unknown,
+    Unreadable,
+    Verdict,
+)
 from harvester.budget.throttling import hinted_seconds
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
+from harvester.client.known_good import ROW, HeldNoes, KnownGoodLinks
 from harvester.client.pacer import RemainingCalls
+from harvester.errors import OutputError
 
-KNOWN_GOOD_LINKS = 8
-"""How many are remembered; several, because one may come to fail by itself."""
+_ENOUGH_CALLS = 5
+"""Fewer calls than this do not show how the server is, where none of them was answered."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 300.0
 _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
+_OTHERS_SECONDS = 60.0
+"""How long the answers to other calls are waited for before a call has no answer: they cost nothing."""
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +66,37 @@ class ClientSettings:
     backoff_seconds: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Throttling:
+    """A call's last throttled response. times: in a row. alone: others had passed since the one before."""
+
+    moment: int
+    times: int
+    alone: bool
+
+
 class Client:
     """Makes calls; created by `opened`.
 
-    known_good_links: bitlinks that were answered, the latest last; those of an earlier run may be added.
+    known_good: links that were answered, in this run or an earlier one.
     """
 
     def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
         self.sender = AttemptSender(
             pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
-        self.known_good_links: deque[str] = deque(maxlen=KNOWN_GOOD_LINKS)
-        self._fresh_calls = 0
+        self.known_good = KnownGoodLinks(self._send_known_good)
+        self._calls = self._fresh_calls = 0
+        self._unanswered = 0
+        self._throttled: dict[str, _Throttling] = {}
+        self._yielding = 0
         self._settings = settings
         self._token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
+        self._noes = HeldNoes(self.known_good, context.breaker, context.shutdown, self._spend_month)
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -68,6 +106,10 @@ class Client:
         """Release the attempts that wait for the pace if the remaining calls fit; called at the input's end."""
         self.sender.pacer.input_ended()
 
+    def calls_ended(self) -> None:
+        """Let no verdict wait for the answers to other calls any more: no call is begun from now on."""
+        self._noes.calls_ended()
+
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and return its verdict, which is never Throttled.
 
@@ -76,14 +118,60 @@ class Client:
         Raises:
             RunStopping: the run ended before the attempt was sent.
         """
+        self._calls += 1
         self._fresh_calls += fresh
         try:
             return await self._attempt(bitlink, fresh=fresh, again=False)
         finally:
+            self._calls -= 1
             self._fresh_calls -= fresh
+            if self._yielding:
+                self.known_good.wake()
+
+    def is_final(self, verdict: Verdict) -> bool:
+        """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
+        return isinstance(verdict, Answer) or not (isinstance(verdict, NoAnswer) or self.known_good.links)
+
+    def asks_about(self, verdict: Verdict) -> bool:
+        """Return whether `conclude` asks a known-good link at once: no call should be begun until `question_over`."""
+        return isinstance(verdict, No) and self._noes.asks_about(verdict)
+
+    async def question_over(self) -> None:
+        """Return once no known-good link is being asked; called after the task of the call in doubt was created."""
+        await asyncio.sleep(0)  # it asks in its first step
+        while self.known_good.asking:
+            await self.known_good.news()
+
+    async def conclude(self, bitlink: str, first: Verdict, since: int) -> tuple[Verdict, int]:
+        """Find a call's last verdict after its first attempt's; return it, and how many attempts the call was charged.
+
+        since: `known_good.moment` when the first verdict had come.
+
+        Raises:
+            RunStopping: the run ended first; the call is left for the next run.
+        """
+        verdict, charged = first, 1
+        while True:
+            if isinstance(verdict, NoAnswer):
+                verdict, charged = await self.retry(bitlink, verdict)
+                since = self.known_good.moment()
+            if isinstance(verdict, NoAnswer | Answer | Throttled) or not self.known_good.links:
+                return verdict, charged
+            if (final := await self._noes.confirmed(verdict, since)) is not None:
+                return final, charged
+            verdict = await self._attempt(bitlink, fresh=False, again=True)
+            since = self.known_good.moment()
+
+    async def doubt_again(self, verdict: Refused) -> bool:
+        """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
+
+        Raises:
+            RunStopping: the server says no to everything, or the run ended before it was known.
+        """
+        return isinstance(await self._noes.confirmed(verdict, self.known_good.moment(), asks=False), Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
-        """Repeat a call whose first attempt had a Transient or Unreadable verdict; return the last verdict, and how
+        """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how
         many attempts the call was charged in all.
 
         Raises:
@@ -93,17 +181,21 @@ class Client:
         # In an outage it is charged to no call, so the retrier starts from nothing. Each call has a retrier of its own:
         # tasks that share one mix up their results.
         earlier: list[Verdict] = [] if self._breaker.is_open else [first]
-        failed_at, charged = self._clock(), 0
+        failed_at, charged, unreadable = self._clock(), 0, 0
 
         async def attempt() -> Verdict:
-            nonlocal charged
+            nonlocal charged, unreadable
             charged += 1
+            out_of_attempts = charged >= self._settings.attempts
             if earlier:
-                return earlier.pop()
-            verdict = await self._attempt(bitlink, fresh=False, again=True)
-            self.sender.counters.retried += not isinstance(verdict, NotSent)
-            if isinstance(verdict, Transient) and charged >= self._settings.attempts:
-                return await self._confirm(bitlink, verdict, failed_at)
+                verdict = earlier.pop()
+                out_of_attempts = out_of_attempts and not isinstance(verdict, Transient)
+            else:
+                verdict = await self._attempt(bitlink, fresh=False, again=True)
+                self.sender.counters.retried += not isinstance(verdict, NotSent)
+            unreadable += isinstance(verdict, Unreadable)
+            if isinstance(verdict, NoAnswer) and (out_of_attempts or isinstance(verdict, Unknown) or unreadable > 1):
+                return await self._confirm_failure(bitlink, verdict, failed_at)
             return verdict
 
         retrier = tenacity.AsyncRetrying(
@@ -113,28 +205,45 @@ class Client:
             sleep=self._shutdown.sleep_unless_stopping,
             retry_error_callback=_last_verdict,
         )
-        return await retrier(attempt), charged
+        verdict: Verdict = await retrier(attempt)
+        self._throttled.pop(bitlink, None)
+        return verdict, charged
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
         renewed = False
         while True:
             if self._known_good_goes(fresh):
-                await self._send_known_good()
+                await self.known_good.send()
                 continue
-            header = self._token.header
-            may_probe = fresh or not self._fresh_calls
-            verdict = await self.sender.send(bitlink, header, may_probe=may_probe, evidence=fresh)
-            if verdict is None or isinstance(verdict, Throttled):
+            if not await self._let_others_pass(bitlink, again=again):
                 continue
-            if isinstance(verdict, Transient):
+            header, begun = self._token.header, self.known_good.moment()
+            may_probe, alone = fresh or not self._fresh_calls, self._throttled_alone(bitlink)
+            verdict = await self.sender.send(
+                bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+            )
+            if verdict is None:
+                continue
+            if isinstance(verdict, Throttled):
+                times = self._throttled[bitlink].times if bitlink in self._throttled else 0
+                self._throttled[bitlink] = _Throttling(self.known_good.moment(), times + 1, alone=alone)
+                if alone:
+                    return Transient(verdict.status, verdict.message, verdict.hint)
+                continue
+            if isinstance(verdict, NoAnswer):
+                self._count_unanswered(fresh=fresh, again=again)
                 if not again or not self._breaker.is_open:
                     return verdict
             elif isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
                 renewed = True  # once: a source may have another token each time, and none that is any good
             else:
-                if isinstance(verdict, Answer) and bitlink not in self.known_good_links:
-                    self.known_good_links.append(bitlink)
+                self._unanswered = 0
+                self._throttled.pop(bitlink, None)
+                if isinstance(verdict, Answer):
+                    self.known_good.answered(bitlink, begun)
+                elif isinstance(verdict, MonthSpent) and not self.known_good.links:
+                    self._spend_month()
                 return verdict
 
     async def _renew_token(self, header: str) -> bool:
@@ -143,24 +252,55 @@ class Client:
             self._budget.use_token(self._token.fingerprint)
         return renewed
 
-    # --- whose fault is it? ----------------------------------------------------------------------------------------
+    def _spend_month(self) -> None:
+        with suppress(OutputError):  # the run ends all the same; the next one will be told again
+            self._budget.month.mark_spent()
+
+    # --- who is throttled? -------------------------------------------------------------------------------------------
+
+    def _throttled_alone(self, bitlink: str) -> bool:
+        """Return whether a link was throttled and others have passed since: the next time it is the link's own."""
+        last = self._throttled.get(bitlink)
+        return last is not None and (last.alone or self.known_good.answered_since(last.moment))
+
+    async def _let_others_pass(self, bitlink: str, *, again: bool) -> bool:
+        """Let other calls go before one that was throttled: they show whether everybody is. Return whether it may go.
+
+        One that was throttled twice, with no other calls to go before it, sends a known-good link ahead.
+        """
+        last = self._throttled.get(bitlink)
+        if last is None or self._throttled_alone(bitlink):
+            return True
+        self._yielding += not again
+        try:
+            while self._calls > self._yielding and self._shutdown.stop is None:
+                await self.known_good.news()
+                if self._throttled_alone(bitlink):
+                    return True
+        finally:
+            self._yielding -= not again
+        if last.times < 2 or not self.known_good.links:
+            return True
+        await self.known_good.send()
+        return False
+
+    # --- whose fault is it that there is no answer? ------------------------------------------------------------------
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
-        if not self._breaker.is_open or not self.known_good_links:
+        if not self._breaker.is_open or not self.known_good.links:
             return False
         return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
 
-    async def _send_known_good(self) -> None:
-        """Send an attempt for a known-good link to learn whether the server is there; its answer is dropped."""
-        bitlink, header = self.known_good_links[0], self._token.header
+    async def _send_known_good(self, bitlink: str) -> Verdict | None:
+        header = self._token.header
         verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
-        if verdict is not None:
-            self.sender.counters.retried += not isinstance(verdict, NotSent)
-            if isinstance(verdict, Transient):
-                self.known_good_links.rotate(-1)  # it may have come to fail by itself since
+        self.sender.counters.retried += verdict is not None and not isinstance(verdict, NotSent)
+        if isinstance(verdict, Answer):
+            self._unanswered = 0
+        return verdict
 
-    async def _confirm(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
+    async def _confirm_failure(self, bitlink: str, verdict: Verdict, failed_at: float) -> Verdict:
         """Make sure that a call about to be written off has failed by its own fault, and return its last verdict.
 
         failed_at: when it first failed.
@@ -168,17 +308,42 @@ class Client:
         # Unless most other calls were answered since it failed, a known-good link decides. If that fails too, the
         # server is out, or answers only some, and the call is sent again. The same if the probe came too late to say
         # anything about the failure. Where no call was ever answered that is an outage, which has a limit of its own.
-        while isinstance(verdict, Transient) and not self._breaker.blames(failed_at):
-            if not self.known_good_links and self._breaker.ever_answered:
+        if not isinstance(verdict, Transient):
+            await self._hear_of_others(failed_at)
+        while isinstance(verdict, NoAnswer) and not self._breaker.blames(failed_at):
+            if self._unanswered < self._enough_to_be_out(verdict):
                 return verdict
             failures, began = self._breaker.probes_failed, self._clock()
             self._breaker.suspect()
-            while self.known_good_links and self._breaker.is_open:
-                await self._send_known_good()
+            while self.known_good.links and self._breaker.is_open:
+                await self.known_good.send()
             late = self._clock() - began > _SOON_SECONDS
-            if late or not self.known_good_links or self._breaker.probes_failed != failures:
+            if late or not self.known_good.links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
         return verdict
+
+    async def _hear_of_others(self, failed_at: float) -> None:
+        """Wait for the answers to the calls that are being made, as long as they may show whose fault a failure is."""
+        until = self._clock() + _OTHERS_SECONDS
+        while self._calls and self._unanswered < _ENOUGH_CALLS and self._clock() < until:
+            if self._breaker.is_open or self._breaker.blames(failed_at):
+                return
+            await self._shutdown.sleep_unless_stopping(_POLL_SECONDS)
+
+    def _count_unanswered(self, *, fresh: bool, again: bool) -> None:
+        """Count a call whose first attempt had no answer, in a row of such calls."""
+        self._unanswered += not again
+        # The breaker leaves calls out that failed in an earlier run. A list of nothing else must not be asked to its
+        # end all the same, if nobody is answered.
+        if not fresh and self._unanswered >= ROW and not self._breaker.blames(self._clock()):
+            self._breaker.suspect()
+
+    def _enough_to_be_out(self, verdict: Verdict) -> int:
+        """Return how many calls in a row without an answer are reason to doubt the server."""
+        # A transient failure is a server's by its nature. Something strange may have been said of this link alone, and
+        # if so few calls met it, that is no reason to buy an answer.
+        doubtful = self.known_good.links or not self._breaker.ever_answered
+        return 0 if isinstance(verdict, Transient) and doubtful else _ENOUGH_CALLS
 
 
 @asynccontextmanager

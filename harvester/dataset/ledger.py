@@ -250,19 +250,21 @@ class Ledger:
             self._db.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal.
-
-        A row is never overwritten, and a newer journal's verdict not by an older one's: both matter only when a
-        journal that lost lines is read again.
+        """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
+        when a journal that lost lines is read again.
         """
+        refused = {entry.key for entry in verdicts if entry.state is State.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
-            "tries = calls.tries + excluded.tries, seen = excluded.seen, segment = excluded.segment, "
-            "truncated = excluded.truncated, clipped = excluded.clipped "
+            "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
+            "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
-            sorted((e.key, e.state, e.state is State.FAILED, invocation, segment, *e.shortfall) for e in last.values()),
+            sorted(
+                (key, e.state, e.state is State.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                for key, e in last.items()
+            ),
         )
         if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._db.executemany(
@@ -274,6 +276,11 @@ class Ledger:
             "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
+
+    def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
+        """Return key and line of the calls that were refused last."""
+        select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
+        return self._rows(select, most)
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""
@@ -291,8 +298,7 @@ class Ledger:
 
     def failure_lines(self) -> Iterator[bytes]:
         """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
-
-        Read page by page, so that other threads get their turn between, and the generator can be dropped half-way.
+        Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         """
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
@@ -387,14 +393,3 @@ class Ledger:
 
     def _set_meta(self, values: dict[str, str | int]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-
-
-FAILED_INVOCATIONS = 3
-"""After this many invocations in which a call failed it is not made again without --retry-failed."""
-
-
-def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
-    """True if a known call should be made again."""
-    if known.state is State.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused

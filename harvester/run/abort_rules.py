@@ -7,25 +7,24 @@ from harvester.bitly.verdicts import (
     PlanRefused,
     Refused,
     TokenRefused,
-    Unreadable,
     Verdict,
+    reason,
 )
-from harvester.client.attempt import month_spent, reason
+from harvester.client.attempt import month_spent
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
 ALIKE = 50
 """If this many first calls are all refused with one status and message, the fault is not the links'."""
 NO_ROUTE = 20
 """If this many first calls all get a plain-text 404, the base URL is wrong."""
-UNREADABLE = 20
-"""If this many answers in a row are unreadable, something other than Bitly is answering."""
 
 
 class AbortRules:
     """Decides from the verdicts of one run whether further calls would be wasted. Holds counts, does no I/O.
 
     Some verdicts end a run alone (a spent month, a refused token: `for_every_call`). The others do so by their number:
-    unreadable answers in a row, first calls all refused alike, more failures than --max-failures.
+    first calls all refused alike, more failures than --max-failures. That a server answers nothing good any more, or
+    refuses links that it has answered, is the client's to notice.
 
     first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work.
     """
@@ -34,38 +33,21 @@ class AbortRules:
         self._limit = failure_limit
         self._first_rows = first_rows
         self._alike: dict[tuple[int, str], int] = {}
-        self._unreadable = 0
         self.calls = 0
         self.failed = 0
         self._rows = 0
-
-    @property
-    def answered(self) -> bool:
-        """True once a call of this run has a row: the server at the base URL knows the path."""
-        return self._rows > 0
 
     def see(self, verdict: Verdict) -> Stop | None:
         """Count a call's last verdict; return the reason to stop if the run should end."""
         if isinstance(verdict, Answer):
             self.calls += 1
             self._rows += 1
-            self._unreadable = 0
             return self._too_many() if self._limit else None
         if stop := for_every_call(verdict):
             return stop
         self.calls += 1
         self.failed += 1
-        return self._in_a_row(verdict) or self._all_alike(verdict) or self._too_many()
-
-    def _in_a_row(self, verdict: Verdict) -> Stop | None:
-        self._unreadable = self._unreadable + 1 if isinstance(verdict, Unreadable) else 0
-        if self._unreadable < UNREADABLE:
-            return None
-        return Stop(
-            StopReason.UNREADABLE,
-            f"{UNREADABLE} answers in a row said 200 but were not the facet's JSON ({reason(verdict)}). Look at their "
-            "beginnings in _failures.ndjson: a proxy's page, or a change of Bitly's",
-        )
+        return self._all_alike(verdict) or self._too_many()
 
     def _all_alike(self, verdict: Verdict) -> Stop | None:
         if not isinstance(verdict, Refused) or self._rows:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from harvester.bearer import Token
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.budget import Budget
@@ -17,7 +18,6 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
-from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions

@@ -13,15 +13,17 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
+from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
+from harvester.client.known_good import ROW
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import State
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
+from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
@@ -103,7 +105,7 @@ class Harvest:
             self._dataset,
             self._committer.in_hand,
             self._committer.in_thread,
-            self._client.known_good_links,
+            self._client.known_good.links,
             self._budget,
             self._shutdown,
             self._observer,
@@ -157,8 +159,11 @@ class Harvest:
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._feeder = self._spawn(group, self._feed())
-            for _ in range(self._options.workers):
-                self._spawn(group, self._work(group))
+            for key, line in self._dataset.ledger.last_refused(ROW + self._options.workers):
+                self._spawn(group, self._doubt_again(key, line))
+            workers = [self._spawn(group, self._work(group)) for _ in range(self._options.workers)]
+            await asyncio.wait(workers)
+            self._client.calls_ended()
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
@@ -172,6 +177,7 @@ class Harvest:
         # of standard output and an object store get the same time before nobody waits for them any more. What is
         # cancelled has no verdict, stays pending, and is fetched by the next run.
         await self._shutdown.wait()
+        self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
         self._dataset.abandon()
         for task in list(self._tasks):
@@ -237,20 +243,26 @@ class Harvest:
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
-        # nearly everything fails. The connections stay those of the pool: repeats and first attempts share them.
+        # nearly everything fails. A definite no always gets a task, in which it is doubted: at most a ROW of them, and
+        # one for each worker, which takes no call while a known-good link is asked. The connections stay those of the
+        # pool: repeats and first attempts share them.
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
-                if not isinstance(verdict, Transient | Unreadable):
+                since = self._client.known_good.moment()
+                if self._client.is_final(verdict) or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
-                else:
-                    in_room = self._retrying < RETRY_ROOM
+                if not self._client.is_final(verdict):
+                    in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
+                    in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    retry = self._retry(call, verdict)
+                    conclusion = self._conclude(call, verdict, since)
                     if in_room:
-                        self._spawn(group, retry)
+                        self._spawn(group, conclusion)
                     else:
-                        await retry
+                        await conclusion
+                    if in_doubt:
+                        await self._client.question_over()
                 await self._wait_for_disk()
         except RunStopping:
             return
@@ -267,14 +279,42 @@ class Harvest:
         self.progress.asked += 1
         return self._worklist.take()
 
-    async def _retry(self, call: Call, first: Verdict) -> None:
+    async def _conclude(self, call: Call, first: Verdict, since: int) -> None:
+        # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
+        # the process is killed before that is known, the next run doubts it again.
+        plain_no = _is_plain_no(first)
+        verdict, attempts = None, 0
         try:
-            verdict, attempts = await self._client.retry(call.link.bitlink, first)
-            self._settle(call, verdict, attempts)
-        except RunStopping:
-            return
+            with suppress(RunStopping):
+                verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
         finally:
             self._retrying -= 1
+            if plain_no and not isinstance(verdict, Refused):
+                self._take_back(call.key, self._failure("failed", call, first, 1))
+                self.progress.refused -= 1
+                self.progress.failed += 1
+        if verdict is None or (plain_no and isinstance(verdict, Refused)):
+            return
+        if plain_no:
+            call = call._replace(previous=State.FAILED)
+            self.progress.failed -= 1
+            self.progress.pending += 1
+        self._settle(call, verdict, attempts)
+
+    async def _doubt_again(self, key: bytes, line: bytes) -> None:
+        """Take an earlier run's refusal back if the server is found to refuse everything."""
+        refused = object_in(line)
+        with suppress(RunStopping):
+            if await self._client.doubt_again(Refused(refused["status"], refused["message"])):
+                return
+        self._take_back(key, one_line({**refused, "kind": "failed"}))
+
+    def _take_back(self, key: bytes, line: bytes) -> None:
+        """Open a refused call again. line: its failure."""
+        try:
+            self._dataset.record(key, State.FAILED, line, State.REFUSED)
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
     def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
         """Record a call's last verdict in the journal, and stop the run if the verdict or the disk says so."""
@@ -306,11 +346,21 @@ class Harvest:
         self.progress.clipped += shortfall.clipped
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
-        # A server that does not know the path may be the wrong server: until it has answered a call of this run, its
+        # A server that does not know the path may be the wrong server: unless it has answered another call, its
         # refusals count as failures, which later runs try again.
-        refused = isinstance(verdict, Refused) and (self._rules.answered or not verdict.no_route)
-        line = self._dataset.rows.failure(
-            "refused" if refused else "failed",
+        refused = _is_plain_no(verdict)
+        line = self._failure("refused" if refused else "failed", call, verdict, attempts)
+        self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
+        self._observer.failure(line)
+        self._telemetry.throughput.count_verdict()
+        self.progress.pending -= 1
+        self.progress.refused += refused
+        self.progress.failed += not refused
+
+    def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
+        assert isinstance(verdict, Failure)
+        return self._dataset.rows.failure(
+            kind,
             bitlink=call.link.bitlink,
             file=call.link.file,
             line=call.link.line,
@@ -319,12 +369,6 @@ class Harvest:
             attempts=attempts,
             body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
         )
-        self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
-        self._observer.failure(line)
-        self._telemetry.throughput.count_verdict()
-        self.progress.pending -= 1
-        self.progress.refused += refused
-        self.progress.failed += not refused
 
     # --- beside the calls ------------------------------------------------------------------------------------------
 
@@ -343,6 +387,11 @@ class Harvest:
         """
         if learned := await self._discovery.learn():
             self._observer.note(learned.text, learned.event, **learned.fields)
+
+
+def _is_plain_no(verdict: Verdict) -> bool:
+    """Return whether a verdict refuses a link on a route that the server knows."""
+    return isinstance(verdict, Refused) and not verdict.no_route
 
 
 @lru_cache(1)

@@ -10,12 +10,13 @@ from functools import partial
 from harvester.budget.budget import Budget
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import Known, Ledger, State, should_retry
+from harvester.dataset.ledger import Known, Ledger, State
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
+from harvester.run.worklist import should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import Known, State, should_retry
+from harvester.dataset.ledger import Known, State
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import RunProgress
@@ -29,6 +29,8 @@ from harvester.shutdown import ShutdownSignal
 LOW_WATER = 1000
 """The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""
 MOST_READ_AHEAD = 20_000
+FAILED_INVOCATIONS = 3
+"""After this many invocations in which a call failed it is not made again without --retry-failed."""
 
 
 class Call(NamedTuple):
@@ -191,3 +193,10 @@ class Worklist:
         if len(self._ready) <= self._low_water:
             self._low.set()
         return self._ready.popleft()
+
+
+def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
+    """True if a known call should be made again."""
+    if known.state is State.FAILED:
+        return retry_failed or known.tries < FAILED_INVOCATIONS
+    return known.state is State.REFUSED and retry_refused

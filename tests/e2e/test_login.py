@@ -19,9 +19,9 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import aiohttp
 import pytest
 
+from harvester.bearer import fingerprint
 from harvester.bitly.oauth import App, ForeignRedirect, Redirect, authorize_url, exchange, parse_token_response
 from harvester.cli.login import _open, listening
-from harvester.client.token import fingerprint
 from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 from harvester.sandbox import CLIENT_SECRETS

@@ -192,7 +192,7 @@ def test_the_month_spent_at_bitly_stops_at_once_with_7(
     done = harvester("run", links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     assert done.returncode == 7, done.stderr
     assert len(rows(out)) == 25
-    assert served.sandbox.requests.total() <= 30
+    assert served.sandbox.requests.total() <= 25 + 5 + 1  # and a link that was answered before
     assert manifest(out)["stopped"]["until"].endswith("-01T00:00:00Z")
 
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.budget.limits import RequestedLimits
 from harvester.cli import main as cli
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
-from harvester.client.token import Token
 from harvester.dataset.dataset import PartLimits
 from harvester.events import Event, Field, RunOutcome
 from harvester.links import files as sources

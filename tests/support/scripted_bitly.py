@@ -157,7 +157,13 @@ REPLIES: dict[str, Callable[[Seen], Reply]] = {
     "deflate": fixed(200, zlib.compress(good_body("deflate")), {"Content-Encoding": "deflate"}),
     "bomb": lambda _: Reply(200, bomb(), headers=GZIP),
     "torn-gzip": fixed(200, gzip.compress(good_body("torn-gzip"))[:-20], GZIP),
+    "bom": lambda seen: Reply(200, b"\xef\xbb\xbf" + good_body(seen.back_half)),
+    "null-metrics": fixed(200, '{"metrics":null,"units":30,"unit":"day","facet":"referrers"}'),
+    "other-facet": fixed(200, '{"metrics":[{"value":"FR","clicks":7}],"facet":"countries"}'),
     # transient
+    "408": text(408, "<h1>Request Timeout</h1>"),
+    "425": fixed(425),
+    "520": text(520, "<h1>Web server is returning an unknown error</h1>"),
     "500-for-ever": error(500, "INTERNAL_ERROR"),
     "502": text(502, "<h1>Bad Gateway</h1>"),
     "503": error(503, "TEMPORARILY_UNAVAILABLE"),
@@ -170,6 +176,7 @@ REPLIES: dict[str, Callable[[Seen], Reply]] = {
     "429-bare": fixed(429),
     "403-throttled": error(403, "RATE_LIMIT_EXCEEDED", HINT),
     "403-reason": error(403, "FORBIDDEN", {**HINT, "X-Ratelimit-Reason": "minute"}),
+    "200-throttled": fixed(200, '{"message":"RATE_LIMIT_EXCEEDED"}', HINT),
     # refused
     "403-resource": error(403, "FORBIDDEN", resource="bitlinks", description="You are currently forbidden"),
     "404": error(404, "NOT_FOUND", resource="bitlinks"),
@@ -194,6 +201,8 @@ REPLIES: dict[str, Callable[[Seen], Reply]] = {
     "402": error(402, "UPGRADE_REQUIRED"),
     "402-coloured": error(402, f"UPGRADE_REQUIRED {COLOURED}"),
     "403-bare": error(403, "FORBIDDEN"),
+    "403-token": error(403, "INVALID_ACCESS_TOKEN"),
+    "400-token": error(400, "MISSING_ARG_ACCESS_TOKEN"),
     "400-unit": error(400, "INVALID_ARG_UNIT"),
     "429-month": error(429, "API_USAGE_LIMIT_EXCEEDED"),
     "429-monthly": error(429, "MONTHLY_LIMIT_EXCEEDED", HINT),
@@ -338,11 +347,13 @@ def behaviour_of(back_half: str, visit: int) -> str:
 class Scripted:
     """What a scripted Bitly has seen. faults: what no client may do. elsewhere_heard: connections to where redirects
     point. poured: bytes of endless bodies that were taken. helped: requests of the helper route, which behaves as
-    helper. out: says whether every call is answered 503 now.
+    helper. out: says whether every call is answered 503 now. everyone: names the behaviour that every call meets now,
+    whatever its link; None for the link's own.
     """
 
     helper: str = "404-plain"
     out: Callable[[], bool] = lambda: False
+    everyone: Callable[[], str | None] = lambda: None
     helped: list[Seen] = field(default_factory=list)
     url: str = ""
     elsewhere: str = ""
@@ -416,6 +427,8 @@ class Scripted:
             behaviour = self.helper
         elif self.out():
             behaviour = "503"
+        elif everyones := self.everyone():
+            behaviour = everyones
         else:
             behaviour = behaviour_of(line.seen.back_half, len(self.visits(line.seen.back_half)) - 1)
         if trick := TRICKS.get(behaviour):

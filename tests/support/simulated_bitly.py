@@ -310,6 +310,7 @@ class MemoryStore:
     calls: dict[bytes, Known] = field(default_factory=dict)
     invocation: int = 0
     rows: Any = field(default_factory=_Rows)
+    ledger: Any = field(default_factory=lambda: SimpleNamespace(last_refused=lambda most: []))
     location: Any = field(default_factory=lambda: SimpleNamespace(kind=OutputKind.FOLDER, out="memory"))
     backlogged: bool = False
     due: bool = False

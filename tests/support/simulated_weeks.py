@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harvester.bearer import Token
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, endpoint_of
 from harvester.budget.database import BudgetDatabase
@@ -16,7 +17,6 @@ from harvester.client.attempt import ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
-from harvester.client.token import Token
 from harvester.clock import next_month
 from harvester.events import RunOutcome
 from harvester.links import files as sources

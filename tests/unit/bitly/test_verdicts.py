@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from harvester.bitly.verdicts import (
     KEPT_BODY,
     Answer,
     MonthSpent,
+    Throttled,
+    TokenRefused,
+    Transient,
     Unknown,
     Unreadable,
     Verdict,
@@ -96,6 +100,27 @@ def test_the_same_answer_with_another_message_case_means_the_same() -> None:
     assert isinstance(found, MonthSpent)
 
 
+@pytest.mark.parametrize("status", [408, 425, *range(500, 600)])
+def test_what_servers_and_proxies_say_of_themselves_is_transient(status: int) -> None:
+    assert isinstance(classify(status, CIMultiDict(), b"<html>", REFERRERS), Transient)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize(
+    "message",
+    ["INVALID_ACCESS_TOKEN", "MISSING_ARG_ACCESS_TOKEN", "EXPIRED_TOKEN", "UNAUTHORIZED", "MISSING_AUTHORIZATION"],
+)
+def test_a_code_about_the_token_is_a_refused_token_with_any_status(status: int, message: str) -> None:
+    body = json.dumps({"message": message, "resource": "bitlinks"}).encode()
+    assert classify(status, CIMultiDict(), body, REFERRERS) == TokenRefused(status, message)
+
+
+def test_bytes_that_are_not_utf_8_are_read_and_can_be_written() -> None:
+    found = classify(200, CIMultiDict(), b'{"metrics":[{"value":"\xff","clicks":1}]}', REFERRERS)
+    assert found == Answer([{"value": "\ufffd", "clicks": 1}], 1, None, None)
+    assert orjson.dumps(found.metrics)
+
+
 STATUSES = st.one_of(
     st.integers(0, 999),
     st.sampled_from([200, 400, 401, 402, 403, 404, 405, 407, 410, 429, 500, 502, 503, 504]),
@@ -109,7 +134,7 @@ SCALARS = st.one_of(
     st.sampled_from(["FORBIDDEN", "RATE_LIMIT_EXCEEDED", "INVALID_ARG_", "INVALID_ARG_SIZE", "NOT_FOUND", "GONE"]),
 )
 KEYS = st.sampled_from(
-    ["message", "resource", "errors", "field", "metrics", "value", "clicks", "units", "unit_reference"]
+    ["message", "resource", "errors", "field", "metrics", "value", "clicks", "units", "unit_reference", "facet"]
 )
 TREES = st.recursive(
     SCALARS, lambda deeper: st.one_of(st.lists(deeper, max_size=4), st.dictionaries(KEYS, deeper, max_size=6))
@@ -141,7 +166,10 @@ HEADERS = st.dictionaries(
 def test_an_answer_of_any_bytes_gets_a_verdict(status: int, headers: dict[str, str], body: bytes, whole: bool) -> None:
     found = classify(status, CIMultiDict(headers), body, REFERRERS, whole=whole)
     assert isinstance(found, VERDICTS)
-    assert isinstance(found, Answer | Unreadable) == (status == 200)
+    if status == 200:
+        assert isinstance(found, Answer | Unreadable | Throttled | MonthSpent)
+    else:
+        assert not isinstance(found, Answer | Unreadable)
     json.dumps([plain(getattr(found, field.name)) for field in fields_of(found)], ensure_ascii=False).encode()
 
 

@@ -22,6 +22,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from harvester import __version__
+from harvester.bearer import Token, fingerprint
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.database import BudgetDatabase
@@ -32,7 +33,6 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot
-from harvester.client.token import Token, fingerprint
 from harvester.clock import Clock
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.progress import AttemptCounts, WaitReason
@@ -913,6 +913,70 @@ async def test_a_probe_that_waited_for_the_budgets_file_opens_what_was_closed_me
         monkeypatch.setattr(rig.budget, "try_acquire", late)
         assert await rig.client.fetch("bit.ly/probe") == ROW
         assert not rig.budget.closed
+
+
+def throttling_one(bitly: Bitly, name: str) -> Callable[[], Awaitable[Entry]]:
+    """A Bitly that throttles one link, and answers all others."""
+
+    async def answer() -> Entry:
+        return THROTTLED_30 if bitly.requests[-1][0].parts[-2] == name else OK
+
+    return answer
+
+
+OWN_THROTTLING = Transient(429, "RATE_LIMIT_EXCEEDED", 30.0)
+
+
+async def test_a_link_that_is_throttled_again_while_others_pass_is_charged_and_lowers_no_limit(bitly: Bitly) -> None:
+    bitly.answers(*[throttling_one(bitly, "t")] * 100)
+    async with rigged(attempts=3) as rig:
+        rig.client.pace_by(Unpaced())  # the pace has the loop's time, not the rig's
+        for name in "abcdefghij":
+            assert await rig.client.fetch(f"bit.ly/{name}") == ROW
+        before = rig.budget.limits
+
+        async def go_on() -> None:
+            for n in range(30):
+                assert await rig.client.fetch(f"bit.ly/o{n}") == ROW
+
+        others = asyncio.create_task(go_on())
+        first = await rig.client.fetch("bit.ly/t")
+        assert first == OWN_THROTTLING
+        assert rig.budget.limits == before
+        since = rig.client.known_good.moment()
+        assert await rig.client.conclude("bit.ly/t", first, since) == (OWN_THROTTLING, 3)
+        await others
+        assert asked(bitly).count("t") == 1 + 3  # the first throttled answer costs no attempt
+        assert rig.budget.limits == before
+        assert rig.client.sender.counters.throttled == 4
+        assert rig.client.sender.counters.total == rig.spent == len(bitly.requests)
+
+
+async def test_a_last_link_that_is_throttled_twice_lets_a_known_good_link_go_first(bitly: Bitly) -> None:
+    bitly.answers(*[throttling_one(bitly, "t")] * 100)
+    async with rigged(attempts=2) as rig:
+        rig.client.pace_by(Unpaced())
+        assert await rig.client.fetch("bit.ly/w") == ROW
+        before = rig.budget.limits
+        first = await rig.client.fetch("bit.ly/t")
+        assert first == OWN_THROTTLING
+        assert asked(bitly) == "wttwt"
+        since = rig.client.known_good.moment()
+        assert await rig.client.conclude("bit.ly/t", first, since) == (OWN_THROTTLING, 2)
+        assert rig.budget.limits == before
+
+
+async def test_where_all_are_throttled_together_each_waits_and_none_is_charged(bitly: Bitly) -> None:
+    bitly.answers(*[OK] * 3, *[THROTTLED_30] * 5, *[OK] * 5)
+    async with rigged() as rig:
+        rig.client.pace_by(Unpaced())
+        for name in "abc":
+            await rig.client.fetch(f"bit.ly/{name}")
+        before = rig.budget.limits
+        async with asyncio.timeout(5):
+            found = await asyncio.gather(*(rig.client.fetch(f"bit.ly/{n}") for n in range(5)))
+        assert found == [ROW] * 5
+        assert rig.budget.limits != before  # that was a limit
 
 
 OUTAGE_RULES = BreakerRules(streak=2, jitter=0.0)

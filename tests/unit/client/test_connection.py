@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
+from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer, Refused, TokenRefused, Transient, Unreadable, Verdict
 from harvester.budget.database import BudgetDatabase
@@ -26,7 +27,6 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import post_form
-from harvester.client.token import Token
 from harvester.clock import Clock
 from harvester.errors import RunStopping, UsageError
 from harvester.shutdown import ShutdownSignal

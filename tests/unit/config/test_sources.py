@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from harvester.bearer import fingerprint
 from harvester.cli.main import app
-from harvester.client.token import fingerprint
 from harvester.config import sources as configuration
 from harvester.config.sources import DASH, File, Setting, commands_of, effective, options_of
 from harvester.errors import UsageError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester.client.token import fingerprint
+from harvester.bearer import fingerprint
 from harvester.config import token_store as vaults
 from harvester.config.credentials import has_token, token_source
 from harvester.config.options import AccessOptions

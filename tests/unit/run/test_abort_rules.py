@@ -118,15 +118,6 @@ def test_a_wrong_base_url_is_nobodys_to_allow() -> None:
     assert reason_after(first_rules(FailureLimit(share=1.0)), *[NO_ROUTE] * 30) == (20, StopReason.NO_ROUTE)
 
 
-def test_a_row_shows_that_the_server_knows_the_path() -> None:
-    rules = first_rules()
-    assert not rules.answered
-    rules.see(NO_ROUTE)
-    assert not rules.answered
-    rules.see(ROW)
-    assert rules.answered
-
-
 def test_the_first_20_plain_404s_mean_a_wrong_base_url() -> None:
     found = seen(first_rules(), *[NO_ROUTE] * 30)
     assert found is not None
@@ -143,22 +134,6 @@ def test_plain_404s_that_name_their_path_mean_a_wrong_base_url_too() -> None:
 def test_another_answer_among_the_first_means_that_the_route_exists() -> None:
     for other in (ROW, NOT_FOUND, FAILED):
         assert reason_after(first_rules(), other, *[NO_ROUTE] * 500) is None
-
-
-# --- unreadable -----------------------------------------------------------------------------------------------------
-
-
-def test_20_unreadable_answers_in_a_row_stop() -> None:
-    for rules in (first_rules(), AbortRules(None, first_rows=False), first_rules(FailureLimit(share=1.0))):
-        assert reason_after(rules, *[UNREADABLE] * 30) == (20, StopReason.UNREADABLE)
-
-
-@pytest.mark.parametrize("between", [ROW, NOT_FOUND, FAILED])
-def test_any_other_answer_in_between_begins_the_row_of_unreadable_ones_anew(between: Verdict) -> None:
-    rules = first_rules()
-    for _ in range(5):
-        assert reason_after(rules, *[UNREADABLE] * 19, between) is None
-    assert reason_after(rules, *[UNREADABLE] * 20) == (20, StopReason.UNREADABLE)
 
 
 # --- too many failures ----------------------------------------------------------------------------------------------

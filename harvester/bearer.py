@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 
-from harvester.bitly.verdicts import Answer, Verdict
 from harvester.errors import UsageError
 from harvester.shutdown import ShutdownSignal
 from harvester.threads import in_daemon
@@ -42,12 +41,12 @@ class Token:
         """Return a text with the token replaced."""
         return text.replace(self._value, "[token]")
 
-    def has_to_hide(self, body: bytes, verdict: Verdict) -> bool:
+    def has_to_hide(self, body: bytes, *, good: bool) -> bool:
         """Return whether a body shows the token, as some servers echo their requests.
 
-        A sandbox's token may be an ordinary word, which may stand in a good answer.
+        good: it is an answer, in which a sandbox's token may stand, because that may be an ordinary word.
         """
-        return self._value.encode() in body and (self._long or not isinstance(verdict, Answer))
+        return self._value.encode() in body and (self._long or not good)
 
     @property
     def _long(self) -> bool:

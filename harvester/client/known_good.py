@@ -1,0 +1,231 @@
+"""Whom does a bad answer concern? A known-good link decides: one that was answered before, asked again.
+
+It costs a call, so it is asked only where the answers to other calls have not decided: before a call is written off as
+failed, before a verdict that is for every call stops the run, and after a row of definite no's without a row between
+them. All who doubt at the same time share one question.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+
+from harvester.bitly.verdicts import (
+    Answer,
+    ForEveryCall,
+    MonthSpent,
+    No,
+    NoAnswer,
+    Refused,
+    Throttled,
+    Unknown,
+    Verdict,
+    reason,
+)
+from harvester.client.circuit_breaker import CircuitBreaker
+from harvester.errors import RunStopping
+from harvester.shutdown import ShutdownSignal, Stop, StopReason
+
+KNOWN_GOOD_LINKS = 8
+"""How many are remembered; several, because one may come to fail by itself."""
+ROW = 20
+"""After this many definite no's without an answer in between a known-good link is asked."""
+_NEW = 5
+"""As many of them must be this run's own: those of an earlier run may have been confirmed in it."""
+
+
+class KnownGoodLinks:
+    """Bitlinks that were answered, and what became of asking one of them again.
+
+    links: the latest answered last; those of an earlier run may be added. in_run: True once this run had an answer.
+    last: the latest verdict on a known-good link. asking: a question is under way. Moments are numbers that `moment`
+    returns in their order. send: sends an attempt for a link, and returns None if it was not sent after all.
+    """
+
+    def __init__(self, send: Callable[[str], Awaitable[Verdict | None]]) -> None:
+        self.links: deque[str] = deque(maxlen=KNOWN_GOOD_LINKS)
+        self.in_run = False
+        self.last: Verdict | None = None
+        self.asking = False
+        self._send = send
+        self._moments = count(1)
+        self._asked_at = 0
+        self._answered_at = 0
+        self._news = asyncio.Event()
+
+    def moment(self) -> int:
+        """Return the present moment, later than all before."""
+        return next(self._moments)
+
+    def answered(self, bitlink: str, begun: int) -> None:
+        """Record an answer. begun: a moment before its attempt was sent."""
+        self.in_run = True
+        if bitlink not in self.links:
+            self.links.append(bitlink)
+        self._answered_at = max(self._answered_at, begun)
+        self.wake()
+
+    def answered_since(self, moment: int) -> bool:
+        """Return whether an attempt that was sent after a moment has been answered, for whatever link."""
+        return self._answered_at > moment
+
+    def asked_since(self, moment: int) -> bool:
+        """Return whether `last` is of an attempt that was sent after a moment."""
+        return self._asked_at > moment
+
+    async def news(self) -> None:
+        """Return at the next answer, at the end of a question, or when somebody calls `wake`."""
+        await self._news.wait()
+
+    def wake(self) -> None:
+        """Wake all that wait for news."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def send(self) -> Verdict | None:
+        """Send an attempt for a known-good link and return its verdict; None after a wait, or if it was throttled.
+
+        Raises:
+            RunStopping: the run ended before the attempt was sent.
+        """
+        bitlink, begun = self.links[0], self.moment()
+        verdict = await self._send(bitlink)
+        if verdict is None or isinstance(verdict, Throttled):
+            return None
+        if isinstance(verdict, Answer):
+            self.answered(bitlink, begun)
+        elif self.links[0] == bitlink:
+            self.links.rotate(-1)  # it may have come to fail by itself since
+        self._asked_at, self.last = begun, verdict
+        return verdict
+
+    async def ask(self) -> None:
+        """Send attempts for known-good links until one has a verdict, and wake all that wait for it.
+
+        If it is refused, a second one is asked: the first may have been deleted since.
+
+        Raises:
+            RunStopping: the run ended first.
+        """
+        self.asking = True
+        try:
+            if isinstance(await self._sent(), Refused) and len(self.links) > 1:
+                await self._sent()
+        finally:
+            self.asking = False
+            self.wake()
+
+    async def _sent(self) -> Verdict:
+        while (verdict := await self.send()) is None:
+            pass
+        return verdict
+
+
+class HeldNoes:
+    """Definite no's, and verdicts for every call, held back until it is known whom they concern.
+
+    month_spent: records that Bitly reports the month as spent.
+    """
+
+    def __init__(
+        self,
+        known_good: KnownGoodLinks,
+        breaker: CircuitBreaker,
+        shutdown: ShutdownSignal,
+        month_spent: Callable[[], None],
+    ) -> None:
+        self._known_good = known_good
+        self._breaker = breaker
+        self._shutdown = shutdown
+        self._month_spent = month_spent
+        self._held: set[int] = set()
+        self._carried = 0
+        self._own: set[tuple[int, str]] = set()
+        self._ended = False
+
+    def calls_ended(self) -> None:
+        """Let no verdict wait for the answers to other calls any more."""
+        self._ended = True
+        self._known_good.wake()
+
+    def asks_about(self, verdict: No) -> bool:
+        """Return whether `confirmed` asks a known-good link about a verdict at once."""
+        return self._row + 1 >= self._believed(verdict)
+
+    @property
+    def _row(self) -> int:
+        """How many verdicts no answer has followed yet."""
+        # An answer lets go of what came before it, but the tasks that wait for it have yet to run.
+        held = sum(not self._known_good.answered_since(since) for since in self._held)
+        return held + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
+
+    def _believed(self, verdict: No) -> int:
+        """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
+        if isinstance(verdict, Refused):
+            return 1 if verdict.no_route and self._ended else ROW
+        return ROW if (verdict.status, verdict.message) in self._own else 1
+
+    async def confirmed(self, verdict: No, since: int, *, asks: bool = True) -> Verdict | None:
+        """Hold a verdict back until it is known whom it concerns; return what it means for its call, None to ask again.
+
+        since: the moment at which the verdict had come. asks: False for one of an earlier run, which is no reason to
+        ask a known-good link by itself.
+
+        Raises:
+            RunStopping: the server says no to everything, or the run ended before it was known.
+        """
+        if asks:
+            self._held.add(since)
+        self._carried += not asks
+        try:
+            while not self._known_good.answered_since(since):
+                if self._known_good.asked_since(since) and self._known_good.last is not None:
+                    return self._concerns_all(verdict, self._known_good.last)
+                if self._shutdown.stop is not None:
+                    return self._unconfirmed(verdict)
+                if asks and self._row >= self._believed(verdict) and not self._known_good.asking:
+                    await self._known_good.ask()
+                elif self._ended and not self._known_good.asking:
+                    break
+                else:
+                    await self._known_good.news()
+        finally:
+            self._held.discard(since)
+            self._carried -= not asks
+        if isinstance(verdict, Refused):
+            return replace(verdict, no_route=False)
+        self._own.add((verdict.status, verdict.message))
+        return Unknown(verdict.status, verdict.message, "")
+
+    def _concerns_all(self, verdict: No, known_good: Verdict) -> Verdict | None:
+        """Say what a verdict means that a known-good link does not disprove; known_good: that link's verdict."""
+        if isinstance(known_good, NoAnswer):
+            self._breaker.suspect()
+            return None
+        if isinstance(verdict, Refused) and isinstance(known_good, ForEveryCall):
+            verdict = known_good
+        if isinstance(verdict, MonthSpent):
+            self._month_spent()
+        if not isinstance(verdict, Refused):
+            return verdict
+        stop = Stop(
+            StopReason.OUTAGE,
+            f"links were refused one after another, and so was one that was answered before ({reason(known_good)}): "
+            "the server refuses everything. None of them is written off; run it again later",
+        )
+        if verdict.no_route and not self._known_good.in_run:
+            stop = Stop(
+                StopReason.NO_ROUTE,
+                "calls were answered 404 in plain text one after another, also for a link that was answered before: "
+                "the server does not know the path. Check --base-url (Bitly's ends in /v4)",
+            )
+        self._shutdown.request(stop)
+        raise RunStopping
+
+    def _unconfirmed(self, verdict: No) -> Verdict:
+        """Return a definite no of a run that is ending, unless there is reason to doubt it."""
+        good = self._known_good.last is None or isinstance(self._known_good.last, Answer)
+        if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:
+            return verdict
+        raise RunStopping

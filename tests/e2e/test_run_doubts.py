@@ -1,0 +1,368 @@
+"""Whom does a bad answer concern: its link, or everybody? In the test's own process, against a scripted Bitly."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.bitly.query import MAX_CONNECTIONS
+from harvester.cli.exit_codes import exit_code
+from harvester.client.client import ClientSettings
+from harvester.client.known_good import ROW
+from harvester.events import RunOutcome
+from harvester.shutdown import MONTH_SPENT, OK, REFUSED, SOME_FAILED, STOPPED, USAGE, StopReason
+from tests.e2e.test_run_against_a_hostile_server import many
+from tests.support.in_process import QUICK_GATE, harvest
+from tests.support.output_checks import failures, manifest, rows
+from tests.support.scripted_bitly import Scripted, scripted
+
+IMPATIENT = replace(QUICK_GATE, limit_seconds=0.3)
+STRANGE = ["408", "425", "520", "redirect", "403-html", "404-html", "html", "418", "empty-object", "407"]
+"""What proxies, maintenance pages and firewalls say: no word of Bitly's on a link."""
+
+
+@pytest.fixture
+def bitly() -> Iterator[Scripted]:
+    with scripted() as server:
+        yield server
+
+
+def from_request(bitly: Scripted, number: int, behaviour: str) -> None:
+    """Let everybody meet this behaviour from a request on, counted from 0."""
+    bitly.everyone = lambda: behaviour if len(bitly.requests) > number else None
+
+
+def dataset(folder: Path) -> dict[str, int]:
+    """The dataset's calls by state."""
+    counts: dict[str, int] = manifest(folder / "out")["dataset"]
+    return {name: counts[name] for name in ("calls", "rows", "refused", "failed", "pending")}
+
+
+def one_at_a_time(bitly: Scripted) -> dict[str, Any]:
+    """Change a job to one connection."""
+    return {"client_settings": ClientSettings(bitly.url, 1, attempts=5, timeout_seconds=10.0, backoff_seconds=0.01)}
+
+
+def check_stopped_by_an_outage(outcome: RunOutcome, text: str) -> None:
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.OUTAGE
+    assert text in outcome.stop.message
+    assert exit_code(outcome) == STOPPED
+
+
+# --- an answer that is none, for everybody --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", STRANGE)
+async def test_a_strange_answer_for_everybody_from_the_first_call_on_is_an_outage(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour
+    status = {"redirect": "302", "html": "200", "empty-object": "200"}.get(behaviour, behaviour[:3])
+    for _ in range(4):  # more runs than it takes to give a call up
+        before = len(bitly.requests)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 300), breaker_rules=IMPATIENT)
+        check_stopped_by_an_outage(outcome, f"Lately: {status} ")
+        assert len(bitly.requests) - before < 60
+        assert failures(quick_path / "out") == []
+    bitly.everyone = lambda: None
+    assert (await harvest(bitly.url, quick_path, many("ok", 300))).complete
+    assert len(rows(quick_path / "out")) == 300
+
+
+@pytest.mark.parametrize("behaviour", STRANGE)
+async def test_a_strange_answer_for_everybody_in_the_middle_is_waited_out(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour if 60 <= len(bitly.requests) - 1 < 100 else None
+    outcome = await harvest(bitly.url, quick_path, many("ok", 200))
+    assert outcome.complete
+    assert failures(quick_path / "out") == []
+    assert len(rows(quick_path / "out")) == 200
+
+
+async def test_calls_that_failed_before_are_not_written_off_by_a_server_that_answers_nobody(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names = [f"418x1-then-ok--{number}" for number in range(60)]
+    assert exit_code(await harvest(bitly.url, quick_path, [*many("ok", 60), *names])) == SOME_FAILED
+    failed = dataset(quick_path)["failed"]
+    assert failed > 0
+    from_request(bitly, len(bitly.requests), "403-html")
+    before = len(bitly.requests)
+    outcome = await harvest(bitly.url, quick_path, names, breaker_rules=IMPATIENT)
+    check_stopped_by_an_outage(outcome, "403")
+    assert len(bitly.requests) - before < 60
+    assert dataset(quick_path)["failed"] == failed
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, names)) == OK
+
+
+@pytest.mark.parametrize("behaviour", ["418", "403-html", "redirect", "404-html"])
+async def test_one_strange_answer_among_good_ones_is_its_links_failure_and_costs_one_attempt(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, [*many("ok", 40), behaviour, *many("ok--more", 40)])
+    assert exit_code(outcome) == SOME_FAILED
+    [line] = failures(quick_path / "out")
+    assert (line["bitlink"], line["kind"], line["attempts"]) == (f"bit.ly/{behaviour}", "failed", 1)
+    assert len(bitly.visits(behaviour)) == 1
+    assert len(bitly.requests) <= 81 + 1
+
+
+async def test_a_few_strange_answers_where_nobody_else_was_asked_are_the_links_failures(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, many("418", 3))
+    assert exit_code(outcome) == SOME_FAILED
+    assert len(bitly.requests) == 3
+
+
+async def test_many_links_with_strange_answers_have_failed_if_a_link_that_was_answered_is_answered_again(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names = [*many("ok", 10), *many("html", 40), *many("418", 40), *many("ok--more", 10)]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == SOME_FAILED
+    assert dataset(quick_path) == {"calls": 100, "rows": 20, "refused": 0, "failed": 80, "pending": 0}
+
+
+# --- a mass of definite no's ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", ["404", "410", "403-resource", "400-bitlink", "404-plain"])
+async def test_definite_noes_for_everybody_behind_good_answers_write_nothing_off(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    from_request(bitly, 60, behaviour)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 200))
+    check_stopped_by_an_outage(outcome, behaviour[:3])
+    assert len(bitly.requests) <= 60 + ROW + 2 * MAX_CONNECTIONS + 2
+    assert {line["kind"] for line in failures(quick_path / "out")} <= {"failed"}
+    assert (dataset(quick_path)["rows"], dataset(quick_path)["refused"]) == (60, 0)
+    assert not (quick_path / "out" / "_SUCCESS").exists()
+    bitly.everyone = lambda: None
+    assert (await harvest(bitly.url, quick_path, many("ok", 200))).complete
+    assert len(rows(quick_path / "out")) == 200
+    assert len(bitly.visits("ok--0")) <= 3
+
+
+async def test_a_row_of_links_that_are_gone_costs_one_question_for_twenty(bitly: Scripted, quick_path: Path) -> None:
+    outcome = await harvest(bitly.url, quick_path, [*many("ok", 60), *many("404", 140)])
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path) == {"calls": 200, "rows": 60, "refused": 140, "failed": 0, "pending": 0}
+    assert 1 <= len(bitly.requests) - 200 <= 140 // ROW
+    assert {len(bitly.visits(name)) for name in many("404", 140)} == {1}
+
+
+async def test_a_list_of_which_half_is_gone_costs_no_question(bitly: Scripted, quick_path: Path) -> None:
+    names = [name for pair in zip(many("ok", 150), many("404", 150), strict=True) for name in pair]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path)["refused"] == 150
+    assert len(bitly.requests) == 300
+
+
+async def test_refusals_in_a_run_that_carries_on_are_checked_by_a_link_of_the_dataset(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    assert (await harvest(bitly.url, quick_path, many("ok", 10))).complete
+    bitly.everyone = lambda: "404"
+    outcome = await harvest(bitly.url, quick_path, many("ok", 100))
+    check_stopped_by_an_outage(outcome, "404 NOT_FOUND")
+    assert dataset(quick_path)["refused"] == 0
+
+
+async def test_a_wrong_base_url_for_a_dataset_with_rows_is_named(bitly: Scripted, quick_path: Path) -> None:
+    assert (await harvest(bitly.url, quick_path, many("ok", 10))).complete
+    bitly.everyone = lambda: "404-plain"
+    outcome = await harvest(bitly.url, quick_path, many("ok", 100))
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.NO_ROUTE
+    assert exit_code(outcome) == USAGE
+    assert failures(quick_path / "out") == []
+
+
+async def test_a_known_good_link_that_is_gone_since_does_not_stop_the_run(bitly: Scripted, quick_path: Path) -> None:
+    names = ["okx1-then-404", "ok", *many("404", 60)]
+    outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path) == {"calls": 62, "rows": 2, "refused": 60, "failed": 0, "pending": 0}
+
+
+async def test_a_plain_404_at_the_end_of_a_list_is_for_good_once_a_link_was_answered_since(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, ["ok", *many("404-plain", 3)], **one_at_a_time(bitly))
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path)["refused"] == 3
+    assert len(bitly.visits("ok")) == 2
+
+
+async def test_a_plain_404_for_everybody_at_the_end_of_a_list_writes_nothing_off(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    from_request(bitly, 60, "404-plain")
+    outcome = await harvest(bitly.url, quick_path, many("ok", 65))
+    check_stopped_by_an_outage(outcome, "404")
+    assert failures(quick_path / "out") == []
+
+
+async def test_a_token_that_is_refused_behind_a_row_of_noes_stops_with_its_own_reason(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names = [*many("ok", 30), *many("404", 60)]
+    bitly.everyone = lambda: "401" if len(bitly.requests) == 30 + ROW + 1 else None
+    outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.TOKEN_REFUSED
+    assert dataset(quick_path)["refused"] == 0
+
+
+async def test_an_outage_behind_a_row_of_noes_has_them_asked_again(bitly: Scripted, quick_path: Path) -> None:
+    """While a server goes down it says this and that."""
+    said = {**dict.fromkeys(range(31, 31 + ROW), "404"), **dict.fromkeys(range(31 + ROW, 35 + ROW), "503")}
+    bitly.everyone = lambda: said.get(len(bitly.requests))
+    outcome = await harvest(bitly.url, quick_path, many("ok", 80), **one_at_a_time(bitly))
+    assert outcome.complete
+    assert dataset(quick_path)["rows"] == 80
+
+
+# --- a verdict for every call ---------------------------------------------------------------------------------------
+
+FOR_EVERY_CALL = {
+    "401": (REFUSED, StopReason.TOKEN_REFUSED),
+    "403-bare": (REFUSED, StopReason.TOKEN_REFUSED),
+    "403-token": (REFUSED, StopReason.TOKEN_REFUSED),
+    "400-token": (REFUSED, StopReason.TOKEN_REFUSED),
+    "402": (REFUSED, StopReason.PLAN_REFUSED),
+    "400-unit": (USAGE, StopReason.PARAMETER_REFUSED),
+    "429-month": (MONTH_SPENT, StopReason.MONTH_SPENT),
+    "429-monthly": (MONTH_SPENT, StopReason.MONTH_SPENT),
+}
+
+
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_that_one_link_gets_is_its_failure(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    names = [*many("ok", 15), behaviour, *many("ok--more", 14)]
+    outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
+    assert exit_code(outcome) == SOME_FAILED
+    assert outcome.stop is None
+    [line] = failures(quick_path / "out")
+    assert (line["bitlink"], line["kind"], line["status"]) == (f"bit.ly/{behaviour}", "failed", int(behaviour[:3]))
+    assert len(rows(quick_path / "out")) == 29
+    assert len(bitly.requests) == 31
+    # The next run asks that link alone, and a link of the dataset.
+    assert exit_code(await harvest(bitly.url, quick_path, names)) == SOME_FAILED
+    assert len(bitly.requests) == 33
+
+
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_that_a_known_good_link_gets_too_stops(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    from_request(bitly, 15, behaviour)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60))
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) <= 15 + MAX_CONNECTIONS + 1
+    assert failures(quick_path / "out") == []
+    assert len(rows(quick_path / "out")) == 15
+
+
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_where_nobody_was_answered_stops_at_once(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60))
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) <= MAX_CONNECTIONS
+    assert failures(quick_path / "out") == []
+
+
+async def test_many_links_that_each_get_a_verdict_for_every_call_cost_one_question_for_twenty(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, [*many("ok", 10), *many("403-bare", 90), *many("ok--more", 10)])
+    assert exit_code(outcome) == SOME_FAILED
+    assert dataset(quick_path) == {"calls": 110, "rows": 20, "refused": 0, "failed": 90, "pending": 0}
+    assert len(bitly.requests) - 110 <= 2 + 90 // ROW
+
+
+async def test_a_month_that_is_spent_stays_spent_for_the_next_run(bitly: Scripted, quick_path: Path) -> None:
+    from_request(bitly, 15, "429-month")
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60))) == MONTH_SPENT
+    before = len(bitly.requests)
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60))) == MONTH_SPENT
+    assert len(bitly.requests) == before
+
+
+# --- answers that were not read -------------------------------------------------------------------------------------
+
+
+async def test_answers_as_other_programs_write_them_are_rows(bitly: Scripted, quick_path: Path) -> None:
+    outcome = await harvest(bitly.url, quick_path, ["null-metrics", "bom", "surrogate", "not-utf8", "ok"])
+    assert exit_code(outcome) == OK
+    found = {row["bitlink"]: row["metrics"] for row in rows(quick_path / "out")}
+    assert found["bit.ly/null-metrics"] == []
+    assert found["bit.ly/bom"][0]["value"] == "https://bom.example/"
+    assert found["bit.ly/surrogate"] == found["bit.ly/not-utf8"] == [{"value": "\ufffd", "clicks": 1}]
+
+
+async def test_another_facets_answer_is_no_row(bitly: Scripted, quick_path: Path) -> None:
+    outcome = await harvest(bitly.url, quick_path, [*many("ok", 10), "other-facet", *many("ok--more", 10)])
+    assert exit_code(outcome) == SOME_FAILED
+    assert [line["message"] for line in failures(quick_path / "out")] == ["the answer names another facet"]
+
+
+async def test_refusals_before_the_end_of_a_run_are_doubted_by_the_next_one(bitly: Scripted, quick_path: Path) -> None:
+    """A kill, or a limit, between a refusal and its confirmation: each refusal is in the journal at once."""
+    from_request(bitly, 60, "404")
+    await harvest(bitly.url, quick_path, many("ok", 200), max_calls=70)
+    assert (dataset(quick_path)["rows"], dataset(quick_path)["refused"]) == (60, 10)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 200))
+    check_stopped_by_an_outage(outcome, "404")
+    assert len(bitly.requests) <= 60 + ROW + 2 * MAX_CONNECTIONS + 2
+    assert dataset(quick_path)["refused"] == 0
+    bitly.everyone = lambda: None
+    assert (await harvest(bitly.url, quick_path, many("ok", 200))).complete
+    assert len(rows(quick_path / "out")) == 200
+
+
+async def test_refusals_that_a_row_follows_are_final_and_cost_the_next_run_nothing(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names = [*many("ok", 10), *many("404", 10)]
+    assert exit_code(await harvest(bitly.url, quick_path, names)) == OK
+    assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("ok--more", 5)])) == OK
+    assert len(bitly.requests) == 25
+
+
+async def test_refusals_that_were_taken_back_do_not_count_as_tries(bitly: Scripted, quick_path: Path) -> None:
+    assert (await harvest(bitly.url, quick_path, many("ok", 10))).complete
+    bitly.everyone = lambda: "404"
+    for _ in range(4):
+        check_stopped_by_an_outage(await harvest(bitly.url, quick_path, many("ok", 40)), "404")
+    bitly.everyone = lambda: None
+    assert (await harvest(bitly.url, quick_path, many("ok", 40))).complete
+
+
+async def test_a_refusal_is_in_the_journal_before_it_is_confirmed(bitly: Scripted, quick_path: Path) -> None:
+    seen: list[int] = []
+
+    def everyone() -> str | None:
+        if len(bitly.requests) <= 60:
+            return None
+        journals = (quick_path / "out").glob("_harvester/journal*")
+        seen.append(sum(path.read_bytes().count(b'"refused"') for path in journals))
+        return "404"
+
+    bitly.everyone = everyone
+    await harvest(bitly.url, quick_path, many("ok", 200))
+    assert max(seen) >= ROW - MAX_CONNECTIONS
