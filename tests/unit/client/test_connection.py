@@ -543,7 +543,11 @@ async def test_a_deflated_body_that_comes_byte_by_byte_is_unpacked() -> None:
 NOT_FOUND = b'{"message":"NOT_FOUND"}'
 
 
-@pytest.mark.parametrize("body", [b"", b"not packed", gzip.compress(NOT_FOUND)[:-9], gzip.compress(b"x") + b"tail"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not packed", gzip.compress(NOT_FOUND)[:-9], gzip.compress(b"x") + b"tail"],
+    ids=["empty", "not packed", "cut", "with a tail"],
+)
 async def test_a_status_counts_whatever_becomes_of_the_body(body: bytes) -> None:
     found = await fetched(answer(body, GZIP, status=401))
     assert isinstance(found, TokenRefused)
