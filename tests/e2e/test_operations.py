@@ -131,7 +131,8 @@ def test_a_signal_ends_a_command_that_waits_for_its_token(
     tmp_path: Path, links: str, wrapper: tuple[str, ...], number: signal.Signals, verb: str
 ) -> None:
     begun = tmp_path / "begun"
-    waiting = f"sh -c 'touch {begun}; exec sleep 3600'"
+    # The pause lets Popen return first: a signal within it would leave a warning about a process that still runs.
+    waiting = f"sh -c 'sleep 0.1; touch {begun}; exec sleep 3600'"
     arguments = (verb, links, "--out", str(tmp_path / "out"), "--token-command", waiting)
     with start(*arguments, wrapper=wrapper) as process:
         wait_until(begun.exists, process)
