@@ -68,6 +68,7 @@ class Peer:
 @asynccontextmanager
 async def _listening(peer: Peer) -> AsyncIterator[Peer]:
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def live(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -79,6 +80,7 @@ async def _listening(peer: Peer) -> AsyncIterator[Peer]:
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer.connections += 1
+        writers.append(writer)
         tasks.add(asyncio.ensure_future(live(reader, writer)))
 
     async with await asyncio.start_server(accept, peer.address, peer.port, ssl=peer.tls) as server:
@@ -90,6 +92,9 @@ async def _listening(peer: Peer) -> AsyncIterator[Peer]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in writers:  # also of a connection whose task had not begun
+                writer.transport.abort()
+            await asyncio.sleep(0.01)  # the loop closes their sockets in its next iterations
 
 
 @contextmanager
