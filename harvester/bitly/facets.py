@@ -44,7 +44,11 @@ class Facet:
             NotTheFacet: it does not have them, or says that it is another facet's.
         """
         named = body.get("facet")
-        if isinstance(named, str) and _singular(named) not in {_singular(self.name), _singular(self.also_named)}:
+        if (
+            named != self.name
+            and isinstance(named, str)
+            and _singular(named) not in {_singular(self.name), _singular(self.also_named)}
+        ):
             raise NotTheFacet("the answer names another facet")
         return self.read(body)
 
@@ -65,14 +69,14 @@ def _is_empty(body: Mapping[str, Any]) -> bool:
     been renamed.
     """
     echoed = body.keys() & _ECHO
-    return body.get("metrics") is None and bool(echoed) and ("metrics" in body or body.keys() == _ECHO)
+    return bool(echoed) and ("metrics" in body or body.keys() == _ECHO)
 
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
     """Read `metrics[] {value, clicks}`, the shape that four facets share."""
-    if _is_empty(body):
-        return []
     items = body.get("metrics")
+    if items is None and _is_empty(body):
+        return []
     if not isinstance(items, list):
         raise NotTheFacet("no list of metrics")
     metrics = []

@@ -1,5 +1,6 @@
 """The request for one bitlink: Bitly's base URL, the path of a facet and its query parameters."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -41,12 +42,18 @@ class Query:
         return urlencode(fields)
 
 
+_NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")
+"""Nearly every bitlink: quoting each half of it took 3 µs of each call."""
+
+
 def path(bitlink: str, facet: Facet) -> str:
     """Return the path, below the base URL, of a facet of a bitlink.
 
     The slash between domain and back-half stays literal, as documented. Each half is percent-encoded by itself, so that
     no bitlink (`bit.ly/../../user`) can reach another route.
     """
+    if _NOTHING_TO_ENCODE.fullmatch(bitlink):
+        return f"/bitlinks/{bitlink}{facet.path}"
     domain, _, back_half = bitlink.partition("/")
     return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -258,8 +259,13 @@ def _reference_text(reference: object) -> str | None:
 
     Recorded as `2020-02-26T04:00:42+0000`, and for referrers_by_domains as epoch seconds, against the specification.
     """
-    if not isinstance(reference, str | int) or isinstance(reference, bool):
-        return None
+    if isinstance(reference, str | int) and not isinstance(reference, bool):
+        return _moment_text(reference)
+    return None
+
+
+@lru_cache(16)  # the query fixes it, so nearly all answers of a run have the same one
+def _moment_text(reference: str | int) -> str:
     try:
         if isinstance(reference, int):
             return utc_iso(from_epoch(reference))

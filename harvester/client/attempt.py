@@ -115,13 +115,15 @@ class AttemptSender:
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
-        self._route = f"{self._base.scheme}://{self._base.raw_authority}{self._base_path}"
         self._parameters = query.parameters
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
     def _url(self, bitlink: str) -> URL:
-        return URL(f"{self._route}{path(bitlink, self._facet)}?{self._parameters}", encoded=True)
+        # Not parsed from a text, which takes twice as long: no two calls have the same.
+        target, authority = self._base_path + path(bitlink, self._facet), self._base.raw_authority
+        build = partial(URL.build, scheme=self._base.scheme, query_string=self._parameters, encoded=True)
+        return build(authority=authority, path=target)
 
     async def send(
         self,

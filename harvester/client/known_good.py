@@ -53,6 +53,7 @@ class KnownGoodLinks:
         self._asked_at = 0
         self._answered_at = 0
         self._news = asyncio.Event()
+        self._waiting = 0
 
     def moment(self) -> int:
         """Return the present moment, later than all before."""
@@ -76,12 +77,17 @@ class KnownGoodLinks:
 
     async def news(self) -> None:
         """Return at the next answer, at the end of a question, or when somebody calls `wake`."""
-        await self._news.wait()
+        self._waiting += 1
+        try:
+            await self._news.wait()
+        finally:
+            self._waiting -= 1
 
     def wake(self) -> None:
         """Wake all that wait for news."""
-        self._news.set()
-        self._news = asyncio.Event()
+        if self._waiting:
+            self._news.set()
+            self._news = asyncio.Event()
 
     async def send(self) -> Verdict | None:
         """Send an attempt for a known-good link and return its verdict; None after a wait, or if it was throttled.
