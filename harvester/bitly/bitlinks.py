@@ -7,6 +7,7 @@ a parsed bitlink parses to itself, so that the keys of calls do not depend on ho
 import re
 import unicodedata
 from typing import NewType
+from urllib.parse import quote
 
 from harvester.errors import InvalidBitlink
 
@@ -17,27 +18,30 @@ MAX_CHARACTERS = 2048
 """Longer names are invalid: the request line would exceed what servers accept."""
 
 # Fast path: nearly every line of a real list has this form and needs none of the steps below.
-_PLAIN = re.compile(r"(?:https?://)?([a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+)/([A-Za-z0-9_-]+)", re.ASCII)
+_PLAIN = re.compile(r"(?:https?://)?([a-z0-9]{1,60}(?:\.[a-z0-9]{1,60})?\.[a-z]{2,60})/([A-Za-z0-9_-]+)", re.ASCII)
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+", re.ASCII)
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{0,58}}[a-z0-9])", re.ASCII)
+_ANOTHER = re.compile(r"[\s,;|]+(?:https?://)?[\w-]+(?:\.[\w-]+)+/\S", re.IGNORECASE)
+"""A second link, behind a query or fragment."""
 _SYMBOLS = re.compile(r"L.|M.|N.|So|Sk")
 """Unicode's categories of what a label of a domain is made of: letters, marks, digits, and emoji."""
 
-_QUOTES = "\"'`´“”„‟‘’‚‛«»‹›「」『』＂＇"
-_BRACKETS = "<>()[]{}＜＞（）【】"
+_QUOTES = "\"'`´“”„‟‘’‚‛«»‹›「」『』＂＇❝❞〝〞"
+_BRACKETS = "<>()[]{}＜＞（）【】《》〈〉〔〕［］"
 _SPACES = "\ufeff \t\r\n\v\f\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 _AROUND = _QUOTES + _BRACKETS + _SPACES + "|*"
-_BEHIND = _AROUND + ".!,;:+。！，；：、"
+_BEHIND = _AROUND + ".!,;:+。！，；：、？؟؛۔।։‽–—•→"
 """What a sentence, or Bitly's preview page, puts behind a link; a link in front of it is whole."""
-_CUT_OFF = ("…", "..")
+_CUT_OFF = ("…", "..", "‥", "⋯", "․")
 """A link in front of these was shortened for display: its rest is lost."""
 # Remains of a list's own syntax inside a link. No back-half contains any of these, so a call would be wasted.
 _NEVER = frozenset(_QUOTES + _BRACKETS + ",;|\\^…%")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 """Unicode's categories of what cannot be seen, or is no character."""
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffd")
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\ufffd")
 """Characters that look like nothing, and the one that stands for lost text."""
 _VARIATIONS = re.compile(r"[\x00-\x7f][\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 """A selector of a letter's shape behind a letter that has only one; behind an emoji it is a part of it."""
@@ -68,6 +72,8 @@ def parse(text: str) -> Bitlink:
     domain = _ascii_domain(domain)
     back_half = _strip_behind(back_half)
     _check_back_half(back_half)
+    if not back_half.isascii() and len(quote(back_half)) > MAX_CHARACTERS:
+        raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters as it is sent")
     return Bitlink(f"{domain}/{back_half}")
 
 
@@ -85,7 +91,11 @@ def _strip_decoration(text: str) -> str:
     bare = text.strip(_AROUND)
     if scheme := _SCHEME.match(bare):
         bare = bare[scheme.end() :]
-    return bare.partition("#")[0].partition("?")[0]
+    bare = re.split(r"\s#", bare, maxsplit=1)[0]  # a comment, which may name other links
+    end = min((at for at in map(bare.find, "?#") if at >= 0), default=len(bare))
+    if _ANOTHER.search(bare, end, end + MAX_CHARACTERS):
+        raise InvalidBitlink("two links in one line")
+    return bare[:end]
 
 
 def _unescape(text: str) -> str:

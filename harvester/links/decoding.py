@@ -55,7 +55,8 @@ _FOREIGN = {
 _TAR = slice(257, 262)
 """Where a tar archive has `ustar`: https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html."""
 _BEGINNINGS = (*_FOREIGN, _ZIP, _BZIP2, _XZ, _ZSTD)
-_MARKUP = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml)[\s>]", re.IGNORECASE)
+_MARKUP = re.compile(rb"\s*<(?:!--|(?:!doctype|\?xml|[a-z][a-z0-9]*)[\s>])", re.IGNORECASE)
+"""A page's first tag. `<https://bit.ly/x>`, as mail programs write a link, is none."""
 _ARRAY = re.compile(rb"\s*\[\s*(?:[\"{\[\]]|$)")
 _BOMS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, with which it begins
@@ -134,6 +135,7 @@ def _foreign(stream: "_PeekedStream") -> tuple[str, str] | None:
     head = stream.head
     if b"\0" in head[:_SAMPLE]:
         head = stream.peek_on(_TAR.stop)
+    head = head.removeprefix(codecs.BOM_UTF8)
     if head[_TAR] == b"ustar":
         return "a tar archive", "unpack it first (tar -xf), and name the lists in it"
     if head.startswith(_ZIP):
@@ -190,6 +192,8 @@ def _goes_on(first: bytes, second: bytes) -> bool:
         except json.JSONDecodeError as error:
             if error.pos < len(text):
                 return False
+        except (ValueError, RecursionError):  # a number too long, or nested too deeply
+            return False
         else:
             return line is second
     return True

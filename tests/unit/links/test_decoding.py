@@ -81,6 +81,10 @@ NO_LISTS = {
     "7z": (b"7z\xbc\xaf\x27\x1c" + LINES, "7-Zip"),
     "sqlite": (b"SQLite format 3\x00" + LINES, "SQLite"),
     "html": (b"\n<!DOCTYPE html>\n<html>" + LINES, "HTML"),
+    "html behind a mark": (b"\xef\xbb\xbf<!DOCTYPE html>\n<html>" + LINES, "HTML"),
+    "a table": (b"<table>\n<tr><td>bit.ly/a</td></tr>\n" + LINES, "HTML"),
+    "a comment of html": (b"<!-- x -->\n<html>\n" + LINES, "HTML"),
+    "pdf behind a mark": (b"\xef\xbb\xbf%PDF-1.7\n" + LINES, "PDF"),
     "zeros": (bytes(4096), "NUL"),
     "separated by NUL": (LINES.replace(b"\n", b"\0"), "tr "),
     "array": (b'["bit.ly/a", "bit.ly/b"]', "jq"),
@@ -116,3 +120,11 @@ def test_lines_that_end_with_a_carriage_return_alone_are_lines(tmp_path: Path, n
     assert len(read_list(write(tmp_path, content, name)).links) == 20_000
     mixed = read_list(write(tmp_path, b"bit.ly/a\rbit.ly/b\r\nbit.ly/c\n"))
     assert places(mixed) == [("bit.ly/a", 1), ("bit.ly/b", 2), ("bit.ly/c", 3)]
+
+
+def test_json_nested_deeply_or_with_a_long_number_is_read_or_invalid(tmp_path: Path) -> None:
+    deep = b'{"bitlink":"bit.ly/b","n":' + b"[" * 1000 + b"]" * 1000 + b"}"
+    assert len(read_list(write(tmp_path, deep + b"\nbit.ly/a\n")).links) == 2
+    long = b'{"n":' + b"1" * 5000 + b"}"
+    batch = read_list(write(tmp_path, long + b"\nbit.ly/a\n"))
+    assert (len(batch.links), len(batch.invalid)) == (1, 1)
