@@ -89,6 +89,7 @@ async def _listening(peer: Peer) -> AsyncIterator[Peer]:
             yield peer
         finally:
             server.close()
+            await asyncio.sleep(0.01)  # what was accepted a moment ago arrives in the loop's next iterations
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
