@@ -1,6 +1,5 @@
 """One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
@@ -208,7 +207,7 @@ class AttemptSender:
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
         finally:
-            await asyncio.sleep(0)  # as in _request
+            await slot.line.closed()
             self._pool.put(slot)
 
     def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
@@ -343,7 +342,7 @@ class AttemptSender:
                 self.counters.total -= self._given_back(slot, self._budget)
                 self._record_fewer()
             if not kept_alive:
-                await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
+                await slot.line.closed()
 
     def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
         content = body.content

@@ -24,6 +24,8 @@ HEAD_LIMIT = 64 * 1024
 HEADERS_LIMIT = 1024
 _ADDRESS_SECONDS = 3.0
 """The longest wait for one address of a name while others are left. The last may use up the time for connecting."""
+_CLOSE_TURNS, _LEAST_CLOSE_TURNS = 20, 3
+"""Iterations of the event loop until a socket is closed; Python 3.13 needs more of them than 3.11."""
 _READ_TURNS = 4
 """Turns of the event loop in which what lies in a socket is read: select, the transport's read, its close."""
 _FROZEN_SECONDS = 0.1
@@ -213,6 +215,16 @@ class Line:
         self.unsent = False
         self.protocol: _Protocol | None = None
 
+    async def closed(self) -> None:
+        """Let the event loop close the socket of a connection that was given up, before another one is opened.
+
+        That takes an iteration or more; a connection that is kept after all costs a few idle ones.
+        """
+        for turn in range(_CLOSE_TURNS):
+            if turn >= _LEAST_CLOSE_TURNS and (self.protocol is None or self.protocol.transport is None):
+                return
+            await asyncio.sleep(0)
+
     def seems_sole(self, content: bytes) -> bool:
         """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
         return self.protocol is None or self.protocol.seems_sole(content)
@@ -244,7 +256,7 @@ class Connector(aiohttp.TCPConnector):
         kept = self._line.protocol
         if kept is not None and kept.has_news():
             await kept.read_news()
-            await asyncio.sleep(0)  # if it was closed for that, its socket is closed in the loop's next iteration
+            await self._line.closed()
             kept = None
         connection = await super().connect(*args, **kwargs)
         # From here to the request's first byte aiohttp awaits nothing: what is said of it now is true then.
