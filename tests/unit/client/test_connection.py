@@ -35,7 +35,9 @@ from tests.support.proxies import proxying
 from tests.support.servers import in_thread
 
 # A server in a thread may have accepted a connection that its loop never came to serve: its socket is collected later.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*(_SelectorTransport|socket.socket):pytest.PytestUnraisableExceptionWarning"
+)
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 FREE = RequestedLimits(0, 10**6, 10**6)
 ROW_BODY = b'{"metrics":[]}'
