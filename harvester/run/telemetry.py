@@ -138,17 +138,17 @@ _FIRST_SECONDS = 1.0
 
 
 class Minute:
-    """Calls settled in each second of the last minute. began: when counting starts, in seconds of any clock."""
+    """Calls finished in each second of the last minute. began: when counting starts, in seconds of any clock."""
 
     def __init__(self, began: float) -> None:
         self._seen_at = began
-        self._settled = 0
+        self._finished = 0
         self._newest = int(began)
         self._counts: deque[float] = deque([0.0], SECONDS + 1)
 
-    def see(self, now: float, settled: int) -> None:
-        """Record the number of calls settled until now; the new ones are spread evenly over the time since the last."""
-        new, since = settled - self._settled, self._seen_at
+    def see(self, now: float, finished: int) -> None:
+        """Record the calls finished until now; the new ones are spread evenly over the time since the last."""
+        new, since = finished - self._finished, self._seen_at
         span = now - since
         for second in range(max(self._newest + 1, int(now) - SECONDS), int(now) + 1):
             self._counts.append(0.0)
@@ -158,7 +158,7 @@ class Minute:
             overlap = min(now, begins + 1) - max(since, begins)
             if overlap > 0:
                 self._counts[index] += new * overlap / span
-        self._seen_at, self._settled = now, settled
+        self._seen_at, self._finished = now, finished
 
     def seconds(self) -> list[float]:
         """Return the counts of whole seconds, the latest last; without the present one, which is not over."""
@@ -184,7 +184,7 @@ class EtaEstimator:
         While the budget file is busy, windows and estimate stay as they were.
         """
         now = time.monotonic()
-        self._minute.see(now, status.settled)
+        self._minute.see(now, status.finished)
         status.per_second = self._minute.seconds()
         self._measure(status)
         with suppress(OutputError):
@@ -207,7 +207,7 @@ class EtaEstimator:
         remaining, limits = status.remaining, self._budget.limits
         if remaining is None or (now < self._due and limits == self._limits):
             return
-        each = status.attempts.total / status.settled if status.settled >= _ENOUGH_CALLS else 1.0
+        each = status.attempts.total / status.finished if status.finished >= _ENOUGH_CALLS else 1.0
         attempts = ceil(remaining * max(each, 1.0))
         start = beginning(self._budget, status.windows, self._connections)
         if self._rate:
