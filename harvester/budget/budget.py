@@ -58,7 +58,7 @@ class Budget(Protocol):
         """The hourly limit that Bitly last reported; None if it has reported none."""
 
     @property
-    def closed(self) -> bool:
+    def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
 
     def use_token(self, fingerprint: str) -> None:

@@ -47,32 +47,39 @@ CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent 
 """
 _VERSION = 1
 """The schema's version, kept as `PRAGMA user_version`; 0 in a new file."""
+_FILE_KEYS = {"learned_limits": "ceilings", "paused_at": "closed_at"}
+"""Attributes of AdaptiveLimit whose keys in the file are others."""
 
 
 @dataclass(slots=True)
-class State:
+class ScopeState:
     """An endpoint's state as the file keeps it, as JSON."""
 
     throttle: AdaptiveLimit
     reported: ReportedLimits | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "State":
+    def parse(cls, text: str) -> "ScopeState":
         """Parse what `to_json` wrote."""
         stored = orjson.loads(text)
         throttle, reported = stored.get("throttle") or {}, stored.get("reported")
-        ceilings = {window: LearnedLimit(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
-        return cls(AdaptiveLimit(**throttle, ceilings=ceilings), ReportedLimits(**reported) if reported else None)
+        for name, key in _FILE_KEYS.items():
+            if key in throttle:
+                throttle[name] = throttle.pop(key)
+        learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
+        return cls(AdaptiveLimit(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None)
 
     def to_json(self) -> str:
         """Return the state as JSON."""
-        return orjson.dumps(asdict(self)).decode()
+        stored = asdict(self)
+        stored["throttle"] = {_FILE_KEYS.get(name, name): value for name, value in stored["throttle"].items()}
+        return orjson.dumps(stored).decode()
 
-    def after_reboot(self) -> "State":
+    def after_reboot(self) -> "ScopeState":
         """Return what still holds when the times of an earlier boot mean nothing any more."""
         answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
         reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
-        return State(AdaptiveLimit(ceilings=self.throttle.ceilings), reported)
+        return ScopeState(AdaptiveLimit(learned_limits=self.throttle.learned_limits), reported)
 
 
 class BudgetDatabase:
@@ -267,7 +274,7 @@ class BudgetDatabase:
                 age = max(min(now, self.clock.wall() - wall - _MOVED_SECONDS), 0.0)
                 update = "UPDATE attempts SET at = ? WHERE scope = ? AND first = ?"
                 self._db.execute(update, (now - age, scope, first))
-            moved = State.parse(state).after_reboot().to_json()
+            moved = ScopeState.parse(state).after_reboot().to_json()
             update = (
                 "UPDATE scopes SET state = ?, last_at = (SELECT coalesce(max(at), 0) FROM attempts WHERE scope = id)"
             )

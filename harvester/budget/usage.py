@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import BudgetDatabase, State
+from harvester.budget.database import BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -28,7 +28,7 @@ class EndpointUsage:
     """
 
     def __init__(self, database: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
-        self.state = State(AdaptiveLimit())
+        self.state = ScopeState(AdaptiveLimit())
         self.total = 0
         self.last_at = 0.0
         self.token = token
@@ -49,7 +49,7 @@ class EndpointUsage:
         self._id, self.total, self.last_at, text = found
         if text == self._text:
             return False
-        self._text, self.state = text, State.parse(text)
+        self._text, self.state = text, ScopeState.parse(text)
         return True
 
     def save(self) -> None:

@@ -159,10 +159,10 @@ class AttemptSender:
                 refusal = self._enter(slot, may_probe=may_probe)
                 if refusal is None:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
-                    # throttled response that closed the endpoint meanwhile.
+                    # throttled response that paused the endpoint meanwhile.
                     sent_at = self._clock()
                     verdict = await self._request(slot, self._url(bitlink), header)
-                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.closed:
+                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
                             self._budget.unlearn(bitlink)

@@ -18,7 +18,7 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import AttemptFile, Journal
-from harvester.dataset.ledger import Entry, FileCheckpoint, Known, Ledger, State, Totals
+from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import explained
@@ -151,7 +151,7 @@ class Dataset:
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._counts = list(ledger.totals())  # indexed by State, then by _TRUNCATED and _CLIPPED
+        self._counts = list(ledger.totals())  # indexed by CallState, then by _TRUNCATED and _CLIPPED
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
@@ -182,7 +182,9 @@ class Dataset:
         """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None, lacks: Shortfall = WHOLE) -> None:
+    def record(
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, lacks: Shortfall = WHOLE
+    ) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
         line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: as the row.
@@ -191,9 +193,9 @@ class Dataset:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
-        entry = Entry(key, state, None if state is State.ROW else line, lacks)
-        self._batch.entries[journal.segment].append(entry)
+        is_row = state is CallState.ROW
+        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
+        self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
         self._counts[state] += 1
         self._counts[_TRUNCATED] += lacks.truncated
@@ -240,10 +242,7 @@ class Dataset:
         return batch
 
     def give_back(self, batch: Batch) -> None:
-        """Put a batch whose commit failed before the next one, so that a later commit retries it.
-
-        Nothing if it is durable.
-        """
+        """Put a batch whose commit failed before the next one, so that it is committed with it; nothing if durable."""
         if batch.durable:
             return
         later, self._batch = self._batch, batch

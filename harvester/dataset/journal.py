@@ -27,7 +27,7 @@ _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
-    """A journal's line. state: as ledger.State. payload: the JSON. end: the position behind the line, in bytes."""
+    """A journal's line. state: as ledger.CallState. payload: the JSON. end: the position behind the line, in bytes."""
 
     key: bytes
     state: int

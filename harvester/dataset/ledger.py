@@ -36,7 +36,7 @@ _ADVICE = (
 )
 
 
-class State(IntEnum):
+class CallState(IntEnum):
     """The last verdict on a call."""
 
     ROW = 0
@@ -47,7 +47,7 @@ class State(IntEnum):
 class Known(NamedTuple):
     """What the ledger knows of a call. tries: invocations it failed in. seen: the last invocation that listed it."""
 
-    state: State
+    state: CallState
     tries: int
     seen: int
 
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's."""
 
     key: bytes
-    state: State
+    state: CallState
     line: bytes | None
     shortfall: Shortfall = WHOLE
 
@@ -90,7 +90,7 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of State; and of its rows, those with a shortfall."""
+    """The number of a dataset's calls by state, in the order of CallState; and of its rows, those with a shortfall."""
 
     rows: int
     refused: int
@@ -186,7 +186,7 @@ class Ledger:
                 marks = ",".join("?" * len(some))
                 select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
                 for key, state, tries, seen in self._db.execute(select, some):
-                    found[key] = Known(State(state), tries, seen)
+                    found[key] = Known(CallState(state), tries, seen)
         return found
 
     def count_distinct(
@@ -253,7 +253,7 @@ class Ledger:
         """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
         when a journal that lost lines is read again.
         """
-        refused = {entry.key for entry in verdicts if entry.state is State.REFUSED}  # one taken back was not tried
+        refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
@@ -262,7 +262,7 @@ class Ledger:
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
             sorted(
-                (key, e.state, e.state is State.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                (key, e.state, e.state is CallState.FAILED and key not in refused, invocation, segment, *e.shortfall)
                 for key, e in last.items()
             ),
         )

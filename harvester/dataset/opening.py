@@ -16,7 +16,7 @@ from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
 from harvester.dataset.file_publisher import AppendPublisher
 from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
-from harvester.dataset.ledger import Entry, Ledger, State
+from harvester.dataset.ledger import CallState, Entry, Ledger
 from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
@@ -273,7 +273,7 @@ class _Recovery:
         self.publisher.publish(committed, full)
         rows, row_bytes, first_row_at = 0, 0, None
         for record in read(segment_path(self.folder, last), 0):
-            if record.state == State.ROW:
+            if record.state == CallState.ROW:
                 more = encoded_size(record.payload, shape)
                 rows, row_bytes = rows + more.rows, row_bytes + more.bytes
                 first_row_at = first_row_at or moment_fetched(record.payload)
@@ -310,10 +310,10 @@ class _Recovery:
         end = start
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
-            if record.state == State.ROW:
-                entries.append(Entry(record.key, State.ROW, None, shortfall_of(orjson.loads(record.payload))))
+            if record.state == CallState.ROW:
+                entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
             else:
-                entries.append(Entry(record.key, State(record.state), record.payload))
+                entries.append(Entry(record.key, CallState(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []

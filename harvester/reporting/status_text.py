@@ -12,17 +12,17 @@ from harvester.clock import utc_iso
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
 from harvester.progress import duration, limit_in_words, shortfalls_in_words
-from harvester.reporting.run_status import RunStatus, State
+from harvester.reporting.run_status import RunState, RunStatus
 from harvester.reporting.terminal import escaped_lines, print_out
 
 _STATES = {
-    State.RUNNING: "it is running",
-    State.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
-    State.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
-    State.STOPPED: "stopped before the list's end",
-    State.FAILURES: "finished, but some calls failed",
-    State.EMPTY: "ended: there are no bitlinks in the list",
-    State.COMPLETE: "complete: every call is settled",
+    RunState.RUNNING: "it is running",
+    RunState.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
+    RunState.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
+    RunState.STOPPED: "stopped before the list's end",
+    RunState.FAILURES: "finished, but some calls failed",
+    RunState.EMPTY: "ended: there are no bitlinks in the list",
+    RunState.COMPLETE: "complete: every call is settled",
 }
 _PASSED_ON = (
     "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",

@@ -20,7 +20,7 @@ from harvester.client.known_good import ROW
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import State
+from harvester.dataset.ledger import CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
@@ -248,7 +248,7 @@ class Harvest:
         # pool: repeats and first attempts share them.
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
                 since = self._client.known_good.moment()
                 if self._client.is_final(verdict) or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
@@ -296,7 +296,7 @@ class Harvest:
         if verdict is None or (plain_no and isinstance(verdict, Refused)):
             return
         if plain_no:
-            call = call._replace(previous=State.FAILED)
+            call = call._replace(previous=CallState.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
         self._settle(call, verdict, attempts)
@@ -312,7 +312,7 @@ class Harvest:
     def _take_back(self, key: bytes, line: bytes) -> None:
         """Open a refused call again. line: its failure."""
         try:
-            self._dataset.record(key, State.FAILED, line, State.REFUSED)
+            self._dataset.record(key, CallState.FAILED, line, CallState.REFUSED)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
@@ -338,7 +338,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
         shortfall = self._dataset.rows.shortfall(answer)
-        self._dataset.record(call.key, State.ROW, line, call.previous, shortfall)
+        self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.rows += 1
@@ -350,7 +350,7 @@ class Harvest:
         # refusals count as failures, which later runs try again.
         refused = _is_plain_no(verdict)
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
-        self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
+        self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import Known, State
+from harvester.dataset.ledger import CallState, Known
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import RunProgress
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
     link: Link
     key: bytes
-    previous: State | None
+    previous: CallState | None
 
 
 Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
@@ -170,10 +170,10 @@ class Worklist:
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             return Call(link, key, known.state)
         self._dataset.note_seen(key)
-        if known.state is State.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
+        if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
-        self.progress.given_up += known.state is State.FAILED
+        self.progress.given_up += known.state is CallState.FAILED
         return None
 
     # --- emptying --------------------------------------------------------------------------------------------------
@@ -197,6 +197,6 @@ class Worklist:
 
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """True if a known call should be made again."""
-    if known.state is State.FAILED:
+    if known.state is CallState.FAILED:
         return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused
+    return known.state is CallState.REFUSED and retry_refused

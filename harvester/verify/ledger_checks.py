@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import BinaryIO
 
 from harvester.dataset.journal import read, segment_path
-from harvester.dataset.ledger import Ledger, Part, Snapshot, State
+from harvester.dataset.ledger import CallState, Ledger, Part, Snapshot
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
 from harvester.storage.folders import resolve
@@ -144,7 +144,7 @@ def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     """Count a journal's rows between two offsets; None if it ends before `end`."""
     rows, at = 0, start
     for record in read(segment_path(folder, segment), start, end):
-        rows += record.state == State.ROW
+        rows += record.state == CallState.ROW
         at = record.end
     return rows if at >= end else None
 

@@ -27,7 +27,7 @@ from harvester.progress import WAIT_REASONS
 from harvester.reporting import run_status as glance
 from harvester.reporting import status_text as printing
 from harvester.reporting import status_text as tell
-from harvester.reporting.run_status import State, look
+from harvester.reporting.run_status import RunState, look
 from harvester.run.telemetry import Throughput
 from harvester.shutdown import CONSEQUENCES, StopReason
 from harvester.storage import filesystem
@@ -154,7 +154,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     process.kill()
     process.communicate()
     later = look(str(out), datetime.now(UTC) + timedelta(minutes=10))
-    assert later.state is State.STALE
+    assert later.state is RunState.STALE
     assert "no news since" in tell.as_text(later)
     command = later.next.command
     assert command == f"harvester run '{links}' --out {out}"
@@ -289,7 +289,7 @@ def test_each_state_is_told_from_the_others_and_has_its_next_step(
 
 
 def test_an_end_that_is_weeks_old_is_not_stale(written: Callable[..., str]) -> None:
-    assert look(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is State.COMPLETE
+    assert look(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is RunState.COMPLETE
 
 
 @pytest.mark.parametrize("reason", list(StopReason))

@@ -34,7 +34,7 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
+from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_PAUSED_SECONDS, ASK_SECONDS
 from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
 from harvester.progress import WindowState
@@ -1074,7 +1074,7 @@ def test_while_a_throttled_answer_holds_bitly_is_asked_once_after_60_seconds(sta
     budget = asked(start)
     machine.seconds += 1
     budget.throttled(1000.0, sent_at=machine.seconds)
-    machine.seconds += ASK_CLOSED_SECONDS - 2
+    machine.seconds += ASK_PAUSED_SECONDS - 2
     assert not budget.ask_due()
     machine.seconds += 1
     assert [budget.ask_due(), start(None, None).ask_due()] == [True, False]
@@ -1226,10 +1226,10 @@ def test_a_budget_tells_its_limits_without_what_throttled_answers_taught(start: 
     assert 7.0 <= budget.opens_in() <= 7.7
     machine.seconds += 8.0
     assert budget.opens_in() == 0.0
-    assert budget.closed
+    assert budget.paused
     assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
-    assert not budget.closed
+    assert not budget.paused
     assert budget.opens_in() == 0.0
     assert budget.limits.per_minute < 100
     assert budget.own_limits == Limits(100, 1000, 0)
