@@ -111,7 +111,7 @@ class Publisher(Protocol):
     def published_keys(self) -> Iterable[bytes]:
         """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         """Wait only briefly for a slow reader or an unavailable store from now on: the run is ending."""
 
     def leave(self) -> None:
@@ -337,7 +337,7 @@ class Dataset:
 
     def abandon(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
-        self._publisher.hurry()
+        self._publisher.shorten_waits()
 
     def leave(self) -> None:
         """Wait for no reader at all from now on: the run is given up."""

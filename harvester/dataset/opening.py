@@ -46,13 +46,13 @@ def open_dataset(
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
-    hurried: threading.Event | None = None,
+    ending: threading.Event | None = None,
 ) -> Iterator[Dataset]:
     """Open a dataset for one process at a time, beginning it if it is new.
 
     pin_reference: True if the query's unit_reference is the default, this moment, which a dataset begun before replaces
     with its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
-    sink: the reader of rows that are not kept, by default standard output. hurried: set when the run is ending, so
+    sink: the reader of rows that are not kept, by default standard output. ending: set when the run is ending, so
     that an unavailable object store is waited for only briefly.
 
     Raises:
@@ -61,7 +61,7 @@ def open_dataset(
         are too large for an object store.
     """
     refuse_second_work_dir(location)
-    store = _open_store(location, limits, hurried) if location.in_store else None
+    store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
         with explained(location.out):
@@ -86,12 +86,12 @@ def open_dataset(
         yield dataset
 
 
-def _open_store(location: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage:
+def _open_store(location: OutputLocation, limits: PartLimits, ending: threading.Event | None) -> ObjectStorage:
     if limits.bytes > MOST_PART_BYTES:
         raise UsageError(
             f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
         )
-    return open_store(location.out, hurried)
+    return open_store(location.out, ending)
 
 
 def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat) -> None:

@@ -90,10 +90,10 @@ class PartPublisher:
     def published_keys(self) -> Iterable[bytes]:
         return ()  # the journal of a published part is not needed any more
 
-    def hurry(self) -> None:
-        self._storage.hurry()
+    def shorten_waits(self) -> None:
+        self._storage.shorten_waits()
 
-    leave = hurry
+    leave = shorten_waits
 
     def parts(self) -> list[PublishedPart]:
         """Return the sealed parts, including those that a loader has moved away."""

@@ -178,8 +178,8 @@ class Committer:
         assert not kwargs
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    def hurry(self) -> None:
-        """Commit now."""
+    def commit_soon(self) -> None:
+        """Commit at once, without waiting for COMMIT_SECONDS."""
         self._due.set()
 
     async def committed(self) -> None:

@@ -333,7 +333,7 @@ class Harvest:
         if stop is not None:
             self._shutdown.request(stop)
         if self._dataset.waiting >= COMMIT_VERDICTS:
-            self._committer.hurry()
+            self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))

@@ -71,7 +71,7 @@ async def _open_dataset(
 ) -> Dataset:
     # A journal that is not made into a part, but copied on in order, is ended at a size of its own.
     limits = job.parts if location.in_parts else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    hurried = threading.Event()
+    ending = threading.Event()
     dataset = opening.open_dataset(
         location,
         job.query,
@@ -80,31 +80,31 @@ async def _open_dataset(
         pin_reference=job.pin_reference,
         asked=job.part_format,
         sink=job.sink,
-        hurried=hurried,
+        ending=ending,
     )
-    return await enter_in_thread(stack, dataset, shutdown, hurried)
+    return await enter_in_thread(stack, dataset, shutdown, ending)
 
 
 async def enter_in_thread(
-    stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, hurried: threading.Event
+    stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, ending: threading.Event
 ) -> Dataset:
     """Enter a dataset in a thread, so that signals are heard while an object store does not answer.
 
-    hurried: set once the run is ending; the store is then given up.
+    ending: set here once the run is ending; the store is then given up.
     """
 
-    async def hurry() -> None:
+    async def watch_shutdown() -> None:
         await shutdown.wait()
-        hurried.set()
+        ending.set()
 
-    hurrying = asyncio.create_task(hurry())
+    watching = asyncio.create_task(watch_shutdown())
     entering = asyncio.ensure_future(in_daemon(partial(stack.enter_context, dataset)))
     try:
         return await asyncio.shield(entering)
     finally:
         # Also when cancelled: the thread would otherwise open a dataset that nobody closes.
         await asyncio.wait([entering])
-        hurrying.cancel()
+        watching.cancel()
 
 
 @contextmanager

@@ -388,7 +388,7 @@ class Stalling:
     def check(self) -> None:
         """It is still there."""
 
-    hurry = leave = check
+    shorten_waits = leave = check
 
 
 def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:
