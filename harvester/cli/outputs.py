@@ -53,7 +53,7 @@ def status(
     """
     path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
-        status_text.print_status(run_status.look(path), json=json)
+        status_text.print_status(run_status.read_status(path), json=json)
         return OK
     with suppress(KeyboardInterrupt):
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=json)

@@ -76,7 +76,7 @@ class RunStatus:
         return (self.now - self.updated).total_seconds()
 
 
-def look(out: str, now: datetime | None = None) -> RunStatus:
+def read_status(out: str, now: datetime | None = None) -> RunStatus:
     """Return the state of a run. out: its folder, its growing file, or the manifest itself.
 
     Raises:
@@ -90,9 +90,9 @@ def look(out: str, now: datetime | None = None) -> RunStatus:
 
 
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
-    """Yield the state of a run every `seconds` until the run has ended. Raises as `look`."""
+    """Yield the state of a run every `seconds` until the run has ended. Raises as `read_status`."""
     while True:
-        seen = look(out)
+        seen = read_status(out)
         yield seen
         if seen.state in ENDED:
             return

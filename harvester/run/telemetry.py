@@ -60,13 +60,13 @@ class Telemetry:
         while True:
             if self._sender:
                 progress.waiting, progress.trouble = self._sender.waiting, self._sender.trouble
-            await self._estimator.look(progress)
+            await self._estimator.update(progress)
             observer.progress(progress)
             await asyncio.sleep(seconds)
 
     def end(self) -> None:
         """Read the budget's windows for the last time: nothing more will be sent."""
-        self._estimator.look_back(self.progress)
+        self._estimator.finish(self.progress)
         if self._sender:
             self.progress.not_sent = self._sender.not_sent
 
@@ -128,7 +128,7 @@ def _usage(state: WindowState) -> WindowUsage:
 
 
 SECONDS = 60
-LOOK_SECONDS = 10.0
+FORECAST_SECONDS = 10.0
 """Time between two forecasts; shorter at first, and a change of the limits is followed at once."""
 _SHARE = 0.01
 """The most that forecasts may take of one processor: that of a very long list is expensive."""
@@ -178,8 +178,8 @@ class EtaEstimator:
         self._free = 0
         self._rate = 0.0
 
-    async def look(self, status: RunProgress) -> None:
-        """Update speed, windows and estimate. A forecast runs in a thread, every LOOK_SECONDS at most.
+    async def update(self, status: RunProgress) -> None:
+        """Update speed, windows and estimate. A forecast runs in a thread, every FORECAST_SECONDS at most.
 
         While the budget file is busy, windows and estimate stay as they were.
         """
@@ -189,9 +189,9 @@ class EtaEstimator:
         self._measure(status)
         with suppress(OutputError):
             status.windows = self._budget.windows()
-            await self._look_ahead(status, now)
+            await self._forecast(status, now)
 
-    def look_back(self, status: RunProgress) -> None:
+    def finish(self, status: RunProgress) -> None:
         """Close the budget and read its windows for the last time."""
         with suppress(OutputError):
             self._budget.close()
@@ -203,7 +203,7 @@ class EtaEstimator:
         if self._free >= _FREE_SECONDS and len(status.per_second) >= _FREE_SECONDS:
             self._rate = sum(status.per_second[-_FREE_SECONDS:]) / _FREE_SECONDS
 
-    async def _look_ahead(self, status: RunProgress, now: float) -> None:
+    async def _forecast(self, status: RunProgress, now: float) -> None:
         remaining, limits = status.remaining, self._budget.limits
         if remaining is None or (now < self._due and limits == self._limits):
             return
@@ -214,7 +214,7 @@ class EtaEstimator:
             start = replace(start, answer_seconds=self._connections / (self._rate * max(each, 1.0)))
         found, took = await asyncio.to_thread(_timed, attempts, limits, start)
         status.ends, status.spent = found.ends, next(iter(found.pauses), None)
-        interval = min(_FIRST_SECONDS + (now - self._began) / 2, LOOK_SECONDS)
+        interval = min(_FIRST_SECONDS + (now - self._began) / 2, FORECAST_SECONDS)
         self._limits, self._due = limits, now + max(interval, took / _SHARE)
 
 

@@ -17,7 +17,7 @@ from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
-_LOOKS = 5
+_READ_TRIES = 5
 """A run may publish a journal after the ledger was read and before the journal is: then both are read again."""
 
 
@@ -28,7 +28,7 @@ class LedgerCheck:
         self._location = location
         self._ledger = ledger
         self._found = found
-        self._snapshot = self._look()
+        self._snapshot = self._take_snapshot()
         self._in_journals = self._count()
 
     @property
@@ -110,14 +110,14 @@ class LedgerCheck:
 
     def _count(self) -> int | None:
         """Count the committed rows that are not published yet; None if a journal is damaged."""
-        for _ in range(_LOOKS):
+        for _ in range(_READ_TRIES):
             counts = [_rows_in(self._location.private, *extent) for extent in _extents(self._snapshot)]
             if None not in counts:
                 return sum(filter(None, counts))
-            self._snapshot = self._look()
+            self._snapshot = self._take_snapshot()
         return None
 
-    def _look(self) -> Snapshot:
+    def _take_snapshot(self) -> Snapshot:
         """Read the ledger. SQLite accepts any type in any column, so the types are checked here."""
         found = self._ledger.snapshot()
         numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
