@@ -387,8 +387,8 @@ class Dataset:
         """Write `_SUCCESS`."""
         self._sidecars.write_success()
 
-    def take_success_back(self) -> None:
-        """Delete `_SUCCESS`: a new call is about to be made, or the list is not all settled any more."""
+    def remove_success_marker(self) -> None:
+        """Delete `_SUCCESS`: a call is about to be made, or not every call of the list is settled any more."""
         self._sidecars.delete_success()
 
     def close(self) -> None:

@@ -233,7 +233,7 @@ class Harvest:
     async def _begin(self) -> None:
         """Prepare for the first call: fetch Bitly's limits, remove `_SUCCESS`."""
         await self._learn()
-        await self._committer.in_thread(self._dataset.take_success_back)
+        await self._committer.in_thread(self._dataset.remove_success_marker)
         self._begun = True
 
     # --- the workers -----------------------------------------------------------------------------------------------
