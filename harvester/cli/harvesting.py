@@ -69,8 +69,8 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
 
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
-    metrics = exporter_for(options.output, observer.warn)
-    outcome = _run_job(build_job(lists, options, observer.warn, metrics=metrics), observer)
+    exporter = exporter_for(options.output, observer.warn)
+    outcome = _run_job(build_job(lists, options, observer.warn, exporter=exporter), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
     if outcome.stop is None and code == USAGE:

@@ -45,10 +45,10 @@ class CallState(IntEnum):
 
 
 class Known(NamedTuple):
-    """What the ledger knows of a call. tries: invocations it failed in. seen: the last invocation that listed it."""
+    """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it."""
 
     state: CallState
-    tries: int
+    failed_runs: int
     seen: int
 
 

@@ -28,7 +28,7 @@ _FAILURES_SHARE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Metrics: TypeAlias = Callable[[Manifest], Awaitable[None]]
+ManifestExporter: TypeAlias = Callable[[Manifest], Awaitable[None]]
 """Exports a manifest's numbers; it neither fails nor takes long."""
 InThread: TypeAlias = Callable[[Callable[[], Manifest]], Awaitable[Manifest]]
 
@@ -41,19 +41,19 @@ class Heartbeat:
     the list with the ledger: the last manifest is written again with the present moment, and the ledger is left alone.
     During the harvest the committer writes in its own thread, after a commit, when the manifest is `due`.
 
-    metrics: called with each manifest, also where there is no file of it.
+    exporter: called with each manifest, also where there is no file of it.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         telemetry: Telemetry,
-        metrics: Metrics | None = None,
+        exporter: ManifestExporter | None = None,
         seconds: float = MANIFEST_SECONDS,
     ) -> None:
         self.telemetry = telemetry
         self._dataset = dataset
-        self._metrics = metrics
+        self._exporter = exporter
         self._seconds = seconds
         self._due_at = 0.0
 
@@ -113,8 +113,8 @@ class Heartbeat:
             await self.write(RunOutcome(complete=False, stop=stop, status=self.telemetry.progress))
 
     async def _exported(self, manifest: Manifest) -> Manifest:
-        if self._metrics is not None:
-            await self._metrics(manifest)
+        if self._exporter is not None:
+            await self._exporter(manifest)
         return manifest
 
 

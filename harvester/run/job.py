@@ -55,7 +55,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
             ):
                 await budgets.slots.join()
                 lists = _names_of(job)
-                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.metrics)
+                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
                 async with heartbeat.before_harvest(shutdown):
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
                 return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)

@@ -198,5 +198,5 @@ class Worklist:
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """True if a known call should be made again."""
     if known.state is CallState.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
+        return retry_failed or known.failed_runs < FAILED_INVOCATIONS
     return known.state is CallState.REFUSED and retry_refused

@@ -331,8 +331,8 @@ class MemoryStore:
         self, key: bytes, state: CallState, line: bytes, previous: CallState | None, _: Shortfall = WHOLE
     ) -> None:
         assert key not in self.calls or self.calls[key].state is not CallState.ROW, "a row was bought twice"
-        tries = self.calls[key].tries if key in self.calls else 0
-        self.calls[key] = Known(state, tries + (state is CallState.FAILED), self.invocation)
+        failed_runs = self.calls[key].failed_runs if key in self.calls else 0
+        self.calls[key] = Known(state, failed_runs + (state is CallState.FAILED), self.invocation)
         self._batch.entries.setdefault(0, []).append(Entry(key, state, None))
 
     def note_seen(self, key: bytes) -> None:
