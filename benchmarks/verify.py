@@ -58,7 +58,7 @@ def fill(out: Path, calls: int, made: tuple[Format, Shape]) -> Iterator[Dataset]
     """Begin an output, commit rows as a run does, and end their part; publishing is left to be done."""
     policy = PartLimits(1_000_000, 2**40)
     with open_dataset(resolve(str(out)), QUERY, policy, print, asked=RequestedPartFormat(*made)) as store:
-        moment = str(store.ledger.meta()["started"])
+        moment = str(store.ledger.facts()["started"])
         for number in range(calls):
             link = f"bit.ly/3{number:07x}"
             key = store.rows.key(link)

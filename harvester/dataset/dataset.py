@@ -95,7 +95,7 @@ class Publisher(Protocol):
         sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
         """
 
-    def mark(self) -> FileCheckpoint | None:
+    def checkpoint(self) -> FileCheckpoint | None:
         """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
 
         Raises:
@@ -132,17 +132,17 @@ class Dataset:
         sidecars: Sidecars,
         journal: Journal,
     ) -> None:
-        meta = ledger.meta()
+        facts = ledger.facts()
         with explained(location.private):
-            self._attempts = AttemptFile(location.private, AttemptCounts.among(meta))
+            self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
         self.query = query
-        self.run_id = str(meta["run_id"])
-        self.invocation = int(meta["invocation"])
+        self.run_id = str(facts["run_id"])
+        self.invocation = int(facts["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
-        self._started = str(meta["started"])
+        self._started = str(facts["started"])
         self._limits = limits
         self._publisher = publisher
         self._sidecars = sidecars
@@ -307,21 +307,21 @@ class Dataset:
         """
         if batch.current is None:
             raise ValueError("only a batch from take_batch() can be committed: its journals must be synced first")
-        mark = self._publisher.mark()
+        checkpoint = self._publisher.checkpoint()
         sizes = {journal.segment: journal.size for journal in batch.ended}
         for journal in batch.ended:
             journal.sync(journal.size)
         if batch.size:
             batch.current.sync(batch.size)
             sizes[batch.current.segment] = batch.size
-        if batch.keys or batch.invalid or batch.counters or mark is not None:
+        if batch.keys or batch.invalid or batch.counters or checkpoint is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
                 seen=batch.seen,
                 invocation=self.invocation,
                 invalid=batch.invalid,
                 journals=sizes,
-                mark=mark,
+                checkpoint=checkpoint,
                 counters=batch.counters,
             )
         self._committed.update(sizes)
@@ -345,7 +345,7 @@ class Dataset:
 
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
-        totals, meta = self.totals, self.ledger.meta()
+        totals, facts = self.totals, self.ledger.facts()
         calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
@@ -367,7 +367,7 @@ class Dataset:
             given_up=report.given_up,
             budget=report.budget,
             dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
-            attempts=AttemptCounts.among(meta),
+            attempts=AttemptCounts.among(facts),
             parts=tuple(self._publisher.parts()),
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)

@@ -71,7 +71,7 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        part_format = asked.for_begun(ledger.meta(), location.out)
+        part_format = asked.for_begun(ledger.facts(), location.out)
         with explained(location.private):
             if store:
                 claim_prefix(store, location, ledger)
@@ -158,7 +158,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
             ledger.check_version()
             if not ledger.unused:
                 query = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
+        attempts, totals = int(ledger.facts().get("total", 0)), ledger.totals()
         calls = totals.rows + totals.refused + totals.failed
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
@@ -169,11 +169,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     Raises:
         UsageError: it was begun with another query, or the work dir belongs to another output.
     """
-    meta = ledger.meta()
-    begun = Query(**orjson.loads(str(meta["query"])))
+    facts = ledger.facts()
+    begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    out = meta["out"]
+    out = facts["out"]
     inside = os.path.commonpath([location.private, location.public]) == location.public
     if out != location.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
@@ -261,7 +261,7 @@ class _Recovery:
 
     def count_attempts(self) -> None:
         """Add the attempts that the last run sent after its last commit."""
-        counted = asdict(AttemptCounts.among(self.ledger.meta()))
+        counted = asdict(AttemptCounts.among(self.ledger.facts()))
         missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
         if more := {name: count for name, count in missing.items() if count > 0}:
             self.ledger.commit(counters=more, invocation=self.invocation)

@@ -81,10 +81,10 @@ class PartPublisher:
         self._ledger = ledger
         self._part_format = part_format
         self._storage = storage
-        self._run_id = str(ledger.meta()["run_id"])
+        self._run_id = str(ledger.facts()["run_id"])
         self._in_doubt = False
 
-    def mark(self) -> None:
+    def checkpoint(self) -> None:
         """Do nothing: parts need no checkpoint, as each has its intent."""
 
     def published_keys(self) -> Iterable[bytes]:
@@ -248,7 +248,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
         OutputError: the prefix belongs to another work dir, was begun with one that is lost, or the store ignores the
         condition.
     """
-    secret = ledger.meta().get("claim")
+    secret = ledger.facts().get("claim")
     if secret is None:
         secret = secrets.token_hex(16)
         ledger.repin({"claim": secret})
@@ -277,7 +277,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
 def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str, Any]:
     return {
         "claim": secret,
-        "run_id": ledger.meta()["run_id"],
+        "run_id": ledger.facts()["run_id"],
         "host": socket.gethostname(),
         "work_dir": location.work_dir,
         "made": utc_iso(datetime.now(UTC)),

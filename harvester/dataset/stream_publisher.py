@@ -64,7 +64,7 @@ class StreamPublisher:
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         pass  # each run begins anew
 
-    def mark(self) -> None:
+    def checkpoint(self) -> None:
         self._sink.check()
 
     def parts(self) -> list[PublishedPart]:

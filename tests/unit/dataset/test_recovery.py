@@ -206,7 +206,7 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
 
 
 def counted(store: Dataset) -> AttemptCounts:
-    return AttemptCounts.among(store.ledger.meta())
+    return AttemptCounts.among(store.ledger.facts())
 
 
 def test_attempts_since_the_last_commit_are_counted_by_the_next_run(quick_path: Path) -> None:
@@ -307,11 +307,11 @@ def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: P
         for name in ("a", "b", "c"):
             settle(store, name)
             keep(store)
-        mark = store.ledger.mark().bytes
+        checkpoint = store.ledger.checkpoint().bytes
     whole = out.read_bytes()
-    assert 0 < mark < len(whole), "some rows were appended behind the mark"
+    assert 0 < checkpoint < len(whole), "some rows were appended behind the checkpoint"
     shutil.copytree(state, quick_path / "kept")
-    for size in range(mark, len(whole) + 1):
+    for size in range(checkpoint, len(whole) + 1):
         shutil.rmtree(state)
         shutil.copytree(quick_path / "kept", state)
         out.write_bytes(whole[:size])
