@@ -11,7 +11,7 @@ import orjson
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
-from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
+from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import whole_lines
 from harvester.storage.filesystem import sync_file, sync_folder, truncate_file
@@ -20,7 +20,7 @@ from harvester.storage.location import OutputLocation
 _CHUNK = 1024 * 1024
 
 
-class AppendPublisher:
+class FilePublisher:
     """Appends committed rows to one file; what a follower may have read is never withdrawn or repeated.
 
     The ledger's checkpoint pairs a length of the file with the position in the journal up to which its rows are

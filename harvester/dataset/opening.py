@@ -14,10 +14,10 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
-from harvester.dataset.file_publisher import AppendPublisher
+from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
 from harvester.dataset.ledger import CallState, Entry, Ledger
-from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
+from harvester.dataset.part_publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
@@ -121,7 +121,7 @@ def _publisher_for(
     if location.in_parts:
         return PartPublisher(location, ledger, part_format, store or LocalStorage(location.out))
     if location.kept:
-        return AppendPublisher(location, ledger)
+        return FilePublisher(location, ledger)
     return StreamPublisher(location, ledger, sink or StdoutSink())
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import Ledger
 from harvester.dataset.manifest import PublishedPart
-from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
+from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError, ReaderClosed
 from harvester.storage.location import OutputLocation
 from harvester.threads import QueueClosed, ThreadToLoopQueue

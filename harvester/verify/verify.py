@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Manifest, PublishedPart
-from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
