@@ -50,7 +50,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
 
 
 def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
-    """Say what `run` with the same options would cost and when it would end; no metrics call is made.
+    """Show what `run` with the same options would cost and when it would end, without a metrics call.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     json:
         Print one JSON object, for a program.
     offline:
-        Do not ask Bitly for its limits either; that takes up to three calls.
+        Do not ask Bitly for its limits either, which takes up to three helper requests.
     """
     return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
 

@@ -299,7 +299,7 @@ class AttemptSender:
                 budget.sent_late(slot.counted)
 
     def _given_back(self, slot: Slot, budget: Budget) -> bool:
-        """Give an attempt of which not one byte was sent back to its budget; return False if that was done before."""
+        """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
         if slot.counted is None:
             return False
         counted, slot.counted = slot.counted, None
