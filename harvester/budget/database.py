@@ -27,10 +27,10 @@ _MOVED_SECONDS = 60.0
 _BUSY_SECONDS = 10.0
 """The longest wait for another process's transaction while the file is being opened."""
 _LOOP_BUSY_SECONDS = 0.5
-"""The same for an open file: the wait blocks the event loop."""
+"""The longest wait once the file is open; short, because it blocks the event loop."""
 _BUSY_PAUSE_SECONDS = 0.01
 _CHECK_SECONDS = 1.0
-"""How often the path is looked at, to see whether it still names the open file."""
+"""The time between two checks that the path still names the open file."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -167,7 +167,7 @@ class BudgetDatabase:
     def check_present(self) -> None:
         """Raise OutputError if the path no longer names the open file: other processes would count in another one.
 
-        Looks at most once a second.
+        Checks at most once in _CHECK_SECONDS.
         """
         now = self.clock.boot_seconds()
         if now < self._check_due:
@@ -207,7 +207,7 @@ class BudgetDatabase:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, and the Python errors that damage causes which SQLite does not notice."""
+        """Turn SQLite's errors into ours; Python's too, which damaged values cause that SQLite has not noticed."""
         try:
             yield
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -161,7 +161,7 @@ class MachineBudget:
         return RetryAfter(min(left, _POLL_SECONDS) if self._throttle.probing else left, THROTTLED)
 
     def _count(self, now: float) -> _Lease:
-        """Count the attempt that goes now, and perhaps a lease with it; while throttled, the attempt is the probe."""
+        """Count the attempt that is sent now, and perhaps a lease with it; during a pause the attempt is the probe."""
         attempts = self._lease_size(now)
         if self.paused:
             throttling.begin_probe(self._throttle, now)

@@ -174,7 +174,7 @@ class Dataset:
 
     @property
     def behind(self) -> bool:
-        """True when so many journals wait to become parts that commits should wait for them."""
+        """True when _ENDED_LIMIT journals wait to become parts, so that commits should wait for them."""
         return len(self._to_end) >= _ENDED_LIMIT
 
     @property
@@ -187,7 +187,7 @@ class Dataset:
     ) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: as the row.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: by a row.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
@@ -335,7 +335,7 @@ class Dataset:
         with explained(self.location.public):
             return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
-    def abandon(self) -> None:
+    def shorten_waits(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
         self._publisher.shorten_waits()
 

@@ -251,8 +251,8 @@ class Ledger:
             self._db.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
-        when a journal that lost lines is read again.
+        """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
+        a journal that has lost lines is read again.
         """
         refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}

@@ -50,8 +50,8 @@ def open_dataset(
 ) -> Iterator[Dataset]:
     """Open a dataset for one process at a time, beginning it if it is new.
 
-    pin_reference: True if the query's unit_reference is the default, this moment, which a dataset begun before replaces
-    with its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
+    pin_reference: True if the query's unit_reference is only the default, the present moment: an existing dataset keeps
+    its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
     sink: the reader of rows that are not kept, by default standard output. ending: set when the run is ending, so
     that an unavailable object store is waited for only briefly.
 

@@ -166,22 +166,22 @@ def print_status(seen: RunStatus, *, json: bool) -> None:
     print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
-def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
-    """Print each state that looks yields: on a terminal in place, elsewhere one line at each change."""
+def follow(states: Iterator[RunStatus], *, json: bool) -> None:
+    """Print each of the states: on a terminal in place, elsewhere one line at each change."""
     if not json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        _redraw(looks)
+        _redraw(states)
         return
     last = None
-    for seen in looks:
+    for seen in states:
         if (seen.manifest, seen.state) != last:
             print_out(as_json(as_dict(seen)) if json else as_line(seen))
         last = (seen.manifest, seen.state)
 
 
-def _redraw(looks: Iterator[RunStatus]) -> None:
+def _redraw(states: Iterator[RunStatus]) -> None:
     from rich.live import Live  # noqa: PLC0415 - a line for a log needs none of it
     from rich.text import Text  # noqa: PLC0415
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
-        for seen in looks:
+        for seen in states:
             live.update(Text(escaped_lines(as_text(seen))), refresh=True)

@@ -45,9 +45,9 @@ class Job:
     standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
     own. state_dir: where the budget is kept, None for the user's state folder. exporter: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. allow_empty: a list
-    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: between
-    two reports of the progress.
+    max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: the
+    time between two reports of the progress.
     """
 
     sources: list[Source]
@@ -109,7 +109,7 @@ def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observe
 
 
 def _server_of(base_url: str) -> str:
-    """Return host and port, by which budgets are kept apart."""
+    """Return host and port: each server has budgets of its own."""
     parts = urlsplit(base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 

@@ -107,7 +107,7 @@ class Heartbeat:
                 await self._exported(await in_daemon(partial(self._dataset.renew_manifest, manifest)))
 
     async def _write_end(self, stop: Stop) -> None:
-        self._dataset.abandon()
+        self._dataset.shorten_waits()
         with suppress(OutputError):  # the error that ended the run is the one to report
             await in_daemon(self._dataset.remove_success_marker)
             await self.write(RunOutcome(complete=False, stop=stop, status=self.telemetry.progress))

@@ -36,7 +36,7 @@ GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
 PROGRESS_SECONDS = 1.0
 MANY_INVALID = 20
-"""More invalid lines than this, if they are more than half of the list, are no success."""
+"""A list with more invalid lines than this does not end in success if they are more than half of its lines."""
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -47,7 +47,7 @@ class CallsDropped(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HarvestOptions:
-    """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
+    """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that failed or were refused.
 
     to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID. allow_empty: a
     list without links is complete.
@@ -179,7 +179,7 @@ class Harvest:
         await self._shutdown.wait()
         self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
-        self._dataset.abandon()
+        self._dataset.shorten_waits()
         for task in list(self._tasks):
             task.cancel()
 
@@ -200,7 +200,7 @@ class Harvest:
         return outcome
 
     async def _wait_for_disk(self) -> None:
-        """Wait while so many verdicts are uncommitted that a power cut would lose too many.
+        """Wait while more verdicts are uncommitted than a power cut may cost.
 
         Raises:
             RunStopping: the run is ending.
@@ -310,7 +310,7 @@ class Harvest:
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 
     def _take_back(self, key: bytes, line: bytes) -> None:
-        """Open a refused call again. line: its failure."""
+        """Record a refused call as failed, so that a later run makes it again. line: its failure as JSON."""
         try:
             self._dataset.record(key, CallState.FAILED, line, CallState.REFUSED)
         except OutputError as error:

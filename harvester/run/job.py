@@ -1,4 +1,4 @@
-"""A run from its job to its outcome: everything is opened here, and closed in the other order."""
+"""A run from its job to its outcome: everything is opened here, and closed in the opposite order."""
 
 import asyncio
 import threading
@@ -28,13 +28,13 @@ from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
-"""Short, so that in a pipe `head` ends the run before it has made many calls too many."""
+"""Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
     """Harvest a list.
 
-    Opened in this order, and closed in the other: location, dataset (its lock, journal and ledger), budgets and
+    Opened in this order, and closed in the opposite one: location, dataset (its lock, journal and ledger), budgets and
     connection slots, client. The dataset's lock comes before anything that another run could disturb; the budgets
     before the count of the list, because the month decides whether it is counted at all.
 

@@ -53,8 +53,8 @@ class Plan:
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
 
-    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: make
-    no helper call.
+    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: send
+    no helper request.
 
     Raises:
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
@@ -77,7 +77,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
 async def _fetch_limits(
     job: Job, budgets: Budgets, snapshot: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
 ) -> list[PlanLimit]:
-    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper calls, all counted."""
+    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper requests, all counted."""
     try:
         await budgets.slots.join()
     except ConnectionsBusy as error:

@@ -21,7 +21,7 @@ from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowSta
 
 
 class Sender(Protocol):
-    """What sends the attempts, as far as it is reported on.
+    """What is reported of the sender of attempts.
 
     trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server.
     """
@@ -33,7 +33,7 @@ class Sender(Protocol):
 
 
 class Telemetry:
-    """The progress of one run, told to the observer every second and to the manifest every minute.
+    """The progress of one run, reported to the observer every second and in the manifest every minute.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
     dataset's runs, from 1. lists: as the command named them.
