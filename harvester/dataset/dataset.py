@@ -187,7 +187,8 @@ class Dataset:
     ) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: by a row.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: the
+        shortfall of a row.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.

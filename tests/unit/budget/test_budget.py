@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.budget.database import BudgetDatabase
+from harvester.budget.database import BudgetDatabase, ScopeState
 from harvester.budget.limits import (
     DEFAULTS,
     SPANS,
@@ -34,7 +34,14 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_PAUSED_SECONDS, ASK_SECONDS
+from harvester.budget.throttling import (
+    ASK_AFTER_REFUSAL_SECONDS,
+    ASK_ATTEMPTS,
+    ASK_PAUSED_SECONDS,
+    ASK_SECONDS,
+    AdaptiveLimit,
+    LearnedLimit,
+)
 from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
 from harvester.progress import WindowState
@@ -1338,6 +1345,13 @@ def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quic
         file.execute("UPDATE scopes SET state = ?", (json.dumps({"throttle": learned, "reported": None}),))
     assert budget.try_acquire() is None
     assert budget.limits == Limits(60, 1000, 0)
+
+
+def test_the_file_keeps_the_keys_that_processes_of_other_versions_read() -> None:
+    state = ScopeState(AdaptiveLimit(paused_at=7.0, learned_limits={"minute": LearnedLimit(60, 0, 60)}))
+    stored = json.loads(state.to_json())["throttle"]
+    assert (stored["closed_at"], stored["ceilings"]["minute"]["limit"]) == (7.0, 60)
+    assert ScopeState.parse(state.to_json()) == state
 
 
 def tables_in(path: Path) -> list[str]:
