@@ -47,8 +47,6 @@ CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent 
 """
 _VERSION = 1
 """The schema's version, kept as `PRAGMA user_version`; 0 in a new file."""
-_FILE_KEYS = {"learned_limits": "ceilings", "paused_at": "closed_at"}
-"""Attributes of AdaptiveLimit whose keys in the file are others."""
 
 
 @dataclass(slots=True)
@@ -63,17 +61,12 @@ class ScopeState:
         """Parse what `to_json` wrote."""
         stored = orjson.loads(text)
         throttle, reported = stored.get("throttle") or {}, stored.get("reported")
-        for name, key in _FILE_KEYS.items():
-            if key in throttle:
-                throttle[name] = throttle.pop(key)
         learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
         return cls(AdaptiveLimit(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None)
 
     def to_json(self) -> str:
         """Return the state as JSON."""
-        stored = asdict(self)
-        stored["throttle"] = {_FILE_KEYS.get(name, name): value for name, value in stored["throttle"].items()}
-        return orjson.dumps(stored).decode()
+        return orjson.dumps(asdict(self)).decode()
 
     def after_reboot(self) -> "ScopeState":
         """Return what still holds when the times of an earlier boot mean nothing any more."""

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.budget.database import BudgetDatabase, ScopeState
+from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import (
     DEFAULTS,
     SPANS,
@@ -39,8 +39,6 @@ from harvester.budget.throttling import (
     ASK_ATTEMPTS,
     ASK_PAUSED_SECONDS,
     ASK_SECONDS,
-    AdaptiveLimit,
-    LearnedLimit,
 )
 from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
@@ -1340,18 +1338,11 @@ def test_damage_anywhere_is_no_other_error_than_that_the_file_is_damaged(quick_p
 def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quick_path: Path, start: Start) -> None:
     budget = start(100, 1000)
     budget.windows()
-    learned = {"opens_at": None, "ceilings": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
+    learned = {"opens_at": None, "learned_limits": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file, file:
         file.execute("UPDATE scopes SET state = ?", (json.dumps({"throttle": learned, "reported": None}),))
     assert budget.try_acquire() is None
     assert budget.limits == Limits(60, 1000, 0)
-
-
-def test_the_file_keeps_the_keys_that_processes_of_other_versions_read() -> None:
-    state = ScopeState(AdaptiveLimit(paused_at=7.0, learned_limits={"minute": LearnedLimit(60, 0, 60)}))
-    stored = json.loads(state.to_json())["throttle"]
-    assert (stored["closed_at"], stored["ceilings"]["minute"]["limit"]) == (7.0, 60)
-    assert ScopeState.parse(state.to_json()) == state
 
 
 def tables_in(path: Path) -> list[str]:
