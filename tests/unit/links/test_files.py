@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from harvester.bitly.query import Query
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
-from harvester.links.columns import CHUNK, LINE_LIMIT
-from harvester.links.files import ListFormat, read, resolve_lists, spool
+from harvester.links.columns import CHUNK, LINE_LIMIT, ListFormat
+from harvester.links.files import read, resolve_lists, spool
 from harvester.rows.row import RowBuilder
 from tests.unit.links.lists import merged, peak_bytes, places, read_list, read_until_broken, write, write_parquet
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES
-from harvester.links.columns import CHUNK, LINE_LIMIT, BadRecord, ColumnBatch
-from harvester.links.files import ListFormat, read, resolve_lists
+from harvester.links.columns import CHUNK, LINE_LIMIT, BadRecord, ColumnBatch, ListFormat
+from harvester.links.files import read, resolve_lists
 from harvester.links.tables import read_csv
 from tests.unit.links.lists import (
     check_counts,
