@@ -32,7 +32,7 @@ _BETWEEN = re.compile(r"(?:[\s,;|<>()\[\]{}\"'`\u200b、，；]|\\[nrt])+")
 _WITH_SCHEME = re.compile(r"https?://[^\s/.]+(?:\.[^\s/.]+)+/[^\s/]", re.IGNORECASE)
 _LIKE_A_LINK = re.compile(r"\W*((?:[\w-]+\.)+[^\W\d_]{2,}/)[\w%]")
 _MOST_COUNTED = 3
-_MARKER = re.compile(r"(?:[•‣⁃∙·]\s*|[-+–—‐‑−◦▪▫●○■□►▶➤➢→]\s+|(?:\d{1,9}(?:\.\d{1,9})*|[A-Za-z])[.)\]]{1,2}\s+)+")
+_MARKER = re.compile(r"(?:[•‣⁃∙·]\s*|[-+–—‐‑−◦▪▫●○■□►▶➤➢→]\s+|[(\[]?(?:\d{1,9}(?:\.\d{1,9})*|[A-Za-z])[.)\]]{1,2}\s+)+")
 """The marks in front of an entry of a bulleted or numbered list. Without the space a hyphen or a number may belong to
 a domain."""
 _SYMBOLS = re.compile(r"L.|M.|N.|So|Sk")

@@ -15,7 +15,7 @@ from harvester.bitly.bitlinks import links_in
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import Batch, batch_of_column, batch_of_lines
 from harvester.links.beginning import CheckedText
-from harvester.links.columns import CHUNK, ColumnBatch, ListFormat, refuse_crowded
+from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
 from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.parquet import read_parquet
@@ -170,11 +170,7 @@ def _batches(source: Source) -> Iterator[Batch]:
             yield from (batch for batch in batches if batch.lines)
             return
         last = 0
-
-        def see_overlong(beginning: bytes) -> None:
-            refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line behind line {last}")
-
-        for lines in line_groups(_text_of(source, stream), see_overlong):
+        for lines in _lines_of(source, stream):
             batch = batch_of_lines(lines, source.name, last + 1)
             last = batch.last
             yield batch
@@ -185,12 +181,18 @@ def _records(source: Source, raw: io.BufferedReader, stream: PeekedStream) -> It
         _check_parquet(stream.head)
         return read_parquet(raw if raw.seekable() else stream, source.column, source.name)
     read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]
-    groups = line_groups(_text_of(source, stream))
-    return read_table(groups, source.column, source.name)
+    return read_table(_lines_of(source, stream), source.column, source.name)
 
 
-def _text_of(source: Source, stream: PeekedStream) -> io.BufferedIOBase:
-    return CheckedText(decoded(stream, source.name), source.name, source.format)
+def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | None]]:
+    """Return the lines of a list that is text, in groups. One that is too long must hide no links either."""
+
+    def see_overlong(beginning: bytes) -> None:
+        refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+
+    is_table = source.format in (ListFormat.CSV, ListFormat.TSV)  # where one long record has many cells
+    text = CheckedText(decoded(stream, source.name), source.name, source.format)
+    return line_groups(text, None if is_table else see_overlong)
 
 
 def _check_parquet(head: bytes) -> None:

@@ -215,7 +215,7 @@ def test_lists_in_two_encodings_that_were_joined_lose_nothing_silently(tmp_path:
 @pytest.mark.parametrize("second", [b"bit.ly/1\nbit.ly/2\nbit.ly/3\n", "bit.ly/1\n".encode("utf-16-be")])
 def test_another_encoding_is_an_error_that_says_what_to_do(second: bytes) -> None:
     for name, start in (("lines", "bit.ly/x\n"), ("csv", "title,link\nx,bit.ly/x\n")):
-        with pytest.raises(InputBroken, match="begins in UTF-16.*another encoding; write all of it in UTF-8"):
+        with pytest.raises(InputBroken, match=r"begins in UTF-16.*another encoding; write all of it in UTF-8"):
             read_pieces([start.encode("utf-16") + second], name)
 
 
