@@ -31,7 +31,6 @@ _BETWEEN = re.compile(r"(?:[\s,;|<>()\[\]{}\"'`\u200b、，；]|\\[nrt])+")
 """What separates links that stand in one line: spaces and ends of lines of any kind, marks, and escapes."""
 _WITH_SCHEME = re.compile(r"https?://[^\s/.]+(?:\.[^\s/.]+)+/[^\s/]", re.IGNORECASE)
 _LIKE_A_LINK = re.compile(r"\W*((?:[\w-]+\.)+[^\W\d_]{2,}/)[\w%]")
-_MOST_COUNTED = 3
 _MARKER = re.compile(r"(?:[•‣⁃∙·]\s*|[-+–—‐‑−◦▪▫●○■□►▶➤➢→]\s+|[(\[]?(?:\d{1,9}(?:\.\d{1,9})*|[A-Za-z])[.)\]]{1,2}\s+)+")
 """The marks in front of an entry of a bulleted or numbered list. Without the space a hyphen or a number may belong to
 a domain."""
@@ -95,14 +94,14 @@ def is_bitlink(text: str) -> bool:
     return True
 
 
-def links_in(text: str) -> int:
-    """Return how many links, or JSON objects one behind the other, an invalid line seems to hold: at most three.
+def links_in(text: str, most: int = 3) -> int:
+    """Return how many links, or JSON objects one behind the other, an invalid line seems to hold; `most` for more.
 
     A link is counted by its form alone: `domain/` and something behind it. What stands in a URL's query is no other
     link. Links that were joined without anything between them are told by their schemes, or by a domain that recurs.
     """
     if text.lstrip().startswith("{"):
-        return _objects_in(text)
+        return _objects_in(text, most)
     found = 0
     for word in _BETWEEN.split(_unescape(text)):
         path = re.split("[?#]", word, maxsplit=1)[0]
@@ -110,14 +109,14 @@ def links_in(text: str) -> int:
         if not schemes and (like := _LIKE_A_LINK.match(path)):
             found += path.count(like[1])
         found += schemes
-        if found >= _MOST_COUNTED:
-            return _MOST_COUNTED
+        if found >= most:
+            return most
     return found
 
 
-def _objects_in(text: str) -> int:
+def _objects_in(text: str, most: int) -> int:
     found, at, decoder = 0, 0, json.JSONDecoder()
-    while found < _MOST_COUNTED and (at := text.find("{", at)) >= 0:
+    while found < most and (at := text.find("{", at)) >= 0:
         try:
             _, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):

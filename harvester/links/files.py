@@ -187,12 +187,13 @@ def _records(source: Source, raw: io.BufferedReader, stream: PeekedStream) -> It
 def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | None]]:
     """Return the lines of a list that is text, in groups. One that is too long must hide no links either."""
 
-    def see_overlong(beginning: bytes) -> None:
-        refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+    is_table = source.format in (ListFormat.CSV, ListFormat.TSV)
 
-    is_table = source.format in (ListFormat.CSV, ListFormat.TSV)  # where one long record has many cells
-    text = CheckedText(decoded(stream, source.name), source.name, source.format)
-    return line_groups(text, None if is_table else see_overlong)
+    def see_overlong(beginning: bytes) -> None:
+        if not is_table or b'"' not in beginning:  # a long text, such as a page, has many links and stands in quotes
+            refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+
+    return line_groups(CheckedText(decoded(stream, source.name), source.name, source.format), see_overlong)
 
 
 def _check_parquet(head: bytes) -> None:

@@ -20,6 +20,7 @@ from harvester.bitly.bitlinks import links_in
 from harvester.errors import InputBroken
 from harvester.jsonlines import lenient_json
 from harvester.links.columns import (
+    CROWDED,
     GROUP_LINES,
     KEPT_TEXT,
     LINE_LIMIT,
@@ -186,8 +187,9 @@ class _Table:
         elif len(record) <= self._width:
             self._add_ragged(batch, number, record, line)
         else:
-            if self._width == 1:  # a list without a table: each of the cells may be a link
-                refuse_crowded(links_in(line), f"{self._file}: line {number}")
+            most = self._width + CROWDED - 1  # each cell of a good record may be a link
+            if links_in(line, most) == most:
+                refuse_crowded(most, f"{self._file}: line {number}")
             reason = f"not {self._width} columns, as the first line has, but {len(record)}"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
 

@@ -79,10 +79,10 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
     lines = found.links + found.duplicates + found.invalid
     if too_many_invalid(found.invalid, lines, job.invalid_limit):
+        accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
         observer.warn(
             f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would be "
-            "no success. Mend the list (is it the one that was meant, and the column?), or accept its invalid lines "
-            "with --max-invalid 100%"
+            f"no success. Mend the list (is it the one that was meant, and the column?){accept}"
         )
 
 

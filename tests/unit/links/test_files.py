@@ -170,6 +170,7 @@ def test_links_that_stand_in_one_line_without_a_separator_are_seen(tmp_path: Pat
         ("l.tsv", "title\tlink\nx\tbit.ly/a bit.ly/b bit.ly/c\n"),
         ("l.csv", "link\nbit.ly/a\nbit.ly/b,bit.ly/c,bit.ly/d\n"),
         ("l.csv", "bit.ly/a\nbit.ly/b,bit.ly/c,bit.ly/d\n"),
+        ("l.csv", "link,title\nbit.ly/a,x\nbit.ly/b,bit.ly/c,bit.ly/d,bit.ly/e\n"),
         ("l.ndjson", '{"link":"bit.ly/a"}\n{"link":["bit.ly/b","bit.ly/c","bit.ly/d"]}\n'),
         ("l.ndjson", '{"link":"bit.ly/a"}\n["bit.ly/b","bit.ly/c","bit.ly/d"]\n'),
         ("l.ndjson", '{"link":"bit.ly/a"}\nbit.ly/b,bit.ly/c,bit.ly/d\n'),
@@ -179,6 +180,17 @@ def test_links_that_stand_in_one_line_without_a_separator_are_seen(tmp_path: Pat
 def test_a_cell_that_hides_many_links_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     with pytest.raises(InputBroken, match=r"line \d: 3 or more links"):
         read_list(write(tmp_path, content.encode(), name))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"), [("l.csv", "link"), ("l.csv", "n,link"), ("l.tsv", "link"), ("l.ndjson", "")]
+)
+def test_an_overlong_line_of_a_table_must_hide_no_links_either(tmp_path: Path, name: str, header: str) -> None:
+    with pytest.raises(InputBroken, match="a line longer than 64 KiB: 3 or more links"):
+        read_list(write(tmp_path, f"{header}\n{','.join(MANY * 3)}\n".encode(), name))
+    page = '1,"' + "<a href='https://bit.ly/x'>x</a>" * 3000 + '",bit.ly/b'
+    batch = read_list(write(tmp_path, f"n,page,link\n{page}\n2,,bit.ly/a\n".encode(), "links.csv"))
+    assert (len(batch.links), len(batch.invalid)) == (1, 1)
 
 
 def test_two_links_in_one_line_are_one_invalid_line_with_that_reason(tmp_path: Path) -> None:
