@@ -25,7 +25,7 @@ from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.run.abort_rules import AbortRules
+from harvester.run.abort_rules import AbortRules, too_many_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
@@ -35,8 +35,6 @@ RETRY_ROOM = 100
 GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
 PROGRESS_SECONDS = 1.0
-MANY_INVALID = 20
-"""A list with more invalid lines than this does not end in success if they are more than half of its lines."""
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -49,8 +47,8 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that failed or were refused.
 
-    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID. allow_empty: a
-    list without links is complete.
+    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for half of the lines.
+    allow_empty: a list without links is complete.
     """
 
     workers: int
@@ -143,17 +141,15 @@ class Harvest:
 
     def _too_many_invalid(self) -> Stop | None:
         """Return the stop for a list that was read to its end and is mostly no list of bitlinks."""
-        listed, limit = self.progress.listed, self._options.invalid_limit
+        listed = self.progress.listed
         lines = listed.links + listed.duplicates + listed.invalid
-        too_many = listed.invalid > MANY_INVALID and 2 * listed.invalid > lines
-        if limit is not None:
-            too_many = limit.exceeded(listed.invalid, lines, final=True)
-        if not too_many or not listed.links:
+        if not listed.links or not too_many_invalid(listed.invalid, lines, self._options.invalid_limit):
             return None
         return Stop(
             StopReason.TOO_MANY_INVALID,
-            f"{listed.invalid:,} of {lines:,} lines are no bitlinks (--max-invalid); _failures.ndjson says which and "
-            "why. Is this the list, and the column, that was meant?",
+            f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
+            "says which and why. Repeating the command changes nothing: mend the list (is it the one that was meant, "
+            "and the column?), or accept its invalid lines with --max-invalid 100%",
         )
 
     async def _make_calls(self) -> None:
