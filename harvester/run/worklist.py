@@ -49,9 +49,9 @@ class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
     in_hand: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function in
-    the thread that reads the ledger. known_good_links: the client's, to which
-    bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. retry_failed,
-    retry_refused: make calls again that would otherwise be left alone.
+    the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
+    added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
+    would otherwise be left alone.
     """
 
     def __init__(
