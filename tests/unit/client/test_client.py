@@ -347,6 +347,17 @@ async def test_a_gzipped_answer_is_read(bitly: Bitly, encoding: str) -> None:
         assert await rig.client.fetch("bit.ly/x") == ROW
 
 
+@pytest.mark.parametrize("padding", [b"\0", bytes(1000)])
+async def test_zeros_behind_a_gzipped_answer_are_passed_over(bitly: Bitly, padding: bytes) -> None:
+    packed = gzip.compress(ROW_BODY)
+    bitly.answers(
+        *[(200, {"Content-Encoding": "gzip"}, body) for body in (packed + padding, packed + padding + packed)]
+    )
+    async with rigged() as rig:
+        assert await rig.client.fetch("bit.ly/a") == ROW
+        assert isinstance(await rig.client.fetch("bit.ly/b"), Unreadable)  # two answers, both of which were unpacked
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     ("spaces", "whole"), [(BODY_LIMIT - len(ROW_BODY), True), (BODY_LIMIT, False), (20 * BODY_LIMIT, False)]
