@@ -307,11 +307,14 @@ class HeldNoes:
     def _unconfirmed(self, verdict: No, *, known: bool) -> Verdict:
         """Return a definite no of a run that is ending, unless there is reason to doubt it.
 
-        known: False if nobody was ever answered.
+        known: False if nobody was ever answered. Then it is returned only if it is one of the failures that end the
+        run, because those are reported.
 
         Raises:
             RunStopping: there is reason.
         """
+        if not known and self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES:
+            return verdict
         good = known and (self._known_good.last is None or isinstance(self._known_good.last, Answer))
         if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:
             return verdict

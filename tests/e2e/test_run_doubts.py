@@ -313,6 +313,18 @@ async def test_more_noes_than_can_wait_for_the_first_answer_are_asked_again_by_t
     assert dataset(quick_path)["refused"] == 130
 
 
+async def test_too_many_noes_before_the_first_answer_are_reported_and_given_up_in_time(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names, few = [*many("404", 4), "ok"], {"failure_limit": FailureLimit(count=3), **one_at_a_time(bitly)}
+    for _ in range(3):
+        outcome = await harvest(bitly.url, quick_path, names, **few)
+        assert exit_code(outcome) == TOO_MANY_FAILED
+        assert [line["kind"] for line in failures(quick_path / "out")] == ["failed"] * 4
+    assert exit_code(await harvest(bitly.url, quick_path, names, **few)) == SOME_FAILED
+    assert len(rows(quick_path / "out")) == 1
+
+
 async def test_a_stop_before_the_first_answer_leaves_refused_links_open(bitly: Scripted, quick_path: Path) -> None:
     bitly.everyone = lambda: "404"
     assert exit_code(await harvest(bitly.url, quick_path, many("ok", 40), max_calls=30)) == BOUND_REACHED
