@@ -250,6 +250,7 @@ class MachineBudget:
             return
         with self._transaction():
             self._throttle.learned_limits = self._before
+            self._throttle.suspected.clear()
             self._usage.save()
             self._refresh_limits()
         self._begun_by, self._before = "", {}

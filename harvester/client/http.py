@@ -297,6 +297,9 @@ class _Unpacker:
         found = bytearray()
         while chunk and len(found) < room:
             if self._inflate.eof:
+                chunk = chunk.lstrip(b"\0")  # as gzip(1) does: some servers fill the last block up
+                if not chunk:
+                    break
                 if self._deflate or not _GZIP.startswith(chunk[: len(_GZIP)]):
                     raise ValueError("something follows the compressed body")
                 self._inflate = zlib.decompressobj(wbits=31)

@@ -451,7 +451,7 @@ async def test_what_the_callback_raises_ends_the_stream(serve: Callable[..., Ser
     def refuse(failure: dict[str, Any]) -> None:
         raise LookupError(failure["bitlink"])
 
-    links = (f"bit.ly/missing-{i}" for i in range(10_000))
+    links = (f"bit.ly/missing-{i}" if i else "bit.ly/a" for i in range(10_000))
     with pytest.raises(LookupError, match="missing"):
         async for _ in harvester.stream(links, on_failure=refuse, **options(serve().url)):
             pass
