@@ -239,7 +239,7 @@ class Harvest:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
                 since = self._client.known_good.moment()
                 final = self._client.is_final(verdict)
-                if held := final and isinstance(verdict, Refused) and self._retrying < RETRY_ROOM:
+                if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
                     if stop := self._rules.see(verdict):
                         self._shutdown.request(stop)
                 elif final or _is_plain_no(verdict):
