@@ -86,7 +86,7 @@ class MachineBudget:
     @property
     def closed(self) -> bool:
         """True from a throttled response until a probe has passed."""
-        return self._throttle.closed
+        return self._usage.state.throttle.closed
 
     @property
     def high_rate(self) -> bool:

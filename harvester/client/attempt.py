@@ -149,7 +149,7 @@ class AttemptSender:
         # counts the attempt before it is sent, so a kill can leave too much counted, never too little. The breaker is
         # also asked at the beginning, so that in an outage nobody waits for pace and slot in vain. An attempt that may
         # not go gives its slot back before it waits: a waiter never holds a connection.
-        refusal = self._breaker.refuse(may_probe=may_probe)
+        refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
             if self._pool.empty_handed:
@@ -158,9 +158,9 @@ class AttemptSender:
             try:
                 refusal = self._enter(slot, may_probe=may_probe)
                 if refusal is None:
-                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                    # Not before the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that closed the endpoint meanwhile.
-                    sent_at = self._clock()
+                    sent_at = slot.counted_at
                     verdict = await self._request(slot, self._url(bitlink), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.closed:
                         self.counters.throttled += 1
@@ -227,13 +227,17 @@ class AttemptSender:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
+        throttled = isinstance(verdict, Throttled)
+        if not throttled:
+            self._throttled_since = None
+            if not (self._budget.closed or self._budget.month.reported_spent):
+                return
         # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
         # it is broken, the next attempt is refused for it.
         with suppress(OutputError):
             if isinstance(verdict, Throttled):
                 self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
                 return
-            self._throttled_since = None
             if self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
@@ -242,9 +246,11 @@ class AttemptSender:
         """Pass the breaker and be counted, or return how long to wait. Ends the run at a spent month."""
         if self._shutdown.stop is not None:
             raise RunStopping
-        if outage := self._breaker.enter(may_probe=may_probe):
-            return outage
-        entered_at = self._clock()
+        entered_at = 0.0
+        if self._breaker.is_open:
+            if outage := self._breaker.enter(may_probe=may_probe):
+                return outage
+            entered_at = self._clock()
         refusal = self._try_acquire(self._budget)
         if refusal is None:
             self._begin(slot, self._budget)
@@ -355,7 +361,7 @@ class AttemptSender:
             if body.cut and isinstance(verdict, Unreadable):
                 return Transient(response.status, why)
             return replace(verdict, message=why)
-        if isinstance(verdict, Answer) and self._clock() >= self._date_due:
+        if isinstance(verdict, Answer) and sent_at >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict
 

@@ -196,8 +196,9 @@ class Dataset:
         self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
         self._counts[state] += 1
-        self._counts[_TRUNCATED] += lacks.truncated
-        self._counts[_CLIPPED] += lacks.clipped
+        if lacks is not WHOLE:
+            self._counts[_TRUNCATED] += lacks.truncated
+            self._counts[_CLIPPED] += lacks.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):

@@ -250,9 +250,10 @@ class Harvest:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
                 since = self._client.known_good.moment()
-                if self._client.is_final(verdict) or _is_plain_no(verdict):
+                is_final = self._client.is_final(verdict)
+                if is_final or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
-                if not self._client.is_final(verdict):
+                if not is_final:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
@@ -263,7 +264,8 @@ class Harvest:
                         await conclusion
                     if in_doubt:
                         await self._client.question_over()
-                await self._wait_for_disk()
+                if self._dataset.backlogged:
+                    await self._wait_for_disk()
         except RunStopping:
             return
 
