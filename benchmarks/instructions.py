@@ -1,4 +1,4 @@
-"""How many instructions does a call take? What `cost` measures, by callgrind, whose figures other processes do not move.
+"""How many instructions does a call take? As `cost`, but by callgrind, whose figures other processes hardly move.
 
 Needs valgrind (Debian: apt-get install valgrind). The kernel's share of a call is not counted.
 usage: python -m benchmarks.instructions ["bare pool"] [folder] ["one file"] [--links 2000] [--folder /tmp]
