@@ -120,9 +120,10 @@ class AttemptSender:
 
     def _url(self, bitlink: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
-        target, authority = self._base_path + path(bitlink, self._facet), self._base.raw_authority
-        build = partial(URL.build, scheme=self._base.scheme, query_string=self._parameters, encoded=True)
-        return build(authority=authority, path=target)
+        base, target, query = self._base, self._base_path + path(bitlink, self._facet), self._parameters
+        return URL.build(
+            scheme=base.scheme, authority=base.raw_authority, path=target, query_string=query, encoded=True
+        )
 
     async def send(
         self,
@@ -227,8 +228,7 @@ class AttemptSender:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
-        throttled = isinstance(verdict, Throttled)
-        if not throttled:
+        if not isinstance(verdict, Throttled):
             self._throttled_since = None
             if not (self._budget.closed or self._budget.month.reported_spent):
                 return
@@ -246,11 +246,9 @@ class AttemptSender:
         """Pass the breaker and be counted, or return how long to wait. Ends the run at a spent month."""
         if self._shutdown.stop is not None:
             raise RunStopping
-        entered_at = 0.0
-        if self._breaker.is_open:
-            if outage := self._breaker.enter(may_probe=may_probe):
-                return outage
-            entered_at = self._clock()
+        if self._breaker.is_open and (outage := self._breaker.enter(may_probe=may_probe)):
+            return outage
+        entered_at = self._clock() if self._breaker.is_open else 0.0
         refusal = self._try_acquire(self._budget)
         if refusal is None:
             self._begin(slot, self._budget)

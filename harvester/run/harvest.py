@@ -249,15 +249,13 @@ class Harvest:
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
-                since = self._client.known_good.moment()
-                is_final = self._client.is_final(verdict)
-                if is_final or _is_plain_no(verdict):
+                if (is_final := self._client.is_final(verdict)) or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
                 if not is_final:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    conclusion = self._conclude(call, verdict, since)
+                    conclusion = self._conclude(call, verdict, self._client.known_good.moment())
                     if in_room:
                         self._spawn(group, conclusion)
                     else:
