@@ -263,13 +263,13 @@ class Connector(aiohttp.TCPConnector):
         try:
             protocol = connection.protocol
             assert isinstance(protocol, _Protocol)
+            if protocol.is_new:
+                await protocol.read_news()
+                if not protocol.is_quiet:
+                    raise NotQuiet("the server sent something before it was asked")
+                if not protocol.is_connected():
+                    raise aiohttp.ClientConnectionResetError("the server closed the new connection")
             if protocol is not kept:  # some time has passed
-                if protocol.is_new:
-                    await protocol.read_news()
-                    if not protocol.is_quiet:
-                        raise NotQuiet("the server sent something before it was asked")
-                    if not protocol.is_connected():
-                        raise aiohttp.ClientConnectionResetError("the server closed the new connection")
                 self._line.ready()
             protocol.begin()
         except BaseException:
