@@ -86,7 +86,7 @@ class MachineBudget:
     @property
     def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
-        return self._throttle.paused
+        return self._usage.state.throttle.paused
 
     @property
     def high_rate(self) -> bool:

@@ -120,9 +120,10 @@ class AttemptSender:
 
     def _url(self, bitlink: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
-        target, authority = self._base_path + path(bitlink, self._facet), self._base.raw_authority
-        build = partial(URL.build, scheme=self._base.scheme, query_string=self._parameters, encoded=True)
-        return build(authority=authority, path=target)
+        base, target, query = self._base, self._base_path + path(bitlink, self._facet), self._parameters
+        return URL.build(
+            scheme=base.scheme, authority=base.raw_authority, path=target, query_string=query, encoded=True
+        )
 
     async def send(
         self,
@@ -149,7 +150,7 @@ class AttemptSender:
         # counts the attempt before it is sent, so a kill can leave too much counted, never too little. The breaker is
         # also asked at the beginning, so that in an outage nobody waits for pace and slot in vain. An attempt that may
         # not go gives its slot back before it waits: a waiter never holds a connection.
-        refusal = self._breaker.refuse(may_probe=may_probe)
+        refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
             if self._pool.empty_handed:
@@ -158,9 +159,9 @@ class AttemptSender:
             try:
                 refusal = self._enter(slot, may_probe=may_probe)
                 if refusal is None:
-                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                    # Not before the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile.
-                    sent_at = self._clock()
+                    sent_at = slot.counted_at
                     verdict = await self._request(slot, self._url(bitlink), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
@@ -227,13 +228,16 @@ class AttemptSender:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
+        if not isinstance(verdict, Throttled):
+            self._throttled_since = None
+            if not (self._budget.paused or self._budget.month.reported_spent):
+                return
         # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
         # it is broken, the next attempt is refused for it.
         with suppress(OutputError):
             if isinstance(verdict, Throttled):
                 self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
                 return
-            self._throttled_since = None
             if self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
@@ -242,9 +246,9 @@ class AttemptSender:
         """Pass the breaker and be counted, or return how long to wait. Ends the run at a spent month."""
         if self._shutdown.stop is not None:
             raise RunStopping
-        if outage := self._breaker.enter(may_probe=may_probe):
+        if self._breaker.is_open and (outage := self._breaker.enter(may_probe=may_probe)):
             return outage
-        entered_at = self._clock()
+        entered_at = self._clock() if self._breaker.is_open else 0.0
         refusal = self._try_acquire(self._budget)
         if refusal is None:
             self._begin(slot, self._budget)
@@ -355,7 +359,7 @@ class AttemptSender:
             if body.cut and isinstance(verdict, Unreadable):
                 return Transient(response.status, why)
             return replace(verdict, message=why)
-        if isinstance(verdict, Answer) and self._clock() >= self._date_due:
+        if isinstance(verdict, Answer) and sent_at >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict
 

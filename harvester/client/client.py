@@ -227,15 +227,15 @@ class Client:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
         renewed = False
         while True:
-            if self._known_good_goes(fresh):
+            if self._breaker.is_open and self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
-            if not await self._let_others_pass(bitlink, again=again):
+            if bitlink in self._throttled and not await self._let_others_pass(bitlink, again=again):
                 continue
             header, begun = self.token.header, self.known_good.moment()
-            may_probe, alone = fresh or not self._fresh_calls, self._throttled_alone(bitlink)
+            alone = bitlink in self._throttled and self._throttled_alone(bitlink)
             verdict = await self.sender.send(
-                bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+                bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone
             )
             if verdict is None:
                 continue
@@ -302,7 +302,7 @@ class Client:
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
-        if not self._breaker.is_open or not self.known_good.links:
+        if not self.known_good.links:
             return False
         return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
 

@@ -199,8 +199,9 @@ class Dataset:
         self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
         self._counts[state] += 1
-        self._counts[_TRUNCATED] += lacks.truncated
-        self._counts[_CLIPPED] += lacks.clipped
+        if lacks is not WHOLE:
+            self._counts[_TRUNCATED] += lacks.truncated
+            self._counts[_CLIPPED] += lacks.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):

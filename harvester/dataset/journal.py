@@ -22,7 +22,7 @@ _NAME = re.compile(r"journal-(\d{5,})\.log")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _READ_BYTES = 1024 * 1024
 _ATTEMPTS = "attempts"
-_COUNTS = b"%020d %020d %020d %020d\n"
+_COUNT, _OTHER_COUNTS = b"%020d ", b"%020d %020d %020d\n"
 _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
@@ -158,6 +158,8 @@ class AttemptFile:
         """Open the file in the private state, creating it if missing. before: the attempts of earlier runs."""
         self._path = os.path.join(folder, _ATTEMPTS)
         self._before = before
+        self._others: tuple[int, int, int] | None = None
+        self._others_text = b""
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def write(self, run: AttemptCounts) -> None:
@@ -166,13 +168,12 @@ class AttemptFile:
         Raises:
             OutputError: it cannot be written, so that the attempt must not be sent.
         """
-        before = self._before
-        line = _COUNTS % (
-            before.total + run.total,
-            before.retried + run.retried,
-            before.throttled + run.throttled,
-            before.helper + run.helper,
-        )
+        before, others = self._before, (run.retried, run.throttled, run.helper)
+        if others != self._others:
+            earlier = (before.retried, before.throttled, before.helper)
+            self._others_text = _OTHER_COUNTS % tuple(map(sum, zip(earlier, others, strict=True)))
+            self._others = others
+        line = _COUNT % (before.total + run.total) + self._others_text
         try:
             written = os.pwrite(self._descriptor, line, 0)
         except OSError as error:

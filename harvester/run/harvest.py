@@ -255,7 +255,8 @@ class Harvest:
                         await conclusion
                     if in_doubt:
                         await self._client.question_over()
-                await self._wait_for_disk()
+                if self._dataset.backlogged:
+                    await self._wait_for_disk()
         except RunStopping:
             return
 
