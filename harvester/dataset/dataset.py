@@ -117,6 +117,9 @@ class Publisher(Protocol):
     def leave(self) -> None:
         """Wait for no reader at all from now on: the run is given up."""
 
+    def close(self) -> None:
+        """Close what it has open."""
+
 
 class Dataset:
     """An open dataset; made by `opening.open_dataset`."""
@@ -240,10 +243,7 @@ class Dataset:
         return batch
 
     def give_back(self, batch: Batch) -> None:
-        """Put a batch whose commit failed before the next one, so that a later commit retries it.
-
-        Nothing if it is durable.
-        """
+        """Put a batch whose commit failed before the next one, which retries it; nothing if it is durable."""
         if batch.durable:
             return
         later, self._batch = self._batch, batch

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from harvester.errors import OutputError, UsageError
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.storage.filesystem import inherit_folder_mode, make_folder
 from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
 from harvester.storage.scratch import scratch_folder
 
@@ -128,7 +128,7 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
             raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
         if asked is None:
             _check_local(folder)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder, 0o700)  # durable with its parents: a power cut must not take the month's count away
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, UsageError) as error:
