@@ -12,7 +12,7 @@ import orjson
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
-from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
+from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in, whole_lines
 from harvester.storage.appended_file import AppendedFile
@@ -23,7 +23,7 @@ _SAVED = "removed-rows"
 _REACH = "reach"
 
 
-class AppendPublisher:
+class FilePublisher:
     """Appends committed rows to one file; what a follower may have read is never withdrawn or repeated.
 
     The ledger's checkpoint pairs a length of the file with the position in the journal up to which its rows are
@@ -51,30 +51,30 @@ class AppendPublisher:
         self._ledger = ledger
         self._saved_as = os.path.join(location.private, _SAVED)
         self._file = AppendedFile(location.out, self._saved_as)
-        self._mark = ledger.mark()
-        self._synced: FileCheckpoint | None = self._mark
+        self._checkpoint = ledger.checkpoint()
+        self._synced: FileCheckpoint | None = self._checkpoint
         self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
 
     def parts(self) -> list[PublishedPart]:
         """Return the one file, up to the last checkpoint; a growing file has no checksum."""
-        name, rows = os.path.basename(self._location.name), self._mark.rows
-        return [PublishedPart(name, rows, calls=rows, bytes=self._mark.bytes)]
+        name, rows = os.path.basename(self._location.name), self._checkpoint.rows
+        return [PublishedPart(name, rows, calls=rows, bytes=self._checkpoint.bytes)]
 
-    def mark(self) -> FileCheckpoint | None:
+    def checkpoint(self) -> FileCheckpoint | None:
         """Sync the file and return its checkpoint; None if it is unchanged, or the last append may have failed."""
-        if self._in_doubt or self._mark == self._synced:
+        if self._in_doubt or self._checkpoint == self._synced:
             return None
         try:
             self._file.check()
         except OutputError:  # `publish` raises it; the verdicts are committed before
             return None
         self._sync()
-        return self._mark
+        return self._checkpoint
 
     def _sync(self) -> None:
         self._file.sync()
-        self._synced = self._mark
+        self._synced = self._checkpoint
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         if self._in_doubt:  # an earlier call failed half-way
@@ -93,11 +93,11 @@ class AppendPublisher:
             raise
 
     def _append(self, segment: int, end: int) -> None:
-        mark = self._mark
-        if segment < mark.segment or segment <= self._ledger.ended():
+        checkpoint = self._checkpoint
+        if segment < checkpoint.segment or segment <= self._ledger.ended():
             return
-        start = mark.place if segment == mark.segment else 0
-        size, rows, missing = mark.bytes, mark.rows, bytearray()
+        start = checkpoint.place if segment == checkpoint.segment else 0
+        size, rows, missing = checkpoint.bytes, checkpoint.rows, bytearray()
         for line in rows_in(self._location, segment, start, end):
             missing += line[self._ahead :]
             self._ahead = max(self._ahead - len(line), 0)
@@ -107,14 +107,14 @@ class AppendPublisher:
                 self._file.append(missing)
                 missing.clear()
         self._file.append(missing)
-        self._mark = FileCheckpoint(segment, end, size, rows)
+        self._checkpoint = FileCheckpoint(segment, end, size, rows)
 
     def _end(self, segment: int) -> None:
         """Record that a journal is not needed any more, and delete it, once its rows are durable in the file."""
         if segment > self._ledger.ended():
-            mark = self.mark()
+            checkpoint = self.checkpoint()
             self._file.check()
-            self._ledger.end_segment(segment, mark)
+            self._ledger.end_segment(segment, checkpoint)
             remove(self._location.private, segment)
 
     def _record_length(self) -> None:
@@ -122,26 +122,26 @@ class AppendPublisher:
         self._in_doubt = True
         with suppress(OSError, OutputError):  # the change itself is the error to report
             self._sync()
-            self._ledger.set_mark(self._mark)
+            self._ledger.set_checkpoint(self._checkpoint)
 
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Find which of the journals' rows the file contains already, as the class describes."""
-        self._mark, self._ahead = self._ledger.mark(), 0
+        self._checkpoint, self._ahead = self._ledger.checkpoint(), 0
         size = self._file.open()
         if lossy:
             self._recover_lossy(warn, sizes, size)
             return
-        mark, reach = self._mark, self._reach(sizes)
-        if size < reach.bytes or (not size and mark.bytes and not self._is_renamed()):
+        checkpoint, reach = self._checkpoint, self._reach(sizes)
+        if size < reach.bytes or (not size and checkpoint.bytes and not self._is_renamed()):
             raise self._not_whole(size, reach)
         self._check_origin(reach.bytes)
         end = self._compare(reach, sizes, size)
         if end < size:
             self._file.truncate(end)
-        if end < mark.bytes:
-            warn(f"{self._location.out} had {mark.bytes} bytes and has {size}: the rest is written again")
-            self._mark, self._synced = reach, None
-        self._ahead = end - self._mark.bytes
+        if end < checkpoint.bytes:
+            warn(f"{self._location.out} had {checkpoint.bytes} bytes and has {size}: the rest is written again")
+            self._checkpoint, self._synced = reach, None
+        self._ahead = end - self._checkpoint.bytes
         if self._is_renamed():
             self._ledger.repin({"out": self._location.name})
 
@@ -150,10 +150,10 @@ class AppendPublisher:
         for _, line in whole_lines(self._location.out, 0):
             yield bytes.fromhex(orjson.loads(line)["record_id"])
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         pass  # a local file makes nobody wait
 
-    leave = hurry
+    leave = shorten_waits
 
     def close(self) -> None:
         self._file.close()
@@ -162,23 +162,25 @@ class AppendPublisher:
 
     def _is_renamed(self) -> bool:
         """True if the dataset was begun under another name, so that a file without rows is a new one."""
-        return os.path.basename(str(self._ledger.meta()["out"])) != os.path.basename(self._location.name)
+        return os.path.basename(str(self._ledger.facts()["out"])) != os.path.basename(self._location.name)
 
     def _reach(self, sizes: Mapping[int, int]) -> FileCheckpoint:
         """Return the earliest position of the file from which on the journals hold all its rows."""
-        mark = self._mark
-        kept = [segment for segment in sizes if self._ledger.ended() < segment <= mark.segment]
+        checkpoint = self._checkpoint
+        kept = [segment for segment in sizes if self._ledger.ended() < segment <= checkpoint.segment]
         if not kept:
-            return mark
-        after_loss = FileCheckpoint(*orjson.loads(str(self._ledger.meta().get(_REACH, "[]"))))
+            return checkpoint
+        after_loss = FileCheckpoint(*orjson.loads(str(self._ledger.facts().get(_REACH, "[]"))))
         if after_loss.segment in kept and after_loss != FileCheckpoint():
             return after_loss
         size, rows = 0, 0
         for segment in kept:
-            for line in rows_in(self._location, segment, 0, mark.place if segment == mark.segment else sizes[segment]):
+            for line in rows_in(
+                self._location, segment, 0, checkpoint.place if segment == checkpoint.segment else sizes[segment]
+            ):
                 size += len(line)
                 rows += 1
-        return FileCheckpoint(min(kept), 0, mark.bytes - size, mark.rows - rows)
+        return FileCheckpoint(min(kept), 0, checkpoint.bytes - size, checkpoint.rows - rows)
 
     def _compare(self, start: FileCheckpoint, sizes: Mapping[int, int], size: int, *, lossy: bool = False) -> int:
         """Return the position up to which the file contains the journals' rows behind start.
@@ -210,11 +212,11 @@ class AppendPublisher:
 
         A power cut keeps any of the blocks that were written since the last sync; the others are zeros.
         """
-        own = found[: max(0, self._mark.bytes - position)]
+        own = found[: max(0, self._checkpoint.bytes - position)]
         expected_or_zero = all(byte in {0, right} for byte, right in zip_longest(found, line[: len(found)]))
         if line.startswith(own) and expected_or_zero:
             return
-        if end < self._mark.bytes:
+        if end < self._checkpoint.bytes:
             raise OutputError(
                 f"{self._location.out} is not as it was written, from byte {end} on: put the file back that was there. "
                 f"If there is none, cut what is wrong (truncate --size={end} {self._location.out}), then run the same "
@@ -239,7 +241,7 @@ class AppendPublisher:
         """
         if not end:
             return
-        run_id = self._ledger.meta()["run_id"]
+        run_id = self._ledger.facts()["run_id"]
         first = next((line for _, line in whole_lines(self._location.out, 0)), b"")
         if any(object_in(line).get("run_id") != run_id for line in (first, self._file.line_before(end))):
             raise OutputError(
@@ -250,7 +252,7 @@ class AppendPublisher:
 
     def _not_whole(self, size: int, reach: FileCheckpoint) -> OutputError:
         """Return the error for a file that is gone, or was cut so far that the journals cannot complete it."""
-        out, had = self._location.out, self._mark.bytes
+        out, had = self._location.out, self._checkpoint.bytes
         if size:
             enough = f" (its first {reach.bytes} bytes are enough)" if reach.bytes < had else ""
             return OutputError(
@@ -279,12 +281,14 @@ class AppendPublisher:
 
         The checkpoint is made durable at once, while the ledger still records that lines were lost.
         """
-        if size < self._mark.bytes:
-            raise self._not_whole(size, self._mark)
-        self._mark = self._mark._replace(place=min(self._mark.place, sizes.get(self._mark.segment, 0)))
-        end = self._compare(self._mark, sizes, size, lossy=True)
-        self._ahead = end - self._mark.bytes
-        expected = sum(len(line) for line in self._expected(self._mark, sizes))
+        if size < self._checkpoint.bytes:
+            raise self._not_whole(size, self._checkpoint)
+        self._checkpoint = self._checkpoint._replace(
+            place=min(self._checkpoint.place, sizes.get(self._checkpoint.segment, 0))
+        )
+        end = self._compare(self._checkpoint, sizes, size, lossy=True)
+        self._ahead = end - self._checkpoint.bytes
+        expected = sum(len(line) for line in self._expected(self._checkpoint, sizes))
         if self._ahead == expected:
             end = self._accept_rows(end, sizes)
         if end < size:
@@ -292,17 +296,19 @@ class AppendPublisher:
             self._file.truncate(end)
         self._sync()
         # Before this position the file has rows that no journal has any more.
-        self._ledger.repin({_REACH: orjson.dumps(list(self._mark)).decode()})
-        self._ledger.set_mark(self._mark)
+        self._ledger.repin({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
+        self._ledger.set_checkpoint(self._checkpoint)
 
     def _accept_rows(self, start: int, sizes: Mapping[int, int]) -> int:
         """Move the checkpoint behind the whole rows from start on, and return their end."""
-        end, run_id = start, self._ledger.meta()["run_id"]
+        end, run_id = start, self._ledger.facts()["run_id"]
         for position, line in whole_lines(self._location.out, start):
             if object_in(line).get("run_id") != run_id:
                 break
             end = position
-        rows = self._mark.rows + sum(1 for at, _ in whole_lines(self._location.out, self._mark.bytes) if at <= end)
-        segment, place = max(sizes.items(), default=(self._mark.segment, 0))
-        self._mark, self._ahead = FileCheckpoint(segment, place, end, rows), 0
+        rows = self._checkpoint.rows + sum(
+            1 for at, _ in whole_lines(self._location.out, self._checkpoint.bytes) if at <= end
+        )
+        segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
+        self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         return end

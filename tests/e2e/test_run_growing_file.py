@@ -15,7 +15,7 @@ from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import check_reconciled, manifest, public
 
-LINKS = [f"bit.ly/{i}" for i in range(600)]
+LINKS = [f"bit.ly/{i}" for i in range(320)]
 ROWS_FIRST = 60
 """Rows that the file has when another program comes."""
 STOP_SECONDS = 5.0
