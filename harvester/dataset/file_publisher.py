@@ -260,7 +260,7 @@ class FilePublisher:
                 "where they are and begin a new --out with the links that they lack"
             )
         what = f"{out} has no bytes and had {had}: somebody has moved, removed or emptied it."
-        if os.path.exists(self._saved_as):
+        if os.path.exists(self._saved_as) and os.path.getsize(self._saved_as) >= reach.bytes:
             return OutputError(
                 f"{what} It was saved when it was removed: move it back (mv {self._saved_as} {out}), then run the same "
                 "command again"

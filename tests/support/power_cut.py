@@ -151,6 +151,9 @@ class Disk:
                 file = found if isinstance(found, File) else File()
                 file.now = file.durable = operation.data
                 folder.now[path.name] = folder.durable[path.name] = file
+                for log in (f"{path.name}-wal", f"{path.name}-shm"):  # an earlier run's, if that was killed
+                    folder.now.pop(log, None)
+                    folder.durable.pop(log, None)
             case "fsync":
                 assert found is not None, operation.name
                 found.sync()
