@@ -60,9 +60,25 @@ def config(
     found = sources.effective(app, named)
     token, shown = _token_named(found)
     table = "" if named[0] == "run" else named[0]
-    text = sources.as_json(found, shown) if json else sources.as_toml(found, shown, table)
+    settings = [_without_secret(setting) for setting in found]
+    text = sources.as_json(settings, shown) if json else sources.as_toml(settings, shown, table)
     print_out(token.hidden_if_long(text) if token else text)
     return OK
+
+
+def _without_secret(setting: sources.Setting) -> sources.Setting:
+    """Return a setting as it may be shown: without a token command's arguments, or a secret in place of its file."""
+    from harvester.config import credentials
+
+    shorten = {
+        "token_command": credentials.shown_command,
+        "token_file": credentials.shown_path,
+        "client_secret_file": credentials.shown_path,
+    }.get(setting.name)
+    if shorten is None or setting.value is None:
+        return setting
+    shown = shorten(setting.value)
+    return setting._replace(value=shown, cut=shown != setting.value)
 
 
 def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
@@ -70,7 +86,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
     from harvester.bearer import Token
     from harvester.config import credentials
 
-    values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
+    values = {name: value for name, value, *_ in found if name in names_in(AccessOptions)}
     if "token_file" not in values:
         return None, None
     access = made_of(AccessOptions, values)

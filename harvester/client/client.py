@@ -91,7 +91,7 @@ class Client:
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
-        self._token = context.token
+        self.token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
         self._shutdown = context.shutdown
@@ -218,7 +218,7 @@ class Client:
                 continue
             if not await self._let_others_pass(bitlink, again=again):
                 continue
-            header, begun = self._token.header, self.known_good.moment()
+            header, begun = self.token.header, self.known_good.moment()
             may_probe, alone = fresh or not self._fresh_calls, self._throttled_alone(bitlink)
             verdict = await self.sender.send(
                 bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
@@ -247,9 +247,9 @@ class Client:
                 return verdict
 
     async def _renew_token(self, header: str) -> bool:
-        renewed = await self._token.renewed(header, self._shutdown)
+        renewed = await self.token.renewed(header, self._shutdown)
         if renewed:
-            self._budget.use_token(self._token.fingerprint)
+            self._budget.use_token(self.token.fingerprint)
         return renewed
 
     def _spend_month(self) -> None:
@@ -293,7 +293,7 @@ class Client:
         return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
 
     async def _send_known_good(self, bitlink: str) -> Verdict | None:
-        header = self._token.header
+        header = self.token.header
         verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
         self.sender.counters.retried += verdict is not None and not isinstance(verdict, NotSent)
         if isinstance(verdict, Answer):

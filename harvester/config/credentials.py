@@ -22,6 +22,9 @@ from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
 _LONGEST_BYTES = 64 * 1024
+_SHORTEST_SECRET = 20
+_SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
+"""Not handed to a token command, which needs neither."""
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _FLAWS: tuple[tuple[str, str], ...] = (
     (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
@@ -67,7 +70,7 @@ def token_origin(options: AccessOptions) -> str:
     Reads the store if no other source is named. Raises UsageError if that fails.
     """
     if options.token_file:
-        return f"--token-file {options.token_file}"
+        return f"--token-file {shown_path(options.token_file)}"
     if options.token_command:
         return "--token-command"
     if os.environ.get("BITLY_TOKEN", "").strip():
@@ -105,7 +108,26 @@ def secret_in_file(option: str, path: str, what: str) -> str:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return checked_secret(_first_line(stream.read(_LONGEST_BYTES)), f"{option} {path}", what)
     except OSError as error:
+        if _may_be_secret(path):  # must not be repeated
+            raise UsageError(f"names no file: give the path of one that holds the {what}", option=option) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
+
+
+def _may_be_secret(path: str) -> bool:
+    """Return whether the name of a missing file looks like a secret that was given instead of its file's path."""
+    plain = "/" not in path and "." not in path and any(character.isdigit() for character in path)
+    return len(path) >= _SHORTEST_SECRET and plain and not os.path.exists(path)
+
+
+def shown_path(path: str) -> str:
+    """Return a secret file's path, or `…` if it seems to be the secret itself."""
+    return "…" if _may_be_secret(path) else path
+
+
+def shown_command(command: str) -> str:
+    """Return a token command's first word; those behind it may hold a secret."""
+    name, _, arguments = command.strip().partition(" ")
+    return f"{name} …" if arguments else name
 
 
 def _token_from_command(command: str) -> str:
@@ -120,7 +142,10 @@ def _token_from_command(command: str) -> str:
 
 
 def _printed_by(words: list[str]) -> str:
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 - the user's own command
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+    process = subprocess.Popen(  # noqa: S603 - the user's own command
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+    )
     with process:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:

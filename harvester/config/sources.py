@@ -41,11 +41,15 @@ _origins: dict[str, str] = {}
 
 
 class Setting(NamedTuple):
-    """An option's effective value. source: `command line`, a variable, a file with the table, or `default`."""
+    """An option's effective value. source: `command line`, a variable, a file with the table, or `default`.
+
+    cut: the value is shown without the part that may be a secret, and cannot be used as it is shown.
+    """
 
     name: str
     value: Any
     source: str
+    cut: bool = False
 
 
 def undashed(text: str) -> str:
@@ -314,7 +318,7 @@ def _setting(name: str, argument: Argument) -> Setting:
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
     """Return settings as a JSON object: value and source by name. token: its fingerprint."""
     named = [*settings, token] if token else settings
-    found = {name: {"value": _text(value), "source": _text(source)} for name, value, source in named}
+    found = {each.name: {"value": _text(each.value), "source": _text(each.source)} for each in named}
     return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
@@ -324,18 +328,21 @@ def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "")
     table: the command whose table they stand in; empty for `run`, whose settings are for all commands. token: its
     fingerprint, shown as a comment, because the token never stands in a file of options.
     """
-    rows = [(_toml_line(name, value), source) for name, value, source in settings]
+    rows = [(_toml_line(each), each.source) for each in settings]
     if token:
         rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
     width = min(max(len(row) for row, _ in rows), _WIDEST_COLUMN)
     return "\n".join([f"[{table}]"] * bool(table) + [f"{row:<{width}}  # {source}" for row, source in rows])
 
 
-def _toml_line(name: str, value: Any) -> str:
+def _toml_line(setting: Setting) -> str:
+    name, value = setting.name, setting.value
     if value is None:
         return f"# {name}"
     shown = _text(value)
     line = f"{name} = {_toml(shown)}"
+    if setting.cut:
+        return f"# {line}"
     return line if shown == value else f"# {line} in UTF-8, which alone a file holds"
 
 

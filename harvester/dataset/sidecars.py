@@ -12,6 +12,9 @@ from harvester.errors import OutputError, StoreRefused, explained
 from harvester.storage.location import FAILURES, MANIFEST, SUCCESS
 from harvester.storage.storage import LocalStorage, Storage
 
+MOST_INVALID_LINES = 10_000
+"""Invalid lines that `_failures.ndjson` lists; further ones are only counted. A wrong file may have millions."""
+
 
 class Sidecars:
     """Writes the `_` files into a local folder and, for an object store, uploads them from there.

@@ -108,6 +108,7 @@ class Harvest:
             self._shutdown,
             self._observer,
             self.progress,
+            token=self._client.token,
             retry_failed=self._options.retry_failed,
             retry_refused=self._options.retry_refused,
         )

@@ -125,6 +125,7 @@ def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> P
     return Preflight(
         shutdown,
         observer,
+        token=job.token,
         max_calls=job.max_calls,
         retry_failed=job.retry_failed,
         retry_refused=job.retry_refused,

@@ -18,12 +18,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known
+from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
-from harvester.progress import RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.shutdown import ShutdownSignal
 
 LOW_WATER = 1000
@@ -66,6 +68,7 @@ class Worklist:
         observer: RunObserver,
         progress: RunProgress,
         *,
+        token: Token,
         retry_failed: bool = False,
         retry_refused: bool = False,
     ) -> None:
@@ -78,6 +81,7 @@ class Worklist:
         self._budget = budget
         self._shutdown = shutdown
         self._observer = observer
+        self._token = token
         self._retry_failed = retry_failed
         self._retry_refused = retry_refused
         self._ready: deque[Call] = deque()
@@ -102,6 +106,7 @@ class Worklist:
         if batch is None:
             self.progress.read_to_end = True
             return None
+        hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
         known = await self._in_thread(self._dataset.known, [key for _, key in claimed])
@@ -140,8 +145,10 @@ class Worklist:
         listed.comments += batch.comments
         listed.headers += batch.headers
         listed.invalid += len(batch.invalid)
-        for bad in batch.invalid:
+        for number, bad in enumerate(batch.invalid, listed.invalid - len(batch.invalid) + 1):
             self._observer.invalid(bad)
+            if number > MOST_INVALID_LINES:
+                continue
             line = self._dataset.rows.failure(
                 "invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason
             )
@@ -200,3 +207,17 @@ def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bo
     if known.state is CallState.FAILED:
         return retry_failed or known.failed_runs < FAILED_INVOCATIONS
     return known.state is CallState.REFUSED and retry_refused
+
+
+def hide_token(batch: Batch, token: Token) -> None:
+    """Replace the token where lines of a batch show it; a link that has it in its name becomes an invalid line.
+
+    Such lines come from logs of requests, or from a token pasted into the list. What is stored or sent must not have
+    it.
+    """
+    with_token = [link for link in batch.links if token.is_in(link.bitlink)]
+    if with_token:
+        batch.links = [link for link in batch.links if not token.is_in(link.bitlink)]
+        batch.invalid += [InvalidLine(link.bitlink, "contains the token", link.file, link.line) for link in with_token]
+        batch.invalid.sort(key=lambda each: each.line)
+    batch.invalid = [bad._replace(text=token.hidden_if_long(bad.text)) for bad in batch.invalid]
