@@ -198,6 +198,19 @@ def test_a_renamed_folder_goes_on_under_its_new_name(growing: Growing, tmp_path:
     growing.finish()
 
 
+@pytest.mark.slow
+def test_a_renamed_state_folder_is_missed_until_it_is_put_back(growing: Growing) -> None:
+    away = growing.out.with_name("away")
+
+    def rename_state(out: Path) -> None:
+        public(out).rename(away)
+
+    said = growing.begin(rename_state)
+    assert re.search(r"is gone: somebody has moved or removed it, or its folder|No such file or directory", said)
+    away.rename(public(growing.out))
+    growing.finish()
+
+
 def test_a_file_that_was_touched_alone_does_not_stop_the_run(growing: Growing) -> None:
     process = start(*growing.words())
     while process.poll() is None:
