@@ -1,8 +1,7 @@
 """An open dataset: records verdicts at once, commits them in batches, publishes what was committed.
 
 Three threads use it. The event loop's calls `record` and `take_batch`, which never wait for the disk for long; a second
-one calls what blocks, such as `commit`; a third one `publish`, since a part of 100 MB takes seconds to make and minutes
-to upload.
+one calls what blocks, such as `commit`; a third `publish`, since a part takes seconds to make and minutes to upload.
 """
 
 import math
@@ -61,9 +60,8 @@ class PartLimits:
 class Batch:
     """What one commit makes durable.
 
-    entries: verdicts by journal segment. seen: keys of known calls that the list names again. invalid: lines that are
-    no bitlinks. ended: journals that are full. current, size: the open journal, and its bytes to commit. durable: True
-    once the ledger's transaction has succeeded, even if something later failed.
+    entries: verdicts by segment. seen: keys of known calls that the list names again. invalid: lines without a bitlink.
+    ended: full journals. current, size: the open journal, its bytes to commit. durable: True once the ledger has it.
     """
 
     entries: defaultdict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
@@ -116,6 +114,9 @@ class Publisher(Protocol):
 
     def leave(self) -> None:
         """Wait for no reader at all from now on: the run is given up."""
+
+    def close(self) -> None:
+        """Close what it has open."""
 
 
 class Dataset:

@@ -109,7 +109,7 @@ class Journal:
         self._descriptor = os.open(self._path, flags, 0o666)
         self.size = os.fstat(self._descriptor).st_size
         self._synced = self.size
-        self._named = self.size > 0
+        self._named = False
 
     def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
         """Append a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.

@@ -25,7 +25,7 @@ from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
-from harvester.storage.filesystem import make_folder, truncate_file, try_lock
+from harvester.storage.filesystem import make_folder, sync_folder, truncate_file, try_lock
 from harvester.storage.folders import check_unused, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
@@ -75,7 +75,9 @@ def open_dataset(
         with explained(location.private):
             if store:
                 claim_prefix(store, location, ledger)
-            publisher = _publisher_for(location, ledger, part_format, store, sink)
+            publisher = stack.enter_context(
+                contextlib.closing(_publisher_for(location, ledger, part_format, store, sink))
+            )
             recovery = _Recovery(location.private, ledger, publisher, warn, ledger.begin_invocation() - 1)
             recovery.recover()
             recovery.count_attempts()
@@ -293,6 +295,7 @@ class _Recovery:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
         if scan.size and scan.size != scan.committed:
             truncate_file(segment_path(self.folder, scan.segment), scan.good)
+            sync_folder(self.folder)  # the last run may have been killed before it made the name durable
         if not scan.lossy:
             self._replay(scan.segment, scan.committed)
             return

@@ -200,9 +200,14 @@ class Committer:
         except ReaderClosed:
             raise
         except OutputError as error:
-            spoiled = replace(outcome, complete=False, stop=Stop(StopReason.OUTPUT, str(error)))
+            stop = Stop(StopReason.OUTPUT, str(error))
+            # What has stopped the run is why the rest fails too, and says what to do.
+            earlier = outcome.stop if outcome.stop and outcome.stop.reason is StopReason.OUTPUT else None
+            spoiled = replace(outcome, complete=False, stop=earlier or stop)
             with suppress(OutputError):  # without its end in the manifest the run would still count as running
                 await self._heartbeat.write(spoiled, self.in_thread)
+            if earlier:
+                raise OutputError(earlier.message) from error
             raise
         await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:

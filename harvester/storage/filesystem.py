@@ -42,14 +42,15 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: str) -> None:
-    """Make a folder and its missing parents, durably; nothing if it exists."""
+def make_folder(path: str, mode: int = 0o777) -> None:
+    """Make a folder and its missing parents, durably; nothing if it exists. mode: of the folder alone."""
     if os.path.isdir(path):
         return
     above = os.path.dirname(path)
     make_folder(above)
-    os.makedirs(path, exist_ok=True)
-    sync_folder(above)
+    os.makedirs(path, mode, exist_ok=True)
+    with suppress(PermissionError):  # a folder that may be searched and not read cannot be opened to be synced
+        sync_folder(above)
 
 
 def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
@@ -68,10 +69,9 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
     sync_folder(folder)
 
 
-def sync_file(path: str) -> None:
-    """Make a file's content durable."""
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+def sync_file(descriptor: int) -> None:
+    """Make an open file's content durable."""
+    os.fsync(descriptor)
 
 
 def truncate_file(path: str, size: int) -> None:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from harvester.errors import OutputError, UsageError
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.errors import OutputError, UsageError, explained
+from harvester.storage.filesystem import inherit_folder_mode, make_folder
 from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
 from harvester.storage.scratch import scratch_folder
 
@@ -128,7 +128,7 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
             raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
         if asked is None:
             _check_local(folder)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder, 0o700)  # durable with its parents: a power cut must not take the month's count away
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, UsageError) as error:
@@ -146,10 +146,15 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
 
 
 def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
-    """Make the file, for whoever may use its folder; warn if it was made a while ago and has been emptied since."""
+    """Make the file, for whoever may use its folder; warn if it was made a while ago and has been emptied since.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     if not os.path.exists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        inherit_folder_mode(path)
+        with explained(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            inherit_folder_mode(path)
     elif os.path.getsize(path) == 0 and time.time() - os.path.getmtime(path) > _YOUNG_SECONDS:
         warn(
             f"{path} was empty: what was spent of this month, hour and minute is not known any more, and is counted "
@@ -158,13 +163,18 @@ def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
 
 
 def lock_folder(state: str, server: str) -> str:
-    """Return the folder of a server's connection locks in a state folder, made if missing."""
+    """Return the folder of a server's connection locks in a state folder, made if missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     folder = state
     for name in ("connections", server.replace(":", "-")):
         folder = os.path.join(folder, name)
         if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            inherit_folder_mode(folder)
+            with explained(folder):
+                os.makedirs(folder, exist_ok=True)
+                inherit_folder_mode(folder)
     return folder
 
 
