@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import BudgetDatabase, State
+from harvester.budget.database import DAY_SECONDS, BudgetDatabase, State
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -89,6 +89,12 @@ class EndpointUsage:
         self.total -= attempts
         self._save_total()
 
+    def move(self, at: float, now: float) -> float:
+        """Move the count of one attempt from the record of this time to now, and return the time of its new record."""
+        self.remove(1, at)
+        self.add(1, now)
+        return self.last_at
+
     def _save_total(self) -> None:
         update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
         self._database.execute(update, self.total, self.last_at, self._id)
@@ -125,8 +131,11 @@ _EDGE_SECONDS = 5.0
 """An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
 """How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
-_TRUSTED_DATE_SECONDS = 86400.0
+_TRUSTED_DATE_SECONDS = DAY_SECONDS
 """A Date header further than this from both of our clocks is taken for the server's mistake."""
+_UNCHECKED_SECONDS = 90.0
+"""An attempt this old may have been counted by a calendar that the Date of this moment shows to be wrong: a Date is
+looked at once a minute, and an answer takes up to 30 s."""
 
 
 class MonthlyQuota:
@@ -152,6 +161,18 @@ class MonthlyQuota:
         for month in months:
             for name in self._names():
                 self._database.execute(insert, self.account.server, name, month, attempts)
+
+    def move(self, months: Sequence[str], utc: float, limit: int) -> Sequence[str]:
+        """Move the count of one attempt from these months to those of now, and return them.
+
+        Empty, and nothing moved, if one that has begun since is spent. limit: attempts a month, 0 for none.
+        """
+        now = months_near(utc)
+        if limit and any(self.spent(month) >= limit for month in now if month not in months):
+            return []
+        self.spend(months, -1)
+        self.spend(now, 1)
+        return now
 
     def spent(self, month: str) -> int:
         """Return the account's attempts in a calendar month, or the token's if those are more."""
@@ -223,18 +244,37 @@ class MonthlyQuota:
         for name in self._names():
             self._database.execute(insert, self.account.server, name, month, utc)
 
-    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
+    def see_date(self, date: datetime, *, sent_at: float | None = None, asked: bool = False) -> None:
         """As in `Month`."""
-        now = self._database.clock.boot_seconds()
+        now, wall = self._database.clock.boot_seconds(), self._database.clock.wall()
         earliest, utc = date.timestamp(), self._database.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
         nearest = min(max(utc, earliest), latest)
-        ours = (utc, self._database.clock.wall())
-        if all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in ours):
+        parted = self._database.clocks_parted(now)
+        unknown = all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in (utc, wall))
+        if unknown and not (asked and parted):
             return
-        if abs(nearest - utc) > _EDGE_SECONDS / 2:
+        if parted or abs(nearest - utc) > _EDGE_SECONDS / 2:
             with self._database.transaction():
-                self._database.set_anchor(now, nearest)
+                before = months_near(utc)
+                ahead = wall - nearest
+                self._database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > DAY_SECONDS else 0.0)
+                # What was sent since the calendar was last checked was sent in the month that it is now seen to be.
+                self.spend([month for month in months_near(nearest) if month not in before], self._unchecked(now))
+
+    def _unchecked(self, now: float) -> int:
+        """Return how many attempts of this token, at any endpoint, the calendar has counted since its last check."""
+        select = (
+            "SELECT sum(total - (SELECT first FROM attempts WHERE scope = id AND at > ? ORDER BY at, first LIMIT 1)) "
+            "FROM scopes WHERE server = ? AND token = ?"
+        )
+        server, token = self.account.server, self.account.token
+        return int(self._database.execute(select, now - _UNCHECKED_SECONDS, server, token).fetchone()[0] or 0)
+
+    def see_no_date(self) -> None:
+        """As in `Month`."""
+        with self._database.transaction() as now:
+            self._database.note_no_date(now)
 
 
 def months_near(utc: float) -> list[str]:

@@ -261,6 +261,30 @@ def test_an_attempt_that_went_late_holds_its_place_from_then_on(start: Start, ma
     assert is_wait(budget.try_acquire(), 5.0, "minute")
 
 
+def test_an_attempt_that_went_late_again_moves_again(start: Start, machine: Machine) -> None:
+    budget = start(2)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    for _ in range(3):
+        machine.seconds += 50.0
+        moved = budget.sent_late(attempt)
+        assert moved is not None
+        assert machine.seconds <= moved.at < machine.seconds + 0.1
+        attempt = moved
+    assert window(budget, "minute").used == spent(budget) == 1
+    assert is_wait(take_all(budget) and budget.try_acquire(), 60.5, "minute")
+
+
+def test_an_attempt_whose_place_others_may_have_taken_is_not_sent(start: Start, machine: Machine) -> None:
+    budget = start(1)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    machine.seconds += 60.5
+    assert start(1).try_acquire() is None
+    assert budget.sent_late(attempt) is None
+    assert window(budget, "minute").used == 1
+
+
 def test_attempts_that_went_late_together_are_each_counted_once(start: Start, machine: Machine) -> None:
     """Five connections are made at once, and each is ready later than the last."""
     budget, other = start(100), start(100)
@@ -334,10 +358,10 @@ def test_what_is_given_back_and_what_goes_late_is_counted_as_if_it_had_always_be
                 waiting.append((budget, budget.counted))
             elif waiting:
                 budget, attempt = waiting.pop(number % len(waiting))
-                if event == "back":
+                if event == "back" or budget.sent_late(attempt) is None:
+                    assert event == "back" or machine.seconds - attempt.at > 60.0
                     budget.give_back(attempt)
                 else:
-                    budget.sent_late(attempt)
                     times.append(math.ceil(machine.seconds * 10) / 10)
             budgets[0].close()
             made = times + [attempt.at for _, attempt in waiting]
@@ -444,12 +468,9 @@ class World:
         self.machine.seconds += late / 2
         self.send(other, [0.0] * times)
         self.machine.seconds += late / 2
-        if never_sent:
+        if never_sent or budget.sent_late(attempt) is None:
             budget.give_back(attempt)
-        elif (
-            window(budget, "month").used < limits.per_month or not limits.per_month
-        ):  # a full month has no more to give
-            budget.sent_late(attempt)
+        else:
             self._arrives(budget, Sent(number, self.machine.true + jitter, limits))
 
     def throttled(self, process: int, hint: float | None) -> None:
@@ -714,6 +735,17 @@ def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(
     assert window(budget, "month").used == 1
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
         assert set(file.execute("SELECT month, spent FROM months")) == {("2026-11", 0), ("2026-12", 1)}
+
+
+def test_an_attempt_that_went_late_into_a_month_that_is_spent_is_not_sent(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - 15 * SECOND)
+    budget = start(100, 0, 5)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    machine.go(DECEMBER + 10 * SECOND)
+    assert take_all(start(100, 0, 5)) == 5
+    assert budget.sent_late(attempt) is None
+    assert window(budget, "month").used == 5
 
 
 @given(st.lists(st.tuples(st.integers(-100, 100), st.booleans()), max_size=40), st.integers(1, 4))
@@ -1462,17 +1494,34 @@ for number in range(int(files)):
 """
 
 
+OTHER_TIME = ("unshare", "--user", "--map-root-user", "--time", "--boottime", "100000")
+"""A container whose seconds since boot are its own."""
+DIFFERENT_TIMES = subprocess.run([*OTHER_TIME, "true"], capture_output=True, check=False).returncode == 0
+
+
 @contextmanager
-def hammering(folder: Path, processes: int, *arguments: object) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that begin at the same moment to open a new file, take, close it, and so on."""
+def hammering(
+    folder: Path, processes: int, *arguments: object, wrapper: Sequence[str] = ()
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that begin at the same moment to open a new file, take, close it, and so on.
+
+    wrapper: of the first of them.
+    """
     command = [sys.executable, "-c", HAMMER, str(folder), *map(str, arguments)]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         hammers = [
             stack.enter_context(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment())
+                subprocess.Popen(
+                    [*(() if number else wrapper), *command],
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    cwd=ROOT,
+                    env=environment(),
+                )
             )
-            for _ in range(processes)
+            for number in range(processes)
         ]
         for hammer in hammers:
             assert hammer.stdin
@@ -1507,6 +1556,28 @@ def test_processes_that_hammer_one_file_get_together_what_is_allowed_and_no_erro
     assert granted == 200
     assert all(hammer.returncode == 0 for hammer in hammers)
     assert counted(quick_path / "0.sqlite") == (200, 200)
+
+
+@pytest.mark.skipif(not DIFFERENT_TIMES, reason="this machine does not allow time namespaces")
+def test_processes_whose_seconds_since_boot_differ_get_together_what_is_allowed(quick_path: Path) -> None:
+    with hammering(quick_path, 3, 1, 1.0, 1000, 0, 0, wrapper=OTHER_TIME) as hammers:
+        granted = [granted_by(hammer) for hammer in hammers]
+    assert sum(granted) == 1000
+    assert granted[0] > 0
+    assert counted(quick_path / "0.sqlite") == (1000, 1000)
+
+
+def test_a_process_whose_clock_cannot_be_compared_is_noticed(start: Start, machine: Machine, quick_path: Path) -> None:
+    """A container in a time namespace of its own, of which nothing can be read."""
+    other = Machine()
+    other.boot, other.seconds, other._booted = "boot 0 time:[1]", 1e5, machine.true - 1e5
+    budget = start(5)
+    assert take_all(budget, 3) == 3
+    with starting(quick_path / "budget.sqlite", other) as start_other:
+        assert take_all(start_other(5)) == 2
+        with pytest.raises(OutputError, match="another time namespace"):
+            budget.try_acquire()
+    assert isinstance(start(5).try_acquire(), RetryAfter)
 
 
 def test_a_file_that_another_process_is_just_making_is_waited_for(quick_path: Path) -> None:
