@@ -1,5 +1,5 @@
-"""The journal: one line a verdict, appended the moment it is known, so that a kill costs no answer. And beside it the
-attempts, written before each is sent, so that a kill leaves none uncounted.
+"""The journal: one line for each verdict, appended as soon as it is known, so that a kill costs no answer. Beside it
+the count of attempts, written before each is sent, so that a kill leaves none uncounted.
 
 A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
 ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
@@ -27,7 +27,7 @@ _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
-    """A journal's line. state: as ledger.State. payload: the JSON. end: the position behind the line, in bytes."""
+    """A journal's line. state: as ledger.CallState. payload: the JSON. end: the position behind the line, in bytes."""
 
     key: bytes
     state: int
@@ -186,7 +186,7 @@ class AttemptFile:
 
 
 def read_attempts(folder: str) -> AttemptCounts:
-    """Return what an AttemptFile says; nothing was sent if it is missing, or was never written whole."""
+    """Return the counts in an AttemptFile's file; zeros if it is missing, or was never written whole."""
     with suppress(FileNotFoundError), open(os.path.join(folder, _ATTEMPTS), "rb") as stream:
         if found := _COUNTED.fullmatch(stream.read()):
             return AttemptCounts(*map(int, found.groups()))

@@ -11,6 +11,7 @@ from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA = """
+-- The dataset's facts.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
 -- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
@@ -20,7 +21,7 @@ CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.
 CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
--- The growing file: its length and rows when it contained all rows before this position of the journal.
+-- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
 CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
                    rows INTEGER);
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
@@ -36,7 +37,7 @@ _ADVICE = (
 )
 
 
-class State(IntEnum):
+class CallState(IntEnum):
     """The last verdict on a call."""
 
     ROW = 0
@@ -45,10 +46,10 @@ class State(IntEnum):
 
 
 class Known(NamedTuple):
-    """What the ledger knows of a call. tries: invocations it failed in. seen: the last invocation that listed it."""
+    """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it."""
 
-    state: State
-    tries: int
+    state: CallState
+    failed_runs: int
     seen: int
 
 
@@ -56,7 +57,7 @@ class Entry(NamedTuple):
     """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's."""
 
     key: bytes
-    state: State
+    state: CallState
     line: bytes | None
     shortfall: Shortfall = WHOLE
 
@@ -90,7 +91,7 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of State; and of its rows, those with a shortfall."""
+    """The number of a dataset's calls by state, in the order of CallState; and of its rows, those with a shortfall."""
 
     rows: int
     refused: int
@@ -102,11 +103,11 @@ class Totals(NamedTuple):
 class Snapshot(NamedTuple):
     """A ledger's content at one moment, even while a run writes it; named as Ledger's methods."""
 
-    meta: dict[str, str | int]
+    facts: dict[str, str | int]
     totals: Totals
     parts: list[Part]
     journals: dict[int, int]
-    mark: FileCheckpoint
+    checkpoint: FileCheckpoint
 
 
 class Ledger:
@@ -130,12 +131,12 @@ class Ledger:
         """True when there has been no verdict and no part."""
         return not self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
 
-    def create(self, meta: dict[str, str | int]) -> None:
+    def create(self, facts: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""
         with self._file.transaction():
             for statement in _SCHEMA.split(";\n"):
                 self._db.execute(statement)
-            self._set_meta({"schema": _VERSION, **meta})
+            self._set_facts({"schema": _VERSION, **facts})
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -143,20 +144,20 @@ class Ledger:
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
-    def meta(self) -> dict[str, str | int]:
+    def facts(self) -> dict[str, str | int]:
         """Return the dataset's facts by name."""
         return dict(self._rows("SELECT name, value FROM meta"))
 
-    def repin(self, meta: dict[str, str | int]) -> None:
+    def repin(self, facts: dict[str, str | int]) -> None:
         """Store facts in place of those that were stored before."""
         with self._file.transaction():
-            self._set_meta(meta)
+            self._set_facts(facts)
 
     def begin_invocation(self) -> int:
         """Return the number of this run of the command, and forget the invalid lines of the last run's list."""
         with self._file.transaction():
-            number = int(self.meta().get("invocation", 0)) + 1
-            self._set_meta({"invocation": number})
+            number = int(self.facts().get("invocation", 0)) + 1
+            self._set_facts({"invocation": number})
             self._db.execute("DELETE FROM invalid")
         return number
 
@@ -171,7 +172,7 @@ class Ledger:
         with self._file.guarded():
             self._db.execute("BEGIN")
             try:
-                return Snapshot(self.meta(), self.totals(), self.parts(), self.journals(), self.mark())
+                return Snapshot(self.facts(), self.totals(), self.parts(), self.journals(), self.checkpoint())
             finally:
                 self._db.execute("ROLLBACK")
 
@@ -186,7 +187,7 @@ class Ledger:
                 marks = ",".join("?" * len(some))
                 select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
                 for key, state, tries, seen in self._db.execute(select, some):
-                    found[key] = Known(State(state), tries, seen)
+                    found[key] = Known(CallState(state), tries, seen)
         return found
 
     def count_distinct(
@@ -228,13 +229,13 @@ class Ledger:
         invocation: int,
         invalid: Sequence[bytes] = (),
         journals: Mapping[int, int] | None = None,
-        mark: FileCheckpoint | None = None,
+        checkpoint: FileCheckpoint | None = None,
         counters: dict[str, int] | None = None,
     ) -> None:
         """Make verdicts durable in one transaction; their journal lines must have been synced before.
 
         entries: by journal segment. seen: keys of known calls that the current list names. invalid: lines for
-        `_failures.ndjson`. journals: bytes committed, by segment. mark: the growing file's synced state.
+        `_failures.ndjson`. journals: bytes committed, by segment. checkpoint: the growing file's synced state.
         counters: added to the facts of these names.
         """
         with self._file.transaction():
@@ -245,15 +246,15 @@ class Ledger:
                 self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
             self._db.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
             self._db.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
-            self._set_mark(mark)
+            self._set_checkpoint(checkpoint)
             add = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
             self._db.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
-        when a journal that lost lines is read again.
+        """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
+        a journal that has lost lines is read again.
         """
-        refused = {entry.key for entry in verdicts if entry.state is State.REFUSED}  # one taken back was not tried
+        refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         self._db.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
@@ -262,7 +263,7 @@ class Ledger:
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
             sorted(
-                (key, e.state, e.state is State.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                (key, e.state, e.state is CallState.FAILED and key not in refused, invocation, segment, *e.shortfall)
                 for key, e in last.items()
             ),
         )
@@ -313,21 +314,21 @@ class Ledger:
         """Return the bytes committed of each journal that is not all published, by segment."""
         return dict(self._rows("SELECT segment, committed FROM journals ORDER BY segment"))
 
-    def end_segment(self, segment: int, mark: FileCheckpoint | None = None) -> None:
+    def end_segment(self, segment: int, checkpoint: FileCheckpoint | None = None) -> None:
         """Record that a journal is not needed any more: its rows are published, or it has none."""
         with self._file.transaction():
             self._end(segment)
-            self._set_mark(mark)
+            self._set_checkpoint(checkpoint)
 
-    def mark(self) -> FileCheckpoint:
+    def checkpoint(self) -> FileCheckpoint:
         """Return the growing file's last checkpoint."""
         found = self._rows("SELECT segment, place, bytes, rows FROM mark")
         return FileCheckpoint(*found[0]) if found else FileCheckpoint()
 
-    def set_mark(self, mark: FileCheckpoint) -> None:
+    def set_checkpoint(self, checkpoint: FileCheckpoint) -> None:
         """Store the growing file's checkpoint; the file must have been synced before."""
         with self._file.transaction():
-            self._set_mark(mark)
+            self._set_checkpoint(checkpoint)
 
     def parts(self) -> list[Part]:
         """Return all parts, by number."""
@@ -357,7 +358,7 @@ class Ledger:
 
     def ended(self) -> int:
         """Return the last segment whose journal is not needed any more; -1 for none. They end in order."""
-        return int(self.meta().get("ended", -1))
+        return int(self.facts().get("ended", -1))
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
@@ -370,7 +371,7 @@ class Ledger:
 
     def check_version(self) -> None:
         """Raise OutputError if the ledger is of another version."""
-        version = self.meta().get("schema")
+        version = self.facts().get("schema")
         if version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
@@ -385,11 +386,11 @@ class Ledger:
 
     def _end(self, segment: int) -> None:
         self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))
-        self._set_meta({"ended": segment})
+        self._set_facts({"ended": segment})
 
-    def _set_mark(self, mark: FileCheckpoint | None) -> None:
-        if mark is not None:
-            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+    def _set_checkpoint(self, checkpoint: FileCheckpoint | None) -> None:
+        if checkpoint is not None:
+            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", checkpoint)
 
-    def _set_meta(self, values: dict[str, str | int]) -> None:
+    def _set_facts(self, values: dict[str, str | int]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())

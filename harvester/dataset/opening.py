@@ -14,10 +14,10 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
-from harvester.dataset.file_publisher import AppendPublisher
+from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
-from harvester.dataset.ledger import Entry, Ledger, State
-from harvester.dataset.publisher import PartPublisher, claim_prefix, damaged
+from harvester.dataset.ledger import CallState, Entry, Ledger
+from harvester.dataset.part_publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import DatasetBusy, UsageError, explained
@@ -46,13 +46,13 @@ def open_dataset(
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
-    hurried: threading.Event | None = None,
+    ending: threading.Event | None = None,
 ) -> Iterator[Dataset]:
     """Open a dataset for one process at a time, beginning it if it is new.
 
-    pin_reference: True if the query's unit_reference is the default, this moment, which a dataset begun before replaces
-    with its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
-    sink: the reader of rows that are not kept, by default standard output. hurried: set when the run is ending, so
+    pin_reference: True if the query's unit_reference is only the default, the present moment: an existing dataset keeps
+    its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
+    sink: the reader of rows that are not kept, by default standard output. ending: set when the run is ending, so
     that an unavailable object store is waited for only briefly.
 
     Raises:
@@ -61,7 +61,7 @@ def open_dataset(
         are too large for an object store.
     """
     refuse_second_work_dir(location)
-    store = _open_store(location, limits, hurried) if location.in_store else None
+    store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
         with explained(location.out):
@@ -71,7 +71,7 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        part_format = asked.for_begun(ledger.meta(), location.out)
+        part_format = asked.for_begun(ledger.facts(), location.out)
         with explained(location.private):
             if store:
                 claim_prefix(store, location, ledger)
@@ -86,12 +86,12 @@ def open_dataset(
         yield dataset
 
 
-def _open_store(location: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage:
+def _open_store(location: OutputLocation, limits: PartLimits, ending: threading.Event | None) -> ObjectStorage:
     if limits.bytes > MOST_PART_BYTES:
         raise UsageError(
             f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
         )
-    return open_store(location.out, hurried)
+    return open_store(location.out, ending)
 
 
 def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat) -> None:
@@ -121,7 +121,7 @@ def _publisher_for(
     if location.in_parts:
         return PartPublisher(location, ledger, part_format, store or LocalStorage(location.out))
     if location.kept:
-        return AppendPublisher(location, ledger)
+        return FilePublisher(location, ledger)
     return StreamPublisher(location, ledger, sink or StdoutSink())
 
 
@@ -158,7 +158,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
             ledger.check_version()
             if not ledger.unused:
                 query = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
+        attempts, totals = int(ledger.facts().get("total", 0)), ledger.totals()
         calls = totals.rows + totals.refused + totals.failed
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
@@ -169,11 +169,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     Raises:
         UsageError: it was begun with another query, or the work dir belongs to another output.
     """
-    meta = ledger.meta()
-    begun = Query(**orjson.loads(str(meta["query"])))
+    facts = ledger.facts()
+    begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    out = meta["out"]
+    out = facts["out"]
     inside = os.path.commonpath([location.private, location.public]) == location.public
     if out != location.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
@@ -261,7 +261,7 @@ class _Recovery:
 
     def count_attempts(self) -> None:
         """Add the attempts that the last run sent after its last commit."""
-        counted = asdict(AttemptCounts.among(self.ledger.meta()))
+        counted = asdict(AttemptCounts.among(self.ledger.facts()))
         missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
         if more := {name: count for name, count in missing.items() if count > 0}:
             self.ledger.commit(counters=more, invocation=self.invocation)
@@ -273,7 +273,7 @@ class _Recovery:
         self.publisher.publish(committed, full)
         rows, row_bytes, first_row_at = 0, 0, None
         for record in read(segment_path(self.folder, last), 0):
-            if record.state == State.ROW:
+            if record.state == CallState.ROW:
                 more = encoded_size(record.payload, shape)
                 rows, row_bytes = rows + more.rows, row_bytes + more.bytes
                 first_row_at = first_row_at or moment_fetched(record.payload)
@@ -310,10 +310,10 @@ class _Recovery:
         end = start
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
-            if record.state == State.ROW:
-                entries.append(Entry(record.key, State.ROW, None, shortfall_of(orjson.loads(record.payload))))
+            if record.state == CallState.ROW:
+                entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
             else:
-                entries.append(Entry(record.key, State(record.state), record.payload))
+                entries.append(Entry(record.key, CallState(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []
