@@ -7,7 +7,9 @@ boot, and corrected by the dates of Bitly's responses. So setting the clock neit
 
 A virtual machine that was paused has lost seconds since boot, and a wall clock may be wrong at boot and right later:
 then the two clocks part, and the calendar may stand in a month that is over. A month that is spent is doubted once the
-clocks have parted by more than a day since the calendar was last known to be right. One request then goes for its date.
+clocks have parted by more than a day since the calendar was last known to be right: one request then goes for its date.
+A date of Bitly's that neither clock knows does not set the calendar, because it may be a mistake. As long as anything
+contradicts the calendar, attempts count in the months of both, so that no month is spent twice.
 """
 
 import os
@@ -89,12 +91,15 @@ class BudgetDatabase:
     """The open budget file, created if it does not exist; `close` ends it.
 
     Every method may raise OutputError: the file is damaged, or cannot be written. BudgetBusy: another process holds it.
+
+    server_ahead: seconds that the server's date is ahead of the calendar, if neither of our clocks knows that date.
     """
 
     def __init__(self, path: str, clock: Clock | None = None) -> None:
         self.path = path
         self.clock = clock or Clock()
         self._anchor_elapsed = self._anchor_wall = self._wall_ahead = 0.0
+        self.server_ahead = 0.0
         self._date_asked_at: float | None = None
         self._entered = False
         self._synced = True
@@ -257,6 +262,7 @@ class BudgetDatabase:
             if "anchor_wall" in meta:
                 self._anchor_elapsed, self._anchor_wall = meta["anchor_elapsed"], meta["anchor_wall"]
             self._wall_ahead, self._date_asked_at = meta.get("wall_ahead", 0.0), meta.get("date_asked_at")
+            self.server_ahead = meta.get("server_ahead", 0.0)
 
     def _meta(self) -> dict[str, Any]:
         return dict(self._db.execute("SELECT name, value FROM meta"))
@@ -288,7 +294,18 @@ class BudgetDatabase:
         self._anchor_elapsed, self._anchor_wall, self._wall_ahead = now, wall, wall_ahead
         values = (("anchor_elapsed", now), ("anchor_wall", wall), ("wall_ahead", wall_ahead))
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+        self.set_server_ahead(0.0)
         self.note_date_asked(None)
+
+    def set_server_ahead(self, seconds: float) -> None:
+        """Record, inside a transaction, how far a date that neither of our clocks knows is ahead of the calendar."""
+        self.server_ahead = seconds
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('server_ahead', ?)", (seconds,))
+
+    def contradictions(self, now: float) -> list[float]:
+        """Return the moments, in seconds since 1970, that it is now by what contradicts the calendar; mostly none."""
+        moments = [self.clock.wall()] if self.clocks_parted(now) else []
+        return [*moments, self.utc(now) + self.server_ahead] if self.server_ahead else moments
 
     def clocks_parted(self, now: float) -> bool:
         """Return whether wall clock and calendar have parted by more than a day since the calendar was last right."""

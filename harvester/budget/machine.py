@@ -23,7 +23,7 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
-from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_near
+from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
 from harvester.clock import from_epoch, month_of, next_month
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
@@ -172,7 +172,7 @@ class MachineBudget:
             throttling.begin_probe(self._throttle, now)
             self._usage.save()
         self._usage.add(attempts, now)
-        months = months_near(self._database.utc(now))
+        months = months_at(self._database, now)
         self.month.spend(months, attempts)
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
@@ -232,7 +232,7 @@ class MachineBudget:
             usage, month = self._counted_by(attempt)
             if now - attempt.at > LATEST_SECONDS:
                 return None
-            months = month.move(attempt.months, self._database.utc(now), self.limits.per_month)
+            months = month.move(attempt.months, now, self.limits.per_month)
             return attempt._replace(at=usage.move(attempt.at, now), months=months) if months else None
 
     def _counted_by(self, attempt: Counted) -> tuple[EndpointUsage, MonthlyQuota]:

@@ -133,9 +133,6 @@ _TRUSTED_SECONDS = 86400.0
 """How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
 _TRUSTED_DATE_SECONDS = DAY_SECONDS
 """A Date header further than this from both of our clocks is taken for the server's mistake."""
-_UNCHECKED_SECONDS = 90.0
-"""An attempt this old may have been counted by a calendar that the Date of this moment shows to be wrong: a Date is
-looked at once a minute, and an answer takes up to 30 s."""
 
 
 class MonthlyQuota:
@@ -162,17 +159,17 @@ class MonthlyQuota:
             for name in self._names():
                 self._database.execute(insert, self.account.server, name, month, attempts)
 
-    def move(self, months: Sequence[str], utc: float, limit: int) -> Sequence[str]:
-        """Move the count of one attempt from these months to those of now, and return them.
+    def move(self, months: Sequence[str], now: float, limit: int) -> Sequence[str]:
+        """Move the count of one attempt from these months to those of now (seconds since boot), and return them.
 
         Empty, and nothing moved, if one that has begun since is spent. limit: attempts a month, 0 for none.
         """
-        now = months_near(utc)
-        if limit and any(self.spent(month) >= limit for month in now if month not in months):
+        present = months_at(self._database, now)
+        if limit and any(self.spent(month) >= limit for month in present if month not in months):
             return []
         self.spend(months, -1)
-        self.spend(now, 1)
-        return now
+        self.spend(present, 1)
+        return present
 
     def spent(self, month: str) -> int:
         """Return the account's attempts in a calendar month, or the token's if those are more."""
@@ -188,6 +185,10 @@ class MonthlyQuota:
             return MonthExhausted(next_month(from_epoch(utc)), reported=True)
         if not limit:
             return None
+        if ahead := self._database.server_ahead:
+            months = months_near(utc + ahead)
+            if all(self.spent(month) >= limit for month in months):
+                return MonthExhausted(next_month(from_epoch(utc + ahead)))
         full = [month for month in months_near(utc) if self.spent(month) >= limit]
         if not full:
             return None
@@ -246,35 +247,40 @@ class MonthlyQuota:
 
     def see_date(self, date: datetime, *, sent_at: float | None = None, asked: bool = False) -> None:
         """As in `Month`."""
-        now, wall = self._database.clock.boot_seconds(), self._database.clock.wall()
-        earliest, utc = date.timestamp(), self._database.utc(now)
+        database = self._database
+        now, wall = database.clock.boot_seconds(), database.clock.wall()
+        earliest, utc = date.timestamp(), database.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
         nearest = min(max(utc, earliest), latest)
-        parted = self._database.clocks_parted(now)
+        parted = database.clocks_parted(now)
         unknown = all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in (utc, wall))
         if unknown and not (asked and parted):
-            return
-        if parted or abs(nearest - utc) > _EDGE_SECONDS / 2:
-            with self._database.transaction():
-                before = months_near(utc)
-                ahead = wall - nearest
-                self._database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > DAY_SECONDS else 0.0)
-                # What was sent since the calendar was last checked was sent in the month that it is now seen to be.
-                self.spend([month for month in months_near(nearest) if month not in before], self._unchecked(now))
-
-    def _unchecked(self, now: float) -> int:
-        """Return how many attempts of this token, at any endpoint, the calendar has counted since its last check."""
-        select = (
-            "SELECT sum(total - (SELECT first FROM attempts WHERE scope = id AND at > ? ORDER BY at, first LIMIT 1)) "
-            "FROM scopes WHERE server = ? AND token = ?"
-        )
-        server, token = self.account.server, self.account.token
-        return int(self._database.execute(select, now - _UNCHECKED_SECONDS, server, token).fetchone()[0] or 0)
+            if abs(nearest - utc - database.server_ahead) > _EDGE_SECONDS / 2:
+                with database.transaction():
+                    database.set_server_ahead(nearest - utc)
+        elif parted or database.server_ahead or abs(nearest - utc) > _EDGE_SECONDS / 2:
+            with database.transaction():
+                counted, ahead = months_at(database, now) if asked else months_near(nearest), wall - nearest
+                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > DAY_SECONDS else 0.0)
+                # The request for a date that neither clock knew was perhaps not counted in its month.
+                self.spend([month for month in months_near(nearest) if month not in counted], 1)
 
     def see_no_date(self) -> None:
         """As in `Month`."""
         with self._database.transaction() as now:
             self._database.note_no_date(now)
+
+
+def months_at(database: BudgetDatabase, now: float) -> list[str]:
+    """Return the months in which an attempt counts at `now` seconds since boot, within the caller's transaction.
+
+    While something contradicts the calendar an attempt counts in the months of both, so that none is forgotten if the
+    calendar proves wrong.
+    """
+    moments = database.contradictions(now)
+    if not moments:
+        return months_near(database.utc(now))
+    return sorted({month for utc in (database.utc(now), *moments) for month in months_near(utc)})
 
 
 def months_near(utc: float) -> list[str]:

@@ -86,6 +86,10 @@ class Machine(VirtualClock):
         """Let time pass until this moment."""
         self.seconds = moment.timestamp() - self._booted
 
+    def pause(self, time: timedelta) -> None:
+        """Be suspended, as a virtual machine is: the seconds since boot stand still, and the wall clock is set anew."""
+        self._booted += time.total_seconds()
+
     def reboot(self, uptime: float = 20.0, *, off: float = 30.0, wrong: float = 0.0) -> None:
         """Be off for so long, and then up for so long, with a wall clock that is so fast."""
         began = self.true + off
@@ -937,6 +941,214 @@ def test_after_a_reboot_with_a_slow_clock_time_has_not_gone_back_since_the_last_
     assert start(0, 0, 1).try_acquire() is None
     machine.reboot(wrong=-10 * 86400.0)
     assert start(0, 0, 1).try_acquire() == MonthExhausted(JANUARY)
+
+
+# --- clocks that contradict each other --------------------------------------------------------------------------------
+
+
+def paused_into_december(start: Start, machine: Machine, limit: int = 3) -> MachineBudget:
+    """A budget whose month is spent, on a machine that was then suspended over the month's edge."""
+    budget = start(0, 0, limit)
+    assert take_all(budget) == limit
+    machine.pause(10 * DAY)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    return budget
+
+
+def test_a_month_that_ended_while_the_machine_was_suspended_is_over_once_the_server_has_said_so(
+    start: Start, machine: Machine
+) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    machine.seconds += 1.0
+    budget.month.see_date(machine.date, asked=True)
+    assert budget.at(0.0) == from_epoch(machine.true)
+    assert take_all(budget) == 2  # and the request for the date
+    assert budget.try_acquire() == start(0, 0, 3).try_acquire() == MonthExhausted(JANUARY)
+    assert not budget.try_ask_date()
+
+
+def test_one_process_asks_for_the_date_and_the_others_wait_for_it(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    others = [start(0, 0, 3), start(0, 0, 3, endpoint="referrers")]
+    assert budget.try_ask_date()
+    for other in others:
+        assert not other.try_ask_date()
+        assert is_wait(other.try_acquire(), 0.2, "month")
+    machine.seconds += 1.0
+    budget.month.see_date(machine.date, asked=True)
+    assert [other.try_acquire() for other in others] == [None, None]
+
+
+def test_a_wall_clock_that_was_set_wrong_costs_one_request_and_begins_no_month(start: Start, machine: Machine) -> None:
+    budget = start(0, 0, 3)
+    assert take_all(budget) == 3
+    machine.wrong = 20 * 86400.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert abs(budget.at(0.0) - machine.date) <= SECOND
+    for _ in range(30):
+        machine.seconds += 3600.0
+        for process in (budget, start(0, 0, 3)):
+            assert process.try_acquire() == MonthExhausted(DECEMBER)
+            assert not process.try_ask_date()
+
+
+@pytest.mark.parametrize("hours", [-23, -1, 0, 1, 23])
+def test_clocks_that_differ_by_less_than_a_day_are_no_reason_to_ask(start: Start, machine: Machine, hours: int) -> None:
+    budget = start(0, 0, 3)
+    assert take_all(budget) == 3
+    machine.wrong = hours * 3600.0
+    assert not budget.try_ask_date()
+
+
+def test_a_date_that_neither_clock_knows_is_taken_if_it_was_asked_for(start: Start, machine: Machine) -> None:
+    """The wall clock was wrong at boot, and set to another wrong time later."""
+    assert take_all(start(1)) == 1
+    machine.reboot(off=20 * 86400.0, wrong=-60 * 86400.0)  # the last attempt's time is the calendar's
+    budget = start(0, 0, 1)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    machine.wrong = 90 * 86400.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert abs(budget.at(0.0) - machine.date) <= SECOND
+    assert budget.try_acquire() == MonthExhausted(JANUARY)  # the request was this month's only one
+
+
+def test_a_wall_clock_that_was_behind_at_boot_and_is_right_later_is_followed(start: Start, machine: Machine) -> None:
+    assert take_all(start(0, 0, 3)) == 3
+    machine.reboot(off=20 * 86400.0, wrong=-300 * 86400.0)
+    budget = start(0, 0, 3)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    machine.wrong = 0.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert take_all(budget) == 2
+
+
+def test_a_request_for_the_date_without_a_response_is_not_repeated_for_an_hour(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    machine.seconds += 34.0
+    assert isinstance(budget.try_acquire(), RetryAfter)
+    machine.seconds += 2.0
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert not budget.try_ask_date()
+    machine.seconds += 3600.0
+    assert budget.try_ask_date()
+
+
+def test_after_a_response_without_a_date_nobody_waits_for_it(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    budget.month.see_no_date()
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert not budget.try_ask_date()
+
+
+def test_a_request_for_the_date_that_was_not_sent_is_made_up_for(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    budget.give_back(budget.counted)
+    assert spent(budget) == 3
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert start(0, 0, 3).try_ask_date()
+
+
+def test_a_request_for_the_date_keeps_to_the_windows(start: Start, machine: Machine) -> None:
+    budget = start(3, 0, 3)
+    assert take_all(budget) == 3
+    machine.pause(10 * DAY)
+    assert not budget.try_ask_date()
+    machine.seconds += 61.0
+    assert budget.try_ask_date()
+
+
+def test_what_is_sent_before_the_server_says_that_a_month_has_begun_counts_in_it(
+    start: Start, machine: Machine
+) -> None:
+    budget = start(100, 0, 5)
+    assert take_all(budget, 4) == 4
+    machine.pause(10 * DAY)
+    assert budget.try_acquire() is None
+    budget.month.see_date(machine.date)
+    assert take_all(budget) == 4
+
+
+def test_a_date_that_neither_clock_knows_gives_no_month_out_twice(start: Start, machine: Machine) -> None:
+    """A machine that booted with a clock that is a month fast, and stays so."""
+    assert take_all(start(0, 0, 3)) == 3
+    machine.reboot(wrong=31 * 86400.0)
+    budget = start(0, 0, 3)
+    assert budget.try_acquire() is None  # the hole: nothing is known before the first response
+    budget.month.see_date(machine.date)
+    for process in (budget, start(0, 0, 3)):
+        assert process.try_acquire() == MonthExhausted(DECEMBER)
+        assert not process.try_ask_date()
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget) == 2
+
+
+def test_a_servers_mistake_is_forgotten_with_its_next_date(start: Start, machine: Machine) -> None:
+    budget = start(100, 0, 3)
+    assert budget.try_acquire() is None
+    budget.month.see_date(NOON - 40 * DAY)
+    assert take_all(budget, 2) == 2
+    budget.month.see_date(machine.date)
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget) == 3
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("pause"), st.floats(0.0, 40.0)),
+            st.tuples(st.just("wrong"), st.floats(-40.0, 40.0)),
+            st.tuples(st.just("pass"), st.floats(0.0, 20.0)),
+            st.tuples(st.just("reboot"), st.floats(0.0, 20.0)),
+        ),
+        max_size=12,
+    ),
+    st.integers(5, 20),
+)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_clocks_do_no_month_is_given_out_twice_and_none_is_missed(
+    events: list[tuple[str, float]], limit: int
+) -> None:
+    """Each time a process tries all it may, one at a time, and sees each response's date.
+
+    Beyond a month's limit go at most the requests that ask for the date, and one after a boot with a wrong clock. One
+    that asks may be missed later, in the month of which a clock wrongly spoke.
+    """
+    machine, sent, beyond, asked = Machine(), Counter[str](), Counter[str](), 0
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        for event, days in [("pass", 0.0), *events]:
+            if event == "pause":
+                machine.pause(days * DAY)
+            elif event == "wrong":
+                machine.wrong = days * 86400.0
+            elif event == "pass":
+                machine.seconds += days * 86400.0
+            else:
+                machine.reboot(off=days * 86400.0, wrong=machine.wrong)
+                beyond[month_of(machine.true)] += 1
+            budget, month = start(0, 0, limit), month_of(machine.true)
+            for _ in range(3 * limit):
+                if (refused := budget.try_acquire()) is None:
+                    sent[month] += 1
+                elif isinstance(refused, MonthExhausted) and budget.try_ask_date():
+                    sent[month] += 1
+                    beyond[month] += 1
+                    asked += 1
+                elif isinstance(refused, RetryAfter):
+                    machine.seconds += refused.seconds
+                    continue
+                else:
+                    break
+                machine.seconds += 0.3
+                budget.month.see_date(machine.date, sent_at=machine.seconds - 0.2, asked=refused is not None)
+            assert all(sent[month] <= limit + beyond[month] for month in sent)
+            assert sent[month] >= limit - asked or abs(machine.wrong) > 86400.0
 
 
 # --- boots ----------------------------------------------------------------------------------------------------------
