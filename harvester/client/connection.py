@@ -269,8 +269,7 @@ class Connector(aiohttp.TCPConnector):
                     raise NotQuiet("the server sent something before it was asked")
                 if not protocol.is_connected():
                     raise aiohttp.ClientConnectionResetError("the server closed the new connection")
-            if protocol is not kept:  # some time has passed
-                self._line.ready()
+            self._line.ready()
             protocol.begin()
         except BaseException:
             connection.close()

@@ -50,9 +50,8 @@ class PartLimits:
         return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
 
     def old(self, journal: Journal, now: float) -> bool:
-        """True when the journal's first row is older than `seconds`. now: seconds since 1970, by the wall clock."""
+        """True when the journal's first row is older than `seconds`, or younger than now: the clock was set back."""
         begun = journal.first_row_at
-        # A negative age means that the clock was set back, which must not keep a part open for longer.
         return begun is not None and not 0 <= now - begun < self.seconds
 
 

@@ -131,7 +131,7 @@ async def open_client(
     """
     clock = budgets.clock.boot_seconds
     breaker = CircuitBreaker(job.breaker_rules, clock)
-    context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts)
+    context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts, budgets.helpers)
     async with opened(budgets.slots, job.client_settings, query, context) as client:
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 

@@ -23,12 +23,13 @@ from yarl import URL
 
 from harvester import __version__
 from harvester.bearer import Token, fingerprint
+from harvester.bitly.account_limits import NOT_ASKED
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget
-from harvester.client.attempt import NOT_ASKED, ClientContext, record_nothing
+from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
