@@ -1,14 +1,14 @@
 """The ledger: a SQLite file with all that is known of a dataset: its query, its calls, its journals and its parts."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
 from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.sqlite import SqliteFile
+from harvester.storage.watch import Tampering
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -31,7 +31,7 @@ _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
 _ADVICE = (
-    "Without it nobody knows which calls were paid for. Put a backup of it back, or keep this output as it is and "
+    "Without it nobody knows which calls were paid for: put a backup of it back; or else keep this output as it is and "
     "begin a new --out with the links that it lacks"
 )
 
@@ -110,15 +110,20 @@ class Snapshot(NamedTuple):
 
 
 class Ledger:
-    """An open ledger file, created if missing. read_only: for one that a run may have open.
+    """An open ledger file, created if missing. read_only: for one that a run may have open. advice: what helps if it is
+    damaged. expected: the totals of what was committed, by which a restored file is checked.
 
     For any thread; each waits for its turn. Every method may raise OutputError: the file is damaged, or the disk full.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False) -> None:
+    def __init__(self, path: str, advice: str = "", *, read_only: bool = False) -> None:
+        self.expected = Totals(0, 0, 0)
         self._path = path
-        self._file = SqliteFile(path, "the ledger", _ADVICE, read_only=read_only)
-        self._db = self._file.connection
+        self._file = SqliteFile(path, "the ledger", f"{advice}. {_ADVICE}".removeprefix(". "), read_only=read_only)
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._file.connection
 
     @property
     def fresh(self) -> bool:
@@ -140,6 +145,18 @@ class Ledger:
     def close(self) -> None:
         """Close the file; what was committed stays."""
         self._file.close()
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the file."""
+        return self._file.tampering()
+
+    def restore(self) -> None:
+        """Write the file again from the open one, if that still counts what is expected.
+
+        Raises:
+            OutputError: it does not, so that its content is lost; raised for every further call too.
+        """
+        self._file.restore(lambda: self.totals() == self.expected)
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
@@ -188,37 +205,6 @@ class Ledger:
                 for key, state, tries, seen in self._db.execute(select, some):
                     found[key] = Known(State(state), tries, seen)
         return found
-
-    def count_distinct(
-        self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None], scratch: str
-    ) -> None:
-        """Call callback once for every distinct key of the batches, with what is known of its call.
-
-        scratch: path of a temporary file for the keys, so that memory does not grow with the list.
-        """
-        with self._file.guarded():
-            self._db.execute("ATTACH DATABASE ? AS scratch", (scratch,))
-            try:
-                self._db.execute("PRAGMA scratch.journal_mode=OFF")
-                self._db.execute("PRAGMA scratch.synchronous=OFF")
-                self._db.execute("DROP TABLE IF EXISTS scratch.listed")
-                self._db.execute("CREATE TABLE scratch.listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
-                for keys in batches:
-                    for known in self._first_seen(keys):
-                        callback(known)
-            finally:
-                self._db.execute("DETACH DATABASE scratch")
-                with suppress(OSError):
-                    os.unlink(scratch)
-
-    def _first_seen(self, keys: Sequence[bytes]) -> list[Known | None]:
-        distinct = sorted(set(keys))
-        known = self.known(distinct)
-        insert = "INSERT OR IGNORE INTO scratch.listed VALUES (?)"
-        self._db.execute("BEGIN")
-        first = [key for key in distinct if self._db.execute(insert, (key,)).rowcount]
-        self._db.execute("COMMIT")
-        return [known.get(key) for key in first]
 
     def commit(
         self,
