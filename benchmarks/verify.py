@@ -15,7 +15,7 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.ledger import State
+from harvester.dataset.ledger import CallState
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.dataset.sidecars import Sidecars
@@ -59,11 +59,11 @@ def fill(out: Path, calls: int, made: tuple[Format, Shape]) -> Iterator[Dataset]
     """Begin an output, commit rows as a run does, and end their part; publishing is left to be done."""
     policy = PartLimits(1_000_000, 2**40)
     with open_dataset(resolve(str(out)), QUERY, policy, print, asked=RequestedPartFormat(*made)) as store:
-        moment = str(store.ledger.meta()["started"])
+        moment = str(store.ledger.facts()["started"])
         for number in range(calls):
             link = f"bit.ly/3{number:07x}"
             key = store.rows.key(link)
-            store.record(key, State.ROW, store.rows.row(link, key, ANSWER, moment), None)
+            store.record(key, CallState.ROW, store.rows.row(link, key, ANSWER, moment), None)
             if number % 5000 == 0:
                 store.commit(store.take_batch())
         store.end_part()

@@ -81,8 +81,8 @@ async def harvest(
     chosen = fill_output(run_options(options, HarvestKeywords, target))
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
-    metrics = exporter_for(chosen.output, observer.warn)
-    job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, metrics=metrics))
+    exporter = exporter_for(chosen.output, observer.warn)
+    job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
     # Resolved now, because the working directory may change.
     manifest = Path(resolve(job.out, job.work_dir).public, MANIFEST)
     outcome = await jobs.run(job, ShutdownSignal(), observer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harvester.config.parsing import filled_path
 from harvester.dataset.manifest import Manifest, parse
-from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema

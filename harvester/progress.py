@@ -135,8 +135,8 @@ class RunProgress:
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
     to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
-    per_second: calls settled in each of the last seconds, at most 60, the latest last. ends: estimate of when all calls
-    are settled; spent: when the month will be spent, if that is earlier.
+    per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
+    calls are finished; spent: when the month will be spent, if that is earlier.
     """
 
     listed: ListCounts = field(default_factory=ListCounts)
@@ -163,8 +163,8 @@ class RunProgress:
     spent: datetime | None = None
 
     @property
-    def settled(self) -> int:
-        """Calls of this run that have a verdict."""
+    def finished(self) -> int:
+        """Calls that this run has a final verdict on: a row, a refusal or a failure."""
         return self.rows + self.refused + self.failed
 
     @property
@@ -172,7 +172,7 @@ class RunProgress:
         """Calls that the list still needs; None while unknown."""
         if self.read_to_end:
             return self.pending
-        return None if self.to_make is None else max(self.to_make - self.settled, self.pending)
+        return None if self.to_make is None else max(self.to_make - self.finished, self.pending)
 
     @property
     def remaining(self) -> int | None:
@@ -180,4 +180,4 @@ class RunProgress:
         needed = self.outstanding
         if needed is None or self.most is None:
             return needed
-        return min(needed, max(self.most - self.settled, 0))
+        return min(needed, max(self.most - self.finished, 0))

@@ -85,7 +85,9 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         TOO_MANY_FAILED, f"see in _failures.ndjson why; then {CARRIES_ON}, or with a larger --max-failures"
     ),
     StopReason.TOO_MANY_INVALID: Consequence(
-        SOME_FAILED, f"correct the list, or allow it with --max-invalid; then {CARRIES_ON}", repeating_helps=False
+        SOME_FAILED,
+        f"mend the list, or accept its invalid lines with --max-invalid 100%; then {CARRIES_ON}",
+        repeating_helps=False,
     ),
     StopReason.ALL_REFUSED: Consequence(
         TOO_MANY_FAILED,

@@ -16,7 +16,7 @@ from harvester.cli.exit_codes import EXIT_CODES, exit_code
 from harvester.cli.main import app
 from harvester.events import RunOutcome
 from harvester.progress import WAIT_REASONS, RunProgress
-from harvester.reporting.run_status import State
+from harvester.reporting.run_status import RunState
 from harvester.rows.schema import COLUMNS, FAILURE, METRIC, Shape
 from harvester.shutdown import BOUND_REACHED, STOPPED, Stop, StopReason
 from tests.conftest import Served
@@ -80,7 +80,7 @@ def test_every_reason_to_stop_has_an_exit_code_and_is_documented_with_it() -> No
 
 
 def test_every_state_is_documented() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \| [^|]* \|$", STATUS, re.MULTILINE)) == {str(each) for each in State}
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]* \|$", STATUS, re.MULTILINE)) == {str(each) for each in RunState}
 
 
 def test_every_thing_that_a_run_waits_for_is_documented() -> None:

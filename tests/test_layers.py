@@ -142,7 +142,7 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
     [
         (
             r"\b(?:os\.)?(?:fsync|rename)\(",
-            {"dataset.journal", "dataset.publisher", "storage.filesystem", "storage.storage"},
+            {"dataset.journal", "dataset.part_publisher", "storage.filesystem", "storage.storage"},
         ),
         (r"(?<!\.)\bprint\(", {"cli.demo", "cli.first_steps", "cli.show", "reporting.terminal"}),
         (r"\bsys\.exit\(|\b_exit\(", {"cli.main", "cli.signals"}),

@@ -4,6 +4,7 @@ The rules are Bitly's where it states them, and follow from what people paste wh
 a parsed bitlink parses to itself, so that the keys of calls do not depend on how a list writes its links.
 """
 
+import json
 import re
 import unicodedata
 from typing import NewType
@@ -26,6 +27,13 @@ _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{0,58}}[a-z0-9])", re.ASCII)
 _ANOTHER = re.compile(r"[\s,;|]+(?:https?://)?[\w-]+(?:\.[\w-]+)+/\S", re.IGNORECASE)
 """A second link, behind a query or fragment."""
+_BETWEEN = re.compile(r"(?:[\s,;|<>()\[\]{}\"'`\u200b、，；]|\\[nrt])+")
+"""What separates links that stand in one line: spaces and ends of lines of any kind, marks, and escapes."""
+_WITH_SCHEME = re.compile(r"https?://[^\s/.]+(?:\.[^\s/.]+)+/[^\s/]", re.IGNORECASE)
+_LIKE_A_LINK = re.compile(r"\W*((?:[\w-]+\.)+[^\W\d_]{2,}/)[\w%]")
+_MARKER = re.compile(r"(?:[•‣⁃∙·]\s*|[-+–—‐‑−◦▪▫●○■□►▶➤➢→]\s+|[(\[]?(?:\d{1,9}(?:\.\d{1,9})*|[A-Za-z])[.)\]]{1,2}\s+)+")
+"""The marks in front of an entry of a bulleted or numbered list. Without the space a hyphen or a number may belong to
+a domain."""
 _SYMBOLS = re.compile(r"L.|M.|N.|So|Sk")
 """Unicode's categories of what a label of a domain is made of: letters, marks, digits, and emoji."""
 
@@ -50,11 +58,11 @@ _VARIATIONS = re.compile(r"[\x00-\x7f][\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U00
 def parse(text: str) -> Bitlink:
     """Return the bitlink that a line of text names.
 
-    Removed: spaces, quotes, brackets and a sentence's marks around it, `http://` and `https://` in any case, query,
-    fragment, one trailing slash, the preview page's `+`. Percent-encoding is decoded: what an escape stands for
-    decides. Only the domain is converted to lower case, because back-halves are case-sensitive
-    (https://support.bitly.com/hc/en-us/articles/230898888). An international domain gets its ASCII form, so that both
-    of its forms are one bitlink. Custom domains are kept.
+    Removed: a list's bullet or number in front, spaces, quotes, brackets and a sentence's marks around it, `http://`
+    and `https://` in any case, query, fragment, one trailing slash, the preview page's `+`. Percent-encoding is
+    decoded: what an escape stands for decides. Only the domain is converted to lower case, because back-halves are
+    case-sensitive (https://support.bitly.com/hc/en-us/articles/230898888). An international domain gets its ASCII form,
+    so that both of its forms are one bitlink. Custom domains are kept.
 
     Raises:
         InvalidBitlink: the text cannot be `domain/back-half`; the message is the reason.
@@ -86,9 +94,42 @@ def is_bitlink(text: str) -> bool:
     return True
 
 
+def links_in(text: str, most: int = 3) -> int:
+    """Return how many links, or JSON objects one behind the other, an invalid line seems to hold; `most` for more.
+
+    A link is counted by its form alone: `domain/` and something behind it. What stands in a URL's query is no other
+    link. Links that were joined without anything between them are told by their schemes, or by a domain that recurs.
+    """
+    if text.lstrip().startswith("{"):
+        return _objects_in(text, most)
+    found = 0
+    for word in _BETWEEN.split(_unescape(text)):
+        path = re.split("[?#]", word, maxsplit=1)[0]
+        schemes = len(_WITH_SCHEME.findall(path))
+        if not schemes and (like := _LIKE_A_LINK.match(path)):
+            found += path.count(like[1])
+        found += schemes
+        if found >= most:
+            return most
+    return found
+
+
+def _objects_in(text: str, most: int) -> int:
+    found, at, decoder = 0, 0, json.JSONDecoder()
+    while found < most and (at := text.find("{", at)) >= 0:
+        try:
+            _, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        found += 1
+    return found
+
+
 def _strip_decoration(text: str) -> str:
     """Remove what people paste around a bitlink: quotes, brackets, scheme, query and fragment."""
     bare = text.strip(_AROUND)
+    if marker := _MARKER.match(bare):
+        bare = bare[marker.end() :].lstrip(_AROUND)
     if scheme := _SCHEME.match(bare):
         bare = bare[scheme.end() :]
     bare = re.split(r"\s#", bare, maxsplit=1)[0]  # a comment, which may name other links

@@ -6,7 +6,7 @@ asyncio.
 
 Every method may raise OutputError; all but `try_acquire` also BudgetBusy. Where a response is reported to the budget
 the caller may drop either, because the next `try_acquire` meets the same file before anything is sent. Properties are
-as of the last attempt or look. Times called sent_at are seconds since boot.
+as of the last attempt or read of the file. Times called sent_at are seconds since boot.
 """
 
 from datetime import datetime
@@ -17,12 +17,12 @@ from harvester.progress import WindowState
 
 
 class Month(Protocol):
-    """An account's calendar month. reported_spent: Bitly's last word is that it is spent, though attempts go again."""
+    """An account's calendar month. reported_spent: Bitly last reported it as spent, even if attempts are sent again."""
 
     reported_spent: bool
 
     def mark_spent(self) -> None:
-        """Record that Bitly reports the month as spent: no attempt goes before a day has passed, or the month."""
+        """Record that Bitly reports the month as spent: no attempt is sent for a day, or until the month ends."""
 
     def clear_spent(self) -> None:
         """Forget that Bitly reported the month as spent, because an attempt has been answered since."""
@@ -58,7 +58,7 @@ class Budget(Protocol):
         """The hourly limit that Bitly last reported; None if it has reported none."""
 
     @property
-    def closed(self) -> bool:
+    def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
 
     def use_token(self, fingerprint: str) -> None:
@@ -87,16 +87,16 @@ class Budget(Protocol):
         """Move the count of an attempt to now, in the windows and the month: its connection is ready only now."""
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float, bitlink: str = "") -> None:
-        """Record a throttled response to an attempt sent at sent_at: nothing is sent by any process for a while.
+        """Record a throttled response to an attempt sent at sent_at, which pauses the endpoint for all processes.
 
         bitlink: whose attempt it was, for `unlearn`.
         """
 
     def unlearn(self, bitlink: str) -> None:
-        """Take back what the last throttling has taught if a response for this bitlink began it: others pass."""
+        """Restore the limits learned before the last pause, if this bitlink began it: it alone is throttled."""
 
     def answered(self, *, sent_at: float) -> None:
-        """Record a response that was not throttled; reopens the endpoint if it was the probe's."""
+        """Record a response that was not throttled; if it was the probe's, the endpoint's pause ends."""
 
     # --- Bitly's report --------------------------------------------------------------------------------------------
 
@@ -118,16 +118,16 @@ class Budget(Protocol):
     # --- state -----------------------------------------------------------------------------------------------------
 
     def room(self) -> float:
-        """Return how many attempts may go at this moment; infinite without limits."""
+        """Return the number of attempts that may be sent now; infinite without limits."""
 
     def windows(self) -> list[WindowState]:
         """Return the state of minute, hour and month, in this order."""
 
     def leaving(self) -> list[tuple[float, int]]:
-        """Return when attempts leave the hour's window: seconds from now in steps of a minute, and how many; sorted."""
+        """Return pairs, in order: seconds from now (whole minutes), and attempts that leave the hour's window then."""
 
     def opens_in(self) -> float:
-        """Return the seconds until throttling lets an attempt go; 0.0 for now."""
+        """Return the seconds until the endpoint's pause ends; 0.0 if there is none."""
 
     def at(self, seconds: float) -> datetime:
         """Return the moment in `seconds` from now, by the budget's calendar."""

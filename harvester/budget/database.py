@@ -27,10 +27,10 @@ _MOVED_SECONDS = 60.0
 _BUSY_SECONDS = 10.0
 """The longest wait for another process's transaction while the file is being opened."""
 _LOOP_BUSY_SECONDS = 0.5
-"""The same for an open file: the wait blocks the event loop."""
+"""The longest wait once the file is open; short, because it blocks the event loop."""
 _BUSY_PAUSE_SECONDS = 0.01
 _CHECK_SECONDS = 1.0
-"""How often the path is looked at, to see whether it still names the open file."""
+"""The time between two checks that the path still names the open file."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -50,29 +50,29 @@ _VERSION = 1
 
 
 @dataclass(slots=True)
-class State:
+class ScopeState:
     """An endpoint's state as the file keeps it, as JSON."""
 
     throttle: AdaptiveLimit
     reported: ReportedLimits | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "State":
+    def parse(cls, text: str) -> "ScopeState":
         """Parse what `to_json` wrote."""
         stored = orjson.loads(text)
         throttle, reported = stored.get("throttle") or {}, stored.get("reported")
-        ceilings = {window: LearnedLimit(**ceiling) for window, ceiling in throttle.pop("ceilings", {}).items()}
-        return cls(AdaptiveLimit(**throttle, ceilings=ceilings), ReportedLimits(**reported) if reported else None)
+        learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
+        return cls(AdaptiveLimit(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None)
 
     def to_json(self) -> str:
         """Return the state as JSON."""
         return orjson.dumps(asdict(self)).decode()
 
-    def after_reboot(self) -> "State":
+    def after_reboot(self) -> "ScopeState":
         """Return what still holds when the times of an earlier boot mean nothing any more."""
         answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
         reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
-        return State(AdaptiveLimit(ceilings=self.throttle.ceilings), reported)
+        return ScopeState(AdaptiveLimit(learned_limits=self.throttle.learned_limits), reported)
 
 
 class BudgetDatabase:
@@ -160,7 +160,7 @@ class BudgetDatabase:
     def check_present(self) -> None:
         """Raise OutputError if the path no longer names the open file: other processes would count in another one.
 
-        Looks at most once a second.
+        Checks at most once in _CHECK_SECONDS.
         """
         now = self.clock.boot_seconds()
         if now < self._check_due:
@@ -200,7 +200,7 @@ class BudgetDatabase:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, and the Python errors that damage causes which SQLite does not notice."""
+        """Turn SQLite's errors into ours; Python's too, which damaged values cause that SQLite has not noticed."""
         try:
             yield
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -267,7 +267,7 @@ class BudgetDatabase:
                 age = max(min(now, self.clock.wall() - wall - _MOVED_SECONDS), 0.0)
                 update = "UPDATE attempts SET at = ? WHERE scope = ? AND first = ?"
                 self._db.execute(update, (now - age, scope, first))
-            moved = State.parse(state).after_reboot().to_json()
+            moved = ScopeState.parse(state).after_reboot().to_json()
             update = (
                 "UPDATE scopes SET state = ?, last_at = (SELECT coalesce(max(at), 0) FROM attempts WHERE scope = id)"
             )

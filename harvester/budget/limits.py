@@ -15,7 +15,7 @@ closer together than they were sent."""
 COUNTED_SECONDS = {window: span + LATE_SECONDS for window, span in SPANS.items()}
 """How long an attempt counts in each sliding window."""
 THROTTLED = "throttled"
-"""Why a RetryAfter says to wait, where it is no window."""
+"""RetryAfter.window while an endpoint is paused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class RequestedLimits:
     def needs_report(self) -> bool:
         """True if it pays to ask Bitly for the endpoint's limits and count.
 
-        Without a requested minute the reported hour sets the minute. With any limit an hour, the reported count reveals
+        Without a requested minute the reported hour sets the minute. With any hourly limit, the reported count reveals
         what other clients of the token have used of it. Otherwise the report would change nothing.
         """
         return self.per_minute is None or self.per_hour != 0
@@ -89,7 +89,7 @@ class Counted(NamedTuple):
 
 
 class RetryAfter(NamedTuple):
-    """Not now: the seconds to wait before asking again, the window that is full, and its limit (0: it has none)."""
+    """The attempt may not be sent yet. seconds: to wait. window: what blocks it. limit: its attempts; 0 if none."""
 
     seconds: float
     window: str
@@ -97,7 +97,7 @@ class RetryAfter(NamedTuple):
 
 
 class MonthExhausted(NamedTuple):
-    """Not this month. until: the start of the next one. reported: Bitly said so, whatever was counted here."""
+    """No attempt may be sent this month. until: its end. reported: Bitly reported it, whatever was counted here."""
 
     until: datetime
     reported: bool = False

@@ -84,9 +84,9 @@ class MachineBudget:
         return self.month.account
 
     @property
-    def closed(self) -> bool:
+    def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
-        return self._throttle.closed
+        return self._throttle.paused
 
     @property
     def high_rate(self) -> bool:
@@ -136,7 +136,7 @@ class MachineBudget:
 
     def room(self) -> float:
         with self._transaction() as now:
-            if self.closed:
+            if self.paused:
                 return 0.0
             rooms = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
             if self.limits.per_month:
@@ -161,9 +161,9 @@ class MachineBudget:
         return RetryAfter(min(left, _POLL_SECONDS) if self._throttle.probing else left, THROTTLED)
 
     def _count(self, now: float) -> _Lease:
-        """Count the attempt that goes now, and perhaps a lease with it; while throttled, the attempt is the probe."""
+        """Count the attempt that is sent now, and perhaps a lease with it; during a pause the attempt is the probe."""
         attempts = self._lease_size(now)
-        if self.closed:
+        if self.paused:
             throttling.begin_probe(self._throttle, now)
             self._usage.save()
         self._usage.add(attempts, now)
@@ -180,7 +180,7 @@ class MachineBudget:
         # windows calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for
         # a tenth of a second, the precision of a record, and doubles as long as it is used up in time; what is left is
         # given back. A kill costs the month what is left of one lease.
-        if self.limits.per_minute or self.limits.per_hour or self.closed:
+        if self.limits.per_minute or self.limits.per_hour or self.paused:
             return 1
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
         if self.limits.per_month:  # no other process may be refused because of attempts that are only leased
@@ -234,33 +234,33 @@ class MachineBudget:
         with self._transaction() as now:
             self._give_back()
             state = self._throttle
-            if state.closed and sent_at < state.closed_at:  # it was under way when an earlier response closed
+            if state.paused and sent_at < state.paused_at:  # it was under way when an earlier response began the pause
                 throttling.note_late(state)
             else:
-                seconds = throttling.closing_seconds(state.strikes + 1, hint, self._database.utc(now), self._rng)
+                seconds = throttling.pause_seconds(state.strikes + 1, hint, self._database.utc(now), self._rng)
                 passed = {window: self._passed(window, now) for window in SPANS}
-                if not state.closed:
+                if not state.paused:
                     self._begun_by = bitlink
-                    self._before = {window: replace(ceiling) for window, ceiling in state.ceilings.items()}
-                throttling.close(state, now=now, seconds=seconds, passed=passed)
+                    self._before = {window: replace(learned) for window, learned in state.learned_limits.items()}
+                throttling.pause(state, now=now, seconds=seconds, passed=passed)
             self._usage.save()
 
     def unlearn(self, bitlink: str) -> None:
-        if not bitlink or self._begun_by != bitlink or self.closed:
+        if not bitlink or self._begun_by != bitlink or self.paused:
             return
         with self._transaction():
-            self._throttle.ceilings = self._before
+            self._throttle.learned_limits = self._before
             self._usage.save()
             self._refresh_limits()
         self._begun_by, self._before = "", {}
 
     def answered(self, *, sent_at: float) -> None:
-        if not self.closed:
+        if not self.paused:
             return
         with self._transaction():
             state = self._throttle
             # An attempt that was under way before the throttled one says nothing about what came after it.
-            if state.probing and sent_at >= state.closed_at:
+            if state.probing and sent_at >= state.paused_at:
                 limits = {window: self.limits.of(window) for window in SPANS}
                 throttling.reopen(state, sent_at=sent_at, total=self._usage.total, limits=limits)
                 self._usage.save()
@@ -362,17 +362,17 @@ class MachineBudget:
         """Open a write transaction and load what any process wrote last; yields the seconds since boot."""
         with self._database.transaction() as now:
             changed = self._usage.load()
-            if self._throttle.ceilings and self._raise_ceilings():
+            if self._throttle.learned_limits and self._raise_learned_limits():
                 self._usage.save()
                 changed = True
             if changed:
                 self._refresh_limits()
             yield now
 
-    def _raise_ceilings(self) -> bool:
+    def _raise_learned_limits(self) -> bool:
         own = self.own_limits
         limits = {window: own.of(window) for window in SPANS}
-        return throttling.raise_ceilings(self._throttle, total=self._usage.total, limits=limits)
+        return throttling.raise_learned_limits(self._throttle, total=self._usage.total, limits=limits)
 
     def _refresh_limits(self) -> None:
         own = self.own_limits

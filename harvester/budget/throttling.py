@@ -31,7 +31,7 @@ _FIRST_STEP, _LEAST_STEP = 2.0, 1.02
 _MOST_PATIENCE = 5000
 """The longest patience in attempts, unless the limit itself is larger."""
 _REMEMBERED = 10
-"""A ceiling that has reached the window's own limit is forgotten after this multiple of its patience."""
+"""A learned limit that has reached the window's own limit is forgotten after this multiple of its patience."""
 _LEAST_HOUR = 100
 """The least that an unlimited hour is lowered to in one step, if its minute has no limit either."""
 _LEAST_PART = {MINUTE: 10, HOUR: 4}
@@ -57,58 +57,58 @@ class LearnedLimit:
 
 @dataclass(slots=True)
 class AdaptiveLimit:
-    """The throttling of one token at one endpoint: open, closed, or closed with a probe in flight.
+    """The throttling of one token at one endpoint: open, paused, or paused with a probe in flight.
 
     Times are seconds since boot. opens_at: when the probe may be sent, or, once it is sent, when it counts as lost;
     None while open. probing: the probe was sent and has no response yet. strikes: throttled responses in a row, each of
-    which lengthens the pause; 0 while open. began_at: the first of them. closed_at: the last one, not counting late
+    which lengthens the pause; 0 while open. began_at: the first of them. paused_at: the last one, not counting late
     ones to attempts that were sent before it.
 
     passed: attempts that passed in each window before the first throttled response. reopened: by window, the total
-    before the probe that last reopened it; what was sent before that fell into an earlier window of Bitly's. ceilings:
-    the learned limits by window; a window that never proved too wide has none. full: while closed, Bitly reported its
-    hour as used up, and our own limit is no larger than Bitly's.
+    before the probe that last reopened it; what was sent before that fell into an earlier window of Bitly's.
+    learned_limits: by window; a window that never proved too wide has none. full: while paused, Bitly reported its hour
+    as used up, and our own limit is no larger than Bitly's.
     """
 
     opens_at: float | None = None
-    closed_at: float = 0.0
+    paused_at: float = 0.0
     began_at: float = 0.0
     probing: bool = False
     strikes: int = 0
     passed: dict[str, int] = field(default_factory=dict)
     reopened: dict[str, int] = field(default_factory=dict)
-    ceilings: dict[str, LearnedLimit] = field(default_factory=dict)
+    learned_limits: dict[str, LearnedLimit] = field(default_factory=dict)
     full: bool = False
 
     @property
-    def closed(self) -> bool:
+    def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
         return self.opens_at is not None
 
     def lowered(self, window: str, limit: int) -> int:
         """Return a window's limit in force: the smaller of its own and the learned one. 0 means no limit."""
-        ceiling = self.ceilings.get(window)
-        return limit if ceiling is None else min(limit or ceiling.limit, ceiling.limit)
+        learned = self.learned_limits.get(window)
+        return limit if learned is None else min(limit or learned.limit, learned.limit)
 
 
-def close(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
-    """Close the endpoint for `seconds` after a throttled response. passed: as in AdaptiveLimit."""
-    if not state.closed:
+def pause(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
+    """Pause the endpoint for `seconds` after a throttled response. passed: as in AdaptiveLimit."""
+    if not state.paused:
         state.passed, state.full, state.began_at = dict(passed), False, now
     state.strikes += 1
-    state.closed_at = now
+    state.paused_at = now
     state.opens_at = now + seconds
     state.probing = False
 
 
 def note_late(state: AdaptiveLimit) -> None:
-    """Correct `passed` by one attempt: it was sent before the endpoint closed, and its response was throttled, too."""
+    """Correct `passed` by one attempt: it was sent before the pause began, and its response was throttled, too."""
     state.passed = {window: max(passed - 1, 0) for window, passed in state.passed.items()}
 
 
 def note_full(state: AdaptiveLimit) -> None:
     """Record that Bitly reports its hour as used up, where our own hourly limit is no larger than Bitly's."""
-    state.full = state.closed
+    state.full = state.paused
 
 
 def begin_probe(state: AdaptiveLimit, now: float) -> None:
@@ -130,7 +130,7 @@ def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str
     # token used the rest.
     window = _to_blame(state, sent_at, limits)
     if not state.full:
-        state.ceilings[window] = _learned(state, window, total, limits)
+        state.learned_limits[window] = _learned(state, window, total, limits)
     state.opens_at, state.probing, state.strikes = None, False, 0
     # The minute lies within the hour: a new hour is a new minute, and a new minute is still the same hour.
     for inner in (MINUTE, HOUR) if window == HOUR else (MINUTE,):
@@ -143,14 +143,14 @@ def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, in
         passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
     if limit and passed >= limit:  # Bitly's windows begin at other moments than ours
         passed = min(math.floor(limit * _DECREASE), limit - 1)
-    if window in state.ceilings:  # a sliding or refilling window lets little pass soon after a probe
+    if window in state.learned_limits:  # a sliding or refilling window lets little pass soon after a probe
         passed = max(passed, math.floor(limit * _MOST_DECREASE))
     passed = max(passed, limit // _LEAST_PART[window], 1)
-    return _lower(state.ceilings.get(window), passed, total)
+    return _lower(state.learned_limits.get(window), passed, total)
 
 
 def _to_blame(state: AdaptiveLimit, sent_at: float, limits: dict[str, int]) -> str:
-    long = sent_at - state.closed_at > _LONGEST_MINUTE_SECONDS
+    long = sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
     lowest = limits[MINUTE] == 1  # the minute cannot be lowered any further
     if long or lowest or state.strikes > _MINUTE_STRIKES:
         return HOUR
@@ -160,46 +160,46 @@ def _to_blame(state: AdaptiveLimit, sent_at: float, limits: dict[str, int]) -> s
     return HOUR if nearly_full and state.passed.get(MINUTE, 0) < _HALF_FULL * limits[MINUTE] else MINUTE
 
 
-def _lower(ceiling: LearnedLimit | None, limit: int, total: int) -> LearnedLimit:
-    if ceiling is None:
+def _lower(learned: LearnedLimit | None, limit: int, total: int) -> LearnedLimit:
+    if learned is None:
         return LearnedLimit(limit, total, patience=limit)
-    patience = min(max(2 * ceiling.patience, limit), max(_MOST_PATIENCE, limit))
-    return LearnedLimit(limit, total, patience, max(1 + (ceiling.step - 1) / 2, _LEAST_STEP), ceiling.own)
+    patience = min(max(2 * learned.patience, limit), max(_MOST_PATIENCE, limit))
+    return LearnedLimit(limit, total, patience, max(1 + (learned.step - 1) / 2, _LEAST_STEP), learned.own)
 
 
-def raise_ceilings(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) -> bool:
+def raise_learned_limits(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) -> bool:
     """Raise each learned limit whose patience is over; return True if the state changed.
 
     limits: the windows' own, without what was learned; 0 for none.
     """
-    # A ceiling that has reached the window's own limit is kept for a while, so that its patience is not lost if that
-    # limit proves too high after all. Processes may be configured with different limits: the largest one counts,
-    # because a process with a smaller one would otherwise forget a ceiling that another still needs.
+    # A learned limit that has reached the window's own limit is kept for a while, so that its patience is not lost if
+    # that limit proves too high after all. Processes may be configured with different limits: the largest one counts,
+    # because a process with a smaller one would otherwise forget a learned limit that another still needs.
     changed = False
-    for window, ceiling in list(state.ceilings.items()):
-        if limits[window] > ceiling.own:
-            ceiling.own, changed = limits[window], True
-        reached = 0 < ceiling.own <= ceiling.limit
-        due = total - ceiling.since >= ceiling.patience * (_REMEMBERED if reached else 1)
-        if state.closed or not due:
+    for window, learned in list(state.learned_limits.items()):
+        if limits[window] > learned.own:
+            learned.own, changed = limits[window], True
+        reached = 0 < learned.own <= learned.limit
+        due = total - learned.since >= learned.patience * (_REMEMBERED if reached else 1)
+        if state.paused or not due:
             continue
         changed = True
         if reached:
-            del state.ceilings[window]
+            del state.learned_limits[window]
         else:
-            _raise(ceiling, total)
+            _raise(learned, total)
     return changed
 
 
-def _raise(ceiling: LearnedLimit, total: int) -> None:
-    raised = max(math.ceil(ceiling.limit * ceiling.step), ceiling.limit + 1)
-    ceiling.limit = min(raised, ceiling.own) if ceiling.own else raised
-    ceiling.since = total
-    ceiling.patience = max(ceiling.patience, ceiling.limit)
+def _raise(learned: LearnedLimit, total: int) -> None:
+    raised = max(math.ceil(learned.limit * learned.step), learned.limit + 1)
+    learned.limit = min(raised, learned.own) if learned.own else raised
+    learned.since = total
+    learned.patience = max(learned.patience, learned.limit)
 
 
-def closing_seconds(strikes: int, hint: float | datetime | None, wall: float, rng: random.Random) -> float:
-    """Return the seconds to stay closed. strikes: throttled responses in a row. wall: now, seconds since 1970.
+def pause_seconds(strikes: int, hint: float | datetime | None, wall: float, rng: random.Random) -> float:
+    """Return the seconds to pause. strikes: throttled responses in a row. wall: now, seconds since 1970.
 
     A hint is followed, up to an hour. Without one, and from the third strike on if the hint is shorter, the pause ends
     at the next minute's edge, then grows by doubling, but never past the next hour's edge.
@@ -227,7 +227,7 @@ def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -
 ASK_SECONDS = 300.0
 ASK_ATTEMPTS = 100
 """The least time and attempts between two requests for the limits, so that helper calls stay below one in a hundred."""
-ASK_CLOSED_SECONDS = 60.0
+ASK_PAUSED_SECONDS = 60.0
 """The least time for one early request after a throttled response: Bitly reports a full hour only while it is full."""
 ASK_AFTER_REFUSAL_SECONDS = 86400.0
 """The wait after a response that did not contain the limits."""
@@ -257,9 +257,9 @@ class ReportedLimits:
             return age >= ASK_AFTER_REFUSAL_SECONDS
         if begin:
             return age >= ASK_SECONDS
-        if throttle.closed and throttle.began_at > self.asked_at and age >= ASK_CLOSED_SECONDS:
+        if throttle.paused and throttle.began_at > self.asked_at and age >= ASK_PAUSED_SECONDS:
             return True
-        throttled_since = throttle.closed_at > self.asked_at
+        throttled_since = throttle.paused_at > self.asked_at
         return age >= ASK_SECONDS and (throttled_since or total - self.asked_total >= ASK_ATTEMPTS)
 
     def ask_soon(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What was spent, as the budget's file has it: an endpoint's attempts in sliding windows, an account's months.
+"""The attempts in the budget file: an endpoint's in sliding windows, an account's by calendar month.
 
 Sliding windows, exact at any rate: attempts are numbered, and a record holds the number of its first attempt and a
 time. A record serves all attempts of one tenth of a second and carries the end of that tenth, so its attempts count a
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import BudgetDatabase, State
+from harvester.budget.database import BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -28,7 +28,7 @@ class EndpointUsage:
     """
 
     def __init__(self, database: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
-        self.state = State(AdaptiveLimit())
+        self.state = ScopeState(AdaptiveLimit())
         self.total = 0
         self.last_at = 0.0
         self.token = token
@@ -49,7 +49,7 @@ class EndpointUsage:
         self._id, self.total, self.last_at, text = found
         if text == self._text:
             return False
-        self._text, self.state = text, State.parse(text)
+        self._text, self.state = text, ScopeState.parse(text)
         return True
 
     def save(self) -> None:
@@ -144,7 +144,7 @@ class MonthlyQuota:
     # --- attempts --------------------------------------------------------------------------------------------------
 
     def spend(self, months: Sequence[str], attempts: int) -> None:
-        """Count attempts in these months; a negative number is given back."""
+        """Add attempts to these months; a negative number is subtracted."""
         insert = (
             "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (server, account, month) DO UPDATE SET spent = spent + excluded.spent"
@@ -158,7 +158,7 @@ class MonthlyQuota:
         return max(spent for spent, _ in self._rows(month))
 
     def spent_near(self, utc: float) -> int:
-        """Return the account's attempts in the month in which an attempt would count; near an edge in the fuller."""
+        """Return the account's attempts in the month of this moment; near a month's edge, in the fuller of the two."""
         return max(self.spent(month) for month in months_near(utc))
 
     def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
@@ -184,7 +184,7 @@ class MonthlyQuota:
         rows = [self._database.execute(select, self.account.server, name, month).fetchone() for name in self._names()]
         return [row or (0, None) for row in rows]
 
-    # --- Bitly's word ----------------------------------------------------------------------------------------------
+    # --- Bitly's report --------------------------------------------------------------------------------------------
 
     def reported_lately(self, utc: float) -> bool:
         """Return whether Bitly reported within a day that the month is spent; sets reported_spent."""
@@ -193,7 +193,7 @@ class MonthlyQuota:
         return reported is not None and utc - reported < _TRUSTED_SECONDS
 
     def renew_report(self, utc: float) -> None:
-        """Trust the report for another day: the attempt that goes now checks it, and everyone else waits for that."""
+        """Trust the report for another day: the attempt that is sent now checks it, and all others wait."""
         self._set_reported(month_of(utc), utc)
 
     def ask_again(self, utc: float) -> None:

@@ -30,7 +30,8 @@ EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
     BUG: "a bug in harvester",
     USAGE: "usage, configuration or input: nothing more will come of repeating it",
-    SOME_FAILED: "finished, but some calls failed: repeat it later",
+    SOME_FAILED: "finished, but some calls failed: repeat it later; "
+    "or too many lines are invalid (the message says so): mend the list",
     TOO_MANY_FAILED: "too many calls failed or were refused",
     STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use): "
     "repeat it",

@@ -50,7 +50,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
 
 
 def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
-    """Say what `run` with the same options would cost and when it would end; no metrics call is made.
+    """Show what `run` with the same options would cost and when it would end, without a metrics call.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     json:
         Print one JSON object, for a program.
     offline:
-        Do not ask Bitly for its limits either; that takes up to three calls.
+        Do not ask Bitly for its limits either, which takes up to three helper requests.
     """
     return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
 
@@ -69,8 +69,8 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
 
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
-    metrics = exporter_for(options.output, observer.warn)
-    outcome = _run_job(build_job(lists, options, observer.warn, metrics=metrics), observer)
+    exporter = exporter_for(options.output, observer.warn)
+    outcome = _run_job(build_job(lists, options, observer.warn, exporter=exporter), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
     if outcome.stop is None and code == USAGE:

@@ -130,7 +130,7 @@ _register(
 )
 _register(
     "harvester.cli.harvesting:plan",
-    "Say what `run` with the same options would cost and when it would end; no metrics call is made.",
+    "Show what `run` with the same options would cost and when it would end, without a metrics call.",
     "harvester plan links.txt --out lake",
     "harvester plan links.txt --out lake --per-month 25000 --json",
     "harvester plan links.txt --out lake --offline   Bitly is asked nothing",
@@ -144,7 +144,7 @@ _register(
 )
 _register(
     "harvester.cli.outputs:status",
-    "Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.",
+    "Show the state of a run and what to run next. Reads the manifest alone, without a lock, as any user.",
     "harvester status lake                   how it stands, and what to run next",
     "harvester status lake --watch           until it has ended",
     "harvester status results.ndjson --json  for a program",

@@ -34,7 +34,7 @@ def status(
     facet: FacetName = "referrers",
     unit_reference: str | None = None,
 ) -> int:
-    """Say how a run stands, and what to run next: from its manifest alone, without a lock, for any user.
+    """Show the state of a run and what to run next. Reads the manifest alone, without a lock, as any user.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def status(
     json:
         Print a JSON object, for a program; with --watch one a line.
     watch:
-        Look again until the run has ended: on a terminal in place, else a line at each change.
+        Repeat until the run has ended: in place on a terminal, otherwise a line at each change.
     every:
-        How often --watch looks.
+        How often --watch reads the manifest.
     facet:
         What {facet} in OUT stands for.
     unit_reference:
@@ -53,7 +53,7 @@ def status(
     """
     path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
-        status_text.print_status(run_status.look(path), json=json)
+        status_text.print_status(run_status.read_status(path), json=json)
         return OK
     with suppress(KeyboardInterrupt):
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=json)

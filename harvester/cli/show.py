@@ -31,7 +31,7 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
 
-_LOOK_SECONDS = 0.1
+_PROGRESS_SECONDS = 0.1
 """How often the current wait is checked."""
 _UNREPORTED = {"pace", "budget"}
 """Waits too short to mention."""
@@ -85,7 +85,7 @@ def _named(text: str) -> Bitlink:
 
 def _watched(job: Job) -> Job:
     """Return the job without --max-time: `_Waits` enforces it, knowing the current wait and called often."""
-    return replace(job, max_time_seconds=None, tell_seconds=_LOOK_SECONDS)
+    return replace(job, max_time_seconds=None, tell_seconds=_PROGRESS_SECONDS)
 
 
 def _ending(stop: Stop) -> str:

@@ -29,7 +29,7 @@ from harvester.bitly.verdicts import (
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.http import Body, Pool, Slot, for_good, in_passing, read_bounded
+from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import Pacer
 from harvester.clock import next_month, utc_iso
 from harvester.errors import OutputError, RunStopping
@@ -159,10 +159,10 @@ class AttemptSender:
                 refusal = self._enter(slot, may_probe=may_probe)
                 if refusal is None:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
-                    # throttled response that closed the endpoint meanwhile.
+                    # throttled response that paused the endpoint meanwhile.
                     sent_at = self._clock()
                     verdict = await self._request(slot, self._url(bitlink), header)
-                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.closed:
+                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
                             self._budget.unlearn(bitlink)
@@ -299,7 +299,7 @@ class AttemptSender:
                 budget.sent_late(slot.counted)
 
     def _given_back(self, slot: Slot, budget: Budget) -> bool:
-        """Give an attempt of which not one byte was sent back to its budget; return False if that was done before."""
+        """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
         if slot.counted is None:
             return False
         counted, slot.counted = slot.counted, None
@@ -369,12 +369,12 @@ class AttemptSender:
 
     def _failure(self, error: Exception, kind: type[Transient]) -> Verdict:
         """Turn a foreign error into a verdict, or end the run; no other code sees aiohttp's errors."""
-        if stop := for_good(error):
+        if stop := permanent_cause(error):
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return kind(None, f"no whole answer within {self._timeout_seconds:g} s")
-        return kind(None, self._token.redact(in_passing(error))[:200])
+        return kind(None, self._token.redact(transient_cause(error))[:200])
 
 
 def _get(slot: Slot, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:

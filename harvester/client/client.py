@@ -40,7 +40,7 @@ from harvester.budget.throttling import hinted_seconds
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
-from harvester.client.known_good import ROW, HeldNoes, KnownGoodLinks
+from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks
 from harvester.client.pacer import RemainingCalls
 from harvester.errors import OutputError
 
@@ -96,7 +96,7 @@ class Client:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
-        self._noes = HeldNoes(self.known_good, context.breaker, context.shutdown, self._spend_month)
+        self._held = HeldVerdicts(self.known_good, context.breaker, context.shutdown, self._spend_month)
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -108,7 +108,7 @@ class Client:
 
     def calls_ended(self) -> None:
         """Let no verdict wait for the answers to other calls any more: no call is begun from now on."""
-        self._noes.calls_ended()
+        self._held.calls_ended()
 
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and return its verdict, which is never Throttled.
@@ -126,7 +126,7 @@ class Client:
             self._calls -= 1
             self._fresh_calls -= fresh
             if self._yielding:
-                self.known_good.wake()
+                self.known_good.notify_all()
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
@@ -134,7 +134,7 @@ class Client:
 
     def asks_about(self, verdict: Verdict) -> bool:
         """Return whether `conclude` asks a known-good link at once: no call should be begun until `question_over`."""
-        return isinstance(verdict, No) and self._noes.asks_about(verdict)
+        return isinstance(verdict, No) and self._held.asks_about(verdict)
 
     async def question_over(self) -> None:
         """Return once no known-good link is being asked; called after the task of the call in doubt was created."""
@@ -157,7 +157,7 @@ class Client:
                 since = self.known_good.moment()
             if isinstance(verdict, NoAnswer | Answer | Throttled) or not self.known_good.links:
                 return verdict, charged
-            if (final := await self._noes.confirmed(verdict, since)) is not None:
+            if (final := await self._held.confirmed(verdict, since)) is not None:
                 return final, charged
             verdict = await self._attempt(bitlink, fresh=False, again=True)
             since = self.known_good.moment()
@@ -168,7 +168,7 @@ class Client:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        return isinstance(await self._noes.confirmed(verdict, self.known_good.moment(), asks=False), Refused)
+        return isinstance(await self._held.confirmed(verdict, self.known_good.moment(), asks=False), Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how

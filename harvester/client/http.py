@@ -221,7 +221,7 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
             return response.status, (await read_bounded(response)).content
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # Not the exception's text: it may hold a proxy's password.
-        why = for_good(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        why = permanent_cause(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
         raise UsageError(f"{target.host}: {why}") from error
 
 
@@ -305,7 +305,7 @@ class _Unpacker:
         return bytes(found)
 
 
-def for_good(error: Exception) -> str | None:
+def permanent_cause(error: Exception) -> str | None:
     """Return the cause of a connection error that no retry can mend, with advice; None for any other."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
@@ -332,10 +332,10 @@ def _missing_authority() -> str:
     )
 
 
-def in_passing(error: Exception) -> str:
+def transient_cause(error: Exception) -> str:
     """Return why there was no response; names a proxy by host and port only, because its URL may hold a password.
 
-    error: one for which `for_good` returns None.
+    error: one for which `permanent_cause` returns None.
     """
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered {error.status} {error.message}"

@@ -65,7 +65,7 @@ class KnownGoodLinks:
         if bitlink not in self.links:
             self.links.append(bitlink)
         self._answered_at = max(self._answered_at, begun)
-        self.wake()
+        self.notify_all()
 
     def answered_since(self, moment: int) -> bool:
         """Return whether an attempt that was sent after a moment has been answered, for whatever link."""
@@ -76,14 +76,14 @@ class KnownGoodLinks:
         return self._asked_at > moment
 
     async def news(self) -> None:
-        """Return at the next answer, at the end of a question, or when somebody calls `wake`."""
+        """Return at the next answer, at the end of a question, or when somebody calls `notify_all`."""
         self._waiting += 1
         try:
             await self._news.wait()
         finally:
             self._waiting -= 1
 
-    def wake(self) -> None:
+    def notify_all(self) -> None:
         """Wake all that wait for news."""
         if self._waiting:
             self._news.set()
@@ -120,7 +120,7 @@ class KnownGoodLinks:
                 await self._sent()
         finally:
             self.asking = False
-            self.wake()
+            self.notify_all()
 
     async def _sent(self) -> Verdict:
         while (verdict := await self.send()) is None:
@@ -128,7 +128,7 @@ class KnownGoodLinks:
         return verdict
 
 
-class HeldNoes:
+class HeldVerdicts:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
     month_spent: records that Bitly reports the month as spent.
@@ -153,7 +153,7 @@ class HeldNoes:
     def calls_ended(self) -> None:
         """Let no verdict wait for the answers to other calls any more."""
         self._ended = True
-        self._known_good.wake()
+        self._known_good.notify_all()
 
     def asks_about(self, verdict: No) -> bool:
         """Return whether `confirmed` asks a known-good link about a verdict at once."""
@@ -205,7 +205,13 @@ class HeldNoes:
         return Unknown(verdict.status, verdict.message, "")
 
     def _concerns_all(self, verdict: No, known_good: Verdict) -> Verdict | None:
-        """Say what a verdict means that a known-good link does not disprove; known_good: that link's verdict."""
+        """Return what a verdict means once a known-good link was not answered either; None to ask again.
+
+        known_good: that link's verdict.
+
+        Raises:
+            RunStopping: the server refuses everything, also what it answered before.
+        """
         if isinstance(known_good, NoAnswer):
             self._breaker.suspect()
             return None

@@ -144,8 +144,12 @@ def checked_secret(text: str, source: str, what: str) -> str:
     secret = text.strip()
     if not secret:
         raise UsageError(f"{source}: no {what} in it")
+    stands = text.rstrip().lstrip(" \t")
+    # As Bitly's own are: in letters and digits alone no flaw can be, and compiling the patterns takes 2 ms.
+    if stands.isascii() and stands.isalnum():
+        return secret
     for pattern, flaw in _FLAWS:
-        if re.match(pattern, text.rstrip().lstrip(" \t"), re.DOTALL):
+        if re.match(pattern, stands, re.DOTALL):
             raise UsageError(f"{source}: the {what} {flaw}")
     if not re.fullmatch(r"[!-~]+", secret):
         raise UsageError(f"{source}: a {what} has no spaces or special characters; is it the right one?")

@@ -18,7 +18,7 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits
-from harvester.dataset.ledger import Entry, FileCheckpoint, Known, Ledger, State, Totals
+from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, explained
@@ -72,7 +72,7 @@ class Publisher(Protocol):
         sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
         """
 
-    def mark(self) -> FileCheckpoint | None:
+    def checkpoint(self) -> FileCheckpoint | None:
         """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
 
         Raises:
@@ -88,7 +88,7 @@ class Publisher(Protocol):
     def published_keys(self) -> Iterable[bytes]:
         """Return the keys of published rows whose journal may still be lost: their calls stay settled."""
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         """Wait only briefly for a slow reader or an unavailable store from now on: the run is ending."""
 
     def leave(self) -> None:
@@ -110,17 +110,17 @@ class Dataset:
         journal: Journal,
         lock: FolderLock | None,
     ) -> None:
-        meta = ledger.meta()
+        facts = ledger.facts()
         with explained(location.private):
-            self._attempts = AttemptFile(location.private, AttemptCounts.among(meta))
+            self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
         self.query = query
-        self.run_id = str(meta["run_id"])
-        self.invocation = int(meta["invocation"])
+        self.run_id = str(facts["run_id"])
+        self.invocation = int(facts["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
-        self._started = str(meta["started"])
+        self._started = str(facts["started"])
         self._limits = limits
         self._publisher = publisher
         self._sidecars = sidecars
@@ -129,7 +129,7 @@ class Dataset:
         self._batch = Batch()
         self._to_end: list[int] = []
         self._waiting = 0
-        self._counts = list(ledger.totals())  # indexed by State, then by _TRUNCATED and _CLIPPED
+        self._counts = list(ledger.totals())  # indexed by CallState, then by _TRUNCATED and _CLIPPED
         self._ended: dict[int, Journal] = {}  # committed and not published: open, because only that survives a removal
         ledger.expected = self.totals
         self._watch = StateWatch(location.private, lock)
@@ -156,7 +156,7 @@ class Dataset:
 
     @property
     def behind(self) -> bool:
-        """True when so many journals wait to become parts that commits should wait for them."""
+        """True when _ENDED_LIMIT journals wait to become parts, so that commits should wait for them."""
         return len(self._to_end) >= _ENDED_LIMIT
 
     @property
@@ -164,18 +164,21 @@ class Dataset:
         """Number of verdicts, known calls and invalid lines that wait for the next commit."""
         return self._waiting
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None, lacks: Shortfall = WHOLE) -> None:
+    def record(
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, lacks: Shortfall = WHOLE
+    ) -> None:
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: as the row.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: the
+        shortfall of a row.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if state is State.ROW else ()))
-        entry = Entry(key, state, None if state is State.ROW else line, lacks)
-        self._batch.entries[journal.segment].append(entry)
+        is_row = state is CallState.ROW
+        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
+        self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
         self._counts[state] += 1
         self._counts[_TRUNCATED] += lacks.truncated
@@ -251,8 +254,7 @@ class Dataset:
             self._watch.check(self._open_state())
 
     def _open_state(self) -> Iterator[Watched]:
-        always: list[Watched] = [self.ledger, self._attempts, self._journal, *self._batch.ended]
-        yield from always
+        yield from list[Watched]([self.ledger, self._attempts, self._journal, *self._batch.ended])
         for segment, journal in list(self._ended.items()):
             if segment not in self._to_end:
                 self._ended.pop(segment).close()
@@ -303,21 +305,21 @@ class Dataset:
         """
         if batch.current is None:
             raise ValueError("only a batch from take_batch() can be committed: its journals must be synced first")
-        mark = self._publisher.mark()
+        checkpoint = self._publisher.checkpoint()
         sizes = {journal.segment: journal.size for journal in batch.ended}
         for journal in batch.ended:
             journal.sync(journal.size)
         if batch.size:
             batch.current.sync(batch.size)
             sizes[batch.current.segment] = batch.size
-        if batch.keys or batch.invalid or batch.counters or mark is not None:
+        if batch.keys or batch.invalid or batch.counters or checkpoint is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
                 seen=batch.seen,
                 invocation=self.invocation,
                 invalid=batch.invalid,
                 journals=sizes,
-                mark=mark,
+                checkpoint=checkpoint,
                 counters=batch.counters,
             )
         self.ledger.expected = batch.totals or self.ledger.expected
@@ -332,9 +334,9 @@ class Dataset:
         with explained(self.location.public):
             return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
-    def abandon(self) -> None:
+    def shorten_waits(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""
-        self._publisher.hurry()
+        self._publisher.shorten_waits()
 
     def leave(self) -> None:
         """Wait for no reader at all from now on: the run is given up."""
@@ -342,7 +344,7 @@ class Dataset:
 
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
-        totals, meta = self.totals, self.ledger.meta()
+        totals, facts = self.totals, self.ledger.facts()
         calls = totals.rows + totals.refused + totals.failed + report.pending
         manifest = Manifest(
             schema_version=NEWEST,
@@ -364,7 +366,7 @@ class Dataset:
             given_up=report.given_up,
             budget=report.budget,
             dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
-            attempts=AttemptCounts.among(meta),
+            attempts=AttemptCounts.among(facts),
             parts=tuple(self._publisher.parts()),
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
@@ -384,8 +386,8 @@ class Dataset:
         """Write `_SUCCESS`."""
         self._sidecars.write_success()
 
-    def take_success_back(self) -> None:
-        """Delete `_SUCCESS`: a new call is about to be made, or the list is not all settled any more."""
+    def remove_success_marker(self) -> None:
+        """Delete `_SUCCESS`: a call is about to be made, or not every call of the list is settled any more."""
         self._sidecars.delete_success()
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""The journal: one line a verdict, appended the moment it is known, so that a kill costs no answer. And beside it the
-attempts, written before each is sent, so that a kill leaves none uncounted.
+"""The journal: one line for each verdict, appended as soon as it is known, so that a kill costs no answer. Beside it
+the count of attempts, written before each is sent, so that a kill leaves none uncounted.
 
 A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
 ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
@@ -20,8 +20,7 @@ from zlib import crc32
 
 from harvester.errors import OutputError
 from harvester.progress import AttemptCounts
-from harvester.storage.filesystem import leads_to, restore_file, sync_folder
-from harvester.storage.watch import Tampering
+from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync_folder
 
 # No `.log`: log rotation and clean-up scripts take what ends like that for theirs.
 _NAME = re.compile(r"journal-(\d{5,})\.journal")
@@ -36,7 +35,7 @@ _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
-    """A journal's line. state: as ledger.State, or VOID. payload: the JSON. end: the byte position behind the line."""
+    """A journal's line. state: as ledger.CallState, or VOID. payload: the JSON. end: the position behind the line."""
 
     key: bytes
     state: int
@@ -343,7 +342,7 @@ class AttemptFile:
 
 
 def read_attempts(folder: str) -> AttemptCounts:
-    """Return what an AttemptFile says; nothing was sent if it is missing, or was never written whole."""
+    """Return the counts in an AttemptFile's file; zeros if it is missing, or was never written whole."""
     with suppress(FileNotFoundError), open(os.path.join(folder, _ATTEMPTS), "rb") as stream:
         if found := _COUNTED.fullmatch(stream.read()):
             return AttemptCounts(*map(int, found.groups()))

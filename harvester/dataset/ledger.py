@@ -1,16 +1,16 @@
 """The ledger: a SQLite file with all that is known of a dataset: its query, its calls, its journals and its parts."""
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
 from harvester.rows.schema import WHOLE, Shortfall
+from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
-from harvester.storage.watch import Tampering
 
 _SCHEMA = """
+-- The dataset's facts.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
 -- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
@@ -20,7 +20,7 @@ CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.
 CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
--- The growing file: its length and rows when it contained all rows before this position of the journal.
+-- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
 CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
                    rows INTEGER);
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
@@ -36,7 +36,7 @@ _ADVICE = (
 )
 
 
-class State(IntEnum):
+class CallState(IntEnum):
     """The last verdict on a call."""
 
     ROW = 0
@@ -45,10 +45,10 @@ class State(IntEnum):
 
 
 class Known(NamedTuple):
-    """What the ledger knows of a call. tries: invocations it failed in. seen: the last invocation that listed it."""
+    """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it."""
 
-    state: State
-    tries: int
+    state: CallState
+    failed_runs: int
     seen: int
 
 
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's."""
 
     key: bytes
-    state: State
+    state: CallState
     line: bytes | None
     shortfall: Shortfall = WHOLE
 
@@ -90,7 +90,7 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of State; and of its rows, those with a shortfall."""
+    """The number of a dataset's calls by state, in the order of CallState; and of its rows, those with a shortfall."""
 
     rows: int
     refused: int
@@ -102,11 +102,11 @@ class Totals(NamedTuple):
 class Snapshot(NamedTuple):
     """A ledger's content at one moment, even while a run writes it; named as Ledger's methods."""
 
-    meta: dict[str, str | int]
+    facts: dict[str, str | int]
     totals: Totals
     parts: list[Part]
     journals: dict[int, int]
-    mark: FileCheckpoint
+    checkpoint: FileCheckpoint
 
 
 class Ledger:
@@ -122,10 +122,6 @@ class Ledger:
         self._file = SqliteFile(path, "the ledger", f"{advice}. {_ADVICE}".removeprefix(". "), read_only=read_only)
 
     @property
-    def _db(self) -> sqlite3.Connection:
-        return self._file.connection
-
-    @property
     def fresh(self) -> bool:
         """True when the file is empty: it is new, or its creation was interrupted."""
         return self._number("SELECT count(*) FROM sqlite_master") == 0
@@ -135,12 +131,12 @@ class Ledger:
         """True when there has been no verdict and no part."""
         return not self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
 
-    def create(self, meta: dict[str, str | int]) -> None:
+    def create(self, facts: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""
         with self._file.transaction():
             for statement in _SCHEMA.split(";\n"):
-                self._db.execute(statement)
-            self._set_meta({"schema": _VERSION, **meta})
+                self._file.connection.execute(statement)
+            self._set_facts({"schema": _VERSION, **facts})
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -160,21 +156,21 @@ class Ledger:
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
-    def meta(self) -> dict[str, str | int]:
+    def facts(self) -> dict[str, str | int]:
         """Return the dataset's facts by name."""
         return dict(self._rows("SELECT name, value FROM meta"))
 
-    def repin(self, meta: dict[str, str | int]) -> None:
+    def repin(self, facts: dict[str, str | int]) -> None:
         """Store facts in place of those that were stored before."""
         with self._file.transaction():
-            self._set_meta(meta)
+            self._set_facts(facts)
 
     def begin_invocation(self) -> int:
         """Return the number of this run of the command, and forget the invalid lines of the last run's list."""
         with self._file.transaction():
-            number = int(self.meta().get("invocation", 0)) + 1
-            self._set_meta({"invocation": number})
-            self._db.execute("DELETE FROM invalid")
+            number = int(self.facts().get("invocation", 0)) + 1
+            self._set_facts({"invocation": number})
+            self._file.connection.execute("DELETE FROM invalid")
         return number
 
     def totals(self) -> Totals:
@@ -186,11 +182,11 @@ class Ledger:
     def snapshot(self) -> Snapshot:
         """Return the ledger's content at one moment. Reads the whole table of calls."""
         with self._file.guarded():
-            self._db.execute("BEGIN")
+            self._file.connection.execute("BEGIN")
             try:
-                return Snapshot(self.meta(), self.totals(), self.parts(), self.journals(), self.mark())
+                return Snapshot(self.facts(), self.totals(), self.parts(), self.journals(), self.checkpoint())
             finally:
-                self._db.execute("ROLLBACK")
+                self._file.connection.execute("ROLLBACK")
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
@@ -202,8 +198,8 @@ class Ledger:
                 some = keys[start : start + _VARIABLES]
                 marks = ",".join("?" * len(some))
                 select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
-                for key, state, tries, seen in self._db.execute(select, some):
-                    found[key] = Known(State(state), tries, seen)
+                for key, state, tries, seen in self._file.connection.execute(select, some):
+                    found[key] = Known(CallState(state), tries, seen)
         return found
 
     def commit(
@@ -214,13 +210,13 @@ class Ledger:
         invocation: int,
         invalid: Sequence[bytes] = (),
         journals: Mapping[int, int] | None = None,
-        mark: FileCheckpoint | None = None,
+        checkpoint: FileCheckpoint | None = None,
         counters: dict[str, int] | None = None,
     ) -> None:
         """Make verdicts durable in one transaction; their journal lines must have been synced before.
 
         entries: by journal segment. seen: keys of known calls that the current list names. invalid: lines for
-        `_failures.ndjson`. journals: bytes committed, by segment. mark: the growing file's synced state.
+        `_failures.ndjson`. journals: bytes committed, by segment. checkpoint: the growing file's synced state.
         counters: added to the facts of these names.
         """
         with self._file.transaction():
@@ -228,37 +224,37 @@ class Ledger:
                 self._settle(segment, verdicts, invocation)
             if seen:
                 update = "UPDATE calls SET seen = ? WHERE key = ?"
-                self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
-            self._db.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
-            self._db.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
-            self._set_mark(mark)
+                self._file.connection.executemany(update, [(invocation, key) for key in sorted(seen)])
+            self._file.connection.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
+            self._file.connection.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
+            self._set_checkpoint(checkpoint)
             add = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-            self._db.executemany(add, (counters or {}).items())
+            self._file.connection.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal; none over a row, and no older journal's over a newer one's, which matters
-        when a journal that lost lines is read again.
+        """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
+        a journal that has lost lines is read again.
         """
-        refused = {entry.key for entry in verdicts if entry.state is State.REFUSED}  # one taken back was not tried
+        refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
-        self._db.executemany(
+        self._file.connection.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
             "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written.
             sorted(
-                (key, e.state, e.state is State.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                (key, e.state, e.state is CallState.FAILED and key not in refused, invocation, segment, *e.shortfall)
                 for key, e in last.items()
             ),
         )
-        if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
-            self._db.executemany(
+        if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
+            self._file.connection.executemany(
                 "DELETE FROM failures WHERE key = ? AND EXISTS "
                 "(SELECT 1 FROM calls WHERE calls.key = failures.key AND segment = ?)",
                 [(key, segment) for key in last],
             )
-        self._db.executemany(
+        self._file.connection.executemany(
             "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
@@ -275,12 +271,12 @@ class Ledger:
     def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
         """Forget the calls whose last line was in this journal, except those kept, whose rows are published."""
         with self._file.transaction():
-            self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
+            self._file.connection.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._file.connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
             lost = "FROM calls WHERE segment = ? AND key NOT IN (SELECT key FROM kept)"
-            self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
-            self._db.execute(f"DELETE {lost}", (segment,))
-            self._db.execute("DROP TABLE kept")
+            self._file.connection.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
+            self._file.connection.execute(f"DELETE {lost}", (segment,))
+            self._file.connection.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
         """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
@@ -299,21 +295,21 @@ class Ledger:
         """Return the bytes committed of each journal that is not all published, by segment."""
         return dict(self._rows("SELECT segment, committed FROM journals ORDER BY segment"))
 
-    def end_segment(self, segment: int, mark: FileCheckpoint | None = None) -> None:
+    def end_segment(self, segment: int, checkpoint: FileCheckpoint | None = None) -> None:
         """Record that a journal is not needed any more: its rows are published, or it has none."""
         with self._file.transaction():
             self._end(segment)
-            self._set_mark(mark)
+            self._set_checkpoint(checkpoint)
 
-    def mark(self) -> FileCheckpoint:
+    def checkpoint(self) -> FileCheckpoint:
         """Return the growing file's last checkpoint."""
         found = self._rows("SELECT segment, place, bytes, rows FROM mark")
         return FileCheckpoint(*found[0]) if found else FileCheckpoint()
 
-    def set_mark(self, mark: FileCheckpoint) -> None:
+    def set_checkpoint(self, checkpoint: FileCheckpoint) -> None:
         """Store the growing file's checkpoint; the file must have been synced before."""
         with self._file.transaction():
-            self._set_mark(mark)
+            self._set_checkpoint(checkpoint)
 
     def parts(self) -> list[Part]:
         """Return all parts, by number."""
@@ -328,22 +324,22 @@ class Ledger:
         """Record the intent to publish a part, with the size and digest of its file."""
         with self._file.transaction():
             insert = "INSERT INTO parts (number, segment, name, rows, bytes, sha256, calls, sealed)"
-            self._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
+            self._file.connection.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
         with self._file.transaction():
-            self._db.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
+            self._file.connection.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
 
     def seal(self, part: Part) -> None:
         """Record that a part is published, so that its journal is not needed any more."""
         with self._file.transaction():
-            self._db.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
+            self._file.connection.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
             self._end(part.segment)
 
     def ended(self) -> int:
         """Return the last segment whose journal is not needed any more; -1 for none. They end in order."""
-        return int(self.meta().get("ended", -1))
+        return int(self.facts().get("ended", -1))
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
@@ -356,7 +352,7 @@ class Ledger:
 
     def check_version(self) -> None:
         """Raise OutputError if the ledger is of another version."""
-        version = self.meta().get("schema")
+        version = self.facts().get("schema")
         if version != _VERSION:
             raise OutputError(
                 f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
@@ -364,18 +360,18 @@ class Ledger:
 
     def _rows(self, select: str, *parameters: Any) -> list[Any]:
         with self._file.guarded():
-            return self._db.execute(select, parameters).fetchall()
+            return self._file.connection.execute(select, parameters).fetchall()
 
     def _number(self, select: str, *parameters: Any) -> int:
         return int(self._rows(select, *parameters)[0][0])
 
     def _end(self, segment: int) -> None:
-        self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))
-        self._set_meta({"ended": segment})
+        self._file.connection.execute("DELETE FROM journals WHERE segment = ?", (segment,))
+        self._set_facts({"ended": segment})
 
-    def _set_mark(self, mark: FileCheckpoint | None) -> None:
-        if mark is not None:
-            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", mark)
+    def _set_checkpoint(self, checkpoint: FileCheckpoint | None) -> None:
+        if checkpoint is not None:
+            self._file.connection.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", checkpoint)
 
-    def _set_meta(self, values: dict[str, str | int]) -> None:
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+    def _set_facts(self, values: dict[str, str | int]) -> None:
+        self._file.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())

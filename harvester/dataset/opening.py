@@ -14,7 +14,7 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, Publisher, Warn
-from harvester.dataset.file_publisher import AppendPublisher
+from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import (
     VOID,
     Journal,
@@ -27,8 +27,8 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import Entry, FileCheckpoint, Ledger, State
-from harvester.dataset.publisher import PartPublisher, claim_prefix
+from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.part_publisher import PartPublisher, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import UsageError, explained
@@ -60,13 +60,13 @@ def open_dataset(
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
-    hurried: threading.Event | None = None,
+    ending: threading.Event | None = None,
 ) -> Iterator[Dataset]:
     """Open a dataset for one process at a time, beginning it if it is new.
 
-    pin_reference: True if the query's unit_reference is the default, this moment, which a dataset begun before replaces
-    with its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
-    sink: the reader of rows that are not kept, by default standard output. hurried: set when the run is ending, so
+    pin_reference: True if the query's unit_reference is only the default, the present moment: an existing dataset keeps
+    its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
+    sink: the reader of rows that are not kept, by default standard output. ending: set when the run is ending, so
     that an unavailable object store is waited for only briefly.
 
     Raises:
@@ -75,7 +75,7 @@ def open_dataset(
         are too large for an object store.
     """
     refuse_second_work_dir(location)
-    store = _open_store(location, limits, hurried) if location.in_store else None
+    store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
         with explained(location.out):
@@ -88,7 +88,7 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        part_format = asked.for_begun(ledger.meta(), location.out)
+        part_format = asked.for_begun(ledger.facts(), location.out)
         with explained(location.private):
             if store:
                 claim_prefix(store, location, ledger)
@@ -104,12 +104,12 @@ def open_dataset(
         yield dataset
 
 
-def _open_store(location: OutputLocation, limits: PartLimits, hurried: threading.Event | None) -> ObjectStorage:
+def _open_store(location: OutputLocation, limits: PartLimits, ending: threading.Event | None) -> ObjectStorage:
     if limits.bytes > MOST_PART_BYTES:
         raise UsageError(
             f": an object store gets at most {MOST_PART_BYTES // 2**20}MiB in one request", option="--part-bytes"
         )
-    return open_store(location.out, hurried)
+    return open_store(location.out, ending)
 
 
 def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat) -> None:
@@ -139,7 +139,7 @@ def _publisher_for(
     if location.in_parts:
         return PartPublisher(location, ledger, part_format, store or LocalStorage(location.out))
     if location.kept:
-        return AppendPublisher(location, ledger)
+        return FilePublisher(location, ledger)
     return StreamPublisher(location, ledger, sink or StdoutSink())
 
 
@@ -178,7 +178,7 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
             ledger.check_version()
             if not ledger.unused:
                 query = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        attempts, totals = int(ledger.meta().get("total", 0)), ledger.totals()
+        attempts, totals = int(ledger.facts().get("total", 0)), ledger.totals()
         calls = totals.rows + totals.refused + totals.failed
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
@@ -189,11 +189,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     Raises:
         UsageError: it was begun with another query, or the work dir belongs to another output.
     """
-    meta = ledger.meta()
-    begun = Query(**orjson.loads(str(meta["query"])))
+    facts = ledger.facts()
+    begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    out = meta["out"]
+    out = facts["out"]
     inside = os.path.commonpath([location.private, location.public]) == location.public
     if out != location.name and not inside:  # checked first: another output may well have another query
         raise UsageError(
@@ -273,7 +273,7 @@ class _Recovery:
 
     def count_attempts(self) -> None:
         """Add the attempts that the last run sent after its last commit."""
-        counted = asdict(AttemptCounts.among(self.ledger.meta()))
+        counted = asdict(AttemptCounts.among(self.ledger.facts()))
         missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
         if more := {name: count for name, count in missing.items() if count > 0}:
             self.ledger.commit(counters=more, invocation=self.invocation)
@@ -285,7 +285,7 @@ class _Recovery:
         self.publisher.publish(committed, full)
         rows, row_bytes, first_row_at = 0, 0, None
         for record in read(segment_path(self.folder, last), 0):
-            if record.state == State.ROW:
+            if record.state == CallState.ROW:
                 more = encoded_size(record.payload, shape)
                 rows, row_bytes = rows + more.rows, row_bytes + more.bytes
                 first_row_at = first_row_at or moment_fetched(record.payload)
@@ -309,9 +309,9 @@ class _Recovery:
         The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
         line is damaged, nor within a line.
         """
-        mark = self.ledger.mark()
+        mark = self.ledger.checkpoint()
         records = [
-            (segment, record.end, record.key.hex() if record.state == State.ROW else None)
+            (segment, record.end, record.key.hex() if record.state == CallState.ROW else None)
             for segment, size in sorted(sizes.items())
             if segment >= mark.segment
             for record in read(segment_path(self.folder, segment), 0, size)
@@ -341,7 +341,7 @@ class _Recovery:
             self.warn(f"{out}: a torn last row was cut, its call is asked again")
             truncate_file(out, end)
         sync_file(out)
-        self.ledger.set_mark(FileCheckpoint(segment, place, end, rows))
+        self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
 
     def _settle(self, scan: _Scan) -> None:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
@@ -373,10 +373,10 @@ class _Recovery:
         end = start
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
-            if record.state == State.ROW:
-                entries.append(Entry(record.key, State.ROW, None, shortfall_of(orjson.loads(record.payload))))
+            if record.state == CallState.ROW:
+                entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
             elif record.state != VOID:
-                entries.append(Entry(record.key, State(record.state), record.payload))
+                entries.append(Entry(record.key, CallState(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []

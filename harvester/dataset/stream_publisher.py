@@ -13,7 +13,7 @@ from typing import Protocol
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import Ledger
 from harvester.dataset.manifest import PublishedPart
-from harvester.dataset.publisher import UNCOMMITTED_LIMIT, rows_in
+from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError, ReaderClosed
 from harvester.storage.location import OutputLocation
 from harvester.threads import QueueClosed, ThreadToLoopQueue
@@ -26,7 +26,7 @@ class RowSink(Protocol):
     """A reader of rows, which are written to it as soon as they are committed.
 
     uncommitted_limit: verdicts that may wait for a slow reader before calls pause. check and write are called by the
-    committing thread, hurry and leave by the event loop.
+    committing thread, shorten_waits and leave by the event loop.
     """
 
     uncommitted_limit: int
@@ -41,7 +41,7 @@ class RowSink(Protocol):
             ReaderClosed: the reader has left. OutputError: the run is ending, and the reader accepts nothing.
         """
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         """Stop waiting for a reader that accepts nothing: the run is ending."""
 
     def leave(self) -> None:
@@ -53,7 +53,7 @@ class StreamPublisher:
 
     def __init__(self, location: OutputLocation, ledger: Ledger, sink: RowSink) -> None:
         self.uncommitted_limit = sink.uncommitted_limit
-        self.hurry = sink.hurry
+        self.shorten_waits = sink.shorten_waits
         self.leave = sink.leave
         self._sink = sink
         self._location = location
@@ -64,7 +64,7 @@ class StreamPublisher:
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         pass  # each run begins anew
 
-    def mark(self) -> None:
+    def checkpoint(self) -> None:
         self._sink.check()
 
     def parts(self) -> list[PublishedPart]:
@@ -124,10 +124,10 @@ class StdoutSink:
         except BrokenPipeError as error:
             raise ReaderClosed("standard output was closed") from error
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         self._abandoned = True
 
-    leave = hurry
+    leave = shorten_waits
 
 
 class QueueSink:
@@ -151,7 +151,7 @@ class QueueSink:
         except QueueClosed as error:
             raise ReaderClosed("nobody takes rows any more") from error
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         pass  # a reader in the same process is waited for
 
     def leave(self) -> None:

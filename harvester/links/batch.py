@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from harvester.bitly.bitlinks import Bitlink, parse
+from harvester.bitly.bitlinks import Bitlink, links_in, parse
 from harvester.errors import InvalidBitlink
 from harvester.jsonlines import lenient_json
-from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable
+from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable, refuse_crowded
 from harvester.progress import InvalidLine
 
 BATCH_LINES = GROUP_LINES
@@ -63,7 +63,11 @@ def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
 
 
 def batch_of_column(records: ColumnBatch, file: str) -> Batch:
-    """Return the batch of some records of a table, with its invalid lines in their order."""
+    """Return the batch of some records of a table, with its invalid lines in their order.
+
+    Raises:
+        InputBroken: a cell holds many links.
+    """
     lines = records.headers + records.blank + len(records.bad) + len(records.values)
     batch = Batch(records.column, last=records.last, lines=lines, blank=records.blank, headers=records.headers)
     batch.invalid = [InvalidLine(bad.text, bad.reason, file, bad.line) for bad in records.bad]
@@ -73,13 +77,20 @@ def batch_of_column(records: ColumnBatch, file: str) -> Batch:
         except InvalidBitlink as error:
             shown = readable(text)
             reason = str(error) if shown == text else "not UTF-8"
+            if (links := links_in(text)) > 1:
+                refuse_crowded(links, f"{file}: line {number}")
+                reason = "two links in one cell; write one a line"
             batch.invalid.append(InvalidLine(shown[:KEPT_TEXT], reason, file, number))
     batch.invalid.sort(key=lambda each: each.line)
     return batch
 
 
 def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batch:
-    """Return the batch of some lines; None stands for one that is too long. first: the first line's number."""
+    """Return the batch of some lines; None stands for one that is too long. first: the first line's number.
+
+    Raises:
+        InputBroken: a line holds many links.
+    """
     batch = Batch(last=first + len(lines) - 1, lines=len(lines))
     for number, raw in enumerate(lines, first):
         if raw is None:
@@ -96,7 +107,11 @@ def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batc
                 link = _link_in(text)
                 batch.links.append(Link(parse(link), file, number))
             except InvalidBitlink as error:
-                batch.invalid.append(InvalidLine(link[:KEPT_TEXT], str(error), file, number))
+                reason = str(error)
+                if (links := links_in(link)) > 1:
+                    refuse_crowded(links, f"{file}: line {number}")
+                    reason = "two links in one line; write one a line"
+                batch.invalid.append(InvalidLine(link[:KEPT_TEXT], reason, file, number))
     return batch
 
 

@@ -7,6 +7,7 @@ not the bitlinks would cost a whole list's quota, so an unclear list is an error
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from harvester.errors import InputBroken
@@ -20,10 +21,24 @@ GROUP_LINES = 1000
 NAMES = ("bitlink", "link", "short_url", "id")
 """Names of the column of links, tried in this order without `--column`. link and id are Bitly's own words."""
 TOO_LONG = f"longer than {LINE_LIMIT // 1024} KiB"
+AS_TEXT = "export the links as text or CSV"
+"""What to do with a file of another kind."""
 _SHOWN_NAMES = 20
 _SHOWN_NAME = 60
+CROWDED = 3
+"""As many links in one line are no slip, but a list in another format."""
 KEPT_TEXT = 2000
 """Characters of an invalid record that are reported."""
+
+
+class ListFormat(StrEnum):
+    """The format of a list. Compression is not part of it: that is recognised by the first bytes."""
+
+    LINES = "lines"
+    CSV = "csv"
+    TSV = "tsv"
+    NDJSON = "ndjson"
+    PARQUET = "parquet"
 
 
 class Unended(bytes):
@@ -79,12 +94,25 @@ def find_column(names: Sequence[str], column: str | None, file: str, hint: str =
         if len(same) == 1:
             return same[0]
         if same:
-            raise InputBroken(f"{file}: {len(same)} columns are called {name}{hint}")
+            way = f"Say --column with the number of one{hint.removeprefix(', or its number')}" if hint else "Rename one"
+            raise InputBroken(readable(f"{file}: {len(same)} columns are called {name}. {way}"))
     looked_for = column if column is not None else " or ".join(NAMES)
     shown = ", ".join(name[:_SHOWN_NAME] for name in names[:_SHOWN_NAMES]) or "none"
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     text = f"{file}: no column is called {looked_for}; there are: {shown}{more}. Say --column NAME{hint}"
     raise InputBroken(readable(text))
+
+
+def refuse_crowded(links: int, place: str) -> None:
+    """Raise InputBroken if an invalid line or cell holds CROWDED links or more. place: file and line, for the message.
+
+    Each invalid line counts as one, so a line that hides a thousand links would let a run with two rows be a success.
+    """
+    if links >= CROWDED:
+        raise InputBroken(
+            f"{place}: {CROWDED} or more links in one place, of which none would be asked for; write one link, or one "
+            "JSON object, a line, or say --list-format csv or tsv, and --column, if it is a table"
+        )
 
 
 def readable(text: str) -> str:

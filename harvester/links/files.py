@@ -9,32 +9,20 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
 from typing import NamedTuple
 
+from harvester.bitly.bitlinks import links_in
 from harvester.errors import InputBroken, UsageError
-from harvester.jsonlines import object_in
 from harvester.links.batch import Batch, batch_of_column, batch_of_lines
-from harvester.links.columns import CHUNK, NAMES, ColumnBatch
-from harvester.links.decoding import decoded, is_parquet
+from harvester.links.beginning import CheckedText
+from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
+from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.parquet import read_parquet
 from harvester.links.tables import read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
-_SHOWN_KEYS = 200
-"""Characters of the keys that an error message lists."""
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-
-
-class ListFormat(StrEnum):
-    """The format of a list. Compression is not part of it: that is recognised by the first bytes."""
-
-    LINES = "lines"
-    CSV = "csv"
-    TSV = "tsv"
-    NDJSON = "ndjson"
-    PARQUET = "parquet"
 
 
 _BY_ENDING = {
@@ -96,7 +84,7 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
     The lines that a pipe has brought are yielded at once, not held until a batch is full.
 
     Raises:
-        InputBroken: a source could not be read to its end; the lines before have been yielded.
+        InputBroken: a source could not be read to its end; the batches before have been yielded.
     """
     for source in sources:
         last = 0
@@ -174,36 +162,44 @@ def _open_raw(source: Source) -> io.BufferedReader:
 
 def _batches(source: Source) -> Iterator[Batch]:
     with _open_raw(source) as raw:
-        if is_parquet(raw.peek(5)):
+        stream = PeekedStream(raw)
+        if is_parquet(stream.head):
             source = source._replace(format=ListFormat.PARQUET)
         if source.format is not ListFormat.LINES:
-            batches = (batch_of_column(records, source.name) for records in _records(source, raw))
+            batches = (batch_of_column(records, source.name) for records in _records(source, raw, stream))
             yield from (batch for batch in batches if batch.lines)
             return
         last = 0
-        for lines in line_groups(decoded(raw, source.name, may_be_json=True)):
-            if not last:
-                _check_first_object(lines, source.name)
+        for lines in _lines_of(source, stream):
             batch = batch_of_lines(lines, source.name, last + 1)
             last = batch.last
             yield batch
 
 
-def _records(source: Source, raw: io.BufferedReader) -> Iterator[ColumnBatch]:
+def _records(source: Source, raw: io.BufferedReader, stream: PeekedStream) -> Iterator[ColumnBatch]:
     if source.format is ListFormat.PARQUET:
-        return read_parquet(raw, source.column, source.name)
+        _check_parquet(stream.head)
+        return read_parquet(raw if raw.seekable() else stream, source.column, source.name)
     read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]
-    groups = line_groups(decoded(raw, source.name, may_be_json=source.format is ListFormat.NDJSON))
-    return read_table(groups, source.column, source.name)
+    return read_table(_lines_of(source, stream), source.column, source.name)
 
 
-def _check_first_object(lines: Sequence[bytes | None], name: str) -> None:
-    """Raise InputBroken if lines are JSON objects other than those of `_failures.ndjson`, which name their links."""
-    first = next((line for line in lines if line and line.strip() and not line.startswith(b"#")), b"")
-    record = object_in(first) if first.lstrip().startswith(b"{") else {}
-    if record and not {"bitlink", "text"} & set(record):
-        shown = ", ".join(record)[:_SHOWN_KEYS]
-        raise InputBroken(
-            f"{name}: lines of JSON without a bitlink ({shown}). Say --list-format ndjson, and --column KEY if none is "
-            f"called {', '.join(NAMES)}"
-        )
+def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | None]]:
+    """Return the lines of a list that is text, in groups. One that is too long must hide no links either."""
+
+    is_table = source.format in (ListFormat.CSV, ListFormat.TSV)
+
+    def see_overlong(beginning: bytes) -> None:
+        if not is_table or b'"' not in beginning:  # a long text, such as a page, has many links and stands in quotes
+            refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+
+    return line_groups(CheckedText(decoded(stream, source.name), source.name, source.format), see_overlong)
+
+
+def _check_parquet(head: bytes) -> None:
+    """Raise OSError, with what to do, if a file that is called Parquet is something else."""
+    if is_compressed(head):
+        raise OSError("compressed, but Parquet compresses by itself; unpack it first")
+    if not head.startswith(b"PAR"):
+        others = ", ".join(each for each in ListFormat if each is not ListFormat.PARQUET)
+        raise OSError(f"not a Parquet file; say what it is with --list-format ({others})")

@@ -6,19 +6,28 @@ incomplete line. A line over LINE_LIMIT is dropped as it arrives and yielded as 
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from harvester.links.columns import CHUNK, GROUP_LINES, LINE_LIMIT, Unended
 
 
-def line_groups(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
+def line_groups(
+    stream: io.BufferedIOBase, see_overlong: Callable[[bytes], None] | None = None
+) -> Iterator[list[bytes | None]]:
     """Yield a stream's lines in groups, without their ends; None stands for a line over LINE_LIMIT.
 
-    The lines that a pipe has brought are yielded at once, not held until a group is full. Raises what the stream does.
+    The lines that a pipe has brought are yielded at once, not held until a group is full. see_overlong: called with the
+    first LINE_LIMIT bytes of such a line, before its group is yielded. Raises what the stream and see_overlong do.
     """
+
+    def dropped(line: bytes) -> bytes | None:
+        if see_overlong is not None:
+            see_overlong(line[:LINE_LIMIT])
+        return None
+
     first = True
-    for lines in _split(stream):
+    for lines in _split(stream, dropped):
         while first and lines[0] is not None and lines[0].startswith(codecs.BOM_UTF8):
             lines[0] = type(lines[0])(lines[0].removeprefix(codecs.BOM_UTF8))
         first = False
@@ -26,8 +35,8 @@ def line_groups(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
             yield lines[start : start + GROUP_LINES]
 
 
-def _split(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
-    """Yield the lines that each chunk completes, without their ends; None for one over LINE_LIMIT.
+def _split(stream: io.BufferedIOBase, dropped: Callable[[bytes], bytes | None]) -> Iterator[list[bytes | None]]:
+    """Yield the lines that each chunk completes, without their ends; what `dropped` returns for one over LINE_LIMIT.
 
     rest: the beginning of a line whose end has not come. overlong: that line is over the limit already, so its bytes
     are dropped until its end comes.
@@ -45,11 +54,15 @@ def _split(stream: io.BufferedIOBase) -> Iterator[list[bytes | None]]:
             lines[0] = None
             overlong = False
         if overlong or len(rest) > LINE_LIMIT + 1:
+            if not overlong:
+                dropped(rest)
             rest, overlong = b"\r" * rest.endswith(b"\r"), True
         if lines:
-            yield [line if line is None or len(line) <= LINE_LIMIT else None for line in lines]
+            yield [line if line is None or len(line) <= LINE_LIMIT else dropped(line) for line in lines]
     line = rest.removesuffix(b"\r")
-    if overlong or len(line) > LINE_LIMIT:
+    if overlong:
         yield [None]
+    elif len(line) > LINE_LIMIT:
+        yield [dropped(line)]
     elif rest:
         yield [line if rest.endswith(b"\r") else Unended(line)]

@@ -17,7 +17,7 @@ _DICTIONARY_ROWS = 16 * _GROUP_ROWS
 batch."""
 
 
-def read_parquet(raw: io.BufferedReader, column: str | None, file: str) -> Iterator[ColumnBatch]:
+def read_parquet(raw: io.BufferedIOBase, column: str | None, file: str) -> Iterator[ColumnBatch]:
     """Yield what each row has in a column.
 
     A stream that cannot seek is first copied to an unnamed temporary file, because Parquet's index is at the end.
@@ -44,13 +44,13 @@ def read_parquet(raw: io.BufferedReader, column: str | None, file: str) -> Itera
             raise OSError(str(error)) from error
 
 
-def _seekable(raw: io.BufferedReader) -> io.BufferedReader:
+def _seekable(raw: io.BufferedIOBase) -> io.BufferedIOBase:
     if raw.seekable():
         return raw
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - its caller closes it
     shutil.copyfileobj(raw, copy, CHUNK)
     copy.seek(0)
-    return cast("io.BufferedReader", copy)
+    return cast("io.BufferedIOBase", copy)
 
 
 def _check_text(arrow: Any, column: Any, file: str) -> None:

@@ -16,9 +16,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+from harvester.bitly.bitlinks import links_in
 from harvester.errors import InputBroken
 from harvester.jsonlines import lenient_json
 from harvester.links.columns import (
+    CROWDED,
     GROUP_LINES,
     KEPT_TEXT,
     LINE_LIMIT,
@@ -29,6 +31,7 @@ from harvester.links.columns import (
     Unended,
     find_column,
     readable,
+    refuse_crowded,
 )
 
 _FAILURE_NAMES = (*NAMES, "text")
@@ -65,11 +68,18 @@ def read_ndjson(groups: Iterable[list[bytes | None]], column: str | None, file: 
                 try:
                     record = lenient_json(line)
                 except ValueError:
+                    refuse_crowded(links_in(line.decode(errors="replace")), f"{file}: line {number}")
                     batch.bad.append(_bad_record(number, line, "not JSON"))
                     continue
                 if keys is None and isinstance(record, dict):
                     keys = _keys(record, column, file)
-                _add_record(batch, number, line, record, keys or (), strings=column is None)
+                value = _value_in(record, keys or (), strings=column is None)
+                if value is None or isinstance(value, str):
+                    batch.add(number, value)
+                else:
+                    if isinstance(value, list):
+                        refuse_crowded(links_in(str(value)), f"{file}: line {number}")
+                    batch.bad.append(_bad_record(number, line, "no JSON object with text where the link should be"))
         last, batch.column = batch.last, " or ".join(keys or ())
         yield batch
 
@@ -81,21 +91,14 @@ def _keys(record: dict[str, object], column: str | None, file: str) -> Sequence[
     return keys if any(key in record for key in keys) else (names[find_column(names, column, file)],)
 
 
-def _add_record(
-    batch: ColumnBatch, number: int, line: bytes, record: object, keys: Sequence[str], *, strings: bool
-) -> None:
-    """Add a JSON line's link: the first value under keys that says anything, or the line itself if it is a string."""
-    value: object = _ABSENT
+def _value_in(record: object, keys: Sequence[str], *, strings: bool) -> object:
+    """Return a JSON line's link: the first value under keys that says anything, or the line's value if it is a string
+    (strings: where that is a link) or a list; None for a blank line; _ABSENT without such a key."""
     if isinstance(record, dict):
         present = [record[key] for key in keys if key in record]
         said = (each for each in present if each is not None and not _is_blank(each))
-        value = next(said, None if present else _ABSENT)
-    elif strings:
-        value = record
-    if value is None or isinstance(value, str):
-        batch.add(number, value)
-    else:
-        batch.bad.append(_bad_record(number, line, "no JSON object with text where the link should be"))
+        return next(said, None if present else _ABSENT)
+    return record if strings or isinstance(record, list) else _ABSENT
 
 
 def _is_blank(value: object) -> bool:
@@ -184,6 +187,9 @@ class _Table:
         elif len(record) <= self._width:
             self._add_ragged(batch, number, record, line)
         else:
+            most = self._width + CROWDED - 1  # each cell of a good record may be a link
+            if links_in(line, most) == most:
+                refuse_crowded(most, f"{self._file}: line {number}")
             reason = f"not {self._width} columns, as the first line has, but {len(record)}"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
 
@@ -201,7 +207,9 @@ class _Table:
         column, header = self._column, True
         if column is not None and _NUMBER.fullmatch(column):
             if not 0 < int(column) <= len(record):
-                raise InputBroken(f"{self._file}: --column {column}: the first line has {len(record)} columns")
+                raise InputBroken(
+                    f"{self._file}: --column {column}: the first line has {len(record)} columns, counted from 1"
+                )
             self._index, self.column = int(column) - 1, column
             header = "/" not in record[self._index]
         elif column is None and len(record) == 1 and "/" in record[0]:

@@ -171,11 +171,11 @@ def _broken(piece: Text, width: int) -> Iterable[Text]:
 
 def _bar(status: RunProgress, width: int) -> Text:
     if status.remaining is None:
-        return Text.assemble((f"{status.settled:,}", "bold"), " calls settled")
-    total = status.settled + status.remaining
-    share = status.settled / total if total else 1.0
+        return Text.assemble((f"{status.finished:,}", "bold"), " calls settled")
+    total = status.finished + status.remaining
+    share = status.finished / total if total else 1.0
     percent = int(share * 100)
-    counts = f"{status.settled:,} of {total:,} calls "
+    counts = f"{status.finished:,} of {total:,} calls "
     room = width - cell_len(counts) - len(" 100 %")
     bar = Text.assemble((counts, "bold"))
     if room >= 5:
@@ -199,7 +199,7 @@ def _results(status: RunProgress) -> Iterator[Text]:
 
 
 def _standstill(status: RunProgress) -> list[Text]:
-    """Return lines that say why no call is settled, and until when."""
+    """Return lines that say why no call finishes, and until when."""
     if trouble := trouble_of(status):
         return [Text(escaped(trouble), "bold yellow")]
     if status.waiting is None or status.waiting.window == "pace":

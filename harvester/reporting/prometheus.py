@@ -38,7 +38,7 @@ class TextfileExporter:
         self._warned = False
         self._writing = False
 
-    async def show(self, manifest: Manifest) -> None:
+    async def export(self, manifest: Manifest) -> None:
         """Write a manifest's numbers, waiting PATIENCE_SECONDS at most. The first error goes to warn; none raises."""
         if self._writing:
             return

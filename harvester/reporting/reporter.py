@@ -155,12 +155,12 @@ def _end(status: RunProgress) -> str:
 
 
 def moves(status: RunProgress) -> bool:
-    """Return True if a call was settled in the last seconds."""
+    """Return True if a call was finished in the last seconds."""
     return any(status.per_second[-_STILL_SECONDS:])
 
 
 def trouble_of(status: RunProgress) -> str:
-    """Return how attempts fail, if that is why no call was settled lately and no wait is announced; else nothing."""
+    """Return how attempts fail, if that is why no call was finished lately and no wait is announced; else nothing."""
     waits = status.waiting is not None and status.waiting.window != "pace"
     if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
         return ""

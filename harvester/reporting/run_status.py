@@ -20,7 +20,7 @@ from harvester.errors import UsageError
 from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """The state of a run, as far as its manifest shows it."""
 
     RUNNING = "running"
@@ -44,7 +44,7 @@ SILENT_SECONDS = 180.0
 """A run writes its manifest every 60 s; after three intervals without one it is taken for dead."""
 AHEAD_SECONDS = 60.0
 """Tolerated difference between two machines' clocks."""
-ENDED = frozenset({State.STOPPED, State.FAILURES, State.EMPTY, State.COMPLETE})
+ENDED = frozenset({RunState.STOPPED, RunState.FAILURES, RunState.EMPTY, RunState.COMPLETE})
 _ENOUGH_CALLS = 100
 """Calls from which on the attempts per call are estimated from the output itself."""
 _MOST_HOURS = 50_000
@@ -64,7 +64,7 @@ class RunStatus:
     now: datetime
     updated: datetime
     ended: datetime | None
-    state: State
+    state: RunState
     ends: datetime | None
     waiting_until: datetime | None
     parts: tuple[int, int, int]
@@ -76,7 +76,7 @@ class RunStatus:
         return (self.now - self.updated).total_seconds()
 
 
-def look(out: str, now: datetime | None = None) -> RunStatus:
+def read_status(out: str, now: datetime | None = None) -> RunStatus:
     """Return the state of a run. out: its folder, its growing file, or the manifest itself.
 
     Raises:
@@ -90,9 +90,9 @@ def look(out: str, now: datetime | None = None) -> RunStatus:
 
 
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
-    """Yield the state of a run every `seconds` until the run has ended. Raises as `look`."""
+    """Yield the state of a run every `seconds` until the run has ended. Raises as `read_status`."""
     while True:
-        seen = look(out)
+        seen = read_status(out)
         yield seen
         if seen.state in ENDED:
             return
@@ -114,23 +114,23 @@ def _status_of(found: Found, now: datetime) -> RunStatus:
         updated=updated,
         ended=_optional_moment(manifest.ended),
         state=state,
-        ends=_ends(manifest, updated, now) if state is State.RUNNING else None,
+        ends=_ends(manifest, updated, now) if state is RunState.RUNNING else None,
         waiting_until=_optional_moment(limited_by.until) if limited_by else None,
         parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
         next=_next_step(found, state),
     )
 
 
-def _state(manifest: Manifest, age_seconds: float) -> State:
+def _state(manifest: Manifest, age_seconds: float) -> RunState:
     if not manifest.ended:
         if age_seconds < -AHEAD_SECONDS:
-            return State.CLOCK_SKEW
-        return State.STALE if age_seconds > SILENT_SECONDS else State.RUNNING
+            return RunState.CLOCK_SKEW
+        return RunState.STALE if age_seconds > SILENT_SECONDS else RunState.RUNNING
     if manifest.complete:
-        return State.COMPLETE
+        return RunState.COMPLETE
     if manifest.stopped:
-        return State.STOPPED
-    return State.EMPTY if manifest.list and not manifest.list.links else State.FAILURES
+        return RunState.STOPPED
+    return RunState.EMPTY if manifest.list and not manifest.list.links else RunState.FAILURES
 
 
 def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | None:
@@ -174,28 +174,28 @@ def _moment(text: str) -> datetime:
 # --- the next step ------------------------------------------------------------------------------------------------
 
 
-def _next_step(found: Found, state: State) -> NextStep:
+def _next_step(found: Found, state: RunState) -> NextStep:
     manifest, command = found.content, _command(found)
     piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
-        case State.RUNNING:
+        case RunState.RUNNING:
             return NextStep("nothing: it goes on by itself")
-        case State.CLOCK_SKEW:
+        case RunState.CLOCK_SKEW:
             return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
-        case State.STALE:
+        case RunState.STALE:
             return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
-        case State.STOPPED:
+        case RunState.STOPPED:
             assert manifest.stopped is not None  # as `_state` has found
             return _after_stop(manifest.stopped, command, piped)
-        case State.FAILURES if manifest.dataset.failed > manifest.given_up:
+        case RunState.FAILURES if manifest.dataset.failed > manifest.given_up:
             again = "the same command asks again for what failed (in three runs; then only with --retry-failed)"
             return NextStep(f"{again}; _failures.ndjson says why it did{piped}", command)
-        case State.FAILURES:
+        case RunState.FAILURES:
             again = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
             return NextStep(again, f"{command} --retry-failed")
-        case State.EMPTY:
+        case RunState.EMPTY:
             return NextStep("give it a list that has bitlinks; --allow-empty takes one that has none", command)
-        case State.COMPLETE:
+        case RunState.COMPLETE:
             return NextStep("nothing: every call is settled")
 
 

@@ -12,17 +12,17 @@ from harvester.clock import utc_iso
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
 from harvester.progress import duration, limit_in_words, shortfalls_in_words
-from harvester.reporting.run_status import RunStatus, State
+from harvester.reporting.run_status import RunState, RunStatus
 from harvester.reporting.terminal import escaped_lines, print_out
 
 _STATES = {
-    State.RUNNING: "it is running",
-    State.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
-    State.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
-    State.STOPPED: "stopped before the list's end",
-    State.FAILURES: "finished, but some calls failed",
-    State.EMPTY: "ended: there are no bitlinks in the list",
-    State.COMPLETE: "complete: every call is settled",
+    RunState.RUNNING: "it is running",
+    RunState.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
+    RunState.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
+    RunState.STOPPED: "stopped before the list's end",
+    RunState.FAILURES: "finished, but some calls failed",
+    RunState.EMPTY: "ended: there are no bitlinks in the list",
+    RunState.COMPLETE: "complete: every call is settled",
 }
 _PASSED_ON = (
     "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",
@@ -166,22 +166,22 @@ def print_status(seen: RunStatus, *, json: bool) -> None:
     print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
 
 
-def follow(looks: Iterator[RunStatus], *, json: bool) -> None:
-    """Print each state that looks yields: on a terminal in place, elsewhere one line at each change."""
+def follow(states: Iterator[RunStatus], *, json: bool) -> None:
+    """Print each of the states: on a terminal in place, elsewhere one line at each change."""
     if not json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        _redraw(looks)
+        _redraw(states)
         return
     last = None
-    for seen in looks:
+    for seen in states:
         if (seen.manifest, seen.state) != last:
             print_out(as_json(as_dict(seen)) if json else as_line(seen))
         last = (seen.manifest, seen.state)
 
 
-def _redraw(looks: Iterator[RunStatus]) -> None:
+def _redraw(states: Iterator[RunStatus]) -> None:
     from rich.live import Live  # noqa: PLC0415 - a line for a log needs none of it
     from rich.text import Text  # noqa: PLC0415
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
-        for seen in looks:
+        for seen in states:
             live.update(Text(escaped_lines(as_text(seen))), refresh=True)

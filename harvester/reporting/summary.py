@@ -35,7 +35,7 @@ def _headline(outcome: RunOutcome, seconds: float) -> str:
         return f"stopped: {outcome.stop.message}"
     if not status.listed.links:
         return "nothing to do: the list has no links"
-    if not status.settled and not status.given_up:
+    if not status.finished and not status.given_up:
         return "nothing to do: everything was known, no call was made"
     if outcome.complete:
         return f"done in {duration(seconds)}: every call is settled"
@@ -48,7 +48,7 @@ def _failed(number: int) -> str:
 
 def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
-    if status.settled:
+    if status.finished:
         yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
     for text in shortfalls_in_words(status.rows, status.truncated, status.clipped):
         yield "came", text
@@ -68,8 +68,8 @@ def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
     if status.not_sent:
         more = " more" if attempts.total else ""
         yield "cost", f"{counted(status.not_sent, 'attempt')}{more} did not reach the server, and cost nothing"
-    if status.settled:
-        speed = f", {status.settled / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
+    if status.finished:
+        speed = f", {status.finished / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
         yield "time", f"{duration(seconds)}{speed}"
     if month and month.remaining is not None:
         until = f"; a new one begins {month.until:%Y-%m-%d %H:%M} UTC" if month.until else ""

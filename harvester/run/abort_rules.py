@@ -13,10 +13,23 @@ from harvester.bitly.verdicts import (
 from harvester.client.attempt import month_spent
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
+MANY_INVALID = 20
+"""More invalid lines than this, if they are more than half of the list, are no success."""
 ALIKE = 50
 """If this many first calls are all refused with one status and message, the fault is not the links'."""
 NO_ROUTE = 20
 """If this many first calls all get a plain-text 404, the base URL is wrong."""
+
+
+def too_many_invalid(invalid: int, lines: int, limit: FailureLimit | None) -> bool:
+    """Return whether a list that was read to its end is mostly no list of bitlinks.
+
+    lines: those that are neither blank nor comments. limit: `--max-invalid`; None for MANY_INVALID and half of the
+    lines.
+    """
+    if limit is not None:
+        return limit.exceeded(invalid, lines, final=True)
+    return invalid > MANY_INVALID and 2 * invalid > lines
 
 
 class AbortRules:

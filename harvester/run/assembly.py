@@ -30,7 +30,7 @@ from harvester.links.files import Source, resolve_lists
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
-from harvester.run.committer import COMMIT_SECONDS, Metrics
+from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.shutdown import FailureLimit, ShutdownSignal
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
 
@@ -44,10 +44,10 @@ class Job:
     sources: the lists; feed: links from Python instead. sink: the reader of rows that go to no file, None for
     standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
-    own. state_dir: where the budget is kept, None for the user's state folder. metrics: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that were failed or refused. allow_empty: a list
-    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: between
-    two reports of the progress.
+    own. state_dir: where the budget is kept, None for the user's state folder. exporter: called with each manifest.
+    max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: the
+    time between two reports of the progress.
     """
 
     sources: list[Source]
@@ -73,7 +73,7 @@ class Job:
     account: str | None = None
     state_dir: str | None = None
     part_format: RequestedPartFormat = field(default_factory=RequestedPartFormat)
-    metrics: Metrics | None = None
+    exporter: ManifestExporter | None = None
     feed: IterableFeed | None = None
     sink: RowSink | None = None
 
@@ -109,7 +109,7 @@ def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observe
 
 
 def _server_of(base_url: str) -> str:
-    """Return host and port, by which budgets are kept apart."""
+    """Return host and port: each server has budgets of its own."""
     parts = urlsplit(base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
@@ -142,12 +142,12 @@ def build_job(
     warn: Callable[[str], None],
     read_token: Callable[[], str] | None = None,
     sink: RowSink | None = None,
-    metrics: Metrics | None = None,
+    exporter: ManifestExporter | None = None,
 ) -> Job:
     """Return the job that options and lists describe.
 
     lists: the paths of lists, or - for standard input; or links from Python. read_token: returns the token, instead of
-    the source that the options name. sink: the reader of the rows, instead of standard output. metrics: called with
+    the source that the options name. sink: the reader of the rows, instead of standard output. exporter: called with
     each manifest. warn: called for what is no error, such as a window that is not over.
 
     Raises:
@@ -168,7 +168,7 @@ def build_job(
         work_dir=output.work_dir,
         parts=PartLimits(output.part_rows, values.part_bytes, values.part_age_seconds),
         part_format=RequestedPartFormat(output.format and Format(output.format), output.shape and Shape(output.shape)),
-        metrics=metrics,
+        exporter=exporter,
         sink=sink,
         limits=values.limits,
         account=values.account,

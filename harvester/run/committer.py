@@ -28,7 +28,7 @@ _FAILURES_SHARE = 100
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Metrics: TypeAlias = Callable[[Manifest], Awaitable[None]]
+ManifestExporter: TypeAlias = Callable[[Manifest], Awaitable[None]]
 """Exports a manifest's numbers; it neither fails nor takes long."""
 InThread: TypeAlias = Callable[[Callable[[], Manifest]], Awaitable[Manifest]]
 
@@ -41,19 +41,19 @@ class Heartbeat:
     the list with the ledger: the last manifest is written again with the present moment, and the ledger is left alone.
     During the harvest the committer writes in its own thread, after a commit, when the manifest is `due`.
 
-    metrics: called with each manifest, also where there is no file of it.
+    exporter: called with each manifest, also where there is no file of it.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         telemetry: Telemetry,
-        metrics: Metrics | None = None,
+        exporter: ManifestExporter | None = None,
         seconds: float = MANIFEST_SECONDS,
     ) -> None:
         self.telemetry = telemetry
         self._dataset = dataset
-        self._metrics = metrics
+        self._exporter = exporter
         self._seconds = seconds
         self._due_at = 0.0
 
@@ -107,14 +107,14 @@ class Heartbeat:
                 await self._exported(await in_daemon(partial(self._dataset.renew_manifest, manifest)))
 
     async def _write_end(self, stop: Stop) -> None:
-        self._dataset.abandon()
+        self._dataset.shorten_waits()
         with suppress(OutputError):  # the error that ended the run is the one to report
-            await in_daemon(self._dataset.take_success_back)
+            await in_daemon(self._dataset.remove_success_marker)
             await self.write(RunOutcome(complete=False, stop=stop, status=self.telemetry.progress))
 
     async def _exported(self, manifest: Manifest) -> Manifest:
-        if self._metrics is not None:
-            await self._metrics(manifest)
+        if self._exporter is not None:
+            await self._exporter(manifest)
         return manifest
 
 
@@ -149,8 +149,8 @@ class Committer:
         self._counted = replace(counters)
         self._commit_seconds = commit_seconds
         self._least_free = least_free_bytes
-        self._thread = ThreadPoolExecutor(1, "harvester-disk")
-        self._press = ThreadPoolExecutor(1, "harvester-parts")
+        self._disk_thread = ThreadPoolExecutor(1, "harvester-disk")
+        self._parts_thread = ThreadPoolExecutor(1, "harvester-parts")
         self._making: asyncio.Future[None] | None = None
         self._due = asyncio.Event()
         self._done = asyncio.Event()
@@ -170,16 +170,16 @@ class Committer:
         finally:
             if self._making:  # set only when the run ends by another error, and that is the one to raise
                 await asyncio.gather(self._making, return_exceptions=True)
-            for thread in (self._thread, self._press):
+            for thread in (self._disk_thread, self._parts_thread):
                 await in_daemon(thread.shutdown)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work on the dataset in the one thread that may use it; parts are made in another."""
         assert not kwargs
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._disk_thread, work, *args)
 
-    def hurry(self) -> None:
-        """Commit now."""
+    def commit_soon(self) -> None:
+        """Commit at once, without waiting for COMMIT_SECONDS."""
         self._due.set()
 
     async def committed(self) -> None:
@@ -213,7 +213,7 @@ class Committer:
         batch = self._take_batch()
         await self.in_thread(self._dataset.commit, batch)  # before the parts: an object store may be unreachable
         if not outcome.complete:
-            await self.in_thread(self._dataset.take_success_back)
+            await self.in_thread(self._dataset.remove_success_marker)
         await self._make_all_parts()
         await self.in_thread(self._dataset.write_failures)
 
@@ -264,7 +264,7 @@ class Committer:
             await making
             made = True
         if self._making is None and self._dataset.due:
-            self._making = asyncio.get_running_loop().run_in_executor(self._press, self._dataset.publish)
+            self._making = asyncio.get_running_loop().run_in_executor(self._parts_thread, self._dataset.publish)
             self._making.add_done_callback(lambda _: self._due.set())
         return made
 
@@ -273,7 +273,7 @@ class Committer:
         if making:
             with suppress(OutputError):  # tried once more below
                 await making
-        await asyncio.get_running_loop().run_in_executor(self._press, self._dataset.publish)
+        await asyncio.get_running_loop().run_in_executor(self._parts_thread, self._dataset.publish)
 
     def _take_batch(self) -> Batch:
         now = replace(self._counters)

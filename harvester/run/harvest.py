@@ -20,12 +20,12 @@ from harvester.client.known_good import ROW
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import State
+from harvester.dataset.ledger import CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.run.abort_rules import AbortRules
+from harvester.run.abort_rules import AbortRules, too_many_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
@@ -35,8 +35,6 @@ RETRY_ROOM = 100
 GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
 PROGRESS_SECONDS = 1.0
-MANY_INVALID = 20
-"""More invalid lines than this, if they are more than half of the list, are no success."""
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -47,10 +45,10 @@ class CallsDropped(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HarvestOptions:
-    """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that were failed or refused.
+    """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that failed or were refused.
 
-    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for MANY_INVALID. allow_empty: a
-    list without links is complete.
+    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for half of the lines.
+    allow_empty: a list without links is complete.
     """
 
     workers: int
@@ -143,17 +141,15 @@ class Harvest:
 
     def _too_many_invalid(self) -> Stop | None:
         """Return the stop for a list that was read to its end and is mostly no list of bitlinks."""
-        listed, limit = self.progress.listed, self._options.invalid_limit
+        listed = self.progress.listed
         lines = listed.links + listed.duplicates + listed.invalid
-        too_many = listed.invalid > MANY_INVALID and 2 * listed.invalid > lines
-        if limit is not None:
-            too_many = limit.exceeded(listed.invalid, lines, final=True)
-        if not too_many or not listed.links:
+        if not listed.links or not too_many_invalid(listed.invalid, lines, self._options.invalid_limit):
             return None
         return Stop(
             StopReason.TOO_MANY_INVALID,
-            f"{listed.invalid:,} of {lines:,} lines are no bitlinks (--max-invalid); _failures.ndjson says which and "
-            "why. Is this the list, and the column, that was meant?",
+            f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
+            "says which and why. Repeating the command changes nothing: mend the list (is it the one that was meant, "
+            "and the column?), or accept its invalid lines with --max-invalid 100%",
         )
 
     async def _make_calls(self) -> None:
@@ -179,7 +175,7 @@ class Harvest:
         await self._shutdown.wait()
         self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
-        self._dataset.abandon()
+        self._dataset.shorten_waits()
         for task in list(self._tasks):
             task.cancel()
 
@@ -200,7 +196,7 @@ class Harvest:
         return outcome
 
     async def _wait_for_disk(self) -> None:
-        """Wait while so many verdicts are uncommitted that a power cut would lose too many.
+        """Wait while more verdicts are uncommitted than a power cut may cost.
 
         Raises:
             RunStopping: the run is ending.
@@ -233,7 +229,7 @@ class Harvest:
     async def _begin(self) -> None:
         """Prepare for the first call: fetch Bitly's limits, remove `_SUCCESS`."""
         await self._learn()
-        await self._committer.in_thread(self._dataset.take_success_back)
+        await self._committer.in_thread(self._dataset.remove_success_marker)
         self._begun = True
 
     # --- the workers -----------------------------------------------------------------------------------------------
@@ -248,7 +244,7 @@ class Harvest:
         # pool: repeats and first attempts share them.
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not State.FAILED)
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
                 since = self._client.known_good.moment()
                 if self._client.is_final(verdict) or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
@@ -296,7 +292,7 @@ class Harvest:
         if verdict is None or (plain_no and isinstance(verdict, Refused)):
             return
         if plain_no:
-            call = call._replace(previous=State.FAILED)
+            call = call._replace(previous=CallState.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
         self._settle(call, verdict, attempts)
@@ -310,9 +306,9 @@ class Harvest:
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 
     def _take_back(self, key: bytes, line: bytes) -> None:
-        """Open a refused call again. line: its failure."""
+        """Record a refused call as failed, so that a later run makes it again. line: its failure as JSON."""
         try:
-            self._dataset.record(key, State.FAILED, line, State.REFUSED)
+            self._dataset.record(key, CallState.FAILED, line, CallState.REFUSED)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
@@ -333,12 +329,12 @@ class Harvest:
         if stop is not None:
             self._shutdown.request(stop)
         if self._dataset.waiting >= COMMIT_VERDICTS:
-            self._committer.hurry()
+            self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
         shortfall = self._dataset.rows.shortfall(answer)
-        self._dataset.record(call.key, State.ROW, line, call.previous, shortfall)
+        self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.rows += 1
@@ -350,7 +346,7 @@ class Harvest:
         # refusals count as failures, which later runs try again.
         refused = _is_plain_no(verdict)
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
-        self._dataset.record(call.key, State.REFUSED if refused else State.FAILED, line, call.previous)
+        self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1

@@ -1,4 +1,4 @@
-"""A run from its job to its outcome: everything is opened here, and closed in the other order."""
+"""A run from its job to its outcome: everything is opened here, and closed in the opposite order."""
 
 import asyncio
 import threading
@@ -29,13 +29,13 @@ from harvester.threads import in_daemon
 
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
-"""Short, so that in a pipe `head` ends the run before it has made many calls too many."""
+"""Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
     """Harvest a list.
 
-    Opened in this order, and closed in the other: location, dataset (its lock, journal and ledger), budgets and
+    Opened in this order, and closed in the opposite one: location, dataset (its lock, journal and ledger), budgets and
     connection slots, client. The dataset's lock comes before anything that another run could disturb; the budgets
     before the count of the list, because the month decides whether it is counted at all.
 
@@ -56,7 +56,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
             ):
                 await budgets.slots.join()
                 lists = _names_of(job)
-                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.metrics)
+                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
                 async with heartbeat.before_harvest(shutdown):
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
                 return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
@@ -72,7 +72,7 @@ async def _open_dataset(
 ) -> Dataset:
     # A journal that is not made into a part, but copied on in order, is ended at a size of its own.
     limits = job.parts if location.in_parts else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
-    hurried = threading.Event()
+    ending = threading.Event()
     dataset = opening.open_dataset(
         location,
         job.query,
@@ -81,31 +81,31 @@ async def _open_dataset(
         pin_reference=job.pin_reference,
         asked=job.part_format,
         sink=job.sink,
-        hurried=hurried,
+        ending=ending,
     )
-    return await enter_in_thread(stack, dataset, shutdown, hurried)
+    return await enter_in_thread(stack, dataset, shutdown, ending)
 
 
 async def enter_in_thread(
-    stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, hurried: threading.Event
+    stack: ExitStack, dataset: AbstractContextManager[Dataset], shutdown: ShutdownSignal, ending: threading.Event
 ) -> Dataset:
     """Enter a dataset in a thread, so that signals are heard while an object store does not answer.
 
-    hurried: set once the run is ending; the store is then given up.
+    ending: set here once the run is ending; the store is then given up.
     """
 
-    async def hurry() -> None:
+    async def watch_shutdown() -> None:
         await shutdown.wait()
-        hurried.set()
+        ending.set()
 
-    hurrying = asyncio.create_task(hurry())
+    watching = asyncio.create_task(watch_shutdown())
     entering = asyncio.ensure_future(in_daemon(partial(stack.enter_context, dataset)))
     try:
         return await asyncio.shield(entering)
     finally:
         # Also when cancelled: the thread would otherwise open a dataset that nobody closes.
         await asyncio.wait([entering])
-        hurrying.cancel()
+        watching.cancel()
 
 
 @contextmanager

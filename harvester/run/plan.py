@@ -17,6 +17,7 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.progress import WindowState
+from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.run.job import preflight_of
 from harvester.run.preflight import ListCount
@@ -53,8 +54,8 @@ class Plan:
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
     """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
 
-    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: make
-    no helper call.
+    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: send
+    no helper request.
 
     Raises:
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
@@ -66,6 +67,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
         preflight = preflight_of(job, shutdown, observer)
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources)
+        _warn_of_invalid(job, found, observer)
         if not token_known:
             return _plan(job, found, snapshot, None, [])
         private = location.private if location and location.begun else folder
@@ -74,10 +76,20 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         return _plan(job, found, snapshot, budgets.facet, plan_limits)
 
 
+def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
+    lines = found.links + found.duplicates + found.invalid
+    if too_many_invalid(found.invalid, lines, job.invalid_limit):
+        accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
+        observer.warn(
+            f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would be "
+            f"no success. Mend the list (is it the one that was meant, and the column?){accept}"
+        )
+
+
 async def _fetch_limits(
     job: Job, budgets: Budgets, snapshot: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
 ) -> list[PlanLimit]:
-    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper calls, all counted."""
+    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper requests, all counted."""
     try:
         await budgets.slots.join()
     except ConnectionsBusy as error:

@@ -10,7 +10,7 @@ from functools import partial
 from harvester.budget.budget import Budget
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import Known, Ledger, State
+from harvester.dataset.ledger import CallState, Known, Ledger
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
@@ -151,7 +151,7 @@ class Preflight:
                 known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
             )
             found.calls += pending
-            found.settled += known is not None and not pending and known.state is not State.FAILED
+            found.settled += known is not None and not pending and known.state is not CallState.FAILED
 
         with DistinctKeys(os.path.join(folder, _SCRATCH)) as distinct:
             for batch in keys():

@@ -21,7 +21,7 @@ from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowSta
 
 
 class Sender(Protocol):
-    """What sends the attempts, as far as it is reported on.
+    """What is reported of the sender of attempts.
 
     trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server.
     """
@@ -33,7 +33,7 @@ class Sender(Protocol):
 
 
 class Telemetry:
-    """The progress of one run, told to the observer every second and to the manifest every minute.
+    """The progress of one run, reported to the observer every second and in the manifest every minute.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
     dataset's runs, from 1. lists: as the command named them.
@@ -60,13 +60,13 @@ class Telemetry:
         while True:
             if self._sender:
                 progress.waiting, progress.trouble = self._sender.waiting, self._sender.trouble
-            await self._estimator.look(progress)
+            await self._estimator.update(progress)
             observer.progress(progress)
             await asyncio.sleep(seconds)
 
     def end(self) -> None:
         """Read the budget's windows for the last time: nothing more will be sent."""
-        self._estimator.look_back(self.progress)
+        self._estimator.finish(self.progress)
         if self._sender:
             self.progress.not_sent = self._sender.not_sent
 
@@ -128,7 +128,7 @@ def _usage(state: WindowState) -> WindowUsage:
 
 
 SECONDS = 60
-LOOK_SECONDS = 10.0
+FORECAST_SECONDS = 10.0
 """Time between two forecasts; shorter at first, and a change of the limits is followed at once."""
 _SHARE = 0.01
 """The most that forecasts may take of one processor: that of a very long list is expensive."""
@@ -138,17 +138,17 @@ _FIRST_SECONDS = 1.0
 
 
 class Minute:
-    """Calls settled in each second of the last minute. began: when counting starts, in seconds of any clock."""
+    """Calls finished in each second of the last minute. began: when counting starts, in seconds of any clock."""
 
     def __init__(self, began: float) -> None:
         self._seen_at = began
-        self._settled = 0
+        self._finished = 0
         self._newest = int(began)
         self._counts: deque[float] = deque([0.0], SECONDS + 1)
 
-    def see(self, now: float, settled: int) -> None:
-        """Record the number of calls settled until now; the new ones are spread evenly over the time since the last."""
-        new, since = settled - self._settled, self._seen_at
+    def see(self, now: float, finished: int) -> None:
+        """Record the calls finished until now; the new ones are spread evenly over the time since the last."""
+        new, since = finished - self._finished, self._seen_at
         span = now - since
         for second in range(max(self._newest + 1, int(now) - SECONDS), int(now) + 1):
             self._counts.append(0.0)
@@ -158,7 +158,7 @@ class Minute:
             overlap = min(now, begins + 1) - max(since, begins)
             if overlap > 0:
                 self._counts[index] += new * overlap / span
-        self._seen_at, self._settled = now, settled
+        self._seen_at, self._finished = now, finished
 
     def seconds(self) -> list[float]:
         """Return the counts of whole seconds, the latest last; without the present one, which is not over."""
@@ -178,20 +178,20 @@ class EtaEstimator:
         self._free = 0
         self._rate = 0.0
 
-    async def look(self, status: RunProgress) -> None:
-        """Update speed, windows and estimate. A forecast runs in a thread, every LOOK_SECONDS at most.
+    async def update(self, status: RunProgress) -> None:
+        """Update speed, windows and estimate. A forecast runs in a thread, every FORECAST_SECONDS at most.
 
         While the budget file is busy, windows and estimate stay as they were.
         """
         now = time.monotonic()
-        self._minute.see(now, status.settled)
+        self._minute.see(now, status.finished)
         status.per_second = self._minute.seconds()
         self._measure(status)
         with suppress(OutputError):
             status.windows = self._budget.windows()
-            await self._look_ahead(status, now)
+            await self._forecast(status, now)
 
-    def look_back(self, status: RunProgress) -> None:
+    def finish(self, status: RunProgress) -> None:
         """Close the budget and read its windows for the last time."""
         with suppress(OutputError):
             self._budget.close()
@@ -203,18 +203,18 @@ class EtaEstimator:
         if self._free >= _FREE_SECONDS and len(status.per_second) >= _FREE_SECONDS:
             self._rate = sum(status.per_second[-_FREE_SECONDS:]) / _FREE_SECONDS
 
-    async def _look_ahead(self, status: RunProgress, now: float) -> None:
+    async def _forecast(self, status: RunProgress, now: float) -> None:
         remaining, limits = status.remaining, self._budget.limits
         if remaining is None or (now < self._due and limits == self._limits):
             return
-        each = status.attempts.total / status.settled if status.settled >= _ENOUGH_CALLS else 1.0
+        each = status.attempts.total / status.finished if status.finished >= _ENOUGH_CALLS else 1.0
         attempts = ceil(remaining * max(each, 1.0))
         start = beginning(self._budget, status.windows, self._connections)
         if self._rate:
             start = replace(start, answer_seconds=self._connections / (self._rate * max(each, 1.0)))
         found, took = await asyncio.to_thread(_timed, attempts, limits, start)
         status.ends, status.spent = found.ends, next(iter(found.pauses), None)
-        interval = min(_FIRST_SECONDS + (now - self._began) / 2, LOOK_SECONDS)
+        interval = min(_FIRST_SECONDS + (now - self._began) / 2, FORECAST_SECONDS)
         self._limits, self._due = limits, now + max(interval, took / _SHARE)
 
 

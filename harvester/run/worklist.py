@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import Known, State
+from harvester.dataset.ledger import CallState, Known
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import RunProgress
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
     link: Link
     key: bytes
-    previous: State | None
+    previous: CallState | None
 
 
 Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
@@ -49,9 +49,9 @@ class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
     in_hand: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function in
-    the thread that reads the ledger. known_good_links: the client's, to which
-    bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. retry_failed,
-    retry_refused: make calls again that would otherwise be left alone.
+    the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
+    added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
+    failed too often, or were refused.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Worklist:
         self._filled.set()
 
     async def wait_until_low(self) -> None:
-        """Return once so few calls wait for a worker that the list should be read on.
+        """Return once fewer calls than the low-water mark wait for a worker.
 
         Raises:
             RunStopping: the run is ending.
@@ -124,7 +124,7 @@ class Worklist:
             await self._shutdown.unless_stopping(self._low.wait())
 
     def close(self) -> None:
-        """Add nothing any more: workers that wait for a call get none."""
+        """Declare the list ended: workers that wait for a call get none."""
         self._closed = True
         self._filled.set()
 
@@ -148,7 +148,7 @@ class Worklist:
             self._dataset.note_invalid(line)
 
     def _claim(self, link: Link) -> bytes | None:
-        """Take a bitlink into hand and return its key; None if it is in hand already, whatever its call's state."""
+        """Add a bitlink's key to those in hand and return it; None if it is in hand already, which is a duplicate."""
         key = self._dataset.rows.key(link.bitlink)
         if key in self._in_hand:
             self.progress.listed.duplicates += 1
@@ -170,10 +170,10 @@ class Worklist:
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             return Call(link, key, known.state)
         self._dataset.note_seen(key)
-        if known.state is State.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
+        if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
-        self.progress.given_up += known.state is State.FAILED
+        self.progress.given_up += known.state is CallState.FAILED
         return None
 
     # --- emptying --------------------------------------------------------------------------------------------------
@@ -197,6 +197,6 @@ class Worklist:
 
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """True if a known call should be made again."""
-    if known.state is State.FAILED:
-        return retry_failed or known.tries < FAILED_INVOCATIONS
-    return known.state is State.REFUSED and retry_refused
+    if known.state is CallState.FAILED:
+        return retry_failed or known.failed_runs < FAILED_INVOCATIONS
+    return known.state is CallState.REFUSED and retry_refused

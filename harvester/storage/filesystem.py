@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 _CHUNK = 1024 * 1024
 
@@ -85,6 +86,18 @@ def truncate_file(path: str, size: int) -> None:
             raise OSError(errno.EIO, f"fewer than {size} bytes: it was changed by another program", path)
         stream.truncate(size)
         os.fsync(stream.fileno())
+
+
+class Tampering(NamedTuple):
+    """What another program has done to an open file or folder. curable: True if it can be undone without a loss.
+
+    otherwise: what to do if it is not curable, as a sentence.
+    """
+
+    path: str
+    text: str
+    curable: bool = True
+    otherwise: str = ""
 
 
 def leads_to(path: str, descriptor: int) -> bool:

@@ -20,7 +20,7 @@ MOST_PART_BYTES = 512 * 1024 * 1024
 long as the nested ones that --part-bytes counts."""
 PATIENCE_SECONDS = 120.0
 """How long a failing request is repeated before the run ends; the same command resumes it."""
-_HURRIED_SECONDS = 5.0
+_ENDING_SECONDS = 5.0
 """The same once the run is ending."""
 _LONGEST_PAUSE_SECONDS = 15.0
 _REQUEST_SECONDS = 600
@@ -49,10 +49,10 @@ _HINTS = {
 T = TypeVar("T")
 
 
-def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStorage":
+def open_store(url: str, ending: threading.Event | None = None) -> "ObjectStorage":
     """Open a store's normal URL, without a request. Credentials come from the environment (docs/object-stores.md).
 
-    hurried: set when the run is ending, which shortens the patience; `ObjectStorage.hurry` sets it too.
+    ending: set when the run is ending, which shortens the patience; `ObjectStorage.shorten_waits` sets it too.
 
     Raises:
         UsageError: the library is missing, or it refuses the environment's settings.
@@ -68,13 +68,13 @@ def open_store(url: str, hurried: threading.Event | None = None) -> "ObjectStora
             bucket,
             prefix=prefix,
             client_options=_client_options(seconds),
-            retry_config={"max_retries": 0},  # `_patiently` retries instead, and can be hurried
+            retry_config={"max_retries": 0},  # `_patiently` retries instead, and gives up sooner when the run is ending
         )
 
     if scheme == "s3":
         _check_endpoint()
     try:
-        return ObjectStorage(url, library, opened(_SMALL_REQUEST_SECONDS), opened(_REQUEST_SECONDS), hurried)
+        return ObjectStorage(url, library, opened(_SMALL_REQUEST_SECONDS), opened(_REQUEST_SECONDS), ending)
     except (library.exceptions.BaseError, ValueError) as error:
         raise UsageError(f"{url}: {_reason(error)} (docs/object-stores.md, credentials)") from error
 
@@ -125,15 +125,15 @@ class ObjectStorage:
 
     moves_files = False
 
-    def __init__(self, url: str, library: Any, store: Any, patient_store: Any, hurried: threading.Event | None) -> None:
+    def __init__(self, url: str, library: Any, store: Any, patient_store: Any, ending: threading.Event | None) -> None:
         self.url = url
         self._library = library
         self._store = store
         self._patient_store = patient_store  # with a longer timeout, for large objects
-        self._hurried = hurried or threading.Event()
+        self._ending = ending or threading.Event()
 
-    def hurry(self) -> None:
-        self._hurried.set()
+    def shorten_waits(self) -> None:
+        self._ending.set()
 
     def path(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -212,7 +212,7 @@ class ObjectStorage:
     def _patiently(self, name: str, request: Callable[[], T], *, patient: bool = True, missing: Any = ...) -> T:
         """Repeat a request until it succeeds, is refused, or the patience ends. missing: the result for a 404.
 
-        Patience is PATIENCE_SECONDS since the first try; once the run is ending, _HURRIED_SECONDS; with patient=False
+        Patience is PATIENCE_SECONDS since the first try; once the run is ending, _ENDING_SECONDS; with patient=False
         there is only one try.
         """
         import tenacity  # noqa: PLC0415 - reading a local manifest does not need it
@@ -223,7 +223,7 @@ class ObjectStorage:
             stop=tenacity.stop_any(
                 tenacity.stop_after_delay(PATIENCE_SECONDS if patient else 0.0),
                 tenacity.stop_all(
-                    tenacity.stop_when_event_set(self._hurried), tenacity.stop_after_delay(_HURRIED_SECONDS)
+                    tenacity.stop_when_event_set(self._ending), tenacity.stop_after_delay(_ENDING_SECONDS)
                 ),
             ),
             sleep=self._sleep,
@@ -237,10 +237,10 @@ class ObjectStorage:
             raise self._explained(name, error) from error
 
     def _sleep(self, seconds: float) -> None:
-        if self._hurried.is_set():
+        if self._ending.is_set():
             time.sleep(min(seconds, 1.0))
         else:
-            self._hurried.wait(seconds)
+            self._ending.wait(seconds)
 
     def _passing(self, error: BaseException) -> bool:
         """True for an error that another try may not meet, including the 4xx of a timeout, a conflict, a throttle."""

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from harvester.errors import OutputError
-from harvester.storage.filesystem import set_aside, sync_file, sync_folder
-from harvester.storage.watch import Tampering
+from harvester.storage.filesystem import Tampering, set_aside, sync_file, sync_folder
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _TEMPORARY = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")

@@ -17,8 +17,8 @@ class Storage(Protocol):
     moves_files: True where `create_from_file` takes the source away, so that a part which is neither there nor under
     its hidden name was published and has been moved on by a loader.
 
-    Every method but `path` and `hurry` blocks. A folder's failures come as OSError; an object store's as OutputError,
-    once it has refused, or has been unavailable for longer than its patience.
+    Every method but `path` and `shorten_waits` blocks. A folder's failures come as OSError; an object store's as
+    OutputError, once it has refused, or has been unavailable for longer than its patience.
     """
 
     moves_files: bool
@@ -50,7 +50,7 @@ class Storage(Protocol):
     def path(self, name: str) -> str:
         """Return the file's path or URL, as people are shown it."""
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         """Wait only a few seconds longer for a store that is unavailable: the run is ending."""
 
 
@@ -118,5 +118,5 @@ class LocalStorage:
     def path(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
-    def hurry(self) -> None:
+    def shorten_waits(self) -> None:
         pass  # a folder makes nobody wait

@@ -10,26 +10,10 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from harvester.errors import DatasetBusy, OutputError
-from harvester.storage.filesystem import leads_to, make_folder, try_lock
-
-
-class Tampering(NamedTuple):
-    """What another program has done to a file or folder. curable: True if `restore` can undo it without a loss.
-
-    otherwise: what to do if it is not curable, as a sentence.
-    """
-
-    path: str
-    text: str
-    curable: bool = True
-    otherwise: str = ""
-
-    def error(self, then: str) -> OutputError:
-        """Return the error that ends the run. then: what has been done about it, and what to do next."""
-        return OutputError(f"{self.path} {self.text} while the run had it open. {then}")
+from harvester.storage.filesystem import Tampering, leads_to, make_folder, try_lock
 
 
 class Watched(Protocol):
@@ -74,17 +58,23 @@ class StateWatch:
                 watched.restore()
                 restored = found
             else:
-                self.spoiled = found.error(found.otherwise)
+                self.spoiled = _error(found, found.otherwise)
         if restored is not None and self.spoiled is None:
-            raise restored.error(
+            raise _error(
+                restored,
                 "What was open has been written again, and no answer is lost: keep other programs out of "
-                f"{self._folder}, then run the same command again"
+                f"{self._folder}, then run the same command again",
             )
 
     def raise_spoiled(self) -> None:
         """Raise the error of what was lost, if something was."""
         if self.spoiled is not None:
             raise self.spoiled
+
+
+def _error(found: Tampering, then: str) -> OutputError:
+    """Return the error that ends the run. then: what has been done about it, and what to do next."""
+    return OutputError(f"{found.path} {found.text} while the run had it open. {then}")
 
 
 class FolderLock:

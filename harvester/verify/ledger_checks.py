@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import BinaryIO
 
 from harvester.dataset.journal import read, segment_path
-from harvester.dataset.ledger import Ledger, Part, Snapshot, State
+from harvester.dataset.ledger import CallState, Ledger, Part, Snapshot
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
 from harvester.storage.folders import resolve
@@ -17,7 +17,7 @@ from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
-_LOOKS = 5
+_READ_TRIES = 5
 """A run may publish a journal after the ledger was read and before the journal is: then both are read again."""
 
 
@@ -28,7 +28,7 @@ class LedgerCheck:
         self._location = location
         self._ledger = ledger
         self._found = found
-        self._snapshot = self._look()
+        self._snapshot = self._take_snapshot()
         self._in_journals = self._count()
 
     @property
@@ -38,13 +38,13 @@ class LedgerCheck:
 
     def begun_since(self, manifest: Manifest) -> bool:
         """Return True if a run has begun since the manifest was written."""
-        return int(self._snapshot.meta.get("invocation", 0)) > manifest.invocation.number
+        return int(self._snapshot.facts.get("invocation", 0)) > manifest.invocation.number
 
     def reconcile(self, manifest: Manifest, name: str, *, growing: bool) -> None:
         """Compare manifest and ledger. name: the manifest's in messages. growing: the output has no parts."""
-        meta, found = self._snapshot.meta, self._found
-        if meta.get("run_id") != manifest.run_id:
-            text = f"run_id is {manifest.run_id}, and the ledger's is {meta.get('run_id')}"
+        facts, found = self._snapshot.facts, self._found
+        if facts.get("run_id") != manifest.run_id:
+            text = f"run_id is {manifest.run_id}, and the ledger's is {facts.get('run_id')}"
             # A run begins a dataset without calls anew, and replaces its manifest a moment later.
             self._report_older(name, text, wrong=bool(manifest.dataset.settled or manifest.dataset.failed))
             return
@@ -74,7 +74,7 @@ class LedgerCheck:
             self._found.problem(self._location.private, None, text)
             return
         # Parts or a growing file: the other one is empty in every ledger.
-        published = sum(part.calls for part in self._snapshot.parts) + self._snapshot.mark.rows
+        published = sum(part.calls for part in self._snapshot.parts) + self._snapshot.checkpoint.rows
         if published + journals != totals.rows:
             text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._location.ledger, None, text)
@@ -110,17 +110,17 @@ class LedgerCheck:
 
     def _count(self) -> int | None:
         """Count the committed rows that are not published yet; None if a journal is damaged."""
-        for _ in range(_LOOKS):
+        for _ in range(_READ_TRIES):
             counts = [_rows_in(self._location.private, *extent) for extent in _extents(self._snapshot)]
             if None not in counts:
                 return sum(filter(None, counts))
-            self._snapshot = self._look()
+            self._snapshot = self._take_snapshot()
         return None
 
-    def _look(self) -> Snapshot:
+    def _take_snapshot(self) -> Snapshot:
         """Read the ledger. SQLite accepts any type in any column, so the types are checked here."""
         found = self._ledger.snapshot()
-        numbers = [found.meta.get("invocation", 0), *found.journals.values(), *found.mark]
+        numbers = [found.facts.get("invocation", 0), *found.journals.values(), *found.checkpoint]
         sound = all(type(number) is int and number >= 0 for number in numbers)
         if not sound or any(tuple(map(type, part)) != _PART for part in found.parts):
             raise OutputError(f"{self._location.ledger}: the ledger is damaged (a value that cannot be there)")
@@ -134,17 +134,17 @@ def _by_name(parts: Iterable[Part]) -> dict[str, PublishedPart]:
 def _extents(snapshot: Snapshot) -> Iterator[tuple[int, int, int]]:
     """Yield the journals' committed and unpublished bytes: segment, start, end."""
     meant = {part.segment for part in snapshot.parts}
-    mark = snapshot.mark  # at the very beginning where there is no growing file
+    checkpoint = snapshot.checkpoint  # at the very beginning where there is no growing file
     for segment, end in snapshot.journals.items():
-        if segment not in meant and segment >= mark.segment:
-            yield segment, mark.place if segment == mark.segment else 0, end
+        if segment not in meant and segment >= checkpoint.segment:
+            yield segment, checkpoint.place if segment == checkpoint.segment else 0, end
 
 
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
     """Count a journal's rows between two offsets; None if it ends before `end`."""
     rows, at = 0, start
     for record in read(segment_path(folder, segment), start, end):
-        rows += record.state == State.ROW
+        rows += record.state == CallState.ROW
         at = record.end
     return rows if at >= end else None
 

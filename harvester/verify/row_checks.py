@@ -136,7 +136,7 @@ class Nested(_Common):
     def __init__(self, query: Query, run_id: str, found: Found) -> None:
         super().__init__(Shape.NESTED, query, run_id, found)
 
-    def look(self, number: int, row: Any) -> bytes | None:
+    def check_row(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         self.calls += 1
         misfit = self._misfit(row) or self._misfit_of_metrics(row, row["metrics"])
@@ -181,7 +181,7 @@ class Flat(_Common):
         # The state of one call is set by `_begin`; the first row of the file already calls it.
         self._now: tuple[Any, ...] | None = None
 
-    def look(self, number: int, row: Any) -> bytes | None:
+    def check_row(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         misfit = self._misfit(row) or self._misfit_within_call(number, row)
         if not misfit:

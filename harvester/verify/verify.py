@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Manifest, PublishedPart
-from harvester.dataset.publisher import PART_NAME
+from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
@@ -26,7 +26,7 @@ from harvester.verify.ledger_checks import LedgerCheck, open_ledger
 from harvester.verify.row_checks import Flat, Nested
 from harvester.verify.sidecar_checks import check_failures, check_manifest, check_names, has_ended
 
-_LOOKS, _LOOK_SECONDS = 20, 0.1
+_READ_TRIES, _REREAD_SECONDS = 20, 0.1
 _COMPLETE = re.compile(rb'"complete":\s*true')
 _LOCATED = 1000
 """Repeated keys that are located in the files; further ones are only counted."""
@@ -73,7 +73,7 @@ def verify(output: Output) -> Findings:
 
 
 def _verify(output: Output, found: Findings) -> None:
-    names, text = _look(output)
+    names, text = _read_consistently(output)
     path = output.beside.path(MANIFEST)
     try:
         manifest = manifests.parse(text, path)
@@ -97,18 +97,18 @@ def _verify(output: Output, found: Findings) -> None:
             ledger.reconcile(manifest, path, growing=output.growing)
 
 
-def _look(output: Output) -> tuple[list[str], bytes]:
+def _read_consistently(output: Output) -> tuple[list[str], bytes]:
     """Return the names beside the rows and the manifest's bytes, read until both are of the same moment."""
     path = output.beside.path(MANIFEST)
     try:
         text = _text_of(output.beside)
-        for _ in range(_LOOKS):
+        for _ in range(_READ_TRIES):
             names = output.beside.names()
             before, text = text, _text_of(output.beside)
             # At a run's end _SUCCESS is written a moment after the manifest.
             if text == before and (SUCCESS in names or not _COMPLETE.search(text)):
                 break
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_REREAD_SECONDS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"nothing to verify at {output.name}: there is no {path}") from error
     return names, text
@@ -223,10 +223,10 @@ class _Rows:
     def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:
         """Check a file's rows. Return what it has, or None if it cannot be read to its end."""
         check, hashed = self._check_of(path), self._hashed(stream, file)
-        number, look, add = 0, check.look, self._keys.add
+        number, check_row, add = 0, check.check_row, self._keys.add
         try:
             for number, row in rows_of(hashed, _format_of(file.path), self._shape):
-                key = look(number, row)
+                key = check_row(number, row)
                 if key is not None:
                     add(key)
             check.end()

@@ -98,7 +98,7 @@ CURED: dict[str, Callable[[Case], object]] = {
     "journal rotated": lambda case: case.journal.rename(case.private / "journal-00000.journal.1"),
     "journal rotated, a new one created": lambda case: (
         case.journal.rename(case.private / "old"),
-        open(case.private / "journal-00000.journal", "wb").close(),
+        (case.private / "journal-00000.journal").write_bytes(b""),
     ),
     "journal replaced by an older copy": lambda case: replace_by_copy(case.journal),
     "ledger removed": lambda case: case.ledger.unlink(),

@@ -44,6 +44,22 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("invalid", "options", "warned"),
+    [(21, (), True), (20, (), False), (21, ("--max-invalid", "100%"), False), (2, ("--max-invalid", "5%"), True)],
+)
+def test_a_plan_warns_of_too_many_invalid_lines_as_the_run_would(
+    tmp_path: Path, invalid: int, options: tuple[str, ...], warned: bool
+) -> None:
+    path = tmp_path / "links.txt"
+    path.write_text("".join(f"bit.ly/{n}\nbit.ly/{n}\n" for n in range(10)) + "not a link\n" * invalid)
+    done = harvester("plan", str(path), "--out", str(tmp_path / "out"), "--offline", *options)
+    assert done.returncode == 0
+    words = f"{invalid} of {20 + invalid} lines are no bitlinks, more than --max-invalid allows"
+    assert (words in done.stderr) is warned
+    assert ("--max-invalid 100%" in done.stderr) is warned
+
+
 def test_a_plans_helper_calls_are_counted_and_offline_makes_none(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:

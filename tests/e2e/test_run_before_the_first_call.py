@@ -20,7 +20,7 @@ from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError
-from harvester.reporting.run_status import look
+from harvester.reporting.run_status import read_status
 from harvester.run.committer import Heartbeat
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
@@ -37,7 +37,7 @@ def reading_through(out: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A run that was stopped at its second call, and is resumed with a list that does not end."""
     command = ("run", "-", "--out", str(out), "--base-url", url, "--strict", *NO_LIMITS)
     assert harvester(*command, "--max-calls", "2", stdin=LINKS.encode()).returncode == 9
-    assert look(str(out)).state == "stopped"
+    assert read_status(str(out)).state == "stopped"
     process = start(*command, stdin=subprocess.PIPE)
     assert process.stdin
     try:
@@ -54,12 +54,12 @@ def reading_through(out: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_resumed_run_that_reads_its_list_first_is_running(tmp_path: Path, serve: Callable[..., Served]) -> None:
     out = tmp_path / "out"
     with reading_through(out, serve().url) as process:
-        seen = look(str(out))
+        seen = read_status(str(out))
         assert (seen.state, seen.manifest.dataset.rows, seen.parts[1]) == ("running", 2, 2)
         assert seen.manifest.invocation.lists == ("-",)
         process.communicate(timeout=60)
     assert process.returncode == 0
-    assert (look(str(out)).state, look(str(out)).manifest.dataset.rows) == ("complete", 5)
+    assert (read_status(str(out)).state, read_status(str(out)).manifest.dataset.rows) == ("complete", 5)
 
 
 def test_a_run_that_is_interrupted_while_it_reads_its_list_has_stopped(
@@ -69,7 +69,7 @@ def test_a_run_that_is_interrupted_while_it_reads_its_list_has_stopped(
     with reading_through(out, serve().url) as process:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-    seen = look(str(out))
+    seen = read_status(str(out))
     assert seen.manifest.stopped
     assert (process.returncode, seen.state, seen.manifest.stopped.reason) == (5, "stopped", "signal")
     assert seen.next.command
@@ -80,7 +80,7 @@ def test_a_list_that_is_refused_says_so_in_the_manifest(tmp_path: Path, serve: C
     links.write_text("bit.ly/a\nno link\n")
     done = harvester("run", str(links), "--out", str(out), "--base-url", serve().url, "--strict", *NO_LIMITS)
     assert done.returncode == 2
-    seen = look(str(out))
+    seen = read_status(str(out))
     stopped = seen.manifest.stopped
     assert stopped
     assert (seen.state, stopped.reason) == ("stopped", "not_begun")

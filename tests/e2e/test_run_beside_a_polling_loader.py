@@ -63,7 +63,7 @@ def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
         seen = report()
     assert kills >= 3
     assert seen["wrong"] == []
-    assert seen["looks"] > kills
+    assert seen["polls"] > kills
     assert seen["parts"] == len(list(out.glob("part-*"))) >= 8
     manifest = json.loads((out / "_manifest.json").read_bytes())
     assert seen["rows"] == sum(part["rows"] for part in manifest["parts"]) == manifest["dataset"]["rows"]
@@ -81,11 +81,11 @@ def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
 def test_the_loader_would_see_it(tmp_path: Path, spoil: Callable[[Path], object], wrong: str) -> None:
     part, poller = tmp_path / "part-0.ndjson", Poller(tmp_path)
     part.write_bytes(b"{}\n{}\n")
-    poller.look()
-    poller.look()
+    poller.poll()
+    poller.poll()
     assert (poller.wrong, poller.rows) == ([], 2)
     spoil(part)
-    poller.look()
+    poller.poll()
     assert len(poller.wrong) == 1
     assert wrong in poller.wrong[0]
 

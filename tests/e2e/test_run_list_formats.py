@@ -140,8 +140,33 @@ def test_a_list_that_is_mostly_no_list_is_no_success_and_all_its_links_have_rows
     )
     assert done.returncode == code, done.stderr
     assert ("--max-invalid" in done.stderr) is (code == 3)
+    for words in ("Repeating the command changes nothing: mend the list", "with --max-invalid 100%"):
+        assert (words in done.stderr) is (code == 3)
     assert (out / "_SUCCESS").exists() is (code == 0)
     assert len(rows(out)) == content.count("bit.ly")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ",".join(LINKS).encode(),
+        "\u2028".join(LINKS).encode(),
+        "".join(f'{{"bitlink":"{link}"}}' for link in LINKS).encode(),
+        b"# exported\n[\n" + ",\n".join(f'"{link}"' for link in LINKS).encode() + b"\n]\n",
+        "bit.ly/x\n".encode("utf-16") + "".join(f"{link}\n" for link in LINKS).encode(),
+    ],
+)
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_list_that_hides_most_of_its_links_is_no_success(
+    tmp_path: Path, serve: Callable[..., Served], content: bytes, piped: bool
+) -> None:
+    served, path, out = serve(), tmp_path / "links.txt", tmp_path / "out"
+    path.write_bytes(content if content.startswith((b"#", b"\xff")) else b"bit.ly/x\n" + content)
+    options = ("--out", str(out), "--base-url", served.url, *NO_LIMITS)
+    done = harvester("run", "-" if piped else str(path), *options, stdin=path.read_bytes() if piped else None)
+    assert done.returncode == 2
+    assert served.sandbox.requests.total() <= 1  # the line before them may be a link
+    assert not (out / "_SUCCESS").exists()
 
 
 def test_failures_are_a_list_by_their_name_too(tmp_path: Path, serve: Callable[..., Served]) -> None:

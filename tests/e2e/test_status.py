@@ -27,7 +27,7 @@ from harvester.progress import WAIT_REASONS
 from harvester.reporting import run_status as glance
 from harvester.reporting import status_text as printing
 from harvester.reporting import status_text as tell
-from harvester.reporting.run_status import State, look
+from harvester.reporting.run_status import RunState, read_status
 from harvester.run.telemetry import Throughput
 from harvester.shutdown import CONSEQUENCES, StopReason
 from harvester.storage import filesystem
@@ -153,8 +153,8 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     assert (seen["state"], seen["next"]["command"], seen["ended"]) == ("running", None, None)
     process.kill()
     process.communicate()
-    later = look(str(out), datetime.now(UTC) + timedelta(minutes=10))
-    assert later.state is State.STALE
+    later = read_status(str(out), datetime.now(UTC) + timedelta(minutes=10))
+    assert later.state is RunState.STALE
     assert "no news since" in tell.as_text(later)
     command = later.next.command
     assert command == f"harvester run '{links}' --out {out}"
@@ -251,7 +251,7 @@ def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_pa
     try:
         files: set[int] = set()
         while files != {0, 5000}:
-            files.add(look(path, NOW).parts[0])
+            files.add(read_status(path, NOW).parts[0])
             assert files <= {0, 5000}
     finally:
         over.set()
@@ -280,7 +280,7 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
 def test_each_state_is_told_from_the_others_and_has_its_next_step(
     written: Callable[..., str], changes: dict[str, Any], state: str, says: str
 ) -> None:
-    seen = look(written(**changes), NOW)
+    seen = read_status(written(**changes), NOW)
     assert seen.state == state
     assert says in seen.next.summary
     assert says in tell.as_text(seen)
@@ -289,23 +289,23 @@ def test_each_state_is_told_from_the_others_and_has_its_next_step(
 
 
 def test_an_end_that_is_weeks_old_is_not_stale(written: Callable[..., str]) -> None:
-    assert look(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is State.COMPLETE
+    assert read_status(written(**ENDED, complete=True), NOW + timedelta(days=90)).state is RunState.COMPLETE
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
 def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: StopReason) -> None:
-    seen = look(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
+    seen = read_status(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
     assert CONSEQUENCES[reason].next_step in seen.next.summary
     assert (seen.next.command is None) == (reason is StopReason.PARAMETER_REFUSED)
 
 
 def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:
-    seen = look(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
+    seen = read_status(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
     assert "carries on" in seen.next.summary
 
 
 def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
-    seen = look(written(**ENDED, stopped={"reason": "token_refused", "message": "401", "until": None}), NOW)
+    seen = read_status(written(**ENDED, stopped={"reason": "token_refused", "message": "401", "until": None}), NOW)
     assert "BITLY_TOKEN" in seen.next.summary
 
 
@@ -313,7 +313,7 @@ def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
 
 
 def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[..., str]) -> None:
-    text = tell.as_text(look(written(), NOW))
+    text = tell.as_text(read_status(written(), NOW))
     for part in (
         "30 s old",
         "1,000 calls (990 rows, 10 refused)",
@@ -329,33 +329,33 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
 
 
 def test_the_estimate_follows_the_hourly_limit(written: Callable[..., str]) -> None:
-    seen = look(written(), NOW)
+    seen = read_status(written(), NOW)
     assert seen.ends is not None
     assert 3 <= (seen.ends - NOW) / timedelta(hours=1) <= 4.1
     assert "would end about" in tell.as_text(seen)
 
 
 def test_a_list_of_unknown_length_has_no_estimate(written: Callable[..., str]) -> None:
-    seen = look(written(remaining=None, list=None, input_read_to_end=False), NOW)
+    seen = read_status(written(remaining=None, list=None, input_read_to_end=False), NOW)
     assert seen.ends is None
     assert "left" not in tell.as_text(seen).split()
 
 
 def test_a_window_that_has_passed_is_shown_as_over(written: Callable[..., str]) -> None:
-    assert "which is over" in tell.as_text(look(written(), NOW + timedelta(hours=2)))
-    assert "waiting" not in tell.as_text(look(written(**ENDED, complete=True), NOW))
+    assert "which is over" in tell.as_text(read_status(written(), NOW + timedelta(hours=2)))
+    assert "waiting" not in tell.as_text(read_status(written(**ENDED, complete=True), NOW))
 
 
 @pytest.mark.parametrize("window", WAIT_REASONS)
 def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
     binds = {"window": window, "limit": None, "until": None}
-    seen = look(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
+    seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
     assert f"for {window}" not in tell.as_text(seen)
 
 
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
     lists = {"lists": ["-", "-odd.txt"]}
-    seen = look(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
+    seen = read_status(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
     assert "standard input" in seen.next.summary
     assert "harvester run - ./-odd.txt --out" in str(seen.next.command)
 
@@ -406,10 +406,10 @@ def test_text_from_a_manifest_is_escaped_for_a_terminal(written: Callable[..., s
 def test_a_file_that_is_not_a_manifest_is_reported(tmp_path: Path, text: str, message: str | None) -> None:
     (tmp_path / "_manifest.json").write_text(text)
     if message is None:
-        assert tell.as_text(look(str(tmp_path), NOW))
+        assert tell.as_text(read_status(str(tmp_path), NOW))
         return
     with pytest.raises(UsageError, match=message):
-        look(str(tmp_path), NOW)
+        read_status(str(tmp_path), NOW)
 
 
 @pytest.mark.parametrize("name", ["nothing", "results.ndjson", "links.txt/out", "-"])
@@ -424,7 +424,7 @@ def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -
 def test_a_named_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "_manifest.json")
     with pytest.raises(UsageError, match="not a file"):
-        look(str(tmp_path))
+        read_status(str(tmp_path))
 
 
 # --- watching -------------------------------------------------------------------------------------------------------

@@ -602,7 +602,7 @@ def test_rows_that_were_settled_and_not_published_at_a_runs_end_are_reported(mad
 
 
 def test_success_must_be_there_exactly_when_all_is_complete(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(verifying, "_REREAD_SECONDS", 0.0)
     out = made()
     (out / "_SUCCESS").unlink()
     assert problems(out) == ["_SUCCESS: it is not there, and the manifest says complete: run the same command again"]
@@ -758,5 +758,5 @@ def test_a_check_needs_no_more_than_a_query() -> None:
     told: list[tuple[int, str]] = []
     query = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
     check = Nested(query, "0a", lambda number, text: told.append((number, text)))
-    assert check.look(7, {}) is None
+    assert check.check_row(7, {}) is None
     assert told == [(7, "record_id is missing")]

@@ -30,7 +30,7 @@ from harvester.cli.signals import die_of_signals
 from harvester.config.options import RunOptions
 
 # Imported here, so that a fork begins at once.
-from harvester.dataset import file_publisher, journal, publisher
+from harvester.dataset import file_publisher, journal, part_publisher
 from harvester.run import harvest, job  # noqa: F401
 from harvester.storage import filesystem, object_store, sqlite, storage
 
@@ -140,7 +140,7 @@ def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any
 def put_in_place(killer: Killer) -> None:
     """Let the modules under test go through the killer."""
     KillingFile.killer = KillingConnection.killer = killer
-    for module in (journal, filesystem, storage, publisher, file_publisher):
+    for module in (journal, filesystem, storage, part_publisher, file_publisher):
         vars(module)["os"] = KillingOs(killer)
         vars(module)["open"] = killing_open
     vars(sqlite)["sqlite3"] = KillingSqlite()

@@ -1,7 +1,7 @@
 """A loader that polls a folder: reads every part that it sees, each time, and holds it against what it saw before.
 
 `python -m tests.support.polling_loader FOLDER` polls until its standard input ends, then prints a line
-`{"looks": 400, "parts": 12, "rows": 240, "wrong": []}`. wrong: what no loader may ever see: a part that is torn, has
+`{"polls": 400, "parts": 12, "rows": 240, "wrong": []}`. wrong: what no loader may ever see: a part that is torn, has
 changed, or is gone.
 """
 
@@ -36,12 +36,12 @@ class Poller:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._digests: dict[str, str] = {}
-        self.looks = self.rows = 0
+        self.polls = self.rows = 0
         self.wrong: list[str] = []
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read every part that is there."""
-        self.looks += 1
+        self.polls += 1
         try:
             names = {name for name in os.listdir(self._folder) if name.startswith("part-")}
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class Poller:
 
     def report(self) -> str:
         """Give what was seen, as a line of JSON."""
-        seen = {"looks": self.looks, "parts": len(self._digests), "rows": self.rows, "wrong": self.wrong[:20]}
+        seen = {"polls": self.polls, "parts": len(self._digests), "rows": self.rows, "wrong": self.wrong[:20]}
         return json.dumps(seen)
 
 
@@ -72,8 +72,8 @@ def main() -> None:
     poller = Poller(Path(sys.argv[1]))
     print("ready", flush=True)
     while not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-        poller.look()
-    poller.look()
+        poller.poll()
+    poller.poll()
     print(poller.report())
 
 

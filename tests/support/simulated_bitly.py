@@ -22,7 +22,7 @@ from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, Slot
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
-from harvester.dataset.ledger import Entry, Known, State, Totals
+from harvester.dataset.ledger import CallState, Entry, Known, Totals
 from harvester.dataset.manifest import RunReport
 from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.location import OutputKind
@@ -322,15 +322,17 @@ class MemoryStore:
     @property
     def totals(self) -> Totals:
         states = Counter(known.state for known in self.calls.values())
-        return Totals(states[State.ROW], states[State.REFUSED], states[State.FAILED])
+        return Totals(states[CallState.ROW], states[CallState.REFUSED], states[CallState.FAILED])
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
         return {key: self.calls[key] for key in keys if key in self.calls}
 
-    def record(self, key: bytes, state: State, line: bytes, previous: State | None, _: Shortfall = WHOLE) -> None:
-        assert key not in self.calls or self.calls[key].state is not State.ROW, "a row was bought twice"
-        tries = self.calls[key].tries if key in self.calls else 0
-        self.calls[key] = Known(state, tries + (state is State.FAILED), self.invocation)
+    def record(
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, _: Shortfall = WHOLE
+    ) -> None:
+        assert key not in self.calls or self.calls[key].state is not CallState.ROW, "a row was bought twice"
+        failed_runs = self.calls[key].failed_runs if key in self.calls else 0
+        self.calls[key] = Known(state, failed_runs + (state is CallState.FAILED), self.invocation)
         self._batch.entries.setdefault(0, []).append(Entry(key, state, None))
 
     def note_seen(self, key: bytes) -> None:
@@ -352,7 +354,7 @@ class MemoryStore:
     def note_invalid(self, line: bytes) -> None: ...
     def give_back(self, batch: Batch) -> None: ...
     def end_part(self) -> None: ...
-    def abandon(self) -> None: ...
+    def shorten_waits(self) -> None: ...
 
     def leave(self) -> None: ...
     def write_failures(self) -> None: ...
@@ -360,4 +362,4 @@ class MemoryStore:
         return report
 
     def declare_success(self) -> None: ...
-    def take_success_back(self) -> None: ...
+    def remove_success_marker(self) -> None: ...

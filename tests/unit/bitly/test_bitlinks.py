@@ -1,13 +1,14 @@
 """A line of text to a bitlink's name, or the reason why it is none."""
 
 import re
+import time
 import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.bitly.bitlinks import MAX_CHARACTERS, parse
+from harvester.bitly.bitlinks import MAX_CHARACTERS, is_bitlink, links_in, parse
 from harvester.errors import InvalidBitlink
 
 
@@ -90,6 +91,28 @@ from harvester.errors import InvalidBitlink
         ("**bit.ly/x**", "bit.ly/x"),
         (" bit.ly/x # note", "bit.ly/x"),
         ('bit.ly/x"?a=1', "bit.ly/x"),
+        # Marks of bulleted and numbered lists.
+        ("- bit.ly/x", "bit.ly/x"),
+        ("• bit.ly/x", "bit.ly/x"),
+        ("•bit.ly/x", "bit.ly/x"),
+        ("* bit.ly/x", "bit.ly/x"),
+        ("+ https://bit.ly/x+", "bit.ly/x"),
+        ("– bit.ly/x", "bit.ly/x"),
+        ("▪\tbit.ly/x", "bit.ly/x"),
+        ("→ bit.ly/x", "bit.ly/x"),
+        ("1. bit.ly/x", "bit.ly/x"),
+        ("12) https://bit.ly/x", "bit.ly/x"),
+        ("(3) bit.ly/x", "bit.ly/x"),
+        ("[4] bit.ly/x", "bit.ly/x"),
+        ("1.2. bit.ly/x", "bit.ly/x"),
+        ("a) bit.ly/x", "bit.ly/x"),
+        ("- [ ] bit.ly/x", "bit.ly/x"),
+        ("- [x] bit.ly/x", "bit.ly/x"),
+        (" - <https://bit.ly/x>.", "bit.ly/x"),
+        ("* **bit.ly/x**", "bit.ly/x"),
+        ("1. “bit.ly/x” # note", "bit.ly/x"),
+        ("1.bit.ly/x", "1.bit.ly/x"),
+        ("➤ ❤️.ws/x", "xn--qei.ws/x"),
     ],
 )
 def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
@@ -157,6 +180,17 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         ("bit.ly/abc…", "cut off"),
         ("bit.ly/abc...", "cut off"),
         ("bit.ly/abc..", "cut off"),
+        ("- bit.ly/abc…", "cut off"),
+        ("1. bit.ly/abc...", "cut off"),
+        ("… bit.ly/abc", "not a domain"),
+        ("... bit.ly/abc", "not a domain"),
+        ("…bit.ly/abc", "not a domain"),
+        ("- …bit.ly/abc", "not a domain"),
+        ("-it.ly/abc", "not a domain"),
+        ("- ", "no slash"),
+        ("- bit.ly", "no slash"),
+        ("1) /abc", "no domain"),
+        ("see bit.ly/abc", "not a domain"),
         ("bit.ly/ab…c", "in no bitlink"),
         ("bit.ly/a|b", "in no bitlink"),
         ("bit.ly/abc\ufffd", "U+FFFD"),
@@ -192,6 +226,16 @@ def test_a_reason_does_not_repeat_the_line() -> None:
         assert "s3cret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["x", "a.", "https://a.", "{", "a.bc/", "%41", "1.", "- ", "•", "- [", "[1] "])
+def test_counting_the_links_in_a_line_takes_time_that_grows_with_its_length(text: str) -> None:
+    text *= 65_536 // len(text)
+    began = time.process_time()
+    for each in (text, text + "/", f"https://{text}", f"{{{text}", f"1. {text}"):
+        links_in(each)
+        is_bitlink(each)
+    assert time.process_time() - began < 2
+
+
 @pytest.mark.parametrize("around", ["{}", '"{}"', "https://{}?utm=1"])
 def test_the_length_of_a_name_is_limited(around: str) -> None:
     longest = "bit.ly/" + "x" * (MAX_CHARACTERS - len("bit.ly/"))
@@ -220,6 +264,7 @@ PIECES = st.one_of(
             ),
             *('"', "'", "`", "“", "”", "«", "»"),
             *(" ", "\t", "\r", "\n", "\v", "\f", "\x1c", "\x85", "\xa0", "\u2028", "\u2029", "\u3000"),
+            *("- ", "• ", "•", "1. ", "1) ", "a. ", "[x] ", "→ "),
             *("\ufeff", "\u200b", "\u202e", "\x00", "\x1b", "\x7f", "\ud800", "\u0307"),
             *("x", "AbC", "é", "e\u0301", "日本", "🦡", "ﬀ", "Σ", "0", "_", "/x", "bit.ly/x", "bit.ly/x"),
         ]
@@ -260,7 +305,7 @@ ALPHABET = st.text("abcXYZ019-_", min_size=1, max_size=20)
     ALPHABET,
     st.sampled_from(["", "http://", "HTTPS://"]),
     st.sampled_from(["", "/", "+", "+/", "?a=/b", "#c", "/?a"]),
-    st.sampled_from(["{}", '"{}"', " {}\r\n", "\ufeff{}", "“{}”"]),
+    st.sampled_from(["{}", '"{}"', " {}\r\n", "\ufeff{}", "“{}”", "- {}", "• {}", "1. {}"]),
 )
 def test_the_back_half_keeps_its_case_under_any_decoration(back_half: str, scheme: str, tail: str, around: str) -> None:
     assert parse(around.format(f"{scheme}Es.PN/{back_half}{tail}")) == f"es.pn/{back_half}"

@@ -34,7 +34,12 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import ASK_AFTER_REFUSAL_SECONDS, ASK_ATTEMPTS, ASK_CLOSED_SECONDS, ASK_SECONDS
+from harvester.budget.throttling import (
+    ASK_AFTER_REFUSAL_SECONDS,
+    ASK_ATTEMPTS,
+    ASK_PAUSED_SECONDS,
+    ASK_SECONDS,
+)
 from harvester.clock import from_epoch, month_of
 from harvester.errors import OutputError
 from harvester.progress import WindowState
@@ -1074,7 +1079,7 @@ def test_while_a_throttled_answer_holds_bitly_is_asked_once_after_60_seconds(sta
     budget = asked(start)
     machine.seconds += 1
     budget.throttled(1000.0, sent_at=machine.seconds)
-    machine.seconds += ASK_CLOSED_SECONDS - 2
+    machine.seconds += ASK_PAUSED_SECONDS - 2
     assert not budget.ask_due()
     machine.seconds += 1
     assert [budget.ask_due(), start(None, None).ask_due()] == [True, False]
@@ -1226,10 +1231,10 @@ def test_a_budget_tells_its_limits_without_what_throttled_answers_taught(start: 
     assert 7.0 <= budget.opens_in() <= 7.7
     machine.seconds += 8.0
     assert budget.opens_in() == 0.0
-    assert budget.closed
+    assert budget.paused
     assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
-    assert not budget.closed
+    assert not budget.paused
     assert budget.opens_in() == 0.0
     assert budget.limits.per_minute < 100
     assert budget.own_limits == Limits(100, 1000, 0)
@@ -1333,7 +1338,7 @@ def test_damage_anywhere_is_no_other_error_than_that_the_file_is_damaged(quick_p
 def test_what_was_learned_is_read_from_a_file_that_knows_less_of_throttling(quick_path: Path, start: Start) -> None:
     budget = start(100, 1000)
     budget.windows()
-    learned = {"opens_at": None, "ceilings": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
+    learned = {"opens_at": None, "learned_limits": {"minute": {"limit": 60, "since": 0, "patience": 60}}}
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file, file:
         file.execute("UPDATE scopes SET state = ?", (json.dumps({"throttle": learned, "reported": None}),))
     assert budget.try_acquire() is None

@@ -17,7 +17,7 @@ from harvester.budget import throttling as throttle
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import PROBE_SECONDS, AdaptiveLimit, closing_seconds, hinted_seconds
+from harvester.budget.throttling import PROBE_SECONDS, AdaptiveLimit, hinted_seconds, pause_seconds
 from tests.conftest import quick_folder
 from tests.support.virtual_time import VirtualClock
 from tests.unit.budget.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
@@ -43,7 +43,7 @@ def start(quick_path: Path, machine: Machine) -> Iterator[Start]:
         yield start
 
 
-def seconds_closed(budget: MachineBudget) -> float:
+def seconds_paused(budget: MachineBudget) -> float:
     refused = budget.try_acquire()
     assert isinstance(refused, RetryAfter)
     assert refused.window == THROTTLED
@@ -58,7 +58,7 @@ def probe(budget: MachineBudget, machine: Machine) -> float:
     return machine.seconds
 
 
-# --- how long it is closed ------------------------------------------------------------------------------------------
+# --- how long it is paused ------------------------------------------------------------------------------------------
 
 
 def test_one_throttled_answer_closes_for_all_processes(start: Start, machine: Machine) -> None:
@@ -86,7 +86,7 @@ def test_a_hint_is_followed_up_to_an_hour(
 ) -> None:
     budget = start()
     budget.throttled(hint, sent_at=machine.seconds)
-    assert seconds_closed(budget) == pytest.approx(seconds)
+    assert seconds_paused(budget) == pytest.approx(seconds)
 
 
 def test_a_hint_that_is_a_date_is_understood_by_the_calendar_and_not_by_a_wrong_wall_clock(
@@ -95,7 +95,7 @@ def test_a_hint_that_is_a_date_is_understood_by_the_calendar_and_not_by_a_wrong_
     budget = start()
     machine.wrong = -5000.0
     budget.throttled(NOON + timedelta(seconds=40), sent_at=machine.seconds)
-    assert seconds_closed(budget) == pytest.approx(40.0)
+    assert seconds_paused(budget) == pytest.approx(40.0)
 
 
 @pytest.mark.parametrize("hint", [None, 0.0, -5.0, NOON, NOON - timedelta(hours=1)])
@@ -105,7 +105,7 @@ def test_without_a_hint_to_come_it_is_closed_until_the_minutes_edge(
     budget = start()
     machine.seconds += 13.0
     budget.throttled(hint, sent_at=machine.seconds)
-    assert seconds_closed(budget) == pytest.approx(47.0)
+    assert seconds_paused(budget) == pytest.approx(47.0)
 
 
 @given(st.one_of(st.none(), st.floats(-1e12, 1e12), st.datetimes().map(lambda moment: moment.replace(tzinfo=UTC))))
@@ -129,7 +129,7 @@ def test_a_moment_in_place_of_seconds_is_waited_for_and_one_far_away_is_capped(t
     """A moment of long ago, and what is no hint, leave the wait until the minute's edge."""
     wall = NOON.timestamp()
     found = hint({"Retry-After": text.format(wall + 90.0)})
-    assert closing_seconds(1, found, wall, Still()) == pytest.approx(seconds)
+    assert pause_seconds(1, found, wall, Still()) == pytest.approx(seconds)
 
 
 def test_throttled_again_and_again_it_waits_longer_but_not_past_the_hours_edge(start: Start, machine: Machine) -> None:
@@ -138,7 +138,7 @@ def test_throttled_again_and_again_it_waits_longer_but_not_past_the_hours_edge(s
     for _ in range(7):
         machine.seconds += 1.0
         budget.throttled(None, sent_at=sent_at)
-        waits.append(seconds_closed(budget))
+        waits.append(seconds_paused(budget))
         sent_at = probe(budget, machine)
     # Probes went at 12:01, :03, :07, :15, :31, at 13:00 instead of 13:03, and at 14:00.
     assert waits == pytest.approx([59, 119, 239, 479, 959, 1739, 3599])
@@ -149,7 +149,7 @@ def test_a_hint_that_was_twice_too_short_is_not_believed_any_more(start: Start, 
     sent_at, waits = machine.seconds, []
     for _ in range(4):
         budget.throttled(1.0, sent_at=sent_at)
-        waits.append(seconds_closed(budget))
+        waits.append(seconds_paused(budget))
         sent_at = probe(budget, machine)
     assert waits == pytest.approx([1, 1, 238, 420 + 60])
 
@@ -159,13 +159,13 @@ def test_a_wait_ends_at_the_hours_edge_or_as_hinted_and_its_jitter_only_lengthen
     into_the_hour: float, strikes: int, hint: float | None, rng: random.Random
 ) -> None:
     wall = NOON.timestamp() + into_the_hour
-    least = closing_seconds(strikes, hint, wall, Still())
+    least = pause_seconds(strikes, hint, wall, Still())
     assert 0 < least <= max(3600.0 - into_the_hour, hint or 0.0, 1.0) + 1e-6
-    assert least <= closing_seconds(strikes, hint, wall, rng) <= 1.1 * least
+    assert least <= pause_seconds(strikes, hint, wall, rng) <= 1.1 * least
 
 
 def test_the_jitter_spreads_the_clients() -> None:
-    waits = {closing_seconds(1, 100.0, NOON.timestamp(), random.Random(seed)) for seed in range(50)}
+    waits = {pause_seconds(1, 100.0, NOON.timestamp(), random.Random(seed)) for seed in range(50)}
     assert len(waits) > 40
 
 
@@ -184,14 +184,14 @@ def test_late_throttled_answers_of_attempts_already_under_way_say_nothing_new(st
     sent_at = machine.seconds
     machine.seconds += 1.0
     budget.throttled(None, sent_at=sent_at)
-    opens = machine.seconds + seconds_closed(budget)
+    opens = machine.seconds + seconds_paused(budget)
     for _ in range(4):
         machine.seconds += 1.0
         budget.throttled(None, sent_at=sent_at)
-        assert machine.seconds + seconds_closed(budget) == pytest.approx(opens)
+        assert machine.seconds + seconds_paused(budget) == pytest.approx(opens)
     second = probe(budget, machine)
     budget.throttled(None, sent_at=second)
-    assert seconds_closed(budget) == pytest.approx(120.0)  # the second strike, not the sixth
+    assert seconds_paused(budget) == pytest.approx(120.0)  # the second strike, not the sixth
 
 
 def test_a_late_good_answer_of_an_attempt_already_under_way_opens_nothing(start: Start, machine: Machine) -> None:
@@ -268,7 +268,7 @@ def test_a_probes_success_opens_for_all_processes_and_begins_the_waits_anew(star
     budget.answered(sent_at=probe(budget, machine))
     assert take_all(other, 5) == take_all(budget, 5) == 5
     other.throttled(None, sent_at=machine.seconds)
-    assert seconds_closed(budget) == pytest.approx(60.0)
+    assert seconds_paused(budget) == pytest.approx(60.0)
 
 
 def test_a_probe_that_is_throttled_closes_again(start: Start, machine: Machine) -> None:
@@ -300,7 +300,7 @@ def lower(
 ) -> None:
     """A throttled answer after so many, and a probe that passes."""
     limits = limits or {name: state.lowered(name, limit) for name, limit in LIMITS.items()}
-    throttle.close(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
+    throttle.pause(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
     throttle.begin_probe(state, 1.0)
     throttle.reopen(state, sent_at=1.0 if window == MINUTE else 1000.0, total=total, limits=limits)
 
@@ -409,7 +409,7 @@ def test_a_window_that_was_throttled_with_its_limit_passed_holds_a_tenth_less(
     """Bitly's windows begin at other moments than ours."""
     state = AdaptiveLimit()
     lower(state, passed, total=1000, limits={MINUTE: 100, HOUR: limit}, window=HOUR)
-    assert state.ceilings[HOUR].limit == kept
+    assert state.learned_limits[HOUR].limit == kept
 
 
 def test_late_throttled_answers_had_not_passed(start: Start, machine: Machine) -> None:
@@ -505,20 +505,22 @@ def test_where_there_was_no_limit_there_is_one_now(start: Start, machine: Machin
 
 
 def attempts_until_raised(state: AdaptiveLimit, total: int, limits: dict[str, int] = LIMITS) -> int:
-    """How many pass before a ceiling is raised or forgotten."""
-    return next(more for more in range(10**6) if throttle.raise_ceilings(state, total=total + more, limits=limits))
+    """How many pass before a learned limit is raised or forgotten."""
+    return next(
+        more for more in range(10**6) if throttle.raise_learned_limits(state, total=total + more, limits=limits)
+    )
 
 
 def minute(state: AdaptiveLimit) -> int:
     return state.lowered(MINUTE, LIMITS[MINUTE])
 
 
-def test_a_ceiling_is_raised_twofold_after_as_many_attempts_as_it_allows_until_it_is_the_windows_own() -> None:
+def test_a_learned_limit_is_raised_twofold_after_as_many_attempts_as_it_allows_until_it_is_the_windows() -> None:
     state = AdaptiveLimit()
     lower(state, 30, total=1000)
-    throttle.raise_ceilings(state, total=1000, limits=LIMITS)
+    throttle.raise_learned_limits(state, total=1000, limits=LIMITS)
     total, limits, patience = 1000, [], []
-    while MINUTE in state.ceilings:
+    while MINUTE in state.learned_limits:
         more = attempts_until_raised(state, total)
         total += more
         patience.append(more)
@@ -532,7 +534,7 @@ def test_each_time_it_is_too_much_the_step_is_halved_and_the_patience_doubled() 
     steps, patience = [], []
     for _ in range(14):
         lower(state, 10, total)
-        throttle.raise_ceilings(state, total=total, limits=LIMITS)
+        throttle.raise_learned_limits(state, total=total, limits=LIMITS)
         patience.append(attempts_until_raised(state, total))
         total += patience[-1]
         steps.append(minute(state))
@@ -542,12 +544,12 @@ def test_each_time_it_is_too_much_the_step_is_halved_and_the_patience_doubled() 
     assert patience[-3:] == [5000, 5000, 5000]
 
 
-def test_nothing_is_raised_while_it_is_closed() -> None:
+def test_nothing_is_raised_while_it_is_paused() -> None:
     state = AdaptiveLimit()
     lower(state, 30, total=0)
-    throttle.raise_ceilings(state, total=0, limits=LIMITS)
-    throttle.close(state, now=0.0, seconds=1.0, passed={})
-    assert not throttle.raise_ceilings(state, total=10**6, limits=LIMITS)
+    throttle.raise_learned_limits(state, total=0, limits=LIMITS)
+    throttle.pause(state, now=0.0, seconds=1.0, passed={})
+    assert not throttle.raise_learned_limits(state, total=10**6, limits=LIMITS)
 
 
 def test_a_window_without_a_limit_of_its_own_is_raised_for_ever() -> None:
@@ -562,9 +564,9 @@ def test_a_window_without_a_limit_of_its_own_is_raised_for_ever() -> None:
 def test_a_process_with_a_smaller_limit_does_not_forget_what_another_needs() -> None:
     state = AdaptiveLimit()
     lower(state, 30, total=0)
-    throttle.raise_ceilings(state, total=0, limits=LIMITS)
-    assert not throttle.raise_ceilings(state, total=20, limits={MINUTE: 10, HOUR: 10})
-    throttle.raise_ceilings(state, total=30, limits={MINUTE: 10, HOUR: 10})
+    throttle.raise_learned_limits(state, total=0, limits=LIMITS)
+    assert not throttle.raise_learned_limits(state, total=20, limits={MINUTE: 10, HOUR: 10})
+    throttle.raise_learned_limits(state, total=30, limits={MINUTE: 10, HOUR: 10})
     assert minute(state) == 60
 
 
@@ -579,12 +581,12 @@ def test_no_window_is_ever_lowered_to_nothing_nor_raised_beyond_its_own_limit(
     state, total, own = AdaptiveLimit(), 0, {MINUTE: per_minute, HOUR: per_hour}
     for more, passed, blamed in events:
         total += more
-        throttle.raise_ceilings(state, total=total, limits=own)
+        throttle.raise_learned_limits(state, total=total, limits=own)
         lower(state, passed, total, {name: state.lowered(name, limit) for name, limit in own.items()}, blamed)
-        for name, ceiling in state.ceilings.items():
+        for name, learned in state.learned_limits.items():
             assert 1 <= state.lowered(name, own[name]) <= (own[name] or math.inf)
-            assert 1.02 <= ceiling.step <= 2.0
-            assert ceiling.patience <= max(5000, ceiling.limit)
+            assert 1.02 <= learned.step <= 2.0
+            assert learned.patience <= max(5000, learned.limit)
 
 
 # --- servers that allow less than is believed -----------------------------------------------------------------------

@@ -912,7 +912,7 @@ async def test_a_probe_that_waited_for_the_budgets_file_opens_what_was_closed_me
 
         monkeypatch.setattr(rig.budget, "try_acquire", late)
         assert await rig.client.fetch("bit.ly/probe") == ROW
-        assert not rig.budget.closed
+        assert not rig.budget.paused
 
 
 def throttling_one(bitly: Bitly, name: str) -> Callable[[], Awaitable[Entry]]:

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import re
 import shlex
+import string
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import harvester
+from harvester.config import credentials
 from harvester.config.credentials import checked_secret, token_source
 from harvester.config.options import AccessOptions
 from harvester.errors import UsageError
@@ -130,6 +135,16 @@ def test_any_other_token_is_taken_as_it_is(
     name, options = source(text)
     found = token_source(options, silent)() if options else checked_secret(text, name, "token")
     assert found == text.strip()
+
+
+def test_a_token_of_letters_and_digits_is_taken_without_compiling_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(re, "match", None)
+    assert checked_secret(f" {TOKEN}\n", "BITLY_TOKEN", "token") == TOKEN
+
+
+@given(st.text(string.ascii_letters + string.digits, min_size=1))
+def test_nothing_but_letters_and_digits_has_a_flaw(text: str) -> None:
+    assert not any(re.match(pattern, text, re.DOTALL) for pattern, _ in credentials._FLAWS)
 
 
 @pytest.mark.parametrize("text", [f"{TOKEN}\nuser: me\nurl: https://bitly.com\n", f"{TOKEN}\r\n\n"])

@@ -20,7 +20,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset import file_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.ledger import State
+from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
@@ -49,12 +49,12 @@ def settle(store: Dataset, *names: str) -> None:
         key = store.rows.key(bitlink)
         if name.startswith("no"):
             line = store.rows.failure("refused", bitlink=bitlink, file="f", line=1, status=404, message="NOT_FOUND")
-            store.record(key, State.REFUSED, line, None)
+            store.record(key, CallState.REFUSED, line, None)
         else:
             metrics: list[Metric] = [{"value": name, "clicks": 1}] * (2 if name.startswith("cut") else 1)
             answer = Answer(metrics, len(metrics), 30 if name.startswith("cut") else 90, None)
             row = store.rows.row(bitlink, key, answer, "2026-11-23T00:00:00Z")
-            store.record(key, State.ROW, row, None, store.rows.shortfall(answer))
+            store.record(key, CallState.ROW, row, None, store.rows.shortfall(answer))
 
 
 def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
     """Failed twice, failed and then a row, refused and then a row, all in one journal: never two rows, never stuck."""
     source = quick_path / "source"
     source.mkdir()
-    history = [("a", State.FAILED), ("b", State.FAILED), ("c", State.REFUSED), ("a", State.FAILED), ("b", State.ROW),
-               ("c", State.ROW), ("d", State.ROW)]  # fmt: skip
+    row, refused, failed = CallState.ROW, CallState.REFUSED, CallState.FAILED
+    history = [("a", failed), ("b", failed), ("c", refused), ("a", failed), ("b", row), ("c", row), ("d", row)]
     for name, state in history:  # each in a run of its own, and published as far as that goes
         with dataset(source / form) as store:
             settle_as(store, name, state)
@@ -166,18 +166,18 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
         with dataset(out) as store:
             known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
-                if not found or next(iter(found.values())).state is not State.ROW:
-                    settle_as(store, name, State.ROW)
+                if not found or next(iter(found.values())).state is not CallState.ROW:
+                    settle_as(store, name, CallState.ROW)
             keep(store)
         assert sorted(finish(out)) == ["a", "b", "c", "d"]
 
 
-def settle_as(store: Dataset, name: str, state: State) -> None:
+def settle_as(store: Dataset, name: str, state: CallState) -> None:
     bitlink = f"bit.ly/{name}"
     key = store.rows.key(bitlink)
     found = store.known([key])
     line = store.rows.failure(state.name.lower(), bitlink=bitlink, file="f", line=1)
-    if state is State.ROW:
+    if state is CallState.ROW:
         line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
     store.record(key, state, line, found[key].state if found else None)
 
@@ -207,7 +207,7 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
 
 
 def counted(store: Dataset) -> AttemptCounts:
-    return AttemptCounts.among(store.ledger.meta())
+    return AttemptCounts.among(store.ledger.facts())
 
 
 def test_attempts_since_the_last_commit_are_counted_by_the_next_run(quick_path: Path) -> None:
@@ -348,11 +348,11 @@ def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: P
         for name in ("a", "b", "c"):
             settle(store, name)
             keep(store)
-        mark = store.ledger.mark().bytes
+        checkpoint = store.ledger.checkpoint().bytes
     whole = out.read_bytes()
-    assert 0 < mark < len(whole), "some rows were appended behind the mark"
+    assert 0 < checkpoint < len(whole), "some rows were appended behind the checkpoint"
     shutil.copytree(state, quick_path / "kept")
-    for size in range(mark, len(whole) + 1):
+    for size in range(checkpoint, len(whole) + 1):
         shutil.rmtree(state)
         shutil.copytree(quick_path / "kept", state)
         out.write_bytes(whole[:size])
@@ -429,7 +429,7 @@ class Stalling:
     def check(self) -> None:
         """It is still there."""
 
-    hurry = leave = check
+    shorten_waits = leave = check
 
 
 def test_a_reader_that_was_given_up_gets_no_row_twice() -> None:

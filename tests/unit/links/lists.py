@@ -1,15 +1,19 @@
 """Lists written for a test, and what reading them gives."""
 
+import io
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from harvester.errors import InputBroken
+from harvester.links import files
 from harvester.links.batch import Batch
+from harvester.links.columns import CHUNK
 from harvester.links.files import Source, read, resolve_lists
 
 
@@ -72,3 +76,36 @@ def peak_bytes(source: Source) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+class Dripping(io.RawIOBase):
+    """A pipe that brings its pieces one by one, one for each read."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = next(self._pieces, b"")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def read_pieces(pieces: Iterable[bytes], list_format: str = "lines", column: str | None = None) -> Batch:
+    """What reading a pipe gives that brings a list in pieces of at most 64 KiB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_open_raw", lambda _: io.BufferedReader(Dripping(pieces), CHUNK))
+        return merged(read(resolve_lists(["-"], column, list_format)))
+
+
+def by_bytes(content: bytes) -> list[bytes]:
+    """A list byte by byte; what is long in larger pieces."""
+    size = 1 if len(content) < 20_000 else 1000
+    return [content[at : at + size] for at in range(0, len(content), size)]
+
+
+def by_lines(content: bytes) -> list[bytes]:
+    lines = content.splitlines(keepends=True)
+    return [line[at : at + CHUNK] for line in lines for at in range(0, len(line), CHUNK)]

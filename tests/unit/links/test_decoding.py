@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +17,20 @@ import pyarrow.parquet
 import pytest
 
 from harvester.errors import InputBroken
+from harvester.links import files
+from harvester.links.columns import CHUNK
 from harvester.links.files import Source, read, resolve_lists
-from tests.unit.links.lists import places, read_list, read_until_broken, write
+from tests.unit.links.lists import (
+    Dripping,
+    by_bytes,
+    by_lines,
+    places,
+    read_list,
+    read_pieces,
+    read_until_broken,
+    write,
+    write_parquet,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -61,21 +74,27 @@ def tar(content: bytes) -> bytes:
         return target.getvalue()
 
 
-def zipped(name: str, content: bytes) -> bytes:
+def zipped(*names: str) -> bytes:
     with io.BytesIO() as target:
         with zipfile.ZipFile(target, "w") as archive:
-            archive.writestr(name, content)
+            for name in names:
+                archive.writestr(name, "application/vnd.oasis.opendocument.text" if name == "mimetype" else LINES)
         return target.getvalue()
 
 
+WIDE = ("16-le", "16-be", "32-le", "32-be")
 LINES = b"".join(b"bit.ly/%d\n" % n for n in range(20))
 NO_LISTS = {
     "tar": (tar(LINES), "tar"),
     "tar in gzip": (gzip.compress(tar(LINES)), "tar"),
     "tar in zstd": (zstd.compress(tar(LINES)), "tar"),
     "tar in xz": (lzma.compress(tar(LINES)), "tar"),
-    "zip": (zipped("links.txt", LINES), "unzip"),
-    "xlsx": (zipped("[Content_Types].xml", LINES), "CSV"),
+    "zip": (zipped("links.txt"), "unzip"),
+    "xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook, not a list; save the sheet as CSV"),
+    "docx": (zipped("[Content_Types].xml", "word/document.xml"), "a Word document, not a list; export"),
+    "pptx": (zipped("[Content_Types].xml", "ppt/presentation.xml"), "a PowerPoint"),
+    "ods": (zipped("mimetype").replace(b".text", b".spreadsheet"), "an OpenDocument spreadsheet, not a list; save"),
+    "odt": (zipped("mimetype", "content.xml"), "an OpenDocument file, not a list; export"),
     "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + LINES, "CSV"),
     "pdf": (b"%PDF-1.7\n" + LINES, "PDF"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + LINES, "7-Zip"),
@@ -85,11 +104,27 @@ NO_LISTS = {
     "a table": (b"<table>\n<tr><td>bit.ly/a</td></tr>\n" + LINES, "HTML"),
     "a comment of html": (b"<!-- x -->\n<html>\n" + LINES, "HTML"),
     "pdf behind a mark": (b"\xef\xbb\xbf%PDF-1.7\n" + LINES, "PDF"),
+    "gzip in gzip in gzip in gzip": (gzip.compress(gzip.compress(gzip.compress(gzip.compress(LINES)))), "unpack"),
+    "Parquet in gzip": (gzip.compress(b"PAR1\x15\x04" + LINES), "unpack"),
+    "arrow": (b"ARROW1\0\0" + LINES, "Parquet"),
+    "a closing tag": (b"</li>\n" + LINES, "HTML"),
+    "a tag alone in its line": (b"<html\nlang=en>\n" + LINES, "HTML"),
     "zeros": (bytes(4096), "NUL"),
     "separated by NUL": (LINES.replace(b"\n", b"\0"), "tr "),
     "array": (b'["bit.ly/a", "bit.ly/b"]', "jq"),
     "array over lines": (b'[\n  "bit.ly/a",\n  "bit.ly/b"\n]\n', "jq"),
     "array of objects": (b'[{"link": "bit.ly/a"},\n{"link": "bit.ly/b"}]', "jq"),
+    "array behind blank lines": (b'\n\r\n \n[\n"bit.ly/a",\n"bit.ly/b"\n]\n', "jq"),
+    "array behind comments": (b'# exported\n\n# today\n[\n"bit.ly/a",\n"bit.ly/b"\n]\n', "jq"),
+    "array behind a mark": (b'\xef\xbb\xbf[\n"bit.ly/a",\n"bit.ly/b"\n]\n', "jq"),
+    "array behind a mark and a comment": (b'\xef\xbb\xbf# x\n[\n"bit.ly/a"\n]\n', "jq"),
+    "array of arrays": (b'[[\n"bit.ly/a"],\n["bit.ly/b"]]\n', "jq"),
+    "array that begins with null": (b'[null,\n"bit.ly/a"]\n', "jq"),
+    "array that begins with a number": (b'[-1.5, "bit.ly/a"]\n', "jq"),
+    "empty array": (b"[]\n", "jq"),
+    "long array": (b"[" + b'"bit.ly/a",' * 9000 + b"1]", "jq"),
+    "html behind a comment": (b"# exported\n<html>\n" + LINES, "HTML"),
+    "object behind a comment": (b'# exported\n{\n\n"links": [\n"bit.ly/a"\n]}\n', "jq"),
     "object over lines": (b'{\n  "links": [\n    {"link": "bit.ly/a"}\n  ]\n}\n', "jq"),
     "object over lines, compact": (b'{"links": [\n{"link": "bit.ly/a"},\n{"link": "bit.ly/b"}]}', "jq"),
     "long object": (b'{"links": [' + b'{"link": "bit.ly/a"},' * 5000 + b"{}]}", "jq"),
@@ -106,6 +141,89 @@ def test_a_file_that_is_no_list_of_lines_is_refused_with_advice(tmp_path: Path, 
     assert advice in str(refused.value)
     with pytest.raises(InputBroken):  # as a pipe, which nobody can look into first
         list(read([Source("-", path)]))
+
+
+@pytest.mark.parametrize("kind", NO_LISTS)
+@pytest.mark.parametrize("pieces", [by_bytes, by_lines])
+def test_it_is_refused_however_a_pipe_brings_it(kind: str, pieces: Callable[[bytes], list[bytes]]) -> None:
+    content, advice = NO_LISTS[kind]
+    with pytest.raises(InputBroken, match=r"^-: ") as refused:
+        read_pieces(pieces(content))
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["csv", "tsv"])
+def test_a_page_that_a_pipe_brings_as_a_table_is_refused(name: str) -> None:
+    with pytest.raises(InputBroken, match="HTML"):
+        read_pieces(by_bytes(b"\n<table>\n<tr><td>link</td></tr>"), name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfbit.ly/a\nbit.ly/b\n",
+        *(("\ufeff" * mark + "bit.ly/a\r\nbit.ly/b\n").encode(f"utf-{kind}") for mark in (0, 1) for kind in WIDE),
+        *(pack(b"bit.ly/a\nbit.ly/b") for pack in (gzip.compress, bz2.compress, lzma.compress, zstd.compress)),
+        gzip.compress("\ufeffbit.ly/a\nbit.ly/b".encode("utf-16-le")),
+        b"[bit.ly/a]\n[[https://bit.ly/b]]\n",
+        b"<bit.ly/a>\n<https://bit.ly/b>\n",
+        b"[1] bit.ly/a\n[2] bit.ly/b\n",
+    ],
+)
+def test_a_list_is_read_however_a_pipe_brings_it(content: bytes) -> None:
+    for pieces in (by_bytes(content), by_lines(content), [content]):
+        assert [link.bitlink for link in read_pieces(pieces).links] == ["bit.ly/a", "bit.ly/b"]
+
+
+def test_parquet_that_a_pipe_brings_byte_by_byte_is_read_under_any_format(tmp_path: Path) -> None:
+    content = Path(write_parquet(tmp_path, {"link": ["bit.ly/a"]})).read_bytes()
+    for list_format in ("lines", "csv", "parquet"):
+        assert len(read_pieces(by_bytes(content), list_format).links) == 1
+
+
+@pytest.mark.parametrize("domain", ["BZhome.com", "PAR1.com", "ARROW1.com", "Obj.com", "PK.com"])
+def test_a_domain_may_begin_like_the_mark_of_another_file(tmp_path: Path, domain: str) -> None:
+    assert len(read_list(write(tmp_path, f"{domain}/a\n".encode())).links) == 1
+
+
+def test_a_damaged_object_in_the_first_line_is_an_invalid_line(tmp_path: Path) -> None:
+    for content in (b'{"bitlink":"bit.ly/a\nbit.ly/b\n', b"{\n# x\nbit.ly/b\n", b"{\n\n", b'{"bitlink":\n'):
+        assert len(read_pieces(by_bytes(content)).invalid) == len(read_list(write(tmp_path, content)).invalid) == 1
+
+
+def test_nothing_is_waited_for_once_a_line_is_there() -> None:
+    """A person types a list; each line must be there before the next one is read."""
+    for first in (b"\n", b"bit.ly/a\n", b"# x\n", b"{\n", "bit.ly/a\n".encode("utf-16")):
+        brought = iter([first, b"bit.ly/late\n"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "_open_raw", lambda _, pieces=brought: io.BufferedReader(Dripping(pieces)))
+            assert next(read([Source("-", None)])).lines == 1
+        assert next(brought) == b"bit.ly/late\n"
+
+
+@pytest.mark.parametrize("first", ["utf-8", *(f"utf-{kind}" for kind in ("16", "32", "16-le", "16-be"))])
+@pytest.mark.parametrize("second", ["utf-8", *(f"utf-{kind}" for kind in ("16", "32", "16-le", "16-be"))])
+def test_lists_in_two_encodings_that_were_joined_lose_nothing_silently(tmp_path: Path, first: str, second: str) -> None:
+    many = "".join(f"bit.ly/{n}\n" for n in range(500))
+    content = "bit.ly/x\nbit.ly/y\n".encode(first) + many.encode(second)
+    for pieces in ([content[at : at + CHUNK] for at in range(0, len(content), CHUNK)], by_bytes(content)):
+        with suppress(InputBroken):
+            batch = read_pieces(pieces)
+            assert len(batch.links) + len(batch.invalid) >= 500
+
+
+@pytest.mark.parametrize("second", [b"bit.ly/1\nbit.ly/2\nbit.ly/3\n", "bit.ly/1\n".encode("utf-16-be")])
+def test_another_encoding_is_an_error_that_says_what_to_do(second: bytes) -> None:
+    for name, start in (("lines", "bit.ly/x\n"), ("csv", "title,link\nx,bit.ly/x\n")):
+        with pytest.raises(InputBroken, match=r"begins in UTF-16.*another encoding; write all of it in UTF-8"):
+            read_pieces([start.encode("utf-16") + second], name)
+
+
+def test_chinese_titles_in_utf_16_are_one_encoding(tmp_path: Path) -> None:
+    titles = "".join(chr(n) for n in range(0x4E00, 0x9FFF)) * 3
+    content = "title,link\n" + "".join(f"{titles[at : at + 50]},bit.ly/{at}\n" for at in range(0, len(titles), 50))
+    batch = read_list(write(tmp_path, content.encode("utf-16"), "links.csv"))
+    assert (len(batch.links), batch.invalid) == (content.count("\n") - 1, [])
 
 
 def test_parquet_under_another_name_is_read_as_parquet(tmp_path: Path) -> None:

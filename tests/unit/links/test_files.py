@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from harvester.bitly.query import Query
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES, Batch
-from harvester.links.columns import CHUNK, LINE_LIMIT
-from harvester.links.files import ListFormat, read, resolve_lists, spool
+from harvester.links.columns import CHUNK, LINE_LIMIT, ListFormat
+from harvester.links.files import read, resolve_lists, spool
 from harvester.rows.row import RowBuilder
 from tests.unit.links.lists import merged, peak_bytes, places, read_list, read_until_broken, write, write_parquet
 
@@ -119,6 +119,108 @@ def test_two_overlong_lines_are_two(tmp_path: Path) -> None:
 def test_the_text_kept_of_an_invalid_line_is_bounded(tmp_path: Path) -> None:
     [invalid] = read_list(write(tmp_path, b"y" * 60_000)).invalid
     assert invalid.text == "y" * 2000
+
+
+# --- links that hide in one line ------------------------------------------------------------------------------------
+
+MANY = [f"bit.ly/{n}" for n in range(3000)]
+
+
+SEPARATORS = [",", ", ", ";", "|", " ", "\t", "\u2028", "\u2029", "\x85", "\x1e", "%0A"]
+
+
+@pytest.mark.parametrize("between", SEPARATORS)
+@pytest.mark.parametrize("links", [MANY, [f"https://{link}?utm=a&u=http://x.com/y" for link in MANY]])
+@pytest.mark.parametrize("count", [3, 3000])
+def test_a_line_that_hides_many_links_is_an_error_that_names_it(
+    tmp_path: Path, between: str, links: list[str], count: int
+) -> None:
+    path = write(tmp_path, b"bit.ly/x\n\n" + between.join(links[:count]).encode() + b"\nbit.ly/y\n")
+    overlong = len(between.join(links[:count]).encode()) > LINE_LIMIT
+    with pytest.raises(InputBroken, match="a line longer than 64 KiB: 3 or" if overlong else "line 3: 3 or") as refused:
+        read_list(path)
+    assert path in str(refused.value)
+    assert "one link, or one JSON object, a line" in str(refused.value)
+    assert "--list-format csv" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "".join(f'{{"bitlink":"{link}"}}' for link in MANY),
+        ", ".join(f'{{"bitlink":"{link}"}}' for link in MANY[:3]),
+        "\x1e".join(f'{{"link":"{link}"}}' for link in MANY[:3]),
+        "[" + ",".join(f'"{link}"' for link in MANY) + "]",
+        "".join(f"https://{link}" for link in MANY),
+        "".join(MANY),
+        '<a href="https://bit.ly/a">bit.ly/a</a><a href="https://bit.ly/b">bit.ly/b</a>',
+        *(between.join(MANY[:3]) for between in ("、", "<br>", "\\n")),
+    ],
+)
+def test_links_that_stand_in_one_line_without_a_separator_are_seen(tmp_path: Path, line: str) -> None:
+    for name, first in {"links.txt": "bit.ly/x", "links.ndjson": '{"link":"bit.ly/x"}'}.items():
+        with pytest.raises(InputBroken, match="or more links"):
+            read_list(write(tmp_path, f"{first}\n{line}\n".encode(), name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", 'title,link\nx,bit.ly/a\nx,"bit.ly/b, bit.ly/c\nbit.ly/d"\n'),
+        ("l.tsv", "title\tlink\nx\tbit.ly/a bit.ly/b bit.ly/c\n"),
+        ("l.csv", "link\nbit.ly/a\nbit.ly/b,bit.ly/c,bit.ly/d\n"),
+        ("l.csv", "bit.ly/a\nbit.ly/b,bit.ly/c,bit.ly/d\n"),
+        ("l.csv", "link,title\nbit.ly/a,x\nbit.ly/b,bit.ly/c,bit.ly/d,bit.ly/e\n"),
+        ("l.ndjson", '{"link":"bit.ly/a"}\n{"link":["bit.ly/b","bit.ly/c","bit.ly/d"]}\n'),
+        ("l.ndjson", '{"link":"bit.ly/a"}\n["bit.ly/b","bit.ly/c","bit.ly/d"]\n'),
+        ("l.ndjson", '{"link":"bit.ly/a"}\nbit.ly/b,bit.ly/c,bit.ly/d\n'),
+        ("l.ndjson", '{"link":"bit.ly/a"}\n{"link":"bit.ly/b bit.ly/c bit.ly/d"}\n'),
+    ],
+)
+def test_a_cell_that_hides_many_links_is_an_error(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(InputBroken, match=r"line \d: 3 or more links"):
+        read_list(write(tmp_path, content.encode(), name))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"), [("l.csv", "link"), ("l.csv", "n,link"), ("l.tsv", "link"), ("l.ndjson", "")]
+)
+def test_an_overlong_line_of_a_table_must_hide_no_links_either(tmp_path: Path, name: str, header: str) -> None:
+    with pytest.raises(InputBroken, match="a line longer than 64 KiB: 3 or more links"):
+        read_list(write(tmp_path, f"{header}\n{','.join(MANY * 3)}\n".encode(), name))
+    page = '1,"' + "<a href='https://bit.ly/x'>x</a>" * 3000 + '",bit.ly/b'
+    batch = read_list(write(tmp_path, f"n,page,link\n{page}\n2,,bit.ly/a\n".encode(), "links.csv"))
+    assert (len(batch.links), len(batch.invalid)) == (1, 1)
+
+
+def test_two_links_in_one_line_are_one_invalid_line_with_that_reason(tmp_path: Path) -> None:
+    batch = read_list(write(tmp_path, b"bit.ly/a,bit.ly/b\nbit.ly/c https://bit.ly/d\nbit.ly/e\n"))
+    assert {line.reason for line in batch.invalid} == {"two links in one line; write one a line"}
+    assert places(batch) == [("bit.ly/e", 3)]
+    table = read_list(write(tmp_path, b"n,link\n1,bit.ly/a bit.ly/b\n", "links.csv"))
+    assert [line.reason for line in table.invalid] == ["two links in one cell; write one a line"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "https://example.com/a/b/c?x=http://d.com/e&y=http://f.com/g,https://h.com/i",
+        "https://web.archive.org/web/2020/https://example.com/a/b",
+        "see and/or 24/7, 1.5/2.5/3.5, 12.11/2026 x/y",
+        '{"bitlink":"bit.ly/a","x":"https://a.com/b","y":"https://c.com/d","z":"https://e.com/f',
+        '{"title":"{a}{b}{c}","x":"https://a.com/b https://a.com/c https://a.com/d"}',
+        "example.com/a.html/b.html/c.html/d",
+    ],
+)
+def test_a_line_with_one_long_address_or_a_damaged_object_is_only_invalid(tmp_path: Path, line: str) -> None:
+    batch = read_list(write(tmp_path, f"bit.ly/a\n{line}\nbit.ly/b\n".encode()))
+    assert (len(batch.links), len(batch.invalid)) == (2, 1)
+
+
+def test_a_damaged_record_with_several_addresses_is_only_invalid(tmp_path: Path) -> None:
+    record = b"bit.ly/b,a, b,https://a.com/b,https://c.com/d,https://e.com/f\n"
+    batch = read_list(write(tmp_path, b"link,title,long_url,qr,page\nbit.ly/a,x,y,z,w\n" + record, "links.csv"))
+    assert (len(batch.links), len(batch.invalid)) == (1, 1)
 
 
 # --- failures as a list ---------------------------------------------------------------------------------------------

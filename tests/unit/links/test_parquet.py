@@ -74,6 +74,17 @@ def test_a_column_that_is_not_in_parquet_is_an_error_that_names_those_that_are(t
 
 
 @pytest.mark.parametrize(
+    ("content", "advice"),
+    [(b"bit.ly/a\n", "--list-format (lines, csv"), (b"", "--list-format"), (b"\x1f\x8b\x08\0", "unpack it first")],
+)
+def test_a_file_that_is_called_parquet_and_is_none_says_what_to_do(tmp_path: Path, content: bytes, advice: str) -> None:
+    with pytest.raises(InputBroken, match=r"links\.parquet: ") as refused:
+        resolve_lists([write(tmp_path, content, "links.parquet")])
+    assert advice in str(refused.value)
+    assert len(read_list(write(tmp_path, b"bit.ly/a\n", "links.parquet"), list_format="lines").links) == 1
+
+
+@pytest.mark.parametrize(
     "damage", [lambda _: b"", lambda _: b"bit.ly/a\n", lambda w: w[:-9], lambda w: w[:30] + w[40:]]
 )
 def test_a_damaged_parquet_file_is_an_explained_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from harvester.errors import InputBroken, UsageError
 from harvester.links.batch import BATCH_LINES
-from harvester.links.columns import CHUNK, LINE_LIMIT, BadRecord, ColumnBatch
-from harvester.links.files import ListFormat, read, resolve_lists
+from harvester.links.columns import CHUNK, LINE_LIMIT, BadRecord, ColumnBatch, ListFormat
+from harvester.links.files import read, resolve_lists
 from harvester.links.tables import read_csv
 from tests.unit.links.lists import (
     check_counts,
@@ -201,9 +201,17 @@ def test_a_single_column_of_links_needs_no_header(tmp_path: Path, name: str) -> 
         ("l.csv", b"A,bit.ly/a\n", None, ["there are: A, bit.ly/a", "its number"]),
         ("l.csv", b"title,url\nx,bit.ly/a\n", "lnk", ["no column is called lnk", "title, url"]),
         ("l.csv", b"title,url\nx,bit.ly/a\n", "3", ["--column 3", "2 columns"]),
-        ("l.csv", b"title,url\nx,bit.ly/a\n", "0", ["--column 0"]),
+        ("l.csv", b"title,url\nx,bit.ly/a\n", "0", ["--column 0", "2 columns, counted from 1"]),
         ("l.csv", b"title,url\nx,bit.ly/a\n", "9" * 5000, ["title, url"]),
-        ("l.csv", b"link,link\nbit.ly/a,bit.ly/b\n", None, ["2 columns are called link"]),
+        (
+            "l.csv",
+            b"link,link\nbit.ly/a,bit.ly/b\n",
+            None,
+            ["2 columns are called link. Say --column with", "from 1"],
+        ),
+        ("l.csv", b"a,Link,LINK\n1,bit.ly/a,bit.ly/b\n", None, ["2 columns are called link. Say --column"]),
+        ("l.tsv", b"link\tlink\nbit.ly/a\tbit.ly/b\n", "link", ["2 columns are called link. Say --column"]),
+        ("l.ndjson", b'{"Url":"bit.ly/a","URL":"bit.ly/b"}\n', "url", ["2 columns are called url. Rename one"]),
         ("l.csv", b"\xff,url\nx,bit.ly/a\n", "lnk", ["\ufffd, url"]),
         ("l.csv", ",".join(f"c{n}" for n in range(1, 3000)).encode(), None, ["c20 and 2979 more"]),
         ("l.tsv", b"title\turl\nx\tbit.ly/a\n", None, ["title, url"]),

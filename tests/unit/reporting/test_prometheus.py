@@ -57,7 +57,7 @@ def manifest_with(**changes: Any) -> Manifest:
 def written(folder: Path, name: str = "run.prom", out: str = "out", **changes: Any) -> list[Sample]:
     """What a manifest, changed where the test says so, becomes."""
     warnings: list[str] = []
-    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).show(manifest_with(**changes)))
+    asyncio.run(TextfileExporter(str(folder / name), out, warnings.append).export(manifest_with(**changes)))
     assert warnings == []
     return samples_in(folder / name)
 
@@ -207,8 +207,8 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
     shown = TextfileExporter(str(tmp_path / "a.prom"), "out", warnings.append)
-    asyncio.run(shown.show(manifest_with()))
-    asyncio.run(shown.show(manifest_with()))
+    asyncio.run(shown.export(manifest_with()))
+    asyncio.run(shown.export(manifest_with()))
     release.set()
     assert len(entered) == len(warnings) == 1
     assert "it takes too long" in warnings[0]

@@ -62,7 +62,7 @@ def budget(book: BudgetDatabase, *limits: int) -> MachineBudget:
 
 async def test_the_end_follows_from_the_hours_limit(book: BudgetDatabase) -> None:
     status, ours = RunProgress(to_make=2500), budget(book, 0, 1000, 0)
-    await EtaEstimator(ours, 5).look(status)
+    await EtaEstimator(ours, 5).update(status)
     assert status.ends is not None
     assert timedelta(hours=2) < status.ends - ours.at(0) < timedelta(hours=2.2)
     assert status.spent is None
@@ -70,7 +70,7 @@ async def test_the_end_follows_from_the_hours_limit(book: BudgetDatabase) -> Non
 
 async def test_a_month_that_does_not_last_is_told(book: BudgetDatabase) -> None:
     status = RunProgress(to_make=2500)
-    await EtaEstimator(budget(book, 0, 1000, 1500), 5).look(status)
+    await EtaEstimator(budget(book, 0, 1000, 1500), 5).update(status)
     assert status.spent is not None
     assert status.ends is not None
     assert status.spent < status.ends
@@ -78,7 +78,7 @@ async def test_a_month_that_does_not_last_is_told(book: BudgetDatabase) -> None:
 
 async def test_without_a_count_nothing_is_said_of_the_end(book: BudgetDatabase, asked: list[tuple[int, Start]]) -> None:
     status = RunProgress(rows=5)
-    await EtaEstimator(budget(book, 0, 1000, 0), 5).look(status)
+    await EtaEstimator(budget(book, 0, 1000, 0), 5).update(status)
     assert status.ends is None
     assert asked == []
     assert [state.window for state in status.windows] == ["minute", "hour", "month"]
@@ -91,21 +91,21 @@ async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
     ahead = EtaEstimator(ours, 5)
     time.seconds += 60
     for _ in range(10):
-        await ahead.look(status)
+        await ahead.update(status)
         time.seconds += 0.9
     assert len(asked) == 1
     ours.observe(3000, 0)
-    await ahead.look(status)
+    await ahead.update(status)
     assert len(asked) == 2
     time.seconds += 11
-    await ahead.look(status)
+    await ahead.update(status)
     assert len(asked) == 3
 
 
 async def test_repeats_so_far_are_expected_to_go_on(book: BudgetDatabase, asked: list[tuple[int, Start]]) -> None:
     status = RunProgress(to_make=300, rows=100)
     status.attempts.total = 150
-    await EtaEstimator(budget(book, 0, 0, 0), 5).look(status)
+    await EtaEstimator(budget(book, 0, 0, 0), 5).update(status)
     assert asked[0][0] == 300
 
 
@@ -115,7 +115,7 @@ async def test_where_nothing_binds_the_end_follows_the_servers_own_speed(
     status = RunProgress(to_make=100_000)
     ahead = EtaEstimator(budget(book, 0, 0, 0), 5)
     for _ in range(12):
-        await ahead.look(status)
+        await ahead.update(status)
         time.seconds += 1.0
         status.rows += 2
     assert asked[-1][1].answer_seconds == pytest.approx(2.5)
@@ -127,7 +127,7 @@ async def test_waits_of_our_own_say_nothing_of_the_servers_speed(
     status = RunProgress(to_make=100_000, waiting=WaitReason("pace", 100, None))
     ahead = EtaEstimator(budget(book, 0, 0, 0), 5)
     for _ in range(12):
-        await ahead.look(status)
+        await ahead.update(status)
         time.seconds += 1.0
         status.rows += 2
     assert asked[-1][1].answer_seconds == ANSWER_SECONDS
@@ -138,13 +138,13 @@ async def test_a_budget_that_cannot_be_read_leaves_the_status_as_it_was(
 ) -> None:
     status, ours = RunProgress(to_make=2500), budget(book, 0, 1000, 0)
     ahead = EtaEstimator(ours, 5)
-    await ahead.look(status)
+    await ahead.update(status)
     before = status.windows
 
     def broken() -> None:
         raise OutputError("the file is gone")
 
     monkeypatch.setattr(ours, "windows", broken)
-    await ahead.look(status)
-    ahead.look_back(status)
+    await ahead.update(status)
+    ahead.finish(status)
     assert status.windows is before

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harvester.dataset.ledger import Known, State
+from harvester.dataset.ledger import CallState, Known
 from harvester.errors import RunStopping
 from harvester.links.feed import IterableFeed
 from harvester.progress import RunProgress
@@ -50,7 +50,9 @@ async def test_a_link_named_twice_becomes_one_call() -> None:
 
 
 async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_mention_is_a_duplicate() -> None:
-    store = MemoryStore({b"bit.ly/a": Known(State.ROW, 0, 1), b"bit.ly/b": Known(State.ROW, 0, 2)}, invocation=2)
+    store = MemoryStore(
+        {b"bit.ly/a": Known(CallState.ROW, 0, 1), b"bit.ly/b": Known(CallState.ROW, 0, 2)}, invocation=2
+    )
     made = worklist(["bit.ly/a", "bit.ly/b", "bit.ly/c"], store)
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/c"]
     assert (made.progress.known, made.progress.listed.duplicates, made.progress.pending) == (1, 1, 1)
@@ -59,9 +61,9 @@ async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_men
 
 @pytest.mark.parametrize(("retry", "calls"), [(False, 0), (True, 1)])
 async def test_a_refused_link_is_asked_for_again_only_if_that_was_asked_for(retry: bool, calls: int) -> None:
-    store = MemoryStore({b"bit.ly/a": Known(State.REFUSED, 0, 1)}, invocation=2)
+    store = MemoryStore({b"bit.ly/a": Known(CallState.REFUSED, 0, 1)}, invocation=2)
     found = await read_all(worklist(["bit.ly/a"], store, retry_refused=retry))
-    assert [call.previous for call in found] == [State.REFUSED] * calls
+    assert [call.previous for call in found] == [CallState.REFUSED] * calls
 
 
 async def test_how_many_calls_remain_is_known_at_the_lists_end_and_no_sooner() -> None:

@@ -460,16 +460,16 @@ def test_a_manifest_that_is_renewed_is_uploaded_again(tmp_path: Path) -> None:
 
 
 def test_a_signal_is_heard_while_a_store_that_is_out_is_opened() -> None:
-    hurried = threading.Event()
+    ending = threading.Event()
 
     @contextmanager
     def opening() -> Iterator[Any]:
-        yield hurried.wait(30)
+        yield ending.wait(30)
 
     async def enter() -> object:
         shutdown = ShutdownSignal()
         asyncio.get_running_loop().call_soon(shutdown.request, Stop(StopReason.SIGNAL, "SIGTERM was received"))
         with ExitStack() as stack:
-            return await enter_in_thread(stack, opening(), shutdown, hurried)
+            return await enter_in_thread(stack, opening(), shutdown, ending)
 
     assert asyncio.run(enter()) is True

@@ -20,7 +20,7 @@ import orjson
 from harvester._version import __version__
 from harvester.clock import utc_iso
 from harvester.dataset.journal import read, remove, segment_path
-from harvester.dataset.ledger import Ledger, Part, State
+from harvester.dataset.ledger import CallState, Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
@@ -48,7 +48,7 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     path, position = segment_path(location.private, segment), start
     for record in read(path, start, end):
         position = record.end
-        if record.state == State.ROW:
+        if record.state == CallState.ROW:
             yield record.payload + b"\n"
     if end is not None and position < end:
         raise damaged(path, position)
@@ -81,19 +81,19 @@ class PartPublisher:
         self._ledger = ledger
         self._part_format = part_format
         self._storage = storage
-        self._run_id = str(ledger.meta()["run_id"])
+        self._run_id = str(ledger.facts()["run_id"])
         self._in_doubt = False
 
-    def mark(self) -> None:
+    def checkpoint(self) -> None:
         """Do nothing: parts need no checkpoint, as each has its intent."""
 
     def published_keys(self) -> Iterable[bytes]:
         return ()  # the journal of a published part is not needed any more
 
-    def hurry(self) -> None:
-        self._storage.hurry()
+    def shorten_waits(self) -> None:
+        self._storage.shorten_waits()
 
-    leave = hurry
+    leave = shorten_waits
 
     def parts(self) -> list[PublishedPart]:
         """Return the sealed parts, including those that a loader has moved away."""
@@ -248,7 +248,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
         OutputError: the prefix belongs to another work dir, was begun with one that is lost, or the store ignores the
         condition.
     """
-    secret = ledger.meta().get("claim")
+    secret = ledger.facts().get("claim")
     if secret is None:
         secret = secrets.token_hex(16)
         ledger.repin({"claim": secret})
@@ -277,7 +277,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
 def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str, Any]:
     return {
         "claim": secret,
-        "run_id": ledger.meta()["run_id"],
+        "run_id": ledger.facts()["run_id"],
         "host": socket.gethostname(),
         "work_dir": location.work_dir,
         "made": utc_iso(datetime.now(UTC)),

@@ -23,7 +23,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset import dataset as stores
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import Journal, PartLimits, segment_path
-from harvester.dataset.ledger import State
+from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
@@ -239,7 +239,7 @@ def settle(store: Dataset, *names: str, metrics: int = 1) -> None:
     for name in names:
         row = line(name, [{"value": "direct", "clicks": 1}] * metrics, 30)
         key = MAKER.key(f"bit.ly/{name}")
-        store.record(key, State.ROW, row[:-1].replace(b"9a0822b22f12", store.run_id.encode()), None)
+        store.record(key, CallState.ROW, row[:-1].replace(b"9a0822b22f12", store.run_id.encode()), None)
 
 
 def dataset(out: Path, making: PartFormat, policy: PartLimits | None = None) -> Any:
@@ -339,7 +339,7 @@ def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> 
 def test_failures_alone_do_not_grow_old(tmp_path: Path, clock: Clock) -> None:
     with dataset(tmp_path / "out", MAKINGS[0], PartLimits(1000, 1_000_000, 3600.0)) as store:
         failure = store.rows.failure("refused", bitlink="bit.ly/no", file="f", line=1, status=404)
-        store.record(MAKER.key("bit.ly/no"), State.REFUSED, failure, None)
+        store.record(MAKER.key("bit.ly/no"), CallState.REFUSED, failure, None)
         clock.now += 10_000
         keep(store)
         settle(store, "a")
@@ -437,7 +437,7 @@ def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> Non
 # --- a disk that is full -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", ["publisher.write_part", "dataset.Journal"])
+@pytest.mark.parametrize("broken", ["part_publisher.write_part", "dataset.Journal"])
 async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
