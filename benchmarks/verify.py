@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.measuring import run
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset

@@ -16,7 +16,7 @@ from harvester.bitly.query import MAX_CONNECTIONS, Query
 from harvester.budget.limits import RequestedLimits
 from harvester.client.client import ClientSettings
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import PartLimits
+from harvester.dataset.journal import PartLimits
 from harvester.events import RunOutcome
 from harvester.links.files import resolve_lists
 from harvester.reporting import live_display

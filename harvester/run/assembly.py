@@ -22,7 +22,7 @@ from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, typed
-from harvester.dataset.dataset import PartLimits
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.stream_publisher import RowSink
 from harvester.events import RunObserver
 from harvester.links.feed import IterableFeed

@@ -8,7 +8,8 @@ from functools import partial
 
 from harvester.budget.budget import Budget
 from harvester.dataset import opening
-from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome

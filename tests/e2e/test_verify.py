@@ -26,7 +26,7 @@ from pyarrow import parquet
 
 from harvester.api import harvest
 from harvester.bitly.query import Query
-from harvester.dataset.dataset import PartLimits
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
 from harvester.rows.encode import Format, flattened

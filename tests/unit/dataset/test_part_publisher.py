@@ -21,8 +21,8 @@ from pyarrow import parquet
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset import dataset as stores
-from harvester.dataset.dataset import Dataset, PartLimits
-from harvester.dataset.journal import Journal, segment_path
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import Journal, PartLimits, segment_path
 from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
