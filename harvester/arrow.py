@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BESIDE = ".harvester"
-_COMPRESSION = {Format.NDJSON: None, Format.GZIP: "gzip", Format.ZSTD: "zstd"}
+_COMPRESSION = {Format.NDJSON: None, Format.NDJSON_GZ: "gzip", Format.NDJSON_ZST: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into one block. A response has at most 4 MiB, and its row may be longer: JSON escapes characters."""
 

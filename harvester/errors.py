@@ -121,7 +121,7 @@ def install_line(extra: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
+def as_output_error(path: str) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""
     try:
         yield

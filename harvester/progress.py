@@ -27,9 +27,9 @@ class WindowState(NamedTuple):
 
 @dataclass(slots=True)
 class AttemptCounts:
-    """Attempts for metrics: all, repetitions among them, and those that Bitly throttled.
+    """Attempts for metrics: all, the retries among them, and those that Bitly throttled.
 
-    helper: further requests, for Bitly's own limits; they count against the month too.
+    helper: helper requests, which ask for Bitly's own limits; they count against the month too.
     """
 
     total: int = 0
@@ -128,13 +128,15 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
-    asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
+    started: calls handed to workers. known: links that needed no call; given_up: those among them that have failed too
+    often.
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
-    to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
+    to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
+    make, None without a limit.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
     calls are finished; spent: when the month will be spent, if that is earlier.
     """
@@ -142,7 +144,7 @@ class RunProgress:
     listed: ListCounts = field(default_factory=ListCounts)
     column: str = ""
     read_to_end: bool = False
-    asked: int = 0
+    started: int = 0
     rows: int = 0
     refused: int = 0
     failed: int = 0
@@ -156,7 +158,7 @@ class RunProgress:
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
     to_make: int | None = None
-    most: int | None = None
+    max_calls: int | None = None
     windows: Sequence[WindowState] = ()
     per_second: Sequence[float] = ()
     ends: datetime | None = None
@@ -178,6 +180,6 @@ class RunProgress:
     def remaining(self) -> int | None:
         """Calls that this run has still to make; None while unknown."""
         needed = self.outstanding
-        if needed is None or self.most is None:
+        if needed is None or self.max_calls is None:
             return needed
-        return min(needed, max(self.most - self.finished, 0))
+        return min(needed, max(self.max_calls - self.finished, 0))

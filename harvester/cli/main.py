@@ -74,7 +74,7 @@ def _exit_code(words: list[str]) -> int:
 
 
 def _usage_text(error: CycloptsError) -> str:
-    return f"harvester: {sources.explained(error)}"
+    return f"harvester: {sources.parse_error_text(error)}"
 
 
 def _asks_for_json(words: list[str]) -> bool:

@@ -252,7 +252,7 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def explained(error: CycloptsError) -> str:
+def parse_error_text(error: CycloptsError) -> str:
     """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
     error.verbose = False
     text = str(error)

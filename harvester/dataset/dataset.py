@@ -21,7 +21,7 @@ from harvester.dataset.journal import AttemptFile, Journal
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
-from harvester.errors import explained
+from harvester.errors import as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
@@ -133,7 +133,7 @@ class Dataset:
         journal: Journal,
     ) -> None:
         facts = ledger.facts()
-        with explained(location.private):
+        with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
@@ -261,7 +261,7 @@ class Dataset:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
@@ -281,7 +281,7 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.location.out):
+            with as_output_error(self.location.out):
                 self._commit(batch)
             batch.durable = True
         if not self.location.in_parts:
@@ -294,7 +294,7 @@ class Dataset:
             OutputError: as for `commit`; the next call finishes what this one left half done.
         """
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.location.out):
+        with as_output_error(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -333,7 +333,7 @@ class Dataset:
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.location.public):
+        with as_output_error(self.location.public):
             return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
     def shorten_waits(self) -> None:

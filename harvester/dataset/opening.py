@@ -20,7 +20,7 @@ from harvester.dataset.ledger import CallState, Entry, Ledger
 from harvester.dataset.part_publisher import PartPublisher, claim_prefix, damaged
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
-from harvester.errors import DatasetBusy, UsageError, explained
+from harvester.errors import DatasetBusy, UsageError, as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
@@ -64,7 +64,7 @@ def open_dataset(
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(location.out):
+        with as_output_error(location.out):
             make_folder(location.public)
             make_folder(location.private)
         stack.enter_context(_locked(location))
@@ -72,7 +72,7 @@ def open_dataset(
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
         part_format = asked.for_begun(ledger.facts(), location.out)
-        with explained(location.private):
+        with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)
             publisher = _publisher_for(location, ledger, part_format, store, sink)
@@ -195,7 +195,7 @@ def _shown(query: Query) -> str:
 def _locked(location: OutputLocation) -> Iterator[None]:
     """Hold the dataset's kernel lock, which the kernel releases when the process ends, however it ends."""
     path = os.path.join(location.private, "lock")
-    with explained(path):
+    with as_output_error(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not try_lock(descriptor):

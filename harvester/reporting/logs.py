@@ -20,7 +20,7 @@ from harvester.errors import UsageError
 from harvester.events import Event, Field, level
 from harvester.jsonlines import as_json
 from harvester.progress import InvalidLine, RunProgress
-from harvester.reporting.reporter import LONG_WAIT_SECONDS, explained, seconds_until
+from harvester.reporting.reporter import LONG_WAIT_SECONDS, seconds_until, wait_in_words
 from harvester.reporting.terminal import escaped, put
 from harvester.rows.row import RowBuilder
 
@@ -142,7 +142,7 @@ class LoggingObserver:
             self._waited_for = None
         elif waiting.window != self._waited_for and seconds_until(waiting.until) > LONG_WAIT_SECONDS:
             self._waited_for = waiting.window
-            log.warning("waiting for %s", explained(waiting))
+            log.warning("waiting for %s", wait_in_words(waiting))
         log.debug(
             "%d rows, %d refused, %d failed, %d attempts, waiting for %s",
             status.rows, status.refused, status.failed, status.attempts.total, status.waiting,

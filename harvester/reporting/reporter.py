@@ -144,7 +144,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
         line += f"; {status.clipped:,} rows clipped (--units)"
     if status.remaining:
         line += f"; {status.remaining:,} left{_end(status)}"
-    line = f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
+    line = f"{line}; waiting for {wait_in_words(status.waiting)}" if status.waiting else line
     return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
@@ -167,7 +167,7 @@ def trouble_of(status: RunProgress) -> str:
     return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): asking again"
 
 
-def explained(waiting: WaitReason) -> str:
+def wait_in_words(waiting: WaitReason) -> str:
     """Return the limit that blocks sending in words, with its end in local time."""
     text = limit_in_words(waiting.window, waiting.limit)
     if waiting.why:
