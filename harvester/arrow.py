@@ -121,7 +121,7 @@ def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schem
     except FileNotFoundError as error:
         raise OutputError(f"{path} is gone; its folder {folder} is still there") from error
     if data.size < committed:
-        raise OutputError(f"{path} has {data.size} bytes and had {committed}: somebody has cut it")
+        raise OutputError(f"{path} has {data.size} bytes, expected {committed}: it was truncated")
     return _parsed(arrow, arrow.BufferReader(data), schema)
 
 

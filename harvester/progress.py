@@ -81,11 +81,11 @@ WAIT_REASONS = {
     "pace": "the minute's pace",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
-    "month": "the month's edge",
-    "throttled": "Bitly, which throttles",
-    "outage": "the server, which is out",
-    "budget": "the budget's file, which another process holds",
-    "connections": "a connection: other harvesters of this machine use all",
+    "month": "the turn of the month",
+    "throttled": "Bitly to stop throttling",
+    "outage": "the server to answer again",
+    "budget": "the budget file, which another process has locked",
+    "connections": "a connection: other harvesters on this machine use them all",
 }
 """The limits that may block sending, by their names in WaitReason and in the manifest."""
 
@@ -100,12 +100,12 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     """Return what rows lack, and what to do: a sentence each on those truncated and those clipped, if there are any."""
     sentences, of_rows = [], f"of {rows:,} {'row is' if rows == 1 else 'rows are'}"
     if truncated:
-        why = "as many metrics came as --size requests"
+        why = "Bitly returned as many metrics as --size requests"
         todo = "a larger --size, which needs a new --out, fetches the rest"
         sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
     if clipped:
         why = "the account's plan keeps a shorter history than --units requests"
-        sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan has the rest")
+        sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan keeps the rest")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""`harvester show`: the metrics of links that stand on the command line, as tables or as rows, in the order asked."""
+"""`harvester show`: the metrics of links given on the command line, as tables or as rows, in the order given."""
 
 import sys
 import time
@@ -39,8 +39,8 @@ _BAR, _LEAST_BAR = 24, 5
 _BESIDE_BAR, _BESIDE_SHARE = 56, 36
 """Columns that the table needs beside a bar, and to show shares at all."""
 _REFUSED = {
-    400: "Bitly takes it for no bitlink",
-    403: "not this token's to see",
+    400: "Bitly says this is not a bitlink",
+    403: "this token may not see it",
     404: "no such bitlink",
     410: "deleted",
 }
@@ -169,12 +169,12 @@ class _Waits:
             say(f"waiting for {wait_in_words(waiting)}; for {self._most} at most (--max-time)")
         elif waiting is None and status.trouble and not self._retry_reported:
             self._retry_reported = True
-            say(f"no good answer yet ({status.trouble}); asking again, for {self._most} at most (--max-time)")
+            say(f"no good answer yet ({status.trouble}); retrying, for {self._most} at most (--max-time)")
 
     def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
         if waiting is None or waiting.window in _UNREPORTED:
             why = f" ({trouble})" if trouble else ""
-            return f"not all was answered within {self._most} (--max-time){why}: run it again in a moment"
+            return f"not every link was answered within {self._most} (--max-time){why}: run it again in a moment"
         return f"waiting for {wait_in_words(waiting)} takes longer than {self._most} (--max-time)"
 
 
@@ -231,10 +231,10 @@ def _window(row: dict[str, Any]) -> str:
 def _remarks(row: dict[str, Any]) -> list[str]:
     remarks = []
     if not row["metrics"]:
-        remarks.append("no clicks in this time")
+        remarks.append("no clicks in this window")
     if row["truncated"]:
-        remarks.append(f"truncated: {row['size']:,} were asked for (--size), and so many came; there may be more")
+        remarks.append(f"truncated: Bitly returned the {row['size']:,} that --size requests; there may be more")
     returned = row["units_returned"]
     if returned is not None and returned < row["units"]:
-        remarks.append(f"{row['units']:,} {row['unit']}s were asked for: the plan keeps no more than {returned:,}")
+        remarks.append(f"{row['units']:,} {row['unit']}s were requested: the plan keeps no more than {returned:,}")
     return remarks

@@ -193,7 +193,7 @@ def _results(status: RunProgress) -> Iterator[Text]:
     if status.clipped:
         yield Text(f"{status.clipped:,} clipped", "yellow")
     if status.attempts.retried:
-        yield Text(f"{status.attempts.retried:,} repeated")
+        yield Text(f"{status.attempts.retried:,} retried")
     if status.attempts.throttled:
         yield Text(f"{status.attempts.throttled:,} throttled")
 

@@ -76,7 +76,7 @@ def route_warnings_to(log: JsonLog) -> None:
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    threading.excepthook = lambda args: log.warn(f"a thread has died: {args.exc_value!r}")
+    threading.excepthook = lambda args: log.warn(f"a thread died: {args.exc_value!r}")
     sys.unraisablehook = lambda args: log.warn(f"{args.err_msg or 'ignored'}: {args.exc_value!r}")
 
 
@@ -155,7 +155,7 @@ class LoggingObserver:
             result = self._on_failure(orjson.loads(line))
             if inspect.iscoroutine(result):
                 result.close()
-                raise UsageError("on_failure: a plain function was expected, not one that gives a coroutine")
+                raise UsageError("on_failure: a plain function was expected, not one that returns a coroutine")
         except (Exception, asyncio.CancelledError) as error:  # the caller's own error: the stream raises it later
             self.error = error
             if self._give_up:

@@ -100,7 +100,7 @@ def _parsed(line: bytes | BadRow) -> Any:
     except _RepeatedKey as error:
         return BadRow(f"{error} is there twice")
     except (orjson.JSONEncodeError, RecursionError):
-        return BadRow("lists or objects lie too deep in it")
+        return BadRow("it is nested too deeply")
     return row
 
 

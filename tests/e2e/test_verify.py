@@ -390,7 +390,7 @@ SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
         lambda lines: [*lines[:2], lines[2].replace(b'"clicks":', b'"clicks":1,"clicks":', 1), *lines[3:]],
         "clicks is there twice",
     ),
-    "depths": (lambda lines: [*lines[:2], b"[" * 1000 + b"]" * 1000 + b"\n", *lines[3:]], "lists or objects lie too"),
+    "depths": (lambda lines: [*lines[:2], b"[" * 1000 + b"]" * 1000 + b"\n", *lines[3:]], "it is nested too"),
 }
 
 

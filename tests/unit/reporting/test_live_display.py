@@ -52,7 +52,7 @@ def test_a_run_shows_calls_results_end_speed_windows_and_what_it_waits_for(
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 5
         assert frames(terminal) == 0
-        for said in ("stopped: SIGTERM was received", "came    20 rows, 0 refused, 0 failed", "carries on"):
+        for said in ("stopped: SIGTERM was received", "result  20 rows, 0 refused, 0 failed", "carries on"):
             assert said in terminal.text
 
 
