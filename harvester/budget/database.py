@@ -242,7 +242,7 @@ class BudgetDatabase:
                     "run this again"
                 ) from error
             raise OutputError(
-                f"{self.path}: {error}. The budget is counted there before each attempt; mend it, or name another "
+                f"{self.path}: {error}. The budget is counted there before each attempt; fix it, or name another "
                 "--state-dir (if it is damaged: move it away, and the month's count begins anew)"
             ) from error
 

@@ -1,7 +1,7 @@
-"""One connection to Bitly, of which it is known whether a request was written, and that nothing unasked came over it.
+"""One connection to Bitly that records whether a request was written, and whether bytes came that nobody asked for.
 
-aiohttp does the HTTP. What is added here are the facts that decide what an attempt has cost and whether its answer can
-be believed, and the patience that one dead address or a stopped process asks for.
+aiohttp does the HTTP. This module adds the facts that decide what an attempt has cost and whether its answer can be
+believed. It also keeps a dead address or a stopped process from failing an attempt.
 """
 
 import asyncio

@@ -259,7 +259,7 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
             return response.status, (await read_bounded(response)).content
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # Not the exception's text: it may hold a proxy's password.
-        why = permanent_cause(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        why = permanent_cause(error) or f"it cannot be reached, or its answer cannot be read ({type(error).__name__})"
         raise UsageError(f"{target.host}: {why}") from error
 
 
@@ -347,7 +347,7 @@ class _Unpacker:
 
 
 def permanent_cause(error: Exception) -> str | None:
-    """Return the cause of a connection error that no retry can mend, with advice; None for any other."""
+    """Return the cause of a connection error that no retry can fix, with advice; None for any other."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
         reason = str(getattr(cause, "verify_message", "") or cause).rstrip(".")

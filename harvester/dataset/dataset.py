@@ -19,7 +19,7 @@ from harvester.dataset.journal import AttemptFile, Journal, PartLimits
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
-from harvester.errors import OutputError, explained
+from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
@@ -111,7 +111,7 @@ class Dataset:
         lock: FolderLock | None,
     ) -> None:
         facts = ledger.facts()
-        with explained(location.private):
+        with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
@@ -244,13 +244,13 @@ class Dataset:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
 
     def _check_state(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             self._watch.check(self._open_state())
 
     def _open_state(self) -> Iterator[Watched]:
@@ -276,7 +276,7 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.location.out):
+            with as_output_error(self.location.out):
                 self._commit(batch)
             batch.durable = True
         if not self.location.in_parts:
@@ -291,7 +291,7 @@ class Dataset:
         """
         self._watch.raise_spoiled()
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.location.out):
+        with as_output_error(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -331,7 +331,7 @@ class Dataset:
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.location.public):
+        with as_output_error(self.location.public):
             return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
     def shorten_waits(self) -> None:

@@ -31,7 +31,7 @@ from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
 from harvester.dataset.part_publisher import PartPublisher, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
-from harvester.errors import UsageError, explained
+from harvester.errors import UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
@@ -78,18 +78,18 @@ def open_dataset(
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(location.out):
+        with as_output_error(location.out):
             make_folder(location.public)
             make_folder(location.private)
         # Rows on standard output have a scratch folder, which nobody else can name, and which is locked already.
         lock = FolderLock(location.private, location.out) if location.kept else None
-        with explained(location.private):
+        with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
         part_format = asked.for_begun(ledger.facts(), location.out)
-        with explained(location.private):
+        with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)
             growing = location.out if location.kept and not location.in_parts else None

@@ -120,7 +120,7 @@ def stop_for_invalid(listed: ListCounts, limit: FailureLimit | None) -> Stop | N
     return Stop(
         StopReason.TOO_MANY_INVALID,
         f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
-        "says which and why. Repeating the command changes nothing: mend the list (is it the one that was meant, "
+        "says which and why. Repeating the command changes nothing: fix the list (is it the one that was meant, "
         "and the column?), or accept its invalid lines with --max-invalid 100%",
     )
 

@@ -1,6 +1,6 @@
 """The harvest: a feeder fills the worklist, workers make its calls, a committer makes the verdicts durable.
 
-Memory is bounded at each stage: the worklist by its low-water mark, calls that wait to be repeated by RETRY_ROOM,
+Memory is bounded at each stage: the worklist by its low-water mark, calls that wait for a retry by RETRY_ROOM,
 verdicts that wait for the disk by the dataset's backlog, for which feeder and workers stop.
 """
 
@@ -27,14 +27,14 @@ from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
+from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 
 RETRY_ROOM = 100
-"""Calls that may wait to be repeated in tasks of their own, while their workers go on."""
+"""Calls that may wait for a retry in tasks of their own, while their workers go on."""
 GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
-PROGRESS_SECONDS = 1.0
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -59,7 +59,7 @@ class HarvestOptions:
     invalid_limit: FailureLimit | None = None
     allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
-    tell_seconds: float = PROGRESS_SECONDS
+    report_seconds: float = PROGRESS_SECONDS
     learn_seconds: float = DISCOVERY_SECONDS
 
 
@@ -101,7 +101,7 @@ class Harvest:
         return Worklist(
             feed,
             self._dataset,
-            self._committer.in_hand,
+            self._committer.in_progress,
             self._committer.in_thread,
             self._client.known_good.links,
             self._budget,
@@ -127,7 +127,7 @@ class Harvest:
         try:
             async with self._committer:
                 async with asyncio.TaskGroup() as around:
-                    reporting = self._telemetry.keep_observer_informed(self._observer, self._options.tell_seconds)
+                    reporting = self._telemetry.keep_observer_informed(self._observer, self._options.report_seconds)
                     beside = [around.create_task(work) for work in (reporting, self._keep_learning())]
                     try:
                         await self._make_calls()
@@ -264,12 +264,12 @@ class Harvest:
         """Wait for the next call to make; None if this run makes no more."""
         if not await self._worklist.wait_for_call() or self._shutdown.stop is not None:
             return None
-        if self.progress.asked == self._options.max_calls:
-            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{self.progress.asked} calls were made (--max-calls)")
+        if self.progress.started == self._options.max_calls:
+            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{self.progress.started} calls were made (--max-calls)")
             self._feeder.cancel()
             self._worklist.close()
             return None
-        self.progress.asked += 1
+        self.progress.started += 1
         return self._worklist.take()
 
     async def _conclude(self, call: Call, first: Verdict, since: int, *, held: bool) -> None:

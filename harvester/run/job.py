@@ -206,7 +206,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         retry_refused=job.retry_refused and kept,
         allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
-        tell_seconds=job.tell_seconds,
+        report_seconds=job.report_seconds,
         invalid_limit=job.invalid_limit,
     )
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from harvester.errors import OutputError, UsageError, explained
+from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.storage.filesystem import inherit_folder_mode, make_folder
 from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
 from harvester.storage.scratch import scratch_folder
@@ -200,7 +200,7 @@ def lock_folder(state: str, server: str) -> str:
     for name in ("connections", server.replace(":", "-")):
         folder = os.path.join(folder, name)
         if not os.path.isdir(folder):
-            with explained(folder):
+            with as_output_error(folder):
                 os.makedirs(folder, exist_ok=True)
                 inherit_folder_mode(folder)
     return folder

@@ -404,4 +404,4 @@ def test_a_closed_standard_input_is_an_empty_list(tmp_path: Path, serve: Serve) 
     wrapper = ("sh", "-c", 'exec "$@" <&-', "sh")
     done = harvester(*command_for("-", tmp_path / "out", serve().url), wrapper=wrapper)
     assert done.returncode == 2
-    assert "no links at all" in done.stderr
+    assert "there are no links" in done.stderr

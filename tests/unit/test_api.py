@@ -728,7 +728,7 @@ async def later() -> str:
         (5, "a text, or a callable"),
         ("two words", "no spaces"),
         ("", "no token in it"),
-        (lambda: None, "gave no text"),
+        (lambda: None, "returned no text"),
         (later, "a plain callable"),
         ({}.popitem, "raised KeyError"),
         (sys.exit, "raised SystemExit"),
@@ -741,7 +741,7 @@ async def test_text_that_is_not_a_token_is_refused(token: Any, says: str) -> Non
 
 
 async def test_a_token_is_given_once() -> None:
-    with pytest.raises(harvester.UsageError, match="give one of them"):
+    with pytest.raises(harvester.UsageError, match="use one of them"):
         await harvester.metrics("bit.ly/a", token=TOKEN, token_file="token")
 
 
