@@ -32,7 +32,7 @@ _FROZEN_SECONDS = 0.1
 """A timer that fires this late shows that the process stood still."""
 _GRACE_SECONDS = 2.0
 """The time to read an answer that came while the process stood still."""
-_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.002, 1.0
+_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.02, 1.0
 _REST_EVERY = 16
 _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
