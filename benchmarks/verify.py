@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.measuring import run
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
@@ -29,11 +30,11 @@ MOST_CPU_SECONDS = 15.0
 MOST_BYTES = 300 * 10**6
 """Both for a million rows."""
 OUTPUTS = (
-    (Format.GZIP, Shape.NESTED),
+    (Format.NDJSON_GZ, Shape.NESTED),
     (Format.NDJSON, Shape.NESTED),
-    (Format.ZSTD, Shape.NESTED),
+    (Format.NDJSON_ZST, Shape.NESTED),
     (Format.PARQUET, Shape.NESTED),
-    (Format.GZIP, Shape.FLAT),
+    (Format.NDJSON_GZ, Shape.FLAT),
     (Format.PARQUET, Shape.FLAT),
 )
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)

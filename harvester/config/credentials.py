@@ -28,15 +28,15 @@ _SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _FLAWS: tuple[tuple[str, str], ...] = (
     (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
-    (r".*\x00", "is in UTF-16, or is no text: save it as UTF-8"),
-    (r"[{\[]", "is in a JSON object: put its value alone there, as `jq -r .access_token` prints it"),
-    (r".*[\r\n]", "has more than one line: put it there alone"),
-    (r"[$<]", "is a placeholder that was not filled in: put the value itself there"),
+    (r".*\x00", "is in UTF-16, or is not text: save it as UTF-8"),
+    (r"[{\[]", "is in a JSON object: store its value alone, as `jq -r .access_token` prints it"),
+    (r".*[\r\n]", "has more than one line: store it alone"),
+    (r"[$<]", "is a placeholder that was not filled in: store the value itself"),
     (r"(?i)(authorization\s*:\s*)?(bearer|token)\s", "has `Bearer ` before it: remove that, harvester adds it"),
-    (r"(?i)(export|set|setx|env)\s", "has an assignment before it: put there only what stands after the `=`"),
+    (r"(?i)(export|set|setx|env)\s", "has an assignment before it: keep only what follows the `=`"),
     # A name and `=`; but `=` may also end a secret, as padding.
-    (r"(?i)\w*(token|secret)\w*\s*[=:]", "has a name before it: put there only what stands after the `=` or `:`"),
-    (r"[A-Za-z_]\w*\s*[=:]\s*[^=:/\s]", "has a name before it: put there only what stands after the `=` or `:`"),
+    (r"(?i)\w*(token|secret)\w*\s*[=:]", "has a name before it: keep only what follows the `=` or `:`"),
+    (r"[A-Za-z_]\w*\s*[=:]\s*[^=:/\s]", "has a name before it: keep only what follows the `=` or `:`"),
     (rf"[{_QUOTES}]|.*[{_QUOTES}]$", "is in quotes: remove them"),
     (r".*(\s//|\s--|[#;])", "has a comment after it: remove that"),
 )
@@ -50,7 +50,7 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
     """
     path, command = options.token_file, options.token_command
     if path is not None and command is not None:
-        raise UsageError("and --token-command: give one of them", option="--token-file")
+        raise UsageError("and --token-command: use one of them", option="--token-file")
     if path is not None:
         warn_of_readers("--token-file", path, warn)
         return lambda: secret_in_file("--token-file", path, "token")
@@ -88,8 +88,8 @@ def _unnamed_token(options: AccessOptions) -> str:
     if stored is None:
         server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
         raise UsageError(
-            "no token: set BITLY_TOKEN, give --token-file or --token-command (Bitly makes one under Settings > API), "
-            f"or keep one: harvester login{server}"
+            "no token: set BITLY_TOKEN, use --token-file or --token-command (Bitly makes one under Settings > API), "
+            f"or store one: harvester login{server}"
         )
     text, where = stored
     return checked_secret(text, f"{where} (made by harvester login)", "token")
@@ -168,7 +168,7 @@ def checked_secret(text: str, source: str, what: str) -> str:
     """Return a secret without surrounding white space. Raises UsageError if it is empty, or anything else is there."""
     secret = text.strip()
     if not secret:
-        raise UsageError(f"{source}: no {what} in it")
+        raise UsageError(f"{source}: there is no {what} in it")
     stands = text.rstrip().lstrip(" \t")
     # As Bitly's own are: in letters and digits alone no flaw can be, and compiling the patterns takes 2 ms.
     if stands.isascii() and stands.isalnum():

@@ -35,7 +35,7 @@ _WIDE_MARKS = (
 )
 _EXPECTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_SHOWN = 60
-_LISTED = "; `harvester config` prints those that there are"
+_LISTED = "; `harvester config` lists the valid ones"
 _origins: dict[str, str] = {}
 """Option to the variable, or the file and key, that its value came from. Filled while the command line is parsed."""
 
@@ -140,7 +140,7 @@ class File:
             if key in commands:
                 self._check_table(key, value, commands[key])
             elif isinstance(value, dict):
-                raise UsageError(f"{path}: [{key}] is no command{nearest_of(key, commands, _LISTED)}")
+                raise UsageError(f"{path}: [{key}] is not a command{nearest_of(key, commands, _LISTED)}")
             else:
                 self._check(key, value, "", everything)
 
@@ -170,7 +170,8 @@ class File:
 
     def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
         if name not in known:
-            raise UsageError(f"{self._path}: {table}{_bounded(name)} is no option{nearest_of(name, known, _LISTED)}")
+            nearest = nearest_of(name, known, _LISTED)
+            raise UsageError(f"{self._path}: {table}{_bounded(name)} is not an option{nearest}")
         hint = known[name].hint
         if not _fits(value, hint):
             raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {_expected(hint)} was expected")
@@ -256,7 +257,7 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def explained(error: CycloptsError) -> str:
+def parse_error_text(error: CycloptsError) -> str:
     """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
     error.verbose = False
     text = str(error)
@@ -343,7 +344,7 @@ def _toml_line(setting: Setting) -> str:
     line = f"{name} = {_toml(shown)}"
     if setting.cut:
         return f"# {line}"
-    return line if shown == value else f"# {line} in UTF-8, which alone a file holds"
+    return line if shown == value else f"# {line} in UTF-8, the only encoding of such a file"
 
 
 def _text(value: Any) -> Any:

@@ -1,14 +1,13 @@
 """An open dataset: records verdicts at once, commits them in batches, publishes what was committed.
 
-Three threads use it. The event loop's calls `record` and `take_batch`, which never wait for the disk for long; a second
-one calls what blocks, such as `commit`; a third `publish`, since a part takes seconds to make and minutes to upload.
+Three threads use it: the event loop's, which never waits for the disk for long; one that commits; one that publishes.
 """
 
-import math
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -16,44 +15,23 @@ from typing import Protocol
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.journal import AttemptFile, Journal
+from harvester.dataset.journal import AttemptFile, Journal, PartLimits
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
-from harvester.errors import explained
+from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.location import OutputLocation
+from harvester.storage.watch import FolderLock, StateWatch, Watched
 
 Warn = Callable[[str], None]
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
 _TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("clipped")
-
-
-@dataclass(frozen=True, slots=True)
-class PartLimits:
-    """When a part is full: its rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
-
-    At the speed of a rate-limited API a limit in bytes alone would keep a part open for weeks.
-    """
-
-    rows: int
-    bytes: int
-    seconds: float = math.inf
-
-    def full(self, journal: Journal) -> bool:
-        """True when this journal should become a part, or when failures alone have made it long."""
-        return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
-
-    def old(self, journal: Journal, now: float) -> bool:
-        """True when the journal's first row is older than `seconds`. now: seconds since 1970, by the wall clock."""
-        begun = journal.first_row_at
-        # A negative age means that the clock was set back, which must not keep a part open for longer.
-        return begun is not None and not 0 <= now - begun < self.seconds
 
 
 @dataclass(slots=True)
@@ -72,6 +50,7 @@ class Batch:
     current: Journal | None = None
     size: int = 0
     durable: bool = False
+    totals: Totals | None = None
 
     @property
     def keys(self) -> list[bytes]:
@@ -80,10 +59,7 @@ class Batch:
 
 
 class Publisher(Protocol):
-    """Brings committed journal lines to the consumer.
-
-    uncommitted_limit: verdicts that may wait for a commit.
-    """
+    """Brings committed journal lines to the consumer. uncommitted_limit: verdicts that may wait for a commit."""
 
     uncommitted_limit: int
 
@@ -120,7 +96,7 @@ class Publisher(Protocol):
 
 
 class Dataset:
-    """An open dataset; made by `opening.open_dataset`."""
+    """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder."""
 
     def __init__(
         self,
@@ -132,9 +108,10 @@ class Dataset:
         publisher: Publisher,
         sidecars: Sidecars,
         journal: Journal,
+        lock: FolderLock | None,
     ) -> None:
         facts = ledger.facts()
-        with explained(location.private):
+        with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
@@ -153,6 +130,9 @@ class Dataset:
         self._to_end: list[int] = []
         self._waiting = 0
         self._counts = list(ledger.totals())  # indexed by CallState, then by _TRUNCATED and _CLIPPED
+        self._ended: dict[int, Journal] = {}  # committed and not published: open, because only that survives a removal
+        ledger.expected = self.totals
+        self._watch = StateWatch(location.private, lock)
 
     # --- for the event loop's thread -------------------------------------------------------------------------------
 
@@ -200,8 +180,9 @@ class Dataset:
         self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
         self._counts[state] += 1
-        self._counts[_TRUNCATED] += lacks.truncated
-        self._counts[_CLIPPED] += lacks.clipped
+        if lacks is not WHOLE:
+            self._counts[_TRUNCATED] += lacks.truncated
+            self._counts[_CLIPPED] += lacks.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):
@@ -233,18 +214,19 @@ class Dataset:
         """Return everything recorded since the last batch, for `commit`; ends the journal if it is full or too old.
 
         Raises:
-            OutputError: no new journal could be created; the batch is kept.
+            OutputError: no new journal could be created, or another program removed what was open. The batch is kept.
         """
+        self._check_state()
         # `record` checks `full` only after an append, and a run may be resumed with lower limits.
         if self._limits.full(self._journal) or self._limits.old(self._journal, time.time()):
             self._end_journal()
         batch, self._batch = self._batch, Batch()
-        batch.current, batch.size = self._journal, self._journal.size
+        batch.current, batch.size, batch.totals = self._journal, self._journal.size, self.totals
         self._waiting = 0
         return batch
 
     def give_back(self, batch: Batch) -> None:
-        """Put a batch whose commit failed before the next one, so that it is committed with it; nothing if durable."""
+        """Put a batch whose commit failed before the next one, for a later commit; nothing if it is durable."""
         if batch.durable:
             return
         later, self._batch = self._batch, batch
@@ -258,14 +240,26 @@ class Dataset:
 
     def end_part(self) -> None:
         """End the current journal, if it is not empty, so that it becomes a part."""
-        if self._journal.size:
+        if self._journal.size and self._watch.spoiled is None:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
+
+    def _check_state(self) -> None:
+        with as_output_error(self.location.private):
+            self._watch.check(self._open_state())
+
+    def _open_state(self) -> Iterator[Watched]:
+        yield from list[Watched]([self.ledger, self._attempts, self._journal, *self._batch.ended])
+        for segment, journal in list(self._ended.items()):
+            if segment not in self._to_end:
+                self._ended.pop(segment).close()
+            elif journal.tampering() and segment > self.ledger.ended():  # else its part is sealed, and we deleted it
+                yield journal
 
     # --- for other threads -----------------------------------------------------------------------------------------
 
@@ -282,11 +276,12 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.location.out):
+            with as_output_error(self.location.out):
                 self._commit(batch)
             batch.durable = True
         if not self.location.in_parts:
             self.publish()
+        self._watch.raise_spoiled()
 
     def publish(self) -> None:
         """Publish the committed rows that are due. Parts may be made while another thread commits more.
@@ -294,8 +289,9 @@ class Dataset:
         Raises:
             OutputError: as for `commit`; the next call finishes what this one left half done.
         """
+        self._watch.raise_spoiled()
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.location.out):
+        with as_output_error(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -326,15 +322,16 @@ class Dataset:
                 checkpoint=checkpoint,
                 counters=batch.counters,
             )
+        self.ledger.expected = batch.totals or self.ledger.expected
         self._committed.update(sizes)
         for journal in batch.ended:
+            self._ended[journal.segment] = journal
             self._to_end.append(journal.segment)
-            journal.close()
         batch.ended.clear()
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.location.public):
+        with as_output_error(self.location.public):
             return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
 
     def shorten_waits(self) -> None:
@@ -394,7 +391,10 @@ class Dataset:
         self._sidecars.delete_success()
 
     def close(self) -> None:
-        """Close the journal and the ledger."""
+        """Close the journals and the ledger."""
+        with suppress(OutputError):
+            self._check_state()
         self._attempts.close()
-        self._journal.close()
+        for journal in (self._journal, *self._batch.ended, *self._ended.values()):
+            journal.close()
         self.ledger.close()

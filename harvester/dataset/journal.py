@@ -3,31 +3,39 @@ the count of attempts, written before each is sent, so that a kill leaves none u
 
 A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
 ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
-journal; a bad line before that is damage.
+journal. A bad line before that is damage: `mend` overwrites it with spaces, so that every other line keeps its place,
+and the ledger and the growing file's checkpoint still point to where they did.
 """
 
+import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
 from harvester.errors import OutputError
 from harvester.progress import AttemptCounts
-from harvester.storage.filesystem import sync_folder
+from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync_folder
 
-_NAME = re.compile(r"journal-(\d{5,})\.log")
+# No `.log`: log rotation and clean-up scripts take what ends like that for theirs.
+_NAME = re.compile(r"journal-(\d{5,})\.journal")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
+_BEGINNING = re.compile(rb"[0-9a-f]{8} [0-9a-f]{32} \d ")
+VOID = 9
+"""The state of a line of spaces, which stands where a damaged line was."""
 _READ_BYTES = 1024 * 1024
 _ATTEMPTS = "attempts"
-_COUNTS = b"%020d %020d %020d %020d\n"
+_COUNT, _OTHER_COUNTS = b"%020d ", b"%020d %020d %020d\n"
 _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
-    """A journal's line. state: as ledger.CallState. payload: the JSON. end: the position behind the line, in bytes."""
+    """A journal's line. state: as ledger.CallState, or VOID. payload: the JSON. end: the position behind the line."""
 
     key: bytes
     state: int
@@ -37,7 +45,7 @@ class Record(NamedTuple):
 
 def segment_path(folder: str, segment: int) -> str:
     """Return the path of a segment's journal file."""
-    return os.path.join(folder, f"journal-{segment:05d}.log")
+    return os.path.join(folder, f"journal-{segment:05d}.journal")
 
 
 def segments(folder: str) -> list[int]:
@@ -53,7 +61,11 @@ def encode(key: bytes, state: int, payload: bytes) -> bytes:
 
 def _decode(line: bytes, end: int) -> Record | None:
     """Parse a line; None for one that is torn or damaged."""
-    if len(line) < _PREFIX or not line.endswith(b"\n"):
+    if not line.endswith(b"\n"):
+        return None
+    if line.isspace():
+        return Record(b"", VOID, b"", end)
+    if len(line) < _PREFIX:
         return None
     try:
         if int(line[:8], 16) != crc32(memoryview(line)[9:-1]):
@@ -83,6 +95,102 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
             yield record
 
 
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+class Gap(NamedTuple):
+    """Bytes before a good line that are no good line themselves. line: the number of the first bad one, from 1."""
+
+    start: int
+    end: int
+    line: int
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a journal file holds. size: its bytes. end: those before what follows the last good line, if anything.
+
+    gaps: damage before `end`. unended: the positions of line feeds that were overwritten behind lines that are whole.
+    aligned: True if a line ends, or a gap does, at the committed length.
+    """
+
+    size: int
+    end: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    unended: list[int] = field(default_factory=list)
+    aligned: bool = True
+
+
+def survey(path: str, committed: int = 0) -> Survey:
+    """Look at every line of a journal file, also at those behind a bad one. A missing file is an empty one.
+
+    committed: the length that the ledger knows.
+    """
+    try:
+        stream = open(path, "rb", buffering=_READ_BYTES)  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return Survey(0)
+    with stream:
+        found = Survey(os.fstat(stream.fileno()).st_size)
+        ends, position, bad_line = committed == 0, 0, 0
+        for number, line in enumerate(stream, 1):
+            for start, end in _good_lines(line):
+                if position + start > found.end:
+                    found.gaps.append(Gap(found.end, position + start, bad_line or number))
+                    ends = ends or position + start == committed
+                if line[end - 1 : end] != b"\n":
+                    found.unended.append(position + end - 1)
+                found.end, bad_line = position + end, 0
+                ends = ends or found.end == committed
+            position += len(line)
+            if found.end < position:
+                bad_line = bad_line or number
+    found.aligned = ends
+    return found
+
+
+def _good_lines(line: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the good lines in what reads as one: several if a line feed between them was damaged."""
+    if _decode(line, 0) is not None:
+        yield 0, len(line)
+        return
+    starts = [match.start() for match in _BEGINNING.finditer(line)]
+    for start, following in pairwise([*starts, len(line)]):
+        if _decode(line[start : following - 1] + b"\n", 0) is not None:
+            yield start, following
+
+
+def mend(path: str, found: Survey, committed: int = 0) -> list[int]:
+    """Fill a journal's damage with spaces, durably; return the numbers of the lines that are lost.
+
+    Damage behind the last good line is filled as far as it was committed; what follows is a torn tail.
+    """
+    gaps = list(found.gaps)
+    if found.end < committed <= found.size:
+        with open(path, "rb") as stream:
+            number = 1 + sum(chunk.count(b"\n") for chunk in _chunks(stream.read, found.end))
+        gaps.append(Gap(found.end, committed, number))
+        found.end = committed
+    if not gaps and not found.unended:
+        return []
+    with open(path, "r+b") as stream:
+        for position in found.unended:
+            stream.seek(position)
+            stream.write(b"\n")
+        for gap in gaps:
+            stream.seek(gap.start)
+            stream.write(b" " * (gap.end - gap.start - 1) + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return [gap.line for gap in gaps]
+
+
+def _chunks(read_bytes: Callable[[int], bytes], size: int) -> Iterator[bytes]:
+    while size and (chunk := read_bytes(min(size, _READ_BYTES))):
+        size -= len(chunk)
+        yield chunk
+
+
 def remove(folder: str, segment: int) -> None:
     """Delete a segment's journal file; nothing if it is gone."""
     with suppress(FileNotFoundError):
@@ -105,7 +213,8 @@ class Journal:
         self.first_row_at = first_row_at
         self._path = segment_path(folder, segment)
         self._folder = folder
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        # Read as well, because the descriptor is all that is left of a file that another program has removed.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)
         self.size = os.fstat(self._descriptor).st_size
         self._synced = self.size
@@ -141,9 +250,46 @@ class Journal:
             os.fsync(self._descriptor)
             self._synced = size
 
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the file. For the event loop's thread."""
+        size = os.fstat(self._descriptor).st_size
+        if size != self.size:
+            text = f"was cut or written to by another program (it has {size} bytes and had {self.size})"
+            then = "The same command goes on, and asks again for the calls whose answers are lost with it"
+            return Tampering(self._path, text, False, then)
+        if not leads_to(self._path, self._descriptor):
+            return Tampering(self._path, "was removed or replaced by another program")
+        return None
+
+    def restore(self) -> None:
+        """Write the file again from the open descriptor. For the event loop's thread, which appends to it."""
+        restore_file(self._path, self._descriptor)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class PartLimits:
+    """When a part is full: its rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
+
+    At the speed of a rate-limited API a limit in bytes alone would keep a part open for weeks.
+    """
+
+    rows: int
+    bytes: int
+    seconds: float = math.inf
+
+    def full(self, journal: Journal) -> bool:
+        """True when this journal should become a part, or when failures alone have made it long."""
+        return journal.rows >= self.rows or journal.row_bytes >= self.bytes or journal.size >= 4 * self.bytes
+
+    def old(self, journal: Journal, now: float) -> bool:
+        """True when the journal's first row is older than `seconds`. now: seconds since 1970, by the wall clock."""
+        begun = journal.first_row_at
+        # A negative age means that the clock was set back, which must not keep a part open for longer.
+        return begun is not None and not 0 <= now - begun < self.seconds
 
 
 class AttemptFile:
@@ -158,7 +304,9 @@ class AttemptFile:
         """Open the file in the private state, creating it if missing. before: the attempts of earlier runs."""
         self._path = os.path.join(folder, _ATTEMPTS)
         self._before = before
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._others: tuple[int, int, int] | None = None
+        self._others_text = b""
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def write(self, run: AttemptCounts) -> None:
         """Replace the line. run: the attempts of the present run, with the one to be sent.
@@ -166,19 +314,28 @@ class AttemptFile:
         Raises:
             OutputError: it cannot be written, so that the attempt must not be sent.
         """
-        before = self._before
-        line = _COUNTS % (
-            before.total + run.total,
-            before.retried + run.retried,
-            before.throttled + run.throttled,
-            before.helper + run.helper,
-        )
+        before, others = self._before, (run.retried, run.throttled, run.helper)
+        if others != self._others:
+            earlier = (before.retried, before.throttled, before.helper)
+            self._others_text = _OTHER_COUNTS % tuple(map(sum, zip(earlier, others, strict=True)))
+            self._others = others
+        line = _COUNT % (before.total + run.total) + self._others_text
         try:
             written = os.pwrite(self._descriptor, line, 0)
         except OSError as error:
             raise OutputError(f"{self._path}: {error.strerror}") from error
         if written < len(line):
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the file."""
+        if leads_to(self._path, self._descriptor):
+            return None
+        return Tampering(self._path, "was removed or replaced by another program")
+
+    def restore(self) -> None:
+        """Write the file again from the open descriptor."""
+        restore_file(self._path, self._descriptor)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,13 +1,12 @@
 """The ledger: a SQLite file with all that is known of a dataset: its query, its calls, its journals and its parts."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
 from harvester.rows.schema import WHOLE, Shortfall
+from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA = """
@@ -32,7 +31,7 @@ _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
 _ADVICE = (
-    "Without it nobody knows which calls were paid for. Put a backup of it back, or keep this output as it is and "
+    "Without it nobody knows which calls were paid for: put a backup of it back; or else keep this output as it is and "
     "begin a new --out with the links that it lacks"
 )
 
@@ -111,15 +110,16 @@ class Snapshot(NamedTuple):
 
 
 class Ledger:
-    """An open ledger file, created if missing. read_only: for one that a run may have open.
+    """An open ledger file, created if missing. read_only: for one that a run may have open. advice: what helps if it is
+    damaged. expected: the totals of what was committed, by which a restored file is checked.
 
     For any thread; each waits for its turn. Every method may raise OutputError: the file is damaged, or the disk full.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False) -> None:
+    def __init__(self, path: str, advice: str = "", *, read_only: bool = False) -> None:
+        self.expected = Totals(0, 0, 0)
         self._path = path
-        self._file = SqliteFile(path, "the ledger", _ADVICE, read_only=read_only)
-        self._db = self._file.connection
+        self._file = SqliteFile(path, "the ledger", f"{advice}. {_ADVICE}".removeprefix(". "), read_only=read_only)
 
     @property
     def fresh(self) -> bool:
@@ -135,12 +135,24 @@ class Ledger:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""
         with self._file.transaction():
             for statement in _SCHEMA.split(";\n"):
-                self._db.execute(statement)
+                self._file.connection.execute(statement)
             self._set_facts({"schema": _VERSION, **facts})
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
         self._file.close()
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the file."""
+        return self._file.tampering()
+
+    def restore(self) -> None:
+        """Write the file again from the open one, if that still counts what is expected.
+
+        Raises:
+            OutputError: it does not, so that its content is lost; raised for every further call too.
+        """
+        self._file.restore(lambda: self.totals() == self.expected)
 
     # --- facts -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +170,7 @@ class Ledger:
         with self._file.transaction():
             number = int(self.facts().get("invocation", 0)) + 1
             self._set_facts({"invocation": number})
-            self._db.execute("DELETE FROM invalid")
+            self._file.connection.execute("DELETE FROM invalid")
         return number
 
     def totals(self) -> Totals:
@@ -170,11 +182,11 @@ class Ledger:
     def snapshot(self) -> Snapshot:
         """Return the ledger's content at one moment. Reads the whole table of calls."""
         with self._file.guarded():
-            self._db.execute("BEGIN")
+            self._file.connection.execute("BEGIN")
             try:
                 return Snapshot(self.facts(), self.totals(), self.parts(), self.journals(), self.checkpoint())
             finally:
-                self._db.execute("ROLLBACK")
+                self._file.connection.execute("ROLLBACK")
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
@@ -186,40 +198,9 @@ class Ledger:
                 some = keys[start : start + _VARIABLES]
                 marks = ",".join("?" * len(some))
                 select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
-                for key, state, tries, seen in self._db.execute(select, some):
+                for key, state, tries, seen in self._file.connection.execute(select, some):
                     found[key] = Known(CallState(state), tries, seen)
         return found
-
-    def count_distinct(
-        self, batches: Iterable[Sequence[bytes]], callback: Callable[[Known | None], None], scratch: str
-    ) -> None:
-        """Call callback once for every distinct key of the batches, with what is known of its call.
-
-        scratch: path of a temporary file for the keys, so that memory does not grow with the list.
-        """
-        with self._file.guarded():
-            self._db.execute("ATTACH DATABASE ? AS scratch", (scratch,))
-            try:
-                self._db.execute("PRAGMA scratch.journal_mode=OFF")
-                self._db.execute("PRAGMA scratch.synchronous=OFF")
-                self._db.execute("DROP TABLE IF EXISTS scratch.listed")
-                self._db.execute("CREATE TABLE scratch.listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
-                for keys in batches:
-                    for known in self._first_seen(keys):
-                        callback(known)
-            finally:
-                self._db.execute("DETACH DATABASE scratch")
-                with suppress(OSError):
-                    os.unlink(scratch)
-
-    def _first_seen(self, keys: Sequence[bytes]) -> list[Known | None]:
-        distinct = sorted(set(keys))
-        known = self.known(distinct)
-        insert = "INSERT OR IGNORE INTO scratch.listed VALUES (?)"
-        self._db.execute("BEGIN")
-        first = [key for key in distinct if self._db.execute(insert, (key,)).rowcount]
-        self._db.execute("COMMIT")
-        return [known.get(key) for key in first]
 
     def commit(
         self,
@@ -243,12 +224,12 @@ class Ledger:
                 self._settle(segment, verdicts, invocation)
             if seen:
                 update = "UPDATE calls SET seen = ? WHERE key = ?"
-                self._db.executemany(update, [(invocation, key) for key in sorted(seen)])
-            self._db.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
-            self._db.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
+                self._file.connection.executemany(update, [(invocation, key) for key in sorted(seen)])
+            self._file.connection.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
+            self._file.connection.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
             self._set_checkpoint(checkpoint)
             add = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-            self._db.executemany(add, (counters or {}).items())
+            self._file.connection.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
         """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
@@ -256,7 +237,7 @@ class Ledger:
         """
         refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
-        self._db.executemany(
+        self._file.connection.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
             "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
@@ -267,13 +248,13 @@ class Ledger:
                 for key, e in last.items()
             ),
         )
-        if self._db.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
-            self._db.executemany(
+        if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
+            self._file.connection.executemany(
                 "DELETE FROM failures WHERE key = ? AND EXISTS "
                 "(SELECT 1 FROM calls WHERE calls.key = failures.key AND segment = ?)",
                 [(key, segment) for key in last],
             )
-        self._db.executemany(
+        self._file.connection.executemany(
             "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
@@ -290,12 +271,12 @@ class Ledger:
     def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
         """Forget the calls whose last line was in this journal, except those kept, whose rows are published."""
         with self._file.transaction():
-            self._db.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
+            self._file.connection.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._file.connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
             lost = "FROM calls WHERE segment = ? AND key NOT IN (SELECT key FROM kept)"
-            self._db.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
-            self._db.execute(f"DELETE {lost}", (segment,))
-            self._db.execute("DROP TABLE kept")
+            self._file.connection.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
+            self._file.connection.execute(f"DELETE {lost}", (segment,))
+            self._file.connection.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
         """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
@@ -343,17 +324,17 @@ class Ledger:
         """Record the intent to publish a part, with the size and digest of its file."""
         with self._file.transaction():
             insert = "INSERT INTO parts (number, segment, name, rows, bytes, sha256, calls, sealed)"
-            self._db.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
+            self._file.connection.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
         with self._file.transaction():
-            self._db.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
+            self._file.connection.execute("DELETE FROM parts WHERE number = ? AND sealed = 0", (part.number,))
 
     def seal(self, part: Part) -> None:
         """Record that a part is published, so that its journal is not needed any more."""
         with self._file.transaction():
-            self._db.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
+            self._file.connection.execute("UPDATE parts SET sealed = 1 WHERE number = ?", (part.number,))
             self._end(part.segment)
 
     def ended(self) -> int:
@@ -379,18 +360,18 @@ class Ledger:
 
     def _rows(self, select: str, *parameters: Any) -> list[Any]:
         with self._file.guarded():
-            return self._db.execute(select, parameters).fetchall()
+            return self._file.connection.execute(select, parameters).fetchall()
 
     def _number(self, select: str, *parameters: Any) -> int:
         return int(self._rows(select, *parameters)[0][0])
 
     def _end(self, segment: int) -> None:
-        self._db.execute("DELETE FROM journals WHERE segment = ?", (segment,))
+        self._file.connection.execute("DELETE FROM journals WHERE segment = ?", (segment,))
         self._set_facts({"ended": segment})
 
     def _set_checkpoint(self, checkpoint: FileCheckpoint | None) -> None:
         if checkpoint is not None:
-            self._db.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", checkpoint)
+            self._file.connection.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", checkpoint)
 
     def _set_facts(self, values: dict[str, str | int]) -> None:
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        self._file.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())

@@ -13,26 +13,40 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import Dataset, PartLimits, Publisher, Warn
+from harvester.dataset.dataset import Dataset, Publisher, Warn
 from harvester.dataset.file_publisher import FilePublisher
-from harvester.dataset.journal import Journal, read, read_attempts, remove, segment_path, segments
-from harvester.dataset.ledger import CallState, Entry, Ledger
-from harvester.dataset.part_publisher import PartPublisher, claim_prefix, damaged
+from harvester.dataset.journal import (
+    VOID,
+    Journal,
+    PartLimits,
+    mend,
+    read,
+    read_attempts,
+    remove,
+    segment_path,
+    segments,
+    survey,
+)
+from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.part_publisher import PartPublisher, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
-from harvester.errors import DatasetBusy, UsageError, explained
+from harvester.errors import UsageError, as_output_error
+from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
-from harvester.storage.filesystem import make_folder, sync_folder, truncate_file, try_lock
+from harvester.storage.filesystem import make_folder, sync_folder, sync_path, truncate_file
 from harvester.storage.folders import check_unused, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
+from harvester.storage.watch import FolderLock
 
 _BATCH_RECORDS = 1000
+_LINES_NAMED = 10
 _UNSPECIFIED = RequestedPartFormat()
 
 
@@ -64,26 +78,30 @@ def open_dataset(
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(location.out):
+        with as_output_error(location.out):
             make_folder(location.public)
             make_folder(location.private)
-        stack.enter_context(_locked(location))
-        ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger)))
+        # Rows on standard output have a scratch folder, which nobody else can name, and which is locked already.
+        lock = FolderLock(location.private, location.out) if location.kept else None
+        with as_output_error(location.private):
+            stack.enter_context(lock or contextlib.nullcontext())
+        ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
         part_format = asked.for_begun(ledger.facts(), location.out)
-        with explained(location.private):
+        with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)
+            growing = location.out if location.kept and not location.in_parts else None
             publisher = stack.enter_context(
                 contextlib.closing(_publisher_for(location, ledger, part_format, store, sink))
             )
-            recovery = _Recovery(location.private, ledger, publisher, warn, ledger.begin_invocation() - 1)
+            recovery = _Recovery(location.private, growing, ledger, publisher, warn, ledger.begin_invocation() - 1)
             recovery.recover()
             recovery.count_attempts()
             journal = recovery.resume_publishing(part_format.shape)
         sidecars = Sidecars(location.public if location.kept else None, store, warn)
-        dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal)
+        dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal, lock)
         stack.callback(dataset.close)
         yield dataset
 
@@ -151,7 +169,9 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
         if location is not None:
             refuse_second_work_dir(location)
             if os.path.exists(location.ledger):
-                ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, read_only=True)))
+                ledger = stack.enter_context(
+                    contextlib.closing(Ledger(location.ledger, location.repair_advice, read_only=True))
+                )
         if location is None or ledger is None or ledger.fresh:
             folder = stack.enter_context(scratch_folder(None))
             ledger = stack.enter_context(contextlib.closing(Ledger(os.path.join(folder, "ledger.sqlite"))))
@@ -193,33 +213,21 @@ def _shown(query: Query) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in query.as_dict().items())
 
 
-@contextlib.contextmanager
-def _locked(location: OutputLocation) -> Iterator[None]:
-    """Hold the dataset's kernel lock, which the kernel releases when the process ends, however it ends."""
-    path = os.path.join(location.private, "lock")
-    with explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        if not try_lock(descriptor):
-            raise DatasetBusy(
-                f"another harvester works on {location.out}: wait until it has ended, or name another --out"
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
 # --- recovery -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A journal file's bytes: all of them, those before the first bad line, and those committed."""
+    """A journal file's bytes: all of them, those up to the last good line, and those committed.
+
+    mended: the numbers of the damaged lines before that.
+    """
 
     segment: int
     size: int
     good: int
     committed: int
+    mended: list[int]
 
     @property
     def lossy(self) -> bool:
@@ -232,15 +240,17 @@ class _Recovery:
     """Brings ledger, journals and output together after whatever ended the last run.
 
     Each journal has a committed length in the ledger. Lines behind it are verdicts that a kill kept from being
-    committed: read up to the first bad line, which a torn write has left, they are settled now and never asked for
-    again. A journal that is shorter has lost calls in a power cut: they become unsettled, except those that the output
-    shows. A bad line within the committed length, with good length behind it, is damage, which is never repaired on a
-    guess: an OutputError, as for a file that another program has changed.
+    committed: they are settled now and never asked for again. What follows the last good line is a torn write, which is
+    cut off. A journal that is shorter than committed has lost calls in a power cut, and one with a bad line before a
+    good one has lost those of the bad line: they become unsettled, except those that the output shows. Which calls a
+    bad line held nobody can read there, so it follows from the ledger: those of the segment that no good line names.
 
-    folder: of the private state. invocation: the number of the last run, which recovered verdicts belong to.
+    folder: of the private state. growing: the growing file, if there is one. invocation: the number of the last run,
+    which recovered verdicts belong to.
     """
 
     folder: str
+    growing: str | None
     ledger: Ledger
     publisher: Publisher
     warn: Warn
@@ -255,6 +265,8 @@ class _Recovery:
         scans = [self._scan(g, committed.get(g, 0)) for g in sorted(set(segments(self.folder)) | set(committed))]
         # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
         sizes = {scan.segment: scan.good for scan in scans}
+        if self.growing and any(scan.lossy for scan in scans):
+            self._find_checkpoint(self.growing, sizes)
         self.publisher.recover(self.warn, sizes, lossy=any(scan.lossy for scan in scans))
         ended = self.ledger.ended()  # a part may have been adopted just now
         for scan in scans:
@@ -283,13 +295,55 @@ class _Recovery:
 
     def _scan(self, segment: int, committed: int) -> _Scan:
         path = segment_path(self.folder, segment)
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        good = 0
-        for record in read(path, 0):
-            good = record.end
-        if good < committed <= size:
-            raise damaged(path, good)
-        return _Scan(segment, size, good, committed)
+        found = survey(path, committed)
+        # A length with a line across it is another file's. One that the file does not have keeps calls unsettled until
+        # they are settled again, whatever ends this run before: the mended file does not show any more what is lost.
+        known = committed
+        if found.gaps or not found.aligned or found.end < committed <= found.size:
+            known = found.size + 1
+            self.ledger.commit(journals={segment: known}, invocation=self.invocation)
+        mended = mend(path, found, committed)
+        return _Scan(segment, found.size, found.end, known, mended)
+
+    def _find_checkpoint(self, out: str, sizes: dict[int, int]) -> None:
+        """Set the growing file's checkpoint by its rows: its place in a journal that has lost lines may be another's.
+
+        The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
+        line is damaged, nor within a line.
+        """
+        mark = self.ledger.checkpoint()
+        records = [
+            (segment, record.end, record.key.hex() if record.state == CallState.ROW else None)
+            for segment, size in sorted(sizes.items())
+            if segment >= mark.segment
+            for record in read(segment_path(self.folder, segment), 0, size)
+        ]
+        end, rows, wanted, has = mark.bytes, mark.rows, {key for _, _, key in records}, set[str]()
+        for position, line in whole_lines(out, 0):
+            if position > mark.bytes:
+                end, rows = position, rows + 1
+            key = object_in(line).get("record_id")
+            if not isinstance(key, str):
+                return  # the publisher says what is wrong with it
+            if key in wanted:
+                has.add(key)
+        waiting = next((number for number, (_, _, key) in enumerate(records) if key and key not in has), len(records))
+        segment, place, _ = records[waiting - 1] if waiting else (mark.segment, 0, None)
+        if not os.path.exists(out) or os.path.getsize(out) < mark.bytes:
+            return  # so too
+        following = b""
+        if waiting < len(records):
+            at, behind, _ = records[waiting]
+            ahead = read(segment_path(self.folder, at), place * (at == segment))
+            following = next(record.payload for record in ahead if record.end == behind) + b"\n"
+        with open(out, "rb") as stream:
+            stream.seek(end)
+            torn = not following.startswith(stream.read(len(following) + 1))
+        if torn:
+            self.warn(f"{out}: a torn last row was cut, its call is asked again")
+            truncate_file(out, end)
+        sync_path(out)
+        self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
 
     def _settle(self, scan: _Scan) -> None:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
@@ -303,8 +357,17 @@ class _Recovery:
         self.ledger.forget_calls(scan.segment, self.publisher.published_keys())
         self._replay(scan.segment, 0)
         lost = before - self.ledger.calls_of(scan.segment)
+        if count := len(scan.mended):
+            path, lines = segment_path(self.folder, scan.segment), ", ".join(map(str, scan.mended[:_LINES_NAMED]))
+            self.warn(
+                f"{path}:{lines}: {count} damaged line{'s' if count > 1 else ''} in the journal (a failing disk, or "
+                "another program?). What stood there is asked for again unless its row is published; every other line "
+                "is kept"
+            )
+            return
         self.warn(
-            f"{lost} committed calls are not in the journal any more (a power failure?): they are asked for again"
+            f"{max(lost, 0)} committed calls are not in the journal any more (a power failure?): "
+            "they are asked for again"
         )
 
     def _replay(self, segment: int, start: int) -> None:
@@ -315,7 +378,7 @@ class _Recovery:
             end = record.end
             if record.state == CallState.ROW:
                 entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
-            else:
+            elif record.state != VOID:
                 entries.append(Entry(record.key, CallState(record.state), record.payload))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)

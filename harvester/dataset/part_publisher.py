@@ -62,8 +62,8 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
 def damaged(path: str, position: int) -> OutputError:
     """Return the error for a journal that is damaged within its committed bytes."""
     return OutputError(
-        f"{path} is damaged at byte {position}, inside what was committed. Put a backup of it back; or move the file "
-        "away: the next run then asks again for the calls in it that are not published, and says how many"
+        f"{path} is damaged at byte {position}, inside what was committed: run the same command again, which takes "
+        "every line that is whole, asks again for the others, and says which"
     )
 
 

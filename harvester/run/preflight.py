@@ -19,9 +19,11 @@ from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
 from harvester.run.worklist import hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
+from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
 
 _REPORT_SECONDS = 10.0
+_SCRATCH, _SPOOL = "scratch.sqlite", "spool-"
 
 
 @dataclass(slots=True)
@@ -38,13 +40,20 @@ class ListCount:
 
 @contextmanager
 def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
-    """Yield paths for copies of sources that can be read only once; the copies are deleted at the end."""
-    paths = [os.path.join(folder, f"spool-{number}") for number in range(count)]
+    """Yield paths for copies of sources that can be read only once; the copies are deleted at the end.
+
+    What a killed run has left of them, or of its count, is deleted first.
+    """
+    for name in os.listdir(folder):
+        if name == _SCRATCH or name.startswith(_SPOOL):
+            with suppress(OSError):
+                os.unlink(os.path.join(folder, name))
+    paths = [os.path.join(folder, f"{_SPOOL}{number}") for number in range(count)]
     try:
         yield paths
     finally:
         for path in paths:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(path)
 
 
@@ -150,7 +159,12 @@ class Preflight:
             found.calls += pending
             found.settled += known is not None and not pending and known.state is not CallState.FAILED
 
-        ledger.count_distinct(keys(), count, os.path.join(folder, "scratch.sqlite"))
+        with DistinctKeys(os.path.join(folder, _SCRATCH)) as distinct:
+            for batch in keys():
+                listed = sorted(set(batch))
+                known = ledger.known(listed)
+                for key in distinct.add(listed):
+                    count(known.get(key))
         found.duplicates -= found.links
         return found
 

@@ -1,9 +1,10 @@
 """The calls that a list still needs: read in batches, sorted, and handed to the workers.
 
-A bitlink passes three questions. Is it in hand? Then it is a duplicate. Does the ledger know it from an earlier line
-of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left becomes a `Call`.
+A bitlink passes three questions. Is its call in progress? Then it is a duplicate. Does the ledger know it from an
+earlier line of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left
+becomes a `Call`.
 
-Keys are in hand from the line that names them until their verdict is committed to the ledger. The ledger alone would
+A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
 bitlink would buy it twice. The ledger answers for everything older, so that memory does not grow with the list.
 
@@ -50,8 +51,8 @@ InThread: TypeAlias = Callable[[Lookup, list[bytes]], Awaitable[dict[bytes, Know
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
-    in_hand: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function in
-    the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
+    in_progress: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function
+    in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
     added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
     failed too often, or were refused.
     """
@@ -60,7 +61,7 @@ class Worklist:
         self,
         feed: Feed,
         dataset: Dataset,
-        in_hand: set[bytes],
+        in_progress: set[bytes],
         in_thread: InThread,
         known_good_links: deque[str],
         budget: Budget,
@@ -75,7 +76,7 @@ class Worklist:
         self.progress = progress
         self._feed = feed
         self._dataset = dataset
-        self._in_hand = in_hand
+        self._in_progress = in_progress
         self._in_thread = in_thread
         self._known_good_links = known_good_links
         self._budget = budget
@@ -155,12 +156,12 @@ class Worklist:
             self._dataset.note_invalid(line)
 
     def _claim(self, link: Link) -> bytes | None:
-        """Add a bitlink's key to those in hand and return it; None if it is in hand already, which is a duplicate."""
+        """Add a bitlink's key to those in progress and return it; None for a duplicate, whose key is there already."""
         key = self._dataset.rows.key(link.bitlink)
-        if key in self._in_hand:
+        if key in self._in_progress:
             self.progress.listed.duplicates += 1
             return None
-        self._in_hand.add(key)
+        self._in_progress.add(key)
         return key
 
     def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
@@ -171,7 +172,7 @@ class Worklist:
             return Call(link, key, None)
         if known.seen == self._dataset.invocation:
             listed.duplicates += 1
-            self._in_hand.discard(key)
+            self._in_progress.discard(key)
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):

@@ -1,4 +1,4 @@
-"""The local file system: locks, durable writes, and digests."""
+"""The local file system: locks, durable writes, open files that have lost their name, and digests."""
 
 import errno
 import fcntl
@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 _CHUNK = 1024 * 1024
 
@@ -74,6 +75,12 @@ def sync_file(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
+def sync_path(path: str) -> None:
+    """Make a file's content durable."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def truncate_file(path: str, size: int) -> None:
     """Shorten a file to size bytes, durably.
 
@@ -85,6 +92,72 @@ def truncate_file(path: str, size: int) -> None:
             raise OSError(errno.EIO, f"fewer than {size} bytes: it was changed by another program", path)
         stream.truncate(size)
         os.fsync(stream.fileno())
+
+
+class Tampering(NamedTuple):
+    """What another program has done to an open file or folder. curable: True if it can be undone without a loss.
+
+    otherwise: what to do if it is not curable, as a sentence.
+    """
+
+    path: str
+    text: str
+    curable: bool = True
+    otherwise: str = ""
+
+
+def leads_to(path: str, descriptor: int) -> bool:
+    """Return True if a path is the name of an open file or folder; False if it is free, or another one's.
+
+    Raises:
+        OSError: the path cannot be looked at.
+    """
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def set_aside(path: str) -> str | None:
+    """Move what has a name to a free one beside it, and return that; None if the name was free."""
+    if not os.path.lexists(path):
+        return None
+    beside, number = f"{path}.aside", 1
+    while os.path.lexists(beside):
+        number += 1
+        beside = f"{path}.aside-{number}"
+    os.rename(path, beside)
+    return beside
+
+
+def restore_file(path: str, descriptor: int) -> None:
+    """Write an open file's bytes under its name again, durably, and let the descriptor stand for the new file.
+
+    For the thread that writes to the descriptor. What has taken the name meanwhile is set aside.
+    """
+    folder, name = os.path.split(path)
+    hidden = os.path.join(folder, f".{name}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags |= fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+    restored = os.open(hidden, flags, stat.S_IMODE(os.fstat(descriptor).st_mode))
+    try:
+        position = 0
+        while chunk := os.pread(descriptor, _CHUNK, position):
+            position += _written(restored, chunk)
+        os.fsync(restored)
+        set_aside(path)
+        os.rename(hidden, path)
+        sync_folder(folder)
+        os.dup2(restored, descriptor, inheritable=False)
+    finally:
+        os.close(restored)
+
+
+def _written(descriptor: int, data: bytes) -> int:
+    written = 0
+    while written < len(data):
+        written += os.write(descriptor, data[written:])
+    return written
 
 
 def digest_of_file(path: str) -> tuple[int, str]:

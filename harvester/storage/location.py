@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -73,6 +74,15 @@ class OutputLocation:
     def begun(self) -> bool:
         """True when the private folder exists."""
         return os.path.isdir(self.private)
+
+    @property
+    def repair_advice(self) -> str:
+        """What to do about a ledger that is lost or damaged, as a sentence."""
+        work_dir = f" --work-dir {shlex.quote(self.private)}" if self.work_dir else ""
+        return (
+            f"`harvester repair {shlex.quote(self.out)}{work_dir}` says what can be rebuilt from rows, journal and "
+            "failures, and does it with --apply"
+        )
 
     @property
     def ledger(self) -> str:

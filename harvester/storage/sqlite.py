@@ -1,13 +1,21 @@
-"""A SQLite file that a power cut cannot damage, used by several threads in turn; SQLite's errors become ours here."""
+"""A SQLite file that a power cut cannot damage, used by several threads in turn; SQLite's errors become ours here.
+
+Beside it a temporary one, for the distinct keys of a list.
+"""
 
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 from urllib.parse import quote
 
 from harvester.errors import OutputError
+from harvester.storage.filesystem import Tampering, set_aside, sync_folder, sync_path
+
+_DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
+_TEMPORARY = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")
 
 
 class SqliteFile:
@@ -17,13 +25,18 @@ class SqliteFile:
     (https://www.sqlite.org/pragma.html#pragma_synchronous).
     """
 
-    def __init__(self, path: str, name: str, advice: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str, name: str, advice: str, *, read_only: bool = False, pragmas: Sequence[str] = _DURABLE
+    ) -> None:
         self._path = path
         self._name = name
         self._advice = advice
+        self._pragmas = pragmas
         self._turn = threading.RLock()
+        self._lost: OutputError | None = None
         with self.guarded():
-            self.connection = _open_to_read(path) if read_only else _open_to_write(path)
+            self.connection = _open_to_read(path) if read_only else _open_to_write(path, pragmas)
+            self._left = None if read_only else _Files.at(path)
 
     def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -34,6 +47,8 @@ class SqliteFile:
         """Hold the connection for this thread, and turn SQLite's errors into OutputError."""
         try:
             with self._turn:
+                if self._lost is not None:
+                    raise self._lost
                 yield
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorname", "")
@@ -55,16 +70,145 @@ class SqliteFile:
                     self.connection.execute("ROLLBACK")
                 raise
             self.connection.execute("COMMIT")
+            self._left = _Files.at(self._path)
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the file since the last transaction; None also while one goes on."""
+        if self._lost is not None or self._left is None or not self._turn.acquire(blocking=False):
+            return None
+        try:
+            now = _Files.at(self._path)
+        finally:
+            self._turn.release()
+        if now.same_as(self._left):
+            return None
+        return Tampering(self._path, "was removed, replaced or written to by another program")
+
+    def restore(self, good: Callable[[], bool]) -> None:
+        """Write the file again from the open one; what has its name is set aside.
+
+        good: called with the new file open, to compare its content with what is known.
+
+        Raises:
+            OutputError: it is not good; raised for every further call too.
+        """
+        hidden = f"{self._path}.restored"
+        with self._turn:
+            try:
+                copied = self._copy_to(hidden)
+            except sqlite3.DatabaseError:
+                copied = False
+            aside = set_aside(self._path)
+            ours = self._left.log if self._left else None
+            if aside and ours and (log := _state_of(self._path + "-wal")) and log[:2] != ours[:2]:
+                os.replace(self._path + "-wal", aside + "-wal")
+            # Closing deletes the write-ahead log by its name, so it comes before a new one can be there.
+            self.connection.close()
+            for ending in ("-wal", "-shm"):
+                _delete(self._path + ending)
+            if copied:
+                os.replace(hidden, self._path)
+                sync_folder(os.path.dirname(self._path))
+                self.connection = _open_to_write(self._path, self._pragmas)
+                self._left = _Files.at(self._path)
+                with suppress(OutputError):
+                    if good():
+                        return
+                self.connection.close()
+                set_aside(self._path)
+            _delete(hidden)
+            self._lost = OutputError(
+                f"{self._path}: another program has written to {self._name} while the run had it open; what is left is "
+                f"kept beside it, as .aside. {self._advice}"
+            )
+            raise self._lost
+
+    def _copy_to(self, path: str) -> bool:
+        """Copy what the connection sees into a new file, durably; return whether it is whole."""
+        _delete(path)
+        copy = sqlite3.connect(path, isolation_level=None)
+        try:
+            self.connection.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE").fetchall()
+            whole = bool(copy.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok")
+        finally:
+            copy.close()
+        sync_path(path)
+        return whole
 
     def damaged(self, reason: str) -> OutputError:
         """Return the error for a file that is damaged."""
         return OutputError(f"{self._path}: {self._name} is damaged ({reason}). {self._advice}")
 
 
-def _open_to_write(path: str) -> sqlite3.Connection:
+class DistinctKeys:
+    """The distinct keys of a list in a temporary file, so that memory does not grow with the list; a context manager.
+
+    The file has no journal, so a kill may leave it malformed under its name: it is deleted before it is created.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> "DistinctKeys":
+        _delete(self._path)
+        advice = "It is a temporary file: run the same command again, which begins a new one"
+        self._file = SqliteFile(self._path, "the count of the list", advice, pragmas=_TEMPORARY)
+        with self._file.transaction():
+            self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        _delete(self._path)
+
+    def add(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Add keys, and return those that were not there before.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        insert = "INSERT OR IGNORE INTO listed VALUES (?)"
+        with self._file.transaction():
+            return [key for key in keys if self._file.connection.execute(insert, (key,)).rowcount]
+
+
+class _Files(NamedTuple):
+    """The states of a SQLite file and of its write-ahead log: device, inode, size, and the file's last change.
+
+    A checkpoint, which is part of a transaction, changes the file; the log is written to by every transaction and never
+    shortened. Readers change neither.
+    """
+
+    file: tuple[int, ...] | None
+    log: tuple[int, ...] | None
+
+    @classmethod
+    def at(cls, path: str) -> "_Files":
+        return cls(_state_of(path), _state_of(path + "-wal"))
+
+    def same_as(self, before: "_Files") -> bool:
+        if before.log is None:  # not even begun
+            return self.file == before.file
+        return self.file == before.file and self.log is not None and self.log[:3] == before.log[:3]
+
+
+def _state_of(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _delete(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def _open_to_write(path: str, pragmas: Sequence[str]) -> sqlite3.Connection:
     with suppress(OSError):  # SQLite reports it better; by itself it would create the file with rw-r--r-- at most
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
-    pragmas = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
     return _connected(path, *(f"PRAGMA {pragma}" for pragma in pragmas))
 
 

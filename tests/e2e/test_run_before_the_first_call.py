@@ -15,7 +15,8 @@ from harvester.bitly.query import Query
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError

@@ -340,18 +340,33 @@ def test_an_emptied_budget_is_no_new_month_without_a_word(tmp_path: Path, serve:
 
 
 @pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
-def test_a_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
+def test_a_users_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
     tmp_path: Path, serve: Serve, form: str
 ) -> None:
     (tmp_path / "file").write_text("")
     out = form if form == "-" else str(tmp_path / form)
     command = ("run", "-", "--out", out, "--base-url", serve().url, *NO_LIMITS)
-    done = harvester(*command, "--state-dir", str(tmp_path / "file" / "state"), stdin=b"bit.ly/a\n")
+    env = {STATE_DIR: "", "XDG_STATE_HOME": str(tmp_path / "file" / "state")}
+    done = harvester(*command, env=env, stdin=b"bit.ly/a\n")
     assert done.returncode == 0, done.stderr
     assert "cannot hold the budget" in done.stderr
     assert "--state-dir" in done.stderr
     if form != "-":
         assert len(list(tmp_path.rglob("budget.sqlite"))) == 1
+
+
+@pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
+def test_a_state_dir_that_cannot_be_written_is_refused(tmp_path: Path, serve: Serve, form: str) -> None:
+    """Kept with each output, the month would be spent again for each."""
+    (tmp_path / "file").write_text("")
+    served, out = serve(), form if form == "-" else str(tmp_path / form)
+    command = ("run", "-", "--out", out, "--base-url", served.url, *NO_LIMITS)
+    done = harvester(*command, "--state-dir", str(tmp_path / "file" / "state"), stdin=b"bit.ly/a\n")
+    assert done.returncode == 8, done.stderr
+    assert "cannot hold the budget" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert served.sandbox.requests.total() == 0
+    assert list(tmp_path.rglob("budget.sqlite")) == []
 
 
 @pytest.mark.parametrize("damage", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 8192])

@@ -14,7 +14,7 @@ from harvester.budget.limits import RequestedLimits
 from harvester.cli import main as cli
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
-from harvester.dataset.dataset import PartLimits
+from harvester.dataset.journal import PartLimits
 from harvester.events import Event, Field, RunOutcome
 from harvester.links import files as sources
 from harvester.progress import InvalidLine, RunProgress

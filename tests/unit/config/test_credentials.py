@@ -26,13 +26,13 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 QUOTES, BEARER, NAME = (
     "in quotes: remove",
     "`Bearer ` before it: remove",
-    "a name before it: put there only what stands after",
+    "a name before it: keep only what follows",
 )
 COMMENT, OBJECT = (
     "a comment after it: remove",
-    "JSON object: put its value",
+    "JSON object: store its value",
 )
-ASSIGNMENT, PLACEHOLDER = "an assignment before it: put there only what", "a placeholder that was not filled in"
+ASSIGNMENT, PLACEHOLDER = "an assignment before it: keep only what", "a placeholder that was not filled in"
 
 FLAWED = [
     (f'"{TOKEN}"', QUOTES),
@@ -199,7 +199,7 @@ def test_config_as_toml_leaves_out_the_line_that_cannot_be_used() -> None:
 
 def test_a_variable_of_several_lines_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", f"{TOKEN}\n{TOKEN}")
-    with pytest.raises(UsageError, match="more than one line: put it there alone"):
+    with pytest.raises(UsageError, match="more than one line: store it alone"):
         token_source(AccessOptions(), silent)()
 
 
@@ -209,7 +209,7 @@ def test_a_token_in_a_wide_encoding_is_said_to_be_so(tmp_path: Path, encoding: s
     path.touch(0o600)
     path.write_bytes(f"{TOKEN}\r\n".encode(encoding))
     for options in (AccessOptions(token_file=str(path)), AccessOptions(token_command=f"cat {path}")):
-        with pytest.raises(UsageError, match="UTF-16, or is no text: save it as UTF-8"):
+        with pytest.raises(UsageError, match="UTF-16, or is not text: save it as UTF-8"):
             token_source(options, silent)()
 
 

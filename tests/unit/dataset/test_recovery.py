@@ -16,7 +16,8 @@ import pytest
 from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset.dataset import Dataset, PartLimits
+from harvester.dataset.dataset import Dataset
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
@@ -75,7 +76,7 @@ def known(store: Dataset, *names: str) -> list[str]:
 
 def journal(out: Path) -> Path:
     private = out / "_harvester" if out.suffix == "" else out.with_name(out.name + ".harvester")
-    (found,) = private.glob("journal-*.log")
+    (found,) = private.glob("journal-*.journal")
     return found
 
 
@@ -275,29 +276,69 @@ def test_a_journal_that_is_gone_costs_only_what_was_not_published(quick_path: Pa
     assert sorted(finish(quick_path / form)) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_damage_inside_what_is_committed_is_an_error_that_says_what_to_do(quick_path: Path, form: str) -> None:
-    with dataset(quick_path / form) as store:
-        settle(store, "a", "b", "c")
-        keep(store)
-    damaged = bytearray(journal(quick_path / form).read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    journal(quick_path / form).write_bytes(damaged)
-    with pytest.raises(OutputError, match="move the file away"), dataset(quick_path / form):
-        pass
+def damage(out: Path, *numbers: int, byte: int = 60) -> None:
+    """Flip a bit of these lines of the journal, counted from 1. byte: its place in the line."""
+    lines = journal(out).read_bytes().splitlines(keepends=True)
+    for number in numbers:
+        line = bytearray(lines[number - 1])
+        line[byte] ^= 1
+        lines[number - 1] = bytes(line)
+    journal(out).write_bytes(b"".join(lines))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_torn_tail_is_the_end_of_the_journal(quick_path: Path, form: str) -> None:
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("byte", [0, 20, 60, -1], ids=["sum", "key", "row", "line feed"])
+def test_a_damaged_line_costs_its_own_call_and_no_other(
+    quick_path: Path, form: str, committed: bool, number: int, byte: int
+) -> None:
+    """The growing file has the row already where it was committed; and a line feed alone is put back."""
+    out, names, warnings = quick_path / form, ["a", "no-b", "c", "d"], list[str]()
+    with dataset(out) as store:
+        settle(store, *names)
+        if committed:
+            keep(store)
+    damage(out, number, byte=byte)
+    torn_tail = not committed and number == len(names)
+    costs = byte != -1 and not (committed and form == "results.ndjson" and number != 2)
+    with dataset(out, warnings) as store:
+        left = [name for at, name in enumerate(names, 1) if at != number or not costs]
+        assert sorted(known(store, *names)) == sorted(left)
+        settle(store, *sorted(set(names) - set(left)))
+    assert len(warnings) == (byte != -1 and not torn_tail)
+    if warnings:
+        assert warnings[0].startswith(f"{journal(out)}:{number}: ")
+        assert "1 damaged line in the journal" in warnings[0]
+    assert sorted(finish(out)) == ["a", "c", "d"]
+    with dataset(out) as store:
+        assert store.totals[:3] == (3, 1, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_over_several_lines_costs_these(quick_path: Path, form: str) -> None:
+    out, names, warnings = quick_path / form, ["a", "b", "c", "d", "e"], list[str]()
+    with dataset(out) as store:
+        settle(store, *names)
+    whole = journal(out).read_bytes()
+    ends = [0, *(at + 1 for at, byte in enumerate(whole) if byte == ord("\n"))]
+    journal(out).write_bytes(whole[: ends[1] + 9] + bytes(ends[2] + 30 - ends[1] - 9) + whole[ends[2] + 30 :])
+    with dataset(out, warnings) as store:
+        assert sorted(known(store, *names)) == ["a", "d", "e"]
+    assert [warning.split()[0] for warning in warnings] == [f"{journal(out)}:2:"]
+    assert finish(out) == ["a", "d", "e"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bad_last_line_that_was_not_committed_is_a_torn_write(quick_path: Path, form: str) -> None:
+    warnings = list[str]()
     with dataset(quick_path / form) as store:
         settle(store, "a", "b", "c")
-    torn = bytearray(journal(quick_path / form).read_bytes())
-    second = torn.index(b"\n") + 60
-    torn[second] ^= 1
-    journal(quick_path / form).write_bytes(torn)
-    with dataset(quick_path / form) as store:
-        assert known(store, "a", "b", "c") == ["a"]
-    assert finish(quick_path / form) == ["a"]
+    damage(quick_path / form, 3)
+    with dataset(quick_path / form, warnings) as store:
+        assert known(store, "a", "b", "c") == ["a", "b"]
+    assert warnings == []
+    assert finish(quick_path / form) == ["a", "b"]
 
 
 def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: Path) -> None:

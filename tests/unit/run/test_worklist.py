@@ -58,7 +58,7 @@ async def test_a_link_named_twice_becomes_one_call() -> None:
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a", "bit.ly/b"]
     listed = made.progress.listed
     assert (listed.lines, listed.links, listed.duplicates) == (3, 2, 1)
-    assert made._in_hand == {b"bit.ly/a", b"bit.ly/b"}
+    assert made._in_progress == {b"bit.ly/a", b"bit.ly/b"}
 
 
 async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_mention_is_a_duplicate() -> None:

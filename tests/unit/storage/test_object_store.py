@@ -19,7 +19,7 @@ import pytest
 import harvester as harvester_package
 from harvester.arrow import read
 from harvester.bitly.query import Query
-from harvester.dataset.dataset import PartLimits
+from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError

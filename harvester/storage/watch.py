@@ -1,0 +1,149 @@
+"""What other programs do to the files that a run has open, and the lock that keeps a second run out of their folder.
+
+A journal that is removed stays there as long as it is open, so a run would go on for hours and lose all its answers
+when it ends. Whoever has such a file open compares it with its name at each commit; what is gone is written again from
+the open descriptor.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
+from typing import Protocol
+
+from harvester.errors import DatasetBusy, OutputError
+from harvester.storage.filesystem import Tampering, leads_to, make_folder, try_lock
+
+
+class Watched(Protocol):
+    """Something open that other programs must leave alone."""
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to it."""
+
+    def restore(self) -> None:
+        """Undo it, from what is still open."""
+
+
+class StateWatch:
+    """Checks that the files of a private folder are still those that are open, and that it is the locked folder.
+
+    spoiled: the error that ends the run where something was lost; None while nothing is.
+    """
+
+    def __init__(self, folder: str, lock: "FolderLock | None") -> None:
+        """lock: None for a folder that no second run could find."""
+        self.spoiled: OutputError | None = None
+        self._folder = folder
+        self._lock = lock
+
+    def check(self, files: Iterable[Watched]) -> None:
+        """Restore what was removed or replaced. It costs a dozen system calls, at each commit.
+
+        files: in the order in which they are restored.
+
+        Raises:
+            OutputError: something was restored: the run must end, so that its user learns of it. OSError: the folder
+            cannot be looked at, or not be written.
+        """
+        restored = None
+        for watched in chain([self._lock] if self._lock else [], files):
+            if self.spoiled is not None:
+                return
+            found = watched.tampering()
+            if found is None:
+                continue
+            if found.curable:
+                watched.restore()
+                restored = found
+            else:
+                self.spoiled = _error(found, found.otherwise)
+        if restored is not None and self.spoiled is None:
+            raise _error(
+                restored,
+                "What was open has been written again, and no answer is lost: keep other programs out of "
+                f"{self._folder}, then run the same command again",
+            )
+
+    def raise_spoiled(self) -> None:
+        """Raise the error of what was lost, if something was."""
+        if self.spoiled is not None:
+            raise self.spoiled
+
+
+def _error(found: Tampering, then: str) -> OutputError:
+    """Return the error that ends the run. then: what has been done about it, and what to do next."""
+    return OutputError(f"{found.path} {found.text} while the run had it open. {then}")
+
+
+class FolderLock:
+    """The kernel's lock on a folder itself, which has no file that could be removed; a context manager.
+
+    The kernel releases it when the process ends, however it ends. A folder that was renamed stays locked.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        """folder: what is locked. name: the output, for the message."""
+        self._folder = folder
+        self._name = name
+
+    def __enter__(self) -> "FolderLock":
+        """Lock the folder.
+
+        Raises:
+            DatasetBusy: another process has locked it. OSError: it cannot be opened.
+        """
+        self._descriptor = self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def _open(self) -> int:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if try_lock(descriptor):
+            return descriptor
+        process = _holder(descriptor)
+        os.close(descriptor)
+        raise DatasetBusy(
+            f"another harvester works on {self._name}{f' (process {process})' if process else ''}: wait until it has "
+            "ended, or name another --out"
+        )
+
+    def tampering(self) -> Tampering | None:
+        """Return what another program has done to the folder."""
+        if leads_to(self._folder, self._descriptor):
+            return None
+        if not os.fstat(self._descriptor).st_nlink:
+            return Tampering(self._folder, "was removed by another program")
+        text = f"was moved away by another program{self._moved_to()}"
+        return Tampering(self._folder, text, False, "Move it back, then run the same command again")
+
+    def restore(self) -> None:
+        """Make the folder again, and lock it.
+
+        Raises:
+            OSError: it cannot be made. DatasetBusy: another process has made it, and locked it.
+        """
+        make_folder(self._folder)
+        descriptor = self._open()
+        os.dup2(descriptor, self._descriptor, inheritable=False)
+        os.close(descriptor)
+
+    def _moved_to(self) -> str:
+        with suppress(OSError):
+            return f" (to {os.readlink(f'/proc/self/fd/{self._descriptor}')})"
+        return ""
+
+
+def _holder(descriptor: int) -> int | None:
+    """Return the process that has locked an open folder; None where the kernel does not say."""
+    found = os.fstat(descriptor)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    # https://man7.org/linux/man-pages/man5/proc_locks.5.html; a process of another container has no number here.
+    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if match := re.fullmatch(rf"\d+: FLOCK +\w+ +WRITE +([1-9]\d*) {place} .*\s*", line):
+                return int(match[1])
+    return None
