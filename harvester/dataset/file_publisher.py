@@ -40,8 +40,8 @@ class FilePublisher:
     | is gone or empty | an error, because its rows may have been read: written again only under another name |
     | has other bytes | an error: another program wrote them |
 
-    While a run goes on, AppendedFile watches the file. A change is an error that ends the run; neither the checkpoint
-    nor the end of a journal is recorded after it.
+    While a run goes on, AppendedFile watches the file. A change is an error that ends the run: the length that the file
+    had is recorded, for the next run, and no journal ends any more.
     """
 
     uncommitted_limit = UNCOMMITTED_LIMIT

@@ -93,7 +93,7 @@ def check_ended_well(code: int, log: str, point: str) -> None:
     assert code in {0, 8}, point
     assert "Traceback" not in log, point
     if code == 8:
-        reason = r"/\S+: (no space left|input/output error|permission denied|too many open files)"
+        reason = r"/\S+.*[ (](no space left|input/output error|permission denied|too many open files)"
         assert re.search(reason, log, re.IGNORECASE), point
 
 

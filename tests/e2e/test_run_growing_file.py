@@ -206,7 +206,7 @@ def test_a_renamed_state_folder_is_missed_until_it_is_put_back(growing: Growing)
         public(out).rename(away)
 
     said = growing.begin(rename_state)
-    assert re.search(r"is gone: somebody has moved or removed it, or its folder|No such file or directory", said)
+    assert re.search(r"while the run had it open\. Move it back|No such file or directory", said)
     away.rename(public(growing.out))
     growing.finish()
 
