@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import DAY_SECONDS, BudgetDatabase, ScopeState
+from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -261,7 +261,7 @@ class MonthlyQuota:
         elif parted or database.server_ahead or abs(nearest - utc) > _EDGE_SECONDS / 2:
             with database.transaction():
                 counted, ahead = months_at(database, now) if asked else months_near(nearest), wall - nearest
-                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > DAY_SECONDS else 0.0)
+                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > APART_SECONDS else 0.0)
                 # The request for a date that neither clock knew was perhaps not counted in its month.
                 self.spend([month for month in months_near(nearest) if month not in counted], 1)
 
