@@ -127,6 +127,8 @@ class EndpointUsage:
 
 LATEST_SECONDS = 60.0
 """The longest time between counting an attempt and sending it."""
+_DATE_POLL_SECONDS = 0.2
+"""The wait while another attempt asks for the server's date, which may begin a new month at any moment."""
 _EDGE_SECONDS = 5.0
 """An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
@@ -179,8 +181,21 @@ class MonthlyQuota:
         """Return the account's attempts in the month of this moment; near a month's edge, in the fuller of the two."""
         return max(self.spent(month) for month in months_near(utc))
 
-    def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
-        """Return None if the month has room for an attempt, otherwise why not. limit: attempts a month, 0 for none."""
+    def ends_at(self, now: float) -> datetime | None:
+        """Return the end of the month at `now` seconds since boot; None while our clocks disagree on the month."""
+        return None if self._database.clocks_parted(now) else next_month(from_epoch(self._database.utc(now)))
+
+    def refuse(self, limit: int, now: float) -> RetryAfter | MonthExhausted | None:
+        """Return None if the month has room for an attempt at `now` seconds since boot, otherwise why not.
+
+        limit: attempts a month, 0 for none.
+        """
+        refusal = self._refuse(limit, self._database.utc(now))
+        if isinstance(refusal, MonthExhausted) and self._database.date_awaited(now):
+            return RetryAfter(_DATE_POLL_SECONDS, "month", limit)
+        return refusal
+
+    def _refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
         if self.reported_lately(utc):
             return MonthExhausted(next_month(from_epoch(utc)), reported=True)
         if not limit:

@@ -968,6 +968,13 @@ def test_a_month_that_ended_while_the_machine_was_suspended_is_over_once_the_ser
     assert not budget.try_ask_date()
 
 
+def test_while_the_clocks_disagree_on_the_month_its_end_is_not_known(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert window(budget, "month").until is None
+    budget.month.see_date(machine.date)
+    assert window(budget, "month").until == JANUARY
+
+
 def test_one_process_asks_for_the_date_and_the_others_wait_for_it(start: Start, machine: Machine) -> None:
     budget = paused_into_december(start, machine)
     others = [start(0, 0, 3), start(0, 0, 3, endpoint="referrers")]
