@@ -41,7 +41,7 @@ from harvester.budget.throttling import (
     ASK_SECONDS,
 )
 from harvester.clock import from_epoch, month_of
-from harvester.errors import OutputError
+from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 from tests.conftest import quick_folder
 from tests.support.commands import ROOT, environment
@@ -1678,6 +1678,32 @@ def test_a_file_that_cannot_be_written_is_refused_with_what_to_do(quick_path: Pa
         use(path)
     quick_path.chmod(0o755)
     assert explains(error, path)
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_a_file_of_another_user_is_refused_with_what_to_do(quick_path: Path, mode: int) -> None:
+    path = quick_path / "budget.sqlite"
+    before = used(path)
+    path.chmod(mode)
+    quick_path.chmod(0o777)
+    with as_somebody(), pytest.raises(OutputError) as error:
+        use(path)
+    assert explains(error, path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["BEGIN EXCLUSIVE", "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"])
+def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    path = quick_path / "budget.sqlite"
+    used(path)
+    monkeypatch.setattr("harvester.budget.database._BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript(mode)
+        with pytest.raises(BudgetBusy, match="held by another process"):
+            use(path)
+    use(path)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
