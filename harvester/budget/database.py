@@ -6,8 +6,9 @@ one of the wall clock, and from there the calendar advances by boot seconds. It 
 boot, and corrected by the dates of Bitly's responses. So setting the clock neither opens a window nor starts a month.
 
 A virtual machine that was paused has lost seconds since boot, and a wall clock may be wrong at boot and right later:
-then the two clocks part, and the calendar may stand in a month that is over. A month that is spent is doubted once the
-clocks have parted by more than a day since the calendar was last known to be right: one request then goes for its date.
+then the two clocks part, and the calendar may stand in a month that is over. A month that is spent is doubted if they
+have parted, by more than a day or into different months, since the calendar was last known to be right: one request
+then goes for its date.
 A date of Bitly's that neither clock knows does not set the calendar, because it may be a mistake. As long as anything
 contradicts the calendar, attempts count in the months of both, so that no month is spent twice.
 """
@@ -24,7 +25,7 @@ import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
-from harvester.clock import Clock
+from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
 
 _MONTHS_KEPT = 14
@@ -37,6 +38,8 @@ _LOOP_BUSY_SECONDS = 0.5
 _BUSY_PAUSE_SECONDS = 0.01
 DAY_SECONDS = 86400.0
 """Wall clock and calendar that differ by more than this contradict each other."""
+APART_SECONDS = 300.0
+"""So do those that differ by more than this and are in different months: clocks drift, but not so far."""
 _ANSWER_SECONDS = 35.0
 """A request for the date without a response after this time counts as lost, together with its process."""
 _ASK_AGAIN_SECONDS = 3600.0
@@ -308,8 +311,11 @@ class BudgetDatabase:
         return [*moments, self.utc(now) + self.server_ahead] if self.server_ahead else moments
 
     def clocks_parted(self, now: float) -> bool:
-        """Return whether wall clock and calendar have parted by more than a day since the calendar was last right."""
-        return abs(self.clock.wall() - self.utc(now) - self._wall_ahead) > DAY_SECONDS
+        """Return whether wall clock and calendar contradict each other as they did not when it was last right."""
+        utc = self.utc(now)
+        wall = self.clock.wall() - self._wall_ahead
+        apart = abs(wall - utc)
+        return apart > DAY_SECONDS or (apart > APART_SECONDS and month_of(wall) != month_of(utc))
 
     def date_awaited(self, now: float) -> bool:
         """Return whether a process has asked for the server's date and may still get it."""

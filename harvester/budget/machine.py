@@ -24,7 +24,7 @@ from harvester.budget.limits import (
 )
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
-from harvester.clock import from_epoch, month_of, next_month
+from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 
@@ -144,19 +144,17 @@ class MachineBudget:
         return max(min(rooms, default=math.inf), 0)
 
     def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
-        utc = self._database.utc(now)
-        if refusal := self.month.refuse(self.limits.per_month, utc) or self._throttled_wait(now):
-            if isinstance(refusal, MonthExhausted) and self._database.date_awaited(now):
-                return RetryAfter(_POLL_SECONDS, "month", self.limits.per_month)
+        if refusal := self.month.refuse(self.limits.per_month, now) or self._throttled_wait(now):
             return refusal
         return self._window_wait(now)
 
     def _window_wait(self, now: float) -> RetryAfter | None:
-        waits = [
-            RetryAfter(self._usage.wait(window, limit, now), window, limit) for window, limit in self._limited_windows()
-        ]
-        longest = max(waits, key=lambda wait: wait.seconds, default=None)
-        return longest if longest and longest.seconds > 0.0 else None
+        longest: RetryAfter | None = None
+        for window, limit in self._limited_windows():
+            seconds = self._usage.wait(window, limit, now)
+            if seconds > (longest.seconds if longest else 0.0):
+                longest = RetryAfter(seconds, window, limit)
+        return longest
 
     def _throttled_wait(self, now: float) -> RetryAfter | None:
         opens_at = self._throttle.opens_at
@@ -340,7 +338,7 @@ class MachineBudget:
             if self.month.reported_lately(utc):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
-        return [*states, WindowState("month", limit, spent, next_month(from_epoch(utc)), source)]
+        return [*states, WindowState("month", limit, spent, self.month.ends_at(now), source)]
 
     def leaving(self) -> list[tuple[float, int]]:
         with self._transaction() as now:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import DAY_SECONDS, BudgetDatabase, ScopeState
+from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -127,6 +127,8 @@ class EndpointUsage:
 
 LATEST_SECONDS = 60.0
 """The longest time between counting an attempt and sending it."""
+_DATE_POLL_SECONDS = 0.2
+"""The wait while another attempt asks for the server's date, which may begin a new month at any moment."""
 _EDGE_SECONDS = 5.0
 """An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
@@ -179,8 +181,21 @@ class MonthlyQuota:
         """Return the account's attempts in the month of this moment; near a month's edge, in the fuller of the two."""
         return max(self.spent(month) for month in months_near(utc))
 
-    def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
-        """Return None if the month has room for an attempt, otherwise why not. limit: attempts a month, 0 for none."""
+    def ends_at(self, now: float) -> datetime | None:
+        """Return the end of the month at `now` seconds since boot; None while our clocks disagree on the month."""
+        return None if self._database.clocks_parted(now) else next_month(from_epoch(self._database.utc(now)))
+
+    def refuse(self, limit: int, now: float) -> RetryAfter | MonthExhausted | None:
+        """Return None if the month has room for an attempt at `now` seconds since boot, otherwise why not.
+
+        limit: attempts a month, 0 for none.
+        """
+        refusal = self._refuse(limit, self._database.utc(now))
+        if isinstance(refusal, MonthExhausted) and self._database.date_awaited(now):
+            return RetryAfter(_DATE_POLL_SECONDS, "month", limit)
+        return refusal
+
+    def _refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
         if self.reported_lately(utc):
             return MonthExhausted(next_month(from_epoch(utc)), reported=True)
         if not limit:
@@ -261,7 +276,7 @@ class MonthlyQuota:
         elif parted or database.server_ahead or abs(nearest - utc) > _EDGE_SECONDS / 2:
             with database.transaction():
                 counted, ahead = months_at(database, now) if asked else months_near(nearest), wall - nearest
-                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > DAY_SECONDS else 0.0)
+                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > APART_SECONDS else 0.0)
                 # The request for a date that neither clock knew was perhaps not counted in its month.
                 self.spend([month for month in months_near(nearest) if month not in counted], 1)
 

@@ -172,7 +172,7 @@ class AttemptSender:
             if self._try_acquire(budget) is not None:
                 return HelperResponse(NOT_ASKED, {}, b"")
             response = await self._send_helper(slot, target, budget)
-            if response is not None and self._clock() >= self._date_due:
+            if response is not None and response.status == 200 and self._clock() >= self._date_due:
                 self._see_date(response.headers.get("Date", ""), slot.counted_at)
             return response
         finally:
