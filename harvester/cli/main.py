@@ -159,6 +159,13 @@ _register(
     "harvester verify 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
 )
 _register(
+    "harvester.cli.outputs:repair",
+    "Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.",
+    "harvester repair lake                 what is lost, and what can be rebuilt",
+    "harvester repair lake --apply         rebuild it; then the same run goes on",
+    "harvester repair lake --parts /loaded --apply   parts were moved there",
+)
+_register(
     "harvester.cli.first_steps:config",
     "Print the settings that a command would use, and where each comes from.",
     "harvester config                      the settings of run",

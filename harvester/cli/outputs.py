@@ -1,4 +1,4 @@
-"""Commands that only read: `status` and `verify` an output, `show` a few links from Bitly.
+"""Commands about an output: `status`, `verify` and `repair`; and `show`, which fetches a few links from Bitly.
 
 Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
 """
@@ -92,6 +92,51 @@ def verify(
     try:
         print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
     except BrokenPipeError:  # a reader that has gone still relies on the exit code
+        discard_output()
+    return OK if found.ok else OUTPUT
+
+
+def repair(
+    out: str,
+    /,
+    *,
+    apply: Annotated[bool, Parameter(negative="")] = False,
+    ask_again: Annotated[bool, Parameter(negative="")] = False,
+    parts: str | None = None,
+    work_dir: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    facet: FacetName = "referrers",
+    unit_reference: str | None = None,
+) -> int:
+    """Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.
+
+    Parameters
+    ----------
+    out:
+        What --out was: a folder, a growing file or a store's URL; no run may go on.
+    apply:
+        Put the rebuilt ledger in place. The old one is kept beside it.
+    ask_again:
+        Apply also if some calls are known nowhere any more: the next run makes them again.
+    parts:
+        A folder to which a loader has moved parts; they are only read.
+    work_dir:
+        What --work-dir was; by default the private state is looked for inside or beside OUT.
+    json:
+        Print a JSON object, for a program.
+    facet:
+        What {facet} in OUT and --work-dir stands for.
+    unit_reference:
+        The moment whose UTC day {dt} in OUT and --work-dir stands for.
+    """
+    from harvester.verify import repair as repairs
+
+    path = filled_path("OUT", undashed(out), facet, unit_reference)
+    state = work_dir and filled_path("--work-dir", work_dir, facet, unit_reference)
+    found = repairs.repair(path, state, parts, apply=apply, ask_again=ask_again)
+    try:
+        print_out(as_json(repairs.as_dict(found), orjson.OPT_INDENT_2) if json else repairs.as_text(found))
+    except BrokenPipeError:  # as above
         discard_output()
     return OK if found.ok else OUTPUT
 

@@ -160,6 +160,18 @@ def _good_lines(line: bytes) -> Iterator[tuple[int, int]]:
             yield start, following
 
 
+def good_lines(path: str) -> Iterator[tuple[int, Record]]:
+    """Yield the good lines of a journal file with the positions of their first bytes, also those behind a bad one."""
+    position = 0
+    with open(path, "rb", buffering=_READ_BYTES) as stream:
+        for line in stream:
+            for start, end in _good_lines(line):
+                record = _decode(line[start : end - 1] + b"\n", position + end)
+                if record is not None:
+                    yield position + start, record
+            position += len(line)
+
+
 def mend(path: str, found: Survey, committed: int = 0) -> list[int]:
     """Fill a journal's damage with spaces, durably; return the numbers of the lines that are lost.
 

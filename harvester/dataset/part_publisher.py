@@ -226,13 +226,13 @@ class PartPublisher:
             if self._location.in_store:  # the prefix is claimed: nobody else's parts belong there
                 raise OutputError(
                     f"{path} is unknown to the ledger in {self._location.private}: the ledger is older than this "
-                    "output, or the part is another program's. Put the newer work dir back, or move the part away, or "
-                    "begin a new --out"
+                    "output, or the part is another program's. Put the newer work dir back, or move the part away. "
+                    f"{self._location.repair_advice}. Or begin a new --out"
                 )
             if match and match["run_id"] == self._run_id:  # no copy, and no other program's, beside the parts
                 raise OutputError(
-                    f"{path} is unknown to the ledger, which is older than this output. "
-                    "Put the newer ledger back, or keep this output as it is and begin a new --out"
+                    f"{path} is unknown to the ledger, which is older than this output. Put the newer ledger back. "
+                    f"{self._location.repair_advice}. Or keep this output as it is and begin a new --out"
                 )
 
 
@@ -266,8 +266,8 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
         if ledger.unused and MANIFEST in store.names():
             raise OutputError(
                 f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
-                "dir that it was begun with nobody knows which calls were paid for: name that one, or begin a new "
-                "--out with the links that this one lacks"
+                "dir that it was begun with nobody knows which calls were paid for: name that one. If it is lost, "
+                f"{location.repair_advice}. Or begin a new --out with the links that this one lacks"
             )
         text = orjson.dumps(_claim_of(location, ledger, str(secret)), option=orjson.OPT_INDENT_2)
         found = text if store.create(CLAIM, text) else store.get(CLAIM)
@@ -297,7 +297,7 @@ def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> O
     owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "run_id", "made"))
     return OutputError(
         f"{location.out} belongs to another work dir ({owner}), which knows what was paid for and published: run "
-        "there, or bring that work dir here. If it is lost, keep this output as it is and begin a new --out with "
-        f"the links that it lacks; only when all there is to be thrown away, delete every object under "
-        f"{location.out}, {CLAIM} last, and run the same command again"
+        f"there, or bring that work dir here. If it is lost, {location.repair_advice}. Or keep this output as it is "
+        "and begin a new --out with the links that it lacks; only when all there is to be thrown away, delete every "
+        f"object under {location.out}, {CLAIM} last, and run the same command again"
     )

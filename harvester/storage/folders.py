@@ -101,11 +101,14 @@ def check_unused(location: OutputLocation) -> None:
     if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
         raise OutputError(
             f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
-            "calls were paid for. Put it back (was there a --work-dir?), or keep this output as it is and begin a new "
-            "--out with the links that it lacks"
+            f"calls were paid for. Put it back (was there a --work-dir?). {location.repair_advice}. Or keep this "
+            "output as it is and begin a new --out with the links that it lacks"
         )
     if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
-        raise UsageError(f"{location.out} is not empty and was not begun by harvester: name another --out")
+        raise UsageError(
+            f"{location.out} is not empty, and has no state of harvester's beside it: name another --out; or if it is "
+            f"harvester's, {location.repair_advice}"
+        )
 
 
 def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:

@@ -4,11 +4,13 @@ Beside it a temporary one, for the distinct keys of a list.
 """
 
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from contextlib import closing, contextmanager, suppress
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from harvester.errors import OutputError
@@ -139,6 +141,45 @@ class SqliteFile:
     def damaged(self, reason: str) -> OutputError:
         """Return the error for a file that is damaged."""
         return OutputError(f"{self._path}: {self._name} is damaged ({reason}). {self._advice}")
+
+
+def rows_left(path: str, select: str, key: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows that can be read of a damaged file: from both ends, as far as the damage.
+
+    select: the query without its order. key: the column to order by. A row may be yielded twice. Nothing is written
+    beside the file; its write-ahead log is read, too.
+    """
+    with tempfile.TemporaryDirectory(prefix="harvester-") as folder:
+        copy = os.path.join(folder, "copy")
+        for ending in ("", "-wal"):
+            with suppress(OSError):
+                shutil.copyfile(path + ending, copy + ending)
+        for order in ("", " DESC"):
+            try:
+                with closing(sqlite3.connect(copy)) as db:
+                    db.text_factory = _lenient
+                    yield from db.execute(f"{select} ORDER BY {key}{order}")
+                    return
+            except sqlite3.DatabaseError:
+                continue
+
+
+def _lenient(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def install(path: str, new: str) -> str | None:
+    """Give a closed and whole file the name of another, which is set aside with its log; return that one's new name."""
+    sync_file(new)
+    aside = set_aside(path)
+    for ending in ("-wal", "-shm"):
+        if aside is None:
+            _delete(path + ending)
+        elif os.path.lexists(path + ending):
+            os.replace(path + ending, aside + ending)
+    os.replace(new, path)
+    sync_folder(os.path.dirname(path))
+    return aside
 
 
 class DistinctKeys:

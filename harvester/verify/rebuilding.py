@@ -1,0 +1,248 @@
+"""A ledger that is built anew from what a dataset has besides it: its rows, its journals, its failures, its manifest.
+
+Each part gets a segment below zero, so that every journal that is left counts as unpublished. Their lines are settled
+by the next run, as after a kill. Lines whose rows are published already are blanked out of them first.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, BinaryIO, TypeVar
+
+from harvester.bitly.query import Query
+from harvester.dataset.journal import VOID, Gap, Survey, good_lines, mend, read, segment_path, segments, survey
+from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger, Part
+from harvester.dataset.manifest import PublishedPart
+from harvester.dataset.part_publisher import PART_NAME
+from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
+from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
+from harvester.rows.row import RowBuilder
+from harvester.rows.schema import Shape, shortfall_of
+
+T = TypeVar("T")
+_BATCH = 1000
+_FAILED = {"refused": CallState.REFUSED, "failed": CallState.FAILED}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a rebuilt ledger was made of.
+
+    parts, part_calls: parts that were read, and the calls of their rows. moved: parts that are not there, whose calls
+    another source names. lost_parts: those whose calls nothing names. row_calls: calls with a row, also in journals.
+    journal_lines: whole lines. unreadable: files with the reason. unknown_to_ledger: calls with a row that the present
+    ledger does not know.
+    """
+
+    parts: int = 0
+    part_calls: int = 0
+    moved: list[str] = field(default_factory=list)
+    lost_parts: list[str] = field(default_factory=list)
+    lost_calls: int = 0
+    row_calls: int = 0
+    refused: int = 0
+    failed: int = 0
+    journals: int = 0
+    journal_lines: int = 0
+    damaged_lines: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    unknown_to_ledger: int = 0
+
+
+class Rebuilding:
+    """Fills a new ledger, which has its facts already. private: the folder of the journals."""
+
+    def __init__(
+        self, ledger: Ledger, query: Query, run_id: str, part_format: PartFormat, invocation: int, private: str
+    ) -> None:
+        self.tally = Tally()
+        self._ledger = ledger
+        self._rows = RowBuilder(query, run_id)
+        self.run_id = run_id
+        self._facet = query.facet
+        self._part_format = part_format
+        self._invocation = invocation
+        self._private = private
+        self._published: dict[int, Survey] = {}
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def take_parts(
+        self,
+        listed: dict[str, PublishedPart],
+        open_part: Callable[[str], BinaryIO | None],
+        calls_of: Callable[[str], list[bytes] | None],
+        settled_before: Callable[[list[bytes]], int],
+    ) -> None:
+        """Settle the calls of all parts. listed: by name, with those of the manifest; others have no sha256.
+
+        open_part: opens a part; None if it is not there. calls_of: the calls of one that is not there, by the present
+        ledger; None if it does not know all. settled_before: how many of these calls the present ledger has a row of.
+        """
+        numbers = {int(match["number"]): name for name in listed if (match := PART_NAME.fullmatch(name))}
+        count = max(numbers, default=-1) + 1
+        for number in range(count):
+            segment = number - count
+            name = numbers.get(number, f"part-{self.run_id}-{number:05d}.{self._part_format.format}")
+            part = listed.get(name, PublishedPart(name, 0, 0, 0, ""))
+            stream = open_part(name)
+            if stream is not None:
+                with closing(stream):
+                    part = self._read_part(segment, part, stream, settled_before)
+                self.tally.parts += 1
+                self.tally.part_calls += part.calls
+            else:
+                part = self._part_that_is_gone(segment, part, calls_of(name))
+            row = Part(number, segment, name, part.rows, part.bytes, part.sha256 or "", part.calls, sealed=False)
+            self._ledger.intend(row)
+            self._ledger.seal(row)
+
+    def _read_part(
+        self, segment: int, part: PublishedPart, stream: BinaryIO, settled_before: Callable[[list[bytes]], int]
+    ) -> PublishedPart:
+        hashed, rows, keys = HashingReader(stream), 0, set[bytes]()
+        calls, bad = 0, 0
+
+        def entries() -> Iterator[Entry]:
+            nonlocal rows, bad
+            for _, row in rows_of(hashed, Format(part.path.partition(".")[2]), self._part_format.shape):
+                rows += 1
+                entry = self._entry_of(row)
+                if entry is None:
+                    bad += 1
+                elif entry.key not in keys:
+                    keys.add(entry.key)
+                    yield entry
+
+        try:
+            for batch in _batches(entries()):
+                self._settle(segment, batch)
+                calls += len(batch)
+                self.tally.unknown_to_ledger += len(batch) - settled_before([entry.key for entry in batch])
+        except UnreadableFile as error:
+            self.tally.unreadable.append(f"{part.path}: {error}")
+        hashed.drain()
+        if bad:
+            self.tally.unreadable.append(f"{part.path}: {bad} rows that cannot be read, or are another run's")
+        if part.sha256 and hashed.sha256 != part.sha256:
+            self.tally.unreadable.append(f"{part.path}: it was changed since it was published")
+        return PublishedPart(part.path, rows, calls, hashed.size, hashed.sha256)
+
+    def _part_that_is_gone(self, segment: int, part: PublishedPart, keys: list[bytes] | None) -> PublishedPart:
+        """Settle the calls of a part that is not there: by the old ledger, or by the journal that it was made of."""
+        if keys is None:
+            keys = self._journal_of(part)
+        if keys is None:
+            self.tally.lost_parts.append(part.path)
+            self.tally.lost_calls += part.calls
+            return PublishedPart(part.path, part.rows, 0, part.bytes, part.sha256)
+        for batch in _batches(Entry(key, CallState.ROW, None) for key in keys):
+            self._settle(segment, batch)
+        self.tally.moved.append(part.path)
+        return part
+
+    def _journal_of(self, part: PublishedPart) -> list[bytes] | None:
+        """Return the calls of the journal whose rows make exactly this part; None if there is none."""
+        for segment in segments(self._private) if part.sha256 else ():
+            path = segment_path(self._private, segment)
+            rows = [record for record in read(path, 0) if record.state == CallState.ROW]
+            if len(rows) != part.calls:
+                continue
+            with open(os.devnull, "wb") as nowhere:
+                target = HashingWriter(nowhere)
+                write_part((record.payload + b"\n" for record in rows), target, self._part_format)
+            if (target.size, target.sha256) == (part.bytes, part.sha256):
+                return [record.key for record in rows]
+        return None
+
+    # --- the growing file ------------------------------------------------------------------------------------------
+
+    def take_growing_file(self, path: str, settled_before: Callable[[list[bytes]], int]) -> None:
+        """Settle the calls of the rows in a growing file."""
+        bad, end, rows = 0, 0, 0
+
+        def entries() -> Iterator[Entry]:
+            nonlocal bad, end, rows
+            for position, line in whole_lines(path, 0):
+                entry, end, rows = self._entry_of(object_in(line)), position, rows + 1
+                bad += entry is None
+                if entry is not None:
+                    yield entry
+
+        for batch in _batches(entries()):
+            self._settle(-1, batch)
+            self.tally.part_calls += len(batch)
+            self.tally.unknown_to_ledger += len(batch) - settled_before([entry.key for entry in batch])
+        # Rows that are in the file are blanked out of the journals, so all that is left there comes behind it.
+        self._ledger.set_checkpoint(FileCheckpoint(bytes=end, rows=rows))
+        if bad:
+            self.tally.unreadable.append(f"{path}: {bad} lines that cannot be read, or are another run's")
+
+    def _entry_of(self, row: Any) -> Entry | None:
+        """Return a published row's call; None for a row that cannot be read, or is none of this dataset's."""
+        if isinstance(row, BadRow) or not isinstance(row, dict) or row.get("run_id") != self.run_id:
+            return None
+        try:
+            key = self._rows.key(row["bitlink"])
+            name = "record_id" if self._part_format.shape is Shape.NESTED else "call_id"
+            return Entry(key, CallState.ROW, None, shortfall_of(row)) if row[name] == key.hex() else None
+        except (AttributeError, KeyError, TypeError):
+            return None
+
+    # --- failures and journals -------------------------------------------------------------------------------------
+
+    def take_failures(self, lines: Iterable[bytes]) -> None:
+        """Settle refusals and failures that no row contradicts. lines: of `_failures.ndjson` or of a ledger."""
+        lowest = -1 - len(self._ledger.parts())
+
+        def entries() -> Iterator[Entry]:
+            for line in lines:
+                failure = object_in(line)
+                state, bitlink = _FAILED.get(str(failure.get("kind"))), failure.get("bitlink")
+                if state is not None and isinstance(bitlink, str) and failure.get("facet") == self._facet:
+                    yield Entry(self._rows.key(bitlink), state, line.rstrip(b"\n"))
+
+        for batch in _batches(entries()):
+            known = self._ledger.known([entry.key for entry in batch])
+            self._settle(lowest, [entry for entry in batch if entry.key not in known])
+
+    def look_at_journals(self) -> None:
+        """Count what the journals hold, and find in them the rows that are published already."""
+        waiting, refused = set[bytes](), set[bytes]()
+        for segment in segments(self._private):
+            path = segment_path(self._private, segment)
+            found, published = survey(path), list[Gap]()
+            for lines in _batches(good_lines(path)):
+                known = self._ledger.known([record.key for _, record in lines])
+                for start, record in lines:
+                    has = known.get(record.key)
+                    if record.state == CallState.ROW and has and has.state is CallState.ROW:
+                        published.append(Gap(start, record.end, 0))
+                    elif record.state == CallState.ROW:
+                        waiting.add(record.key)
+                    elif record.state == CallState.REFUSED and not has:
+                        refused.add(record.key)
+                    self.tally.journal_lines += record.state != VOID
+            self.tally.journals += 1
+            self.tally.damaged_lines += len(found.gaps)
+            self._published[segment] = Survey(found.size, found.end, [*found.gaps, *published], found.unended)
+        totals = self._ledger.totals()
+        self.tally.row_calls = totals.rows + len(waiting)
+        self.tally.refused, self.tally.failed = totals.refused + len(refused - waiting), totals.failed
+
+    def blank_published_rows(self) -> None:
+        """Blank the rows out of the journals that the output has already, so that each is published once."""
+        for segment, found in self._published.items():
+            mend(segment_path(self._private, segment), found)
+
+    def _settle(self, segment: int, entries: list[Entry]) -> None:
+        self._ledger.commit(entries=[(segment, entries)], invocation=self._invocation)
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch

@@ -1,0 +1,369 @@
+"""`harvester repair`: rebuild a dataset's ledger from rows, journals, failures, manifest, and what is left of the old.
+
+A ledger is built anew each time, and compared: where the present one is whole and knows every part and row, nothing is
+to be repaired. Only `apply` changes anything, and it sets the old ledger aside.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+import orjson
+
+from harvester.bitly.query import Query
+from harvester.dataset import manifest as manifests
+from harvester.dataset.journal import good_lines, segment_path, segments
+from harvester.dataset.ledger import CallState, Ledger, Part, Remains, remains
+from harvester.dataset.manifest import Manifest, PublishedPart
+from harvester.dataset.part_publisher import PART_NAME
+from harvester.errors import OutputError, UsageError, explained
+from harvester.jsonlines import object_in, whole_lines
+from harvester.progress import AttemptCounts
+from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
+from harvester.rows.encode import Format, PartFormat
+from harvester.rows.schema import Shape
+from harvester.storage.filesystem import make_folder
+from harvester.storage.folders import refuse_second_work_dir, resolve
+from harvester.storage.location import CLAIM, FAILURES, MANIFEST, STDOUT, OutputLocation
+from harvester.storage.object_store import open_store
+from harvester.storage.scratch import scratch_folder
+from harvester.storage.sqlite import install
+from harvester.storage.storage import LocalStorage, Storage
+from harvester.storage.watch import FolderLock
+from harvester.verify.rebuilding import Rebuilding, Tally
+
+_REBUILT = "ledger.sqlite.rebuilt"
+
+
+@dataclass(slots=True)
+class Repair:
+    """The result; the fields are the keys of the JSON object. whole: nothing is to be repaired.
+
+    ledger: what is wrong with it, empty if nothing. losses: what no source has, whose calls would be asked for again.
+    set_aside: the old ledger's new name, if there was one.
+    """
+
+    out: str
+    whole: bool = False
+    applied: bool = False
+    ledger: str = ""
+    losses: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    set_aside: str | None = None
+    rebuilt: Tally = field(default_factory=Tally)
+
+    @property
+    def ok(self) -> bool:
+        """True if the same `harvester run` goes on."""
+        return self.whole or self.applied
+
+
+class Origin(NamedTuple):
+    """What a dataset was begun with, by whichever source still has it."""
+
+    run_id: str
+    query: Query
+    part_format: PartFormat
+    started: str
+    invocation: int
+
+
+def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool, ask_again: bool) -> Repair:
+    """Rebuild the ledger of an output, and put it in place if `apply`.
+
+    parts_at: a folder to which a loader has moved parts. ask_again: apply even if some calls are to be made again.
+
+    Raises:
+        UsageError: there is no output of harvester's, or it is standard output. DatasetBusy: a run goes on.
+        OutputError: a file cannot be read or written.
+    """
+    if out == STDOUT:
+        raise UsageError("rows on standard output leave nothing behind to repair: name a folder, a file or a store")
+    location = resolve(out, work_dir)
+    refuse_second_work_dir(location)
+    with ExitStack() as stack, explained(location.out):
+        if location.begun:
+            stack.enter_context(FolderLock(location.private, location.out))
+        return _Repairing(location, parts_at, stack).run(apply=apply, ask_again=ask_again)
+
+
+class _Repairing:
+    def __init__(self, location: OutputLocation, parts_at: str | None, stack: ExitStack) -> None:
+        self._location = location
+        self._stack = stack
+        self._found = Repair(location.out)
+        self._beside: Storage = open_store(location.out) if location.in_store else LocalStorage(location.public)
+        self._shelves = [self._beside, *([LocalStorage(parts_at)] if parts_at else [])]
+        # A copy, because even reading leaves a write-ahead log beside a ledger, and nothing is to be changed.
+        self._folder = stack.enter_context(scratch_folder(None))
+        self._copy = os.path.join(self._folder, "ledger.sqlite")
+        for ending in ("", "-wal"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                shutil.copyfile(location.ledger + ending, self._copy + ending)
+        self._remains = remains(self._copy)
+        self._manifest = self._read_manifest()
+
+    def run(self, *, apply: bool, ask_again: bool) -> Repair:
+        found, location = self._found, self._location
+        origin = self._origin()
+        if self._remains.facts.get("run_id") != origin.run_id:
+            self._remains = Remains({}, [], [], "")  # begun by mistake, beside what is lost
+        present = self._present_ledger()
+        if apply and not location.begun:
+            make_folder(location.public)
+            make_folder(location.private)
+            self._stack.enter_context(FolderLock(location.private, location.out))
+        path = os.path.join(location.private if apply else self._folder, _REBUILT)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        with closing(Ledger(path)) as ledger:
+            ledger.create(self._facts(origin))
+            work = Rebuilding(
+                ledger, origin.query, origin.run_id, origin.part_format, origin.invocation, self._private()
+            )
+            self._fill(work, present)
+        found.rebuilt = work.tally
+        self._judge(origin, present)
+        if apply and not found.whole and (ask_again or not found.losses):
+            work.blank_published_rows()
+            found.set_aside = install(location.ledger, path)
+            found.applied = True
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        return found
+
+    def _private(self) -> str:
+        return self._location.private if self._location.begun else self._folder
+
+    # --- the sources -----------------------------------------------------------------------------------------------
+
+    def _read_manifest(self) -> Manifest | None:
+        try:
+            text = self._beside.get(MANIFEST)
+            return manifests.parse(text, self._beside.path(MANIFEST)) if text is not None else None
+        except manifests.NewerForm:
+            raise
+        except (UsageError, NotADirectoryError) as error:
+            self._found.remarks.append(str(error))
+            return None
+
+    def _present_ledger(self) -> Ledger | None:
+        """Open the present ledger for reading; None if it is gone, empty or damaged, as the result says."""
+        if not os.path.exists(self._copy):
+            self._found.ledger = "is gone"
+            return None
+        try:
+            ledger = Ledger(self._copy, read_only=True)
+            self._stack.callback(ledger.close)
+            if not ledger.fresh:
+                ledger.check()
+                return ledger
+            self._found.ledger = "is empty"
+        except OutputError as error:
+            self._found.ledger = (
+                str(error).removeprefix(f"{self._copy}: ").removeprefix("the ledger ").partition(". ")[0]
+            )
+        return None
+
+    def _origin(self) -> Origin:
+        """Return what the dataset was begun with: by its manifest, its old ledger, or its first row.
+
+        Raises:
+            UsageError: none of them has it.
+        """
+        manifest, facts = self._manifest, self._remains.facts
+        number = manifest.invocation.number if manifest else 1
+        if type(facts.get("invocation")) is int:
+            number = max(number, int(facts["invocation"]))
+        with suppress(KeyError, TypeError, ValueError):
+            if manifest:
+                part_format = PartFormat(Format(manifest.format), Shape(manifest.shape))
+                return Origin(manifest.run_id, Query(**manifest.query), part_format, manifest.started, number)
+        with suppress(KeyError, TypeError, ValueError):
+            part_format = PartFormat(Format(str(facts["format"])), Shape(str(facts["shape"])))
+            query = Query(**orjson.loads(str(facts["query"])))
+            return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number)
+        for part_format, row in self._first_rows():
+            with suppress(KeyError, TypeError):
+                query = Query(*(row[name] for name in ("facet", "unit", "units", "unit_reference", "size")))
+                return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
+        raise UsageError(
+            f"nothing to repair at {self._location.out}: there is neither a manifest, nor a ledger, nor a row of "
+            "harvester's (was there a --work-dir?)"
+        )
+
+    def _first_rows(self) -> Iterator[tuple[PartFormat, dict[str, Any]]]:
+        """Yield a row of each published file, and of each journal."""
+        lines = PartFormat(Format.NDJSON, Shape.NESTED)
+        if not self._location.in_parts:
+            yield from ((lines, object_in(line)) for _, line in whole_lines(self._location.out, 0))
+        for name in self._part_names():
+            with suppress(UnreadableFile, StopIteration), closing(self._beside.open(name)) as stream:
+                form = Format(PART_NAME.fullmatch(name)["format"])  # type: ignore[index]
+                for shape in Shape:
+                    with suppress(UnreadableFile):
+                        row = next(row for _, row in rows_of(HashingReader(stream), form, shape))
+                        yield PartFormat(form, Shape.FLAT if "call_id" in row else Shape.NESTED), row
+                        break
+        for segment in segments(self._location.private) if self._location.begun else ():
+            rows = (r for _, r in good_lines(segment_path(self._location.private, segment)) if r.state == CallState.ROW)
+            if record := next(rows, None):
+                form = Format.GZIP if self._location.in_parts else Format.NDJSON
+                yield PartFormat(form, Shape.NESTED), object_in(record.payload)
+
+    def _part_names(self) -> list[str]:
+        if not self._location.in_parts:
+            return []
+        try:
+            return [name for name in self._beside.names() if PART_NAME.fullmatch(name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _facts(self, origin: Origin) -> dict[str, str | int]:
+        facts: dict[str, str | int] = {
+            "run_id": origin.run_id,
+            "query": orjson.dumps(origin.query.as_dict()).decode(),
+            "started": origin.started,
+            "out": self._location.name,
+            "format": origin.part_format.format,
+            "shape": origin.part_format.shape,
+            "invocation": origin.invocation,
+        }
+        old = {name: value for name, value in self._remains.facts.items() if type(value) is int}
+        counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
+        facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}
+        if self._location.in_store:
+            claim = object_in(self._beside.get(CLAIM))
+            secret = self._remains.facts.get("claim")
+            if secret is None and claim.get("run_id") == origin.run_id:
+                secret = claim.get("claim")
+                owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "made"))
+                self._found.remarks.append(
+                    f"{self._location.out} is claimed by another work dir ({owner}), which is taken for lost: make "
+                    "sure that no run goes on there"
+                )
+            if isinstance(secret, str):
+                facts["claim"] = secret
+        return facts
+
+    # --- rebuilding ------------------------------------------------------------------------------------------------
+
+    def _fill(self, work: Rebuilding, present: Ledger | None) -> None:
+        def settled_before(keys: list[bytes]) -> int:
+            known = present.known(keys) if present else {}
+            return sum(each.state is CallState.ROW for each in known.values())
+
+        if self._location.in_parts:
+            work.take_parts(self._listed(work.run_id), self._open, self._calls_by_old_ledger, settled_before)
+        else:
+            work.take_growing_file(self._location.out, settled_before)
+        work.take_failures(self._remains.failures)
+        with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
+            work.take_failures(stream)
+        work.look_at_journals()
+
+    def _listed(self, run_id: str) -> dict[str, PublishedPart]:
+        """Return all parts of this run that are there, or that manifest or ledger know."""
+        there = {name: PublishedPart(name, 0, 0, 0) for name in self._part_names()}
+        old = {p.name: PublishedPart(p.name, p.rows, p.calls, p.bytes, p.sha256) for p in self._old_parts()}
+        listed = {part.path: part for part in (self._manifest.parts if self._manifest else ())}
+        return {
+            name: part
+            for name, part in {**there, **old, **listed}.items()
+            if (match := PART_NAME.fullmatch(name)) and match["run_id"] == run_id
+        }
+
+    def _old_parts(self) -> list[Part]:
+        kinds = (int, int, str, int, int, str, int, int)
+        return [
+            part
+            for part in self._remains.parts
+            # An intent whose file is neither hidden nor published was published, and has been moved away.
+            if tuple(map(type, part)) == kinds and (part.sealed or not (self._location.in_store or self._hidden(part)))
+        ]
+
+    def _hidden(self, part: Part) -> bool:
+        match = PART_NAME.fullmatch(part.name)
+        name = f".part-{match['run_id']}-{part.number:05d}.tmp" if match else ""
+        return os.path.exists(os.path.join(self._location.public, name))
+
+    def _open(self, name: str) -> BinaryIO | None:
+        for shelf in self._shelves:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return shelf.open(name)
+        return None
+
+    def _calls_by_old_ledger(self, name: str) -> list[bytes] | None:
+        for part in self._old_parts():
+            if part.name == name and len(keys := self._remains.calls_of(part.segment)) >= part.calls:
+                return keys
+        return None
+
+    # --- the judgement ---------------------------------------------------------------------------------------------
+
+    def _judge(self, origin: Origin, present: Ledger | None) -> None:
+        """Say what is wrong with the present ledger, and what would be lost."""
+        found, tally = self._found, self._found.rebuilt
+        if present is not None:
+            known = {part.name for part in present.parts()}
+            unknown = sorted(set(self._listed(origin.run_id)) - known)
+            if present.facts().get("run_id") != origin.run_id:
+                found.ledger = "is another run's than the rows"
+            elif unknown:
+                found.ledger = f"is older than its output: it does not know {', '.join(unknown)}"
+            elif tally.unknown_to_ledger:
+                found.ledger = f"is older than its output: it does not know {tally.unknown_to_ledger} calls with a row"
+        found.whole = not found.ledger
+        if found.whole:
+            return
+        found.losses += tally.unreadable
+        if tally.lost_parts:
+            found.losses.append(
+                f"{tally.lost_calls:,} calls of {', '.join(tally.lost_parts)}, moved away since: name the folder where "
+                "they are now with --parts"
+            )
+        counts = self._manifest.dataset if self._manifest else None
+        if counts and (missing := counts.rows - tally.row_calls - tally.lost_calls) > 0:
+            found.losses.append(f"{missing:,} calls that the manifest counts with a row: a journal or a part is gone")
+        if counts and (missing := counts.refused - tally.refused) > 0:
+            found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is gone, or older")
+
+
+def as_dict(found: Repair) -> dict[str, Any]:
+    """Return the result as an object for programs."""
+    return asdict(found)
+
+
+def as_text(found: Repair) -> str:
+    """Return the result as lines for a person."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Repair) -> Iterator[str]:
+    tally = found.rebuilt
+    yield from (f"note: {text}" for text in found.remarks)
+    if found.whole:
+        yield f"{found.out}: the ledger is whole and knows every row: nothing to repair"
+        return
+    yield f"the ledger {found.ledger}"
+    yield f"found: {tally.part_calls:,} calls with a published row, in {tally.parts:,} parts or the growing file"
+    if tally.moved:
+        yield f"found: the calls of {len(tally.moved):,} parts that were moved away"
+    damaged = f", {tally.damaged_lines:,} damaged lines" if tally.damaged_lines else ""
+    yield f"found: {tally.journal_lines:,} answers in {tally.journals:,} journals{damaged}"
+    yield f"found: {tally.refused:,} refusals and {tally.failed:,} failures"
+    yield from (f"lost: {text}" for text in found.losses)
+    if found.applied:
+        aside = f"; the old one is {found.set_aside}" if found.set_aside else ""
+        yield f"{found.out} is repaired{aside}: the same run command goes on"
+    elif found.losses:
+        yield (
+            f"{found.out} can be repaired in part: put back what is lost, or let those calls be asked for again with "
+            "--apply --ask-again"
+        )
+    else:
+        yield f"{found.out} can be repaired without a loss: add --apply"

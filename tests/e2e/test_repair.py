@@ -1,0 +1,227 @@
+"""`harvester repair`: a lost, damaged or old ledger is rebuilt, and the same run goes on with nothing bought twice."""
+
+import json
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Served
+from tests.crash.test_tampering import wait_for
+from tests.support.commands import NO_LIMITS, harvester, start
+from tests.support.output_checks import check_reconciled, rows
+
+LINKS = [f"bit.ly/{i}" for i in range(190)] + [f"bit.ly/missing-{i}" for i in range(10)]
+FORMS = ["out", "results.ndjson"]
+
+
+class Case:
+    """An output of LINKS, as far as its run has come."""
+
+    def __init__(self, tmp_path: Path, served: Served, form: str = "out", *options: str) -> None:
+        self.out, self.served = tmp_path / form, served
+        self.private = self.out / "_harvester" if form == "out" else self.out.with_name(form + ".harvester")
+        path = tmp_path / "links.txt"
+        path.write_text("\n".join(LINKS))
+        self.command = ["run", str(path), "--out", str(self.out), "--base-url", served.url, *NO_LIMITS, *options]
+
+    def killed(self, answers: int) -> None:
+        with start(*self.command) as process:
+            wait_for(self.served.sandbox, answers, process)
+            process.send_signal(signal.SIGKILL)
+        self.bought = self.served.sandbox.answered.total()
+
+    def repair(self, *options: str, code: int = 0) -> str:
+        done = harvester("repair", str(self.out), *options)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def snapshot(self) -> dict[str, bytes]:
+        folders = (self.out, self.private)
+        files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in files if not path.name.endswith("-shm")}
+
+    def finish(self, asked_again: int = 0) -> None:
+        """The same command goes on. A kill may cost the calls in flight."""
+        done = harvester(*self.command)
+        assert done.returncode == 0, done.stderr
+        check_reconciled(self.out, set(LINKS))
+        assert self.served.sandbox.answered.total() <= len(LINKS) + asked_again + 5
+        checked = harvester("verify", str(self.out))
+        assert checked.returncode == 0, checked.stdout
+        assert "nothing to repair" in self.repair()
+
+
+def remove_ledger(case: Case) -> None:
+    for path in case.private.glob("ledger.sqlite*"):
+        path.unlink()
+
+
+def damage_ledger(case: Case) -> None:
+    remove = case.private / "ledger.sqlite-wal"
+    if remove.exists():
+        remove.unlink()
+    ledger = case.private / "ledger.sqlite"
+    with ledger.open("r+b") as stream:
+        stream.write(b"\xff" * min(8192, ledger.stat().st_size))
+
+
+@pytest.mark.parametrize("what", [remove_ledger, damage_ledger], ids=["lost", "damaged"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_ledger_of_a_killed_run_is_rebuilt_and_nothing_is_bought_twice(
+    tmp_path: Path, serve: Callable[..., Served], form: str, what: Callable[[Case], None]
+) -> None:
+    case = Case(tmp_path, serve(latency_ms=20), form, *(("--part-rows", "30") if form == "out" else ()))
+    case.killed(110)
+    what(case)
+    refused = harvester(*case.command)
+    assert refused.returncode == 8
+    assert f"harvester repair {case.out}" in refused.stderr
+    assert refused.stderr.index("harvester repair") < refused.stderr.index("begin a new --out")
+    before = case.snapshot()
+    assert "can be repaired without a loss: add --apply" in case.repair(code=8)
+    assert case.snapshot() == before, "nothing is changed without --apply"
+    assert "is repaired" in case.repair("--apply")
+    case.finish()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_state_of_a_finished_run_is_rebuilt_from_its_rows(
+    tmp_path: Path, serve: Callable[..., Served], form: str
+) -> None:
+    """The whole state folder is lost; what was refused is in `_failures.ndjson`, which a growing file has there too."""
+    case = Case(tmp_path, serve(), form)
+    assert harvester(*case.command).returncode == 0
+    shutil.rmtree(case.private)
+    assert harvester(*case.command).returncode in {2, 8}
+    shutil.rmtree(case.private, ignore_errors=True)
+    assert "can be repaired" in case.repair(code=8)
+    assert not case.private.exists()
+    case.repair("--apply")
+    case.finish(asked_again=0 if form == "out" else 10)
+
+
+@pytest.mark.parametrize("options", [(), ("--format", "ndjson", "--shape", "flat"), ("--format", "parquet")])
+def test_every_format_is_read_without_a_manifest_too(
+    tmp_path: Path, serve: Callable[..., Served], options: tuple[str, ...]
+) -> None:
+    case = Case(tmp_path, serve(), "out", "--part-rows", "50", *options)
+    assert harvester(*case.command).returncode == 0
+    remove_ledger(case)
+    (case.out / "_manifest.json").unlink()
+    case.repair("--apply")
+    done = harvester(*case.command)
+    assert done.returncode == 0, done.stderr
+    assert case.served.sandbox.answered.total() == len(LINKS)
+    assert harvester("verify", str(case.out)).returncode == 0
+
+
+def test_an_older_ledger_learns_what_was_published_since(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    case = Case(tmp_path, serve(latency_ms=10), "out", "--part-rows", "30")
+    assert harvester(*case.command, "--max-calls", "40").returncode == 9
+    shutil.copytree(case.private, tmp_path / "backup")
+    assert harvester(*case.command, "--max-calls", "80").returncode == 9
+    shutil.rmtree(case.private)
+    shutil.copytree(tmp_path / "backup", case.private)
+    assert harvester(*case.command).returncode == 8
+    assert "is older than its output" in case.repair(code=8)
+    case.repair("--apply")
+    case.finish()
+
+
+def test_parts_that_a_loader_has_moved_are_named_and_read_where_they_are(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case = Case(tmp_path, serve(), "out", "--part-rows", "30")
+    assert harvester(*case.command).returncode == 0
+    loaded = tmp_path / "loaded"
+    loaded.mkdir()
+    parts = sorted(case.out.glob("part-*"))
+    for part in parts[:2]:
+        part.rename(loaded / part.name)
+    remove_ledger(case)
+    said = case.repair("--apply", code=8)
+    assert f"lost: 60 calls of {parts[0].name}, {parts[1].name}, moved away since" in said
+    assert not (case.private / "ledger.sqlite").exists()
+    case.repair("--apply", "--parts", str(loaded))
+    done = harvester(*case.command)
+    assert done.returncode == 0, done.stderr
+    assert case.served.sandbox.answered.total() == len(LINKS)
+    assert len(rows(case.out)) == 190 - 60
+    assert harvester("verify", str(case.out)).returncode == 0
+
+
+def test_what_a_damaged_ledger_still_says_of_moved_parts_is_enough(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case = Case(tmp_path, serve(), "out", "--part-rows", "30")
+    assert harvester(*case.command).returncode == 0
+    next(case.out.glob("part-*-00001.*")).unlink()
+    ledger = case.private / "ledger.sqlite"
+    with closing(sqlite3.connect(ledger)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'failures'").fetchone()
+    with ledger.open("r+b") as stream:
+        stream.seek((page - 1) * 4096)
+        stream.write(b"\xff" * 8)
+    assert "the ledger is damaged" in harvester(*case.command).stderr
+    said = case.repair(code=8)
+    assert said.startswith("the ledger is damaged")
+    assert "can be repaired without a loss" in said
+    case.repair("--apply")
+    done = harvester(*case.command)
+    assert done.returncode == 0, done.stderr
+    assert case.served.sandbox.answered.total() == len(LINKS)
+
+
+def test_calls_that_are_known_nowhere_are_asked_again_only_if_that_is_said(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case = Case(tmp_path, serve(), "out", "--part-rows", "30")
+    assert harvester(*case.command).returncode == 0
+    next(case.out.glob("part-*-00001.*")).unlink()
+    remove_ledger(case)
+    assert "--apply --ask-again" in case.repair("--apply", code=8)
+    case.repair("--apply", "--ask-again")
+    assert harvester(*case.command).returncode == 0
+    assert case.served.sandbox.answered.total() == len(LINKS) + 30
+    assert {row["bitlink"] for row in rows(case.out)} == set(LINKS[:190])
+    assert harvester("verify", str(case.out)).returncode == 0
+
+
+def test_a_ledger_that_is_overwritten_while_a_run_has_it_open_is_rebuilt(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """An older copy is written into the same file, as cp does: what the run has open is no ledger any more."""
+    case = Case(tmp_path, serve(latency_ms=25), "out", "--part-rows", "30")
+    assert harvester(*case.command, "--max-calls", "60").returncode == 9
+    ledger, backup = case.private / "ledger.sqlite", tmp_path / "backup"
+    shutil.copy(ledger, backup)
+    assert harvester(*case.command, "--max-calls", "60").returncode == 9
+    answered = case.served.sandbox.answered.total()
+    with start(*case.command) as process:
+        wait_for(case.served.sandbox, answered + 30, process)
+        with ledger.open("r+b") as stream:
+            stream.truncate()
+            stream.write(backup.read_bytes())
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 8, err.decode()
+    if harvester(*case.command, "--max-calls", "0").returncode == 8:
+        case.repair("--apply")
+    case.finish()
+
+
+def test_a_healthy_output_a_running_one_and_no_output(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    case = Case(tmp_path, serve(latency_ms=20))
+    assert "nothing to repair at" in case.repair(code=2)
+    with start(*case.command) as process:
+        wait_for(case.served.sandbox, 5, process)
+        assert "another harvester works on" in case.repair(code=5)
+        process.communicate(timeout=60)
+    before = case.snapshot()
+    assert "nothing to repair" in case.repair("--apply")
+    assert json.loads(case.repair("--json"))["whole"] is True
+    assert case.snapshot() == before
