@@ -69,7 +69,7 @@ def report_error(error: Exception, observer: Reporter) -> int:
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))
-    text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
+    text = "harvester: a bug; the rows that were fetched are safe. Please report these lines\n" + trace.rstrip()
     observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
     return BUG
 

@@ -170,7 +170,7 @@ def _lenient(text: bytes) -> str:
 
 def install(path: str, new: str) -> str | None:
     """Give a closed and whole file the name of another, which is set aside with its log; return that one's new name."""
-    sync_file(new)
+    sync_path(new)
     aside = set_aside(path)
     for ending in ("-wal", "-shm"):
         if aside is None:
