@@ -37,7 +37,7 @@ EXIT_CODES: dict[int, str] = {
     "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written, or (verify) does not hold",
+    OUTPUT: "the output could not be written, or (verify, repair) does not hold",
     BOUND_REACHED: "stopped where you said (--max-calls, --max-time): the same command goes on when you want",
 }
 
