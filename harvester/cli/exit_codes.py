@@ -37,7 +37,7 @@ EXIT_CODES: dict[int, str] = {
     "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written, or verify found it damaged",
+    OUTPUT: "the output could not be written, or is damaged (verify, repair)",
     BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
 }
 

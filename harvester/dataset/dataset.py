@@ -3,7 +3,6 @@
 Three threads use it: the event loop's, which never waits for the disk for long; one that commits; one that publishes.
 """
 
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import WHOLE, Shortfall
+from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched
 
@@ -332,7 +332,7 @@ class Dataset:
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
         with as_output_error(self.location.public):
-            return min(shutil.disk_usage(path).free for path in {self.location.public, self.location.private})
+            return least_free_bytes({self.location.public, self.location.private}, unless_gone=self.location.private)
 
     def shorten_waits(self) -> None:
         """Wait only briefly for a slow reader or an unavailable object store from now on: the run is ending."""

@@ -1,13 +1,14 @@
 """The ledger: a SQLite file with all that is known of a dataset: its query, its calls, its journals and its parts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
 from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import Tampering
-from harvester.storage.sqlite import SqliteFile, rows_left
+from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA = """
 -- The dataset's facts.
@@ -144,7 +145,14 @@ class Ledger:
 
     def tampering(self) -> Tampering | None:
         """Return what another program has done to the file."""
-        return self._file.tampering()
+        return self._file.tampering(self._holds)
+
+    def _holds(self) -> bool:
+        """Return True if the file, read anew, is whole and counts what is expected."""
+        with suppress(OutputError), closing(Ledger(self._path, read_only=True)) as again:
+            again.check()
+            return again.totals() == self.expected
+        return False
 
     def restore(self) -> None:
         """Write the file again from the open one, if that still counts what is expected.
@@ -375,25 +383,3 @@ class Ledger:
 
     def _set_facts(self, values: dict[str, str | int]) -> None:
         self._file.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-
-
-class Remains(NamedTuple):
-    """What can be read of a damaged ledger. parts: with fields of any type. failures: their lines. path: its own."""
-
-    facts: dict[str, str | int]
-    parts: list[Part]
-    failures: list[bytes]
-    path: str
-
-    def calls_of(self, segment: int) -> list[bytes]:
-        """Return the keys of the calls with a row whose last line was in this segment."""
-        select = f"SELECT key FROM calls WHERE state = 0 AND segment = {int(segment)}"  # noqa: S608 - a number
-        return list({key: None for (key,) in rows_left(self.path, select, "key")})
-
-
-def remains(path: str) -> Remains:
-    """Read what can be read of a ledger, whatever has happened to it; nothing of one that is gone."""
-    facts = dict(rows_left(path, "SELECT name, value FROM meta", "name"))
-    parts = {row[0]: Part(*row) for row in rows_left(path, f"SELECT {', '.join(Part._fields)} FROM parts", "number")}  # noqa: S608
-    lines = {key: line for _, key, line in rows_left(path, "SELECT id, key, line FROM failures", "id")}
-    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)

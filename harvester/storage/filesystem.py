@@ -4,7 +4,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
@@ -68,6 +70,16 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
         os.fsync(stream.fileno())
     os.rename(hidden, path)
     sync_folder(folder)
+
+
+def least_free_bytes(folders: Iterable[str], unless_gone: str) -> int:
+    """Return the free bytes on the disks of some folders, of that which has least.
+
+    unless_gone: a folder without which the others are not looked at, because its loss is reported elsewhere.
+    """
+    if not os.path.isdir(unless_gone):
+        return sys.maxsize
+    return min(shutil.disk_usage(folder).free for folder in folders)
 
 
 def sync_file(descriptor: int) -> None:

@@ -15,6 +15,8 @@ from typing import Protocol
 from harvester.errors import DatasetBusy, OutputError
 from harvester.storage.filesystem import Tampering, leads_to, make_folder, try_lock
 
+_PROBE = ".harvester-probe"
+
 
 class Watched(Protocol):
     """Something open that other programs must leave alone."""
@@ -115,10 +117,21 @@ class FolderLock:
         """Return what another program has done to the folder."""
         if leads_to(self._folder, self._descriptor):
             return None
-        if not os.fstat(self._descriptor).st_nlink:
+        if self._is_removed():
             return Tampering(self._folder, "was removed by another program")
         text = f"was moved away by another program{self._moved_to()}"
         return Tampering(self._folder, text, False, "Move it back, then run the same command again")
+
+    def _is_removed(self) -> bool:
+        """Return True if nothing can be made in the open folder any more; the count of its links differs by system."""
+        try:
+            os.mkdir(_PROBE, dir_fd=self._descriptor)
+            os.rmdir(_PROBE, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def restore(self) -> None:
         """Make the folder again, and lock it.

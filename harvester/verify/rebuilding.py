@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harvester.bitly.query import Query
 from harvester.dataset.journal import VOID, Gap, Survey, good_lines, mend, read, segment_path, segments, survey
@@ -21,10 +21,33 @@ from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape, shortfall_of
+from harvester.storage.sqlite import rows_left
 
 T = TypeVar("T")
 _BATCH = 1000
 _FAILED = {"refused": CallState.REFUSED, "failed": CallState.FAILED}
+
+
+class Remains(NamedTuple):
+    """What can be read of a damaged ledger. parts: with fields of any type. failures: their lines. path: its own."""
+
+    facts: dict[str, str | int]
+    parts: list[Part]
+    failures: list[bytes]
+    path: str
+
+    def calls_of(self, segment: int) -> list[bytes]:
+        """Return the keys of the calls with a row whose last line was in this segment."""
+        calls = rows_left(self.path, "calls", ("key", "state", "segment"))
+        return list({key: None for key, state, its in calls if (state, its) == (CallState.ROW, segment)})
+
+
+def remains(path: str) -> Remains:
+    """Read what can be read of a ledger, whatever has happened to it; nothing of one that is gone."""
+    facts = dict(rows_left(path, "meta", ("name", "value")))
+    parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
+    lines = {key: line for _, key, line in rows_left(path, "failures", ("id", "key", "line"))}
+    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)
 
 
 @dataclass(slots=True)

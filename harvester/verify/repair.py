@@ -16,7 +16,7 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.journal import good_lines, segment_path, segments
-from harvester.dataset.ledger import CallState, Ledger, Part, Remains, remains
+from harvester.dataset.ledger import CallState, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
@@ -33,7 +33,7 @@ from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.storage.watch import FolderLock
-from harvester.verify.rebuilding import Rebuilding, Tally
+from harvester.verify.rebuilding import Rebuilding, Remains, Tally, remains
 
 _REBUILT = "ledger.sqlite.rebuilt"
 

@@ -86,10 +86,10 @@ def remove_all(paths: Iterable[Path]) -> None:
 
 
 def replace_by_copy(path: Path) -> None:
-    """Put an older copy under the name, as mv does; here it is a second older."""
+    """Put an older copy under the name, as mv does; here it is a moment older."""
     copy = path.with_name("copy")
     shutil.copy(path, copy)
-    time.sleep(0.7)
+    time.sleep(0.4)
     copy.replace(path)
 
 
@@ -105,7 +105,6 @@ CURED: dict[str, Callable[[Case], object]] = {
     "ledger and its log removed": lambda case: remove_all(case.private.glob("ledger.sqlite*")),
     "the ledger's log removed": lambda case: (case.private / "ledger.sqlite-wal").unlink(),
     "ledger replaced by an older copy": lambda case: replace_by_copy(case.ledger),
-    "ledger touched": lambda case: case.ledger.touch(),
     "attempts removed": lambda case: (case.private / "attempts").unlink(),
     "the folder removed": lambda case: shutil.rmtree(case.private),
     "everything in the folder removed": lambda case: remove_all(case.private.iterdir()),
@@ -128,7 +127,7 @@ BRIEFLY = {"journal rotated", "the folder removed"}
 def test_what_is_removed_or_replaced_is_written_again_and_the_run_ends(
     tmp_path: Path, serve: Callable[..., Served], form: str, what: str
 ) -> None:
-    case = Case(tmp_path, serve(latency_ms=25), form)
+    case = Case(tmp_path, serve(latency_ms=40), form)
     code, seconds = case.disturbed(CURED[what])
     assert code == 8, case.stderr
     assert "run the same command again" in case.stderr
@@ -138,11 +137,23 @@ def test_what_is_removed_or_replaced_is_written_again_and_the_run_ends(
     case.finish()
 
 
+def test_a_ledger_that_is_only_touched_ends_no_run(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    """A backup program, or a file system that corrects a moment afterwards."""
+    case = Case(tmp_path, serve(latency_ms=40), "out")
+    with start(*case.command) as process:
+        for answers in (40, 80, 120, 160, 200):
+            wait_for(case.sandbox, answers, process)
+            case.ledger.touch()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    case.finish()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_parts_that_wait_to_be_made_are_written_again_too(
     tmp_path: Path, serve: Callable[..., Served], form: str
 ) -> None:
-    case = Case(tmp_path, serve(latency_ms=25), form, "--part-rows", "25")
+    case = Case(tmp_path, serve(latency_ms=40), form, "--part-rows", "25")
     assert case.disturbed(CURED["the folder removed"], 150)[0] == 8
     case.finish()
 
@@ -151,7 +162,7 @@ def test_parts_that_wait_to_be_made_are_written_again_too(
 def test_a_state_folder_that_is_moved_away_ends_the_run_and_carries_it_on_once_it_is_back(
     tmp_path: Path, serve: Callable[..., Served], form: str
 ) -> None:
-    case = Case(tmp_path, serve(latency_ms=25), form)
+    case = Case(tmp_path, serve(latency_ms=40), form)
     away = tmp_path / "away"
     code, seconds = case.disturbed(lambda case: case.private.rename(away))
     assert (code, seconds < SECONDS + 1.0) == (8, True), case.stderr
@@ -170,7 +181,7 @@ def test_a_journal_that_is_cut_ends_the_run_and_costs_what_it_held(
     tmp_path: Path, serve: Callable[..., Served], form: str
 ) -> None:
     """What only the journal knew is lost; a growing file has its rows already, and the ledger the refusals."""
-    case = Case(tmp_path, serve(latency_ms=25), form)
+    case = Case(tmp_path, serve(latency_ms=40), form)
     code, seconds = case.disturbed(lambda case: os.truncate(case.journal, 0))
     assert (code, seconds < SECONDS + 1.0) == (8, True), case.stderr
     assert "was cut or written to by another program" in case.stderr
@@ -186,7 +197,7 @@ def test_a_journal_that_is_cut_ends_the_run_and_costs_what_it_held(
 def test_a_state_folder_without_rights_ends_the_run_and_costs_nothing(
     tmp_path: Path, serve: Callable[..., Served], form: str
 ) -> None:
-    case = Case(tmp_path, serve(latency_ms=25), form)
+    case = Case(tmp_path, serve(latency_ms=40), form)
     unprivileged = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     code, seconds = case.disturbed(lambda case: case.private.chmod(0), wrapper=unprivileged)
     case.private.chmod(0o755)
@@ -197,7 +208,7 @@ def test_a_state_folder_without_rights_ends_the_run_and_costs_nothing(
 
 def test_a_second_run_is_kept_out_whatever_is_removed(tmp_path: Path, serve: Callable[..., Served]) -> None:
     """The folder itself is locked: there is no file of the lock's own."""
-    case = Case(tmp_path, serve(latency_ms=25), "out")
+    case = Case(tmp_path, serve(latency_ms=40), "out")
     with start(*case.command) as process:
         wait_for(case.sandbox, 5, process)
         assert "lock" not in os.listdir(case.private)

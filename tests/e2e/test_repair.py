@@ -225,3 +225,26 @@ def test_a_healthy_output_a_running_one_and_no_output(tmp_path: Path, serve: Cal
     assert "nothing to repair" in case.repair("--apply")
     assert json.loads(case.repair("--json"))["whole"] is True
     assert case.snapshot() == before
+
+
+def test_a_stores_lost_work_dir_is_rebuilt_and_its_claim_taken_over(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case, store = Case(tmp_path, serve(), "out", "--part-rows", "50"), tmp_path / "store"
+    url = f"file://{store}"
+    command = [url if word == str(case.out) else word for word in case.command]
+    assert harvester(*command, "--work-dir", str(tmp_path / "work")).returncode == 0
+    shutil.rmtree(tmp_path / "work")
+    new = ("--work-dir", str(tmp_path / "new"))
+    refused = harvester(*command, *new)
+    assert refused.returncode == 8
+    assert f"harvester repair {url} --work-dir {tmp_path / 'new'}" in refused.stderr
+    told = harvester("repair", url, *new)
+    assert told.returncode == 8
+    assert "is claimed by another work dir" in told.stdout
+    assert harvester("repair", url, *new, "--apply").returncode == 0
+    done = harvester(*command, *new)
+    assert done.returncode == 0, done.stderr
+    assert case.served.sandbox.answered.total() == len(LINKS)
+    assert harvester("verify", url, *new).returncode == 0
+    assert "nothing to repair" in harvester("repair", url, *new).stdout

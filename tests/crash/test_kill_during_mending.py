@@ -1,0 +1,50 @@
+"""Killed at each operation while a damaged journal is mended: the damage costs its own calls, and no row is lost."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Served
+from tests.crash.test_kill_at_every_operation import LINES, LINKS, REFUSED, crashing
+from tests.support.commands import NO_LIMITS
+from tests.support.killed_forks import ANY
+from tests.support.output_checks import check_reconciled
+
+OPERATIONS = 24
+"""Those of a run's beginning; what follows is tried by test_kill_at_every_operation.py."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+@pytest.mark.parametrize("lines", [(2,), (1, 4)], ids=["a line", "two lines"])
+def test_a_kill_while_a_journal_is_mended_loses_no_row(
+    quick_path: Path, serve: Callable[..., Served], form: str, lines: tuple[int, ...]
+) -> None:
+    served, folder, kept = serve(), quick_path / "now", quick_path / "kept"
+    links = quick_path / "links.txt"
+    links.write_text("\n".join(LINES) + "\n")
+    folder.mkdir()
+    command = ["run", str(links), "--out", str(folder / form), "--base-url", served.url, *NO_LIMITS]
+    command += ["--connections", "1"]
+    with crashing(quick_path) as crasher:
+        assert crasher.run(command, "commit ledger", 6, "after")["killed"]
+        (journal,) = folder.rglob("journal-*.journal")
+        held = journal.read_bytes().splitlines(keepends=True)
+        assert len(held) > max(lines)
+        for number in lines:
+            held[number - 1] = held[number - 1][:50] + b"\0" + held[number - 1][51:]
+        journal.write_bytes(b"".join(held))
+        shutil.copytree(folder, kept)
+        answered = served.sandbox.answered.copy()
+        for nth in range(1, OPERATIONS + 1):
+            shutil.rmtree(folder)
+            shutil.copytree(kept, folder)
+            served.sandbox.answered.clear()
+            served.sandbox.answered.update(answered)
+            kills = 1 + crasher.run(command, ANY, nth, "after")["killed"]
+            assert crasher.run(command)["code"] == 0
+            check_reconciled(folder / form, {*LINKS, *REFUSED})
+            repeated = served.sandbox.answered.total() - len(served.sandbox.answered)
+            assert repeated <= kills + len(lines)
