@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n 4
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly lint bench clean
+.PHONY: demo test fast nightly chaos lint bench clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -18,12 +18,17 @@ test: .venv/dev
 
 fast: .venv/dev
 	$(COMPILE)
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "not slow and not nightly and not chaos"
 
 # The long forms of simulations and kill storms; make test has a short form of each.
 nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
+
+# Each operation on a file fails, and the power is cut after each; make test tries some of them.
+chaos: .venv/dev
+	$(COMPILE)
+	$(PYTEST) -m chaos
 
 lint: .venv/dev
 	$(BIN)/ruff check .

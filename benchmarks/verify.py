@@ -30,11 +30,11 @@ MOST_CPU_SECONDS = 15.0
 MOST_BYTES = 300 * 10**6
 """Both for a million rows."""
 OUTPUTS = (
-    (Format.GZIP, Shape.NESTED),
+    (Format.NDJSON_GZ, Shape.NESTED),
     (Format.NDJSON, Shape.NESTED),
-    (Format.ZSTD, Shape.NESTED),
+    (Format.NDJSON_ZST, Shape.NESTED),
     (Format.PARQUET, Shape.NESTED),
-    (Format.GZIP, Shape.FLAT),
+    (Format.NDJSON_GZ, Shape.FLAT),
     (Format.PARQUET, Shape.FLAT),
 )
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BESIDE = ".harvester"
-_COMPRESSION = {Format.NDJSON: None, Format.GZIP: "gzip", Format.ZSTD: "zstd"}
+_COMPRESSION = {Format.NDJSON: None, Format.NDJSON_GZ: "gzip", Format.NDJSON_ZST: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into one block. A response has at most 4 MiB, and its row may be longer: JSON escapes characters."""
 
@@ -121,7 +121,7 @@ def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schem
     except FileNotFoundError as error:
         raise OutputError(f"{path} is gone; its folder {folder} is still there") from error
     if data.size < committed:
-        raise OutputError(f"{path} has {data.size} bytes and had {committed}: somebody has cut it")
+        raise OutputError(f"{path} has {data.size} bytes, expected {committed}: it was truncated")
     return _parsed(arrow, arrow.BufferReader(data), schema)
 
 

@@ -52,6 +52,10 @@ class Token:
     def _long(self) -> bool:
         return len(self._value) >= _SECRET
 
+    def is_in(self, text: str) -> bool:
+        """Return whether a text shows the token, unless the token is so short that it may be an ordinary word."""
+        return self._long and self._value in text
+
     def hidden_if_long(self, text: str) -> str:
         """Return a text with the token replaced, unless the token is so short that it may be an ordinary word."""
         return self.redact(text) if self._long else text

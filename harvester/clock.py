@@ -1,25 +1,34 @@
 """The machine's clocks, and the calendar by which Bitly counts months."""
 
+import os
 import time
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_OWN_NAMESPACE, _CHILDREN_NAMESPACE = "/proc/self/ns/time", "/proc/self/ns/time_for_children"
+_OFFSETS = "/proc/self/timens_offsets"
 
 
 class Clock:
     """The time sources of the budget; tests replace them.
 
-    boot: the kernel's boot id; empty where the system has none.
+    boot: the kernel's boot id; empty where the system has none. Two processes with the same one have the same seconds
+    since boot.
     """
 
     def __init__(self) -> None:
         self.boot = _boot_id()
+        # A container may have seconds since boot of its own: https://man7.org/linux/man-pages/man7/time_namespaces.7.html
+        self._ahead, namespace = _time_namespace()
+        if namespace:
+            self.boot = f"{self.boot} {namespace}"
 
     def boot_seconds(self) -> float:
         """Return seconds since boot, the same for all processes and unaffected by changes of the wall clock."""
         # On Linux they include time asleep, as Bitly's windows do. Elsewhere they do not, which makes waits longer.
-        return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+        return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME) - self._ahead
 
     def wall(self) -> float:
         """Return the wall clock's seconds since 1970."""
@@ -32,6 +41,24 @@ def _boot_id() -> str:
             return stream.read().strip()
     except (OSError, ValueError):
         return ""
+
+
+def _time_namespace() -> tuple[float, str]:
+    """Return by how much this process's seconds since boot are ahead of the machine's.
+
+    And the namespace's name where that is not known: its seconds then compare with those of its own processes only.
+    """
+    try:
+        own, childrens = os.readlink(_OWN_NAMESPACE), os.readlink(_CHILDREN_NAMESPACE)
+    except OSError:  # a kernel without time namespaces, or no /proc
+        return 0.0, ""
+    try:
+        with open(_OFFSETS, encoding="ascii") as stream:
+            fields = [line.split() for line in stream]
+        ahead = next(int(seconds) + int(nanos) / 1e9 for name, seconds, nanos in fields if name == "boottime")
+    except (OSError, ValueError, StopIteration):
+        return 0.0, own
+    return (ahead, "") if own == childrens else (0.0, own)  # the offsets are the children's
 
 
 def from_epoch(seconds: float) -> datetime:
@@ -48,6 +75,16 @@ def next_month(now: datetime) -> datetime:
     """Return the start of the next month in UTC, when Bitly counts from zero again."""
     first = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (first + timedelta(days=32)).replace(day=1)
+
+
+def parse_http_date(text: str) -> datetime | None:
+    """Return the moment of a Date header, None if it is not one."""
+    try:
+        date = parsedate_to_datetime(text)
+        date.timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else None
 
 
 def utc_iso(moment: datetime) -> str:

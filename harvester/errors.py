@@ -4,15 +4,15 @@ HarvesterError
 ├── InvalidBitlink      this line is reported with its reason, and the run goes on
 ├── RunStopping         this call was not sent: the run is ending, and the next invocation will send it
 ├── UsageError          nothing was asked: the command, the configuration or the list must change
-│   └── InputBroken     the list cannot be read further: what was harvested stays, mend the list and run again
+│   └── InputBroken     the list cannot be read further: what was harvested stays, fix the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
 ├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended
 ├── RunStopped          the run ended before its list did: go on when its reason has passed, `until` says when
 ├── NoRow               this link has no row
 │   ├── LinkRefused     Bitly has said no: asking again is useless
 │   └── LinkFailed      no answer was good: the link may be asked for again later
-└── OutputError         the output or its private state cannot be trusted or written: mend that, then run again
-    ├── StoreRefused    an object store refuses us, and will again: mend what the text names, then run again
+└── OutputError         the output or its private state cannot be trusted or written: fix that, then run again
+    ├── StoreRefused    an object store refuses us, and will again: fix what the text names, then run again
     ├── BudgetBusy      another process holds the budget's file: ask again in a moment
     └── ReaderClosed    nobody reads standard output any more: end quietly
 """
@@ -121,7 +121,7 @@ def install_line(extra: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
+def as_output_error(path: str) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""
     try:
         yield

@@ -135,7 +135,7 @@ class Lookup:
             sender = self._client.sender
             self._progress.waiting, self._progress.trouble = sender.waiting, sender.trouble
             self._observer.progress(self._progress)
-            await asyncio.sleep(self._job.tell_seconds)
+            await asyncio.sleep(self._job.report_seconds)
 
     async def _make_calls(self, discovery: LimitDiscovery | None) -> None:
         try:

@@ -27,9 +27,9 @@ class WindowState(NamedTuple):
 
 @dataclass(slots=True)
 class AttemptCounts:
-    """Attempts for metrics: all, repetitions among them, and those that Bitly throttled.
+    """Attempts for metrics: all, the retries among them, and those that Bitly throttled.
 
-    helper: further requests, for Bitly's own limits; they count against the month too.
+    helper: helper requests, which ask for Bitly's own limits; they count against the month too.
     """
 
     total: int = 0
@@ -81,11 +81,11 @@ WAIT_REASONS = {
     "pace": "the minute's pace",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
-    "month": "the month's edge",
-    "throttled": "Bitly, which throttles",
-    "outage": "the server, which is out",
-    "budget": "the budget's file, which another process holds",
-    "connections": "a connection: other harvesters of this machine use all",
+    "month": "the turn of the month",
+    "throttled": "Bitly to stop throttling",
+    "outage": "the server to answer again",
+    "budget": "the budget file, which another process has locked",
+    "connections": "a connection: other harvesters on this machine use them all",
 }
 """The limits that may block sending, by their names in WaitReason and in the manifest."""
 
@@ -100,12 +100,12 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     """Return what rows lack, and what to do: a sentence each on those truncated and those clipped, if there are any."""
     sentences, of_rows = [], f"of {rows:,} {'row is' if rows == 1 else 'rows are'}"
     if truncated:
-        why = "as many metrics came as --size requests"
+        why = "Bitly returned as many metrics as --size requests"
         todo = "a larger --size, which needs a new --out, fetches the rest"
         sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
     if clipped:
         why = "the account's plan keeps a shorter history than --units requests"
-        sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan has the rest")
+        sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan keeps the rest")
     return sentences
 
 
@@ -128,13 +128,15 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
-    asked: calls started. known: links that needed no call; given_up: those among them that have failed too often.
+    started: calls handed to workers. known: links that needed no call; given_up: those among them that have failed too
+    often.
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
-    to_make: calls that the list needs, None if it was not counted first. most: the most calls that this run may make.
+    to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
+    make, None without a limit.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
     calls are finished; spent: when the month will be spent, if that is earlier.
     """
@@ -142,7 +144,7 @@ class RunProgress:
     listed: ListCounts = field(default_factory=ListCounts)
     column: str = ""
     read_to_end: bool = False
-    asked: int = 0
+    started: int = 0
     rows: int = 0
     refused: int = 0
     failed: int = 0
@@ -156,7 +158,7 @@ class RunProgress:
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
     to_make: int | None = None
-    most: int | None = None
+    max_calls: int | None = None
     windows: Sequence[WindowState] = ()
     per_second: Sequence[float] = ()
     ends: datetime | None = None
@@ -178,6 +180,6 @@ class RunProgress:
     def remaining(self) -> int | None:
         """Calls that this run has still to make; None while unknown."""
         needed = self.outstanding
-        if needed is None or self.most is None:
+        if needed is None or self.max_calls is None:
             return needed
-        return min(needed, max(self.most - self.finished, 0))
+        return min(needed, max(self.max_calls - self.finished, 0))

@@ -63,30 +63,30 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.MONTH_SPENT: Consequence(MONTH_SPENT),
     StopReason.TOKEN_REFUSED: Consequence(
         REFUSED,
-        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly takes; then {CARRIES_ON}",
+        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly accepts; then {CARRIES_ON}",
         repeating_helps=False,
     ),
     StopReason.PLAN_REFUSED: Consequence(
         REFUSED,
-        f"name another --facet with another --out; or when the plan has been changed, {CARRIES_ON}",
+        f"choose another --facet with another --out; or when the plan has been upgraded, {CARRIES_ON}",
         repeating_helps=False,
     ),
     StopReason.PARAMETER_REFUSED: Consequence(
         USAGE,
-        "correct the option that Bitly refused, and name another --out with it",
+        "correct the option that Bitly refused, and choose another --out",
         repeating_helps=False,
         same_command=False,
     ),
     StopReason.CONNECTION_REFUSED: Consequence(
-        USAGE, f"mend the way to Bitly (certificate, proxy); then {CARRIES_ON}", repeating_helps=False
+        USAGE, f"fix the connection to Bitly (certificate, proxy); then {CARRIES_ON}", repeating_helps=False
     ),
     StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {CARRIES_ON}", repeating_helps=False),
     StopReason.TOO_MANY_FAILURES: Consequence(
-        TOO_MANY_FAILED, f"see in _failures.ndjson why; then {CARRIES_ON}, or with a larger --max-failures"
+        TOO_MANY_FAILED, f"see _failures.ndjson for the reasons; then {CARRIES_ON}, or with a larger --max-failures"
     ),
     StopReason.TOO_MANY_INVALID: Consequence(
         SOME_FAILED,
-        f"mend the list, or accept its invalid lines with --max-invalid 100%; then {CARRIES_ON}",
+        f"fix the list, or accept its invalid lines with --max-invalid 100%; then {CARRIES_ON}",
         repeating_helps=False,
     ),
     StopReason.ALL_REFUSED: Consequence(
@@ -95,9 +95,9 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         "or with --max-failures 100% if they do",
         repeating_helps=False,
     ),
-    StopReason.OUTPUT: Consequence(OUTPUT, f"mend what the message names; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.OUTPUT: Consequence(OUTPUT, f"fix what the message names; then {CARRIES_ON}", repeating_helps=False),
     StopReason.CONSUMER_GONE: Consequence(OK),
-    StopReason.INPUT: Consequence(USAGE, f"mend the list; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.INPUT: Consequence(USAGE, f"fix the list; then {CARRIES_ON}", repeating_helps=False),
     StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {CARRIES_ON}"),
 }
 """The one table by reason: exit code, advice, and whether an orchestrator may simply repeat the command."""

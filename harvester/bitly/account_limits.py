@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import quote, urlencode
 
 from harvester.bitly.facets import Facet
@@ -12,7 +12,17 @@ from harvester.jsonlines import object_in
 
 PLATFORM_LIMITS = "/user/platform_limits"
 GROUPS = "/groups"
+NOT_ASKED = 0
+"""The status of a helper request that was not sent."""
 _MOST_LIMIT = 2**31 - 1
+
+
+class HelperResponse(NamedTuple):
+    """A helper route's response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def _objects_in(text: str, most: int) -> int:
 def _strip_decoration(text: str) -> str:
     """Remove what people paste around a bitlink: quotes, brackets, scheme, query and fragment."""
     bare = text.strip(_AROUND)
-    if marker := _MARKER.match(bare):
+    if not bare[:2].isalpha() and (marker := _MARKER.match(bare)):  # two letters begin a scheme or a domain
         bare = bare[marker.end() :].lstrip(_AROUND)
     if scheme := _SCHEME.match(bare):
         bare = bare[scheme.end() :]

@@ -167,10 +167,10 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         if not whole:
             raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
         record = _object_in_answer(body)
-        if limit := _classify_limit(status, headers, _message_of(record)):
+        if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
             return limit
         metrics = facet.metrics_in(record)
-        clicks_listed = sum(metric["clicks"] for metric in metrics)
+        clicks_listed = sum([metric["clicks"] for metric in metrics])
         if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
     except NotTheFacet as error:

@@ -27,11 +27,15 @@ class Month(Protocol):
     def clear_spent(self) -> None:
         """Forget that Bitly reported the month as spent, because an attempt has been answered since."""
 
-    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
+    def see_date(self, date: datetime, *, sent_at: float | None = None, asked: bool = False) -> None:
         """Correct the calendar by a response's Date header, which has whole seconds and took some time to arrive.
 
-        sent_at: when the request was sent; the date is of a moment since then. None: just now.
+        sent_at: when the request was sent; the date is of a moment since then. None: just now. asked: the request was
+        sent because our clocks contradict each other, so the date may be one that neither of them knows.
         """
+
+    def see_no_date(self) -> None:
+        """Record that the response to such a request had no date."""
 
 
 class Budget(Protocol):
@@ -76,15 +80,25 @@ class Budget(Protocol):
             OutputError: nothing can be counted, so that nothing may be sent. A busy budget is a RetryAfter.
         """
 
+    def try_ask_date(self) -> bool:
+        """Count a helper request for the server's date, and return True, if a spent month may be over.
+
+        For when `try_acquire` has returned MonthExhausted. It may be over if the wall clock and the calendar contradict
+        each other; the request then goes although the month is spent. Only one process gets True.
+        """
+
     @property
     def counted(self) -> Counted:
-        """Where `try_acquire` counted its last attempt, for the two methods below."""
+        """Where an attempt was counted last, for the two methods below."""
 
     def give_back(self, attempt: Counted) -> None:
         """Undo the count of an attempt of which not one byte was sent."""
 
-    def sent_late(self, attempt: Counted) -> None:
-        """Move the count of an attempt to now, in the windows and the month: its connection is ready only now."""
+    def sent_late(self, attempt: Counted) -> Counted | None:
+        """Move the count of an attempt to now, in the windows and the month, and return where it is counted now.
+
+        None: it must not be sent, because others may have taken its place, or the month that has begun since is spent.
+        """
 
     def throttled(self, hint: float | datetime | None, *, sent_at: float, bitlink: str = "") -> None:
         """Record a throttled response to an attempt sent at sent_at, which pauses the endpoint for all processes.

@@ -4,6 +4,13 @@ Two clocks. Windows are kept in seconds since boot, which no step of the wall cl
 another boot, its times are moved into that one. Months need a calendar: an anchor pairs one moment since boot with
 one of the wall clock, and from there the calendar advances by boot seconds. It is read from the wall clock once a
 boot, and corrected by the dates of Bitly's responses. So setting the clock neither opens a window nor starts a month.
+
+A virtual machine that was paused has lost seconds since boot, and a wall clock may be wrong at boot and right later:
+then the two clocks part, and the calendar may stand in a month that is over. A month that is spent is doubted if they
+have parted, by more than a day or into different months, since the calendar was last known to be right: one request
+then goes for its date.
+A date of Bitly's that neither clock knows does not set the calendar, because it may be a mistake. As long as anything
+contradicts the calendar, attempts count in the months of both, so that no month is spent twice.
 """
 
 import os
@@ -18,7 +25,7 @@ import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
-from harvester.clock import Clock
+from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
 
 _MONTHS_KEPT = 14
@@ -29,6 +36,14 @@ _BUSY_SECONDS = 10.0
 _LOOP_BUSY_SECONDS = 0.5
 """The longest wait once the file is open; short, because it blocks the event loop."""
 _BUSY_PAUSE_SECONDS = 0.01
+DAY_SECONDS = 86400.0
+"""Wall clock and calendar that differ by more than this contradict each other."""
+APART_SECONDS = 300.0
+"""So do those that differ by more than this and are in different months: clocks drift, but not so far."""
+_ANSWER_SECONDS = 35.0
+"""A request for the date without a response after this time counts as lost, together with its process."""
+_ASK_AGAIN_SECONDS = 3600.0
+"""The least time after a request for the date that brought none."""
 _CHECK_SECONDS = 1.0
 """The time between two checks that the path still names the open file."""
 
@@ -79,12 +94,18 @@ class BudgetDatabase:
     """The open budget file, created if it does not exist; `close` ends it.
 
     Every method may raise OutputError: the file is damaged, or cannot be written. BudgetBusy: another process holds it.
+
+    server_ahead: seconds that the server's date is ahead of the calendar, if neither of our clocks knows that date.
     """
 
     def __init__(self, path: str, clock: Clock | None = None) -> None:
         self.path = path
         self.clock = clock or Clock()
-        self._anchor_elapsed = self._anchor_wall = 0.0
+        self._anchor_elapsed = self._anchor_wall = self._wall_ahead = 0.0
+        self.server_ahead = 0.0
+        self._date_asked_at: float | None = None
+        self._entered = False
+        self._synced = True
         self._data_version = -1
         self._check_due = 0.0
         with self.explained():
@@ -94,6 +115,7 @@ class BudgetDatabase:
                 self._create_schema()
                 with self.transaction():
                     self._enter_boot()
+                self._entered = True
                 self._inode: int | None = os.stat(path).st_ino
                 self._db.execute(f"PRAGMA busy_timeout = {_LOOP_BUSY_SECONDS * 1000:.0f}")
             except BaseException:
@@ -150,8 +172,21 @@ class BudgetDatabase:
 
     def sync_each_commit(self, enabled: bool) -> None:
         """Choose whether a commit waits for the disk; if not, a power cut, though no kill, may lose the last ones."""
+        self._synced = enabled
+        self._synchronous(enabled)
+
+    def _synchronous(self, enabled: bool) -> None:
         with self.explained():
             self._db.execute(f"PRAGMA synchronous={'FULL' if enabled else 'NORMAL'}")
+
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        """Let the block's transactions commit without waiting for the disk."""
+        self._synchronous(False)
+        try:
+            yield
+        finally:
+            self._synchronous(self._synced)
 
     def utc(self, now: float) -> float:
         """Return the calendar's time (seconds since 1970) at `now` seconds since boot."""
@@ -210,7 +245,7 @@ class BudgetDatabase:
                     "run this again"
                 ) from error
             raise OutputError(
-                f"{self.path}: {error}. The budget is counted there before each attempt; mend it, or name another "
+                f"{self.path}: {error}. The budget is counted there before each attempt; fix it, or name another "
                 "--state-dir (if it is damaged: move it away, and the month's count begins anew)"
             ) from error
 
@@ -222,8 +257,15 @@ class BudgetDatabase:
         if version != self._data_version:
             self._data_version = version
             meta = self._meta()
+            if self._entered and meta.get("boot") != self.clock.boot:
+                raise OutputError(
+                    f"{self.path}: a program whose seconds since boot are not this one's has used it meanwhile, from "
+                    "another machine or another time namespace. Give each a --state-dir and a share of the limits"
+                )
             if "anchor_wall" in meta:
                 self._anchor_elapsed, self._anchor_wall = meta["anchor_elapsed"], meta["anchor_wall"]
+            self._wall_ahead, self._date_asked_at = meta.get("wall_ahead", 0.0), meta.get("date_asked_at")
+            self.server_ahead = meta.get("server_ahead", 0.0)
 
     def _meta(self) -> dict[str, Any]:
         return dict(self._db.execute("SELECT name, value FROM meta"))
@@ -237,8 +279,9 @@ class BudgetDatabase:
             # The last attempt lies in the past, whatever the wall clock says now.
             latest = newest - meta["anchor_elapsed"] + meta["anchor_wall"] if "anchor_wall" in meta else 0.0
             self.set_anchor(now, max(self.clock.wall(), latest))
-        elif not self.clock.boot:  # a boot without a name: it may be another one, which has been up for longer
-            self.set_anchor(now, max(self.clock.wall(), self.utc(now)))
+        elif not self.clock.boot and self.clock.wall() > self.utc(now):
+            # A boot without a name: it may be another one, which has been up for longer.
+            self.set_anchor(now, self.clock.wall())
         if meta.get("boot") != self.clock.boot:  # in most cases nothing is written here, and nothing synced
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
         self._db.execute("DELETE FROM attempts WHERE at <= ?", (now - COUNTED_SECONDS[HOUR],))
@@ -246,11 +289,55 @@ class BudgetDatabase:
         delete = "DELETE FROM months WHERE month NOT IN (SELECT DISTINCT month FROM months ORDER BY month DESC LIMIT ?)"
         self._db.execute(delete, (_MONTHS_KEPT,))
 
-    def set_anchor(self, now: float, wall: float) -> None:
-        """Set the calendar, inside a transaction: it was `wall` (seconds since 1970) at `now` seconds since boot."""
-        self._anchor_elapsed, self._anchor_wall = now, wall
-        values = (("anchor_elapsed", now), ("anchor_wall", wall))
+    def set_anchor(self, now: float, wall: float, *, wall_ahead: float = 0.0) -> None:
+        """Set the calendar, inside a transaction: it was `wall` (seconds since 1970) at `now` seconds since boot.
+
+        wall_ahead: how far the wall clock is known to be ahead of it.
+        """
+        self._anchor_elapsed, self._anchor_wall, self._wall_ahead = now, wall, wall_ahead
+        values = (("anchor_elapsed", now), ("anchor_wall", wall), ("wall_ahead", wall_ahead))
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+        self.set_server_ahead(0.0)
+        self.note_date_asked(None)
+
+    def set_server_ahead(self, seconds: float) -> None:
+        """Record, inside a transaction, how far a date that neither of our clocks knows is ahead of the calendar."""
+        self.server_ahead = seconds
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('server_ahead', ?)", (seconds,))
+
+    def contradictions(self, now: float) -> list[float]:
+        """Return the moments, in seconds since 1970, that it is now by what contradicts the calendar; mostly none."""
+        moments = [self.clock.wall()] if self.clocks_parted(now) else []
+        return [*moments, self.utc(now) + self.server_ahead] if self.server_ahead else moments
+
+    def clocks_parted(self, now: float) -> bool:
+        """Return whether wall clock and calendar contradict each other as they did not when it was last right."""
+        utc = self.utc(now)
+        wall = self.clock.wall() - self._wall_ahead
+        apart = abs(wall - utc)
+        return apart > DAY_SECONDS or (apart > APART_SECONDS and month_of(wall) != month_of(utc))
+
+    def date_awaited(self, now: float) -> bool:
+        """Return whether a process has asked for the server's date and may still get it."""
+        asked_at = self._date_asked_at
+        return asked_at is not None and 0.0 <= now - asked_at < _ANSWER_SECONDS and self.clocks_parted(now)
+
+    def date_wanted(self, now: float) -> bool:
+        """Return whether to ask for the server's date, because the calendar may be wrong."""
+        asked_at = self._date_asked_at
+        asked = asked_at is not None and 0.0 <= now - asked_at < _ASK_AGAIN_SECONDS
+        return not asked and self.clocks_parted(now)
+
+    def note_date_asked(self, at: float | None) -> None:
+        """Record, inside a transaction, that the server is asked for its date; None: it was not asked after all."""
+        self._date_asked_at = at
+        self._db.execute("DELETE FROM meta WHERE name = 'date_asked_at'")
+        if at is not None:
+            self._db.execute("INSERT INTO meta VALUES ('date_asked_at', ?)", (at,))
+
+    def note_no_date(self, now: float) -> None:
+        """Record, inside a transaction, that the response brought no date: nobody waits for it any longer."""
+        self.note_date_asked(now - _ANSWER_SECONDS)
 
     def _move_times(self, meta: dict[str, Any], now: float) -> None:
         """Convert the times of an earlier boot into this one's, as late as they can have been.

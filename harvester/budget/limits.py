@@ -79,13 +79,15 @@ class Account(NamedTuple):
 class Counted(NamedTuple):
     """Where an attempt was counted. at: the time of its record in the windows, seconds since boot.
 
-    asks_month: it is the attempt of the day that asks whether the month is still spent.
+    asks_month: it is the attempt of the day that asks whether the month is still spent. asks_date: it asks for the
+    server's date.
     """
 
     token: str
     at: float
     months: Sequence[str]
     asks_month: bool = False
+    asks_date: bool = False
 
 
 class RetryAfter(NamedTuple):
@@ -101,3 +103,9 @@ class MonthExhausted(NamedTuple):
 
     until: datetime
     reported: bool = False
+
+    def describe(self, account: str, limit: int) -> str:
+        """Return what to tell a person. limit: attempts a month."""
+        if self.reported:
+            return f"Bitly has said that the month of account {account} is spent; it is asked again once a day"
+        return f"the {limit:,} attempts of the month (--per-month) are spent by account {account}; allow more, or wait"

@@ -23,8 +23,8 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
-from harvester.budget.usage import EndpointUsage, MonthlyQuota, months_near
-from harvester.clock import from_epoch, month_of, next_month
+from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
+from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 
@@ -86,7 +86,7 @@ class MachineBudget:
     @property
     def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
-        return self._throttle.paused
+        return self._usage.state.throttle.paused
 
     @property
     def high_rate(self) -> bool:
@@ -144,14 +144,17 @@ class MachineBudget:
         return max(min(rooms, default=math.inf), 0)
 
     def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
-        utc = self._database.utc(now)
-        if refusal := self.month.refuse(self.limits.per_month, utc) or self._throttled_wait(now):
+        if refusal := self.month.refuse(self.limits.per_month, now) or self._throttled_wait(now):
             return refusal
-        waits = [
-            RetryAfter(self._usage.wait(window, limit, now), window, limit) for window, limit in self._limited_windows()
-        ]
-        longest = max(waits, key=lambda wait: wait.seconds, default=None)
-        return longest if longest and longest.seconds > 0.0 else None
+        return self._window_wait(now)
+
+    def _window_wait(self, now: float) -> RetryAfter | None:
+        longest: RetryAfter | None = None
+        for window, limit in self._limited_windows():
+            seconds = self._usage.wait(window, limit, now)
+            if seconds > (longest.seconds if longest else 0.0):
+                longest = RetryAfter(seconds, window, limit)
+        return longest
 
     def _throttled_wait(self, now: float) -> RetryAfter | None:
         opens_at = self._throttle.opens_at
@@ -167,7 +170,7 @@ class MachineBudget:
             throttling.begin_probe(self._throttle, now)
             self._usage.save()
         self._usage.add(attempts, now)
-        months = months_near(self._database.utc(now))
+        months = months_at(self._database, now)
         self.month.spend(months, attempts)
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
@@ -196,6 +199,16 @@ class MachineBudget:
             self._usage.remove(lease.left, lease.counted.at)
             lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
 
+    def try_ask_date(self) -> bool:
+        with suppress(BudgetBusy), self._transaction() as now:
+            if self._database.date_wanted(now) and not self._throttled_wait(now) and not self._window_wait(now):
+                self._give_back()
+                self._database.note_date_asked(now)
+                lease = self._count(now)
+                self._lease = replace(lease, counted=lease.counted._replace(asks_date=True))
+                return True
+        return False
+
     @property
     def counted(self) -> Counted:
         return self._lease.counted
@@ -207,14 +220,18 @@ class MachineBudget:
             month.spend(attempt.months, -1)
             if attempt.asks_month:
                 month.ask_again(self._database.utc(now))
+            if attempt.asks_date:
+                self._database.note_date_asked(None)
 
-    def sent_late(self, attempt: Counted) -> None:
-        with self._transaction() as now:
+    def sent_late(self, attempt: Counted) -> Counted | None:
+        # Not synced: the disk may be why it is late, and would make it late again. What a power cut can take back is
+        # the move, not the count, and after a boot an attempt is taken to be as recent as it can be.
+        with self._database.unsynced(), self._transaction() as now:
             usage, month = self._counted_by(attempt)
-            usage.remove(1, attempt.at)
-            usage.add(1, now)
-            month.spend(attempt.months, -1)
-            month.spend(months_near(self._database.utc(now)), 1)
+            if now - attempt.at > LATEST_SECONDS:
+                return None
+            months = month.move(attempt.months, now, self.limits.per_month)
+            return attempt._replace(at=usage.move(attempt.at, now), months=months) if months else None
 
     def _counted_by(self, attempt: Counted) -> tuple[EndpointUsage, MonthlyQuota]:
         """Return what counted an attempt: the token may have been rotated since."""
@@ -250,6 +267,7 @@ class MachineBudget:
             return
         with self._transaction():
             self._throttle.learned_limits = self._before
+            self._throttle.suspected.clear()
             self._usage.save()
             self._refresh_limits()
         self._begun_by, self._before = "", {}
@@ -320,7 +338,7 @@ class MachineBudget:
             if self.month.reported_lately(utc):
                 source, limit = "bitly", min(limit, spent) or max(spent, 1)
                 spent = max(spent, limit)
-        return [*states, WindowState("month", limit, spent, next_month(from_epoch(utc)), source)]
+        return [*states, WindowState("month", limit, spent, self.month.ends_at(now), source)]
 
     def leaving(self) -> list[tuple[float, int]]:
         with self._transaction() as now:

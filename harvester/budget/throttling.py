@@ -64,10 +64,11 @@ class AdaptiveLimit:
     which lengthens the pause; 0 while open. began_at: the first of them. paused_at: the last one, not counting late
     ones to attempts that were sent before it.
 
-    passed: attempts that passed in each window before the first throttled response. reopened: by window, the total
-    before the probe that last reopened it; what was sent before that fell into an earlier window of Bitly's.
-    learned_limits: by window; a window that never proved too wide has none. full: while paused, Bitly reported its hour
-    as used up, and our own limit is no larger than Bitly's.
+    passed: attempts that passed in each window before the first throttled response. suspected: by window, what passed
+    before a throttled response that has taught nothing yet. reopened: by window, the total before the probe that last
+    reopened it; what was sent before that fell into an earlier window of Bitly's. learned_limits: by window; a window
+    that never proved too wide has none. full: while paused, Bitly reported its hour as used up, and our own limit is no
+    larger than Bitly's.
     """
 
     opens_at: float | None = None
@@ -76,6 +77,7 @@ class AdaptiveLimit:
     probing: bool = False
     strikes: int = 0
     passed: dict[str, int] = field(default_factory=dict)
+    suspected: dict[str, int] = field(default_factory=dict)
     reopened: dict[str, int] = field(default_factory=dict)
     learned_limits: dict[str, LearnedLimit] = field(default_factory=dict)
     full: bool = False
@@ -117,7 +119,8 @@ def begin_probe(state: AdaptiveLimit, now: float) -> None:
 
 
 def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
-    """Reopen the endpoint for all processes after a probe that passed, and lower the window whose limit was hit.
+    """Reopen the endpoint for all processes after a probe that passed, and lower the window whose limit was hit, once
+    that is confirmed.
 
     total: attempts so far. limits: each window's limit in force, 0 for none.
     """
@@ -128,13 +131,32 @@ def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str
     #
     # If Bitly reported its hour as used up there is nothing to learn: our limit is right, and other clients of the same
     # token used the rest.
+    #
+    # One throttled response alone may be the server's mood at that moment. A few attempts into a run it would teach a
+    # limit of those few, and the run would crawl for minutes. So it is waited out, and teaches when it is confirmed.
     window = _to_blame(state, sent_at, limits)
-    if not state.full:
+    if not state.full and _is_confirmed(state, window, sent_at, limits):
         state.learned_limits[window] = _learned(state, window, total, limits)
+        state.suspected.pop(window, None)
     state.opens_at, state.probing, state.strikes = None, False, 0
     # The minute lies within the hour: a new hour is a new minute, and a new minute is still the same hour.
     for inner in (MINUTE, HOUR) if window == HOUR else (MINUTE,):
         state.reopened[inner] = total - 1
+
+
+def _is_confirmed(state: AdaptiveLimit, window: str, sent_at: float, limits: dict[str, int]) -> bool:
+    """Return whether a throttled response was no exception; if it may be one, remember what had passed before it."""
+    passed, suspected = state.passed.get(window, 0), state.suspected.get(window)
+    again = window in state.learned_limits or state.strikes > 1 or sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
+    nearly_full = 0 < _NEARLY_FULL * limits[window] <= passed
+    if again or nearly_full:
+        return True
+    if suspected is not None and passed <= 2 * suspected:
+        # A server that slides or refills lets less pass after a probe than before it.
+        state.passed[window] = max(passed, suspected)
+        return True
+    state.suspected[window] = passed
+    return False
 
 
 def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, int]) -> LearnedLimit:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from harvester.budget.database import BudgetDatabase, ScopeState
+from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
 from harvester.budget.throttling import AdaptiveLimit
 from harvester.clock import from_epoch, month_of, next_month
@@ -89,6 +89,12 @@ class EndpointUsage:
         self.total -= attempts
         self._save_total()
 
+    def move(self, at: float, now: float) -> float:
+        """Move the count of one attempt from the record of this time to now, and return the time of its new record."""
+        self.remove(1, at)
+        self.add(1, now)
+        return self.last_at
+
     def _save_total(self) -> None:
         update = "UPDATE scopes SET total = ?, last_at = ? WHERE id = ?"
         self._database.execute(update, self.total, self.last_at, self._id)
@@ -121,11 +127,13 @@ class EndpointUsage:
 
 LATEST_SECONDS = 60.0
 """The longest time between counting an attempt and sending it."""
+_DATE_POLL_SECONDS = 0.2
+"""The wait while another attempt asks for the server's date, which may begin a new month at any moment."""
 _EDGE_SECONDS = 5.0
 """An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
 """How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
-_TRUSTED_DATE_SECONDS = 86400.0
+_TRUSTED_DATE_SECONDS = DAY_SECONDS
 """A Date header further than this from both of our clocks is taken for the server's mistake."""
 
 
@@ -153,6 +161,18 @@ class MonthlyQuota:
             for name in self._names():
                 self._database.execute(insert, self.account.server, name, month, attempts)
 
+    def move(self, months: Sequence[str], now: float, limit: int) -> Sequence[str]:
+        """Move the count of one attempt from these months to those of now (seconds since boot), and return them.
+
+        Empty, and nothing moved, if one that has begun since is spent. limit: attempts a month, 0 for none.
+        """
+        present = months_at(self._database, now)
+        if limit and any(self.spent(month) >= limit for month in present if month not in months):
+            return []
+        self.spend(months, -1)
+        self.spend(present, 1)
+        return present
+
     def spent(self, month: str) -> int:
         """Return the account's attempts in a calendar month, or the token's if those are more."""
         return max(spent for spent, _ in self._rows(month))
@@ -161,12 +181,29 @@ class MonthlyQuota:
         """Return the account's attempts in the month of this moment; near a month's edge, in the fuller of the two."""
         return max(self.spent(month) for month in months_near(utc))
 
-    def refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
-        """Return None if the month has room for an attempt, otherwise why not. limit: attempts a month, 0 for none."""
+    def ends_at(self, now: float) -> datetime | None:
+        """Return the end of the month at `now` seconds since boot; None while our clocks disagree on the month."""
+        return None if self._database.clocks_parted(now) else next_month(from_epoch(self._database.utc(now)))
+
+    def refuse(self, limit: int, now: float) -> RetryAfter | MonthExhausted | None:
+        """Return None if the month has room for an attempt at `now` seconds since boot, otherwise why not.
+
+        limit: attempts a month, 0 for none.
+        """
+        refusal = self._refuse(limit, self._database.utc(now))
+        if isinstance(refusal, MonthExhausted) and self._database.date_awaited(now):
+            return RetryAfter(_DATE_POLL_SECONDS, "month", limit)
+        return refusal
+
+    def _refuse(self, limit: int, utc: float) -> RetryAfter | MonthExhausted | None:
         if self.reported_lately(utc):
             return MonthExhausted(next_month(from_epoch(utc)), reported=True)
         if not limit:
             return None
+        if ahead := self._database.server_ahead:
+            months = months_near(utc + ahead)
+            if all(self.spent(month) >= limit for month in months):
+                return MonthExhausted(next_month(from_epoch(utc + ahead)))
         full = [month for month in months_near(utc) if self.spent(month) >= limit]
         if not full:
             return None
@@ -223,18 +260,42 @@ class MonthlyQuota:
         for name in self._names():
             self._database.execute(insert, self.account.server, name, month, utc)
 
-    def see_date(self, date: datetime, *, sent_at: float | None = None) -> None:
+    def see_date(self, date: datetime, *, sent_at: float | None = None, asked: bool = False) -> None:
         """As in `Month`."""
-        now = self._database.clock.boot_seconds()
-        earliest, utc = date.timestamp(), self._database.utc(now)
+        database = self._database
+        now, wall = database.clock.boot_seconds(), database.clock.wall()
+        earliest, utc = date.timestamp(), database.utc(now)
         latest = earliest + 1.0 + (0.0 if sent_at is None else now - sent_at)
         nearest = min(max(utc, earliest), latest)
-        ours = (utc, self._database.clock.wall())
-        if all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in ours):
-            return
-        if abs(nearest - utc) > _EDGE_SECONDS / 2:
-            with self._database.transaction():
-                self._database.set_anchor(now, nearest)
+        parted = database.clocks_parted(now)
+        unknown = all(abs(nearest - seconds) > _TRUSTED_DATE_SECONDS for seconds in (utc, wall))
+        if unknown and not (asked and parted):
+            if abs(nearest - utc - database.server_ahead) > _EDGE_SECONDS / 2:
+                with database.transaction():
+                    database.set_server_ahead(nearest - utc)
+        elif parted or database.server_ahead or abs(nearest - utc) > _EDGE_SECONDS / 2:
+            with database.transaction():
+                counted, ahead = months_at(database, now) if asked else months_near(nearest), wall - nearest
+                database.set_anchor(now, nearest, wall_ahead=ahead if abs(ahead) > APART_SECONDS else 0.0)
+                # The request for a date that neither clock knew was perhaps not counted in its month.
+                self.spend([month for month in months_near(nearest) if month not in counted], 1)
+
+    def see_no_date(self) -> None:
+        """As in `Month`."""
+        with self._database.transaction() as now:
+            self._database.note_no_date(now)
+
+
+def months_at(database: BudgetDatabase, now: float) -> list[str]:
+    """Return the months in which an attempt counts at `now` seconds since boot, within the caller's transaction.
+
+    While something contradicts the calendar an attempt counts in the months of both, so that none is forgotten if the
+    calendar proves wrong.
+    """
+    moments = database.contradictions(now)
+    if not moments:
+        return months_near(database.utc(now))
+    return sorted({month for utc in (database.utc(now), *moments) for month in months_near(utc)})
 
 
 def months_near(utc: float) -> list[str]:

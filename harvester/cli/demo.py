@@ -49,7 +49,7 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
     # Minute and hour are wide, so that the demonstration takes seconds; the month is below the sandbox's.
     sandbox = Sandbox(SandboxOptions(per_minute=6000, per_hour=0, per_month=5000, latency_ms=80, errors=0.02))
     async with serving(sandbox) as url:
-        print(f"sandbox: {url} (five connections, 80 ms an answer, 2 % errors)\nlist:    {links}\n", flush=True)
+        print(f"sandbox: {url} (five connections, 80 ms per answer, 2 % errors)\nlist:    {links}\n", flush=True)
         job = Job(
             sources=resolve_lists([links]),
             token=Token(lambda: "sandbox"),
@@ -79,6 +79,6 @@ def _print_busiest(folder: Path) -> None:
                 for metric in orjson.loads(line)["metrics"]:
                     clicks[escaped(metric["value"])] += metric["clicks"]
     most = max(clicks.values(), default=1)
-    print("\nthe busiest referrers")
+    print("\ntop referrers")
     for value, number in clicks.most_common(_SHOWN):
         print(f"  {value:<32} {number:>9,}  {'█' * round(30 * number / most)}")

@@ -29,16 +29,16 @@ _LONGEST_ERROR = 4000
 EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
     BUG: "a bug in harvester",
-    USAGE: "usage, configuration or input: nothing more will come of repeating it",
+    USAGE: "usage, configuration or input: repeating it will not help",
     SOME_FAILED: "finished, but some calls failed: repeat it later; "
-    "or too many lines are invalid (the message says so): mend the list",
+    "or too many lines are invalid (the message says so): fix the list",
     TOO_MANY_FAILED: "too many calls failed or were refused",
     STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use): "
     "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written, or (verify, repair) does not hold",
-    BOUND_REACHED: "stopped where you said (--max-calls, --max-time): the same command goes on when you want",
+    OUTPUT: "the output could not be written, or verify or repair found it damaged",
+    BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
 }
 
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (

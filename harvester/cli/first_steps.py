@@ -38,7 +38,7 @@ def config(
     example: Annotated[bool, Parameter(negative="")] = False,
     config: Annotated[Path | None, Parameter(show=False)] = None,
 ) -> int:
-    """Print the settings that a command would have, and where each comes from.
+    """Print the settings that a command would use, and where each comes from.
 
     Parameters
     ----------
@@ -60,9 +60,25 @@ def config(
     found = sources.effective(app, named)
     token, shown = _token_named(found)
     table = "" if named[0] == "run" else named[0]
-    text = sources.as_json(found, shown) if json else sources.as_toml(found, shown, table)
+    settings = [_without_secret(setting) for setting in found]
+    text = sources.as_json(settings, shown) if json else sources.as_toml(settings, shown, table)
     print_out(token.hidden_if_long(text) if token else text)
     return OK
+
+
+def _without_secret(setting: sources.Setting) -> sources.Setting:
+    """Return a setting as it may be shown: without a token command's arguments, or a secret in place of its file."""
+    from harvester.config import credentials
+
+    shorten = {
+        "token_command": credentials.shown_command,
+        "token_file": credentials.shown_path,
+        "client_secret_file": credentials.shown_path,
+    }.get(setting.name)
+    if shorten is None or setting.value is None:
+        return setting
+    shown = shorten(setting.value)
+    return setting._replace(value=shown, cut=shown != setting.value)
 
 
 def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
@@ -70,7 +86,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
     from harvester.bearer import Token
     from harvester.config import credentials
 
-    values = {name: value for name, value, _ in found if name in names_in(AccessOptions)}
+    values = {name: value for name, value, *_ in found if name in names_in(AccessOptions)}
     if "token_file" not in values:
         return None, None
     access = made_of(AccessOptions, values)
@@ -87,16 +103,16 @@ def schema(
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
 ) -> int:
-    """Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).
+    """Print the schema of the rows for a loader, as a file that it reads as it is (docs/loading.md).
 
     Parameters
     ----------
     target:
-        Who is to understand it.
+        Target system.
     shape:
-        The rows' --shape, as run was told.
+        The --shape of the rows.
     format:
-        The parts' --format, as run was told: it changes how they are read, not the columns.
+        The --format of the parts; it changes how they are read, not the columns.
     """
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
@@ -107,7 +123,7 @@ def schema(
 
 
 def login(*, options: LoginOptions | None = None) -> int:
-    """Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have."""
+    """Store a token for later runs: from Bitly's page in a browser, or (--with-token) one that you have."""
     from harvester.cli import login as logins
 
     print_out(logins.log_in(options or LoginOptions(), say))
@@ -115,7 +131,7 @@ def login(*, options: LoginOptions | None = None) -> int:
 
 
 def logout(*, options: TokenStoreOptions | None = None) -> int:
-    """Forget the token that `harvester login` has kept."""
+    """Delete the token that `harvester login` has stored."""
     from harvester.cli import login as logins
 
     print_out(logins.log_out(options or TokenStoreOptions(), say))
@@ -137,19 +153,19 @@ def sandbox(
     Parameters
     ----------
     port:
-        The port to listen on; 0 for a free one.
+        Port to listen on; 0 for a free one.
     connections:
-        Connections that are allowed at once.
+        Simultaneous connections that are allowed.
     per_minute:
-        Requests that are allowed in a minute; 0 for no limit.
+        Requests allowed in a minute; 0 for no limit.
     per_hour:
-        Requests that are allowed in an hour; 0 for no limit.
+        Requests allowed in an hour; 0 for no limit.
     per_month:
-        Requests that are allowed in a month; 0 for no limit.
+        Requests allowed in a month; 0 for no limit.
     latency_ms:
-        Milliseconds that an answer takes.
+        Time that an answer takes, in milliseconds.
     errors:
-        The share of answers that are 500 or 503, from 0 to 1.
+        Share of answers that are 500 or 503, from 0 to 1.
     """
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
@@ -171,12 +187,12 @@ def sandbox(
 
 
 def demo(*, out: str | None = None) -> int:
-    """Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.
+    """Harvest a bundled list from a built-in sandbox: no token, no account, twenty seconds.
 
     Parameters
     ----------
     out:
-        Where the rows go; by default a new temporary folder.
+        Folder for the rows; by default a new temporary one.
     """
     from harvester.cli import demo as demonstration
 

@@ -44,13 +44,13 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     Parameters
     ----------
     links:
-        Lists of bitlinks: a line each, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
+        Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
     return _observed(_run, links, options, live=True)
 
 
 def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
-    """Show what `run` with the same options would cost and when it would end, without a metrics call.
+    """Show what `run` with the same options would cost and when it would end, without fetching metrics.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     json:
         Print one JSON object, for a program.
     offline:
-        Do not ask Bitly for its limits either, which takes up to three helper requests.
+        Do not ask Bitly for its limits, which would take up to three helper requests.
     """
     return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
 
@@ -77,8 +77,8 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):
             column = f"; its column {status.column} has none (--column)"
-        cure = "" if status.listed.invalid else "; if that is no mistake, take --allow-empty"
-        observer.tell(Event.RUN_REFUSED, f"harvester: no links at all in the list{column}{cure}", exit_code=code)
+        cure = "" if status.listed.invalid else "; if that is no mistake, use --allow-empty"
+        observer.tell(Event.RUN_REFUSED, f"harvester: there are no links in the list{column}{cure}", exit_code=code)
     return code
 
 
@@ -107,7 +107,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
 
     token_known = has_token(options.access)
     if not token_known:
-        observer.warn("no token: what is spent is not known, and Bitly is not asked")
+        observer.warn("no token: what has been spent is unknown, and Bitly is not asked for its limits")
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
     found = plans.make_plan(job, observer, token_known=token_known, offline=offline)

@@ -63,8 +63,8 @@ def log_in(options: LoginOptions, tell: Tell) -> str:
     token = asyncio.run(_authorized_token(flow, tell)) if flow else _given_token()
     where = tokens.keep(token, store)
     if os.environ.get("BITLY_TOKEN", "").strip():
-        tell("BITLY_TOKEN is set, and goes before the kept token: unset it")
-    return f"the token for {tokens.server} is kept in {where}; its fingerprint is {fingerprint(token)}"
+        tell("BITLY_TOKEN is set, and takes precedence over the stored token: unset it")
+    return f"the token for {tokens.server} is stored in {where}; its fingerprint is {fingerprint(token)}"
 
 
 def log_out(options: TokenStoreOptions, tell: Tell) -> str:
@@ -75,8 +75,8 @@ def log_out(options: TokenStoreOptions, tell: Tell) -> str:
     """
     tokens = TokenStore(parsing.checked_base_url(options.base_url), options.token_store)
     if not tokens.forget(tell):
-        return f"no token was kept for {tokens.server}"
-    return f"no token is kept for {tokens.server} any more; it stays valid until it is revoked at Bitly"
+        return f"no token was stored for {tokens.server}"
+    return f"the token for {tokens.server} is deleted; it stays valid until it is revoked at Bitly"
 
 
 # --- from a person or a pipe ----------------------------------------------------------------------------------
@@ -92,8 +92,8 @@ def _given_token() -> str:
 def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
     if not options.client_id:
         raise UsageError(
-            "a login in the browser needs --client-id, of an OAuth app of yours (Bitly: Developer settings > Register "
-            "new app); if you have a token (Settings > API), take harvester login --with-token"
+            "a login in the browser needs the --client-id of your OAuth app (Bitly: Developer settings > Register new "
+            "app); if you have a token (Settings > API), use harvester login --with-token"
         )
     return Flow(
         base_url=base_url,
@@ -113,7 +113,7 @@ def _client_secret(path: str | None, tell: Tell) -> str:
     if given.strip():
         return credentials.checked_secret(given, "HARVESTER_CLIENT_SECRET", what)
     if not sys.stdin.isatty():
-        raise UsageError("no client secret: give --client-secret-file, or set HARVESTER_CLIENT_SECRET")
+        raise UsageError("no client secret: use --client-secret-file, or set HARVESTER_CLIENT_SECRET")
     return credentials.checked_secret(_asked_for(what), "what was typed", what)
 
 
@@ -135,12 +135,12 @@ async def _authorized_token(flow: Flow, tell: Tell) -> str:
         uri = listener.redirect_uri
         address = authorize_url(flow.base_url, flow.app.client_id, uri, state)
         tell(f"redirect URI, to be registered with the OAuth app: {uri}")
-        tell(f"open this address in a browser, and allow the access:\n\n  {address}\n")
+        tell(f"open this address in a browser, and allow access:\n\n  {address}\n")
         waits = [asyncio.ensure_future(listener.code)]
         if flow.browser:
             opening = asyncio.ensure_future(_open(address, tell))
         else:
-            tell("if the browser runs on another machine, paste the address here at which it ends (an error page)")
+            tell("if the browser runs on another machine, paste the address of its last page (an error page) here")
             opening = None
             waits.append(asyncio.ensure_future(_pasted(redirect, tell)))
         try:
@@ -159,7 +159,7 @@ async def _first(waits: list[asyncio.Future[str]], timeout_seconds: float) -> st
         done, _ = await asyncio.wait(waits, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             raise UsageError(
-                f"nobody has allowed the access within {timeout_seconds:g} s (--wait): run harvester login again. "
+                f"access was not granted within {timeout_seconds:g} s (--wait): run harvester login again. "
                 "If Bitly's page shows an error, check --client-id and the redirect URI registered with the app"
             )
         return done.pop().result()
@@ -173,7 +173,7 @@ async def _open(address: str, tell: Tell) -> None:
     with suppress(webbrowser.Error):
         opened = await in_daemon(lambda: webbrowser.open(address))  # blocks while a browser in the terminal runs
     if not opened:
-        tell("no browser could be opened: open the address by hand, or take --no-browser on a machine without one")
+        tell("no browser could be opened: open the address by hand, or use --no-browser on a machine without one")
 
 
 async def _pasted(redirect: Redirect, tell: Tell) -> str:
@@ -182,7 +182,7 @@ async def _pasted(redirect: Redirect, tell: Tell) -> str:
         try:
             return redirect.code_in(line.partition("?")[2].partition("#")[0])
         except ForeignRedirect as error:
-            tell(f"this address was refused: {error}; paste the whole address at which the browser ends")
+            tell(f"this address was refused: {error}; paste the whole address of the browser's last page")
     never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     return await never
 
@@ -240,7 +240,7 @@ async def listening(port: int, redirect: Redirect, tell: Callable[[str], None]) 
             await web.TCPSite(runner, "127.0.0.1", port).start()
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UsageError(f"{port}: {why}; give another, and register its redirect URI", option="--port") from error
+            raise UsageError(f"{port}: {why}; use another, and register its redirect URI", option="--port") from error
         taken = runner.addresses[0][1]
         # Any other Host means that somebody has pointed a name of theirs at 127.0.0.1 (DNS rebinding).
         hosts |= {f"127.0.0.1:{taken}", f"localhost:{taken}"}
@@ -262,7 +262,7 @@ def _answer(
     if request.rel_url.raw_path != CALLBACK:
         return _page(404, "There is nothing here.")
     if request.method != "GET":
-        return _page(405, "Only a browser's redirect is taken here.", {"Allow": "GET"})
+        return _page(405, "Only a browser's redirect is accepted here.", {"Allow": "GET"})
     try:
         found = redirect.code_in(request.rel_url.raw_query_string)
     except ForeignRedirect as error:
@@ -271,7 +271,7 @@ def _answer(
     except UsageError as error:
         if not code.done():
             code.set_exception(error)
-        return _page(200, "No access was given. Go back to the terminal.")
+        return _page(200, "Access was not granted. Go back to the terminal.")
     if not code.done():
         code.set_result(found)
     return _page(200, "Go back to the terminal, where harvester goes on. This page can be closed.")

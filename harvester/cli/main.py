@@ -74,7 +74,7 @@ def _exit_code(words: list[str]) -> int:
 
 
 def _usage_text(error: CycloptsError) -> str:
-    return f"harvester: {sources.explained(error)}"
+    return f"harvester: {sources.parse_error_text(error)}"
 
 
 def _asks_for_json(words: list[str]) -> bool:
@@ -97,7 +97,7 @@ app = App(
     help_epilogue=_examples(
         "harvester demo                        see it work, without a token",
         "harvester plan links.txt --out lake   what it will cost, when it will end",
-        "harvester run links.txt --out lake    the main job; again: it resumes",
+        "harvester run links.txt --out lake    fetch the rows; run it again to resume",
         "harvester COMMAND --help              a command's options, with examples",
     ),
     result_action="return_value",
@@ -125,34 +125,34 @@ _register(
     "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
     "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
     "",
-    "Every option may also stand in a file, --config, or in a variable:",
+    "Every option can also come from a file (--config) or a variable:",
     "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
 )
 _register(
     "harvester.cli.harvesting:plan",
-    "Show what `run` with the same options would cost and when it would end, without a metrics call.",
+    "Show what `run` with the same options would cost and when it would end, without fetching metrics.",
     "harvester plan links.txt --out lake",
     "harvester plan links.txt --out lake --per-month 25000 --json",
-    "harvester plan links.txt --out lake --offline   Bitly is asked nothing",
+    "harvester plan links.txt --out lake --offline   without any request to Bitly",
 )
 _register(
     "harvester.cli.outputs:show",
-    "Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.",
+    "Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.",
     "harvester show https://bit.ly/3lU6hRt",
     "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
 )
 _register(
     "harvester.cli.outputs:status",
-    "Show the state of a run and what to run next. Reads the manifest alone, without a lock, as any user.",
-    "harvester status lake                   how it stands, and what to run next",
+    "Show the state of a run and what to run next. Reads only the manifest, without a lock, as any user.",
+    "harvester status lake                   its state, and what to run next",
     "harvester status lake --watch           until it has ended",
     "harvester status results.ndjson --json  for a program",
     "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
 )
 _register(
     "harvester.cli.outputs:verify",
-    "Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.",
+    "Check an output: parts, rows, counts and failures against manifest and ledger; exits with 0 only if all agree.",
     "harvester verify lake/dt=2026-11-23   before it is loaded",
     "harvester verify results.ndjson       while it grows, too",
     "harvester verify lake --work-dir /var/lib/harvester/lake --json",
@@ -167,34 +167,34 @@ _register(
 )
 _register(
     "harvester.cli.first_steps:config",
-    "Print the settings that a command would have, and where each comes from.",
-    "harvester config                      of run",
+    "Print the settings that a command would use, and where each comes from.",
+    "harvester config                      the settings of run",
     "harvester config plan --reserve 10%   of plan, with this option",
     "harvester --config my.toml config > whole.toml",
     "harvester config --example > my.toml  every option, explained",
 )
 _register(
     "harvester.cli.first_steps:login",
-    "Keep a token for later runs: by Bitly's own page in a browser, or (--with-token) one that you have.",
-    "harvester login --with-token           keep a token of Settings > API",
-    "harvester login --client-id ID         by Bitly's page in the browser",
+    "Store a token for later runs: from Bitly's page in a browser, or (--with-token) one that you have.",
+    "harvester login --with-token           store a token from Settings > API",
+    "harvester login --client-id ID         from Bitly's page in the browser",
     "harvester login --client-id ID --no-browser   on another machine",
 )
 _register(
     "harvester.cli.first_steps:logout",
-    "Forget the token that `harvester login` has kept.",
+    "Delete the token that `harvester login` has stored.",
     "harvester logout",
 )
 _register(
     "harvester.cli.first_steps:schema",
-    "Print the rows' schema for who loads them: a file that it takes as it is (docs/loading.md).",
+    "Print the schema of the rows for a loader, as a file that it reads as it is (docs/loading.md).",
     "harvester schema --for json-schema > row.json",
     "harvester schema --for duckdb --shape flat --format parquet",
     "harvester schema --for athena > table.sql",
 )
 _register(
     "harvester.cli.first_steps:demo",
-    "Harvest a bundled list from a sandbox of its own: no token, no account, twenty seconds.",
+    "Harvest a bundled list from a built-in sandbox: no token, no account, twenty seconds.",
     "harvester demo",
     "harvester demo --out /tmp/demo",
 )
@@ -205,7 +205,7 @@ _register(
     "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
     "harvester run links.txt --out out",
 )
-app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish.")
+app.register_install_completion_command(help="Install completion of commands and options for bash, zsh or fish.")
 
 
 # --- around the commands ----------------------------------------------------------------------------------------------

@@ -34,22 +34,22 @@ def status(
     facet: FacetName = "referrers",
     unit_reference: str | None = None,
 ) -> int:
-    """Show the state of a run and what to run next. Reads the manifest alone, without a lock, as any user.
+    """Show the state of a run and what to run next. Reads only the manifest, without a lock, as any user.
 
     Parameters
     ----------
     out:
-        What --out was: a folder, a growing file or a store's URL; or the manifest itself.
+        The run's --out: a folder, a growing file or a store's URL; or the manifest itself.
     json:
-        Print a JSON object, for a program; with --watch one a line.
+        Print a JSON object, for a program; with --watch, one per line.
     watch:
-        Repeat until the run has ended: in place on a terminal, otherwise a line at each change.
+        Repeat until the run has ended: in place on a terminal, otherwise as a line at each change.
     every:
         How often --watch reads the manifest.
     facet:
-        What {facet} in OUT stands for.
+        The value of {facet} in OUT.
     unit_reference:
-        The moment whose UTC day {dt} in OUT stands for.
+        The moment whose UTC day is the value of {dt} in OUT.
     """
     path = filled_path("OUT", undashed(out), facet, unit_reference)
     if not watch:
@@ -69,20 +69,20 @@ def verify(
     facet: FacetName = "referrers",
     unit_reference: str | None = None,
 ) -> int:
-    """Check an output: parts, rows, counts and failures against manifest and ledger; 0 only if all holds.
+    """Check an output: parts, rows, counts and failures against manifest and ledger; exits with 0 only if all agree.
 
     Parameters
     ----------
     out:
-        What --out was: a folder, a growing file or a store's URL; a run may go on meanwhile.
+        The run's --out: a folder, a growing file or a store's URL; the run may still be going on.
     work_dir:
-        What --work-dir was; by default the private state is looked for inside or beside OUT.
+        The run's --work-dir; by default the private state is looked for inside or next to OUT.
     json:
         Print a JSON object, for a program.
     facet:
-        What {facet} in OUT and --work-dir stands for.
+        The value of {facet} in OUT and --work-dir.
     unit_reference:
-        The moment whose UTC day {dt} in OUT and --work-dir stands for.
+        The moment whose UTC day is the value of {dt} in OUT and --work-dir.
     """
     from harvester.verify import findings, verify
 
@@ -144,14 +144,14 @@ def repair(
 def show(
     links: list[str], /, *, options: ShowOptions = _SHOW_DEFAULTS, json: Annotated[bool, Parameter(negative="")] = False
 ) -> int:
-    """Show the metrics of a few LINKS: the notebook's use. A full window is waited for, but not for long.
+    """Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.
 
     Parameters
     ----------
     links:
-        Bitlinks in any form, such as https://bit.ly/3lU6hRt. Each costs a call, each time: nothing is kept.
+        Bitlinks in any form, such as https://bit.ly/3lU6hRt. Each costs a call every time: nothing is stored.
     json:
-        Print the rows as `run` writes them, a line each, for a program.
+        Print the rows as `run` writes them, one per line, for a program.
     """
     from harvester.cli import show as shows
 

@@ -1,4 +1,4 @@
-"""`harvester show`: the metrics of links that stand on the command line, as tables or as rows, in the order asked."""
+"""`harvester show`: the metrics of links given on the command line, as tables or as rows, in the order given."""
 
 import sys
 import time
@@ -24,14 +24,14 @@ from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
 from harvester.progress import InvalidLine, RunProgress, WaitReason
-from harvester.reporting.reporter import explained
+from harvester.reporting.reporter import wait_in_words
 from harvester.reporting.terminal import escaped, printing, say
 from harvester.run.assembly import Job, build_job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
 
-_PROGRESS_SECONDS = 0.1
+_REPORT_SECONDS = 0.1
 """How often the current wait is checked."""
 _UNREPORTED = {"pace", "budget"}
 """Waits too short to mention."""
@@ -39,8 +39,8 @@ _BAR, _LEAST_BAR = 24, 5
 _BESIDE_BAR, _BESIDE_SHARE = 56, 36
 """Columns that the table needs beside a bar, and to show shares at all."""
 _REFUSED = {
-    400: "Bitly takes it for no bitlink",
-    403: "not this token's to see",
+    400: "Bitly says this is not a bitlink",
+    403: "this token may not see it",
     404: "no such bitlink",
     410: "deleted",
 }
@@ -85,7 +85,7 @@ def _named(text: str) -> Bitlink:
 
 def _watched(job: Job) -> Job:
     """Return the job without --max-time: `_Waits` enforces it, knowing the current wait and called often."""
-    return replace(job, max_time_seconds=None, tell_seconds=_PROGRESS_SECONDS)
+    return replace(job, max_time_seconds=None, report_seconds=_REPORT_SECONDS)
 
 
 def _ending(stop: Stop) -> str:
@@ -166,16 +166,16 @@ class _Waits:
             self._shutdown.request(Stop(StopReason.MAX_TIME, why, utc_iso(until) if until else None))
         elif waiting is not None and waiting.window not in _UNREPORTED and waiting.window != self._reported:
             self._reported = waiting.window
-            say(f"waiting for {explained(waiting)}; for {self._most} at most (--max-time)")
+            say(f"waiting for {wait_in_words(waiting)}; for {self._most} at most (--max-time)")
         elif waiting is None and status.trouble and not self._retry_reported:
             self._retry_reported = True
-            say(f"no good answer yet ({status.trouble}); asking again, for {self._most} at most (--max-time)")
+            say(f"no good answer yet ({status.trouble}); retrying, for {self._most} at most (--max-time)")
 
     def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
         if waiting is None or waiting.window in _UNREPORTED:
             why = f" ({trouble})" if trouble else ""
-            return f"not all was answered within {self._most} (--max-time){why}: run it again in a moment"
-        return f"waiting for {explained(waiting)} takes longer than {self._most} (--max-time)"
+            return f"not every link was answered within {self._most} (--max-time){why}: run it again in a moment"
+        return f"waiting for {wait_in_words(waiting)} takes longer than {self._most} (--max-time)"
 
 
 # --- what is printed ----------------------------------------------------------------------------------------------
@@ -231,10 +231,10 @@ def _window(row: dict[str, Any]) -> str:
 def _remarks(row: dict[str, Any]) -> list[str]:
     remarks = []
     if not row["metrics"]:
-        remarks.append("no clicks in this time")
+        remarks.append("no clicks in this window")
     if row["truncated"]:
-        remarks.append(f"truncated: {row['size']:,} were asked for (--size), and so many came; there may be more")
+        remarks.append(f"truncated: Bitly returned the {row['size']:,} that --size requests; there may be more")
     returned = row["units_returned"]
     if returned is not None and returned < row["units"]:
-        remarks.append(f"{row['units']:,} {row['unit']}s were asked for: the plan keeps no more than {returned:,}")
+        remarks.append(f"{row['units']:,} {row['unit']}s were requested: the plan keeps no more than {returned:,}")
     return remarks

@@ -1,17 +1,16 @@
 """One attempt: pace, slot, breaker, budget, request; and what its response says about the server and its limits."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import NamedTuple
 
 import aiohttp
 from yarl import URL
 
 from harvester.bearer import Token
+from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, platform_limits_target
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, path
 from harvester.bitly.verdicts import (
@@ -31,41 +30,22 @@ from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import Pacer
-from harvester.clock import next_month, utc_iso
+from harvester.clock import next_month, parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
-_LATE_SECONDS = 0.2
-"""If connecting took longer than this, too little of the budget's safety margin of 0.5 s is left for the network."""
-_TOO_LATE_SECONDS = 60.0
-"""An attempt counted longer ago has left its window: it is not sent. Only a process that stood still is so late."""
 _DATE_SECONDS = 60.0
 """How often a response's Date header is compared with the budget's calendar."""
 _THROTTLED_SECONDS = 2 * 3600.0
 """After this long with nothing but throttled responses the run stops: the month may be spent."""
 
-NOT_ASKED = 0
-"""The status of a helper request that was not sent."""
-
 
 @dataclass(frozen=True, slots=True)
 class NotSent(Transient):
     """A failure before a byte of the request was written: the attempt was given back to the budget."""
-
-
-class _TooLate(aiohttp.ClientError):
-    """The process stood still between counting an attempt and sending it."""
-
-
-class HelperResponse(NamedTuple):
-    """A helper route's response."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 def record_nothing(counters: AttemptCounts) -> None:
@@ -77,6 +57,7 @@ class ClientContext:
     """What a client works with beside connections. clock: the budget's seconds since boot.
 
     record_attempts: called with the counts before each request is sent; raises OutputError if it must not be sent.
+    helpers: the budget of the helper routes, by which the server may be asked for its date; None: it is not asked.
     """
 
     token: Token
@@ -85,6 +66,7 @@ class ClientContext:
     shutdown: ShutdownSignal
     clock: Callable[[], float]
     record_attempts: Callable[[AttemptCounts], None] = record_nothing
+    helpers: Budget | None = None
 
 
 class AttemptSender:
@@ -111,6 +93,7 @@ class AttemptSender:
         self._shutdown = context.shutdown
         self._clock = context.clock
         self._record_attempts = context.record_attempts
+        self._helpers = context.helpers
         self._facet = FACETS[query.facet]
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
@@ -120,9 +103,10 @@ class AttemptSender:
 
     def _url(self, bitlink: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
-        target, authority = self._base_path + path(bitlink, self._facet), self._base.raw_authority
-        build = partial(URL.build, scheme=self._base.scheme, query_string=self._parameters, encoded=True)
-        return build(authority=authority, path=target)
+        base, target, query = self._base, self._base_path + path(bitlink, self._facet), self._parameters
+        return URL.build(
+            scheme=base.scheme, authority=base.raw_authority, path=target, query_string=query, encoded=True
+        )
 
     async def send(
         self,
@@ -146,21 +130,20 @@ class AttemptSender:
         # The pace comes first, because it may take long and costs nothing. Then a slot: an attempt that held none might
         # be allowed by the budget and still wait for a connection, and would count in the wrong second. Breaker and
         # budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget
-        # counts the attempt before it is sent, so a kill can leave too much counted, never too little. The breaker is
-        # also asked at the beginning, so that in an outage nobody waits for pace and slot in vain. An attempt that may
-        # not go gives its slot back before it waits: a waiter never holds a connection.
-        refusal = self._breaker.refuse(may_probe=may_probe)
+        # counts the attempt before it is sent, so a kill can leave too much counted, never too little. An attempt that
+        # may not go gives its slot back before it waits: a waiter never holds a connection.
+        refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
             if self._pool.empty_handed:
                 self.waiting = WaitReason("connections", 0, None)
             slot = await self._pool.get(self._shutdown)
             try:
-                refusal = self._enter(slot, may_probe=may_probe)
-                if refusal is None:
-                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                answer = self._enter(slot, may_probe=may_probe)
+                if answer is None:
+                    # Not before the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile.
-                    sent_at = self._clock()
+                    sent_at = slot.counted_at
                     verdict = await self._request(slot, self._url(bitlink), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
@@ -169,6 +152,7 @@ class AttemptSender:
                     else:
                         self._record(bitlink, verdict, sent_at, evidence=evidence, known_good=known_good)
                     return verdict
+                refusal = await self._doubt(slot, answer) if isinstance(answer, MonthExhausted) else answer
             finally:
                 self._pool.put(slot)
         await self._wait(refusal)
@@ -184,17 +168,30 @@ class AttemptSender:
         """
         slot = await self._pool.get(self._shutdown)
         try:
-            if budget.account.token != self._budget.account.token:  # it was rotated since
-                budget.use_token(self._budget.account.token)
+            self._follow_token(budget)
             if self._try_acquire(budget) is not None:
                 return HelperResponse(NOT_ASKED, {}, b"")
-            self._begin(slot, budget)
-            self.counters.helper += 1
-            self._record_counters()
-            url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
+            response = await self._send_helper(slot, target, budget)
+            if response is not None and response.status == 200 and self._clock() >= self._date_due:
+                self._see_date(response.headers.get("Date", ""), slot.counted_at)
+            return response
+        finally:
+            self._pool.put(slot)
+
+    def _follow_token(self, budget: Budget) -> None:
+        if budget.account.token != self._budget.account.token:  # it was rotated since
+            budget.use_token(self._budget.account.token)
+
+    async def _send_helper(self, slot: Slot, target: str, budget: Budget) -> HelperResponse | None:
+        """Send a helper request that its budget has just counted, and return its response, None if none came."""
+        self._begin(slot, budget)
+        self.counters.helper += 1
+        self._record_counters()
+        url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
+        try:
             try:
                 with slot.line.deadline(self._timeout_seconds):
-                    async with _get(slot, url, self._token.header) as response:
+                    async with slot.get(url, self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
                 if lost or not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
@@ -208,7 +205,19 @@ class AttemptSender:
             return None
         finally:
             await slot.line.closed()
-            self._pool.put(slot)
+
+    async def _doubt(self, slot: Slot, exhausted: MonthExhausted) -> RetryAfter:
+        """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
+        helpers = self._helpers
+        if helpers is not None and self._may_ask_date(helpers):
+            response = await self._send_helper(slot, platform_limits_target(self._facet), helpers)
+            if slot.counted is not None:  # it was sent
+                date = response.headers.get("Date", "") if response is not None else ""
+                self._see_date(date, slot.counted_at, asked=True)
+            return RetryAfter(0.0, "month", self._budget.limits.per_month)
+        text = exhausted.describe(self._budget.account.name, self._budget.limits.per_month)
+        self._shutdown.request(Stop(StopReason.MONTH_SPENT, text, utc_iso(exhausted.until)))
+        raise RunStopping
 
     def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
         """Record in breaker and budget what a response says about the server and its limits."""
@@ -221,30 +230,32 @@ class AttemptSender:
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         else:
             self.trouble = None
-            # Only a row shows that a known-good link still is one.
-            self._breaker.record_success(evidence=evidence, known_good=known_good and isinstance(verdict, Answer))
+            good = known_good and isinstance(verdict, Answer)  # only a row shows that the link still is one
+            self._breaker.record_success(evidence=evidence, known_good=good)
         if not isinstance(verdict, Transient) or verdict.status is not None:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
-        # Nothing that the budget learns here is worth losing the response for. If its file is busy this is dropped; if
-        # it is broken, the next attempt is refused for it.
+        if not isinstance(verdict, Throttled):
+            self._throttled_since = None
+            if not (self._budget.paused or self._budget.month.reported_spent):
+                return
+        # Nothing learned here is worth losing the response for. If the budget's file is broken, the next attempt fails.
         with suppress(OutputError):
             if isinstance(verdict, Throttled):
                 self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
                 return
-            self._throttled_since = None
             if self._budget.month.reported_spent and isinstance(verdict, Answer):
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: Slot, *, may_probe: bool) -> RetryAfter | None:
-        """Pass the breaker and be counted, or return how long to wait. Ends the run at a spent month."""
+    def _enter(self, slot: Slot, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
+        """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
-        if outage := self._breaker.enter(may_probe=may_probe):
+        if self._breaker.is_open and (outage := self._breaker.enter(may_probe=may_probe)):
             return outage
-        entered_at = self._clock()
+        entered_at = self._clock() if self._breaker.is_open else 0.0
         refusal = self._try_acquire(self._budget)
         if refusal is None:
             self._begin(slot, self._budget)
@@ -253,9 +264,6 @@ class AttemptSender:
             self._record_counters()
             return None
         self._breaker.leave(sent_at=entered_at)
-        if isinstance(refusal, MonthExhausted):
-            self._shutdown.request(_month_exhausted(refusal, self._budget))
-            raise RunStopping
         return refusal
 
     def _waits_for_pace(self) -> None:
@@ -277,26 +285,29 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
     def _try_acquire(self, budget: Budget) -> RetryAfter | MonthExhausted | None:
-        """Ask a budget, and end the run if it cannot count: nothing is sent uncounted."""
         try:
             return budget.try_acquire()
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
-            raise RunStopping from error
+            raise self._nothing_uncounted(error) from error
+
+    def _may_ask_date(self, helpers: Budget) -> bool:
+        self._follow_token(helpers)
+        try:
+            return helpers.try_ask_date()
+        except OutputError as error:
+            raise self._nothing_uncounted(error) from error
+
+    def _nothing_uncounted(self, error: OutputError) -> RunStopping:
+        """End the run, because an attempt cannot be counted."""
+        self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+        return RunStopping()
 
     def _begin(self, slot: Slot, budget: Budget) -> None:
         """Prepare a slot for the attempt that a budget has just counted."""
-        slot.counted, slot.counted_at = budget.counted, self._clock()
-        slot.line.unsent, slot.line.ready = False, partial(self._is_sent_now, slot, budget)
-
-    def _is_sent_now(self, slot: Slot, budget: Budget) -> None:
-        """Move an attempt's count to now if its connection took its time: the windows are the server's."""
-        late = self._clock() - slot.counted_at
-        if late > _TOO_LATE_SECONDS:
-            raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
-        if late > _LATE_SECONDS and slot.counted is not None:
-            with suppress(OutputError):  # the next attempt meets the same error and reports it
-                budget.sent_late(slot.counted)
+        slot.counted = counted = budget.counted
+        slot.counted_at, slot.line.unsent = counted.at, False
+        if slot.counted_by is not budget:
+            slot.counted_by, slot.line.ready = budget, partial(slot.count_when_sent, budget, self._clock)
 
     def _given_back(self, slot: Slot, budget: Budget) -> bool:
         """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
@@ -313,8 +324,7 @@ class AttemptSender:
         try:
             self._record_attempts(self.counters)
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
-            raise RunStopping from error
+            raise self._nothing_uncounted(error) from error
 
     def _record_fewer(self) -> None:
         with suppress(OutputError):  # then one too many is recorded until the next attempt
@@ -324,7 +334,7 @@ class AttemptSender:
         kept_alive = False
         try:
             with slot.line.deadline(self._timeout_seconds):
-                async with _get(slot, url, authorization) as response:
+                async with slot.get(url, authorization) as response:
                     body = await read_bounded(response)
             if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
@@ -355,17 +365,21 @@ class AttemptSender:
             if body.cut and isinstance(verdict, Unreadable):
                 return Transient(response.status, why)
             return replace(verdict, message=why)
-        if isinstance(verdict, Answer) and self._clock() >= self._date_due:
+        if isinstance(verdict, Answer) and sent_at >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict
 
-    def _see_date(self, text: str, sent_at: float) -> None:
-        """Correct the budget's calendar by the server's date: it is the server that begins a new month."""
+    def _see_date(self, text: str, sent_at: float, *, asked: bool = False) -> None:
+        """Correct the budget's calendar by the server's date: it is the server that begins a new month.
+
+        asked: the request was sent for its date.
+        """
         self._date_due = self._clock() + _DATE_SECONDS
-        with suppress(ValueError, OverflowError, OutputError):
-            date = parsedate_to_datetime(text)
-            if date.tzinfo is not None:
-                self._budget.month.see_date(date, sent_at=sent_at)
+        with suppress(OutputError):
+            if (date := parse_http_date(text)) is not None:
+                self._budget.month.see_date(date, sent_at=sent_at, asked=asked)
+            elif asked:
+                self._budget.month.see_no_date()
 
     def _failure(self, error: Exception, kind: type[Transient]) -> Verdict:
         """Turn a foreign error into a verdict, or end the run; no other code sees aiohttp's errors."""
@@ -375,18 +389,6 @@ class AttemptSender:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
             return kind(None, f"no whole answer within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])
-
-
-def _get(slot: Slot, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-    return slot.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
-
-
-def _month_exhausted(exhausted: MonthExhausted, budget: Budget) -> Stop:
-    name, limit = budget.account.name, budget.limits.per_month
-    message = f"the {limit:,} attempts of the month (--per-month) are spent by account {name}; allow more, or wait"
-    if exhausted.reported:
-        message = f"Bitly has said that the month of account {name} is spent; it is asked again once a day"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(exhausted.until))
 
 
 def month_spent(verdict: MonthSpent) -> Stop:

@@ -91,7 +91,7 @@ class Client:
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
-        self._token = context.token
+        self.token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
         self._shutdown = context.shutdown
@@ -106,9 +106,12 @@ class Client:
         """Release the attempts that wait for the pace if the remaining calls fit; called at the input's end."""
         self.sender.pacer.input_ended()
 
-    def calls_ended(self) -> None:
-        """Let no verdict wait for the answers to other calls any more: no call is begun from now on."""
-        self._held.calls_ended()
+    def calls_ended(self, *, list_ended: bool = False) -> None:
+        """Let no verdict wait for the answers to other calls any more: no call is begun from now on.
+
+        list_ended: the whole list was asked for, so that no later run will doubt its last refusals.
+        """
+        self._held.calls_ended(list_ended=list_ended)
 
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and return its verdict, which is never Throttled.
@@ -151,16 +154,27 @@ class Client:
             RunStopping: the run ended first; the call is left for the next run.
         """
         verdict, charged = first, 1
+
+        async def ask_again() -> Verdict:
+            nonlocal verdict, since
+            verdict = await self._attempt(bitlink, fresh=False, again=True)
+            self.sender.counters.retried += not isinstance(verdict, NotSent)
+            since = self.known_good.moment()
+            return verdict
+
         while True:
             if isinstance(verdict, NoAnswer):
                 verdict, charged = await self.retry(bitlink, verdict)
                 since = self.known_good.moment()
-            if isinstance(verdict, NoAnswer | Answer | Throttled) or not self.known_good.links:
+            if isinstance(verdict, NoAnswer | Answer | Throttled):
                 return verdict, charged
-            if (final := await self._held.confirmed(verdict, since)) is not None:
+            if not (isinstance(verdict, Refused) or self.known_good.links):
+                return verdict, charged
+            doubted = verdict
+            if (final := await self._held.confirmed(doubted, since, ask_again)) is not None:
                 return final, charged
-            verdict = await self._attempt(bitlink, fresh=False, again=True)
-            since = self.known_good.moment()
+            if verdict is doubted:
+                await ask_again()
 
     async def doubt_again(self, verdict: Refused) -> bool:
         """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
@@ -168,7 +182,7 @@ class Client:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        return isinstance(await self._held.confirmed(verdict, self.known_good.moment(), asks=False), Refused)
+        return isinstance(await self._held.confirmed(verdict, self.known_good.moment()), Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how
@@ -213,15 +227,15 @@ class Client:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
         renewed = False
         while True:
-            if self._known_good_goes(fresh):
+            if self._breaker.is_open and self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
-            if not await self._let_others_pass(bitlink, again=again):
+            if bitlink in self._throttled and not await self._let_others_pass(bitlink, again=again):
                 continue
-            header, begun = self._token.header, self.known_good.moment()
-            may_probe, alone = fresh or not self._fresh_calls, self._throttled_alone(bitlink)
+            header, begun = self.token.header, self.known_good.moment()
+            alone = bitlink in self._throttled and self._throttled_alone(bitlink)
             verdict = await self.sender.send(
-                bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+                bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone
             )
             if verdict is None:
                 continue
@@ -247,9 +261,9 @@ class Client:
                 return verdict
 
     async def _renew_token(self, header: str) -> bool:
-        renewed = await self._token.renewed(header, self._shutdown)
+        renewed = await self.token.renewed(header, self._shutdown)
         if renewed:
-            self._budget.use_token(self._token.fingerprint)
+            self._budget.use_token(self.token.fingerprint)
         return renewed
 
     def _spend_month(self) -> None:
@@ -288,12 +302,12 @@ class Client:
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
-        if not self._breaker.is_open or not self.known_good.links:
+        if not self.known_good.links:
             return False
         return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
 
     async def _send_known_good(self, bitlink: str) -> Verdict | None:
-        header = self._token.header
+        header = self.token.header
         verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
         self.sender.counters.retried += verdict is not None and not isinstance(verdict, NotSent)
         if isinstance(verdict, Answer):

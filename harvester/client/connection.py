@@ -1,7 +1,7 @@
-"""One connection to Bitly, of which it is known whether a request was written, and that nothing unasked came over it.
+"""One connection to Bitly that records whether a request was written, and whether bytes came that nobody asked for.
 
-aiohttp does the HTTP. What is added here are the facts that decide what an attempt has cost and whether its answer can
-be believed, and the patience that one dead address or a stopped process asks for.
+aiohttp does the HTTP. This module adds the facts that decide what an attempt has cost and whether its answer can be
+believed. It also keeps a dead address or a stopped process from failing an attempt.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _FROZEN_SECONDS = 0.1
 """A timer that fires this late shows that the process stood still."""
 _GRACE_SECONDS = 2.0
 """The time to read an answer that came while the process stood still."""
-_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.002, 1.0
+_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.02, 1.0
 _REST_EVERY = 16
 _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
@@ -269,8 +269,7 @@ class Connector(aiohttp.TCPConnector):
                     raise NotQuiet("the server sent something before it was asked")
                 if not protocol.is_connected():
                     raise aiohttp.ClientConnectionResetError("the server closed the new connection")
-            if protocol is not kept:  # some time has passed
-                self._line.ready()
+            self._line.ready()
             protocol.begin()
         except BaseException:
             connection.close()

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
@@ -19,6 +19,7 @@ from yarl import URL
 
 from harvester._version import __version__
 from harvester.bitly.verdicts import BODY_LIMIT
+from harvester.budget.budget import Budget
 from harvester.budget.limits import Counted
 from harvester.client.connection import HEAD_LIMIT, HEADERS_LIMIT, Connector, Line, Peer
 from harvester.client.connection_slots import ConnectionSlots
@@ -49,6 +50,18 @@ _ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
 """By OpenSSL's X509_V_ERR: not yet valid, expired, host name mismatch, IP address mismatch."""
 
 
+_LATE_SECONDS = 0.2
+"""If an attempt goes later than this after its count, too little of the budget's safety margin of 0.5 s is left for the
+network."""
+_MOST_MOVES = 5
+"""How often an attempt's count is moved to now before it is given back. A move takes less than a millisecond, so only a
+machine that stands still again and again needs more than one."""
+
+
+class _TooLate(aiohttp.ClientError):
+    """An attempt could not be sent in the window in which it is counted, nor be counted in another."""
+
+
 class _Disconnected(aiohttp.ClientError):
     """The server closed the connection before it answered."""
 
@@ -68,7 +81,7 @@ class Slot:
     """One of the machine's connections, held by this process: a session of one connection.
 
     line: that connection. counted: where its current attempt was counted; None once that was given back.
-    counted_at: when, seconds since boot.
+    counted_at: as of when it counts, seconds since boot. counted_by: by which budget.
     """
 
     number: int
@@ -76,6 +89,31 @@ class Slot:
     line: Line = field(default_factory=Line)
     counted: Counted | None = None
     counted_at: float = 0.0
+    counted_by: Budget | None = None
+
+    def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a GET request; the response is read inside the context."""
+        return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
+
+    def count_when_sent(self, budget: Budget, clock: Callable[[], float]) -> None:
+        """Move the attempt's count to now if it goes late: the windows are the server's.
+
+        Raises:
+            aiohttp.ClientError: it must not be sent.
+        """
+        # Whatever has held it up: the connection, the disk under the budget's commit, or a process that stood still.
+        # The time of the count, not of its commit, is what the windows go by. Moving the count may be held up, too, so
+        # the clock is read again after it. From here to the write nothing waits.
+        late, moves = clock() - self.counted_at, 0
+        while late > _LATE_SECONDS and self.counted is not None:
+            try:
+                moved = budget.sent_late(self.counted) if moves < _MOST_MOVES else None
+            except OutputError as error:  # the next attempt meets it and reports it
+                raise _TooLate("not sent, because its count could not be moved to when it was ready") from error
+            if moved is None:
+                raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
+            self.counted, self.counted_at = moved, moved.at
+            late, moves = clock() - moved.at, moves + 1
 
 
 class Pool:
@@ -221,7 +259,7 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
             return response.status, (await read_bounded(response)).content
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # Not the exception's text: it may hold a proxy's password.
-        why = permanent_cause(error) or f"it cannot be reached, or its answer not be read ({type(error).__name__})"
+        why = permanent_cause(error) or f"it cannot be reached, or its answer cannot be read ({type(error).__name__})"
         raise UsageError(f"{target.host}: {why}") from error
 
 
@@ -297,6 +335,9 @@ class _Unpacker:
         found = bytearray()
         while chunk and len(found) < room:
             if self._inflate.eof:
+                chunk = chunk.lstrip(b"\0")  # as gzip(1) does: some servers fill the last block up
+                if not chunk:
+                    break
                 if self._deflate or not _GZIP.startswith(chunk[: len(_GZIP)]):
                     raise ValueError("something follows the compressed body")
                 self._inflate = zlib.decompressobj(wbits=31)
@@ -306,7 +347,7 @@ class _Unpacker:
 
 
 def permanent_cause(error: Exception) -> str | None:
-    """Return the cause of a connection error that no retry can mend, with advice; None for any other."""
+    """Return the cause of a connection error that no retry can fix, with advice; None for any other."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
         reason = str(getattr(cause, "verify_message", "") or cause).rstrip(".")

@@ -1,14 +1,17 @@
 """Whom does a bad answer concern? A known-good link decides: one that was answered before, asked again.
 
 It costs a call, so it is asked only where the answers to other calls have not decided: before a call is written off as
-failed, before a verdict that is for every call stops the run, and after a row of definite no's without a row between
-them. All who doubt at the same time share one question.
+failed, before a verdict that is for every call stops the run, and after a row of definite no's without an answer
+between them. All who doubt at the same time share one question.
+
+Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A server that
+said no to a dozen links, and then answers, would answer a known-good link too: there one of the dozen is asked again.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from harvester.bitly.verdicts import (
@@ -31,8 +34,14 @@ KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
 ROW = 20
 """After this many definite no's without an answer in between a known-good link is asked."""
+BURST = 10
+"""After this many of them that an answer has followed, one is asked again. In a list of which half is gone, one link in
+two thousand ends such a row."""
+LAST_ROW = 5
+"""This many at the end of a list are reason to ask a known-good link. Most lists end with fewer, and in a list of which
+half is gone one in 32 ends with as many."""
 _NEW = 5
-"""As many of them must be this run's own: those of an earlier run may have been confirmed in it."""
+"""As many of a ROW must be this run's own: those of an earlier run may have been confirmed in it."""
 
 
 class KnownGoodLinks:
@@ -128,6 +137,19 @@ class KnownGoodLinks:
         return verdict
 
 
+@dataclass(slots=True)
+class _Row:
+    """Definite no's without an answer between them. began: the first one's moment. size: how many they are.
+
+    asked_again: one of them is, or was. stands: it was refused again; None before that is known.
+    """
+
+    began: int
+    size: int = 0
+    asked_again: bool = False
+    stands: bool | None = None
+
+
 class HeldVerdicts:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
@@ -148,49 +170,68 @@ class HeldVerdicts:
         self._held: set[int] = set()
         self._carried = 0
         self._own: set[tuple[int, str]] = set()
-        self._ended = False
+        self._ended = self._list_ended = False
+        self._latest = _Row(0)
+        self._since_question = ROW
 
-    def calls_ended(self) -> None:
-        """Let no verdict wait for the answers to other calls any more."""
-        self._ended = True
+    def calls_ended(self, *, list_ended: bool) -> None:
+        """Let no verdict wait for the answers to other calls any more. list_ended: no later run will doubt them."""
+        self._ended, self._list_ended = True, list_ended
         self._known_good.notify_all()
 
     def asks_about(self, verdict: No) -> bool:
         """Return whether `confirmed` asks a known-good link about a verdict at once."""
-        return self._row + 1 >= self._believed(verdict)
+        return self._is_reason_to_ask(verdict, self._row + 1)
+
+    @property
+    def _own_row(self) -> int:
+        """How many verdicts of this run no answer has followed yet."""
+        # An answer lets go of what came before it, but the tasks that wait for it have yet to run.
+        return sum(not self._known_good.answered_since(since) for since in self._held)
 
     @property
     def _row(self) -> int:
-        """How many verdicts no answer has followed yet."""
-        # An answer lets go of what came before it, but the tasks that wait for it have yet to run.
-        held = sum(not self._known_good.answered_since(since) for since in self._held)
-        return held + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
+        return self._own_row + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
 
-    def _believed(self, verdict: No) -> int:
-        """Return how many unconfirmed verdicts, this one included, are reason to ask a known-good link."""
-        if isinstance(verdict, Refused):
-            return 1 if verdict.no_route and self._ended else ROW
-        return ROW if (verdict.status, verdict.message) in self._own else 1
+    def _is_reason_to_ask(self, verdict: No, row: int) -> bool:
+        """Return whether an unconfirmed verdict is reason to ask a known-good link. row: this one and those before."""
+        if not self._known_good.links:
+            return False
+        if not isinstance(verdict, Refused):
+            return row >= (ROW if (verdict.status, verdict.message) in self._own else 1)
+        if self._ended and (verdict.no_route or (self._list_ended and self._own_row >= LAST_ROW)):
+            return True
+        return row >= ROW
 
-    async def confirmed(self, verdict: No, since: int, *, asks: bool = True) -> Verdict | None:
-        """Hold a verdict back until it is known whom it concerns; return what it means for its call, None to ask again.
+    async def confirmed(
+        self,
+        verdict: No,
+        since: int,
+        ask_again: Callable[[], Awaitable[Verdict]] | None = None,
+    ) -> Verdict | None:
+        """Hold a verdict back until it is known whom it concerns; return what it means for its call.
 
-        since: the moment at which the verdict had come. asks: False for one of an earlier run, which is no reason to
-        ask a known-good link by itself.
+        None: its link has to be asked again, unless `ask_again` was called. Where nobody is answered until the calls
+        have ended, a definite no is returned as it is.
+
+        since: the moment at which the verdict had come. ask_again: sends an attempt for its link; None for a verdict of
+        an earlier run, which is no reason to ask anything by itself.
 
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        if asks:
+        row = self._joined(verdict, since) if ask_again else None
+        if row:
             self._held.add(since)
-        self._carried += not asks
+        self._carried += not row
         try:
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
                 if self._shutdown.stop is not None:
-                    return self._unconfirmed(verdict)
-                if asks and self._row >= self._believed(verdict) and not self._known_good.asking:
+                    return self._unconfirmed(verdict, known=bool(self._known_good.links) or row is None)
+                if row and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
+                    self._since_question = 0
                     await self._known_good.ask()
                 elif self._ended and not self._known_good.asking:
                     break
@@ -198,11 +239,45 @@ class HeldVerdicts:
                     await self._known_good.news()
         finally:
             self._held.discard(since)
-            self._carried -= not asks
+            self._carried -= not row
+        if not self._known_good.links:
+            return verdict
         if isinstance(verdict, Refused):
+            followed = self._known_good.answered_since(since)
+            if row and ask_again and followed and not await self._stands(row, ask_again):
+                return None
             return replace(verdict, no_route=False)
         self._own.add((verdict.status, verdict.message))
         return Unknown(verdict.status, verdict.message, "")
+
+    def _joined(self, verdict: No, since: int) -> _Row:
+        """Return the row that a verdict belongs to, with it in it."""
+        if self._known_good.answered_since(self._latest.began):
+            self._latest = _Row(since)
+        self._latest.size += isinstance(verdict, Refused)
+        self._since_question += isinstance(verdict, Refused)
+        return self._latest
+
+    async def _stands(self, row: _Row, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:
+        """Return whether the no's of a row that an answer has followed are believed: False if one that was asked again
+        is not refused any more.
+
+        Raises:
+            RunStopping: the run ended before it was known.
+        """
+        if row.stands is None and not row.asked_again:
+            row.asked_again = row.size >= BURST and self._since_question >= ROW
+            row.stands = None if row.asked_again else True
+            if row.asked_again:
+                self._since_question = 0
+                try:
+                    row.stands = isinstance(await ask_again(), Refused)
+                finally:
+                    row.stands = bool(row.stands)
+                    self._known_good.notify_all()
+        while row.stands is None:
+            await self._known_good.news()
+        return row.stands
 
     def _concerns_all(self, verdict: No, known_good: Verdict) -> Verdict | None:
         """Return what a verdict means once a known-good link was not answered either; None to ask again.
@@ -235,9 +310,18 @@ class HeldVerdicts:
         self._shutdown.request(stop)
         raise RunStopping
 
-    def _unconfirmed(self, verdict: No) -> Verdict:
-        """Return a definite no of a run that is ending, unless there is reason to doubt it."""
-        good = self._known_good.last is None or isinstance(self._known_good.last, Answer)
+    def _unconfirmed(self, verdict: No, *, known: bool) -> Verdict:
+        """Return a definite no of a run that is ending, unless there is reason to doubt it.
+
+        known: False if nobody was ever answered. Then it is returned only if it is one of the failures that end the
+        run, because those are reported.
+
+        Raises:
+            RunStopping: there is reason.
+        """
+        if not known and self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES:
+            return verdict
+        good = known and (self._known_good.last is None or isinstance(self._known_good.last, Answer))
         if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:
             return verdict
         raise RunStopping

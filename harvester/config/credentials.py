@@ -22,18 +22,21 @@ from harvester.errors import UsageError
 
 _TOKEN_COMMAND_SECONDS = 60
 _LONGEST_BYTES = 64 * 1024
+_SHORTEST_SECRET = 20
+_SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
+"""Not handed to a token command, which needs neither."""
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _FLAWS: tuple[tuple[str, str], ...] = (
     (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
-    (r".*\x00", "is in UTF-16, or is no text: save it as UTF-8"),
-    (r"[{\[]", "is in a JSON object: put its value alone there, as `jq -r .access_token` prints it"),
-    (r".*[\r\n]", "has more than one line: put it there alone"),
-    (r"[$<]", "is a placeholder that was not filled in: put the value itself there"),
+    (r".*\x00", "is in UTF-16, or is not text: save it as UTF-8"),
+    (r"[{\[]", "is in a JSON object: store its value alone, as `jq -r .access_token` prints it"),
+    (r".*[\r\n]", "has more than one line: store it alone"),
+    (r"[$<]", "is a placeholder that was not filled in: store the value itself"),
     (r"(?i)(authorization\s*:\s*)?(bearer|token)\s", "has `Bearer ` before it: remove that, harvester adds it"),
-    (r"(?i)(export|set|setx|env)\s", "has an assignment before it: put there only what stands after the `=`"),
+    (r"(?i)(export|set|setx|env)\s", "has an assignment before it: keep only what follows the `=`"),
     # A name and `=`; but `=` may also end a secret, as padding.
-    (r"(?i)\w*(token|secret)\w*\s*[=:]", "has a name before it: put there only what stands after the `=` or `:`"),
-    (r"[A-Za-z_]\w*\s*[=:]\s*[^=:/\s]", "has a name before it: put there only what stands after the `=` or `:`"),
+    (r"(?i)\w*(token|secret)\w*\s*[=:]", "has a name before it: keep only what follows the `=` or `:`"),
+    (r"[A-Za-z_]\w*\s*[=:]\s*[^=:/\s]", "has a name before it: keep only what follows the `=` or `:`"),
     (rf"[{_QUOTES}]|.*[{_QUOTES}]$", "is in quotes: remove them"),
     (r".*(\s//|\s--|[#;])", "has a comment after it: remove that"),
 )
@@ -47,7 +50,7 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
     """
     path, command = options.token_file, options.token_command
     if path is not None and command is not None:
-        raise UsageError("and --token-command: give one of them", option="--token-file")
+        raise UsageError("and --token-command: use one of them", option="--token-file")
     if path is not None:
         warn_of_readers("--token-file", path, warn)
         return lambda: secret_in_file("--token-file", path, "token")
@@ -67,7 +70,7 @@ def token_origin(options: AccessOptions) -> str:
     Reads the store if no other source is named. Raises UsageError if that fails.
     """
     if options.token_file:
-        return f"--token-file {options.token_file}"
+        return f"--token-file {shown_path(options.token_file)}"
     if options.token_command:
         return "--token-command"
     if os.environ.get("BITLY_TOKEN", "").strip():
@@ -85,8 +88,8 @@ def _unnamed_token(options: AccessOptions) -> str:
     if stored is None:
         server = "" if options.base_url == BASE_URL else f" --base-url {options.base_url}"
         raise UsageError(
-            "no token: set BITLY_TOKEN, give --token-file or --token-command (Bitly makes one under Settings > API), "
-            f"or keep one: harvester login{server}"
+            "no token: set BITLY_TOKEN, use --token-file or --token-command (Bitly makes one under Settings > API), "
+            f"or store one: harvester login{server}"
         )
     text, where = stored
     return checked_secret(text, f"{where} (made by harvester login)", "token")
@@ -105,7 +108,26 @@ def secret_in_file(option: str, path: str, what: str) -> str:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return checked_secret(_first_line(stream.read(_LONGEST_BYTES)), f"{option} {path}", what)
     except OSError as error:
+        if _may_be_secret(path):  # must not be repeated
+            raise UsageError(f"names no file: give the path of one that holds the {what}", option=option) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
+
+
+def _may_be_secret(path: str) -> bool:
+    """Return whether the name of a missing file looks like a secret that was given instead of its file's path."""
+    plain = "/" not in path and "." not in path and any(character.isdigit() for character in path)
+    return len(path) >= _SHORTEST_SECRET and plain and not os.path.exists(path)
+
+
+def shown_path(path: str) -> str:
+    """Return a secret file's path, or `…` if it seems to be the secret itself."""
+    return "…" if _may_be_secret(path) else path
+
+
+def shown_command(command: str) -> str:
+    """Return a token command's first word; those behind it may hold a secret."""
+    name, _, arguments = command.strip().partition(" ")
+    return f"{name} …" if arguments else name
 
 
 def _token_from_command(command: str) -> str:
@@ -120,7 +142,10 @@ def _token_from_command(command: str) -> str:
 
 
 def _printed_by(words: list[str]) -> str:
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 - the user's own command
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+    process = subprocess.Popen(  # noqa: S603 - the user's own command
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+    )
     with process:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
@@ -143,7 +168,7 @@ def checked_secret(text: str, source: str, what: str) -> str:
     """Return a secret without surrounding white space. Raises UsageError if it is empty, or anything else is there."""
     secret = text.strip()
     if not secret:
-        raise UsageError(f"{source}: no {what} in it")
+        raise UsageError(f"{source}: there is no {what} in it")
     stands = text.rstrip().lstrip(" \t")
     # As Bitly's own are: in letters and digits alone no flaw can be, and compiling the patterns takes 2 ms.
     if stands.isascii() and stands.isalnum():

@@ -106,12 +106,12 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
     if token is None:
         return None
     if options.access.token_file is not None or options.access.token_command is not None:
-        raise UsageError("token, token_file and token_command: give one of them")
+        raise UsageError("token, token_file and token_command: use one of them")
     if isinstance(token, str):
         return lambda: credentials.checked_secret(token, "token", "token")
     if callable(token):
         return lambda: _result_of(token)
-    raise UsageError(f"token: a text, or a callable that gives one, was expected, not {type(token).__name__}")
+    raise UsageError(f"token: a text, or a callable that returns one, was expected, not {type(token).__name__}")
 
 
 def token_is_at_hand(token: TokenGiven, options: RunOptions) -> bool:
@@ -137,12 +137,12 @@ def _result_of(token: Callable[[], object]) -> str:
         raise
     except BaseException as error:  # in a thread nobody else would notice, not even of sys.exit
         # Without its text, which may contain the token.
-        raise UsageError(f"token: the callable that gives it raised {type(error).__name__}") from error
+        raise UsageError(f"token: the callable raised {type(error).__name__}") from error
     if inspect.iscoroutine(found):
         found.close()
         raise UsageError("token: a plain callable was expected, not an asynchronous one")
     if not isinstance(found, str):
-        raise UsageError(f"token: the callable gave no text, but {type(found).__name__}")
+        raise UsageError(f"token: the callable returned no text, but {type(found).__name__}")
     return credentials.checked_secret(found, "token", "token")
 
 

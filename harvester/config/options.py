@@ -32,22 +32,22 @@ _ACCESS = Group("Access", sort_key=6)
 @Parameter(name="*", group=Group("Query", sort_key=1))
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that each link is asked; it is fixed when the output is begun."""
+    """The query that is made for each link; it is fixed when the output is begun."""
 
     facet: FacetName = "referrers"
     "Bitly's breakdown of the clicks."
 
     unit: UnitName = "day"
-    "What --units counts."
+    "The unit that --units counts."
 
     units: Annotated[int, Parameter(allow_leading_hyphen=True)] = -1
-    "How many units back from --unit-reference; -1 for all that the plan keeps."
+    "Number of units back from --unit-reference; -1 for all that the plan keeps."
 
     unit_reference: str | None = None
-    "The end of the window, ISO 8601, UTC unless it says otherwise; by default the moment the output is begun."
+    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is begun."
 
     size: int = 50
-    "The most metrics that one row lists."
+    "Maximum number of metrics in a row."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))
@@ -57,30 +57,30 @@ class OutputOptions:
 
     out: str
     (
-        "A folder for parts, a file that ends in .ndjson or .jsonl and grows, or - for standard output; {facet} and "
-        "{dt}, the UTC day of --unit-reference, are filled in."
+        "A folder for parts, a growing file that ends in .ndjson or .jsonl, or - for standard output; {facet} and {dt} "
+        "(the UTC day of --unit-reference) are filled in."
     )
 
     work_dir: str | None = None
-    "Where the run's private state lies, on a local disk; by default inside or beside --out. Filled in as --out is."
+    "Folder of the run's private state, on a local disk; by default inside or next to --out. Filled in like --out."
 
     part_rows: int = 1_000_000
-    "A part is published when it has this many rows."
+    "Publish a part when it has this many rows."
 
     part_bytes: str = "128MiB"
-    "A part is published when it has this many bytes as NDJSON, before compression."
+    "Publish a part when it has this many bytes as NDJSON, before compression."
 
     part_age: str = "6h"
-    "A part is published when its first row is this old."
+    "Publish a part when its first row is this old."
 
     format: FormatName | None = None
-    "What a folder's parts are; by default ndjson.gz, which every loader takes."
+    "Format of a folder's parts; by default ndjson.gz, which every loader reads."
 
     shape: ShapeName | None = None
-    "A row is a call with a list of metrics (nested, by default), or one of its metrics (flat)."
+    "What a row holds: a call with the list of its metrics (nested, the default), or one metric (flat)."
 
     metrics_file: str | None = None
-    "A .prom file in the folder of Prometheus' textfile collector; replaced each minute."
+    "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute."
 
 
 @Parameter(name="*", group=Group("List", sort_key=3), negative="")
@@ -89,24 +89,24 @@ class ListOptions:
     """How the list is read, and which of its calls are made again."""
 
     retry_failed: bool = False
-    "Ask again also for calls that have failed in three runs."
+    "Also make calls again that have failed in three runs."
 
     retry_refused: bool = False
-    "Ask again for calls that Bitly has refused."
+    "Make calls again that Bitly has refused."
 
     column: str | None = None
-    "Where links stand in CSV, TSV, NDJSON and Parquet: a column's name, or its number from 1 where there is no header."
+    "Column of the links in CSV, TSV, NDJSON and Parquet: its name, or its number from 1 if there is no header."
 
     list_format: ListFormatName | None = None
-    "What the lists are, whatever their names say."
+    "Format of the lists; overrides the file ending."
 
     max_invalid: Annotated[str | None, Parameter(group=_STOPPING)] = None
-    "No success if more lines are invalid: a count, or a share such as 5%; by default more than half and more than 20."
+    "Fail if more lines than this are invalid: a count, or a share such as 5%; by default over 20 and over half."
     allow_empty: bool = False
-    "A list without links is done (exit code 0), and no error (2): for a list that has none on some days."
+    "Treat an empty list as success (0) instead of an error (2)."
 
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
-    "Do not begin unless every line of the list is a bitlink."
+    "Do not start unless every line of the list is a bitlink."
 
 
 @Parameter(name="*", group=Group("Limits", sort_key=4))
@@ -115,34 +115,34 @@ class LimitOptions:
     """How fast, how often and how long requests are made."""
 
     connections: int = MAX_CONNECTIONS
-    "Connections at once; Bitly allows five from one IP address."
+    "Simultaneous connections; Bitly allows five from one IP address."
 
     per_minute: int | None = None
-    "Attempts in any minute; 0 for no limit. By default what Bitly says, or else 100."
+    "Maximum attempts in any minute; 0 for no limit. By default what Bitly reports, else 100."
 
     per_hour: int | None = None
-    "Attempts in any hour; 0 for no limit. By default what Bitly says, or else 1,000."
+    "Maximum attempts in any hour; 0 for no limit. By default what Bitly reports, else 1,000."
 
     per_month: int | None = None
-    "The account's attempts in a calendar month, UTC; 0 for no limit. By default 1,000, as on Bitly's free plan."
+    "Maximum attempts of the account in a calendar month (UTC); 0 for no limit. By default the free plan's 1,000."
 
     reserve: str = "0%"
-    "The share of each limit that is left to others, such as 10%."
+    "Share of each limit that is left to other programs, such as 10%."
 
     account: str | None = None
-    "Account whose month is counted: one name for all its tokens; by default each token has a month of its own."
+    "Name of the account whose month is counted, the same for all its tokens; by default each token has its own month."
 
     state_dir: str | None = None
-    "Where the budget is kept for all runs of this machine; by default the user's state folder."
+    "Folder of the budget, shared by all runs on this machine; by default the user's state folder."
 
     attempts: int = 5
     "Attempts before a call counts as failed."
 
     timeout: str = "30s"
-    "Time for one attempt, such as 30s."
+    "Time limit of one attempt, such as 30s."
 
     outage_limit: Annotated[str, Parameter(group=_STOPPING)] = "15m"
-    "Stop when the server has been out for this long."
+    "Stop after an outage of this length."
 
 
 @Parameter(name="*", group=_STOPPING)
@@ -151,7 +151,10 @@ class StopOptions:
     """When a run stops before the end of its list."""
 
     max_failures: str | None = None
-    "Stop when more calls were refused or failed: a count, or a share such as 5% (from 100 calls on, or at the end)."
+    (
+        "Stop when more calls than this were refused or failed: a count, or a share such as 5% (from 100 calls on, or "
+        "at the end)."
+    )
 
     max_time: str | None = None
     "Stop after this time, such as 90s, 15m or 6h."
@@ -166,16 +169,16 @@ class AccessOptions:
     """The server, and the source of the token."""
 
     base_url: str = BASE_URL
-    "Bitly's API, or a sandbox."
+    "URL of Bitly's API, or of a sandbox."
 
     token_file: str | None = None
-    "A file whose first line is the token; otherwise BITLY_TOKEN holds it, or `harvester login` has kept it."
+    "A file whose first line is the token; otherwise it comes from BITLY_TOKEN, or from `harvester login`."
 
     token_command: str | None = None
     "A command that prints the token, such as a password manager's."
 
     token_store: str | None = None
-    "The folder of a token that `harvester login` has kept in a file; by default one in the user's data folder."
+    "Folder where `harvester login` stores tokens in files; by default one in the user's data folder."
 
 
 @Parameter(name="*", group=Group("Logging", sort_key=7), negative="")
@@ -184,10 +187,10 @@ class LogOptions:
     """What is written to standard error, and how."""
 
     quiet: bool = False
-    "Say nothing but warnings and errors."
+    "Show only warnings and errors."
 
     log_format: LogFormatName = "text"
-    "How standard error is written: text, or json, one event a line (docs/logging.md)."
+    "Format of standard error: text, or json with one event per line (docs/logging.md)."
 
 
 @Parameter(name="*")
@@ -210,10 +213,10 @@ class TokenStoreOptions:
     """The server whose stored token is meant, and the folder of the store."""
 
     base_url: str = BASE_URL
-    "The API that the token is for: Bitly's, or a sandbox."
+    "URL of the API that the token is for: Bitly's, or a sandbox's."
 
     token_store: str | None = None
-    "The folder of tokens that are kept in files; by default one in the user's data folder."
+    "Folder where tokens are stored in files; by default one in the user's data folder."
 
 
 @Parameter(name="*", negative="")
@@ -222,25 +225,25 @@ class LoginOptions:
     """The options of `harvester login`."""
 
     with_token: bool = False
-    "Keep a token that is there already (Bitly: Settings > API): read from standard input, or asked for."
+    "Store a token that you have (Bitly: Settings > API); it is read from standard input, or prompted for."
 
     client_id: str | None = None
-    "The id of your OAuth app at Bitly."
+    "Client ID of your OAuth app at Bitly."
 
     client_secret_file: str | None = None
-    "A file whose first line is the app's secret; otherwise HARVESTER_CLIENT_SECRET holds it, or it is asked for."
+    "A file whose first line is the app's secret; otherwise it comes from HARVESTER_CLIENT_SECRET, or a prompt."
 
     port: int = 8472
-    "The port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
+    "Port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
 
     no_browser: bool = False
-    "Only print the address to open, on any machine; the address it ends at may be pasted here."
+    "Only print the address to open, on any machine; then paste the address where the browser ends."
 
     store: StoreName | None = None
-    "Where the token is kept; by default the keyring, where there is one."
+    "Where to store the token; by default the keyring, if there is one."
 
     wait: str = "5m"
-    "How long the browser is waited for, such as 5m."
+    "How long to wait for the browser, such as 5m."
 
     kept: TokenStoreOptions = field(default_factory=TokenStoreOptions)
 
@@ -255,7 +258,7 @@ class ShowOptions:
     access: AccessOptions = field(default_factory=AccessOptions)
 
     max_time: Annotated[str, Parameter(group=_STOPPING)] = "1m"
-    "Wait no longer than this for limits, or for a server that is out."
+    "Wait no longer than this for a limit or an outage."
 
 
 def by_name(options: Any) -> dict[str, Any]:

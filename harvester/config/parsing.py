@@ -97,8 +97,8 @@ def future_reference(query: Query) -> str | None:
     if datetime.fromisoformat(query.unit_reference) <= datetime.now(UTC) + _CLOCK_DIFFERENCE:
         return None
     return (
-        f"--unit-reference {query.unit_reference} is in the future: the window is not over, and its numbers will "
-        "change; no later run of this output asks for them again"
+        f"--unit-reference {query.unit_reference} is in the future: the window is not over, so its numbers will "
+        "change, and no later run of this output fetches them again"
     )
 
 
@@ -113,7 +113,7 @@ def requested_limits(options: LimitOptions) -> RequestedLimits:
 def _reserve_of(text: str) -> float:
     match = _SHARE.fullmatch(text.strip())
     if not match or float(match[1]) >= 100:
-        raise UsageError(f"{text}: a share such as 10% was expected, below 100%", option="--reserve")
+        raise UsageError(f"{text}: a share below 100%, such as 10%, was expected", option="--reserve")
     return float(match[1]) / 100
 
 
@@ -172,7 +172,7 @@ def checked_base_url(url: str) -> str:
         UsageError: it is no URL, has a user name, query or fragment, or would carry the token unencrypted.
     """
     if set(url) & set("@?#"):
-        raise UsageError(": no user name, query or fragment may stand in it", option="--base-url")
+        raise UsageError(": it may not have a user name, query or fragment", option="--base-url")
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.port != 0 else None
@@ -225,7 +225,9 @@ def _moment(text: str) -> datetime:
 _MEANINGS = {"dt": "the UTC day of --unit-reference", "facet": "--facet"}
 _MIN_SIMILARITY = 0.3
 """Low enough for `{day}` to be answered with `{dt}`."""
-_NO_DEFAULT_DAY = ": by default it is the moment of the first run, and tomorrow's same command would buy the list again"
+_NO_DEFAULT_DAY = (
+    ": by default it is the moment of the first run, and tomorrow the same command would pay for the list again"
+)
 
 
 def fill_output(options: RunOptions) -> RunOptions:
@@ -261,9 +263,7 @@ def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *,
     try:
         pieces = list(Formatter().parse(path))
     except ValueError as error:
-        raise UsageError(
-            f"{path}: a brace without its other half; write {{{{ or }}}} for a brace", option=name
-        ) from error
+        raise UsageError(f"{path}: an unmatched brace; write {{{{ or }}}} for a brace", option=name) from error
     filled = ""
     for text, field, form, conversion in pieces:
         filled += text
@@ -271,11 +271,11 @@ def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *,
             continue
         placeholder = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
         if placeholder not in values:
-            raise UsageError(f"{path}: {{{placeholder}}} is no placeholder; {_nearest(placeholder)}", option=name)
+            raise UsageError(f"{path}: {{{placeholder}}} is not a placeholder; {_nearest(placeholder)}", option=name)
         value = values[placeholder]
         if value is None:
             raise UsageError(
-                f"{path}: {{{placeholder}}} is {_MEANINGS[placeholder]}, which is not given{because}. "
+                f"{path}: {{{placeholder}}} is {_MEANINGS[placeholder]}, which is not set{because}. "
                 f"Today's would be --unit-reference {datetime.now(UTC).date()}",
                 option=name,
             )

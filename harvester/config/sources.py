@@ -35,17 +35,21 @@ _WIDE_MARKS = (
 )
 _EXPECTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_SHOWN = 60
-_LISTED = "; `harvester config` prints those that there are"
+_LISTED = "; `harvester config` lists the valid ones"
 _origins: dict[str, str] = {}
 """Option to the variable, or the file and key, that its value came from. Filled while the command line is parsed."""
 
 
 class Setting(NamedTuple):
-    """An option's effective value. source: `command line`, a variable, a file with the table, or `default`."""
+    """An option's effective value. source: `command line`, a variable, a file with the table, or `default`.
+
+    cut: the value is shown without the part that may be a secret, and cannot be used as it is shown.
+    """
 
     name: str
     value: Any
     source: str
+    cut: bool = False
 
 
 def undashed(text: str) -> str:
@@ -136,7 +140,7 @@ class File:
             if key in commands:
                 self._check_table(key, value, commands[key])
             elif isinstance(value, dict):
-                raise UsageError(f"{path}: [{key}] is no command{nearest_of(key, commands, _LISTED)}")
+                raise UsageError(f"{path}: [{key}] is not a command{nearest_of(key, commands, _LISTED)}")
             else:
                 self._check(key, value, "", everything)
 
@@ -166,7 +170,8 @@ class File:
 
     def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
         if name not in known:
-            raise UsageError(f"{self._path}: {table}{_bounded(name)} is no option{nearest_of(name, known, _LISTED)}")
+            nearest = nearest_of(name, known, _LISTED)
+            raise UsageError(f"{self._path}: {table}{_bounded(name)} is not an option{nearest}")
         hint = known[name].hint
         if not _fits(value, hint):
             raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {_expected(hint)} was expected")
@@ -252,7 +257,7 @@ def _fill(arguments: ArgumentCollection, found: Mapping[str, _Given], source: st
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-def explained(error: CycloptsError) -> str:
+def parse_error_text(error: CycloptsError) -> str:
     """Return what is wrong with a command line, a variable or a file: what was expected, or which name is nearest."""
     error.verbose = False
     text = str(error)
@@ -314,7 +319,7 @@ def _setting(name: str, argument: Argument) -> Setting:
 def as_json(settings: Iterable[Setting], token: Setting | None) -> str:
     """Return settings as a JSON object: value and source by name. token: its fingerprint."""
     named = [*settings, token] if token else settings
-    found = {name: {"value": _text(value), "source": _text(source)} for name, value, source in named}
+    found = {each.name: {"value": _text(each.value), "source": _text(each.source)} for each in named}
     return orjson.dumps(found, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
@@ -324,19 +329,22 @@ def as_toml(settings: Iterable[Setting], token: Setting | None, table: str = "")
     table: the command whose table they stand in; empty for `run`, whose settings are for all commands. token: its
     fingerprint, shown as a comment, because the token never stands in a file of options.
     """
-    rows = [(_toml_line(name, value), source) for name, value, source in settings]
+    rows = [(_toml_line(each), each.source) for each in settings]
     if token:
         rows.append((f"# token {token.value}" if token.value else "# no token", token.source))
     width = min(max(len(row) for row, _ in rows), _WIDEST_COLUMN)
     return "\n".join([f"[{table}]"] * bool(table) + [f"{row:<{width}}  # {source}" for row, source in rows])
 
 
-def _toml_line(name: str, value: Any) -> str:
+def _toml_line(setting: Setting) -> str:
+    name, value = setting.name, setting.value
     if value is None:
         return f"# {name}"
     shown = _text(value)
     line = f"{name} = {_toml(shown)}"
-    return line if shown == value else f"# {line} in UTF-8, which alone a file holds"
+    if setting.cut:
+        return f"# {line}"
+    return line if shown == value else f"# {line} in UTF-8, the only encoding of such a file"
 
 
 def _text(value: Any) -> Any:

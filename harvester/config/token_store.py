@@ -76,7 +76,7 @@ class TokenStore:
             except _NoKeyring as error:
                 if store == "keyring":
                     raise
-                tell(f"{error}: the token goes into a file")
+                tell(f"{error}: the token is stored in a file")
             else:
                 return "keyring"
         with self._file.created_folder():
@@ -92,7 +92,7 @@ class TokenStore:
             backend.set_password(SERVICE, self.server, token)
             stored = backend.get_password(SERVICE, self.server)
         if stored != token:
-            raise UsageError("the system keyring does not keep what it is given: harvester login --store file")
+            raise UsageError("the system keyring does not keep what is stored in it: use harvester login --store file")
         self._file.remove()  # it would take precedence
         return _KEYRING
 
@@ -103,13 +103,13 @@ class TokenStore:
         """
         found = self._file.remove()
         if found:
-            tell(f"forgotten: {self._file.path}")
+            tell(f"deleted: {self._file.path}")
         with suppress(_NoKeyring):
             backend = _keyring()
             with _explained():
                 if backend.get_password(SERVICE, self.server) is not None:
                     backend.delete_password(SERVICE, self.server)
-                    tell(f"forgotten: {_KEYRING}")
+                    tell(f"deleted: {_KEYRING}")
                     found = True
         return found
 
@@ -152,8 +152,8 @@ def _explained() -> Iterator[None]:
         yield
     except Exception as error:  # backends raise anything, and their texts may contain the token
         raise UsageError(
-            f"the system keyring failed ({type(error).__name__}): unlock it, or do without: harvester login "
-            "--store file, BITLY_TOKEN, --token-file or --token-command"
+            f"the system keyring failed ({type(error).__name__}): unlock it, or do without it: harvester "
+            "login --store file, BITLY_TOKEN, --token-file or --token-command"
         ) from error
 
 
@@ -221,14 +221,14 @@ class _TokenFile:
         Raises UsageError if that fails, or if others can write to it.
         """
         if not os.path.isabs(self._folder):
-            raise UsageError(f"{self._folder}: there is no home folder; name a folder by --token-store")
+            raise UsageError(f"{self._folder}: there is no home folder; name a folder with --token-store")
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self._folder}: {error.strerror}; name another folder by --token-store") from error
+            raise UsageError(f"{self._folder}: {error.strerror}; name another folder with --token-store") from error
         with self._opened() as folder:
             if folder is None:  # as dir_fd it would mean the working directory
-                raise UsageError(f"{self._folder} cannot be entered: name another folder by --token-store")
+                raise UsageError(f"{self._folder} cannot be entered: name another folder with --token-store")
             yield folder
 
     @contextmanager
@@ -245,17 +245,17 @@ class _TokenFile:
                 yield None
                 return
             why = "not a folder, or a symbolic link to one" if error.errno in _SYMLINK_ERRNOS else error.strerror
-            raise UsageError(f"{self._folder}: {why}; name the folder itself by --token-store") from error
+            raise UsageError(f"{self._folder}: {why}; name the folder itself with --token-store") from error
         try:
             found = os.fstat(descriptor)
             if found.st_uid not in {os.geteuid(), 0}:
-                raise UsageError(f"{self._folder} belongs to another user: name another folder by --token-store")
+                raise UsageError(f"{self._folder} belongs to another user: name another folder with --token-store")
             if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise UsageError(f"{self._folder} can be written by others: chmod 700 {self._folder}")
             yield descriptor
         except OSError as error:
             why = "a symbolic link, which is not followed" if error.errno in _SYMLINK_ERRNOS else error.strerror
-            raise UsageError(f"{self.path}: {why}; name another folder by --token-store") from error
+            raise UsageError(f"{self.path}: {why}; name another folder with --token-store") from error
         finally:
             os.close(descriptor)
 

@@ -1,8 +1,6 @@
 """An open dataset: records verdicts at once, commits them in batches, publishes what was committed.
 
-Three threads use it. The event loop's calls `record` and `take_batch`, which never wait for the disk for long; a second
-one calls what blocks, such as `commit`; a third one `publish`, since a part of 100 MB takes seconds to make and minutes
-to upload.
+Three threads use it: the event loop's, which never waits for the disk for long; one that commits; one that publishes.
 """
 
 import time
@@ -16,11 +14,11 @@ from typing import Protocol
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.journal import AttemptFile, Journal, PartLimits
+from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
-from harvester.errors import OutputError, explained
+from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
@@ -40,9 +38,8 @@ _TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("
 class Batch:
     """What one commit makes durable.
 
-    entries: verdicts by journal segment. seen: keys of known calls that the list names again. invalid: lines that are
-    no bitlinks. ended: journals that are full. current, size: the open journal, and its bytes to commit. durable: True
-    once the ledger's transaction has succeeded, even if something later failed. totals: the dataset's, with this batch.
+    entries: verdicts by segment. seen: keys of known calls that the list names again. invalid: lines without a bitlink.
+    ended: full journals. current, size: the open journal, its bytes to commit. durable: True once the ledger has it.
     """
 
     entries: defaultdict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
@@ -67,10 +64,7 @@ class Publisher(Protocol):
     uncommitted_limit: int
 
     def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Finish or undo what a crash interrupted.
-
-        sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
-        """
+        """Finish or undo what a crash interrupted. sizes: readable bytes of each journal. lossy: lines are gone."""
 
     def checkpoint(self) -> FileCheckpoint | None:
         """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
@@ -94,6 +88,9 @@ class Publisher(Protocol):
     def leave(self) -> None:
         """Wait for no reader at all from now on: the run is given up."""
 
+    def close(self) -> None:
+        """Close what it has open."""
+
 
 class Dataset:
     """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder."""
@@ -111,7 +108,7 @@ class Dataset:
         lock: FolderLock | None,
     ) -> None:
         facts = ledger.facts()
-        with explained(location.private):
+        with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
         self.location = location
         self.ledger = ledger
@@ -145,9 +142,8 @@ class Dataset:
     def backlogged(self) -> bool:
         """True while too much waits for the disk, so that no further call should be made."""
         # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
-        return (
-            self._waiting >= self._publisher.uncommitted_limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
-        )
+        limit = self._publisher.uncommitted_limit
+        return self._waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
 
     @property
     def due(self) -> bool:
@@ -181,8 +177,9 @@ class Dataset:
         self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
         self._counts[state] += 1
-        self._counts[_TRUNCATED] += lacks.truncated
-        self._counts[_CLIPPED] += lacks.clipped
+        if lacks is not WHOLE:
+            self._counts[_TRUNCATED] += lacks.truncated
+            self._counts[_CLIPPED] += lacks.clipped
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):
@@ -244,13 +241,13 @@ class Dataset:
             self._end_journal()
 
     def _end_journal(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
 
     def _check_state(self) -> None:
-        with explained(self.location.private):
+        with as_output_error(self.location.private):
             self._watch.check(self._open_state())
 
     def _open_state(self) -> Iterator[Watched]:
@@ -276,7 +273,7 @@ class Dataset:
             OutputError: the disk is full, or a file was changed by another program.
         """
         if not batch.durable:
-            with explained(self.location.out):
+            with as_output_error(self.location.out):
                 self._commit(batch)
             batch.durable = True
         if not self.location.in_parts:
@@ -291,7 +288,7 @@ class Dataset:
         """
         self._watch.raise_spoiled()
         ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
-        with explained(self.location.out):
+        with as_output_error(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
@@ -331,7 +328,7 @@ class Dataset:
 
     def free_bytes(self) -> int:
         """Return the free bytes on the disk of the output or of the private state, whichever has less."""
-        with explained(self.location.public):
+        with as_output_error(self.location.public):
             return least_free_bytes({self.location.public, self.location.private}, unless_gone=self.location.private)
 
     def shorten_waits(self) -> None:
@@ -381,6 +378,7 @@ class Dataset:
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` with the ledger's failures and invalid lines."""
         self._sidecars.write_failures(self.ledger.failure_lines())
+        forget_failures(self.location.private)
 
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""

@@ -4,7 +4,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from contextlib import suppress
+from itertools import zip_longest
 
 import orjson
 
@@ -13,20 +14,34 @@ from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
-from harvester.jsonlines import whole_lines
-from harvester.storage.filesystem import sync_file, sync_folder, truncate_file
+from harvester.jsonlines import object_in, whole_lines
+from harvester.storage.appended_file import AppendedFile
 from harvester.storage.location import OutputLocation
 
 _CHUNK = 1024 * 1024
+_SAVED = "removed-rows"
+_REACH = "reach"
 
 
 class FilePublisher:
     """Appends committed rows to one file; what a follower may have read is never withdrawn or repeated.
 
     The ledger's checkpoint pairs a length of the file with the position in the journal up to which its rows are
-    contained in that length. After a crash the file may be longer than the checkpoint: its further bytes are compared
-    with the rows behind that position, and only the missing ones are appended. Bytes that are no such rows are an
-    error, since another program wrote them.
+    contained in that length. A journal is deleted only when its rows are durable in the file, so the journals that are
+    still there describe the file's end: the bytes behind the *reach*, which is the checkpoint less their rows before
+    it. Recovery compares the file with them from the reach on.
+
+    | the file | what is done |
+    |---|---|
+    | ends behind the checkpoint with the expected rows | the missing rows are appended |
+    | has zeros behind the checkpoint, as a power cut leaves them | cut off at the first, and appended again |
+    | ends between the reach and the checkpoint | somebody has cut it; the missing rows are appended, with a warning |
+    | is shorter than the reach | an error: only the file had those rows |
+    | is gone or empty | an error, because its rows may have been read: written again only under another name |
+    | has other bytes | an error: another program wrote them |
+
+    While a run goes on, AppendedFile watches the file. A change is an error that ends the run: the length that the file
+    had is recorded, for the next run, and no journal ends any more.
     """
 
     uncommitted_limit = UNCOMMITTED_LIMIT
@@ -34,7 +49,10 @@ class FilePublisher:
     def __init__(self, location: OutputLocation, ledger: Ledger) -> None:
         self._location = location
         self._ledger = ledger
-        self._checkpoint = self._synced = ledger.checkpoint()
+        self._saved_as = os.path.join(location.private, _SAVED)
+        self._file = AppendedFile(location.out, self._saved_as)
+        self._checkpoint = ledger.checkpoint()
+        self._synced: FileCheckpoint | None = self._checkpoint
         self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
 
@@ -47,59 +65,85 @@ class FilePublisher:
         """Sync the file and return its checkpoint; None if it is unchanged, or the last append may have failed."""
         if self._in_doubt or self._checkpoint == self._synced:
             return None
+        try:
+            self._file.check()
+        except OutputError:  # `publish` raises it; the verdicts are committed before
+            return None
         self._sync()
         return self._checkpoint
 
     def _sync(self) -> None:
-        if os.path.exists(self._location.out):
-            sync_file(self._location.out)
-            if not self._synced.bytes:
-                sync_folder(os.path.dirname(self._location.out))
+        self._file.sync()
         self._synced = self._checkpoint
 
     def publish(self, committed: Mapping[int, int], ended: Sequence[int]) -> None:
         if self._in_doubt:  # an earlier call failed half-way
             self.recover(lambda _: None, committed, lossy=False)
         self._in_doubt = True
-        with open(self._location.out, "ab", buffering=_CHUNK) as stream:
+        try:
+            self._file.check()
             for segment in sorted(committed):
-                self._append(stream, segment, committed[segment])
-        self._in_doubt = False
-        for segment in ended:
-            if segment > self._ledger.ended():
-                self._ledger.end_segment(segment, self.checkpoint())
-                remove(self._location.private, segment)
+                self._append(segment, committed[segment])
+            self._in_doubt = False
+            for segment in ended:
+                self._end(segment)
+        except OutputError:
+            if self._file.changed:
+                self._record_length()
+            raise
 
-    def _append(self, stream: BinaryIO, segment: int, end: int) -> None:
+    def _append(self, segment: int, end: int) -> None:
         checkpoint = self._checkpoint
         if segment < checkpoint.segment or segment <= self._ledger.ended():
             return
         start = checkpoint.place if segment == checkpoint.segment else 0
-        size, rows = checkpoint.bytes, checkpoint.rows
+        size, rows, missing = checkpoint.bytes, checkpoint.rows, bytearray()
         for line in rows_in(self._location, segment, start, end):
-            stream.write(line[self._ahead :])
+            missing += line[self._ahead :]
             self._ahead = max(self._ahead - len(line), 0)
             size += len(line)
             rows += 1
+            if len(missing) >= _CHUNK:
+                self._file.append(missing)
+                missing.clear()
+        self._file.append(missing)
         self._checkpoint = FileCheckpoint(segment, end, size, rows)
 
+    def _end(self, segment: int) -> None:
+        """Record that a journal is not needed any more, and delete it, once its rows are durable in the file."""
+        if segment > self._ledger.ended():
+            checkpoint = self.checkpoint()
+            self._file.check()
+            self._ledger.end_segment(segment, checkpoint)
+            remove(self._location.private, segment)
+
+    def _record_length(self) -> None:
+        """Store which length the changed file had, so that the next run knows what must be put back."""
+        self._in_doubt = True
+        with suppress(OSError, OutputError):  # the change itself is the error to report
+            self._sync()
+            self._ledger.set_checkpoint(self._checkpoint)
+
     def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Find which rows behind the checkpoint the file contains already, as the class describes."""
+        """Find which of the journals' rows the file contains already, as the class describes."""
         self._checkpoint, self._ahead = self._ledger.checkpoint(), 0
-        size = os.path.getsize(self._location.out) if os.path.exists(self._location.out) else 0
-        if size < self._checkpoint.bytes:
-            raise OutputError(
-                f"{self._location.out} has {size} bytes and had {self._checkpoint.bytes}: somebody has cut it. Put the "
-                "rows back, or keep them where they are and begin a new --out with the links that they lack"
-            )
+        size = self._file.open()
         if lossy:
-            readable = sizes.get(self._checkpoint.segment, 0)
-            self._checkpoint = self._checkpoint._replace(place=min(self._checkpoint.place, readable))
-        end = self._compare_tail(sizes) if size else 0
-        if lossy:
-            self._accept_tail(end, size, sizes, warn)
-        elif end < size:
-            self._drop_zeros(end)
+            self._recover_lossy(warn, sizes, size)
+            return
+        checkpoint, reach = self._checkpoint, self._reach(sizes)
+        if size < reach.bytes or (not size and checkpoint.bytes and not self._is_renamed()):
+            raise self._not_whole(size, reach)
+        self._check_origin(reach.bytes)
+        end = self._compare(reach, sizes, size)
+        if end < size:
+            self._file.truncate(end)
+        if end < checkpoint.bytes:
+            warn(f"{self._location.out} had {checkpoint.bytes} bytes and has {size}: the rest is written again")
+            self._checkpoint, self._synced = reach, None
+        self._ahead = end - self._checkpoint.bytes
+        if self._is_renamed():
+            self._ledger.repin({"out": self._location.name})
 
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
@@ -111,53 +155,160 @@ class FilePublisher:
 
     leave = shorten_waits
 
-    def _compare_tail(self, sizes: Mapping[int, int]) -> int:
-        """Return the position in the file up to which it matches the rows behind the checkpoint."""
-        end = self._checkpoint.bytes
-        with open(self._location.out, "rb") as stream:
-            stream.seek(end)
-            for line in self._expected(sizes):
-                found = stream.read(len(line)).rstrip(b"\0")
-                if not line.startswith(found):
-                    break
-                end += len(found)
-                if len(found) < len(line):
-                    break
-        self._ahead = end - self._checkpoint.bytes
+    def close(self) -> None:
+        self._file.close()
+
+    # --- recovery --------------------------------------------------------------------------------------------------
+
+    def _is_renamed(self) -> bool:
+        """True if the dataset was begun under another name, so that a file without rows is a new one."""
+        return os.path.basename(str(self._ledger.facts()["out"])) != os.path.basename(self._location.name)
+
+    def _reach(self, sizes: Mapping[int, int]) -> FileCheckpoint:
+        """Return the earliest position of the file from which on the journals hold all its rows."""
+        checkpoint = self._checkpoint
+        kept = [segment for segment in sizes if self._ledger.ended() < segment <= checkpoint.segment]
+        if not kept:
+            return checkpoint
+        after_loss = FileCheckpoint(*orjson.loads(str(self._ledger.facts().get(_REACH, "[]"))))
+        if after_loss.segment in kept and after_loss != FileCheckpoint():
+            return after_loss
+        size, rows = 0, 0
+        for segment in kept:
+            for line in rows_in(
+                self._location, segment, 0, checkpoint.place if segment == checkpoint.segment else sizes[segment]
+            ):
+                size += len(line)
+                rows += 1
+        return FileCheckpoint(min(kept), 0, checkpoint.bytes - size, checkpoint.rows - rows)
+
+    def _compare(self, start: FileCheckpoint, sizes: Mapping[int, int], size: int, *, lossy: bool = False) -> int:
+        """Return the position up to which the file contains the journals' rows behind start.
+
+        lossy: True if the file may have rows that the journals lack; these are not looked at.
+
+        Raises:
+            OutputError: it has bytes that are neither those rows nor, behind the checkpoint, zeros.
+        """
+        position, end = start.bytes, None
+        for line in self._expected(start, sizes):
+            found = self._file.read(position, len(line))
+            if found != line:
+                same = next((at for at, byte in enumerate(found) if byte != line[at]), len(found))
+                end = position + same if end is None else end
+                self._check_torn(found, line, position, end)
+            position += len(found)
+            if len(found) < len(line):
+                break
+        end = position if end is None else end
+        while not lossy and position < size:
+            found = self._file.read(position, _CHUNK)
+            self._check_torn(found, b"", position, end)
+            position += len(found)
         return end
 
-    def _accept_tail(self, start: int, size: int, sizes: Mapping[int, int], warn: Callable[[str], None]) -> None:
-        """Keep the complete rows from start on, whose journal lines are lost, and cut a torn last row off.
+    def _check_torn(self, found: bytes, line: bytes, position: int, end: int) -> None:
+        """Raise OutputError for a byte that is neither the expected one nor a zero that a power cut can have left.
+
+        A power cut keeps any of the blocks that were written since the last sync; the others are zeros.
+        """
+        own = found[: max(0, self._checkpoint.bytes - position)]
+        expected_or_zero = all(byte in {0, right} for byte, right in zip_longest(found, line[: len(found)]))
+        if line.startswith(own) and expected_or_zero:
+            return
+        if end < self._checkpoint.bytes:
+            raise OutputError(
+                f"{self._location.out} is not as it was written, from byte {end} on: put the file back that was there. "
+                f"If there is none, cut what is wrong (truncate --size={end} {self._location.out}), then run the same "
+                "command again"
+            )
+        raise OutputError(
+            f"{self._location.out} was written to by another program, behind byte {end}: take that away "
+            f"(truncate --size={end} {self._location.out}), then run the same command again"
+        )
+
+    def _expected(self, start: FileCheckpoint, sizes: Mapping[int, int]) -> Iterator[bytes]:
+        """Yield the journals' rows behind a checkpoint."""
+        for segment, size in sorted(sizes.items()):
+            if segment >= start.segment and segment > self._ledger.ended():
+                yield from rows_in(self._location, segment, start.place if segment == start.segment else 0, size)
+
+    def _check_origin(self, end: int) -> None:
+        """Check the first row and the one before `end`, which no journal has any more, as far as they tell.
+
+        Raises:
+            OutputError: they are not this dataset's.
+        """
+        if not end:
+            return
+        run_id = self._ledger.facts()["run_id"]
+        first = next((line for _, line in whole_lines(self._location.out, 0)), b"")
+        if any(object_in(line).get("run_id") != run_id for line in (first, self._file.line_before(end))):
+            raise OutputError(
+                f"{self._location.out} does not hold the rows that were written to it: another file is in its place. "
+                "Put the right one back, then run the same command again; or keep it where it is and begin a new --out "
+                "with the links that it lacks"
+            )
+
+    def _not_whole(self, size: int, reach: FileCheckpoint) -> OutputError:
+        """Return the error for a file that is gone, or was cut so far that the journals cannot complete it."""
+        out, had = self._location.out, self._checkpoint.bytes
+        if size:
+            enough = f" (its first {reach.bytes} bytes are enough)" if reach.bytes < had else ""
+            return OutputError(
+                f"{out} has {size} bytes and had {had}: somebody has cut it. Put the rows back{enough}, or keep them "
+                "where they are and begin a new --out with the links that they lack"
+            )
+        what = f"{out} has no bytes and had {had}: somebody has moved, removed or emptied it."
+        if os.path.exists(self._saved_as) and os.path.getsize(self._saved_as) >= reach.bytes:
+            return OutputError(
+                f"{what} It was saved when it was removed: move it back (mv {self._saved_as} {out}), then run the same "
+                "command again"
+            )
+        if reach.bytes:
+            return OutputError(
+                f"{what} Put it back, then run the same command again; or keep it where it is and begin a new --out "
+                "with the links that it lacks"
+            )
+        return OutputError(
+            f"{what} Put it back, then run the same command again. If it is lost, its rows can be written once more, "
+            f"without a call: mv {self._location.private} NEW.ndjson.harvester, then run with --out NEW.ndjson"
+            + (" and without --work-dir" if self._location.work_dir else "")
+        )
+
+    def _recover_lossy(self, warn: Callable[[str], None], sizes: Mapping[int, int], size: int) -> None:
+        """Keep the complete rows behind the checkpoint although their journal lines are lost.
 
         The checkpoint is made durable at once, while the ledger still records that lines were lost.
         """
-        if start < size:
-            end = max((end for end, _ in whole_lines(self._location.out, start)), default=start)
-            if end < size:
-                warn(f"{self._location.out}: a torn last row was cut, its call is asked again")
-                truncate_file(self._location.out, end)
-            rows = self._checkpoint.rows + sum(1 for _ in whole_lines(self._location.out, self._checkpoint.bytes))
-            segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
-            self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
+        if size < self._checkpoint.bytes:
+            raise self._not_whole(size, self._checkpoint)
+        self._checkpoint = self._checkpoint._replace(
+            place=min(self._checkpoint.place, sizes.get(self._checkpoint.segment, 0))
+        )
+        end = self._compare(self._checkpoint, sizes, size, lossy=True)
+        self._ahead = end - self._checkpoint.bytes
+        expected = sum(len(line) for line in self._expected(self._checkpoint, sizes))
+        if self._ahead == expected:
+            end = self._accept_rows(end, sizes)
+        if end < size:
+            warn(f"{self._location.out}: a torn last row was cut, its call is asked again")
+            self._file.truncate(end)
         self._sync()
+        # Before this position the file has rows that no journal has any more.
+        self._ledger.repin({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
         self._ledger.set_checkpoint(self._checkpoint)
 
-    def _drop_zeros(self, end: int) -> None:
-        """Cut off zero bytes, which a power cut can leave behind the last write; raise OutputError for other bytes."""
-        with open(self._location.out, "rb") as stream:
-            stream.seek(end)
-            while chunk := stream.read(_CHUNK):
-                if chunk.strip(b"\0"):
-                    raise OutputError(
-                        f"{self._location.out} was written to by another program, behind byte {end}: take that away "
-                        f"(truncate --size={end} {self._location.out}), then run the same command again"
-                    )
-        truncate_file(self._location.out, end)
-
-    def _expected(self, sizes: Mapping[int, int]) -> Iterator[bytes]:
-        """Yield the journals' rows behind the checkpoint."""
-        checkpoint = self._checkpoint
-        for segment, size in sorted(sizes.items()):
-            if segment >= checkpoint.segment:
-                start = checkpoint.place if segment == checkpoint.segment else 0
-                yield from rows_in(self._location, segment, start, size)
+    def _accept_rows(self, start: int, sizes: Mapping[int, int]) -> int:
+        """Move the checkpoint behind the whole rows from start on, and return their end."""
+        end, run_id = start, self._ledger.facts()["run_id"]
+        for position, line in whole_lines(self._location.out, start):
+            if object_in(line).get("run_id") != run_id:
+                break
+            end = position
+        rows = self._checkpoint.rows + sum(
+            1 for at, _ in whole_lines(self._location.out, self._checkpoint.bytes) if at <= end
+        )
+        segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
+        self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
+        return end

@@ -26,11 +26,13 @@ from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync
 _NAME = re.compile(r"journal-(\d{5,})\.journal")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _BEGINNING = re.compile(rb"[0-9a-f]{8} [0-9a-f]{32} \d ")
+_ROW = 0
+RECENT_FAILURES = "recent-failures"
 VOID = 9
 """The state of a line of spaces, which stands where a damaged line was."""
 _READ_BYTES = 1024 * 1024
 _ATTEMPTS = "attempts"
-_COUNTS = b"%020d %020d %020d %020d\n"
+_COUNT, _OTHER_COUNTS = b"%020d ", b"%020d %020d %020d\n"
 _COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
@@ -204,9 +206,23 @@ def _chunks(read_bytes: Callable[[int], bytes], size: int) -> Iterator[bytes]:
 
 
 def remove(folder: str, segment: int) -> None:
-    """Delete a segment's journal file; nothing if it is gone."""
+    """Delete a segment's journal file; nothing if it is gone.
+
+    Its failures are in no part. Until `_failures.ndjson` has them too, they are kept for `harvester repair`.
+    """
+    path = segment_path(folder, segment)
+    failures = [record for record in read(path, 0) if record.state not in {_ROW, VOID}]
+    if failures:
+        with open(os.path.join(folder, RECENT_FAILURES), "ab") as stream:
+            stream.writelines(encode(*record[:3]) for record in failures)
     with suppress(FileNotFoundError):
-        os.unlink(segment_path(folder, segment))
+        os.unlink(path)
+
+
+def forget_failures(folder: str) -> None:
+    """Delete the kept failures: `_failures.ndjson` has just been written."""
+    with suppress(OSError):
+        os.unlink(os.path.join(folder, RECENT_FAILURES))
 
 
 class Journal:
@@ -230,7 +246,7 @@ class Journal:
         self._descriptor = os.open(self._path, flags, 0o666)
         self.size = os.fstat(self._descriptor).st_size
         self._synced = self.size
-        self._named = self.size > 0
+        self._named = False
 
     def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
         """Append a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
@@ -316,6 +332,8 @@ class AttemptFile:
         """Open the file in the private state, creating it if missing. before: the attempts of earlier runs."""
         self._path = os.path.join(folder, _ATTEMPTS)
         self._before = before
+        self._others: tuple[int, int, int] | None = None
+        self._others_text = b""
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def write(self, run: AttemptCounts) -> None:
@@ -324,13 +342,12 @@ class AttemptFile:
         Raises:
             OutputError: it cannot be written, so that the attempt must not be sent.
         """
-        before = self._before
-        line = _COUNTS % (
-            before.total + run.total,
-            before.retried + run.retried,
-            before.throttled + run.throttled,
-            before.helper + run.helper,
-        )
+        before, others = self._before, (run.retried, run.throttled, run.helper)
+        if others != self._others:
+            earlier = (before.retried, before.throttled, before.helper)
+            self._others_text = _OTHER_COUNTS % tuple(map(sum, zip(earlier, others, strict=True)))
+            self._others = others
+        line = _COUNT % (before.total + run.total) + self._others_text
         try:
             written = os.pwrite(self._descriptor, line, 0)
         except OSError as error:

@@ -31,13 +31,13 @@ from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
 from harvester.dataset.part_publisher import PartPublisher, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
-from harvester.errors import UsageError, explained
+from harvester.errors import UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
-from harvester.storage.filesystem import make_folder, sync_file, truncate_file
+from harvester.storage.filesystem import make_folder, sync_folder, sync_path, truncate_file
 from harvester.storage.folders import check_unused, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
@@ -78,22 +78,24 @@ def open_dataset(
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with explained(location.out):
+        with as_output_error(location.out):
             make_folder(location.public)
             make_folder(location.private)
         # Rows on standard output have a scratch folder, which nobody else can name, and which is locked already.
         lock = FolderLock(location.private, location.out) if location.kept else None
-        with explained(location.private):
+        with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
         part_format = asked.for_begun(ledger.facts(), location.out)
-        with explained(location.private):
+        with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)
             growing = location.out if location.kept and not location.in_parts else None
-            publisher = _publisher_for(location, ledger, part_format, store, sink)
+            publisher = stack.enter_context(
+                contextlib.closing(_publisher_for(location, ledger, part_format, store, sink))
+            )
             recovery = _Recovery(location.private, growing, ledger, publisher, warn, ledger.begin_invocation() - 1)
             recovery.recover()
             recovery.count_attempts()
@@ -340,13 +342,14 @@ class _Recovery:
         if torn:
             self.warn(f"{out}: a torn last row was cut, its call is asked again")
             truncate_file(out, end)
-        sync_file(out)
+        sync_path(out)
         self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
 
     def _settle(self, scan: _Scan) -> None:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
         if scan.size and scan.size != scan.committed:
             truncate_file(segment_path(self.folder, scan.segment), scan.good)
+            sync_folder(self.folder)  # the last run may have been killed before it made the name durable
         if not scan.lossy:
             self._replay(scan.segment, scan.committed)
             return

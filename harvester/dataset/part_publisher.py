@@ -43,7 +43,7 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     """Yield a journal's rows between two byte positions as published, each with its line feed.
 
     Raises:
-        OutputError: the journal is damaged before end.
+        OutputError: the journal is damaged before end, or gone.
     """
     path, position = segment_path(location.private, segment), start
     for record in read(path, start, end):
@@ -51,6 +51,11 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
         if record.state == CallState.ROW:
             yield record.payload + b"\n"
     if end is not None and position < end:
+        if not os.path.exists(path):
+            raise OutputError(
+                f"{path} is gone: somebody has moved or removed it, or its folder. Put it back, then run the same "
+                "command again"
+            )
         raise damaged(path, position)
 
 
@@ -94,6 +99,9 @@ class PartPublisher:
         self._storage.shorten_waits()
 
     leave = shorten_waits
+
+    def close(self) -> None:
+        pass  # nothing is open between two calls
 
     def parts(self) -> list[PublishedPart]:
         """Return the sealed parts, including those that a loader has moved away."""

@@ -8,9 +8,12 @@ from typing import Any
 
 import orjson
 
-from harvester.errors import OutputError, StoreRefused, explained
+from harvester.errors import OutputError, StoreRefused, as_output_error
 from harvester.storage.location import FAILURES, MANIFEST, SUCCESS
 from harvester.storage.storage import LocalStorage, Storage
+
+MOST_INVALID_LINES = 10_000
+"""Invalid lines that `_failures.ndjson` lists; further ones are only counted. A wrong file may have millions."""
 
 
 class Sidecars:
@@ -40,20 +43,20 @@ class Sidecars:
 
     def write_success(self) -> None:
         """Create `_SUCCESS`: the whole list was read and every call is settled. Nothing if it is there."""
-        with explained(self._folder):
+        with as_output_error(self._folder):
             for storage in self._storages:
                 storage.create(SUCCESS, b"")
 
     def delete_success(self) -> None:
         """Delete `_SUCCESS`, where readers see it first."""
-        with explained(self._folder):
+        with as_output_error(self._folder):
             for storage in reversed(self._storages):
                 storage.delete(SUCCESS)
 
     def _replace(self, name: str, chunks: Iterable[bytes], *, last: bool) -> None:
         if self._local is None:
             return
-        with explained(self._folder):
+        with as_output_error(self._folder):
             self._local.replace(name, chunks)
             if self._store:
                 self._upload(name, self._local, self._store, last=last)

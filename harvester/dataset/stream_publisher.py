@@ -70,6 +70,9 @@ class StreamPublisher:
     def parts(self) -> list[PublishedPart]:
         return []
 
+    def close(self) -> None:
+        pass  # the sink is its maker's
+
     def published_keys(self) -> Iterable[bytes]:
         return ()
 

@@ -95,7 +95,7 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
         except (OSError, EOFError, zlib.error) as error:
             raise InputBroken(
                 f"{source.name}: cannot be read past line {last}: {error}. "
-                "What was harvested stays; mend the list and run the same command again"
+                "What was harvested stays; fix the list and run the same command again"
             ) from error
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from harvester.events import Event, Field
 from harvester.progress import RunProgress, duration
-from harvester.reporting.reporter import clock, explained, moves, seconds_until, trouble_of
+from harvester.reporting.reporter import clock, moves, seconds_until, trouble_of, wait_in_words
 from harvester.reporting.terminal import escaped, escaped_lines, put
 
 SHORTEST_SECONDS = 0.25
@@ -193,7 +193,7 @@ def _results(status: RunProgress) -> Iterator[Text]:
     if status.clipped:
         yield Text(f"{status.clipped:,} clipped", "yellow")
     if status.attempts.retried:
-        yield Text(f"{status.attempts.retried:,} repeated")
+        yield Text(f"{status.attempts.retried:,} retried")
     if status.attempts.throttled:
         yield Text(f"{status.attempts.throttled:,} throttled")
 
@@ -206,7 +206,7 @@ def _standstill(status: RunProgress) -> list[Text]:
         return []
     if status.waiting.until is None and moves(status):
         return []
-    text = Text("waiting for " + escaped(explained(status.waiting)), "bold yellow")
+    text = Text("waiting for " + escaped(wait_in_words(status.waiting)), "bold yellow")
     left = seconds_until(status.waiting.until) if status.waiting.until else 0
     return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
 

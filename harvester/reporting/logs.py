@@ -20,7 +20,7 @@ from harvester.errors import UsageError
 from harvester.events import Event, Field, level
 from harvester.jsonlines import as_json
 from harvester.progress import InvalidLine, RunProgress
-from harvester.reporting.reporter import LONG_WAIT_SECONDS, explained, seconds_until
+from harvester.reporting.reporter import LONG_WAIT_SECONDS, seconds_until, wait_in_words
 from harvester.reporting.terminal import escaped, put
 from harvester.rows.row import RowBuilder
 
@@ -76,7 +76,7 @@ def route_warnings_to(log: JsonLog) -> None:
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    threading.excepthook = lambda args: log.warn(f"a thread has died: {args.exc_value!r}")
+    threading.excepthook = lambda args: log.warn(f"a thread died: {args.exc_value!r}")
     sys.unraisablehook = lambda args: log.warn(f"{args.err_msg or 'ignored'}: {args.exc_value!r}")
 
 
@@ -142,7 +142,7 @@ class LoggingObserver:
             self._waited_for = None
         elif waiting.window != self._waited_for and seconds_until(waiting.until) > LONG_WAIT_SECONDS:
             self._waited_for = waiting.window
-            log.warning("waiting for %s", explained(waiting))
+            log.warning("waiting for %s", wait_in_words(waiting))
         log.debug(
             "%d rows, %d refused, %d failed, %d attempts, waiting for %s",
             status.rows, status.refused, status.failed, status.attempts.total, status.waiting,
@@ -155,7 +155,7 @@ class LoggingObserver:
             result = self._on_failure(orjson.loads(line))
             if inspect.iscoroutine(result):
                 result.close()
-                raise UsageError("on_failure: a plain function was expected, not one that gives a coroutine")
+                raise UsageError("on_failure: a plain function was expected, not one that returns a coroutine")
         except (Exception, asyncio.CancelledError) as error:  # the caller's own error: the stream raises it later
             self.error = error
             if self._give_up:

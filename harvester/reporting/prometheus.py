@@ -48,8 +48,8 @@ class TextfileExporter:
                 await in_daemon(partial(self._write, manifest))
         except (OSError, ValueError) as error:
             if not self._warned:
-                reason = getattr(error, "strerror", None) or str(error) or "it takes too long"
-                self._warn(f"--metrics-file {self._path}: {reason}; the run goes on, and tries it again each minute")
+                reason = getattr(error, "strerror", None) or str(error) or "it took too long"
+                self._warn(f"--metrics-file {self._path}: {reason}; the run goes on, and tries again every minute")
             self._warned = True
 
     def _write(self, manifest: Manifest) -> None:
@@ -65,11 +65,11 @@ class TextfileExporter:
 def _checked(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith(ENDING) or name == ENDING:
-        misfit = f"a name such as harvester{ENDING} was expected; no other is collected"
+        misfit = f"a name such as harvester{ENDING} was expected; the collector reads no other"
     elif not os.path.isdir(folder):
-        misfit = f"there is no folder {folder}; it is the textfile collector's"
+        misfit = f"there is no folder {folder}; name the textfile collector's"
     elif not os.access(folder, os.W_OK | os.X_OK):
-        misfit = f"Permission denied; {folder} must let this user write"
+        misfit = f"Permission denied; this user must be able to write to {folder}"
     elif os.path.isdir(path):
         misfit = "a folder; name a file in it"
     else:
@@ -114,39 +114,39 @@ class _Numbers(Collector):
     def _calls(self) -> Iterator[Metric]:
         counts, left, made = self._manifest.dataset, self._manifest.remaining, self._manifest.attempts
         states = {state: getattr(counts, state) for state in ("rows", "refused", "failed", "pending")}
-        yield self._gauge("calls", "Calls of the output by what became of them.", states, "state")
+        yield self._gauge("calls", "Calls of the output by their state.", states, "state")
         text = "Rows with as many metrics as were requested: the smallest ones are probably missing."
         yield self._gauge("truncated_rows", text, {"": counts.truncated})
-        text = "Rows over a shorter time than was requested, as the plan keeps no more."
+        text = "Rows over a shorter time than was requested, because the plan keeps no more."
         yield self._gauge("clipped_rows", text, {"": counts.clipped})
         yield self._gauge("calls_left", "Calls without a verdict in the whole list.", {"": left})
         yield self._counter("attempts", "Requests for metrics over all runs of this output.", made.total)
-        text = "Attempts that repeated one that had failed in passing."
-        yield self._counter("attempts_repeated", text, made.retried)
+        text = "Attempts that retried one that had failed transiently."
+        yield self._counter("attempts_retried", text, made.retried)
         yield self._counter("attempts_throttled", "Attempts that Bitly throttled.", made.throttled)
-        yield self._counter("helper_requests", "Requests for Bitly's own limits.", made.helper)
+        yield self._counter("helper_requests", "Helper requests, which ask for Bitly's own limits.", made.helper)
 
     def _budget(self) -> Iterator[Metric]:
         windows, limited_by = self._manifest.budget.windows, self._manifest.budget.limited_by
         used = {state.window: state.used for state in windows}
         limits = {state.window: state.limit for state in windows}
-        yield self._gauge("window_used", "Attempts that a window holds.", used, "window")
-        yield self._gauge("window_limit", "Attempts that a window may hold.", limits, "window")
+        yield self._gauge("window_used", "Attempts counted in a window.", used, "window")
+        yield self._gauge("window_limit", "Attempts that a window allows.", limits, "window")
         waiting = dict.fromkeys(WAIT_REASONS, 0) | ({limited_by.window: 1} if limited_by else {})
         until = limited_by.until if limited_by else None
-        yield self._gauge("waiting", "1 for what the run waits for, 0 for all else.", waiting, "window")
-        yield self._moment("waiting_until", "When that lets the run go on; 0 if it is not known.", until)
+        yield self._gauge("waiting", "1 for what the run is waiting for, 0 for everything else.", waiting, "window")
+        yield self._moment("waiting_until", "When that wait ends; 0 if it is not known.", until)
 
     def _moments(self) -> Iterator[Metric]:
         manifest, stopped, run = self._manifest, self._manifest.stopped, self._manifest.invocation
-        yield self._moment("started", "When the present run began.", run.started)
+        yield self._moment("started", "When the present run started.", run.started)
         yield self._moment("updated", "When these numbers were taken.", manifest.updated)
-        text = "When a call last had its verdict in this run; 0 for none."
+        text = "When a call of this run last got its verdict; 0 for none."
         yield self._moment("last_verdict", text, run.last_verdict)
         yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest.ended)
         yield self._gauge("complete", "1 if every call is settled.", {"": int(manifest.complete)})
         reasons = {stopped.reason: 1} if stopped else {}
-        yield self._gauge("stopped", "1 for why the run ended before its list did.", reasons, "reason")
+        yield self._gauge("stopped", "1 for the reason why the run ended before its list did.", reasons, "reason")
 
     def _published(self) -> Iterator[Metric]:
         parts = self._manifest.parts

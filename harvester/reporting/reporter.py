@@ -82,7 +82,7 @@ class Reporter:
             message = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
             self.tell(Event.LINE_INVALID, message, file=line.file, line=line.line, reason=line.reason, text=text)
         if self._invalid == _SHOWN_INVALID:
-            self.tell(Event.LINES_SUPPRESSED, "further lines that are no bitlinks are only counted here")
+            self.tell(Event.LINES_SUPPRESSED, "further invalid lines are only counted here")
 
     def failure(self, line: bytes) -> None:
         """Write the failure, where there is no `_failures.ndjson` to hold it."""
@@ -144,7 +144,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
         line += f"; {status.clipped:,} rows clipped (--units)"
     if status.remaining:
         line += f"; {status.remaining:,} left{_end(status)}"
-    line = f"{line}; waiting for {explained(status.waiting)}" if status.waiting else line
+    line = f"{line}; waiting for {wait_in_words(status.waiting)}" if status.waiting else line
     return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
@@ -164,10 +164,10 @@ def trouble_of(status: RunProgress) -> str:
     waits = status.waiting is not None and status.waiting.window != "pace"
     if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
         return ""
-    return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): asking again"
+    return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): retrying"
 
 
-def explained(waiting: WaitReason) -> str:
+def wait_in_words(waiting: WaitReason) -> str:
     """Return the limit that blocks sending in words, with its end in local time."""
     text = limit_in_words(waiting.window, waiting.limit)
     if waiting.why:

@@ -179,22 +179,22 @@ def _next_step(found: Found, state: RunState) -> NextStep:
     piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
-            return NextStep("nothing: it goes on by itself")
+            return NextStep("nothing: the run continues")
         case RunState.CLOCK_SKEW:
-            return NextStep("look again in a minute: a run that goes on writes its manifest once a minute")
+            return NextStep("look again in a minute: a live run writes its manifest once a minute")
         case RunState.STALE:
-            return NextStep(f"{CARRIES_ON}; if the run goes on after all, it says so and asks nothing{piped}", command)
+            return NextStep(f"{CARRIES_ON}; if the run is still alive, it says so and sends nothing{piped}", command)
         case RunState.STOPPED:
             assert manifest.stopped is not None  # as `_state` has found
             return _after_stop(manifest.stopped, command, piped)
         case RunState.FAILURES if manifest.dataset.failed > manifest.given_up:
-            again = "the same command asks again for what failed (in three runs; then only with --retry-failed)"
-            return NextStep(f"{again}; _failures.ndjson says why it did{piped}", command)
+            again = "the same command makes the failed calls again (in three runs; after that only with --retry-failed)"
+            return NextStep(f"{again}; _failures.ndjson says why they failed{piped}", command)
         case RunState.FAILURES:
-            again = f"_failures.ndjson says why they failed; --retry-failed asks for them once more{piped}"
+            again = f"_failures.ndjson says why they failed; --retry-failed makes them once more{piped}"
             return NextStep(again, f"{command} --retry-failed")
         case RunState.EMPTY:
-            return NextStep("give it a list that has bitlinks; --allow-empty takes one that has none", command)
+            return NextStep("use a list that has bitlinks; --allow-empty accepts one that has none", command)
         case RunState.COMPLETE:
             return NextStep("nothing: every call is settled")
 

@@ -17,9 +17,9 @@ from harvester.reporting.terminal import escaped_lines, print_out
 
 _STATES = {
     RunState.RUNNING: "it is running",
-    RunState.STALE: "no news since {updated}: it was killed, could not write any more, or its machine is down",
-    RunState.CLOCK_SKEW: "its clock is ahead of this machine's, so how old the news is cannot be told",
-    RunState.STOPPED: "stopped before the list's end",
+    RunState.STALE: "no update since {updated}: it was killed, cannot write, or its machine is down",
+    RunState.CLOCK_SKEW: "its clock is ahead of this machine's, so the age of its manifest is unknown",
+    RunState.STOPPED: "stopped before the end of the list",
     RunState.FAILURES: "finished, but some calls failed",
     RunState.EMPTY: "ended: there are no bitlinks in the list",
     RunState.COMPLETE: "complete: every call is settled",
@@ -93,8 +93,8 @@ def _sentence(seen: RunStatus) -> str:
 def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
     age, run = seen.age_seconds, seen.manifest.invocation
     old = f"{duration(age)} old" if age >= 0 else f"{duration(-age)} ahead of this machine's clock"
-    yield "news", f"{_shown(seen.updated)}, {old}"
-    yield "run", f"number {run.number}, begun {run.started}, over {', '.join(run.lists)}"
+    yield "updated", f"{_shown(seen.updated)}, {old}"
+    yield "run", f"number {run.number}, started {run.started}, list: {', '.join(run.lists)}"
     if seen.ended:
         yield "ended", _shown(seen.ended)
 
@@ -154,7 +154,7 @@ def _shown(moment: datetime) -> str:
 
 def _until(moment: datetime, now: datetime) -> str:
     seconds = (moment - now).total_seconds()
-    return f"in {duration(seconds)}" if seconds > 0 else "which is over"
+    return f"in {duration(seconds)}" if seconds > 0 else "which has passed"
 
 
 def _seconds_to(moment: datetime | None, now: datetime) -> float | None:

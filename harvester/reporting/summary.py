@@ -49,21 +49,21 @@ def _failed(number: int) -> str:
 def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.finished:
-        yield "came", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
+        yield "result", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
     for text in shortfalls_in_words(status.rows, status.truncated, status.clipped):
-        yield "came", text
+        yield "result", text
     if listed.lines:
         links, duplicates = counted(listed.links, "link"), counted(listed.duplicates, "duplicate")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {duplicates}, {listed.invalid:,} invalid"
     if status.known:
-        yield "list", f"{counted(status.known, 'link was', 'links were')} known before"
+        yield "list", f"{counted(status.known, 'link was', 'links were')} already known"
 
 
 def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
     attempts, month = status.attempts, _month(status)
     if attempts.total or attempts.helper:
-        extra = f"{attempts.retried:,} repeated, {attempts.throttled:,} throttled"
-        helper = f", and {counted(attempts.helper, 'helper call')}" if attempts.helper else ""
+        extra = f"{attempts.retried:,} retried, {attempts.throttled:,} throttled"
+        helper = f", and {counted(attempts.helper, 'helper request')}" if attempts.helper else ""
         yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
     if status.not_sent:
         more = " more" if attempts.total else ""
@@ -82,17 +82,16 @@ def _month(status: RunProgress) -> WindowState | None:
 
 def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     stop, status = outcome.stop, outcome.status
-    kept = "what came is kept" if out == "-" else "nothing was lost"
     if stop and stop.reason is StopReason.CONSUMER_GONE:
         return
     if stop and out == "-":
-        yield "the same command begins anew: --out with a folder or a file would carry on"
+        yield "the same command starts over: with a folder or a file as --out it would carry on"
     elif stop and stop.until:
-        yield f"{kept}; run the same command again from {stop.until} on"
+        yield f"nothing was lost; run the same command again from {stop.until} on"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
-        yield f"{kept}; mend that first: repeating it alone changes nothing"
+        yield "nothing was lost; fix that first: repeating the command alone will not help"
     elif stop:
-        yield f"{kept}; the same command carries on"
+        yield "nothing was lost; the same command carries on"
     elif out == "-":
         return
     elif status.failed:
@@ -126,9 +125,9 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "given_up": status.given_up,
         "read_to_end": status.read_to_end,
         "attempts": status.attempts.total,
-        "repeated": status.attempts.retried,
+        "retried": status.attempts.retried,
         "throttled": status.attempts.throttled,
-        "helper_calls": status.attempts.helper,
+        "helper_requests": status.attempts.helper,
         "month_left": month.remaining if month else None,
     }
 

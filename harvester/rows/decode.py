@@ -100,7 +100,7 @@ def _parsed(line: bytes | BadRow) -> Any:
     except _RepeatedKey as error:
         return BadRow(f"{error} is there twice")
     except (orjson.JSONEncodeError, RecursionError):
-        return BadRow("lists or objects lie too deep in it")
+        return BadRow("it is nested too deeply")
     return row
 
 
@@ -137,9 +137,9 @@ def _lines(stream: HashingReader, format_: Format) -> Iterator[bytes | BadRow]:
 def _decompressed(stream: HashingReader, format_: Format) -> tuple[Any, tuple[type[Exception], ...]]:
     """Return the stream of a file's NDJSON, and the exceptions that reading it may raise."""
     match format_:
-        case Format.GZIP:
+        case Format.NDJSON_GZ:
             return gzip.GzipFile(fileobj=cast("BinaryIO", stream)), (OSError, EOFError, zlib.error)
-        case Format.ZSTD:
+        case Format.NDJSON_ZST:
             zstd = import_zstd("parts in zstd need a library")
             return zstd.ZstdFile(cast("BinaryIO", stream)), (OSError, EOFError, zstd.ZstdError)
         case _:

@@ -35,8 +35,8 @@ class Format(StrEnum):
     """The file format of parts; the value is the ending of their names."""
 
     NDJSON = "ndjson"
-    GZIP = "ndjson.gz"
-    ZSTD = "ndjson.zst"
+    NDJSON_GZ = "ndjson.gz"
+    NDJSON_ZST = "ndjson.zst"
     PARQUET = "parquet"
 
 
@@ -65,7 +65,7 @@ class RequestedPartFormat(NamedTuple):
         Raises:
             UsageError: another format than lines for an output without parts; or a library is missing.
         """
-        chosen = self._applied_to(PartFormat(Format.GZIP, Shape.NESTED) if folder else _LINES)
+        chosen = self._applied_to(PartFormat(Format.NDJSON_GZ, Shape.NESTED) if folder else _LINES)
         if not folder and chosen != _LINES:
             raise UsageError(
                 "only a folder has parts of another --format or --shape; a file and standard output get nested NDJSON"
@@ -290,7 +290,7 @@ def arrow_schema(shape: Shape) -> Any:
 
 _WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {
     Format.NDJSON: _plain,
-    Format.GZIP: _gzip,
-    Format.ZSTD: _zstd,
+    Format.NDJSON_GZ: _gzip,
+    Format.NDJSON_ZST: _zstd,
     Format.PARQUET: _Parquet,
 }

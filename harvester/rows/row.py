@@ -8,7 +8,7 @@ import orjson
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
-from harvester.rows.schema import SEPARATOR, Shortfall, is_clipped
+from harvester.rows.schema import SEPARATOR, WHOLE, Shortfall, is_clipped
 
 SCHEMA_VERSION = 2
 
@@ -57,8 +57,9 @@ class RowBuilder:
 
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
+        truncated = len(answer.metrics) == self._query.size
         clipped = is_clipped(self._query.units, answer.units_returned)
-        return Shortfall(len(answer.metrics) == self._query.size, clipped)
+        return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def failure(
         self,

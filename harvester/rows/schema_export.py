@@ -208,8 +208,8 @@ FROM {source};"""  # noqa: S608 - printed, and made of constants
 
 _SNOWFLAKE_FILE_FORMATS = {
     Format.NDJSON: "TYPE = JSON COMPRESSION = NONE",
-    Format.GZIP: "TYPE = JSON COMPRESSION = GZIP",
-    Format.ZSTD: "TYPE = JSON COMPRESSION = ZSTD",
+    Format.NDJSON_GZ: "TYPE = JSON COMPRESSION = GZIP",
+    Format.NDJSON_ZST: "TYPE = JSON COMPRESSION = ZSTD",
     # Without logical types a timestamp is a number; without this scanner a list contains Parquet's internal groups.
     Format.PARQUET: "TYPE = PARQUET USE_LOGICAL_TYPE = TRUE USE_VECTORIZED_SCANNER = TRUE",
 }

@@ -11,12 +11,13 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.attempt import month_spent
+from harvester.progress import ListCounts
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
-MANY_INVALID = 20
-"""More invalid lines than this, if they are more than half of the list, are no success."""
 ALIKE = 50
 """If this many first calls are all refused with one status and message, the fault is not the links'."""
+MANY_INVALID = 20
+"""More invalid lines than this, if they are more than half of the list, are no success."""
 NO_ROUTE = 20
 """If this many first calls all get a plain-text 404, the base URL is wrong."""
 
@@ -79,7 +80,7 @@ class AbortRules:
             return Stop(
                 StopReason.ALL_REFUSED,
                 f"the first {self.calls} calls were all refused alike ({reason(verdict)}). Check that these links "
-                "belong to the token's account; to go on all the same, say --max-failures 100%",
+                "belong to the token's account; to go on all the same, say --max-failures 100%. None is written off",
             )
         return None
 
@@ -100,6 +101,28 @@ class AbortRules:
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
             "_failures.ndjson says which and why",
         )
+
+
+def nobody_answered(refused: int) -> str:
+    """Return the warning at the end of a list whose new links were all refused, if no link was ever answered."""
+    return (
+        f"no link was ever answered, only refused ({refused:,}). That may be the links', the token's or the server's "
+        "doing, so they count as failed and are asked again by the next runs. _failures.ndjson has the answers; check "
+        "that the links belong to the token's account"
+    )
+
+
+def stop_for_invalid(listed: ListCounts, limit: FailureLimit | None) -> Stop | None:
+    """Return the stop for a list that was read to its end and is mostly no list of bitlinks. limit: --max-invalid."""
+    lines = listed.links + listed.duplicates + listed.invalid
+    if not listed.links or not too_many_invalid(listed.invalid, lines, limit):
+        return None
+    return Stop(
+        StopReason.TOO_MANY_INVALID,
+        f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
+        "says which and why. Repeating the command changes nothing: fix the list (is it the one that was meant, "
+        "and the column?), or accept its invalid lines with --max-invalid 100%",
+    )
 
 
 def for_every_call(verdict: Verdict) -> Stop | None:

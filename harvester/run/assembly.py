@@ -31,10 +31,9 @@ from harvester.progress import AttemptCounts
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
+from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import FailureLimit, ShutdownSignal
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
-
-PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,8 @@ class Job:
     a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
     own. state_dir: where the budget is kept, None for the user's state folder. exporter: called with each manifest.
     max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
-    without links is complete. commit_seconds: the longest that a verdict waits for its commit. tell_seconds: the
-    time between two reports of the progress.
+    without links is complete. commit_seconds: the longest that a verdict waits for its commit. report_seconds:
+    the interval between two reports of the progress.
     """
 
     sources: list[Source]
@@ -64,7 +63,7 @@ class Job:
     retry_refused: bool = False
     allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
-    tell_seconds: float = PROGRESS_SECONDS
+    report_seconds: float = PROGRESS_SECONDS
     failure_limit: FailureLimit | None = None
     invalid_limit: FailureLimit | None = None
     max_time_seconds: float | None = None
@@ -131,7 +130,7 @@ async def open_client(
     """
     clock = budgets.clock.boot_seconds
     breaker = CircuitBreaker(job.breaker_rules, clock)
-    context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts)
+    context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts, budgets.helpers)
     async with opened(budgets.slots, job.client_settings, query, context) as client:
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 

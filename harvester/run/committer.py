@@ -127,8 +127,8 @@ def _reason_of(error: HarvesterError) -> StopReason:
 class Committer:
     """Commits what the workers record, makes parts of it, and keeps the manifest fresh; an async context manager.
 
-    in_hand: the keys of the calls between the list and the ledger. counters: the run's attempts, which the ledger adds
-    up over all runs.
+    in_progress: the keys of the calls between the list and the ledger. counters: the run's attempts, which the ledger
+    adds up over all runs.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Committer:
         commit_seconds: float = COMMIT_SECONDS,
         least_free_bytes: int = LEAST_FREE_BYTES,
     ) -> None:
-        self.in_hand: set[bytes] = set()
+        self.in_progress: set[bytes] = set()
         self._dataset = dataset
         self._shutdown = shutdown
         self._heartbeat = heartbeat
@@ -200,9 +200,14 @@ class Committer:
         except ReaderClosed:
             raise
         except OutputError as error:
-            spoiled = replace(outcome, complete=False, stop=Stop(StopReason.OUTPUT, str(error)))
+            stop = Stop(StopReason.OUTPUT, str(error))
+            # What has stopped the run is why the rest fails too, and says what to do.
+            earlier = outcome.stop if outcome.stop and outcome.stop.reason is StopReason.OUTPUT else None
+            spoiled = replace(outcome, complete=False, stop=earlier or stop)
             with suppress(OutputError):  # without its end in the manifest the run would still count as running
                 await self._heartbeat.write(spoiled, self.in_thread)
+            if earlier:
+                raise OutputError(earlier.message) from error
             raise
         await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:
@@ -251,7 +256,7 @@ class Committer:
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
         if batch.durable:
-            self.in_hand.difference_update(batch.keys)
+            self.in_progress.difference_update(batch.keys)
         else:
             self._dataset.give_back(batch)
         self._done.set()

@@ -1,6 +1,6 @@
 """The harvest: a feeder fills the worklist, workers make its calls, a committer makes the verdicts durable.
 
-Memory is bounded at each stage: the worklist by its low-water mark, calls that wait to be repeated by RETRY_ROOM,
+Memory is bounded at each stage: the worklist by its low-water mark, calls that wait for a retry by RETRY_ROOM,
 verdicts that wait for the disk by the dataset's backlog, for which feeder and workers stop.
 """
 
@@ -25,16 +25,16 @@ from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.run.abort_rules import AbortRules, too_many_invalid
+from harvester.run.abort_rules import AbortRules, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
+from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
 
 RETRY_ROOM = 100
-"""Calls that may wait to be repeated in tasks of their own, while their workers go on."""
+"""Calls that may wait for a retry in tasks of their own, while their workers go on."""
 GRACE_SECONDS = 5.0
 """Time for calls in flight to be answered after the run was asked to stop."""
-PROGRESS_SECONDS = 1.0
 DISCOVERY_SECONDS = 10.0
 """Interval at which the budget is asked whether Bitly's limits should be fetched; it decides how often that pays."""
 
@@ -59,7 +59,7 @@ class HarvestOptions:
     invalid_limit: FailureLimit | None = None
     allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
-    tell_seconds: float = PROGRESS_SECONDS
+    report_seconds: float = PROGRESS_SECONDS
     learn_seconds: float = DISCOVERY_SECONDS
 
 
@@ -93,7 +93,7 @@ class Harvest:
             dataset, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
         )
         self._stop_at_end: Stop | None = None
-        self._retrying = 0
+        self._retrying = self._unproven = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
 
@@ -101,13 +101,14 @@ class Harvest:
         return Worklist(
             feed,
             self._dataset,
-            self._committer.in_hand,
+            self._committer.in_progress,
             self._committer.in_thread,
             self._client.known_good.links,
             self._budget,
             self._shutdown,
             self._observer,
             self.progress,
+            token=self._client.token,
             retry_failed=self._options.retry_failed,
             retry_refused=self._options.retry_refused,
         )
@@ -126,31 +127,21 @@ class Harvest:
         try:
             async with self._committer:
                 async with asyncio.TaskGroup() as around:
-                    reporting = self._telemetry.keep_observer_informed(self._observer, self._options.tell_seconds)
+                    reporting = self._telemetry.keep_observer_informed(self._observer, self._options.report_seconds)
                     beside = [around.create_task(work) for work in (reporting, self._keep_learning())]
                     try:
                         await self._make_calls()
                     finally:
                         for task in beside:
                             task.cancel()
-                if stop := self._stop_at_end or self._rules.at_end() or self._too_many_invalid():
+                if self._unproven and not self._client.known_good.links:
+                    self._observer.warn(nobody_answered(self._unproven))
+                invalid = stop_for_invalid(self.progress.listed, self._options.invalid_limit)
+                if stop := self._stop_at_end or self._rules.at_end() or invalid:
                     self._shutdown.request(stop)
                 return await self._finish()
         finally:
             cancelling.cancel()
-
-    def _too_many_invalid(self) -> Stop | None:
-        """Return the stop for a list that was read to its end and is mostly no list of bitlinks."""
-        listed = self.progress.listed
-        lines = listed.links + listed.duplicates + listed.invalid
-        if not listed.links or not too_many_invalid(listed.invalid, lines, self._options.invalid_limit):
-            return None
-        return Stop(
-            StopReason.TOO_MANY_INVALID,
-            f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
-            "says which and why. Repeating the command changes nothing: mend the list (is it the one that was meant, "
-            "and the column?), or accept its invalid lines with --max-invalid 100%",
-        )
 
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -159,7 +150,7 @@ class Harvest:
                 self._spawn(group, self._doubt_again(key, line))
             workers = [self._spawn(group, self._work(group)) for _ in range(self._options.workers)]
             await asyncio.wait(workers)
-            self._client.calls_ended()
+            self._client.calls_ended(list_ended=self._stop_at_end is None)
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = group.create_task(work)
@@ -239,27 +230,33 @@ class Harvest:
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
-        # nearly everything fails. A definite no always gets a task, in which it is doubted: at most a ROW of them, and
-        # one for each worker, which takes no call while a known-good link is asked. The connections stay those of the
-        # pool: repeats and first attempts share them.
+        # nearly everything fails. A definite no gets a task, in which it is doubted: at most a ROW of them, and one for
+        # each worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
+        # waits for the first answer to anybody. The connections stay those of the pool: repeats and first attempts
+        # share them.
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
                 since = self._client.known_good.moment()
-                if self._client.is_final(verdict) or _is_plain_no(verdict):
+                final = self._client.is_final(verdict)
+                if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
+                    if stop := self._rules.see(verdict):
+                        self._shutdown.request(stop)
+                elif final or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
-                if not self._client.is_final(verdict):
+                if held or not final:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    conclusion = self._conclude(call, verdict, since)
+                    conclusion = self._conclude(call, verdict, since, held=held)
                     if in_room:
                         self._spawn(group, conclusion)
                     else:
                         await conclusion
                     if in_doubt:
                         await self._client.question_over()
-                await self._wait_for_disk()
+                if self._dataset.backlogged:
+                    await self._wait_for_disk()
         except RunStopping:
             return
 
@@ -267,35 +264,36 @@ class Harvest:
         """Wait for the next call to make; None if this run makes no more."""
         if not await self._worklist.wait_for_call() or self._shutdown.stop is not None:
             return None
-        if self.progress.asked == self._options.max_calls:
-            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{self.progress.asked} calls were made (--max-calls)")
+        if self.progress.started == self._options.max_calls:
+            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{self.progress.started} calls were made (--max-calls)")
             self._feeder.cancel()
             self._worklist.close()
             return None
-        self.progress.asked += 1
+        self.progress.started += 1
         return self._worklist.take()
 
-    async def _conclude(self, call: Call, first: Verdict, since: int) -> None:
+    async def _conclude(self, call: Call, first: Verdict, since: int, *, held: bool) -> None:
         # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
-        # the process is killed before that is known, the next run doubts it again.
-        plain_no = _is_plain_no(first)
+        # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
+        # held instead, because a kill must leave it open.
+        settled = _is_plain_no(first) and not held
         verdict, attempts = None, 0
         try:
             with suppress(RunStopping):
                 verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
         finally:
             self._retrying -= 1
-            if plain_no and not isinstance(verdict, Refused):
+            if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
                 self.progress.refused -= 1
                 self.progress.failed += 1
-        if verdict is None or (plain_no and isinstance(verdict, Refused)):
+        if verdict is None or (settled and isinstance(verdict, Refused)):
             return
-        if plain_no:
+        if settled:
             call = call._replace(previous=CallState.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
-        self._settle(call, verdict, attempts)
+        self._settle(call, verdict, attempts, seen=held and isinstance(verdict, Refused))
 
     async def _doubt_again(self, key: bytes, line: bytes) -> None:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
@@ -312,13 +310,16 @@ class Harvest:
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
-    def _settle(self, call: Call, verdict: Verdict, attempts: int) -> None:
-        """Record a call's last verdict in the journal, and stop the run if the verdict or the disk says so."""
+    def _settle(self, call: Call, verdict: Verdict, attempts: int, *, seen: bool = False) -> None:
+        """Record a call's last verdict in the journal, and stop the run if the verdict or the disk says so.
+
+        seen: the rules have counted it.
+        """
         # Nothing is awaited between the answer and its journal line, or the task could be cancelled in between: an
         # answer that was paid for would be lost, and the call be bought again. That is why this is no coroutine, and
         # why the journal is written in the event loop's own thread: one short write that needs no sync (the commit
         # does that) is cheaper than a hand-over to a thread.
-        stop = self._rules.see(verdict)
+        stop = None if seen else self._rules.see(verdict)
         try:
             if isinstance(verdict, Answer):
                 self._record_row(call, verdict)
@@ -342,9 +343,10 @@ class Harvest:
         self.progress.clipped += shortfall.clipped
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
-        # A server that does not know the path may be the wrong server: unless it has answered another call, its
-        # refusals count as failures, which later runs try again.
-        refused = _is_plain_no(verdict)
+        # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with
+        # another account's token: its refusals count as failures, which later runs try again.
+        refused = _is_plain_no(verdict) and bool(self._client.known_good.links)
+        self._unproven += isinstance(verdict, Refused) and not refused
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
         self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)

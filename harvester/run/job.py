@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 
 from harvester.budget.budget import Budget
@@ -11,7 +11,7 @@ from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.stream_publisher import QueueSink
-from harvester.errors import RunStopping
+from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
@@ -27,6 +27,8 @@ from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
 
+_KNOWN_GOOD = "known_good"
+"""The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -126,6 +128,7 @@ def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> P
     return Preflight(
         shutdown,
         observer,
+        token=job.token,
         max_calls=job.max_calls,
         retry_failed=job.retry_failed,
         retry_refused=job.retry_refused,
@@ -167,7 +170,14 @@ async def _harvest(
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
-        return await harvest.run(feed)
+        known_good = client.known_good
+        known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
+        try:
+            return await harvest.run(feed)
+        finally:
+            if known_good.in_run:
+                with suppress(OutputError):  # the run's own error is the one to report
+                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links)})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
@@ -196,7 +206,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         retry_refused=job.retry_refused and kept,
         allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
-        tell_seconds=job.tell_seconds,
+        report_seconds=job.report_seconds,
         invalid_limit=job.invalid_limit,
     )
 

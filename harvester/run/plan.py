@@ -35,7 +35,7 @@ _ENOUGH_CALLS = 100
 class Plan:
     """The cost and the end of a run that has not begun.
 
-    found: the list, counted. attempts: for its calls, with as many repeats as this dataset needed so far. account,
+    found: the list, counted. attempts: for its calls, with as many retries as this dataset needed so far. account,
     windows: None and empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now:
     the moment from which the forecast counts, UTC.
     """
@@ -81,8 +81,8 @@ def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
     if too_many_invalid(found.invalid, lines, job.invalid_limit):
         accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
         observer.warn(
-            f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would be "
-            f"no success. Mend the list (is it the one that was meant, and the column?){accept}"
+            f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would "
+            f"fail. Fix the list (is it the one that was meant, and the column?){accept}"
         )
 
 
@@ -183,7 +183,7 @@ def as_text(plan: Plan) -> str:
     if given_up:
         lines.append(f"{given_up:>12,}  failed too often, and are left alone without --retry-failed")
     if plan.attempts > found.calls:
-        lines.append(f"{plan.attempts:>12,}  attempts, with the repeats that this output has needed so far")
+        lines.append(f"{plan.attempts:>12,}  attempts, with the retries that this output has needed so far")
     return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
+from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
@@ -16,7 +17,7 @@ from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.rows.row import RowBuilder
-from harvester.run.worklist import should_retry
+from harvester.run.worklist import hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
@@ -68,11 +69,13 @@ class Preflight:
         shutdown: ShutdownSignal,
         observer: RunObserver,
         *,
+        token: Token,
         max_calls: int | None,
         retry_failed: bool,
         retry_refused: bool,
         strict: bool,
     ) -> None:
+        self._token = token
         self._max_calls = max_calls
         self._retry_failed = retry_failed
         self._retry_refused = retry_refused
@@ -89,6 +92,8 @@ class Preflight:
         if not self._strict:
             return
         batches = await self._shutdown.unless_stopping(feed.all())
+        for batch in batches:
+            hide_token(batch, self._token)
         invalid = [bad for batch in batches for bad in batch.invalid]
         for bad in invalid:
             self._observer.invalid(bad)
@@ -137,6 +142,7 @@ class Preflight:
 
         def keys() -> Iterator[list[bytes]]:
             for batch in read(sources):
+                hide_token(batch, self._token)
                 found.lines += batch.lines
                 check(found.lines)
                 found.invalid += len(batch.invalid)

@@ -19,6 +19,9 @@ from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
 
+PROGRESS_SECONDS = 1.0
+"""The interval at which the observer is told the progress."""
+
 
 class Sender(Protocol):
     """What is reported of the sender of attempts.
@@ -50,7 +53,7 @@ class Telemetry:
     def begin(self, sender: Sender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
         """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
         progress = self.progress
-        progress.attempts, progress.to_make, progress.most = sender.counters, to_make, max_calls
+        progress.attempts, progress.to_make, progress.max_calls = sender.counters, to_make, max_calls
         self._sender = sender
         self._estimator = EtaEstimator(self._budget, connections)
 

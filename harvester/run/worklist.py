@@ -1,9 +1,10 @@
 """The calls that a list still needs: read in batches, sorted, and handed to the workers.
 
-A bitlink passes three questions. Is it in hand? Then it is a duplicate. Does the ledger know it from an earlier line
-of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left becomes a `Call`.
+A bitlink passes three questions. Is its call in progress? Then it is a duplicate. Does the ledger know it from an
+earlier line of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left
+becomes a `Call`.
 
-Keys are in hand from the line that names them until their verdict is committed to the ledger. The ledger alone would
+A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
 bitlink would buy it twice. The ledger answers for everything older, so that memory does not grow with the list.
 
@@ -18,12 +19,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known
+from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
-from harvester.progress import RunProgress
+from harvester.progress import InvalidLine, RunProgress
 from harvester.shutdown import ShutdownSignal
 
 LOW_WATER = 1000
@@ -48,8 +51,8 @@ InThread: TypeAlias = Callable[[Lookup, list[bytes]], Awaitable[dict[bytes, Know
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
-    in_hand: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function in
-    the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
+    in_progress: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function
+    in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
     added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
     failed too often, or were refused.
     """
@@ -58,7 +61,7 @@ class Worklist:
         self,
         feed: Feed,
         dataset: Dataset,
-        in_hand: set[bytes],
+        in_progress: set[bytes],
         in_thread: InThread,
         known_good_links: deque[str],
         budget: Budget,
@@ -66,18 +69,20 @@ class Worklist:
         observer: RunObserver,
         progress: RunProgress,
         *,
+        token: Token,
         retry_failed: bool = False,
         retry_refused: bool = False,
     ) -> None:
         self.progress = progress
         self._feed = feed
         self._dataset = dataset
-        self._in_hand = in_hand
+        self._in_progress = in_progress
         self._in_thread = in_thread
         self._known_good_links = known_good_links
         self._budget = budget
         self._shutdown = shutdown
         self._observer = observer
+        self._token = token
         self._retry_failed = retry_failed
         self._retry_refused = retry_refused
         self._ready: deque[Call] = deque()
@@ -102,6 +107,7 @@ class Worklist:
         if batch is None:
             self.progress.read_to_end = True
             return None
+        hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
         known = await self._in_thread(self._dataset.known, [key for _, key in claimed])
@@ -140,20 +146,22 @@ class Worklist:
         listed.comments += batch.comments
         listed.headers += batch.headers
         listed.invalid += len(batch.invalid)
-        for bad in batch.invalid:
+        for number, bad in enumerate(batch.invalid, listed.invalid - len(batch.invalid) + 1):
             self._observer.invalid(bad)
+            if number > MOST_INVALID_LINES:
+                continue
             line = self._dataset.rows.failure(
                 "invalid", file=bad.file, line=bad.line, text=bad.text, message=bad.reason
             )
             self._dataset.note_invalid(line)
 
     def _claim(self, link: Link) -> bytes | None:
-        """Add a bitlink's key to those in hand and return it; None if it is in hand already, which is a duplicate."""
+        """Add a bitlink's key to those in progress and return it; None for a duplicate, whose key is there already."""
         key = self._dataset.rows.key(link.bitlink)
-        if key in self._in_hand:
+        if key in self._in_progress:
             self.progress.listed.duplicates += 1
             return None
-        self._in_hand.add(key)
+        self._in_progress.add(key)
         return key
 
     def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
@@ -164,7 +172,7 @@ class Worklist:
             return Call(link, key, None)
         if known.seen == self._dataset.invocation:
             listed.duplicates += 1
-            self._in_hand.discard(key)
+            self._in_progress.discard(key)
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
@@ -200,3 +208,17 @@ def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bo
     if known.state is CallState.FAILED:
         return retry_failed or known.failed_runs < FAILED_INVOCATIONS
     return known.state is CallState.REFUSED and retry_refused
+
+
+def hide_token(batch: Batch, token: Token) -> None:
+    """Replace the token where lines of a batch show it; a link that has it in its name becomes an invalid line.
+
+    Such lines come from logs of requests, or from a token pasted into the list. What is stored or sent must not have
+    it.
+    """
+    with_token = [link for link in batch.links if token.is_in(link.bitlink)]
+    if with_token:
+        batch.links = [link for link in batch.links if not token.is_in(link.bitlink)]
+        batch.invalid += [InvalidLine(link.bitlink, "contains the token", link.file, link.line) for link in with_token]
+        batch.invalid.sort(key=lambda each: each.line)
+    batch.invalid = [bad._replace(text=token.hidden_if_long(bad.text)) for bad in batch.invalid]

@@ -45,14 +45,15 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: str) -> None:
-    """Make a folder and its missing parents, durably; nothing if it exists."""
+def make_folder(path: str, mode: int = 0o777) -> None:
+    """Make a folder and its missing parents, durably; nothing if it exists. mode: of the folder alone."""
     if os.path.isdir(path):
         return
     above = os.path.dirname(path)
     make_folder(above)
-    os.makedirs(path, exist_ok=True)
-    sync_folder(above)
+    os.makedirs(path, mode, exist_ok=True)
+    with suppress(PermissionError):  # a folder that may be searched and not read cannot be opened to be synced
+        sync_folder(above)
 
 
 def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
@@ -81,7 +82,12 @@ def least_free_bytes(folders: Iterable[str], unless_gone: str) -> int:
     return min(shutil.disk_usage(folder).free for folder in folders)
 
 
-def sync_file(path: str) -> None:
+def sync_file(descriptor: int) -> None:
+    """Make an open file's content durable."""
+    os.fsync(descriptor)
+
+
+def sync_path(path: str) -> None:
     """Make a file's content durable."""
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())

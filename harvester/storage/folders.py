@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from harvester.errors import OutputError, UsageError
-from harvester.storage.filesystem import inherit_folder_mode
+from harvester.errors import OutputError, UsageError, as_output_error
+from harvester.storage.filesystem import inherit_folder_mode, make_folder
 from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
 from harvester.storage.scratch import scratch_folder
 
@@ -114,11 +114,12 @@ def check_unused(location: OutputLocation) -> None:
 def state_folder(asked: str | None, private: str | Callable[[], str], warn: Callable[[str], None]) -> str:
     """Return the folder of the state that all runs on this machine share: --state-dir, or the user's state folder.
 
-    If it is not writable, as with a read-only home, warn and return the private folder. private: its path, or a
-    function that makes it on demand.
+    If the user's is not writable, as with a read-only home, and holds no budget, warn and return the private folder.
+    private: its path, or a function that makes it on demand.
 
     Raises:
-        UsageError: --state-dir is on a network file system.
+        UsageError: --state-dir is on a network file system. OutputError: --state-dir cannot be written, or the user's
+        folder cannot and holds a budget.
     """
     try:
         import platformdirs  # noqa: PLC0415 - commands that only read an output do not need it
@@ -126,33 +127,65 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
     except RuntimeError:  # a user without a home, as containers have them
         folder = os.path.expanduser("~")
+    budget = os.path.join(folder, BUDGET_FILE)
+    if asked is not None:
+        _check_local(folder)
     try:
         if not os.path.isabs(folder):
             raise NotADirectoryError(errno.ENOTDIR, "this user has no home folder")
         if asked is None:
             _check_local(folder)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder, 0o700)  # durable with its parents: a power cut must not take the month's count away
         with tempfile.TemporaryFile(dir=folder):
             pass
+        _make_budget_file(budget, warn)
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
+        # Elsewhere nothing would be known of what was spent: each output would spend the month again.
+        if os.path.isabs(folder) and _may_be_there(budget):
+            raise OutputError(
+                f"{budget} cannot be written ({why}), and holds what was spent of this month, hour and minute: make it "
+                "writable again. Or name another --state-dir, where counting begins anew, and with --per-month what is "
+                "left"
+            ) from error
+        if asked is not None:
+            raise OutputError(
+                f"--state-dir {folder} cannot hold the budget ({why}): name one that can be written"
+            ) from error
         private = private() if callable(private) else private
         warn(
             f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
             "spend is not seen. Name a --state-dir that can be written"
         )
         return private
-    if asked is not None:
-        _check_local(folder)
-    _make_budget_file(os.path.join(folder, BUDGET_FILE), warn)
     return folder
 
 
+def _may_be_there(path: str) -> bool:
+    """Return whether a file is there, or may be because its folder cannot be looked into."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        try:
+            os.stat(os.path.join(os.path.expanduser("~"), "."))
+        except OSError:  # a home that this user may not enter is another user's, as in containers
+            return False
+    return True
+
+
 def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
-    """Make the file, for whoever may use its folder; warn if it was made a while ago and has been emptied since."""
+    """Make the file, for whoever may use its folder; warn if it was made a while ago and has been emptied since.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     if not os.path.exists(path):
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         inherit_folder_mode(path)
+    elif not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no file", path)
     elif os.path.getsize(path) == 0 and time.time() - os.path.getmtime(path) > _YOUNG_SECONDS:
         warn(
             f"{path} was empty: what was spent of this month, hour and minute is not known any more, and is counted "
@@ -161,13 +194,18 @@ def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
 
 
 def lock_folder(state: str, server: str) -> str:
-    """Return the folder of a server's connection locks in a state folder, made if missing."""
+    """Return the folder of a server's connection locks in a state folder, made if missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     folder = state
     for name in ("connections", server.replace(":", "-")):
         folder = os.path.join(folder, name)
         if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            inherit_folder_mode(folder)
+            with as_output_error(folder):
+                os.makedirs(folder, exist_ok=True)
+                inherit_folder_mode(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from harvester.dataset.journal import good_lines, segment_path, segments
 from harvester.dataset.ledger import CallState, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
-from harvester.errors import OutputError, UsageError, explained
+from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
@@ -84,7 +84,7 @@ def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool,
         raise UsageError("rows on standard output leave nothing behind to repair: name a folder, a file or a store")
     location = resolve(out, work_dir)
     refuse_second_work_dir(location)
-    with ExitStack() as stack, explained(location.out):
+    with ExitStack() as stack, as_output_error(location.out):
         if location.begun:
             stack.enter_context(FolderLock(location.private, location.out))
         return _Repairing(location, parts_at, stack).run(apply=apply, ask_again=ask_again)
@@ -212,7 +212,7 @@ class _Repairing:
         for segment in segments(self._location.private) if self._location.begun else ():
             rows = (r for _, r in good_lines(segment_path(self._location.private, segment)) if r.state == CallState.ROW)
             if record := next(rows, None):
-                form = Format.GZIP if self._location.in_parts else Format.NDJSON
+                form = Format.NDJSON_GZ if self._location.in_parts else Format.NDJSON
                 yield PartFormat(form, Shape.NESTED), object_in(record.payload)
 
     def _part_names(self) -> list[str]:
@@ -261,6 +261,7 @@ class _Repairing:
             work.take_parts(self._listed(work.run_id), self._open, self._calls_by_old_ledger, settled_before)
         else:
             work.take_growing_file(self._location.out, settled_before)
+        work.take_recent_failures()
         work.take_failures(self._remains.failures)
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
             work.take_failures(stream)

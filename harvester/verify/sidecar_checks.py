@@ -11,6 +11,7 @@ from typing import Any
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import UNITS, Query
 from harvester.dataset.manifest import DatasetCounts, Manifest
+from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.progress import ListCounts
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format
@@ -135,7 +136,7 @@ def check_failures(
         return
     counts = {"refused": manifest.dataset.refused, "failed": manifest.dataset.failed}
     if manifest.list:
-        counts["invalid"] = manifest.list.invalid
+        counts["invalid"] = min(manifest.list.invalid, MOST_INVALID_LINES)
     for kind, count in counts.items():
         if kinds[kind] != count:
             found.problem(path, None, f"{kinds[kind]} lines are {kind}, and {count} in the manifest")

@@ -1,6 +1,7 @@
 """Killed before and after every operation on its files, harvester carries on: nothing lost, doubled or asked twice."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, ROOT, environment
+from tests.support.file_operations import Operation
 from tests.support.killed_forks import ANY
 from tests.support.output_checks import check_reconciled, failures, rows
 
@@ -37,15 +39,30 @@ class Crasher:
 
     def __init__(self, process: "subprocess.Popen[str]", report: Path) -> None:
         self._process = process
-        self._pid = report.with_name(report.name + ".pid")
+        self._report = report
 
     @property
     def pid(self) -> int:
         """The run that goes on."""
-        return int(self._pid.read_text())
+        return int(self._beside(".pid").read_text())
 
-    def run(self, arguments: list[str], operation: str = "", nth: int = 0, when: str = "") -> dict[str, Any]:
-        order = {"arguments": arguments, "operation": operation, "nth": nth, "when": when}
+    @property
+    def log(self) -> str:
+        """What the last run has said."""
+        return self._beside(".log").read_text()
+
+    def recorded(self) -> list[Operation]:
+        """The operations of the last run, which was recorded."""
+        operations: list[Operation] = pickle.loads(self._beside(".operations").read_bytes())
+        return operations
+
+    def _beside(self, ending: str) -> Path:
+        return self._report.with_name(self._report.name + ending)
+
+    def run(
+        self, arguments: list[str], operation: str = "", nth: int = 0, when: str = "", error: int = 0
+    ) -> dict[str, Any]:
+        order = {"arguments": arguments, "operation": operation, "nth": nth, "when": when, "error": error}
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(order) + "\n")

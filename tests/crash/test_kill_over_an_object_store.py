@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.crash.test_kill_at_every_operation import Crasher, crashing
-from tests.support.killed_forks import ANY, kind_of
+from tests.support.file_operations import kind_of
+from tests.support.killed_forks import ANY
 from tests.support.s3_server import LINKS, Case, check_whole, rows_in
 
 ALWAYS = {

@@ -14,7 +14,8 @@ from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import check_reconciled, manifest
 
-LINKS = [f"bit.ly/{i}" for i in range(240)] + [f"bit.ly/missing-{i}" for i in range(10)]
+LINKS = [f"bit.ly/{'missing-' * (i % 25 == 7)}{i}" for i in range(250)]
+"""The refusals stand apart: many in a row, or at the end, are doubted, which costs a call."""
 FORMS = ["out", "results.ndjson"]
 SECONDS = 1.0
 """A run notices at its next commit, half a second later at most."""

@@ -106,7 +106,7 @@ def test_after_a_login_a_run_needs_no_other_token_and_no_secret_was_shown(
     token = served.sandbox.consent.tokens[-1]
     brought = parse_qs(urlsplit(location).query)["code"][0]
     assert fingerprint(token) in out
-    assert TokenStore(served.url, os.environ[TOKEN_STORE]).read() == (token, *re.findall(r"kept in (\S+);", out))
+    assert TokenStore(served.url, os.environ[TOKEN_STORE]).read() == (token, *re.findall(r"stored in (\S+);", out))
     assert [stat.S_IMODE(path.stat().st_mode) for path in Path(os.environ[TOKEN_STORE]).iterdir()] == [0o600]
     done = harvester(
         "run", "-", "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS, env=NONE, stdin=b"bit.ly/a\n"
@@ -257,7 +257,7 @@ def test_access_that_is_denied_ends_the_login(serve: Callable[..., Served]) -> N
         status, _, page = get(browser.allow())
         code, out, err = browser.ended()
     assert (status, code, out) == (200, 2, "")
-    assert "No access was given" in page
+    assert "Access was not granted" in page
     assert "access_denied" in err
     assert not list(Path(os.environ[TOKEN_STORE]).iterdir())
 
@@ -434,9 +434,9 @@ def test_a_token_from_standard_input_is_kept_and_forgotten(serve: Callable[..., 
     assert TOKEN not in done.stdout + done.stderr
     first, again = (harvester("logout", "--base-url", url, env=NONE) for _ in range(2))
     assert (first.returncode, again.returncode) == (0, 0)
-    assert f"forgotten: {os.environ[TOKEN_STORE]}" in first.stderr
+    assert f"deleted: {os.environ[TOKEN_STORE]}" in first.stderr
     assert "stays valid until it is revoked" in first.stdout
-    assert "no token was kept" in again.stdout
+    assert "no token was stored" in again.stdout
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"s3cret word\n", b"s3cret\xff\n", b"Bearer s3cret"])

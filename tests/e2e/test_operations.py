@@ -189,6 +189,26 @@ def test_a_read_only_home_is_not_written_to(tmp_path: Path, serve: Serve) -> Non
 
 
 @needs(*OWN_MOUNTS)
+def test_a_month_that_is_spent_is_not_spent_again_because_its_count_cannot_be_written(
+    tmp_path: Path, links: str, serve: Serve
+) -> None:
+    home, served = tmp_path / "home", serve()
+    home.mkdir()
+    env = {"HOME": str(home), STATE_DIR: "", "XDG_STATE_HOME": ""}
+    month = ("--per-month", "40", "--per-minute", "0", "--per-hour", "0")
+    done = harvester(*command_for(links, tmp_path / "out", served.url, limits=month), env=env)
+    assert done.returncode == 7, done.stderr
+    spent = served.sandbox.requests.total()
+    wrapper = (*OWN_MOUNTS, "sh", "-ec", 'mount --bind "$HOME" "$HOME"; mount -o remount,bind,ro "$HOME"; "$@"', "sh")
+    for name in ("again", "and-again.ndjson", "-"):
+        out = Path(name) if name == "-" else tmp_path / name
+        done = harvester(*command_for(links, out, served.url, limits=month), env=env, wrapper=wrapper)
+        assert done.returncode == 8, done.stderr
+        assert "holds what was spent of this month" in done.stderr
+    assert served.sandbox.requests.total() == spent
+
+
+@needs(*OWN_MOUNTS)
 def test_a_read_only_machine_needs_the_output_and_its_state_alone(tmp_path: Path, links: str, serve: Serve) -> None:
     """As in a container with a read-only root and two volumes."""
     out, work, state = volumes = [str(tmp_path / name) for name in ("out", "work", "state")]
@@ -384,4 +404,4 @@ def test_a_closed_standard_input_is_an_empty_list(tmp_path: Path, serve: Serve) 
     wrapper = ("sh", "-c", 'exec "$@" <&-', "sh")
     done = harvester(*command_for("-", tmp_path / "out", serve().url), wrapper=wrapper)
     assert done.returncode == 2
-    assert "no links at all" in done.stderr
+    assert "there are no links" in done.stderr

@@ -60,7 +60,7 @@ def test_a_plan_warns_of_too_many_invalid_lines_as_the_run_would(
     assert ("--max-invalid 100%" in done.stderr) is warned
 
 
-def test_a_plans_helper_calls_are_counted_and_offline_makes_none(
+def test_a_plans_helper_requests_are_counted_and_offline_makes_none(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     served = serve(per_hour=1000)

@@ -90,11 +90,11 @@ async def test_the_merge_takes_the_later_answer_of_a_call(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    await harvested(serve(), Shape.NESTED, Format.GZIP)
+    await harvested(serve(), Shape.NESTED, Format.NDJSON_GZ)
     (merge,) = blocks(section(LOADING, "DuckDB"), "sql load nested")
     changed = "SELECT count(*) FROM bitly_metrics WHERE clicks_listed = -1"
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, Shape.NESTED, Format.GZIP))
+        database.execute(schema_for(Target.DUCKDB, Shape.NESTED, Format.NDJSON_GZ))
         for moment, left in (("2020-01-01", 0), ("2100-01-01", 24)):
             database.execute(merge)
             database.execute(f"UPDATE bitly_metrics SET fetched_at = '{moment}T00:00:00Z', clicks_listed = -1")
@@ -211,7 +211,7 @@ def test_the_statements_of_other_databases_do_the_same_when_duckdb_runs_them(
     two_harvests: Callable[[Shape, Format], None], name: str, shape: Shape
 ) -> None:
     """Parsed in their dialect and translated; the load into bitly_parts is ours."""
-    two_harvests(shape, Format.GZIP)
+    two_harvests(shape, Format.NDJSON_GZ)
     (text,) = blocks(section(LOADING, name), "sql load flat")
     text = text.replace("call_id", "record_id") if shape is Shape.NESTED else text
     if name == "ClickHouse":
@@ -220,7 +220,7 @@ def test_the_statements_of_other_databases_do_the_same_when_duckdb_runs_them(
     metrics, parts = ("bitly.metrics", "bitly.parts") if name == "BigQuery" else ("bitly_metrics", "staged")
     with duckdb.connect(config={"threads": 1}) as database:
         database.execute("CREATE SCHEMA bitly")
-        database.execute(schema_for(Target.DUCKDB, shape, Format.GZIP))
+        database.execute(schema_for(Target.DUCKDB, shape, Format.NDJSON_GZ))
         database.execute(f"CREATE TABLE IF NOT EXISTS {metrics} AS FROM bitly_metrics")
         database.execute(f"CREATE TABLE {parts} AS FROM bitly_metrics")
 
@@ -243,12 +243,12 @@ def test_the_statements_of_other_databases_do_the_same_when_duckdb_runs_them(
 def test_the_view_of_athena_has_the_newest_answer_of_each_call(
     two_harvests: Callable[[Shape, Format], None], shape: Shape
 ) -> None:
-    two_harvests(shape, Format.GZIP)
+    two_harvests(shape, Format.NDJSON_GZ)
     (text,) = blocks(section(LOADING, "Athena"), "sql load flat")
     text = text.replace("call_id", "record_id") if shape is Shape.NESTED else text
     (view,) = sqlglot.transpile(text, read="athena", write="duckdb")
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, shape, Format.GZIP))
+        database.execute(schema_for(Target.DUCKDB, shape, Format.NDJSON_GZ))
         database.execute("INSERT INTO bitly_metrics FROM bitly_parts('lake*/referrers/dt=*/part-*.ndjson.gz')")
         database.execute(view)
         assert counted(database.execute(summed(shape, "bitly_newest")).fetchall()) == clicks_of(FIRST, SECOND)
@@ -260,7 +260,7 @@ def run_python(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]
 
     def run(code: str, target: Target, shape: Shape, names: dict[str, Any] | None = None) -> dict[str, Any]:
         printed = ModuleType("bitly_schema")
-        exec(schema_for(target, shape, Format.GZIP), vars(printed))
+        exec(schema_for(target, shape, Format.NDJSON_GZ), vars(printed))
         monkeypatch.setitem(sys.modules, "bitly_schema", printed)
         names = {} if names is None else names
         exec(code.replace("call_id", "record_id") if shape is Shape.NESTED else code, names)
@@ -290,7 +290,7 @@ def test_the_polars_recipe_reads_the_newest_answer_of_each_call(
     assert dict(names["clicks"].rows()) == clicks
 
 
-@pytest.mark.parametrize("form", [Format.NDJSON, Format.GZIP, Format.PARQUET])
+@pytest.mark.parametrize("form", [Format.NDJSON, Format.NDJSON_GZ, Format.PARQUET])
 @pytest.mark.parametrize("shape", list(Shape))
 def test_the_pandas_recipe_reads_the_newest_answer_of_each_call(
     two_harvests: Callable[[Shape, Format], None], run_python: Callable[..., Any], shape: Shape, form: Format
@@ -326,7 +326,7 @@ def in_arrow(table: Any) -> tuple[int, Clicks]:
 def test_the_delta_recipe_keeps_nothing_stale(
     two_harvests: Callable[[Shape, Format], None], run_python: Callable[..., Any], shape: Shape
 ) -> None:
-    two_harvests(shape, Format.GZIP)
+    two_harvests(shape, Format.NDJSON_GZ)
     (arrow,) = blocks(section(LOADING, "pyarrow and pandas"), "python")
     replace, merge = blocks(section(LOADING, "Delta Lake"), "python")
     made = replace.partition("calls =")[0]
@@ -334,7 +334,7 @@ def test_the_delta_recipe_keeps_nothing_stale(
         shutil.rmtree("tables", ignore_errors=True)
 
         def load(folder: str, code: str = code) -> None:
-            names = run_python(read_from(arrow, folder, Format.GZIP), Target.PYARROW, shape)
+            names = run_python(read_from(arrow, folder, Format.NDJSON_GZ), Target.PYARROW, shape)
             run_python(code, Target.PYARROW, shape, names)
 
         check(load, lambda: in_arrow(DeltaTable("tables/bitly_metrics").to_pyarrow_table()))
@@ -349,14 +349,14 @@ def test_the_iceberg_recipe_keeps_nothing_stale(
     tmp_path: Path,
     shape: Shape,
 ) -> None:
-    two_harvests(shape, Format.GZIP)
+    two_harvests(shape, Format.NDJSON_GZ)
     (arrow,) = blocks(section(LOADING, "pyarrow and pandas"), "python")
     (code,) = blocks(section(LOADING, "Iceberg"), "python")
     with SqlCatalog("default", uri="sqlite:///:memory:", warehouse=tmp_path.as_uri()) as catalog:
         monkeypatch.setattr("pyiceberg.catalog.load_catalog", lambda _: catalog)
 
         def load(folder: str) -> None:
-            names = run_python(read_from(arrow, folder, Format.GZIP), Target.PYARROW, shape)
+            names = run_python(read_from(arrow, folder, Format.NDJSON_GZ), Target.PYARROW, shape)
             run_python(code, Target.PYARROW, shape, names)
 
         check(load, lambda: in_arrow(catalog.load_table("bitly.metrics").scan().to_arrow()))
@@ -370,12 +370,12 @@ def test_loaders_that_guess_types_do_what_the_page_says_and_the_printed_schemas_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     harvest: Metrics = {f"bit.ly/{i}": {} for i in range(30_000)} | {"bit.ly/last": {"direct": 7, "2026": 1}}
-    publish(tmp_path / "lake", "0a", f"{DAY}T06:00:00Z", harvest, PartFormat(Format.GZIP, Shape.FLAT))
+    publish(tmp_path / "lake", "0a", f"{DAY}T06:00:00Z", harvest, PartFormat(Format.NDJSON_GZ, Shape.FLAT))
     (part,) = Path("lake/referrers").glob("*/part-*")
     with duckdb.connect() as database:
         guess = database.execute(f"SELECT any_value(typeof(clicks)), sum(clicks) FROM '{part}'").fetchone()
         assert guess == ('"NULL"', None)
-        database.execute(schema_for(Target.DUCKDB, Shape.FLAT, Format.GZIP))
+        database.execute(schema_for(Target.DUCKDB, Shape.FLAT, Format.NDJSON_GZ))
         assert database.execute(f"SELECT sum(clicks) FROM bitly_parts('{part}')").fetchone() == (8,)
     with pytest.raises(pl.exceptions.ComputeError):
         pl.scan_ndjson(part).select(pl.col("clicks").sum()).collect()

@@ -10,9 +10,21 @@ import pytest
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code
 from harvester.client.client import ClientSettings
-from harvester.client.known_good import ROW
+from harvester.client.known_good import BURST, LAST_ROW, ROW
 from harvester.events import RunOutcome
-from harvester.shutdown import MONTH_SPENT, OK, REFUSED, SOME_FAILED, STOPPED, USAGE, StopReason
+from harvester.run.harvest import RETRY_ROOM
+from harvester.shutdown import (
+    BOUND_REACHED,
+    MONTH_SPENT,
+    OK,
+    REFUSED,
+    SOME_FAILED,
+    STOPPED,
+    TOO_MANY_FAILED,
+    USAGE,
+    FailureLimit,
+    StopReason,
+)
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.in_process import QUICK_GATE, harvest
 from tests.support.output_checks import failures, manifest, rows
@@ -230,6 +242,167 @@ async def test_an_outage_behind_a_row_of_noes_has_them_asked_again(bitly: Script
     assert dataset(quick_path)["rows"] == 80
 
 
+# --- no's where nobody was ever answered ----------------------------------------------------------------------------
+
+DEFINITE = ["404", "410", "403-resource", "400-bitlink"]
+
+
+@pytest.mark.parametrize("behaviour", DEFINITE)
+@pytest.mark.parametrize("links", [1, 49])
+async def test_a_list_to_which_the_server_only_says_no_is_no_success_and_is_asked_again(
+    bitly: Scripted, quick_path: Path, behaviour: str, links: int
+) -> None:
+    bitly.everyone = lambda: behaviour
+    outcome = await harvest(bitly.url, quick_path, many("ok", links))
+    assert exit_code(outcome) == SOME_FAILED
+    assert not (quick_path / "out" / "_SUCCESS").exists()
+    assert dataset(quick_path) == {"calls": links, "rows": 0, "refused": 0, "failed": links, "pending": 0}
+    assert {(line["kind"], line["status"]) for line in failures(quick_path / "out")} == {("failed", int(behaviour[:3]))}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", links))) == OK
+    assert len(rows(quick_path / "out")) == links
+    assert len(bitly.requests) == 2 * links
+
+
+async def test_a_few_links_that_are_gone_are_given_up_after_as_many_runs_as_failed_ones(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    for asked in (3, 6, 9, 9, 9):
+        outcome = await harvest(bitly.url, quick_path, many("404", 3))
+        assert exit_code(outcome) == SOME_FAILED
+        assert len(bitly.requests) == asked
+    # Once any link was answered they can be settled.
+    outcome = await harvest(bitly.url, quick_path, ["ok", *many("404", 3)], retry_failed=True)
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path) == {"calls": 4, "rows": 1, "refused": 3, "failed": 0, "pending": 0}
+
+
+@pytest.mark.parametrize("behaviour", DEFINITE)
+async def test_a_server_that_says_no_to_everybody_writes_nothing_off_however_often_it_is_asked(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour
+    for _ in range(4):  # more runs than it takes to give a call up
+        before = len(bitly.requests)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 80))
+        assert outcome.stop is not None
+        assert (exit_code(outcome), outcome.stop.reason) == (TOO_MANY_FAILED, StopReason.ALL_REFUSED)
+        assert 50 <= len(bitly.requests) - before <= 50 + MAX_CONNECTIONS
+        assert dataset(quick_path) == {"calls": 80, "rows": 0, "refused": 0, "failed": 0, "pending": 80}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 80))) == OK
+    assert len(rows(quick_path / "out")) == 80
+
+
+async def test_noes_before_the_first_answer_are_final_once_it_comes(bitly: Scripted, quick_path: Path) -> None:
+    names = [*many("404", BURST - 1), *many("ok", 5)]
+    outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path)["refused"] == BURST - 1
+    assert len(bitly.requests) == len(names)
+
+
+async def test_more_noes_than_can_wait_for_the_first_answer_are_asked_again_by_the_next_run(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names, allowed = [*many("404", 130), "ok"], FailureLimit(share=1.0)
+    outcome = await harvest(bitly.url, quick_path, names, failure_limit=allowed, **one_at_a_time(bitly))
+    assert exit_code(outcome) == SOME_FAILED
+    assert (dataset(quick_path)["refused"], dataset(quick_path)["failed"]) == (RETRY_ROOM, 130 - RETRY_ROOM)
+    assert exit_code(await harvest(bitly.url, quick_path, names, failure_limit=allowed)) == OK
+    assert dataset(quick_path)["refused"] == 130
+
+
+async def test_too_many_noes_before_the_first_answer_are_reported_and_given_up_in_time(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names, few = [*many("404", 4), "ok"], {"failure_limit": FailureLimit(count=3), **one_at_a_time(bitly)}
+    for _ in range(3):
+        outcome = await harvest(bitly.url, quick_path, names, **few)
+        assert exit_code(outcome) == TOO_MANY_FAILED
+        assert [line["kind"] for line in failures(quick_path / "out")] == ["failed"] * 4
+    assert exit_code(await harvest(bitly.url, quick_path, names, **few)) == SOME_FAILED
+    assert len(rows(quick_path / "out")) == 1
+
+
+async def test_a_stop_before_the_first_answer_leaves_refused_links_open(bitly: Scripted, quick_path: Path) -> None:
+    bitly.everyone = lambda: "404"
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 40), max_calls=30)) == BOUND_REACHED
+    assert dataset(quick_path)["refused"] == 0
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 40))) == OK
+    assert len(rows(quick_path / "out")) == 40
+
+
+async def test_a_dataset_with_rows_remembers_known_good_links_for_a_list_that_names_none(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    assert (await harvest(bitly.url, quick_path, many("ok", 10))).complete
+    bitly.everyone = lambda: "404"
+    outcome = await harvest(bitly.url, quick_path, many("ok--more", 30))
+    check_stopped_by_an_outage(outcome, "404 NOT_FOUND")
+    assert dataset(quick_path)["refused"] == 0
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("404", 2))) == OK
+    assert dataset(quick_path)["refused"] == 2
+
+
+# --- no's that are fewer than a row ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", DEFINITE)
+@pytest.mark.parametrize("last", [LAST_ROW, ROW - 1])
+async def test_noes_for_everybody_at_the_end_of_a_list_write_nothing_off(
+    bitly: Scripted, quick_path: Path, behaviour: str, last: int
+) -> None:
+    from_request(bitly, 60, behaviour)
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60 + last), **one_at_a_time(bitly))
+    check_stopped_by_an_outage(outcome, behaviour[:3])
+    assert dataset(quick_path)["refused"] == 0
+    assert not (quick_path / "out" / "_SUCCESS").exists()
+    assert len(bitly.requests) <= 60 + last + 2
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60 + last))) == OK
+    assert len(rows(quick_path / "out")) == 60 + last
+
+
+@pytest.mark.parametrize(("last", "questions"), [(1, 0), (2, 0), (LAST_ROW - 1, 0), (LAST_ROW, 1), (ROW - 1, 1)])
+async def test_links_that_are_gone_at_the_end_of_a_list_cost_one_question_if_they_are_a_few(
+    bitly: Scripted, quick_path: Path, last: int, questions: int
+) -> None:
+    names = [*many("ok", 30), *many("404", last)]
+    assert exit_code(await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))) == OK
+    assert dataset(quick_path)["refused"] == last
+    assert len(bitly.requests) == len(names) + questions
+    assert exit_code(await harvest(bitly.url, quick_path, names)) == OK  # and none in a run without calls
+    assert len(bitly.requests) == len(names) + questions
+
+
+@pytest.mark.parametrize("behaviour", DEFINITE)
+@pytest.mark.parametrize("noes", [BURST, ROW - 1])
+@pytest.mark.parametrize("first", [0, 40])
+async def test_a_burst_of_noes_that_answers_follow_writes_nothing_off(
+    bitly: Scripted, quick_path: Path, behaviour: str, noes: int, first: int
+) -> None:
+    bitly.everyone = lambda: behaviour if first < len(bitly.requests) <= first + noes else None
+    outcome = await harvest(bitly.url, quick_path, many("ok", 100), **one_at_a_time(bitly))
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path) == {"calls": 100, "rows": 100, "refused": 0, "failed": 0, "pending": 0}
+    assert len(bitly.requests) == 100 + noes
+
+
+async def test_a_burst_of_links_that_are_gone_costs_one_attempt_and_the_next_none_before_twenty(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    names = []
+    for number in range(10):
+        names += [*many(f"ok--{number}", 3), *many(f"404--{number}", BURST)]
+    outcome = await harvest(bitly.url, quick_path, [*names, "ok--end"], **one_at_a_time(bitly))
+    assert exit_code(outcome) == OK
+    assert dataset(quick_path)["refused"] == 10 * BURST
+    assert len(bitly.requests) - len(names) - 1 == 10 * BURST // ROW
+
+
 # --- a verdict for every call ---------------------------------------------------------------------------------------
 
 FOR_EVERY_CALL = {
@@ -338,10 +511,10 @@ async def test_refusals_before_the_end_of_a_run_are_doubted_by_the_next_one(bitl
 async def test_refusals_that_a_row_follows_are_final_and_cost_the_next_run_nothing(
     bitly: Scripted, quick_path: Path
 ) -> None:
-    names = [*many("ok", 10), *many("404", 10)]
+    names = [*many("ok", 10), *many("404", LAST_ROW - 1)]
     assert exit_code(await harvest(bitly.url, quick_path, names)) == OK
     assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("ok--more", 5)])) == OK
-    assert len(bitly.requests) == 25
+    assert len(bitly.requests) == 10 + LAST_ROW - 1 + 5
 
 
 async def test_refusals_that_were_taken_back_do_not_count_as_tries(bitly: Scripted, quick_path: Path) -> None:

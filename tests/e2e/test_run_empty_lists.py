@@ -56,7 +56,7 @@ def test_an_empty_list_is_an_error_unless_it_is_allowed(
     words = ("run", listed(tmp_path, name), "--out", str(out), "--base-url", served.url)
     refused = command(*words)
     assert refused.returncode == 2
-    assert "no links at all in the list; if that is no mistake, take --allow-empty" in refused.stderr
+    assert "there are no links in the list; if that is no mistake, use --allow-empty" in refused.stderr
     assert not (out / "_SUCCESS").exists()
     assert json.loads(command("status", str(out), "--json").stdout)["state"] == "empty"
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_standard_input_and_every_kind_of_output(tmp_path: Path, serve: Callable
     assert command(*words, stdin=b"", cwd=tmp_path).returncode == 2
     done = command(*words, "--allow-empty", stdin=b"", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    assert "harvester: no links" not in done.stderr
+    assert "harvester: there are no links" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_list_of_lines_that_are_no_links_is_not_empty(
     done = command(*words, stdin=text, cwd=tmp_path)
     assert done.returncode == code
     assert (tmp_path / "out" / "_SUCCESS").exists() == (code == 0)
-    assert "take --allow-empty" not in done.stderr
+    assert "use --allow-empty" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "missing-*.txt"])

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from harvester.bearer import fingerprint
-from harvester.clock import next_month
+from harvester.clock import month_of, next_month
 from tests.conftest import Served
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, STATE_DIR, TOKEN, harvester, start
@@ -72,6 +73,15 @@ class Machine:
         with closing(self._database()) as db, db:
             db.execute("UPDATE months SET month = ?", (f"{datetime.now(UTC).year - 1}-12",))
 
+    def suspend(self, days: float) -> None:
+        """Make the calendar miss some days, as after a pause of a virtual machine, and all that was spent lie before.
+
+        The month is then the one that it was before the pause.
+        """
+        with closing(self._database()) as db, db:
+            db.execute("UPDATE meta SET value = value - ? WHERE name = 'anchor_wall'", (days * 86400.0,))
+            db.execute("UPDATE months SET month = ?", (month_of(time.time() - days * 86400.0),))
+
     def _database(self) -> sqlite3.Connection:
         return sqlite3.connect(self.state / "budget.sqlite")
 
@@ -121,6 +131,23 @@ def test_the_month_is_kept_across_runs_and_outputs_and_ends_a_run_with_all_commi
     assert harvester(*machine.command("second", *month)).returncode == 0
     assert served.sandbox.requests.total() == 40
     assert len(rows(out)) == 20
+
+
+def test_a_month_that_ended_while_the_machine_was_suspended_is_over(tmp_path: Path, serve: Serve) -> None:
+    served = serve()
+    machine = Machine(tmp_path, served.url)
+    month = (*FREE, "--per-month", "30")
+    assert machine.run("first", 40, *month).returncode == 7
+    machine.suspend(40)
+    second = machine.run("second", 40, *month)
+    assert second.returncode == 7, second.stderr
+    assert manifest(machine.out("second"))["stopped"]["until"] == next_month(datetime.now(UTC)).strftime(
+        "%Y-%m-%dT00:00:00Z"
+    )
+    assert len(rows(machine.out("second"))) == 29  # and one request for the date
+    assert manifest(machine.out("second"))["budget"]["windows"][-1]["used"] == 30
+    assert machine.run("third", 5, *month).returncode == 7
+    assert served.sandbox.requests.total() == 30 + 29
 
 
 @pytest.mark.slow
@@ -340,18 +367,33 @@ def test_an_emptied_budget_is_no_new_month_without_a_word(tmp_path: Path, serve:
 
 
 @pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
-def test_a_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
+def test_a_users_state_folder_that_cannot_be_written_is_warned_about_and_replaced(
     tmp_path: Path, serve: Serve, form: str
 ) -> None:
     (tmp_path / "file").write_text("")
     out = form if form == "-" else str(tmp_path / form)
     command = ("run", "-", "--out", out, "--base-url", serve().url, *NO_LIMITS)
-    done = harvester(*command, "--state-dir", str(tmp_path / "file" / "state"), stdin=b"bit.ly/a\n")
+    env = {STATE_DIR: "", "XDG_STATE_HOME": str(tmp_path / "file" / "state")}
+    done = harvester(*command, env=env, stdin=b"bit.ly/a\n")
     assert done.returncode == 0, done.stderr
     assert "cannot hold the budget" in done.stderr
     assert "--state-dir" in done.stderr
     if form != "-":
         assert len(list(tmp_path.rglob("budget.sqlite"))) == 1
+
+
+@pytest.mark.parametrize("form", ["out", "out.ndjson", "-"])
+def test_a_state_dir_that_cannot_be_written_is_refused(tmp_path: Path, serve: Serve, form: str) -> None:
+    """Kept with each output, the month would be spent again for each."""
+    (tmp_path / "file").write_text("")
+    served, out = serve(), form if form == "-" else str(tmp_path / form)
+    command = ("run", "-", "--out", out, "--base-url", served.url, *NO_LIMITS)
+    done = harvester(*command, "--state-dir", str(tmp_path / "file" / "state"), stdin=b"bit.ly/a\n")
+    assert done.returncode == 8, done.stderr
+    assert "cannot hold the budget" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert served.sandbox.requests.total() == 0
+    assert list(tmp_path.rglob("budget.sqlite")) == []
 
 
 @pytest.mark.parametrize("damage", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 8192])

@@ -54,3 +54,17 @@ def test_the_token_is_in_no_output_however_a_run_ends(tmp_path: Path, bitly: Scr
     assert any(path.endswith("budget.sqlite") for path in files)
     said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     assert [name for name, data in {**files, **said}.items() if TOKEN.encode() in data.lower()] == []
+
+
+def test_a_list_that_holds_the_token_leaves_it_in_no_file(tmp_path: Path, bitly: Scripted) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    options = ("--base-url", bitly.url, *NO_LIMITS, "--state-dir", str(kept / "state"), "--max-invalid", "100%")
+    links = f"bit.ly/ok\nGET /v4/user?access_token={TOKEN}\nbit.ly/{TOKEN}\n".encode()
+    done = harvester("run", "-", "--out", str(kept / "out"), *options, stdin=links)
+    assert done.returncode == 0, done.stderr
+    files = {str(path): path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    assert [name for name, data in {**files, **said}.items() if TOKEN.encode() in data] == []
+    assert (kept / "out" / "_failures.ndjson").read_text().count('"invalid"') == 2
+    assert [seen.back_half for seen in bitly.requests] == ["ok"]

@@ -61,11 +61,11 @@ def test_rows_for_a_program_are_those_of_run_in_the_order_asked(serve: Callable[
 def test_a_truncated_row_is_reported(serve: Callable[..., Served]) -> None:
     done = show(serve().url, LINK, "--size", "2", "--units", "90")
     assert done.returncode == 0
-    assert "truncated: 2 were asked for (--size)" in done.stdout
-    assert "90 days were asked for: the plan keeps no more than 30" in done.stdout
+    assert "truncated: Bitly returned the 2 that --size requests" in done.stdout
+    assert "90 days were requested: the plan keeps no more than 30" in done.stdout
     whole = show(serve().url, LINK)
     assert "truncated" not in whole.stdout
-    assert "asked for" not in whole.stdout
+    assert "requested" not in whole.stdout
 
 
 def test_a_link_without_clicks_is_shown_too(serve: Callable[..., Served]) -> None:
@@ -73,7 +73,7 @@ def test_a_link_without_clicks_is_shown_too(serve: Callable[..., Served]) -> Non
     done = show(serve().url, empty, "--facet", "countries")
     assert done.returncode == 0
     assert "0 clicks listed" in done.stdout
-    assert "no clicks in this time" in done.stdout
+    assert "no clicks in this window" in done.stdout
     assert "countries" in done.stdout
 
 
@@ -159,7 +159,7 @@ def test_refused_links_are_reported_after_those_that_are_shown(serve: Callable[.
     assert done.returncode == 4
     assert [json.loads(line)["bitlink"] for line in done.stdout.splitlines()] == ["bit.ly/a", "bit.ly/b"]
     assert sorted(done.stderr.splitlines()) == [
-        "bit.ly/foreign-1: not this token's to see (403 FORBIDDEN)",
+        "bit.ly/foreign-1: this token may not see it (403 FORBIDDEN)",
         "bit.ly/gone-1: deleted (410 GONE)",
         "bit.ly/missing-1: no such bitlink (404 NOT_FOUND)",
     ]
@@ -230,7 +230,7 @@ def test_throttling_is_reported_and_waited_for() -> None:
     with scripted() as bitly:
         done = show(bitly.url, "bit.ly/429x1-then-ok", "--max-time", "2m")
     assert done.returncode == 0
-    assert "waiting for Bitly, which throttles" in done.stderr
+    assert "waiting for Bitly to stop throttling" in done.stderr
     assert "for 2m at most (--max-time)" in done.stderr
 
 
@@ -238,7 +238,7 @@ def test_throttling_that_lasts_too_long_ends_with_9() -> None:
     with scripted() as bitly:
         done = show(bitly.url, "bit.ly/429", "--max-time", "5s")
     assert done.returncode == 9
-    assert "Bitly, which throttles" in done.stderr
+    assert "Bitly to stop throttling" in done.stderr
     assert "run it again from" in done.stderr
 
 

@@ -155,7 +155,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     process.communicate()
     later = read_status(str(out), datetime.now(UTC) + timedelta(minutes=10))
     assert later.state is RunState.STALE
-    assert "no news since" in tell.as_text(later)
+    assert "no update since" in tell.as_text(later)
     command = later.next.command
     assert command == f"harvester run '{links}' --out {out}"
     again = harvester(*shlex.split(command)[1:], "--base-url", served.url, *NO_LIMITS)
@@ -267,11 +267,11 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
 @pytest.mark.parametrize(
     ("changes", "state", "says"),
     [
-        ({}, "running", "nothing: it goes on by itself"),
+        ({}, "running", "nothing: the run continues"),
         ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
         ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
         (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
-        (ENDED, "failures", "asks again for what failed"),
+        (ENDED, "failures", "makes the failed calls again"),
         (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
         (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
         (ENDED | {"complete": True, "remaining": 0}, "complete", "every call is settled"),
@@ -323,7 +323,7 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
         "minute 10 of 100 used",
         "month  2,000 used, no limit",
         "1 with 990 rows, 400,000 bytes",
-        "over links.txt",
+        "list: links.txt",
     ):
         assert part in text
 
@@ -342,7 +342,7 @@ def test_a_list_of_unknown_length_has_no_estimate(written: Callable[..., str]) -
 
 
 def test_a_window_that_has_passed_is_shown_as_over(written: Callable[..., str]) -> None:
-    assert "which is over" in tell.as_text(read_status(written(), NOW + timedelta(hours=2)))
+    assert "which has passed" in tell.as_text(read_status(written(), NOW + timedelta(hours=2)))
     assert "waiting" not in tell.as_text(read_status(written(**ENDED, complete=True), NOW))
 
 

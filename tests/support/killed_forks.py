@@ -1,150 +1,126 @@
-"""A process that runs harvester in forks of itself, and has the kernel kill them at a chosen operation on a file.
+"""A process that runs harvester in forks of itself, and kills, fails or records them at their operations on files.
 
-Reads an order a line from standard input,
-`{"arguments": [...], "operation": "rename part", "nth": 2, "when": "before"}`, and answers with a line
-`{"killed": true, "code": null, "counts": null}`, or with the exit code and the number of times that each operation took
-place. Operations are the writes, fsyncs, renames, unlinks, truncations and commits of journal, ledger and dataset;
-`any` counts them all. A fork's id stands in REPORT.pid while it runs: a server may kill it too.
+Reads an order a line from standard input, `{"arguments": [...], "operation": "rename part", "nth": 2, "when":
+"before"}`, and answers with a line `{"killed": true, "code": null, "counts": null}`, or with the exit code and the
+number of times that each operation took place. `any` counts all operations. when: `before` or `after` for a kill;
+`fail` for an error of that operation, whose number is `error`, and `fail on` for that one and all later ones; `record`
+to write all operations to REPORT.operations. A fork's id stands in REPORT.pid while it runs: a server may kill it too.
+What it says stands in REPORT.log.
 """
 
 import contextlib
 import gc
-import io
 import json
 import os
-import re
+import pickle
 import signal
-import sqlite3
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 # Imported here, so that a fork begins at once.
 from harvester.cli import harvesting
 from harvester.cli import main as cli
 from harvester.cli.signals import die_of_signals
 from harvester.config.options import RunOptions
-
-# Imported here, so that a fork begins at once.
-from harvester.dataset import file_publisher, journal, part_publisher
-from harvester.run import harvest, job  # noqa: F401
-from harvester.storage import filesystem, object_store, sqlite, storage
+from harvester.run import job  # noqa: F401
+from harvester.storage import object_store
+from tests.support.file_operations import Operation, put_in_place
 
 T = TypeVar("T")
 ANY = "any"
-_KINDS = (("part", r"part-"), ("journal", r"journal-"), ("manifest", r"_manifest"), ("failures", r"_failures"),
-          ("success", r"_SUCCESS"), ("claim", r"_claim"), ("growing", r"\.ndjson$"))  # fmt: skip
+_KILLED = {"write", "fsync", "truncate", "rename", "unlink", "commit"}
 
 
-def kind_of(path: str) -> str:
-    """What a path is, without its numbers."""
-    name = os.path.basename(path.rstrip("/"))
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, name)), "folder")
+class Counting:
+    """Counts operations, and finds the chosen one. killed: True to leave out those that no kill is tried at."""
 
-
-class Killer:
-    """Counts operations, and kills this process before or after the chosen one."""
-
-    def __init__(self, operation: str, nth: int, when: str) -> None:
+    def __init__(self, operation: str, nth: int, *, killed: bool) -> None:
+        self.counts: Counter[str] = Counter()
         self._chosen = operation
         self._nth = nth
-        self._when = when
+        self._killed = killed
         self._lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
 
-    def around(self, name: str, operation: Callable[[], T]) -> T:
+    def number(self, operation: Operation) -> int:
+        """Count an operation; return its number after the chosen one, 0 for that one, negative for any other."""
+        if self._killed and operation.verb not in _KILLED:
+            return -1
         with self._lock:
-            self.counts.update([name, ANY])
-            mine = name == self._chosen or self._chosen == ANY
-            mine = mine and self.counts[self._chosen] == self._nth
+            self.counts.update([operation.name, ANY])
+            chosen = self._chosen in {operation.name, ANY}
+            return self.counts[self._chosen] - self._nth if chosen else -1
+
+
+class Killer(Counting):
+    """Kills this process before or after the chosen operation."""
+
+    def __init__(self, operation: str, nth: int, when: str) -> None:
+        super().__init__(operation, nth, killed=True)
+        self._when = when
+
+    def around(self, operation: Operation, do: Callable[[], T]) -> T:
+        mine = self.number(operation) == 0
         if mine and self._when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = operation()
+        result = do()
         if mine:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
 
-class KillingOs:
-    """Stands before the os module of a module under test."""
+class Faults(Counting):
+    """Lets the chosen operation fail.
 
-    def __init__(self, killer: Killer) -> None:
-        self._killer = killer
+    lasting: True as on a full disk: the chosen write has room for half, and all later operations of its name fail.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+    def __init__(self, operation: str, nth: int, error: int, *, lasting: bool) -> None:
+        super().__init__(operation, nth, killed=False)
+        self._error = error
+        self._lasting = lasting
 
-    def _on_descriptor(self, name: str, descriptor: int, operation: Callable[[], T]) -> T:
-        return self._killer.around(f"{name} {kind_of(os.readlink(f'/proc/self/fd/{descriptor}'))}", operation)
+    def around(self, operation: Operation, do: Callable[[], T]) -> T:
+        number = self.number(operation)
+        if number < 0 or (number > 0 and not self._lasting) or operation.verb == "commit":
+            return do()
+        if operation.verb == "write" and self._lasting and not number:
+            with open(operation.path, "ab") as stream:
+                return cast("T", stream.write(operation.data[: len(operation.data) // 2]))
+        raise OSError(self._error, os.strerror(self._error), *self._named(operation))
 
-    def write(self, descriptor: int, data: bytes) -> int:
-        return self._on_descriptor("write", descriptor, lambda: os.write(descriptor, data))
-
-    def fsync(self, descriptor: int) -> None:
-        self._on_descriptor("fsync", descriptor, lambda: os.fsync(descriptor))
-
-    def ftruncate(self, descriptor: int, size: int) -> None:
-        self._on_descriptor("truncate", descriptor, lambda: os.ftruncate(descriptor, size))
-
-    def rename(self, source: str, target: str) -> None:
-        self._killer.around(f"rename {kind_of(target)}", lambda: os.rename(source, target))
-
-    def unlink(self, path: str) -> None:
-        self._killer.around(f"unlink {kind_of(path)}", lambda: os.unlink(path))
+    def _named(self, operation: Operation) -> list[str]:
+        return [operation.path] if operation.verb in {"open", "rename", "unlink", "mkdir"} else []
 
 
-class KillingFile(io.FileIO):
-    """A file whose writes and truncations are counted, one for each system call."""
+class Recorder(Counting):
+    """Keeps every operation in its order."""
 
-    killer: Killer
+    def __init__(self) -> None:
+        super().__init__("", 0, killed=False)
+        self.operations: list[Operation] = []
+        self._turn = threading.RLock()
 
-    def write(self, data: Any) -> int:
-        return self.killer.around(f"write {kind_of(str(self.name))}", lambda: super(KillingFile, self).write(data))
-
-    def truncate(self, size: int | None = None) -> int:
-        name = f"truncate {kind_of(str(self.name))}"
-        return self.killer.around(name, lambda: super(KillingFile, self).truncate(size))
-
-
-class KillingConnection(sqlite3.Connection):
-    """A connection whose commits are counted."""
-
-    killer: Killer
-
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        if sql == "COMMIT":
-            return self.killer.around("commit ledger", lambda: super(KillingConnection, self).execute(sql))
-        return super().execute(sql, *parameters)
+    def around(self, operation: Operation, do: Callable[[], T]) -> T:
+        with self._turn:
+            self.number(operation)
+            result = do()
+            content = operation.snapshot() if operation.snapshot else operation.data
+            self.operations.append(replace(operation, data=content, snapshot=None))
+            return result
 
 
-class KillingSqlite:
-    """Stands before the sqlite3 module."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sqlite3, name)
-
-    def connect(self, path: str, **options: Any) -> sqlite3.Connection:
-        return sqlite3.connect(path, factory=KillingConnection, **options)
-
-
-def killing_open(path: str, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
-    if mode in {"wb", "ab", "r+b"}:
-        return io.BufferedRandom(KillingFile(path, mode)) if "+" in mode else io.BufferedWriter(KillingFile(path, mode))
-    return open(path, mode, buffering, **options)
-
-
-def put_in_place(killer: Killer) -> None:
-    """Let the modules under test go through the killer."""
-    KillingFile.killer = KillingConnection.killer = killer
-    for module in (journal, filesystem, storage, part_publisher, file_publisher):
-        vars(module)["os"] = KillingOs(killer)
-        vars(module)["open"] = killing_open
-    vars(sqlite)["sqlite3"] = KillingSqlite()
-    vars(harvest)["COMMIT_VERDICTS"] = 3  # so that a short list has several commits
+def observer_of(order: dict[str, Any]) -> Killer | Faults | Recorder:
+    operation, nth, when = order["operation"], order["nth"], order["when"]
+    if when == "record":
+        return Recorder()
+    if when.startswith("fail"):
+        return Faults(operation, nth, order["error"], lasting=when == "fail on")
+    return Killer(operation, nth, when)
 
 
 def run_in_fork(order: dict[str, Any], report: str) -> dict[str, Any]:
@@ -166,8 +142,8 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
     os.dup2(log, 2)
     with open(report + ".pid", "w") as stream:
         stream.write(str(os.getpid()))
-    killer = Killer(order["operation"], order["nth"], order["when"])
-    put_in_place(killer)
+    observer = observer_of(order)
+    put_in_place(observer, budget=not isinstance(observer, Killer))
     code = 99
     try:
         die_of_signals()
@@ -175,7 +151,10 @@ def run_and_leave(order: dict[str, Any], report: str) -> None:
     finally:
         sys.stderr.flush()
         with open(report, "w") as stream:
-            json.dump(killer.counts, stream)
+            json.dump(observer.counts, stream)
+        if isinstance(observer, Recorder):
+            with open(report + ".operations", "wb") as operations:
+                pickle.dump(observer.operations, operations)
         os._exit(code)
 
 

@@ -299,8 +299,8 @@ class _Rows:
     def shortfall(self, _: object) -> Shortfall:
         return WHOLE
 
-    def failure(self, *_: object, **__: object) -> bytes:
-        return b""
+    def failure(self, *_: object, **fields: object) -> bytes:
+        return repr(fields).encode()
 
 
 @dataclass
@@ -317,6 +317,7 @@ class MemoryStore:
     behind: bool = False
     waiting: int = 0
     rows_recorded: int = 0
+    invalid: list[bytes] = field(default_factory=list)
     _batch: Batch = field(default_factory=Batch)
 
     @property
@@ -351,7 +352,9 @@ class MemoryStore:
         return 2**40
 
     def count(self, name: str, more: int = 1) -> None: ...
-    def note_invalid(self, line: bytes) -> None: ...
+    def note_invalid(self, line: bytes) -> None:
+        self.invalid.append(line)
+
     def give_back(self, batch: Batch) -> None: ...
     def end_part(self) -> None: ...
     def shorten_waits(self) -> None: ...

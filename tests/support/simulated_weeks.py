@@ -98,7 +98,7 @@ class Weeks:
             )
             inquiry = LimitDiscovery(client.sender, budget, helpers, "referrers", shutdown)
             rules = AbortRules(None, first_rows=self.store.invocation == 1)
-            options = HarvestOptions(self.connections, commit_seconds=600.0, tell_seconds=600.0, learn_seconds=60.0)
+            options = HarvestOptions(self.connections, commit_seconds=600.0, report_seconds=600.0, learn_seconds=60.0)
             store: Any = self.store
             observer = Reporter(quiet=True)
             heartbeat = Heartbeat(store, Telemetry(budget, store.invocation, ["list"]))

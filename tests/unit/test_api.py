@@ -451,7 +451,7 @@ async def test_what_the_callback_raises_ends_the_stream(serve: Callable[..., Ser
     def refuse(failure: dict[str, Any]) -> None:
         raise LookupError(failure["bitlink"])
 
-    links = (f"bit.ly/missing-{i}" for i in range(10_000))
+    links = (f"bit.ly/missing-{i}" if i else "bit.ly/a" for i in range(10_000))
     with pytest.raises(LookupError, match="missing"):
         async for _ in harvester.stream(links, on_failure=refuse, **options(serve().url)):
             pass
@@ -728,7 +728,7 @@ async def later() -> str:
         (5, "a text, or a callable"),
         ("two words", "no spaces"),
         ("", "no token in it"),
-        (lambda: None, "gave no text"),
+        (lambda: None, "returned no text"),
         (later, "a plain callable"),
         ({}.popitem, "raised KeyError"),
         (sys.exit, "raised SystemExit"),
@@ -741,7 +741,7 @@ async def test_text_that_is_not_a_token_is_refused(token: Any, says: str) -> Non
 
 
 async def test_a_token_is_given_once() -> None:
-    with pytest.raises(harvester.UsageError, match="give one of them"):
+    with pytest.raises(harvester.UsageError, match="use one of them"):
         await harvester.metrics("bit.ly/a", token=TOKEN, token_file="token")
 
 

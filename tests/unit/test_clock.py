@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harvester import clock as clocks
-from harvester.clock import Clock, from_epoch, month_of, next_month
+from harvester.clock import Clock, from_epoch, month_of, next_month, parse_http_date
 from tests.support.commands import ROOT, environment
 
 
@@ -56,6 +56,57 @@ def test_a_boot_has_no_name_where_the_system_does_not_say(
         name.write_bytes(content)
     monkeypatch.setattr(clocks, "_BOOT_ID", str(name))
     assert Clock().boot == ""
+
+
+@pytest.fixture
+def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with what the kernel says of this process's time namespace."""
+    for name, path in (("_OWN_NAMESPACE", "own"), ("_CHILDREN_NAMESPACE", "childrens"), ("_OFFSETS", "offsets")):
+        monkeypatch.setattr(clocks, name, str(tmp_path / path))
+    for link in ("own", "childrens"):
+        (tmp_path / link).symlink_to("time:[4026532178]")
+    (tmp_path / "offsets").write_text("monotonic           0         0\nboottime       100000 500000000\n")
+    return tmp_path
+
+
+@pytest.mark.skipif(clocks._BOOTTIME is None, reason="Linux's clock")
+def test_seconds_since_boot_are_the_machines_in_any_time_namespace(namespace: Path) -> None:
+    clock, machine = Clock(), time.clock_gettime(time.CLOCK_BOOTTIME) - 100_000.5
+    assert machine <= clock.boot_seconds() < machine + 1.0
+    assert "time:" not in clock.boot
+
+
+@pytest.mark.parametrize("content", [None, "", "boottime x y", "monotonic 0 0\n"])
+def test_a_time_namespace_of_which_nothing_is_known_is_a_boot_of_its_own(namespace: Path, content: str | None) -> None:
+    (namespace / "offsets").unlink()
+    if content is not None:
+        (namespace / "offsets").write_text(content)
+    assert Clock().boot.endswith(" time:[4026532178]")
+
+
+def test_a_process_that_has_left_its_time_namespace_to_its_children_has_a_boot_of_its_own(namespace: Path) -> None:
+    (namespace / "childrens").unlink()
+    (namespace / "childrens").symlink_to("time:[4026532200]")
+    assert Clock().boot.endswith(" time:[4026532178]")
+
+
+def test_where_there_are_no_time_namespaces_seconds_since_boot_are_the_clocks(namespace: Path) -> None:
+    (namespace / "own").unlink()
+    assert "time:" not in Clock().boot
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("Mon, 23 Nov 2026 12:00:00 GMT", datetime(2026, 11, 23, 12, tzinfo=UTC)),
+        ("Mon, 23 Nov 2026 12:00:00 -0000", None),
+        ("", None),
+        ("yesterday", None),
+        ("Mon, 23 Nov 99999 12:00:00 GMT", None),
+    ],
+)
+def test_a_date_header_is_a_moment_or_nothing(text: str, moment: datetime | None) -> None:
+    assert parse_http_date(text) == moment
 
 
 def test_a_moment_is_in_utc() -> None:

@@ -41,7 +41,7 @@ from harvester.budget.throttling import (
     ASK_SECONDS,
 )
 from harvester.clock import from_epoch, month_of
-from harvester.errors import OutputError
+from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
 from tests.conftest import quick_folder
 from tests.support.commands import ROOT, environment
@@ -85,6 +85,10 @@ class Machine(VirtualClock):
     def go(self, moment: datetime) -> None:
         """Let time pass until this moment."""
         self.seconds = moment.timestamp() - self._booted
+
+    def pause(self, time: timedelta) -> None:
+        """Be suspended, as a virtual machine is: the seconds since boot stand still, and the wall clock is set anew."""
+        self._booted += time.total_seconds()
 
     def reboot(self, uptime: float = 20.0, *, off: float = 30.0, wrong: float = 0.0) -> None:
         """Be off for so long, and then up for so long, with a wall clock that is so fast."""
@@ -266,6 +270,30 @@ def test_an_attempt_that_went_late_holds_its_place_from_then_on(start: Start, ma
     assert is_wait(budget.try_acquire(), 5.0, "minute")
 
 
+def test_an_attempt_that_went_late_again_moves_again(start: Start, machine: Machine) -> None:
+    budget = start(2)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    for _ in range(3):
+        machine.seconds += 50.0
+        moved = budget.sent_late(attempt)
+        assert moved is not None
+        assert machine.seconds <= moved.at < machine.seconds + 0.1
+        attempt = moved
+    assert window(budget, "minute").used == spent(budget) == 1
+    assert is_wait(take_all(budget) and budget.try_acquire(), 60.5, "minute")
+
+
+def test_an_attempt_whose_place_others_may_have_taken_is_not_sent(start: Start, machine: Machine) -> None:
+    budget = start(1)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    machine.seconds += 60.5
+    assert start(1).try_acquire() is None
+    assert budget.sent_late(attempt) is None
+    assert window(budget, "minute").used == 1
+
+
 def test_attempts_that_went_late_together_are_each_counted_once(start: Start, machine: Machine) -> None:
     """Five connections are made at once, and each is ready later than the last."""
     budget, other = start(100), start(100)
@@ -339,10 +367,10 @@ def test_what_is_given_back_and_what_goes_late_is_counted_as_if_it_had_always_be
                 waiting.append((budget, budget.counted))
             elif waiting:
                 budget, attempt = waiting.pop(number % len(waiting))
-                if event == "back":
+                if event == "back" or budget.sent_late(attempt) is None:
+                    assert event == "back" or machine.seconds - attempt.at > 60.0
                     budget.give_back(attempt)
                 else:
-                    budget.sent_late(attempt)
                     times.append(math.ceil(machine.seconds * 10) / 10)
             budgets[0].close()
             made = times + [attempt.at for _, attempt in waiting]
@@ -449,12 +477,9 @@ class World:
         self.machine.seconds += late / 2
         self.send(other, [0.0] * times)
         self.machine.seconds += late / 2
-        if never_sent:
+        if never_sent or budget.sent_late(attempt) is None:
             budget.give_back(attempt)
-        elif (
-            window(budget, "month").used < limits.per_month or not limits.per_month
-        ):  # a full month has no more to give
-            budget.sent_late(attempt)
+        else:
             self._arrives(budget, Sent(number, self.machine.true + jitter, limits))
 
     def throttled(self, process: int, hint: float | None) -> None:
@@ -721,6 +746,17 @@ def test_an_attempt_that_went_late_counts_in_the_month_that_has_begun_since(
         assert set(file.execute("SELECT month, spent FROM months")) == {("2026-11", 0), ("2026-12", 1)}
 
 
+def test_an_attempt_that_went_late_into_a_month_that_is_spent_is_not_sent(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - 15 * SECOND)
+    budget = start(100, 0, 5)
+    assert budget.try_acquire() is None
+    attempt = budget.counted
+    machine.go(DECEMBER + 10 * SECOND)
+    assert take_all(start(100, 0, 5)) == 5
+    assert budget.sent_late(attempt) is None
+    assert window(budget, "month").used == 5
+
+
 @given(st.lists(st.tuples(st.integers(-100, 100), st.booleans()), max_size=40), st.integers(1, 4))
 def test_no_steps_of_the_wall_clock_give_a_months_calls_out_twice(steps: list[tuple[int, bool]], limit: int) -> None:
     machine = Machine()
@@ -905,6 +941,254 @@ def test_after_a_reboot_with_a_slow_clock_time_has_not_gone_back_since_the_last_
     assert start(0, 0, 1).try_acquire() is None
     machine.reboot(wrong=-10 * 86400.0)
     assert start(0, 0, 1).try_acquire() == MonthExhausted(JANUARY)
+
+
+# --- clocks that contradict each other --------------------------------------------------------------------------------
+
+
+def paused_into_december(start: Start, machine: Machine, limit: int = 3) -> MachineBudget:
+    """A budget whose month is spent, on a machine that was then suspended over the month's edge."""
+    budget = start(0, 0, limit)
+    assert take_all(budget) == limit
+    machine.pause(10 * DAY)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    return budget
+
+
+def test_a_month_that_ended_while_the_machine_was_suspended_is_over_once_the_server_has_said_so(
+    start: Start, machine: Machine
+) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    machine.seconds += 1.0
+    budget.month.see_date(machine.date, asked=True)
+    assert budget.at(0.0) == from_epoch(machine.true)
+    assert take_all(budget) == 2  # and the request for the date
+    assert budget.try_acquire() == start(0, 0, 3).try_acquire() == MonthExhausted(JANUARY)
+    assert not budget.try_ask_date()
+
+
+def test_while_the_clocks_disagree_on_the_month_its_end_is_not_known(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert window(budget, "month").until is None
+    budget.month.see_date(machine.date)
+    assert window(budget, "month").until == JANUARY
+
+
+def test_one_process_asks_for_the_date_and_the_others_wait_for_it(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    others = [start(0, 0, 3), start(0, 0, 3, endpoint="referrers")]
+    assert budget.try_ask_date()
+    for other in others:
+        assert not other.try_ask_date()
+        assert is_wait(other.try_acquire(), 0.2, "month")
+    machine.seconds += 1.0
+    budget.month.see_date(machine.date, asked=True)
+    assert [other.try_acquire() for other in others] == [None, None]
+
+
+def test_a_wall_clock_that_was_set_wrong_costs_one_request_and_begins_no_month(start: Start, machine: Machine) -> None:
+    budget = start(0, 0, 3)
+    assert take_all(budget) == 3
+    machine.wrong = 20 * 86400.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert abs(budget.at(0.0) - machine.date) <= SECOND
+    for _ in range(30):
+        machine.seconds += 3600.0
+        for process in (budget, start(0, 0, 3)):
+            assert process.try_acquire() == MonthExhausted(DECEMBER)
+            assert not process.try_ask_date()
+
+
+@pytest.mark.parametrize("hours", [-23, -1, 0, 1, 23])
+def test_clocks_that_differ_by_less_than_a_day_are_no_reason_to_ask_within_a_month(
+    start: Start, machine: Machine, hours: int
+) -> None:
+    budget = start(0, 0, 3)
+    assert take_all(budget) == 3
+    machine.wrong = hours * 3600.0
+    assert not budget.try_ask_date()
+
+
+@pytest.mark.parametrize(("pause", "asks"), [(12.0, True), (7.0, True), (5.9, False)])
+def test_a_machine_that_was_suspended_for_hours_over_a_months_edge_asks(
+    start: Start, machine: Machine, pause: float, asks: bool
+) -> None:
+    machine.go(DECEMBER - timedelta(hours=6))
+    budget = start(0, 0, 3)
+    assert take_all(budget) == 3
+    machine.pause(timedelta(hours=pause))
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert budget.try_ask_date() is asks
+    if asks:
+        budget.month.see_date(machine.date, asked=True)
+        assert take_all(budget) == 2
+
+
+def test_a_wall_clock_that_is_hours_fast_at_a_months_end_costs_one_request(start: Start, machine: Machine) -> None:
+    machine.go(DECEMBER - timedelta(hours=3))
+    assert take_all(start(0, 0, 3)) == 3
+    machine.wrong = 5 * 3600.0
+    asked = 0
+    for _ in range(150):
+        budget = start(0, 0, 3)
+        assert budget.try_acquire() == MonthExhausted(DECEMBER)
+        if budget.try_ask_date():
+            asked += 1
+            budget.month.see_date(machine.date, asked=True)
+        machine.seconds += 60.0
+    assert asked == 1
+
+
+def test_a_date_that_neither_clock_knows_is_taken_if_it_was_asked_for(start: Start, machine: Machine) -> None:
+    """The wall clock was wrong at boot, and set to another wrong time later."""
+    assert take_all(start(1)) == 1
+    machine.reboot(off=20 * 86400.0, wrong=-60 * 86400.0)  # the last attempt's time is the calendar's
+    budget = start(0, 0, 1)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    machine.wrong = 90 * 86400.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert abs(budget.at(0.0) - machine.date) <= SECOND
+    assert budget.try_acquire() == MonthExhausted(JANUARY)  # the request was this month's only one
+
+
+def test_a_wall_clock_that_was_behind_at_boot_and_is_right_later_is_followed(start: Start, machine: Machine) -> None:
+    assert take_all(start(0, 0, 3)) == 3
+    machine.reboot(off=20 * 86400.0, wrong=-300 * 86400.0)
+    budget = start(0, 0, 3)
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    machine.wrong = 0.0
+    assert budget.try_ask_date()
+    budget.month.see_date(machine.date, asked=True)
+    assert take_all(budget) == 2
+
+
+def test_a_request_for_the_date_without_a_response_is_not_repeated_for_an_hour(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    machine.seconds += 34.0
+    assert isinstance(budget.try_acquire(), RetryAfter)
+    machine.seconds += 2.0
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert not budget.try_ask_date()
+    machine.seconds += 3600.0
+    assert budget.try_ask_date()
+
+
+def test_after_a_response_without_a_date_nobody_waits_for_it(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    budget.month.see_no_date()
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert not budget.try_ask_date()
+
+
+def test_a_request_for_the_date_that_was_not_sent_is_made_up_for(start: Start, machine: Machine) -> None:
+    budget = paused_into_december(start, machine)
+    assert budget.try_ask_date()
+    budget.give_back(budget.counted)
+    assert spent(budget) == 3
+    assert budget.try_acquire() == MonthExhausted(DECEMBER)
+    assert start(0, 0, 3).try_ask_date()
+
+
+def test_a_request_for_the_date_keeps_to_the_windows(start: Start, machine: Machine) -> None:
+    budget = start(3, 0, 3)
+    assert take_all(budget) == 3
+    machine.pause(10 * DAY)
+    assert not budget.try_ask_date()
+    machine.seconds += 61.0
+    assert budget.try_ask_date()
+
+
+def test_what_is_sent_before_the_server_says_that_a_month_has_begun_counts_in_it(
+    start: Start, machine: Machine
+) -> None:
+    budget = start(100, 0, 5)
+    assert take_all(budget, 4) == 4
+    machine.pause(10 * DAY)
+    assert budget.try_acquire() is None
+    budget.month.see_date(machine.date)
+    assert take_all(budget) == 4
+
+
+def test_a_date_that_neither_clock_knows_gives_no_month_out_twice(start: Start, machine: Machine) -> None:
+    """A machine that booted with a clock that is a month fast, and stays so."""
+    assert take_all(start(0, 0, 3)) == 3
+    machine.reboot(wrong=31 * 86400.0)
+    budget = start(0, 0, 3)
+    assert budget.try_acquire() is None  # the hole: nothing is known before the first response
+    budget.month.see_date(machine.date)
+    for process in (budget, start(0, 0, 3)):
+        assert process.try_acquire() == MonthExhausted(DECEMBER)
+        assert not process.try_ask_date()
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget) == 2
+
+
+def test_a_servers_mistake_is_forgotten_with_its_next_date(start: Start, machine: Machine) -> None:
+    budget = start(100, 0, 3)
+    assert budget.try_acquire() is None
+    budget.month.see_date(NOON - 40 * DAY)
+    assert take_all(budget, 2) == 2
+    budget.month.see_date(machine.date)
+    machine.go(DECEMBER + MINUTE)
+    assert take_all(budget) == 3
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("pause"), st.floats(0.0, 40.0)),
+            st.tuples(st.just("wrong"), st.floats(-40.0, 40.0)),
+            st.tuples(st.just("pass"), st.floats(0.0, 20.0)),
+            st.tuples(st.just("reboot"), st.floats(0.0, 20.0)),
+        ),
+        max_size=12,
+    ),
+    st.integers(5, 20),
+)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_clocks_do_no_month_is_given_out_twice_and_none_is_missed(
+    events: list[tuple[str, float]], limit: int
+) -> None:
+    """Each time a process tries all it may, one at a time, and sees each response's date.
+
+    Beyond a month's limit go at most the requests that ask for the date, and one after a boot with a wrong clock. One
+    that asks may be missed later, in the month of which a clock wrongly spoke.
+    """
+    machine, sent, beyond, asked = Machine(), Counter[str](), Counter[str](), 0
+    with quick_folder() as folder, starting(folder / "budget.sqlite", machine) as start:
+        for event, days in [("pass", 0.0), *events]:
+            if event == "pause":
+                machine.pause(days * DAY)
+            elif event == "wrong":
+                machine.wrong = days * 86400.0
+            elif event == "pass":
+                machine.seconds += days * 86400.0
+            else:
+                machine.reboot(off=days * 86400.0, wrong=machine.wrong)
+                beyond[month_of(machine.true)] += 1
+            budget, month = start(0, 0, limit), month_of(machine.true)
+            for _ in range(3 * limit):
+                if (refused := budget.try_acquire()) is None:
+                    sent[month] += 1
+                elif isinstance(refused, MonthExhausted) and budget.try_ask_date():
+                    sent[month] += 1
+                    beyond[month] += 1
+                    asked += 1
+                elif isinstance(refused, RetryAfter):
+                    machine.seconds += refused.seconds
+                    continue
+                else:
+                    break
+                machine.seconds += 0.3
+                budget.month.see_date(machine.date, sent_at=machine.seconds - 0.2, asked=refused is not None)
+            assert all(sent[month] <= limit + beyond[month] for month in sent)
+            behind = machine.true - budget.at(0.0).timestamp()
+            assert sent[month] >= limit - asked or abs(machine.wrong) > 86400.0 or 1.0 < abs(behind) <= 300.0
 
 
 # --- boots ----------------------------------------------------------------------------------------------------------
@@ -1216,10 +1500,11 @@ def test_windows_tell_where_their_limits_come_from(start: Start, machine: Machin
     asked(start, 100_000)
     assert sources(start(None, 6, None)) == ["bitly", "asked", "default"]
     budget = start(None, 6, None)
-    assert take_all(budget, 5) == 5
-    budget.throttled(1.0, sent_at=machine.seconds)
-    machine.seconds += 2.0
-    assert budget.try_acquire() is None
+    assert take_all(budget, 4) == 4
+    for _ in range(2):
+        budget.throttled(1.0, sent_at=machine.seconds)
+        machine.seconds += 2.0
+        assert budget.try_acquire() is None
     budget.answered(sent_at=machine.seconds)
     assert sources(budget) == ["throttled", "asked", "default"]
 
@@ -1236,6 +1521,11 @@ def test_a_budget_tells_its_limits_without_what_throttled_answers_taught(start: 
     budget.answered(sent_at=machine.seconds)
     assert not budget.paused
     assert budget.opens_in() == 0.0
+    assert budget.limits.per_minute == 100
+    budget.throttled(7.0, sent_at=machine.seconds)
+    machine.seconds += 8.0
+    assert budget.try_acquire() is None
+    budget.answered(sent_at=machine.seconds)
     assert budget.limits.per_minute < 100
     assert budget.own_limits == Limits(100, 1000, 0)
 
@@ -1396,6 +1686,32 @@ def test_a_file_that_cannot_be_written_is_refused_with_what_to_do(quick_path: Pa
     assert explains(error, path)
 
 
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_a_file_of_another_user_is_refused_with_what_to_do(quick_path: Path, mode: int) -> None:
+    path = quick_path / "budget.sqlite"
+    before = used(path)
+    path.chmod(mode)
+    quick_path.chmod(0o777)
+    with as_somebody(), pytest.raises(OutputError) as error:
+        use(path)
+    assert explains(error, path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["BEGIN EXCLUSIVE", "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"])
+def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    path = quick_path / "budget.sqlite"
+    used(path)
+    monkeypatch.setattr("harvester.budget.database._BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript(mode)
+        with pytest.raises(BudgetBusy, match="held by another process"):
+            use(path)
+    use(path)
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
     start: Start, machine: Machine, quick_path: Path, replaced: bool
@@ -1467,17 +1783,34 @@ for number in range(int(files)):
 """
 
 
+OTHER_TIME = ("unshare", "--user", "--map-root-user", "--time", "--boottime", "100000")
+"""A container whose seconds since boot are its own."""
+DIFFERENT_TIMES = subprocess.run([*OTHER_TIME, "true"], capture_output=True, check=False).returncode == 0
+
+
 @contextmanager
-def hammering(folder: Path, processes: int, *arguments: object) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that begin at the same moment to open a new file, take, close it, and so on."""
+def hammering(
+    folder: Path, processes: int, *arguments: object, wrapper: Sequence[str] = ()
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that begin at the same moment to open a new file, take, close it, and so on.
+
+    wrapper: of the first of them.
+    """
     command = [sys.executable, "-c", HAMMER, str(folder), *map(str, arguments)]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         hammers = [
             stack.enter_context(
-                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment())
+                subprocess.Popen(
+                    [*(() if number else wrapper), *command],
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=pipe,
+                    cwd=ROOT,
+                    env=environment(),
+                )
             )
-            for _ in range(processes)
+            for number in range(processes)
         ]
         for hammer in hammers:
             assert hammer.stdin
@@ -1512,6 +1845,28 @@ def test_processes_that_hammer_one_file_get_together_what_is_allowed_and_no_erro
     assert granted == 200
     assert all(hammer.returncode == 0 for hammer in hammers)
     assert counted(quick_path / "0.sqlite") == (200, 200)
+
+
+@pytest.mark.skipif(not DIFFERENT_TIMES, reason="this machine does not allow time namespaces")
+def test_processes_whose_seconds_since_boot_differ_get_together_what_is_allowed(quick_path: Path) -> None:
+    with hammering(quick_path, 3, 1, 1.0, 1000, 0, 0, wrapper=OTHER_TIME) as hammers:
+        granted = [granted_by(hammer) for hammer in hammers]
+    assert sum(granted) == 1000
+    assert granted[0] > 0
+    assert counted(quick_path / "0.sqlite") == (1000, 1000)
+
+
+def test_a_process_whose_clock_cannot_be_compared_is_noticed(start: Start, machine: Machine, quick_path: Path) -> None:
+    """A container in a time namespace of its own, of which nothing can be read."""
+    other = Machine()
+    other.boot, other.seconds, other._booted = "boot 0 time:[1]", 1e5, machine.true - 1e5
+    budget = start(5)
+    assert take_all(budget, 3) == 3
+    with starting(quick_path / "budget.sqlite", other) as start_other:
+        assert take_all(start_other(5)) == 2
+        with pytest.raises(OutputError, match="another time namespace"):
+            budget.try_acquire()
+    assert isinstance(start(5).try_acquire(), RetryAfter)
 
 
 def test_a_file_that_another_process_is_just_making_is_waited_for(quick_path: Path) -> None:

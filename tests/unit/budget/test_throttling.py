@@ -283,7 +283,14 @@ def test_a_probe_that_is_throttled_closes_again(start: Start, machine: Machine) 
 # --- what is learned ------------------------------------------------------------------------------------------------
 
 
-def taught(start: Start, machine: Machine, passed: int, strikes: int = 1, hint: float | None = None) -> MachineBudget:
+def throttled_twice(budget: MachineBudget, machine: Machine, hint: float | None = None) -> None:
+    """The latest attempt is throttled, and so is the probe; the next one passes."""
+    budget.throttled(hint, sent_at=machine.seconds)
+    budget.throttled(hint, sent_at=probe(budget, machine))
+    budget.answered(sent_at=probe(budget, machine))
+
+
+def taught(start: Start, machine: Machine, passed: int, strikes: int = 2, hint: float | None = None) -> MachineBudget:
     """A budget of 100 a minute and 1,000 an hour whose next attempt after so many was throttled, and then probes."""
     budget = start(100, 1000)
     assert take_all(budget, passed + 1) == passed + 1
@@ -298,9 +305,10 @@ def taught(start: Start, machine: Machine, passed: int, strikes: int = 1, hint: 
 def lower(
     state: AdaptiveLimit, passed: int, total: int, limits: dict[str, int] | None = None, window: str = MINUTE
 ) -> None:
-    """A throttled answer after so many, and a probe that passes."""
+    """A throttled answer after so many, a probe that is throttled too, and one that passes."""
     limits = limits or {name: state.lowered(name, limit) for name, limit in LIMITS.items()}
-    throttle.pause(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
+    for _ in range(2):
+        throttle.pause(state, now=0.0, seconds=1.0, passed={MINUTE: passed, HOUR: passed})
     throttle.begin_probe(state, 1.0)
     throttle.reopen(state, sent_at=1.0 if window == MINUTE else 1000.0, total=total, limits=limits)
 
@@ -327,6 +335,7 @@ def filled(
     assert take_all(budget, 61) == 61
     budget.throttled(None, sent_at=machine.seconds)
     budget.observe(1000, count)
+    budget.throttled(None, sent_at=probe(budget, machine))
     budget.answered(sent_at=probe(budget, machine))
     return budget
 
@@ -353,8 +362,7 @@ def test_that_the_hour_was_full_is_said_of_one_throttled_answer_only(start: Star
     budget.observe(1000, 1000)  # while it is open it says nothing of what comes
     machine.seconds += 3700
     assert take_all(budget, 51) == 51
-    budget.throttled(None, sent_at=machine.seconds)
-    budget.answered(sent_at=probe(budget, machine))
+    throttled_twice(budget, machine)
     assert budget.limits == Limits(50, 1000, 0)
 
 
@@ -372,13 +380,42 @@ def test_a_full_hour_is_to_blame_before_a_minute_with_room_however_short_the_wai
     assert (budget.limits.per_minute, budget.limits.per_hour) == (100, 930)
 
 
-@pytest.mark.parametrize("strikes", [1, 2])
-def test_if_a_probe_passes_within_two_strikes_the_minute_holds_what_last_passed(
-    start: Start, machine: Machine, strikes: int
-) -> None:
-    budget = taught(start, machine, 40, strikes)
+def test_if_a_probe_passes_within_two_strikes_the_minute_holds_what_last_passed(start: Start, machine: Machine) -> None:
+    budget = taught(start, machine, 40, strikes=2)
     assert (budget.limits.per_minute, budget.limits.per_hour) == (40, 1000)
     assert window(budget, "minute").source == "throttled"
+
+
+@pytest.mark.parametrize(("per_minute", "per_hour"), [(100, 1000), (0, 1000), (0, 0), (1, 1000)])
+def test_a_throttled_answer_whose_probe_passes_teaches_nothing_by_itself(
+    start: Start, machine: Machine, per_minute: int, per_hour: int
+) -> None:
+    budget = start(per_minute, per_hour)
+    before = budget.limits
+    assert take_all(budget, 5) > 0
+    budget.throttled(1.0, sent_at=machine.seconds)
+    assert seconds_paused(budget) == pytest.approx(1.0, abs=0.01)  # it is waited out all the same
+    budget.answered(sent_at=probe(budget, machine))
+    assert budget.limits == before
+
+
+@pytest.mark.parametrize(("first", "second", "limit"), [(20, 20, 20), (20, 38, 38), (20, 4, 20), (20, 42, 100)])
+def test_a_second_one_confirms_it_unless_more_than_twice_as_many_have_passed_since(
+    start: Start, machine: Machine, first: int, second: int, limit: int
+) -> None:
+    """And what passed before the first one counts: a window that slides lets little pass after a probe."""
+    budget = start(100, 1000)
+    for passed in (first, second):
+        assert take_all(budget, passed) == passed
+        budget.throttled(1.0, sent_at=machine.seconds)
+        budget.answered(sent_at=probe(budget, machine))
+    # The throttled one had not passed, but the probe between them had.
+    assert budget.limits.per_minute == (limit - 1 if limit == first > second else limit)
+
+
+def test_a_throttled_answer_just_below_the_limit_needs_no_second_one(start: Start, machine: Machine) -> None:
+    budget = taught(start, machine, 91, strikes=1)
+    assert budget.limits.per_minute == 91
 
 
 def test_else_it_is_the_hour_that_does(start: Start, machine: Machine) -> None:
@@ -419,6 +456,7 @@ def test_late_throttled_answers_had_not_passed(start: Start, machine: Machine) -
     machine.seconds += 0.1
     for _ in range(5):
         budget.throttled(None, sent_at=sent_at)
+    budget.throttled(None, sent_at=probe(budget, machine))
     budget.answered(sent_at=probe(budget, machine))
     assert budget.limits.per_minute == 35
 
@@ -437,8 +475,7 @@ def test_what_passed_since_a_probe_reopened_a_window_is_what_counts_and_the_prob
 def test_that_the_minute_was_reopened_says_nothing_of_what_passed_in_the_hour(start: Start, machine: Machine) -> None:
     budget = start(300, 1000)
     assert take_all(budget, 201) == 201
-    budget.throttled(None, sent_at=machine.seconds)
-    budget.answered(sent_at=probe(budget, machine))
+    throttled_twice(budget, machine)
     assert budget.limits.per_minute == 200
     machine.seconds += 60.0
     assert take_all(budget, 199) == 199
@@ -447,7 +484,7 @@ def test_that_the_minute_was_reopened_says_nothing_of_what_passed_in_the_hour(st
         budget.throttled(None, sent_at=sent_at)
         sent_at = probe(budget, machine)
     budget.answered(sent_at=sent_at)
-    assert budget.limits.per_hour == 400  # 200, one that had not passed, the probe and 198
+    assert budget.limits.per_hour == 401  # 200, two that had not passed, the probe and 198
 
 
 def test_a_window_is_lowered_to_a_tenth_of_a_minute_or_a_quarter_of_an_hour_at_the_most(
@@ -476,8 +513,7 @@ def test_a_window_that_was_lowered_before_is_at_most_halved(start: Start, machin
 def test_a_minute_that_holds_one_is_not_to_blame_any_more(start: Start, machine: Machine) -> None:
     budget = start(1, 1000)
     assert budget.try_acquire() is None
-    budget.throttled(1.0, sent_at=machine.seconds)
-    budget.answered(sent_at=probe(budget, machine))
+    throttled_twice(budget, machine, hint=1.0)
     assert (budget.limits.per_minute, budget.limits.per_hour) == (1, 250)
 
 
@@ -495,8 +531,7 @@ def test_what_was_learned_outlives_process_and_boot(start: Start, machine: Machi
 def test_where_there_was_no_limit_there_is_one_now(start: Start, machine: Machine) -> None:
     budget = start(0, 0)
     assert take_all(budget, 31) == 31
-    budget.throttled(1.0, sent_at=machine.seconds)
-    budget.answered(sent_at=probe(budget, machine))
+    throttled_twice(budget, machine, hint=1.0)
     assert 30 <= budget.limits.per_minute < 100
     assert budget.limits.per_hour == 0
 

@@ -1,8 +1,10 @@
 """Connections over real sockets: what was sent and what it cost, which address answers, and what an answer is worth."""
 
 import asyncio
+import contextlib
 import gzip
 import socket
+import sqlite3
 import ssl
 import struct
 import time
@@ -19,7 +21,7 @@ from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer, Refused, TokenRefused, Transient, Unreadable, Verdict
 from harvester.budget.database import BudgetDatabase
-from harvester.budget.limits import Account, RequestedLimits
+from harvester.budget.limits import Account, Counted, RequestedLimits
 from harvester.budget.machine import MachineBudget
 from harvester.client import connection, http
 from harvester.client.attempt import ClientContext, NotSent
@@ -380,29 +382,106 @@ async def test_attempts_on_slow_connections_count_once_and_from_when_they_go(
             assert rig.client.sender.counters.total == len(peer.requests) == 15
 
 
+@contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch, name: str, *seconds: float) -> Iterator[list[float]]:
+    """Let a method of the budget return late, as on a slow disk: so much each time. Yields when it returned."""
+    method, waits, returned = getattr(MachineBudget, name), iter(seconds), list[float]()
+
+    def slowly(*arguments: Any) -> Any:
+        result = method(*arguments)
+        time.sleep(next(waits, 0.0))
+        returned.append(Clock().boot_seconds())
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MachineBudget, name, slowly)
+        yield returned
+
+
+def last_count(rig: Rig) -> float:
+    """As of when the last attempt counts."""
+    return max(float(at) for (at,) in rig.budget._database.execute("SELECT at FROM attempts"))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_an_attempt_whose_count_took_its_time_counts_from_when_it_goes(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """The disk was slow, or the process was stopped."""
+    with saying(answer(), answer()) as peer:
+        async with reaching(peer.url) as rig:
+            if kept:
+                assert await rig.client.fetch("bit.ly/x") == ROW
+            with held_up(monkeypatch, "try_acquire", 0.4) as counted:
+                assert await rig.client.fetch("bit.ly/x") == ROW
+            assert last_count(rig) >= counted[0]
+            assert rig.used == [1 + kept] * 3
+
+
 async def test_an_attempt_whose_connection_took_its_time_counts_from_when_it_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The windows are the server's: what leaves late arrives late."""
-    late: list[bool] = []
-    monkeypatch.setattr(MachineBudget, "sent_late", lambda *_: late.append(True))
+    late: list[Counted] = []
+
+    def sent_late(budget: MachineBudget, attempt: Counted) -> Counted:
+        late.append(attempt)
+        return attempt._replace(at=attempt.at + 10.0)
+
+    monkeypatch.setattr(MachineBudget, "sent_late", sent_late)
     with saying(answer(ROW_BODY, "Connection: close")) as peer:
         async with reaching(peer.url) as rig:
             assert await rig.client.fetch("bit.ly/x") == ROW
             assert late == []
-            monkeypatch.setattr("harvester.client.attempt._LATE_SECONDS", -1.0)
+            monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
             assert await rig.client.fetch("bit.ly/x") == ROW
-    assert late == [True]
+    assert len(late) == 1
 
 
-async def test_an_attempt_that_has_left_its_window_before_it_could_go_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("harvester.client.attempt._TOO_LATE_SECONDS", -1.0)
+async def test_an_attempt_whose_move_took_its_time_is_moved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with saying(answer()) as peer:
         async with reaching(peer.url) as rig:
-            assert isinstance(await rig.client.fetch("bit.ly/x"), NotSent)
+            with held_up(monkeypatch, "try_acquire", 0.4), held_up(monkeypatch, "sent_late", 0.4) as moved:
+                assert await rig.client.fetch("bit.ly/x") == ROW
+            assert len(moved) == 2
+            assert last_count(rig) >= moved[0]
+            assert rig.used == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "answers", [lambda *_: None, lambda _, attempt: attempt], ids=["others have its place", "late again and again"]
+)
+async def test_an_attempt_that_has_left_its_window_before_it_could_go_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, answers: Callable[..., Counted | None]
+) -> None:
+    monkeypatch.setattr(MachineBudget, "sent_late", answers)
+    with saying(answer()) as peer:
+        async with reaching(peer.url) as rig:
+            with held_up(monkeypatch, "try_acquire", 0.4):
+                assert isinstance(await rig.client.fetch("bit.ly/x"), NotSent)
             assert rig.used == [0, 0, 0]
+        assert peer.requests == []
+
+
+async def test_an_attempt_whose_count_cannot_be_moved_is_not_sent_and_stays_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another process was stopped while it held the file."""
+    with saying(answer()) as peer:
+        async with reaching(peer.url) as rig, contextlib.AsyncExitStack() as stack:
+            path, acquire = rig.budget._database.path, MachineBudget.try_acquire
+
+            def try_acquire(budget: MachineBudget) -> Any:
+                refusal = acquire(budget)
+                other = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                other.execute("BEGIN IMMEDIATE")
+                time.sleep(0.4)
+                return refusal
+
+            monkeypatch.setattr(MachineBudget, "try_acquire", try_acquire)
+            assert isinstance(await rig.client.fetch("bit.ly/x"), NotSent)
+            await stack.aclose()
+            assert rig.used == [1, 1, 1]
         assert peer.requests == []
 
 

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import string
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config import credentials
-from harvester.config.credentials import checked_secret, token_source
+from harvester.config.credentials import checked_secret, secret_in_file, token_origin, token_source
 from harvester.config.options import AccessOptions
 from harvester.errors import UsageError
 from tests.conftest import Served
@@ -24,13 +26,13 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 QUOTES, BEARER, NAME = (
     "in quotes: remove",
     "`Bearer ` before it: remove",
-    "a name before it: put there only what stands after",
+    "a name before it: keep only what follows",
 )
 COMMENT, OBJECT = (
     "a comment after it: remove",
-    "JSON object: put its value",
+    "JSON object: store its value",
 )
-ASSIGNMENT, PLACEHOLDER = "an assignment before it: put there only what", "a placeholder that was not filled in"
+ASSIGNMENT, PLACEHOLDER = "an assignment before it: keep only what", "a placeholder that was not filled in"
 
 FLAWED = [
     (f'"{TOKEN}"', QUOTES),
@@ -156,9 +158,48 @@ def test_the_first_line_of_a_file_and_of_what_a_command_prints_is_the_token(tmp_
         assert token_source(options, silent)() == TOKEN
 
 
+@pytest.mark.parametrize("option", ["--token-file", "--client-secret-file"])
+def test_a_secret_in_place_of_its_file_is_not_repeated(option: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        secret_in_file(option, TOKEN, "token")
+    assert str(refused.value) == f"{option} names no file: give the path of one that holds the token"
+    assert token_origin(AccessOptions(token_file=TOKEN)) == "--token-file …"
+
+
+def test_the_path_of_a_missing_file_is_repeated(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "token0123456789012345"), "bitly-token-of-the-lake", "token-0123456789012345.txt"):
+        with pytest.raises(UsageError, match=re.escape(path)):
+            secret_in_file("--token-file", path, "token")
+
+
+def test_a_token_command_gets_neither_token_nor_client_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "other")
+    monkeypatch.setenv("HARVESTER_CLIENT_SECRET", "other")
+    code = "import os; print('BITLY_TOKEN' in os.environ, 'HARVESTER_CLIENT_SECRET' in os.environ, sep='-')"
+    options = AccessOptions(token_command=shlex.join([sys.executable, "-c", code]))
+    assert token_source(options, silent)() == "False-False"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_config_shows_no_secret_that_an_option_may_hold(form: list[str]) -> None:
+    done = command("config", *form, "--token-command", "printf %s my-passphrase")
+    assert done.returncode == 0
+    assert "printf …" in done.stdout
+    assert "my-passphrase" not in done.stdout + done.stderr
+    done = command("config", *form, "--token-file", TOKEN)
+    assert done.returncode == 0
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_config_as_toml_leaves_out_the_line_that_cannot_be_used() -> None:
+    done = command("config", "--token-command", "printf %s my-passphrase")
+    assert '# token_command = "printf …"' in done.stdout
+    assert "token_command" not in tomllib.loads(done.stdout)
+
+
 def test_a_variable_of_several_lines_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITLY_TOKEN", f"{TOKEN}\n{TOKEN}")
-    with pytest.raises(UsageError, match="more than one line: put it there alone"):
+    with pytest.raises(UsageError, match="more than one line: store it alone"):
         token_source(AccessOptions(), silent)()
 
 
@@ -168,7 +209,7 @@ def test_a_token_in_a_wide_encoding_is_said_to_be_so(tmp_path: Path, encoding: s
     path.touch(0o600)
     path.write_bytes(f"{TOKEN}\r\n".encode(encoding))
     for options in (AccessOptions(token_file=str(path)), AccessOptions(token_command=f"cat {path}")):
-        with pytest.raises(UsageError, match="UTF-16, or is no text: save it as UTF-8"):
+        with pytest.raises(UsageError, match="UTF-16, or is not text: save it as UTF-8"):
             token_source(options, silent)()
 
 

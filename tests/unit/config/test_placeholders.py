@@ -92,19 +92,19 @@ def test_the_work_dir_is_filled_in_like_the_output() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("lake/{date}", "--out lake/{date}: {date} is no placeholder; did you mean {dt}, the UTC day of"),
+        ("lake/{date}", "--out lake/{date}: {date} is not a placeholder; did you mean {dt}, the UTC day of"),
         ("lake/{day}", "did you mean {dt}"),
         ("lake/{facets}", "did you mean {facet}, --facet? Write {{ and }} for braces"),
-        ("lake/{DT}", "{DT} is no placeholder; there are {dt}, the UTC day of --unit-reference, and"),
-        ("lake/{}", "{} is no placeholder; there are {dt}"),
-        ("lake/{0}", "{0} is no placeholder"),
-        ("lake/{dt!r}", "{dt!r} is no placeholder; did you mean {dt}"),
-        ("lake/{dt:%Y}", "{dt:%Y} is no placeholder; did you mean {dt}"),
-        ("lake/{dt.year}", "{dt.year} is no placeholder; did you mean {dt}"),
-        ("lake/{dt", "--out lake/{dt: a brace without its other half; write {{ or }} for a brace"),
-        ("lake/dt}", "--out lake/dt}: a brace without its other half"),
-        ("lake/{{dt}", "a brace without its other half"),
-        ("lake/{facet{dt}}", "a brace without its other half"),
+        ("lake/{DT}", "{DT} is not a placeholder; there are {dt}, the UTC day of --unit-reference, and"),
+        ("lake/{}", "{} is not a placeholder; there are {dt}"),
+        ("lake/{0}", "{0} is not a placeholder"),
+        ("lake/{dt!r}", "{dt!r} is not a placeholder; did you mean {dt}"),
+        ("lake/{dt:%Y}", "{dt:%Y} is not a placeholder; did you mean {dt}"),
+        ("lake/{dt.year}", "{dt.year} is not a placeholder; did you mean {dt}"),
+        ("lake/{dt", "--out lake/{dt: an unmatched brace; write {{ or }} for a brace"),
+        ("lake/dt}", "--out lake/dt}: an unmatched brace"),
+        ("lake/{{dt}", "an unmatched brace"),
+        ("lake/{facet{dt}}", "an unmatched brace"),
     ],
 )
 def test_what_is_no_placeholder_is_refused_with_the_nearest(path: str, message: str) -> None:
@@ -118,8 +118,8 @@ def test_dt_without_a_reference_is_refused_with_the_reason_and_todays_option(com
     after = datetime.now(UTC).date()
     assert done.code == 2
     assert done.err in {
-        "harvester: --out lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not given: by default it is "
-        "the moment of the first run, and tomorrow's same command would buy the list again. "
+        "harvester: --out lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not set: by default it is "
+        "the moment of the first run, and tomorrow the same command would pay for the list again. "
         f"Today's would be --unit-reference {day}\n"
         for day in (before, after)
     }
@@ -197,7 +197,7 @@ def test_a_layout_without_a_day_says_what_to_give(command: Callable[..., Said], 
     done = command(name, "lake/dt={dt}")
     assert done.code == 2
     assert done.err.startswith(
-        "harvester: OUT lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not given. Today's would be"
+        "harvester: OUT lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not set. Today's would be"
     )
 
 

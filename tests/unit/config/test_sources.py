@@ -111,11 +111,11 @@ def test_of_two_ways_to_the_token_that_for_one_command_counts(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("per_minut = 3", "per_minut is no option; did you mean per_minute?"),
-        ("[run]\nper-minute = 3", "[run] per-minute is no option; did you mean per_minute?"),
-        ("[rum]\nper_minute = 3", "[rum] is no command; did you mean run?"),
-        ("zzz = 3", "zzz is no option; `harvester config` prints those that there are"),
-        ("latency_ms = 3", "latency_ms is no option"),
+        ("per_minut = 3", "per_minut is not an option; did you mean per_minute?"),
+        ("[run]\nper-minute = 3", "[run] per-minute is not an option; did you mean per_minute?"),
+        ("[rum]\nper_minute = 3", "[rum] is not a command; did you mean run?"),
+        ("zzz = 3", "zzz is not an option; `harvester config` lists the valid ones"),
+        ("latency_ms = 3", "latency_ms is not an option"),
         ("run = 3", "run = 3: a table was expected, [run]"),
         ('per_minute = "3"', 'per_minute = "3": a whole number was expected'),
         ("[run]\nper_minute = true", "[run] per_minute = true: a whole number was expected"),
@@ -138,7 +138,7 @@ def test_a_file_is_refused_with_key_and_what_was_expected(tmp_path: Path, text: 
 def test_a_mistake_in_another_commands_table_is_refused_too(tmp_path: Path) -> None:
     done = harvester("plan", "links.txt", "--out", "out", "--config", written(tmp_path, "[run]\nsise = 3"))
     assert done.returncode == 2
-    assert "[run] sise is no option; did you mean size?" in done.stderr
+    assert "[run] sise is not an option; did you mean size?" in done.stderr
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_variable_of_another_type_is_refused_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('reserve = "x"', "reserve x: a share such as 10% was expected, below 100%"),
+        ('reserve = "x"', "reserve x: a share below 100%, such as 10%, was expected"),
         ('[run]\nmax_time = "x"', "[run] max_time x: a time such as 90s, 15m or 6h was expected"),
         ("size = 0", "size 0: at least 1 was expected"),
         ('token_file = "nowhere"', "token_file nowhere: No such file or directory"),
@@ -228,7 +228,7 @@ def test_a_configuration_that_is_not_there_is_refused_by_the_variable_that_names
 
 
 def test_an_error_stays_short_whatever_the_file_holds(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"zzz… is no option") as refused:
+    with pytest.raises(UsageError, match=r"zzz… is not an option") as refused:
         File(written(tmp_path, f"{'z' * 100_000} = 3"), app)
     assert len(str(refused.value)) < 500
     with pytest.raises(UsageError, match="nested too deeply"):
@@ -399,7 +399,7 @@ def test_config_of_a_command_without_a_token_has_none() -> None:
 
 def test_config_refuses_what_is_no_command_or_no_option() -> None:
     done = harvester("config", "rum")
-    assert (done.returncode, done.stderr) == (2, "harvester: there is no command rum; did you mean run?\n")
+    assert (done.returncode, done.stderr) == (2, "harvester: there is not a command rum; did you mean run?\n")
     assert harvester("config", "run", "--sise", "3").returncode == 2
 
 

@@ -89,7 +89,7 @@ def test_nothing_is_kept_before_a_login_and_after_a_logout(vault: TokenStore, fo
     assert not folder.exists()
     where = vault.keep(TOKEN, "file")
     assert vault.forget(told.append)
-    assert told == [f"forgotten: {where}"]
+    assert told == [f"deleted: {where}"]
     assert vault.read() is None
 
 
@@ -324,7 +324,7 @@ def test_a_keyring_keeps_a_token_until_it_is_forgotten(
 ) -> None:
     served, env = serve(), ring("Working")
     code, said = keep(served.url, env=env)
-    assert (code, "kept in the system keyring" in said) == (0, True), said
+    assert (code, "stored in the system keyring" in said) == (0, True), said
     host = server_of(served.url)
     assert json.loads(Path(env[keyrings.FILE]).read_text()) == {f"harvester {host}": TOKEN}
     assert not Path(os.environ[TOKEN_STORE]).exists()
@@ -332,7 +332,7 @@ def test_a_keyring_keeps_a_token_until_it_is_forgotten(
     assert (code, fingerprint(TOKEN) in said) == (0, True), said
     forgotten = harvester("logout", "--base-url", served.url, env=env)
     assert forgotten.returncode == 0
-    assert "forgotten: the system keyring" in forgotten.stderr
+    assert "deleted: the system keyring" in forgotten.stderr
     assert harvest(served.url, env)[0] == 2
 
 
@@ -411,7 +411,7 @@ def test_without_a_keyring_the_file_is_taken_and_that_is_said(
     code, said = keep(served.url, env=env)
     assert code == 0
     assert why in said
-    assert "goes into a file" in said
+    assert "is stored in a file" in said
     assert harvest(served.url, env)[0] == 0
     code, said = keep(served.url, "--store", "keyring", env=env)
     assert code == 2

@@ -148,10 +148,10 @@ def test_nothing_is_written_any_more_once_writing_has_failed(making: PartFormat)
 
 
 def test_a_flipped_bit_in_a_zstandard_part_is_seen() -> None:
-    data = bytearray(poured([line("a", [])], PartFormat(Format.ZSTD, Shape.NESTED)))
+    data = bytearray(poured([line("a", [])], PartFormat(Format.NDJSON_ZST, Shape.NESTED)))
     data[-1] ^= 1  # of the checksum
     with pytest.raises(UnreadableFile, match="checksum"):
-        read_back(bytes(data), PartFormat(Format.ZSTD, Shape.NESTED))
+        read_back(bytes(data), PartFormat(Format.NDJSON_ZST, Shape.NESTED))
 
 
 # --- flat record_ids -----------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_a_missing_library_is_named_before_anything_is_created(
     assert not (tmp_path / "lake" / "out").exists()
 
 
-@pytest.mark.parametrize("asked", [RequestedPartFormat(Format.GZIP), RequestedPartFormat(shape=Shape.FLAT)])
+@pytest.mark.parametrize("asked", [RequestedPartFormat(Format.NDJSON_GZ), RequestedPartFormat(shape=Shape.FLAT)])
 def test_only_a_folder_has_parts_of_another_form(asked: RequestedPartFormat) -> None:
     with pytest.raises(UsageError, match="only a folder has parts"):
         asked.for_new(folder=False)
@@ -229,7 +229,7 @@ def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
     )
     assert RequestedPartFormat().for_begun({}, "out") == PartFormat(Format.NDJSON, Shape.NESTED)
     with pytest.raises(UsageError, match="begun with --format parquet --shape flat"):
-        RequestedPartFormat(Format.GZIP).for_begun(facts, "out")
+        RequestedPartFormat(Format.NDJSON_GZ).for_begun(facts, "out")
 
 
 # --- the same folder published again -------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> None:
-    making = PartFormat(Format.GZIP, Shape.NESTED)
+    making = PartFormat(Format.NDJSON_GZ, Shape.NESTED)
     with dataset(tmp_path / "out", making, PartLimits(1000, 1_000_000, 3600.0)) as store:
         clock.now += 10_000  # without a row nothing grows old
         keep(store)

@@ -1,7 +1,6 @@
 """What a dataset makes of a journal that is torn, cut, damaged or gone, and of a ledger that is."""
 
 import errno
-import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,13 @@ import pytest
 from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
-from harvester.dataset import file_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
+from harvester.storage import appended_file
 from harvester.storage.folders import located, resolve
 from tests.support.committing import keep
 from tests.support.output_checks import rows
@@ -362,12 +361,21 @@ def test_what_a_follower_has_read_is_completed_and_never_withdrawn(quick_path: P
         assert out.stat().st_ino == inode
 
 
-class FullDisk(io.FileIO):
-    """A file on a disk that has room for 100 bytes more."""
+class FullDisk:
+    """Stands before the os module: the disk has room for 100 bytes more."""
 
-    def write(self, data: Any) -> int:
-        super().write(bytes(data)[:100])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def __init__(self) -> None:
+        self._room = 100
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = os.write(descriptor, data[: self._room])
+        self._room -= written
+        return written
 
 
 def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
@@ -377,7 +385,7 @@ def test_an_append_that_fails_half_way_is_completed_once_there_is_room(
     with dataset(out) as store:
         settle(store, "a", "b")
         with monkeypatch.context() as full:
-            full.setattr(file_publisher, "open", lambda *_, **__: io.BufferedWriter(FullDisk(out, "ab")), raising=False)
+            full.setattr(appended_file, "os", FullDisk())
             with pytest.raises(OutputError, match="No space left"):
                 keep(store)
         begun = out.read_bytes()
@@ -465,6 +473,77 @@ def test_zeros_that_a_power_failure_left_are_cut(quick_path: Path) -> None:
         stream.write(b"\0" * 5000)
     assert finish(out) == ["a"]
     assert b"\0" not in out.read_bytes()
+
+
+def test_a_growing_file_that_a_power_failure_left_with_holes_is_completed(quick_path: Path) -> None:
+    """Any block that was not synced may be missing, also before one that is there."""
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+    whole = out.read_bytes()
+    for start, end in ((0, 700), (100, 200), (len(whole) - 300, len(whole) - 10), (0, len(whole))):
+        out.write_bytes(whole[:start] + b"\0" * (end - start) + whole[end:])
+        with dataset(out):
+            pass
+        assert out.read_bytes() == whole
+    out.write_bytes(whole[:100] + b"\0" * 100 + b"x" + whole[201:])
+    with pytest.raises(OutputError, match="another program, behind byte 100:"), dataset(out):
+        pass
+
+
+def test_a_growing_file_that_was_replaced_before_the_end_keeps_its_journal(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+        out.rename(quick_path / "results.ndjson.1")
+        out.write_bytes((quick_path / "results.ndjson.1").read_bytes())
+        store.end_part()
+        for _ in range(2):
+            with pytest.raises(OutputError, match="was moved away"):
+                keep(store)
+    assert journal_sizes(out) != [0]
+    assert sorted(finish(out)) == ["a", "b"]
+
+
+def journal_sizes(out: Path) -> list[int]:
+    return [each.stat().st_size for each in sorted(out.with_name(out.name + ".harvester").glob("journal-*.log"))]
+
+
+def test_a_growing_file_with_lost_and_with_kept_rows_can_be_cut_later(quick_path: Path) -> None:
+    """The journal lost rows that the file has: from then on the file's end cannot be told from the journal alone."""
+    out = quick_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b", "c")
+        keep(store)
+    whole = out.read_bytes()
+    os.truncate(journal(out), journal(out).read_bytes().index(b"\n") + 1)
+    with dataset(out, []) as store:
+        settle(store, "d")
+        keep(store)
+    os.truncate(out, len(whole) + 10)
+    assert finish(out) == ["a", "b", "c", "d"]
+
+
+def test_a_growing_file_that_was_cut_is_completed_from_the_journal(quick_path: Path) -> None:
+    out, warnings = quick_path / "results.ndjson", list[str]()
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+        store.count("total")
+        keep(store)  # with the checkpoint
+    whole = out.read_bytes()
+    for size in range(1, len(whole), 97):
+        os.truncate(out, size)
+        with dataset(out, warnings):
+            pass
+        assert out.read_bytes() == whole
+        assert warnings.pop() == f"{out} had {len(whole)} bytes and has {size}: the rest is written again"
+    for content in (b"", b"x" + whole[1:-1], whole[:-1] + b"x", b"x" * 10):
+        out.write_bytes(content)
+        with pytest.raises(OutputError, match=r"emptied it|not as it was written"), dataset(out):
+            pass
 
 
 def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import re
 import sys
@@ -169,6 +170,7 @@ def test_a_page_that_a_pipe_brings_as_a_table_is_refused(name: str) -> None:
         b"<bit.ly/a>\n<https://bit.ly/b>\n",
         b"[1] bit.ly/a\n[2] bit.ly/b\n",
     ],
+    ids=itertools.count(),  # gzip's header has the time, and the workers' names of a test must agree
 )
 def test_a_list_is_read_however_a_pipe_brings_it(content: bytes) -> None:
     for pieces in (by_bytes(content), by_lines(content), [content]):

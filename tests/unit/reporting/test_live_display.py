@@ -52,7 +52,7 @@ def test_a_run_shows_calls_results_end_speed_windows_and_what_it_waits_for(
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 5
         assert frames(terminal) == 0
-        for said in ("stopped: SIGTERM was received", "came    20 rows, 0 refused, 0 failed", "carries on"):
+        for said in ("stopped: SIGTERM was received", "result  20 rows, 0 refused, 0 failed", "carries on"):
             assert said in terminal.text
 
 
@@ -272,7 +272,7 @@ def test_a_list_read_to_its_end_is_counted() -> None:
 
 
 def test_calls_beyond_the_most_are_not_awaited() -> None:
-    assert "5 of 20 calls" in text_of(RunProgress(read_to_end=True, rows=5, pending=1000, most=20))
+    assert "5 of 20 calls" in text_of(RunProgress(read_to_end=True, rows=5, pending=1000, max_calls=20))
 
 
 def test_a_month_that_will_be_spent_before_the_end_is_said() -> None:

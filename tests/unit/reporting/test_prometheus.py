@@ -175,7 +175,7 @@ def test_a_path_that_will_not_do_is_refused_before_anything_is_asked(
 
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(UsageError, match="must let this user write"):
+    with pytest.raises(UsageError, match="this user must be able to write to"):
         TextfileExporter(str(tmp_path / "a.prom"), "out", print)
 
 
@@ -211,7 +211,7 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
     asyncio.run(shown.export(manifest_with()))
     release.set()
     assert len(entered) == len(warnings) == 1
-    assert "it takes too long" in warnings[0]
+    assert "it took too long" in warnings[0]
 
 
 def test_its_temporary_file_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

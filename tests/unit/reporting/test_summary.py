@@ -28,10 +28,10 @@ def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
     )
     assert told(status, complete=True) == [
         "done in 2 min 5 s: every call is settled",
-        "  came    1,234 rows, 1 refused, 0 failed",
+        "  result  1,234 rows, 1 refused, 0 failed",
         "  list    1,300 lines: 1,236 links, 60 duplicates, 2 invalid",
-        "          1 link was known before",
-        "  cost    1,240 attempts (5 repeated, 0 throttled), and 2 helper calls",
+        "          1 link was already known",
+        "  cost    1,240 attempts (5 retried, 0 throttled), and 2 helper requests",
         "  time    2 min 5 s, 9.9 calls/s",
         "  month   4,000 of 5,000 attempts left; a new one begins 2026-12-01 00:00 UTC",
         "  in      lake",
@@ -44,14 +44,14 @@ def test_one_is_not_many() -> None:
         listed=ListCounts(lines=1, links=1), read_to_end=True, rows=1, attempts=AttemptCounts(1, 0, 0, 1)
     )
     text = "\n".join(told(status, complete=True))
-    for said in ("1 row,", "1 line: 1 link, 0 duplicates", "1 attempt (", "1 helper call"):
+    for said in ("1 row,", "1 line: 1 link, 0 duplicates", "1 attempt (", "1 helper request"):
         assert said in text
 
 
 def test_where_everything_was_known_no_call_was_made() -> None:
     lines = told(RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, known=3), complete=True)
     assert lines[0] == "nothing to do: everything was known, no call was made"
-    assert not [line for line in lines if "came" in line or "time" in line]
+    assert not [line for line in lines if "result" in line or "time" in line]
 
 
 def test_a_list_without_links_has_nothing_to_do() -> None:
@@ -88,10 +88,10 @@ def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_
 
 def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
     status = RunProgress(listed=ListCounts(lines=20, links=20), read_to_end=True, rows=20, truncated=19, clipped=1)
-    came, *lacking = told(status, complete=True)[1:4]
-    assert came == "  came    20 rows, 0 refused, 0 failed"
+    result, *lacking = told(status, complete=True)[1:4]
+    assert result == "  result  20 rows, 0 refused, 0 failed"
     assert [line.partition(":")[0] for line in lacking] == [
-        "          19 of 20 rows are truncated (as many metrics came as --size requests)",
+        "          19 of 20 rows are truncated (Bitly returned as many metrics as --size requests)",
         "          1 of 20 rows are clipped (the account's plan keeps a shorter history than --units requests)",
     ]
     assert "a larger --size, which needs a new --out, fetches the rest" in lacking[0]
@@ -99,7 +99,7 @@ def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
 
 def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
     text = "\n".join(told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received"), out="-"))
-    assert "begins anew" in text
+    assert "starts over" in text
     assert "  in " not in text
 
 

@@ -44,7 +44,7 @@ CHECKER.checks("date-time", ValueError)(lambda text: isinstance(datetime.fromiso
 
 @cache
 def validator(shape: Shape) -> Draft202012Validator:
-    schema = json.loads(schema_for(Target.JSON_SCHEMA, shape, Format.GZIP))
+    schema = json.loads(schema_for(Target.JSON_SCHEMA, shape, Format.NDJSON_GZ))
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=CHECKER)
 
@@ -100,7 +100,7 @@ def test_the_format_changes_how_files_are_read_and_no_column(target: Target, sha
 def test_the_schema_goes_to_standard_output_alone_and_is_a_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
     done = command(capsys, "schema", "--for", "json-schema", "--shape", "flat")
     assert (done.code, done.err) == (0, "")
-    assert done.out == schema_for(Target.JSON_SCHEMA, Shape.FLAT, Format.GZIP) + "\n"
+    assert done.out == schema_for(Target.JSON_SCHEMA, Shape.FLAT, Format.NDJSON_GZ) + "\n"
     assert json.loads(done.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -230,7 +230,7 @@ def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape
 def printed_schema(target: Target, shape: Shape) -> Any:
     """The schema that the printed Python makes."""
     names: dict[str, Any] = {}
-    exec(schema_for(target, shape, Format.GZIP), names)
+    exec(schema_for(target, shape, Format.NDJSON_GZ), names)
     return names["schema"]
 
 
@@ -266,7 +266,7 @@ def test_sql_is_read_by_a_parser_of_its_dialect(
 
 
 def test_bigquery_has_a_repeated_record_of_metrics_and_says_what_may_be_null() -> None:
-    fields = {each["name"]: each for each in json.loads(schema_for(Target.BIGQUERY, Shape.NESTED, Format.GZIP))}
+    fields = {each["name"]: each for each in json.loads(schema_for(Target.BIGQUERY, Shape.NESTED, Format.NDJSON_GZ))}
     metrics = fields["metrics"]
     assert (metrics["type"], metrics["mode"]) == ("RECORD", "REPEATED")
     assert [(each["name"], each["type"], each["mode"]) for each in metrics["fields"]] == [

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from harvester.bearer import Token
 from harvester.dataset.ledger import CallState, Known
 from harvester.errors import RunStopping
 from harvester.links.feed import IterableFeed
 from harvester.progress import RunProgress
 from harvester.run.worklist import LOW_WATER, Call, Worklist
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from tests.support.commands import TOKEN
 from tests.support.in_process import Listener
 from tests.support.simulated_bitly import MemoryStore
 
@@ -28,7 +30,17 @@ def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute:
     dataset: Any = store or MemoryStore(invocation=2)
     feed, shutdown = IterableFeed(links), ShutdownSignal()
     return Worklist(
-        feed, dataset, set(), at_once, deque(maxlen=8), budget, shutdown, Listener(), RunProgress(), **retry
+        feed,
+        dataset,
+        set(),
+        at_once,
+        deque(maxlen=8),
+        budget,
+        shutdown,
+        Listener(),
+        RunProgress(),
+        token=Token(lambda: TOKEN),
+        **retry,
     )
 
 
@@ -46,7 +58,7 @@ async def test_a_link_named_twice_becomes_one_call() -> None:
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a", "bit.ly/b"]
     listed = made.progress.listed
     assert (listed.lines, listed.links, listed.duplicates) == (3, 2, 1)
-    assert made._in_hand == {b"bit.ly/a", b"bit.ly/b"}
+    assert made._in_progress == {b"bit.ly/a", b"bit.ly/b"}
 
 
 async def test_what_was_settled_in_an_earlier_run_needs_no_call_and_a_second_mention_is_a_duplicate() -> None:
@@ -102,3 +114,21 @@ async def test_workers_that_wait_are_woken_by_the_end_and_a_reader_by_the_shutdo
     made._shutdown.request(Stop(StopReason.SIGNAL, "SIGTERM"))
     with pytest.raises(RunStopping):
         await made.read()
+
+
+async def test_the_token_in_a_line_is_neither_stored_nor_asked_for() -> None:
+    store = MemoryStore(invocation=1)
+    made = worklist([f"GET /v4/user?access_token={TOKEN}", f"bit.ly/{TOKEN}", "bit.ly/a"], store)
+    assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a"]
+    assert made.progress.listed.invalid == 2
+    assert TOKEN not in repr(store.invalid)
+
+
+async def test_of_millions_of_invalid_lines_the_first_are_kept_and_all_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("harvester.run.worklist.MOST_INVALID_LINES", 3)
+    store = MemoryStore(invocation=1)
+    made = worklist(["none"] * 300, store)
+    assert await read_all(made) == []
+    assert (made.progress.listed.invalid, len(store.invalid)) == (300, 3)
