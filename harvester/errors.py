@@ -3,7 +3,7 @@
 HarvesterError
 ├── InvalidBitlink      this line is reported with its reason, and the run goes on
 ├── RunStopping         this call was not sent: the run is ending, and the next invocation will send it
-├── UsageError          nothing was asked: the command, the configuration or the list must change
+├── UsageError          no request was sent: the command, the configuration or the list must change
 │   └── InputBroken     the list cannot be read further: what was harvested stays, fix the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
 ├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended

@@ -248,7 +248,7 @@ def hinted_seconds(hint: float | datetime | None, wall: float, longest: float) -
 
 ASK_SECONDS = 300.0
 ASK_ATTEMPTS = 100
-"""The least time and attempts between two requests for the limits, so that helper calls stay below one in a hundred."""
+"""The least time and attempts between two requests for the limits, so that helper requests stay below 1 in 100."""
 ASK_PAUSED_SECONDS = 60.0
 """The least time for one early request after a throttled response: Bitly reports a full hour only while it is full."""
 ASK_AFTER_REFUSAL_SECONDS = 86400.0

@@ -37,7 +37,7 @@ EXIT_CODES: dict[int, str] = {
     "repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
-    OUTPUT: "the output could not be written, or verify or repair found it damaged",
+    OUTPUT: "the output could not be written, or is damaged (verify, repair)",
     BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
 }
 
@@ -69,7 +69,7 @@ def report_error(error: Exception, observer: Reporter) -> int:
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
     trace = "".join(traceback.format_exception(error))
-    text = "harvester: a bug; what was harvested is safe. Please report these lines\n" + trace.rstrip()
+    text = "harvester: a bug; the rows that were fetched are safe. Please report these lines\n" + trace.rstrip()
     observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
     return BUG
 

@@ -274,7 +274,7 @@ def _answer(
         return _page(200, "Access was not granted. Go back to the terminal.")
     if not code.done():
         code.set_result(found)
-    return _page(200, "Go back to the terminal, where harvester goes on. This page can be closed.")
+    return _page(200, "Go back to the terminal, where harvester continues. You can close this page.")
 
 
 def _page(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

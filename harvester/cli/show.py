@@ -80,7 +80,7 @@ def _named(text: str) -> Bitlink:
     try:
         return parse(text)
     except InvalidBitlink as why:
-        raise UsageError(f"{text}: not a bitlink: {why}; nothing was asked") from why
+        raise UsageError(f"{text}: not a bitlink: {why}; no request was sent") from why
 
 
 def _watched(job: Job) -> Job:

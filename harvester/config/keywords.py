@@ -86,7 +86,7 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
     """Raise UsageError for an unknown name, with the known name nearest to it."""
     for name in given:
         if name not in known:
-            none = f": it is none of {', '.join(known)}"
+            none = f"; the options are {', '.join(known)}"
             raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
 
 

@@ -67,7 +67,7 @@ def _checked(path: str) -> str:
     if not name.endswith(ENDING) or name == ENDING:
         misfit = f"a name such as harvester{ENDING} was expected; the collector reads no other"
     elif not os.path.isdir(folder):
-        misfit = f"there is no folder {folder}; name the textfile collector's"
+        misfit = f"there is no folder {folder}; use the textfile collector's"
     elif not os.access(folder, os.W_OK | os.X_OK):
         misfit = f"Permission denied; this user must be able to write to {folder}"
     elif os.path.isdir(path):

@@ -181,15 +181,15 @@ def as_text(plan: Plan) -> str:
     ]
     given_up = found.links - found.settled - found.calls
     if given_up:
-        lines.append(f"{given_up:>12,}  failed too often, and are left alone without --retry-failed")
+        lines.append(f"{given_up:>12,}  failed too often, and are not made again without --retry-failed")
     if plan.attempts > found.calls:
         lines.append(f"{plan.attempts:>12,}  attempts, with the retries that this output has needed so far")
     return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
 
 
 _SOURCES = {
-    "asked": "as asked for",
-    "default": "by default: what Bitly really allows is not known",
+    "asked": "as requested",
+    "default": "by default: Bitly's own limit is not known",
     "bitly": "says Bitly",
     "throttled": "lowered since Bitly throttled",
 }
@@ -198,7 +198,7 @@ _SOURCES = {
 def _budget_lines(plan: Plan) -> list[str]:
     lines = []
     if plan.account is None:
-        lines.append("budget: without a token it is not known what is spent")
+        lines.append("budget: unknown without a token")
     else:
         lines.append(f"budget of account {plan.account}")
     lines += [_window_line(state) for state in plan.windows]
@@ -217,7 +217,7 @@ def _window_line(state: WindowState) -> str:
 def _end_lines(plan: Plan) -> list[str]:
     ahead = plan.forecast
     if not plan.attempts:
-        return ["nothing is left to ask for"]
+        return ["no calls are left to make"]
     lines = [f"would end {_shown(ahead.ends)}" if ahead.ends else "would not end within two hundred years"]
     if ahead.pauses:
         again = next_month(ahead.pauses[0])

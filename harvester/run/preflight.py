@@ -191,7 +191,7 @@ class Preflight:
 
     def _refuse_invalid(self, found: ListCount) -> None:
         if self._strict and found.invalid:
-            raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): nothing was asked")
+            raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): no request was sent")
 
     def _compare_with_month(self, found: ListCount, budget: Budget) -> None:
         """Report a month that covers only a part of the list; refuse it if the month's limit is only the default.
@@ -206,7 +206,7 @@ class Preflight:
         if month.source == "default" and needed > month.limit:
             raise UsageError(
                 f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
-                "plan: nothing was asked. Set --per-month to what your plan has (the run then stops at the month's "
+                "plan: no request was sent. Set --per-month to what your plan has (the run then stops at the month's "
                 "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
                 "with --max-calls"
             )

@@ -139,7 +139,7 @@ def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
         "2 duplicates, 1 invalid",
         "300  calls to make",
         "would end",
-        "97 of 100 left (as asked for)",
+        "97 of 100 left (as requested)",
         "this month covers 97 of 300 attempts",
         "exit code 7",
         "--reserve 0%",

@@ -397,7 +397,7 @@ def test_every_target_of_the_schema_has_its_place_in_the_page() -> None:
 
 def test_every_format_and_shape_is_in_both_tables_of_formats() -> None:
     for page in (LOADING, README):
-        rows = re.findall(r"^\| `([a-z.]+)` \|", page, re.MULTILINE)
+        rows = re.findall(r"^\| `([a-z0-9.]+)` \|", page, re.MULTILINE)
         assert {form.value for form in Format} <= set(rows)
         assert all(re.search(rf"`(--shape )?{shape}`", page) for shape in Shape)
 

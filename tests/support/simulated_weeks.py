@@ -120,7 +120,7 @@ class Weeks:
         bitly = self.bitly
         used = f"utilisation {utilisation:.2%}, " if utilisation else ""
         throttled = f"throttled {bitly.throttled:,} of {bitly.attempts:,} ({bitly.throttled / bitly.attempts:.3%})"
-        others = f"others' {bitly.others:,}, helper calls {bitly.helped:,}"
+        others = f"others' {bitly.others:,}, helper requests {bitly.helped:,}"
         stops = ", ".join(self.stops) or "no stop"
         days = bitly.seconds / 86400
         print(

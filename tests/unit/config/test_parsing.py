@@ -540,5 +540,5 @@ def test_a_name_that_is_no_option_is_refused_with_the_nearest() -> None:
     refuse_unknown(known, known)
     with pytest.raises(UsageError, match="there is no option per_minut; did you mean per_minute"):
         refuse_unknown(["per_minut"], known)
-    with pytest.raises(UsageError, match="none of out, work_dir"):
+    with pytest.raises(UsageError, match="the options are out, work_dir"):
         refuse_unknown(["zzz"], known)

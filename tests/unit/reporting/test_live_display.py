@@ -46,7 +46,7 @@ def test_a_run_shows_calls_results_end_speed_windows_and_what_it_waits_for(
         shown = terminal.text
         for said in ("20 of 60 calls ━", "33 %", "20 rows · 0 refused · 0 failed", "left · until about", CHART):
             assert said in shown
-        assert "hour 20/20 · month 21/1,000" in shown  # a helper call, too
+        assert "hour 20/20 · month 21/1,000" in shown  # a helper request, too
         assert re.search(r"(\d+ min( \d+ s)?|1 h) from now", shown)
         assert frames(terminal) == 1
         terminal.process.send_signal(signal.SIGTERM)
