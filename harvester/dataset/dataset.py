@@ -14,7 +14,7 @@ from typing import Protocol
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.journal import AttemptFile, Journal, PartLimits
+from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
@@ -64,10 +64,7 @@ class Publisher(Protocol):
     uncommitted_limit: int
 
     def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
-        """Finish or undo what a crash interrupted.
-
-        sizes: the readable bytes of each journal. lossy: True if committed journal lines are gone.
-        """
+        """Finish or undo what a crash interrupted. sizes: readable bytes of each journal. lossy: lines are gone."""
 
     def checkpoint(self) -> FileCheckpoint | None:
         """Make what was published durable, and return the checkpoint to commit with the next verdicts, if there is one.
@@ -381,6 +378,7 @@ class Dataset:
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` with the ledger's failures and invalid lines."""
         self._sidecars.write_failures(self.ledger.failure_lines())
+        forget_failures(self.location.private)
 
     def declare_success(self) -> None:
         """Write `_SUCCESS`."""

@@ -26,6 +26,8 @@ from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync
 _NAME = re.compile(r"journal-(\d{5,})\.journal")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _BEGINNING = re.compile(rb"[0-9a-f]{8} [0-9a-f]{32} \d ")
+_ROW = 0
+RECENT_FAILURES = "recent-failures"
 VOID = 9
 """The state of a line of spaces, which stands where a damaged line was."""
 _READ_BYTES = 1024 * 1024
@@ -204,9 +206,23 @@ def _chunks(read_bytes: Callable[[int], bytes], size: int) -> Iterator[bytes]:
 
 
 def remove(folder: str, segment: int) -> None:
-    """Delete a segment's journal file; nothing if it is gone."""
+    """Delete a segment's journal file; nothing if it is gone.
+
+    Its failures are in no part. Until `_failures.ndjson` has them too, they are kept for `harvester repair`.
+    """
+    path = segment_path(folder, segment)
+    failures = [record for record in read(path, 0) if record.state not in {_ROW, VOID}]
+    if failures:
+        with open(os.path.join(folder, RECENT_FAILURES), "ab") as stream:
+            stream.writelines(encode(*record[:3]) for record in failures)
     with suppress(FileNotFoundError):
-        os.unlink(segment_path(folder, segment))
+        os.unlink(path)
+
+
+def forget_failures(folder: str) -> None:
+    """Delete the kept failures: `_failures.ndjson` has just been written."""
+    with suppress(OSError):
+        os.unlink(os.path.join(folder, RECENT_FAILURES))
 
 
 class Journal:

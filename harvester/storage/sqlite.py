@@ -38,7 +38,7 @@ class SqliteFile:
         self._pragmas = pragmas
         self._turn = threading.RLock()
         self._lost: OutputError | None = None
-        self._touched = 0
+        self._touched, self._doubted = 0, False
         with self.guarded():
             self.connection = _open_to_read(path) if read_only else _open_to_write(path, pragmas)
             self._left = None if read_only else _Files.at(path)
@@ -66,7 +66,7 @@ class SqliteFile:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run the block as one transaction: all of it becomes durable, or nothing."""
-        with self.guarded():
+        with self.guarded(), self._noted():
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -75,7 +75,21 @@ class SqliteFile:
                     self.connection.execute("ROLLBACK")
                 raise
             self.connection.execute("COMMIT")
-            self._left = _Files.at(self._path)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note how a transaction leaves the files, and whether they were changed before it.
+
+        What the folder's rights keep from being seen is reported by the next check.
+        """
+        with suppress(OSError):
+            self._doubted = self._doubted or (self._left is not None and not _Files.at(self._path).same_as(self._left))
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if self._left is not None and (after := _Files.at(self._path)).follows(self._left):
+                    self._left = after
 
     def tampering(self, whole: Callable[[], bool]) -> Tampering | None:
         """Return what another program has done to the file since the last transaction; None also while one goes on.
@@ -86,12 +100,12 @@ class SqliteFile:
             return None
         try:
             now = _Files.at(self._path)
-            if now.same_as(self._left):
+            if now.same_as(self._left) and not self._doubted:
                 return None
             # A file system of its own mind about moments must neither end each run nor have the file read each time.
             if now.same_as(self._left, but_for_moment=True) and (self._touched >= _TOUCHES or whole()):
                 self._touched += 1
-                self._left = now
+                self._left, self._doubted = now, False
                 return None
         finally:
             self._turn.release()
@@ -123,7 +137,7 @@ class SqliteFile:
                 os.replace(hidden, self._path)
                 sync_folder(os.path.dirname(self._path))
                 self.connection = _open_to_write(self._path, self._pragmas)
-                self._left = _Files.at(self._path)
+                self._left, self._doubted = _Files.at(self._path), False
                 with suppress(OutputError):
                     if good():
                         return
@@ -239,6 +253,11 @@ class _Files(NamedTuple):
     @classmethod
     def at(cls, path: str) -> "_Files":
         return cls(_state_of(path), _state_of(path + "-wal"))
+
+    def follows(self, before: "_Files") -> bool:
+        """Return True if a transaction can have made this of what was before: the same files, none of them shorter."""
+        pairs = [(self.file, before.file), *([(self.log, before.log)] if before.log else [])]
+        return all(now and then and now[:2] == then[:2] and now[2] >= then[2] for now, then in pairs)
 
     def same_as(self, before: "_Files", *, but_for_moment: bool = False) -> bool:
         known = 3 if but_for_moment else 4

@@ -12,7 +12,18 @@ from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from harvester.bitly.query import Query
-from harvester.dataset.journal import VOID, Gap, Survey, good_lines, mend, read, segment_path, segments, survey
+from harvester.dataset.journal import (
+    RECENT_FAILURES,
+    VOID,
+    Gap,
+    Survey,
+    good_lines,
+    mend,
+    read,
+    segment_path,
+    segments,
+    survey,
+)
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
@@ -217,8 +228,14 @@ class Rebuilding:
 
     # --- failures and journals -------------------------------------------------------------------------------------
 
+    def take_recent_failures(self) -> None:
+        """Settle the failures of journals that are published since `_failures.ndjson` was written."""
+        path = os.path.join(self._private, RECENT_FAILURES)
+        if os.path.exists(path):
+            self.take_failures(record.payload for _, record in good_lines(path))
+
     def take_failures(self, lines: Iterable[bytes]) -> None:
-        """Settle refusals and failures that no row contradicts. lines: of `_failures.ndjson` or of a ledger."""
+        """Settle refusals and failures that are not settled yet. lines: of `_failures.ndjson` or of a ledger."""
         lowest = -1 - len(self._ledger.parts())
 
         def entries() -> Iterator[Entry]:

@@ -261,6 +261,7 @@ class _Repairing:
             work.take_parts(self._listed(work.run_id), self._open, self._calls_by_old_ledger, settled_before)
         else:
             work.take_growing_file(self._location.out, settled_before)
+        work.take_recent_failures()
         work.take_failures(self._remains.failures)
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
             work.take_failures(stream)

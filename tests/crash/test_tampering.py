@@ -14,8 +14,8 @@ from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import check_reconciled, manifest
 
-# A refused link after each 24 good ones: ten at the end would be doubted, which costs a call.
-LINKS = [f"bit.ly/missing-{i}" if i % 25 == 0 else f"bit.ly/{i}" for i in range(250)]
+LINKS = [f"bit.ly/{'missing-' * (i % 25 == 7)}{i}" for i in range(250)]
+"""The refusals stand apart: many in a row, or at the end, are doubted, which costs a call."""
 FORMS = ["out", "results.ndjson"]
 SECONDS = 1.0
 """A run notices at its next commit, half a second later at most."""
