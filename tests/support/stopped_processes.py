@@ -268,6 +268,8 @@ class _Turns(selectors.DefaultSelector):
         assert timeout is not None, "everybody waits, and nothing will ever happen"
         if timeout > 0:
             self.storm.pause(timeout)
+        else:  # timers are sometimes set for a moment that rounding puts at now
+            self.storm.clock.seconds += ROUND_SECONDS
         return []
 
 
