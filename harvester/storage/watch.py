@@ -113,7 +113,7 @@ class FolderLock:
 
     def tampering(self) -> Tampering | None:
         """Return what another program has done to the folder."""
-        if leads_to(self._folder, self._descriptor):
+        if leads_to(self._folder, self._descriptor, by_link=True):  # its user may have named a link to it
             return None
         if not os.fstat(self._descriptor).st_nlink:
             return Tampering(self._folder, "was removed by another program")
