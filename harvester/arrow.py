@@ -13,14 +13,13 @@ from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
 from harvester.rows.encode import Format, arrow_schema
 from harvester.rows.schema import Shape
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_url, normal
+from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
 from harvester.storage.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BESIDE = ".harvester"
 _COMPRESSION = {Format.NDJSON: None, Format.NDJSON_GZ: "gzip", Format.NDJSON_ZST: "zstd"}
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into one block. A response has at most 4 MiB, and its row may be longer: JSON escapes characters."""
@@ -72,7 +71,7 @@ def _located(path: str) -> tuple[Storage, bool]:
     if os.path.isdir(path):
         return LocalStorage(path), False
     if path.lower().endswith(GROWING_ENDINGS):
-        return LocalStorage(path + _BESIDE), True
+        return LocalStorage(followed(path) + BESIDE), True
     raise UsageError(f"{path}: a folder, or a file that ends in .ndjson or .jsonl, was expected")
 
 
@@ -109,7 +108,7 @@ def _part(arrow: Any, storage: Storage, name: str, format_: Format, schema: "pa.
 
 def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schema") -> "pa.Table":
     """Return the growing file's rows as far as the manifest counts them; the bytes behind may be half a row."""
-    folder = path + _BESIDE
+    folder = followed(path) + BESIDE
     if manifest is None and not os.path.isdir(folder):
         raise UsageError(f"{path}: not begun by harvester, or its folder {folder} is gone")
     committed = sum(part.bytes for part in manifest.parts) if manifest else 0

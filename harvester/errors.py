@@ -122,8 +122,11 @@ def install_line(extra: str) -> str:
 
 @contextlib.contextmanager
 def as_output_error(path: str) -> Iterator[None]:
-    """Turn an OSError of the block into an OutputError that names the file. path: named where the error names none."""
+    """Turn an OSError of the block into an OutputError that names the file, of a rename the target.
+
+    path: named where the error names none.
+    """
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{error.filename or path}: {error.strerror}") from error
+        raise OutputError(f"{error.filename2 or error.filename or path}: {error.strerror}") from error

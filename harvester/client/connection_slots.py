@@ -107,10 +107,14 @@ class ConnectionSlots:
         return False
 
     def _open(self, path: str) -> int:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        inherit_folder_mode(path)
+            return os.open(path, flags)
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # another process was faster
+            return os.open(path, flags)
+        inherit_folder_mode(path, descriptor)
         return descriptor
 
     def _lock(self, name: str, *, shared: bool = False) -> int | None:

@@ -242,7 +242,7 @@ class Journal:
         self._path = segment_path(folder, segment)
         self._folder = folder
         # Read as well, because the descriptor is all that is left of a file that another program has removed.
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)
         self.size = os.fstat(self._descriptor).st_size
         self._synced = self.size
@@ -334,7 +334,7 @@ class AttemptFile:
         self._before = before
         self._others: tuple[int, int, int] | None = None
         self._others_text = b""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def write(self, run: AttemptCounts) -> None:
         """Replace the line. run: the attempts of the present run, with the one to be sent.

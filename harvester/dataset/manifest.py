@@ -17,12 +17,11 @@ import orjson
 
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.location import GROWING_ENDINGS, MANIFEST, is_growing_file, is_url, normal
+from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_growing_file, is_url, normal
 from harvester.storage.object_store import open_store
 
 NEWEST = 1
 """The newest schema_version that this version reads."""
-_BESIDE = ".harvester"
 _MOST_BYTES = 256 * 1024 * 1024
 
 
@@ -291,11 +290,11 @@ def locate(out: str) -> tuple[str, str]:
     if os.path.basename(out) == MANIFEST:
         path = out
     elif is_growing_file(out):
-        path = os.path.join(out + _BESIDE, MANIFEST)
+        path = os.path.join(followed(out) + BESIDE, MANIFEST)
     else:
         path = os.path.join(out, MANIFEST)
     folder = os.path.dirname(path)
-    growing = folder.removesuffix(_BESIDE)
+    growing = folder.removesuffix(BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(GROWING_ENDINGS) else folder
 
 

@@ -28,7 +28,7 @@ from harvester.dataset.journal import (
     survey,
 )
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
-from harvester.dataset.part_publisher import PartPublisher, claim_prefix
+from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import UsageError, as_output_error
@@ -37,8 +37,8 @@ from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
-from harvester.storage.filesystem import make_folder, sync_folder, sync_path, truncate_file
-from harvester.storage.folders import check_unused, refuse_second_work_dir
+from harvester.storage.filesystem import sync_folder, sync_path, truncate_file
+from harvester.storage.folders import check_state, check_unused, made_folders, owner_of_state, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
@@ -78,13 +78,14 @@ def open_dataset(
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        with as_output_error(location.out):
-            make_folder(location.public)
-            make_folder(location.private)
+        if store and not os.path.exists(location.ledger):
+            check_unclaimed(store, location)
+        stack.enter_context(made_folders(location))
         # Rows on standard output have a scratch folder, which nobody else can name, and which is locked already.
         lock = FolderLock(location.private, location.out) if location.kept else None
         with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
+        check_state(location)
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
@@ -195,11 +196,14 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    out = facts["out"]
-    inside = os.path.commonpath([location.private, location.public]) == location.public
-    if out != location.name and not inside:  # checked first: another output may well have another query
+    if other := owner_of_state(location, str(facts["out"])):  # first: another output may well have another query
+        if location.work_dir is None:
+            raise UsageError(
+                f"{location.private} is the state of --out {other}, which a symbolic link leads to: an output needs a "
+                "state of its own, so remove the link"
+            )
         raise UsageError(
-            f"{location.private} belongs to --out {out}, not to {location.out}: name another", option="--work-dir"
+            f"{location.private} belongs to --out {other}, not to {location.out}: name another", option="--work-dir"
         )
     if begun != query:
         raise UsageError(

@@ -25,7 +25,7 @@ from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
-from harvester.storage.filesystem import digest_of_file, sync_folder
+from harvester.storage.filesystem import digest_of_file, open_new, sync_folder
 from harvester.storage.location import CLAIM, MANIFEST, OutputLocation
 from harvester.storage.storage import Storage
 
@@ -35,7 +35,6 @@ PART_NAME = re.compile(
 """A published part's name."""
 UNCOMMITTED_LIMIT = 10_000
 """Verdicts that may wait for a commit; beyond that the workers wait for the disk."""
-_CHUNK = 1024 * 1024
 _TRIES = 3
 
 
@@ -192,7 +191,7 @@ class PartPublisher:
         number = self._ledger.next_part()
         hidden = self._hidden(number)
         try:
-            with open(hidden, "wb", buffering=_CHUNK) as stream:
+            with open_new(hidden) as stream:
                 target = HashingWriter(stream)
                 counts = write_part(rows_in(self._location, segment, 0, end), target, self._part_format)
                 stream.flush()
@@ -246,6 +245,15 @@ def listed_parts(manifest: bytes | None) -> set[str]:
 # --- the claim ----------------------------------------------------------------------------------------------------
 
 
+def check_unclaimed(store: Storage, location: OutputLocation) -> None:
+    """Check that a prefix is free for a new ledger, before anything is made for it. Raises as `claim_prefix`."""
+    found = store.get(CLAIM)
+    if found is not None:
+        raise _claimed_by_another(location, object_in(found))
+    if MANIFEST in store.names():
+        raise _begun_before(location)
+
+
 def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> None:
     """Claim an object store's prefix for this ledger, or check that it is claimed for it already.
 
@@ -264,11 +272,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
     if found is None:
         # Without a claim a prefix is new, or somebody has deleted the claim so that a ledger that is not new can go on.
         if ledger.unused and MANIFEST in store.names():
-            raise OutputError(
-                f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work "
-                "dir that it was begun with nobody knows which calls were paid for: name that one. If it is lost, "
-                f"{location.repair_advice}. Or begin a new --out with the links that this one lacks"
-            )
+            raise _begun_before(location)
         text = orjson.dumps(_claim_of(location, ledger, str(secret)), option=orjson.OPT_INDENT_2)
         found = text if store.create(CLAIM, text) else store.get(CLAIM)
         # Some stores that speak S3 ignore If-None-Match: one run could replace what another has published.
@@ -291,6 +295,14 @@ def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str
         "made": utc_iso(datetime.now(UTC)),
         "tool": f"harvester {__version__}",
     }
+
+
+def _begun_before(location: OutputLocation) -> OutputError:
+    return OutputError(
+        f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work dir that it "
+        "was begun with nobody knows which calls were paid for: name that one. If it is lost, "
+        f"{location.repair_advice}. Or begin a new --out with the links that this one lacks"
+    )
 
 
 def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> OutputError:

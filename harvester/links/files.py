@@ -105,7 +105,7 @@ def spool(source: Source, path: str) -> Source:
     Raises:
         OSError: the source cannot be read, or the copy not written.
     """
-    with open(path, "wb") as target, _open_raw(source) as stream:
+    with open(path, "xb") as target, _open_raw(source) as stream:
         while chunk := stream.read1(CHUNK):
             target.write(chunk)
     return source._replace(path=path)

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
-from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,10 +58,23 @@ class TextfileExporter:
         try:
             registry = CollectorRegistry()
             registry.register(_Numbers(manifest, self._run, self._out))
-            # Its own temporary file does not end in .prom, so that the collector never takes it for another run's.
-            write_to_textfile(self._path, registry)
+            _replace(self._path, generate_latest(registry))
         finally:
             self._writing = False
+
+
+def _replace(path: str, content: bytes) -> None:
+    """Replace a file atomically, through a new one beside it that follows no link planted there."""
+    # It does not end in .prom, so that the collector never takes it for another run's.
+    hidden = f"{path}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        with open(hidden, "xb") as stream:
+            stream.write(content)
+        os.replace(hidden, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(hidden)
+        raise
 
 
 def _checked(path: str) -> str:
@@ -72,6 +87,8 @@ def _checked(path: str) -> str:
         misfit = f"Permission denied; this user must be able to write to {folder}"
     elif os.path.isdir(path):
         misfit = "a folder; name a file in it"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        misfit = "a pipe, a socket or a device, which would be replaced by a file; name another"
     else:
         return os.path.join(folder, name)
     raise UsageError(f"{path}: {misfit}", option="--metrics-file")

@@ -1,6 +1,7 @@
 """A file that only ever grows, held open and watched, so that another program's hand on it is noticed at once."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -121,7 +122,10 @@ class AppendedFile:
 
     def _open(self, create: int) -> None:
         self.close()
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | create, 0o666)
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | create
+        self._descriptor = os.open(self._path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise OutputError(f"{self._path} is not a file: move it away")
         self._named = False
         self._modified = os.fstat(self._descriptor).st_mtime_ns
 

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 _CHUNK = 1024 * 1024
 
@@ -26,11 +26,14 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
-def inherit_folder_mode(path: str) -> None:
-    """Copy the parent folder's permissions to a new file or folder: private in a private folder, shared in a shared."""
+def inherit_folder_mode(path: str, descriptor: int | None = None) -> None:
+    """Copy the parent folder's permissions to a new file or folder: private in a private folder, shared in a shared.
+
+    descriptor: of the open file, whose name may lead elsewhere by now.
+    """
     mode = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
     with suppress(PermissionError):  # another user's process has made it a moment before
-        os.chmod(path, mode if os.path.isdir(path) else mode & 0o666)
+        os.chmod(path if descriptor is None else descriptor, mode if os.path.isdir(path) else mode & 0o666)
 
 
 def sync_folder(folder: str) -> None:
@@ -45,15 +48,32 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: str, mode: int = 0o777) -> None:
-    """Make a folder and its missing parents, durably; nothing if it exists. mode: of the folder alone."""
+def make_folder(path: str, mode: int = 0o777) -> list[str]:
+    """Make a folder and its missing parents, durably; return those that were made, from the top. mode: of the last."""
     if os.path.isdir(path):
-        return
+        return []
+    if os.path.lexists(path):
+        what = "a symbolic link to no folder" if os.path.islink(path) else "not a folder"
+        raise NotADirectoryError(errno.ENOTDIR, f"it is {what}: move it away", path)
     above = os.path.dirname(path)
-    make_folder(above)
+    made = make_folder(above)
     os.makedirs(path, mode, exist_ok=True)
     with suppress(PermissionError):  # a folder that may be searched and not read cannot be opened to be synced
         sync_folder(above)
+    return [*made, path]
+
+
+def open_new(path: str) -> BinaryIO:
+    """Create a temporary file of harvester's own to write to; what a killed run left under its name is deleted first.
+
+    Another user who may write to the folder may have planted a link under the name, to a file of this user's. Exclusive
+    creation follows no link: https://man7.org/linux/man-pages/man2/open.2.html (O_EXCL).
+    """
+    try:
+        return open(path, "xb", buffering=_CHUNK)
+    except FileExistsError:
+        os.unlink(path)
+        return open(path, "xb", buffering=_CHUNK)
 
 
 def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
@@ -64,7 +84,7 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
     """
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, f".{name}.tmp")
-    with open(hidden, "wb", buffering=_CHUNK) as stream:
+    with open_new(hidden) as stream:
         stream.writelines(chunks)
         stream.flush()
         os.fsync(stream.fileno())
@@ -118,14 +138,16 @@ class Tampering(NamedTuple):
     otherwise: str = ""
 
 
-def leads_to(path: str, descriptor: int) -> bool:
+def leads_to(path: str, descriptor: int, *, by_link: bool = False) -> bool:
     """Return True if a path is the name of an open file or folder; False if it is free, or another one's.
+
+    by_link: True if a symbolic link to it will do.
 
     Raises:
         OSError: the path cannot be looked at.
     """
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+        return os.path.samestat(os.stat(path, follow_symlinks=by_link), os.fstat(descriptor))
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -149,7 +171,9 @@ def restore_file(path: str, descriptor: int) -> None:
     """
     folder, name = os.path.split(path)
     hidden = os.path.join(folder, f".{name}.tmp")
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        os.unlink(hidden)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     flags |= fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
     restored = os.open(hidden, flags, stat.S_IMODE(os.fstat(descriptor).st_mode))
     try:

@@ -2,17 +2,33 @@
 
 import errno
 import os
+import re
+import shlex
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from harvester.errors import OutputError, UsageError, as_output_error
+from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
 from harvester.storage.filesystem import inherit_folder_mode, make_folder
-from harvester.storage.location import MANIFEST, STDOUT, OutputKind, OutputLocation, is_growing_file, is_url, normal
+from harvester.storage.location import (
+    BESIDE,
+    MANIFEST,
+    STDOUT,
+    OutputKind,
+    OutputLocation,
+    followed,
+    is_growing_file,
+    is_own_link,
+    is_url,
+    normal,
+)
 from harvester.storage.scratch import scratch_folder
 
 BUDGET_FILE = "budget.sqlite"
+_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts")
+_STDOUT_PATH = re.compile(r"/dev/stdout|/dev/fd/1|/proc/(self|\d+)/fd/1")
 _YOUNG_SECONDS = 5.0
 """A younger file may be one that another process is about to fill."""
 # An --out with such an ending was meant as a file, in a format that harvester does not write.
@@ -52,6 +68,9 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
         raise UsageError(
             ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
         )
+    for option, path in (("--out", out), ("--work-dir", work_dir or "")):
+        if "\0" in path:
+            raise UsageError(": a path has no NUL character", option=option)
     private = os.path.abspath(work_dir) if work_dir else None
     location = _in_store(normal(out), private) if is_url(out) else _on_disk(os.path.abspath(out), private)
     _check_local(location.private)
@@ -69,10 +88,16 @@ def _in_store(url: str, private: str | None) -> OutputLocation:
 
 
 def _on_disk(out: str, private: str | None) -> OutputLocation:
+    _refuse_special(out)
     if is_growing_file(out):
-        public = out + ".harvester"
+        out = _growing_file(out)
+        public = out + BESIDE
         return OutputLocation(OutputKind.FILE, out, public, private or public)
     if not os.path.isdir(out):
+        if os.path.islink(out) and not os.path.exists(out):
+            raise UsageError(
+                f"{out} is a symbolic link to {os.readlink(out)}, which is not there: make that folder first"
+            )
         if os.path.exists(out):
             raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
         if out.lower().endswith(_FILE_ENDINGS):
@@ -83,6 +108,60 @@ def _on_disk(out: str, private: str | None) -> OutputLocation:
     return OutputLocation(OutputKind.FOLDER, out, out, private or os.path.join(out, "_harvester"))
 
 
+def _refuse_special(out: str) -> None:
+    """Raise UsageError for a path of something that is neither a folder nor a file."""
+    try:
+        mode = os.stat(out).st_mode
+    except OSError:
+        return
+    if stat.S_ISDIR(mode):
+        return
+    if _STDOUT_PATH.fullmatch(out):
+        raise UsageError(f"{out}: for rows on standard output, name -", option="--out")
+    if stat.S_ISSOCK(mode):
+        then = "name -, and pipe the rows into a program that writes to it"
+    else:
+        then = f"to send rows there without keeping them, use --out - > {shlex.quote(out)}"
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{out} is {_kind(mode)}, neither a folder nor a file: {then}", option="--out")
+
+
+def _kind(mode: int) -> str:
+    """Return what has a mode, for a message."""
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _growing_file(out: str) -> str:
+    """Return the file that an --out names, itself or by a symbolic link.
+
+    Raises:
+        UsageError: the link is not to be followed, or the state lies beside the link.
+    """
+    if not os.path.islink(out):
+        return out
+    file = followed(out)
+    if not is_own_link(out):
+        raise UsageError(f"{out} is a symbolic link that another user has made: name the file itself", option="--out")
+    if os.path.islink(file) or not is_growing_file(file):
+        raise UsageError(
+            f"{out} is a symbolic link to {file}: one to a file that ends in .ndjson or .jsonl was expected",
+            option="--out",
+        )
+    if os.path.isdir(out + BESIDE):
+        raise UsageError(
+            f"{out} is a symbolic link, and its state lies beside it instead of beside {file}: mv "
+            f"{shlex.quote(out + BESIDE)} {shlex.quote(file + BESIDE)}, then run the same command again",
+            option="--out",
+        )
+    return file
+
+
 def refuse_second_work_dir(location: OutputLocation) -> None:
     """Raise UsageError if the output's state lies inside or beside it, and --work-dir names another folder."""
     folder = location.public if location.kind is OutputKind.FILE else os.path.join(location.public, "_harvester")
@@ -91,13 +170,82 @@ def refuse_second_work_dir(location: OutputLocation) -> None:
         raise UsageError(f"{location.out} keeps its state in {folder}: leave --work-dir out")
 
 
+@contextmanager
+def made_folders(location: OutputLocation) -> Iterator[None]:
+    """Make an output's folders; an error in the context removes those that were made and are empty.
+
+    Raises:
+        OutputError: they cannot be made; or the output was begun before, and its ledger is lost. UsageError: it is
+        another program's file. Nothing was made then.
+    """
+    if not os.path.exists(location.ledger):
+        try:
+            check_unused(location)
+        except HarvesterError:
+            if not os.path.exists(location.ledger):  # else another process has begun the output just now
+                raise
+    made: list[str] = []
+    try:
+        with as_output_error(location.out):
+            made += make_folder(location.public)
+            made += make_folder(location.private)
+        yield
+    except HarvesterError:
+        for folder in reversed(made):
+            with suppress(OSError):
+                os.rmdir(folder)
+        raise
+
+
+def check_state(location: OutputLocation) -> None:
+    """Check that the state's files are files of their own: a link may lead to any file of this user's.
+
+    Raises:
+        OutputError: one of them is something else, or the state's folder is a link that another user has made.
+    """
+    folder = location.private
+    if os.path.islink(folder) and not is_own_link(folder):
+        raise OutputError(f"{folder} is a symbolic link that another user has made: remove it")
+    with as_output_error(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _STATE.fullmatch(entry.name):
+                continue
+            found = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise OutputError(
+                    f"{entry.path} is {_kind(found.st_mode)}, not a file of harvester's: put the file itself there, or "
+                    "remove it if there was none"
+                )
+            if found.st_nlink > 1:  # https://www.sqlite.org/howtocorrupt.html#multiple_links
+                raise OutputError(
+                    f"{entry.path} has a second name (a hard link), by which another program could write to it. Give "
+                    "it an inode of its own: cp it to another name, then mv that one back over it"
+                )
+
+
+def owner_of_state(location: OutputLocation, begun: str) -> str | None:
+    """Return the other output that a state belongs to; None if it is this one's, perhaps under an earlier name.
+
+    begun: the name of the output that the state was begun for.
+    """
+    if begun == location.name:
+        return None
+    if os.path.commonpath([location.private, location.public]) != location.public:
+        return begun
+    other = begun + BESIDE if location.kind is OutputKind.FILE else os.path.join(begun, "_harvester")
+    shared = os.path.realpath(other) == os.path.realpath(location.private)
+    return begun if shared and os.path.realpath(begun) != os.path.realpath(location.out) else None
+
+
 def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
         OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
     """
-    names = {*os.listdir(location.public), *os.listdir(location.private)}
+    with as_output_error(location.out):
+        folders = filter(os.path.isdir, (location.public, location.private))
+        names = {name for folder in folders for name in os.listdir(folder)}
     if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
         raise OutputError(
             f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
@@ -181,9 +329,13 @@ def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
     Raises:
         OutputError: it cannot be made.
     """
-    if not os.path.exists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        inherit_folder_mode(path)
+    if not os.path.lexists(path):
+        with suppress(FileExistsError):  # another process has made it a moment before
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            inherit_folder_mode(path, descriptor)
+            os.close(descriptor)
+    elif os.path.islink(path):
+        raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", path)
     elif not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is no file", path)
     elif os.path.getsize(path) == 0 and time.time() - os.path.getmtime(path) > _YOUNG_SECONDS:
@@ -202,6 +354,11 @@ def lock_folder(state: str, server: str) -> str:
     folder = state
     for name in ("connections", server.replace(":", "-")):
         folder = os.path.join(folder, name)
+        if os.path.islink(folder):
+            raise OutputError(
+                f"{folder} is a symbolic link, by which others could be given other connections: remove it, or name "
+                "another --state-dir"
+            )
         if not os.path.isdir(folder):
             with as_output_error(folder):
                 os.makedirs(folder, exist_ok=True)

@@ -10,6 +10,8 @@ from harvester.errors import UsageError
 
 STDOUT = "-"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
+BESIDE = ".harvester"
+"""Behind a growing file's name: the folder of its state and of its `_` files."""
 MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
 _SCHEMES = ("s3", "gs", "az", "file")
 # Characters that every store takes unencoded, so that all programs agree on an object's name:
@@ -97,6 +99,19 @@ def _as_text(path: str) -> str:
 def is_growing_file(path: str) -> bool:
     """True for an absolute path by which --out means one growing file."""
     return path.lower().endswith(GROWING_ENDINGS) and not os.path.isdir(path)
+
+
+def followed(path: str) -> str:
+    """Return the file that a path leads to. A growing file's state lies beside it, whatever link its --out names."""
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def is_own_link(path: str) -> bool:
+    """Return whether a symbolic link was made by this user, by root or by the owner of its folder.
+
+    Any other may be a trap: https://docs.kernel.org/admin-guide/sysctl/fs.html#protected-symlinks.
+    """
+    return os.lstat(path).st_uid in {os.geteuid(), 0, os.stat(os.path.dirname(path)).st_uid}
 
 
 def is_url(out: str) -> bool:

@@ -153,6 +153,7 @@ class SqliteFile:
     def _copy_to(self, path: str) -> bool:
         """Copy what the connection sees into a new file, durably; return whether it is whole."""
         _delete(path)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
         copy = sqlite3.connect(path, isolation_level=None)
         try:
             self.connection.backup(copy)
@@ -281,8 +282,10 @@ def _delete(path: str) -> None:
 
 
 def _open_to_write(path: str, pragmas: Sequence[str]) -> sqlite3.Connection:
+    if os.path.islink(path):  # SQLite would follow it
+        raise OutputError(f"{path} is a symbolic link, which is not followed: put the file itself there")
     with suppress(OSError):  # SQLite reports it better; by itself it would create the file with rw-r--r-- at most
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     return _connected(path, *(f"PRAGMA {pragma}" for pragma in pragmas))
 
 

@@ -68,7 +68,12 @@ class LocalStorage:
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading, without blocking on a FIFO or device of that name."""
         descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        return open(descriptor, "rb")
+        try:
+            return open(descriptor, "rb")
+        except OSError as error:  # a folder; the error would name the descriptor
+            os.close(descriptor)
+            error.filename = self.path(name)
+            raise
 
     def get(self, name: str) -> bytes | None:
         try:

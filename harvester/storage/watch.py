@@ -115,7 +115,7 @@ class FolderLock:
 
     def tampering(self) -> Tampering | None:
         """Return what another program has done to the folder."""
-        if leads_to(self._folder, self._descriptor):
+        if leads_to(self._folder, self._descriptor, by_link=True):  # its user may have named a link to it
             return None
         if self._is_removed():
             return Tampering(self._folder, "was removed by another program")

@@ -146,7 +146,7 @@ def put_in_place(observer: Observer, *, budget: bool = True) -> None:
     ObservedFile.observer = ObservedConnection.observer = observer
 
     def observed_open(path: str, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
-        if mode not in {"wb", "ab", "r+b"}:
+        if mode not in {"wb", "xb", "ab", "r+b"}:
             return open(path, mode, buffering, **options)
         raw = observer.around(Operation("open", path), lambda: ObservedFile(path, mode))
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)

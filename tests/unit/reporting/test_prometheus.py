@@ -199,11 +199,11 @@ def test_without_the_library_the_install_line_is_said(tmp_path: Path, links: str
 def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, entered = threading.Event(), []
 
-    def hang(path: str, registry: object) -> None:
+    def hang(path: str, content: bytes) -> None:
         entered.append(path)
         release.wait()
 
-    monkeypatch.setattr(metrics_file, "write_to_textfile", hang)
+    monkeypatch.setattr(metrics_file, "_replace", hang)
     monkeypatch.setattr(metrics_file, "PATIENCE_SECONDS", 0.01)
     warnings: list[str] = []
     shown = TextfileExporter(str(tmp_path / "a.prom"), "out", warnings.append)
@@ -215,13 +215,13 @@ def test_a_file_system_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch:
 
 
 def test_its_temporary_file_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, sources = os.rename, []
+    real, sources = os.replace, []
 
-    def rename(source: str, target: str) -> None:
+    def replace(source: str, target: str) -> None:
         sources.append(source)
         real(source, target)
 
-    monkeypatch.setattr("os.rename", rename)
+    monkeypatch.setattr("os.replace", replace)
     written(tmp_path)
     assert len(sources) == 1
     assert Path(sources[0]).parent == tmp_path
