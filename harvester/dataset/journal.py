@@ -221,8 +221,10 @@ def remove(folder: str, segment: int) -> None:
 
 def forget_failures(folder: str) -> None:
     """Delete the kept failures: `_failures.ndjson` has just been written."""
-    with suppress(OSError):
-        os.unlink(os.path.join(folder, RECENT_FAILURES))
+    path = os.path.join(folder, RECENT_FAILURES)
+    if os.path.exists(path):
+        with suppress(OSError):
+            os.unlink(path)
 
 
 class Journal:
