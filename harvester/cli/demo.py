@@ -17,6 +17,7 @@ from harvester.budget.limits import RequestedLimits
 from harvester.client.client import ClientSettings
 from harvester.clock import utc_iso
 from harvester.dataset.journal import PartLimits
+from harvester.errors import OutputError
 from harvester.events import RunOutcome
 from harvester.links.files import resolve_lists
 from harvester.reporting import live_display
@@ -35,7 +36,10 @@ _SHOWN = 5
 
 def run_demo(out: str | None) -> RunOutcome:
     """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
-    folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
+    try:
+        folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
+    except OSError as error:
+        raise OutputError("no temporary folder can be written: name a folder with --out") from error
     began = time.monotonic()
     with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))

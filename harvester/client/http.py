@@ -36,6 +36,7 @@ _HEADERS = {
     "Accept-Encoding": "gzip",
     "User-Agent": f"harvester/{__version__}",
 }
+_PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 """OpenSSL's reasons for a server that speaks plain text. Any other failed handshake may succeed the next time."""
 _CLOCK = (
@@ -239,7 +240,7 @@ def _proxy_for(base: URL) -> str | None:
         return None  # only loopback may be plain http
     proxies = getproxies()
     proxy = proxies.get(base.scheme) or proxies.get("all")
-    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
+    if proxy and not _PROXY.fullmatch(proxy):
         raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
     return proxy
 

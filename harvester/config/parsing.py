@@ -23,7 +23,7 @@ from harvester.shutdown import FailureLimit
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
-_SIZE = re.compile(r"(\d+)\s*([kmg]i?|)b?")
+_SIZE = re.compile(r"(\d{1,18})\s*([kmg]i?|)b?")
 _VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -176,7 +176,8 @@ def checked_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.port != 0 else None
-    except ValueError:  # an invalid port or address
+        (host or "").encode("idna").decode("idna")  # as the request will
+    except ValueError:  # an invalid port, address or name
         host = None
     if not host or parts.scheme not in {"http", "https"} or not _VISIBLE.fullmatch(url):
         raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")

@@ -175,12 +175,16 @@ class File:
         hint = known[name].hint
         if not _fits(value, hint):
             raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: {_expected(hint)} was expected")
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"{self._path}: {table}{name} = {_shown(value)}: text without \\u0000 was expected")
 
 
 def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
-            return tomllib.loads(_decoded(path, stream.read()))
+            content = tomllib.loads(_decoded(path, stream.read()))
+        str(content)  # so that whatever is in it can be shown
+        return content
     except OSError as error:
         option = PREFIX + "CONFIG" if os.environ.get(PREFIX + "CONFIG") == path else "--config"
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
@@ -190,6 +194,8 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not UTF-8; save it as UTF-8") from error
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # Python reads, or shows, no number of more than 4,300 digits
+        raise UsageError(f"{path}: a number in it has too many digits for any option") from error
 
 
 def _decoded(path: str, content: bytes) -> str:

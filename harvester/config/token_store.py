@@ -226,6 +226,8 @@ class _TokenFile:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self._folder}: {error.strerror}; name another folder with --token-store") from error
+        except RecursionError:
+            raise UsageError(f"{self._folder}: too deep; name another folder with --token-store") from None
         with self._opened() as folder:
             if folder is None:  # as dir_fd it would mean the working directory
                 raise UsageError(f"{self._folder} cannot be entered: name another folder with --token-store")

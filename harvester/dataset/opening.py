@@ -37,8 +37,8 @@ from harvester.progress import AttemptCounts
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
+from harvester.storage import folders
 from harvester.storage.filesystem import sync_folder, sync_path, truncate_file
-from harvester.storage.folders import check_state, check_unused, made_folders, owner_of_state, refuse_second_work_dir
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
@@ -74,18 +74,18 @@ def open_dataset(
         UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
         are too large for an object store.
     """
-    refuse_second_work_dir(location)
+    folders.refuse_second_work_dir(location)
     store = _open_store(location, limits, ending) if location.in_store else None
     new = asked.for_new(folder=location.in_parts)
     with contextlib.ExitStack() as stack:
-        if store and not os.path.exists(location.ledger):
+        if store and not folders.has_ledger(location):
             check_unclaimed(store, location)
-        stack.enter_context(made_folders(location))
+        stack.enter_context(folders.made_folders(location))
         # Rows on standard output have a scratch folder, which nobody else can name, and which is locked already.
         lock = FolderLock(location.private, location.out) if location.kept else None
         with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
-        check_state(location)
+        folders.check_state(location)
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
@@ -126,7 +126,7 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
         "shape": part_format.shape,
     }
     if ledger.fresh:
-        check_unused(location)
+        folders.check_unused(location)
         ledger.create(facts)
     else:
         ledger.check()
@@ -168,8 +168,8 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
     with contextlib.ExitStack() as stack:
         ledger = None
         if location is not None:
-            refuse_second_work_dir(location)
-            if os.path.exists(location.ledger):
+            folders.refuse_second_work_dir(location)
+            if folders.has_ledger(location):
                 ledger = stack.enter_context(
                     contextlib.closing(Ledger(location.ledger, location.repair_advice, read_only=True))
                 )
@@ -196,7 +196,9 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    if other := owner_of_state(location, str(facts["out"])):  # first: another output may well have another query
+    if other := folders.owner_of_state(
+        location, str(facts["out"])
+    ):  # first: another output may well have another query
         if location.work_dir is None:
             raise UsageError(
                 f"{location.private} is the state of --out {other}, which a symbolic link leads to: an output needs a "

@@ -12,7 +12,7 @@ from harvester.budget.budget import Budget
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known, Ledger
-from harvester.errors import OutputError, RunStopping, UsageError
+from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
@@ -44,7 +44,9 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
 
     What a killed run has left of them, or of its count, is deleted first.
     """
-    for name in os.listdir(folder):
+    with as_output_error(folder):
+        names = os.listdir(folder)
+    for name in names:
         if name == _SCRATCH or name.startswith(_SPOOL):
             with suppress(OSError):
                 os.unlink(os.path.join(folder, name))

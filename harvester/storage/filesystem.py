@@ -50,17 +50,46 @@ def sync_folder(folder: str) -> None:
 
 def make_folder(path: str, mode: int = 0o777) -> list[str]:
     """Make a folder and its missing parents, durably; return those that were made, from the top. mode: of the last."""
-    if os.path.isdir(path):
-        return []
-    if os.path.lexists(path):
-        what = "a symbolic link to no folder" if os.path.islink(path) else "not a folder"
-        raise NotADirectoryError(errno.ENOTDIR, f"it is {what}: move it away", path)
-    above = os.path.dirname(path)
-    made = make_folder(above)
-    os.makedirs(path, mode, exist_ok=True)
-    with suppress(PermissionError):  # a folder that may be searched and not read cannot be opened to be synced
-        sync_folder(above)
-    return [*made, path]
+    missing: list[str] = []
+    above = path
+    while not _is_folder(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    made: list[str] = []
+    try:
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # another process has made it a moment before
+                os.makedirs(folder, mode if folder == path else 0o777)
+                made.append(folder)
+            with suppress(PermissionError):  # a folder that may be searched and not read cannot be opened to be synced
+                sync_folder(os.path.dirname(folder))
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: list[str]) -> None:
+    """Remove those of the folders that are empty, the last first."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def _is_folder(path: str) -> bool:
+    """Return True for a folder, and False for a name that is free.
+
+    Raises:
+        OSError: it is something else, or cannot be looked at.
+    """
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return True
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            return False
+    what = "a symbolic link to no folder" if os.path.islink(path) else "not a folder"
+    raise NotADirectoryError(errno.ENOTDIR, f"it is {what}: move it away", path)
 
 
 def open_new(path: str) -> BinaryIO:

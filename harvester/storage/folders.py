@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
-from harvester.storage.filesystem import inherit_folder_mode, make_folder
+from harvester.storage.filesystem import inherit_folder_mode, make_folder, remove_empty
 from harvester.storage.location import (
     BESIDE,
     MANIFEST,
@@ -170,6 +170,16 @@ def refuse_second_work_dir(location: OutputLocation) -> None:
         raise UsageError(f"{location.out} keeps its state in {folder}: leave --work-dir out")
 
 
+def has_ledger(location: OutputLocation) -> bool:
+    """Return whether the output has a ledger. Raises OutputError if its folder cannot be looked into."""
+    with as_output_error(location.private):
+        try:
+            os.lstat(location.ledger)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
 @contextmanager
 def made_folders(location: OutputLocation) -> Iterator[None]:
     """Make an output's folders; an error in the context removes those that were made and are empty.
@@ -178,11 +188,11 @@ def made_folders(location: OutputLocation) -> Iterator[None]:
         OutputError: they cannot be made; or the output was begun before, and its ledger is lost. UsageError: it is
         another program's file. Nothing was made then.
     """
-    if not os.path.exists(location.ledger):
+    if not has_ledger(location):
         try:
             check_unused(location)
         except HarvesterError:
-            if not os.path.exists(location.ledger):  # else another process has begun the output just now
+            if not has_ledger(location):  # else another process has begun the output just now
                 raise
     made: list[str] = []
     try:
@@ -191,9 +201,7 @@ def made_folders(location: OutputLocation) -> Iterator[None]:
             made += make_folder(location.private)
         yield
     except HarvesterError:
-        for folder in reversed(made):
-            with suppress(OSError):
-                os.rmdir(folder)
+        remove_empty(made)
         raise
 
 

@@ -23,7 +23,10 @@ def scratch_folder(parent: str | None) -> Iterator[str]:
     Raises:
         OutputError: no folder can be made there.
     """
-    parent = parent or tempfile.gettempdir()
+    try:
+        parent = parent or tempfile.gettempdir()
+    except OSError as error:
+        raise OutputError("no temporary folder can be written: name one that can (TMPDIR)") from error
     _sweep(parent)
     path, lock = _make_locked(parent)
     try:
