@@ -67,8 +67,8 @@ class Tally:
 
     parts, part_calls: parts that were read, and the calls of their rows. moved: parts that are not there, whose calls
     another source names. lost_parts: those whose calls nothing names. row_calls: calls with a row, also in journals.
-    journal_lines: whole lines. unreadable: files with the reason. unknown_to_ledger: calls with a row that the present
-    ledger does not know.
+    journal_lines: whole lines. file_bytes: whole rows of a growing file. unreadable: files with the reason.
+    unknown_to_ledger: calls with a row that the present ledger does not know.
     """
 
     parts: int = 0
@@ -82,6 +82,7 @@ class Tally:
     journals: int = 0
     journal_lines: int = 0
     damaged_lines: int = 0
+    file_bytes: int = 0
     unreadable: list[str] = field(default_factory=list)
     unknown_to_ledger: int = 0
 
@@ -210,6 +211,7 @@ class Rebuilding:
             self._settle(-1, batch)
             self.tally.part_calls += len(batch)
             self.tally.unknown_to_ledger += len(batch) - settled_before([entry.key for entry in batch])
+        self.tally.file_bytes = end
         # Rows that are in the file are blanked out of the journals, so all that is left there comes behind it.
         self._ledger.set_checkpoint(FileCheckpoint(bytes=end, rows=rows))
         if bad:

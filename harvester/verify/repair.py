@@ -318,6 +318,9 @@ class _Repairing:
                 found.ledger = f"is older than its output: it does not know {', '.join(unknown)}"
             elif tally.unknown_to_ledger:
                 found.ledger = f"is older than its output: it does not know {tally.unknown_to_ledger} calls with a row"
+            elif not self._location.in_parts and (missing := self._cut_off(present)) > 0:
+                found.ledger = f"counts rows that {self._location.out} has no more"
+                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: put it back")
         found.whole = not found.ledger
         if found.whole:
             return
@@ -328,10 +331,15 @@ class _Repairing:
                 "they are now with --parts"
             )
         counts = self._manifest.dataset if self._manifest else None
-        if counts and (missing := counts.rows - tally.row_calls - tally.lost_calls) > 0:
+        if counts and (missing := counts.rows - tally.row_calls - tally.lost_calls) > 0 and not found.losses:
             found.losses.append(f"{missing:,} calls that the manifest counts with a row: a journal or a part is gone")
         if counts and (missing := counts.refused - tally.refused) > 0:
             found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is gone, or older")
+
+    def _cut_off(self, present: Ledger) -> int:
+        """Return how many rows were cut off the growing file and are in no journal; with those a run completes it."""
+        tally = self._found.rebuilt
+        return (tally.file_bytes < present.checkpoint().bytes) * (present.totals().rows - tally.row_calls)
 
 
 def as_dict(found: Repair) -> dict[str, Any]:

@@ -194,6 +194,21 @@ def test_calls_that_are_known_nowhere_are_asked_again_only_if_that_is_said(
     assert harvester("verify", str(case.out)).returncode == 0
 
 
+def test_rows_that_are_cut_off_a_growing_file_are_asked_again_only_if_that_is_said(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case = Case(tmp_path, serve(), "results.ndjson")
+    assert harvester(*case.command).returncode == 0
+    lines = case.out.read_bytes().splitlines(keepends=True)
+    case.out.write_bytes(b"".join(lines[:150]))
+    assert harvester(*case.command).returncode == 8
+    said = case.repair("--apply", code=8)
+    assert said.startswith(f"the ledger counts rows that {case.out} has no more")
+    assert f"lost: {len(lines) - 150} calls whose rows are gone from {case.out}: put it back" in said
+    case.repair("--apply", "--ask-again")
+    case.finish(asked_again=len(lines) - 150)
+
+
 def test_a_ledger_that_is_overwritten_while_a_run_has_it_open_is_rebuilt(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
