@@ -158,8 +158,22 @@ def _good_lines(line: bytes) -> Iterator[tuple[int, int]]:
         return
     starts = [match.start() for match in _BEGINNING.finditer(line)]
     for start, following in pairwise([*starts, len(line)]):
-        if _decode(line[start : following - 1] + b"\n", 0) is not None:
-            yield start, following
+        end = _end_of_good_line(line, start, following)
+        if end is not None:
+            yield start, end
+
+
+def _end_of_good_line(line: bytes, start: int, following: int) -> int | None:
+    """Return the position behind a good line, whatever its line feed is now; None if it is not good.
+
+    Its JSON is an object, so it ends with a brace. following: where the next line seems to begin.
+    """
+    expected, crc, position = int(line[start : start + 8], 16), 0, start + 9
+    while (brace := line.find(b"}", position, following)) >= 0:
+        crc, position = crc32(line[position : brace + 1], crc), brace + 1
+        if crc == expected and position < len(line):
+            return position + 1
+    return None
 
 
 def good_lines(path: str) -> Iterator[tuple[int, Record]]:
@@ -213,7 +227,7 @@ def remove(folder: str, segment: int) -> None:
     path = segment_path(folder, segment)
     failures = [record for record in read(path, 0) if record.state not in {_ROW, VOID}]
     if failures:
-        with open(os.path.join(folder, RECENT_FAILURES), "ab") as stream:
+        with suppress(OSError), open(os.path.join(folder, RECENT_FAILURES), "ab") as stream:  # the ledger has them
             stream.writelines(encode(*record[:3]) for record in failures)
     with suppress(FileNotFoundError):
         os.unlink(path)
