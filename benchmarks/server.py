@@ -1,7 +1,7 @@
 """A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
 
 Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
-usage: python -m benchmarks.server [--latency-ms 50]
+usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000]
 """
 
 import argparse
@@ -12,31 +12,36 @@ import signal
 LONGEST_SECONDS = 2 * 3600.0
 
 # Shaped like the recorded answers in tests/samples, with as many rows as an ordinary link has.
-_BODY = json.dumps(
-    {
+_ORDINARY = [
+    {"value": "direct", "clicks": 4711},
+    {"value": "https://t.co/", "clicks": 1204},
+    {"value": "https://www.google.com/", "clicks": 311},
+    {"value": "https://www.linkedin.com/", "clicks": 27},
+    {"value": "X (Formerly Twitter)", "clicks": 3},
+]
+_END_OF_REQUEST = b"\r\n\r\n"
+
+
+def answer(metrics: int = 0) -> bytes:
+    """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link."""
+    listed = [{"value": f"https://{number}.example/", "clicks": 1} for number in range(metrics)] or _ORDINARY
+    content = {
         "unit_reference": "2026-11-23T06:00:00+0000",
-        "metrics": [
-            {"value": "direct", "clicks": 4711},
-            {"value": "https://t.co/", "clicks": 1204},
-            {"value": "https://www.google.com/", "clicks": 311},
-            {"value": "https://www.linkedin.com/", "clicks": 27},
-            {"value": "X (Formerly Twitter)", "clicks": 3},
-        ],
+        "metrics": listed,
         "units": 30,
         "unit": "day",
         "facet": "referrers",
-    },
-    separators=(",", ":"),
-).encode()
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
-_END_OF_REQUEST = b"\r\n\r\n"
+    }
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 class Connection(asyncio.Protocol):
     """Answers every GET of a connection that is kept alive; what is asked for it does not read."""
 
-    def __init__(self, latency_seconds: float) -> None:
+    def __init__(self, answer: bytes, latency_seconds: float) -> None:
         self._rest = b""
+        self._answer = answer
         self._latency = latency_seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,17 +51,17 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *requests, self._rest = (self._rest + data).split(_END_OF_REQUEST)
         if self._latency:
-            asyncio.get_running_loop().call_later(self._latency, self._transport.write, _ANSWER * len(requests))
+            asyncio.get_running_loop().call_later(self._latency, self._transport.write, self._answer * len(requests))
         else:
-            self._transport.write(_ANSWER * len(requests))
+            self._transport.write(self._answer * len(requests))
 
 
-async def serve(latency_seconds: float) -> None:
+async def serve(content: bytes, latency_seconds: float) -> None:
     """Serve on a free port of 127.0.0.1."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.call_later(LONGEST_SECONDS, over.set)
-    server = await loop.create_server(lambda: Connection(latency_seconds), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Connection(content, latency_seconds), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
     await over.wait()
     server.close()
@@ -65,4 +70,6 @@ async def serve(latency_seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A Bitly that costs next to nothing.")
     parser.add_argument("--latency-ms", type=float, default=0.0)
-    asyncio.run(serve(parser.parse_args().latency_ms / 1000))
+    parser.add_argument("--metrics", type=int, default=0, help="of an answer; 0 for those of an ordinary link")
+    options = parser.parse_args()
+    asyncio.run(serve(answer(options.metrics), options.latency_ms / 1000))

@@ -1,6 +1,6 @@
 """Lists in files and on standard input: which ones the arguments name, and their content as a stream of batches.
 
-Memory is bounded, however long a list or a line is; for Parquet, by the size of its pages.
+Memory is bounded, however long a list or a line is, and whatever it unpacks to.
 """
 
 import glob

@@ -488,8 +488,8 @@ def each_form(tmp_path: Path) -> list[str]:
 
 
 def test_a_list_of_any_form_can_be_read_twice_and_copied(tmp_path: Path, each_form: list[str]) -> None:
-    for source in resolve_lists(each_form):
-        copy = spool(source, str(tmp_path / "copy"))
+    for number, source in enumerate(resolve_lists(each_form)):
+        copy = spool(source, str(tmp_path / f"copy-{number}"))
         assert source.rereadable
         assert [link.bitlink for link in merged(read([copy])).links] == ["bit.ly/a", "bit.ly/b"]
         assert merged(read([copy])) == merged(read([source])) == merged(read([source]))

@@ -1,9 +1,11 @@
 """Parquet lists."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -115,3 +117,84 @@ def test_parquet_from_a_pipe_is_read_through_a_copy(tmp_path: Path) -> None:
         assert places(read_list(f"/dev/fd/{end}", list_format="parquet")) == [("bit.ly/a", 1)]
     finally:
         os.close(end)
+
+
+# --- lists that unpack to gigabytes -------------------------------------------------------------------------------
+
+_MIB = 1 << 20
+_PEAK_GROWTH = """
+import sys
+from harvester.errors import InputBroken
+from harvester.links.files import resolve_lists, read
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+for path in sys.argv[1:]:
+    before, lines, said = peak(), 0, ""
+    try:
+        lines = sum(batch.lines for batch in read(resolve_lists([path])))
+    except InputBroken as error:
+        said = str(error)
+print(peak() - before, lines, said)
+"""
+"""Reads two lists, and prints how much more memory the second needed than everything before."""
+_DELTA = {"use_dictionary": False, "column_encoding": {"link": "DELTA_BYTE_ARRAY"}}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("value", "count", "how", "refused"),
+    [
+        pytest.param(9 * _MIB, 250, {}, True, id="a dictionary of large values"),
+        pytest.param(_MIB, 1000, {"write_batch_size": 1}, False, id="a dictionary of one value"),
+        pytest.param(_MIB, 1000, {"use_dictionary": False, "write_batch_size": 1}, False, id="many pages in a batch"),
+        pytest.param(9 * _MIB, 60, {"use_dictionary": False, "write_batch_size": 60}, True, id="a large page"),
+        pytest.param(_MIB, 1000, _DELTA, False, id="values that begin alike"),
+    ],
+)
+def test_what_a_small_parquet_list_unpacks_to_is_bounded(
+    tmp_path: Path, value: int, count: int, how: dict[str, Any], refused: bool
+) -> None:
+    one = write_parquet(tmp_path, {"link": ["bit.ly/a"]})
+    bomb = tmp_path / "bomb.parquet"
+    table = pa.table({"link": pa.array(["x" * value] * count)})
+    parquet.write_table(table, bomb, compression="zstd", write_statistics=False, **how)
+    assert bomb.stat().st_size < 100_000
+    command = [sys.executable, "-c", _PEAK_GROWTH, one, str(bomb)]
+    growth, lines, said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split(" ", 2)
+    assert int(growth) < 150 * 10**6
+    assert (int(lines), "a page of it has" in said) == ((0, True) if refused else (count, False))
+
+
+def test_long_values_of_a_dictionary_are_invalid_lines(tmp_path: Path) -> None:
+    texts = pa.array(["x" * _MIB, "bit.ly/a", None, "x" * _MIB]).dictionary_encode()
+    batch = read_list(write_parquet(tmp_path, {"link": texts}))
+    assert (reasons(batch), places(batch), batch.blank) == ([(1, "longer"), (4, "longer")], [("bit.ly/a", 2)], 1)
+
+
+def test_a_parquet_list_with_a_huge_footer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "links.parquet"
+    parquet.write_table(pa.table({"link": ["bit.ly/a"]}).replace_schema_metadata({"": "x" * 5 * _MIB}), path)
+    with pytest.raises(InputBroken, match="its footer has"):
+        resolve_lists([str(path)])
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_page_headers_with_statistics_are_read(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "links.parquet"
+    texts = [f"bit.ly/{'x' * 30_000}{n}" for n in range(50)]
+    how = {"data_page_version": version, "use_dictionary": False, "write_batch_size": 1, "data_page_size": 1000}
+    parquet.write_table(pa.table({"link": texts, "n": range(50)}), path, write_page_index=True, **how)
+    assert len(read_list(str(path)).invalid) == 50  # longer than a bitlink
+    parquet.write_table(pa.table({"link": [f"bit.ly/{n}" for n in range(5000)]}), path, **how)
+    assert len(read_list(str(path)).links) == 5000
+
+
+def test_a_page_header_that_is_damaged_is_an_error(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, {"link": ["bit.ly/a"]})
+    content = bytearray(Path(path).read_bytes())
+    content[4:24] = b"\xff" * 20
+    Path(path).write_bytes(content)
+    with pytest.raises(InputBroken, match="cannot be read past line 0"):
+        resolve_lists([path])
