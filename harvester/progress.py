@@ -46,7 +46,8 @@ class AttemptCounts:
 class WaitReason(NamedTuple):
     """The limit that currently blocks sending. limit: attempts it allows; 0 if it is not a count. until: UTC.
 
-    why: how the latest attempts failed, during an outage.
+    why: how the latest attempts failed, during an outage or before a pause that the server asked for; or which
+    processes hold the connections.
     """
 
     window: str
@@ -86,6 +87,8 @@ WAIT_REASONS = {
     "outage": "the server to answer again",
     "budget": "the budget file, which another process has locked",
     "connections": "a connection: other harvesters on this machine use them all",
+    "retry_after": "the end of the pause that the server asked for (Retry-After)",
+    "list": "the next line of the list",
 }
 """The limits that may block sending, by their names in WaitReason and in the manifest."""
 

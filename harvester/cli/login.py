@@ -108,7 +108,7 @@ def _client_secret(path: str | None, tell: Tell) -> str:
     what = "client secret"
     if path is not None:
         credentials.warn_of_readers("--client-secret-file", path, tell)
-        return credentials.secret_in_file("--client-secret-file", path, what)
+        return credentials.secret_in_file("--client-secret-file", path, what, tell)
     given = os.environ.get("HARVESTER_CLIENT_SECRET", "")
     if given.strip():
         return credentials.checked_secret(given, "HARVESTER_CLIENT_SECRET", what)

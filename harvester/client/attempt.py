@@ -29,7 +29,7 @@ from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
-from harvester.client.pacer import Pacer
+from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import next_month, parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
@@ -74,7 +74,7 @@ class AttemptSender:
 
     timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
     not_sent: attempts that did not reach the server, which are in no other count. waiting: the limit that currently
-    keeps an attempt from being sent.
+    keeps an attempt from being sent. pauses: those of single calls.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class AttemptSender:
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
-        self._pool = pool
+        self.pauses = HintedPauses()
+        self.pool = pool
         self._timeout_seconds = timeout_seconds
         self._token = context.token
         self._budget = context.budget
@@ -135,9 +136,9 @@ class AttemptSender:
         refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
-            if self._pool.empty_handed:
+            if self.pool.empty_handed:
                 self.waiting = WaitReason("connections", 0, None)
-            slot = await self._pool.get(self._shutdown)
+            slot = await self.pool.get(self._shutdown)
             try:
                 answer = self._enter(slot, may_probe=may_probe)
                 if answer is None:
@@ -154,7 +155,7 @@ class AttemptSender:
                     return verdict
                 refusal = await self._doubt(slot, answer) if isinstance(answer, MonthExhausted) else answer
             finally:
-                self._pool.put(slot)
+                self.pool.put(slot)
         await self._wait(refusal)
         return None
 
@@ -166,7 +167,7 @@ class AttemptSender:
         Raises:
             RunStopping: the run ended first.
         """
-        slot = await self._pool.get(self._shutdown)
+        slot = await self.pool.get(self._shutdown)
         try:
             self._follow_token(budget)
             if self._try_acquire(budget) is not None:
@@ -176,7 +177,7 @@ class AttemptSender:
                 self._see_date(response.headers.get("Date", ""), slot.counted_at)
             return response
         finally:
-            self._pool.put(slot)
+            self.pool.put(slot)
 
     def _follow_token(self, budget: Budget) -> None:
         if budget.account.token != self._budget.account.token:  # it was rotated since

@@ -14,7 +14,6 @@ Where the answers to others do not decide, a known-good link does (`known_good`)
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ import tenacity
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import (
     Answer,
-    Hint,
     MonthSpent,
     No,
     NoAnswer,
@@ -36,18 +34,16 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
 )
-from harvester.budget.throttling import hinted_seconds
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
 from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks
-from harvester.client.pacer import RemainingCalls
+from harvester.client.pacer import HintedPauses, RemainingCalls
 from harvester.errors import OutputError
 
 _ENOUGH_CALLS = 5
 """Fewer calls than this do not show how the server is, where none of them was answered."""
 _LONGEST_BACKOFF_SECONDS = 60.0
-_LONGEST_HINT_SECONDS = 300.0
 _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 _OTHERS_SECONDS = 60.0
@@ -215,7 +211,7 @@ class Client:
         retrier = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
             stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), _UnreadableTwice()),
-            wait=_Backoff(self._settings.backoff_seconds),
+            wait=_Backoff(self._settings.backoff_seconds, self.sender.pauses),
             sleep=self._shutdown.sleep_unless_stopping,
             retry_error_callback=_last_verdict,
         )
@@ -375,12 +371,12 @@ class _Backoff(tenacity.wait.wait_base):
     The server's `Retry-After` counts if it asks for longer.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, pauses: HintedPauses) -> None:
+        self._pauses = pauses
         self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        hint: Hint = getattr(_last_verdict(retry_state), "hint", None)
-        return max(self._jittered(retry_state), hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS))
+        return self._pauses.seconds(_last_verdict(retry_state), self._jittered(retry_state))
 
 
 def _last_verdict(state: tenacity.RetryCallState) -> Verdict:

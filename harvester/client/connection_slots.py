@@ -7,13 +7,16 @@ and its own lock's rank decides who gets the odd one. A slot is a lock held for 
 
 Shares change as processes come and go, and no process is told: each looks twice a second, closes what exceeds its
 share, and takes the slots that others have released. So a new process may have to wait for its first connection, but
-at no moment are more open than Bitly allows.
+at no moment are more open than Bitly allows. A process that is stopped (SIGSTOP, Ctrl-Z) releases nothing, so each
+writes its process id into its process lock, and the others say whom they wait for.
 """
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from harvester.errors import ConnectionsBusy, OutputError
 from harvester.storage.filesystem import inherit_folder_mode, try_lock
@@ -22,6 +25,48 @@ MOST_PROCESSES = 5
 """Processes that may share a machine's connections: Bitly's limit, because each needs at least one."""
 _TRIES, _PAUSE_SECONDS = 20, 0.05
 """For a process lock: another process may hold one for a moment, to see whether it is taken."""
+
+
+_BLOCKED_SECONDS = 3.0
+
+
+class Holders(NamedTuple):
+    """Process ids of those that hold connections. stopped: those among them that are stopped."""
+
+    processes: tuple[int, ...] = ()
+    stopped: tuple[int, ...] = ()
+
+    @property
+    def stopped_in_words(self) -> str:
+        """The stopped processes, and what to do; empty if there are none."""
+        if not self.stopped:
+            return ""
+        numbers = " ".join(map(str, self.stopped))
+        which = f"process {numbers} is" if len(self.stopped) == 1 else f"processes {numbers} are"
+        return f"{which} stopped and holds on to its connections: let it go on (kill -CONT {numbers}), or end it"
+
+    def __str__(self) -> str:
+        if self.stopped:
+            return self.stopped_in_words
+        return f"process {' '.join(map(str, self.processes))}" if self.processes else ""
+
+
+def _process_in(path: str) -> int:
+    """Return the process id in a process lock, 0 without one."""
+    try:
+        with open(path, "rb") as file:
+            return int(file.read(16) or b"0")
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_stopped(process: int) -> bool:
+    """Return whether a process is stopped by a signal, as far as the system says so (/proc/PID/stat, Linux)."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t")
+    except OSError:
+        return False
 
 
 class ConnectionSlots:
@@ -38,6 +83,7 @@ class ConnectionSlots:
         self._process = -1
         self._process_lock = -1
         self._held: dict[int, int] = {}
+        self._empty_since: float | None = None
 
     async def join(self) -> None:
         """Take a process lock.
@@ -54,8 +100,24 @@ class ConnectionSlots:
                 return
         raise ConnectionsBusy(
             f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: run this "
-            f"one when one of them has ended (their locks are in {self._folder})"
+            f"one when one of them has ended (their locks are in {self._folder}){self._stopped_in_words()}"
         )
+
+    def _stopped_in_words(self) -> str:
+        return f"; {stopped}" if (stopped := self.holders().stopped_in_words) else ""
+
+    def holders(self) -> "Holders":
+        """Return the other processes that share the connections, as far as they have written who they are."""
+        numbers = [number for number in range(MOST_PROCESSES) if number != self._process and self._is_taken(number)]
+        paths = [os.path.join(self._folder, f"process-{number}") for number in numbers]
+        found = [process for path in paths if (process := _process_in(path))]
+        return Holders(tuple(found), tuple(process for process in found if _is_stopped(process)))
+
+    @property
+    def blockers(self) -> "Holders":
+        """The processes that have kept all connections from this one for a while, which hardly a live one does."""
+        since = self._empty_since
+        return Holders() if since is None or time.monotonic() - since < _BLOCKED_SECONDS else self.holders()
 
     @property
     def held(self) -> int:
@@ -76,7 +138,10 @@ class ConnectionSlots:
                 lock = self._lock(f"slot-{number}")
                 if lock is not None:
                     self._held[number] = lock
+                    self._empty_since = None
                     return number
+        if not self._held:
+            self._empty_since = self._empty_since or time.monotonic()
         return None
 
     def give_back(self, number: int) -> None:
@@ -96,6 +161,8 @@ class ConnectionSlots:
             lock = self._lock(f"process-{number}")
             if lock is not None:
                 self._process, self._process_lock = number, lock
+                with suppress(OSError):  # only a message depends on it
+                    os.pwrite(lock, b"%-11d\n" % os.getpid(), 0)
                 return True
         return False
 

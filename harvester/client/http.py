@@ -120,11 +120,11 @@ class Slot:
 class Pool:
     """The slots that this process holds, kept at its share while other processes come and go.
 
-    open_slot: opens a slot's session.
+    slots: this process's. open_slot: opens a slot's session.
     """
 
     def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
-        self._slots = slots
+        self.slots = slots
         self._open_slot = open_slot
         self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
         self._surplus: list[Slot] = []
@@ -133,7 +133,7 @@ class Pool:
     @property
     def empty_handed(self) -> bool:
         """True until other processes have released a connection."""
-        return self._slots.held == 0
+        return self.slots.held == 0
 
     async def get(self, shutdown: ShutdownSignal) -> Slot:
         """Return a free slot as soon as there is one; the caller returns it with `put`.
@@ -155,12 +155,12 @@ class Pool:
 
     async def rebalance(self) -> None:
         """Release slots beyond the share, and take those missing as far as others have released them."""
-        share = self._slots.share
-        self._too_many = max(self._slots.held - len(self._surplus) - share, 0)
+        share = self.slots.share
+        self._too_many = max(self.slots.held - len(self._surplus) - share, 0)
         while self._too_many and not self._free.empty():
             self.put(self._free.get_nowait())
         await self._close_surplus()
-        while self._slots.held < share and (number := self._slots.grab()) is not None:
+        while self.slots.held < share and (number := self.slots.grab()) is not None:
             self._free.put_nowait(self._open_slot(number))
 
     async def keep_balanced(self, shutdown: ShutdownSignal) -> None:
@@ -182,7 +182,7 @@ class Pool:
         while self._surplus:
             slot = self._surplus.pop()
             await slot.session.close()
-            self._slots.give_back(slot.number)
+            self.slots.give_back(slot.number)
 
 
 @asynccontextmanager

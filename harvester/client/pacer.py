@@ -1,17 +1,22 @@
-"""The pace that spreads attempts evenly over the minute's window (aiolimiter).
+"""The pace that spreads attempts evenly over the minute's window (aiolimiter), and the pauses that the server asks for.
 
 The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
+from harvester.bitly.verdicts import Transient, Verdict, reason
 from harvester.budget.budget import Budget
+from harvester.budget.throttling import hinted_seconds
 from harvester.errors import OutputError
+from harvester.progress import WaitReason
 from harvester.shutdown import ShutdownSignal
 
 
@@ -94,3 +99,31 @@ def _limiter(per_minute: int) -> AsyncLimiter | None:
         return None
     burst = max(per_minute // 100, 1)
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
+
+
+_LONGEST_HINT_SECONDS = 300.0
+
+
+class HintedPauses:
+    """The pauses before the next attempt of single calls, as the server asked for them with Retry-After.
+
+    Other calls go on meanwhile; where there are none, the pauses are why nothing is sent.
+    """
+
+    def __init__(self) -> None:
+        self._pauses: list[tuple[float, WaitReason]] = []
+
+    def seconds(self, verdict: Verdict, least: float) -> float:
+        """Return how long to wait after a verdict, and record a pause that its hint makes longer than `least`."""
+        hint = verdict.hint if isinstance(verdict, Transient) else None
+        hinted = hinted_seconds(hint, time.time(), _LONGEST_HINT_SECONDS)
+        if hinted > least:
+            until = datetime.now(UTC) + timedelta(seconds=hinted)
+            self._pauses.append((time.monotonic() + hinted, WaitReason("retry_after", 0, until, reason(verdict))))
+        return max(hinted, least)
+
+    @property
+    def first(self) -> WaitReason | None:
+        """The pause that ends first, None if there is none."""
+        self._pauses = [each for each in self._pauses if each[0] > time.monotonic()]
+        return min(self._pauses, key=lambda each: each[0])[1] if self._pauses else None

@@ -12,6 +12,7 @@ import re
 import shlex
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 
 from harvester.bitly.query import BASE_URL
@@ -20,7 +21,10 @@ from harvester.config.parsing import checked_base_url
 from harvester.config.token_store import TokenStore
 from harvester.errors import UsageError
 
-_TOKEN_COMMAND_SECONDS = 60
+_SOURCE_SECONDS = 60
+"""The longest that a token command, or the writer of a named pipe, is waited for."""
+_SILENT_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 _LONGEST_BYTES = 64 * 1024
 _SHORTEST_SECRET = 20
 _SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
@@ -46,16 +50,17 @@ _FLAWS: tuple[tuple[str, str], ...] = (
 def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callable[[], str]:
     """Return a function that reads the token from the source that the options name; it blocks, and raises UsageError.
 
-    warn: called if others can read the file. Raises UsageError if two sources are named.
+    warn: called if others can read the file, and when reading takes longer than a moment. Raises UsageError if two
+    sources are named.
     """
     path, command = options.token_file, options.token_command
     if path is not None and command is not None:
         raise UsageError("and --token-command: use one of them", option="--token-file")
     if path is not None:
         warn_of_readers("--token-file", path, warn)
-        return lambda: secret_in_file("--token-file", path, "token")
+        return lambda: secret_in_file("--token-file", path, "token", warn)
     if command is not None:
-        return lambda: _token_from_command(command)
+        return lambda: _token_from_command(command, warn)
     return lambda: _unnamed_token(options)
 
 
@@ -99,18 +104,46 @@ def _store_for(options: AccessOptions) -> TokenStore:
     return TokenStore(checked_base_url(options.base_url), options.token_store)
 
 
-def secret_in_file(option: str, path: str, what: str) -> str:
+def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None]) -> str:
     """Return the secret in a file's first line. Raises UsageError if it is none or cannot be read.
 
-    option: the option that names the file. what: what the secret is, for errors.
+    option: the option that names the file. what: what the secret is, for errors. warn: called once if the file is a
+    named pipe, and is not written to at once.
     """
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return checked_secret(_first_line(stream.read(_LONGEST_BYTES)), f"{option} {path}", what)
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            text = _text_from_pipe(option, path, what, warn)
+        else:
+            with open(path, encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_LONGEST_BYTES)
+        return checked_secret(_first_line(text), f"{option} {path}", what)
     except OSError as error:
         if _may_be_secret(path):  # must not be repeated
             raise UsageError(f"names no file: give the path of one that holds the {what}", option=option) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
+
+
+def _text_from_pipe(option: str, path: str, what: str, warn: Callable[[str], None]) -> str:
+    """Return what is written to a named pipe until its writer closes it. Raises UsageError if that takes too long."""
+    # Without O_NONBLOCK, the opening itself would wait for a writer, for ever. With it, a read returns nothing as long
+    # as there is no writer, and raises BlockingIOError as long as a writer is silent.
+    written, began, warned = b"", time.monotonic(), False
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as pipe:
+        while len(written) < _LONGEST_BYTES:
+            piece = pipe.read(_LONGEST_BYTES)
+            if piece:
+                written += piece
+                continue
+            if piece is not None and written:
+                break
+            waited = time.monotonic() - began
+            if waited > _SOURCE_SECONDS:
+                raise UsageError(f"{path}: nothing has come from this pipe for {_SOURCE_SECONDS} s", option=option)
+            if waited > _SILENT_SECONDS and not warned:
+                warn(f"waiting for the {what}: {option} {path} is a named pipe to which nothing has been written yet")
+                warned = True
+            time.sleep(_POLL_SECONDS)
+    return written.decode(errors="replace")
 
 
 def _may_be_secret(path: str) -> bool:
@@ -130,9 +163,9 @@ def shown_command(command: str) -> str:
     return f"{name} …" if arguments else name
 
 
-def _token_from_command(command: str) -> str:
+def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
     try:
-        printed = _printed_by(shlex.split(command))
+        printed = _printed_by(shlex.split(command), warn)
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Without the exception's text, which may contain what the command printed.
         raise UsageError(
@@ -141,7 +174,7 @@ def _token_from_command(command: str) -> str:
     return checked_secret(_first_line(printed), "--token-command", "token")
 
 
-def _printed_by(words: list[str]) -> str:
+def _printed_by(words: list[str], warn: Callable[[str], None]) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
     process = subprocess.Popen(  # noqa: S603 - the user's own command
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
@@ -149,7 +182,11 @@ def _printed_by(words: list[str]) -> str:
     with process:
         atexit.register(process.kill)  # the process can end while a thread still reads from the command
         try:
-            printed, _ = process.communicate(timeout=_TOKEN_COMMAND_SECONDS)
+            try:
+                printed, _ = process.communicate(timeout=_SILENT_SECONDS)
+            except subprocess.TimeoutExpired:
+                warn(f"waiting for the token: --token-command has not ended yet; it gets {_SOURCE_SECONDS} s")
+                printed, _ = process.communicate(timeout=_SOURCE_SECONDS - _SILENT_SECONDS)
         finally:
             process.kill()  # does nothing to a command that has ended
             process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt

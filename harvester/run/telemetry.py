@@ -13,12 +13,15 @@ from typing import Any, Protocol
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
+from harvester.client.http import Pool
+from harvester.client.pacer import HintedPauses
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
 
+_STILL_SECONDS = 3
 PROGRESS_SECONDS = 1.0
 """The interval at which the observer is told the progress."""
 
@@ -26,11 +29,14 @@ PROGRESS_SECONDS = 1.0
 class Sender(Protocol):
     """What is reported of the sender of attempts.
 
-    trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server.
+    trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server. pauses: those of
+    single calls. pool: its connections.
     """
 
     counters: AttemptCounts
     waiting: WaitReason | None
+    pauses: HintedPauses
+    pool: Pool
     trouble: str | None
     not_sent: int
 
@@ -49,6 +55,8 @@ class Telemetry:
         self._budget = budget
         self._number = number
         self._sender: Sender | None = None
+        self._warned = ""
+        self._lines, self._list_is_still = 0, False
 
     def begin(self, sender: Sender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
         """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
@@ -62,10 +70,41 @@ class Telemetry:
         progress = self.progress
         while True:
             if self._sender:
-                progress.waiting, progress.trouble = self._sender.waiting, self._sender.trouble
+                self._list_is_still, self._lines = self._lines == progress.listed.lines, progress.listed.lines
+                progress.waiting, progress.trouble = self._waiting(), self._sender.trouble
+                self._warn_of_stopped(observer)
             await self._estimator.update(progress)
             observer.progress(progress)
             await asyncio.sleep(seconds)
+
+    def _waiting(self) -> WaitReason | None:
+        """Return why nothing is sent: the limit that keeps the sender from it, or, where no call finishes, what keeps
+        the calls from the sender."""
+        sender, progress = self._sender, self.progress
+        if sender is None:
+            return None
+        waiting = sender.waiting
+        if waiting is not None and waiting.window == "connections":
+            return waiting._replace(why=str(sender.pool.slots.blockers))
+        if (
+            waiting is not None
+            or len(progress.per_second) < _STILL_SECONDS
+            or any(progress.per_second[-_STILL_SECONDS:])
+        ):
+            return waiting
+        if not progress.pending and not progress.read_to_end:
+            return WaitReason("list", 0, None) if self._list_is_still else None
+        return sender.pauses.first
+
+    def _warn_of_stopped(self, observer: RunObserver) -> None:
+        """Warn once of stopped processes that hold all connections: without help nothing goes on."""
+        sender, waiting = self._sender, self.progress.waiting
+        if sender is None or waiting is None or waiting.window != "connections":
+            return
+        stopped = sender.pool.slots.blockers.stopped_in_words
+        if stopped and stopped != self._warned:
+            observer.warn(f"waiting for a connection: {stopped}")
+            self._warned = stopped
 
     def end(self) -> None:
         """Read the budget's windows for the last time: nothing more will be sent."""
@@ -75,7 +114,7 @@ class Telemetry:
 
     def report(self, outcome: RunOutcome | None) -> RunReport:
         """Return the run's part of the manifest. outcome: None while the run goes on."""
-        waiting = self._sender.waiting if self._sender else None
+        waiting = self._waiting()
         invocation = self.throughput.report(self._number, self._lists)
         return run_report(self.progress, outcome, invocation, budget_report(self._budget, waiting))
 

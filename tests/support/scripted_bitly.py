@@ -168,6 +168,7 @@ REPLIES: dict[str, Callable[[Seen], Reply]] = {
     "502": text(502, "<h1>Bad Gateway</h1>"),
     "503": error(503, "TEMPORARILY_UNAVAILABLE"),
     "503-hinted": error(503, "TEMPORARILY_UNAVAILABLE", HINT),
+    "503-for-minutes": error(503, "TEMPORARILY_UNAVAILABLE", {"Retry-After": "200"}),
     "503-doomsday": fixed(503, "", {"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359"}),
     "504": text(504, ""),
     # throttled

@@ -161,7 +161,7 @@ def test_the_first_line_of_a_file_and_of_what_a_command_prints_is_the_token(tmp_
 @pytest.mark.parametrize("option", ["--token-file", "--client-secret-file"])
 def test_a_secret_in_place_of_its_file_is_not_repeated(option: str) -> None:
     with pytest.raises(UsageError) as refused:
-        secret_in_file(option, TOKEN, "token")
+        secret_in_file(option, TOKEN, "token", silent)
     assert str(refused.value) == f"{option} names no file: give the path of one that holds the token"
     assert token_origin(AccessOptions(token_file=TOKEN)) == "--token-file …"
 
@@ -169,7 +169,7 @@ def test_a_secret_in_place_of_its_file_is_not_repeated(option: str) -> None:
 def test_the_path_of_a_missing_file_is_repeated(tmp_path: Path) -> None:
     for path in (str(tmp_path / "token0123456789012345"), "bitly-token-of-the-lake", "token-0123456789012345.txt"):
         with pytest.raises(UsageError, match=re.escape(path)):
-            secret_in_file("--token-file", path, "token")
+            secret_in_file("--token-file", path, "token", silent)
 
 
 def test_a_token_command_gets_neither_token_nor_client_secret(monkeypatch: pytest.MonkeyPatch) -> None:
