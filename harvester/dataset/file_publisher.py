@@ -35,7 +35,7 @@ class FilePublisher:
     |---|---|
     | ends behind the checkpoint with the expected rows | the missing rows are appended |
     | has zeros behind the checkpoint, as a power cut leaves them | cut off at the first, and appended again |
-    | ends between the reach and the checkpoint | somebody has cut it; the missing rows are appended, with a warning |
+    | ends between the reach and the checkpoint | it was truncated; the missing rows are appended, with a warning |
     | is shorter than the reach | an error: only the file had those rows |
     | is gone or empty | an error, because its rows may have been read: written again only under another name |
     | has other bytes | an error: another program wrote them |
@@ -241,13 +241,13 @@ class FilePublisher:
         """
         if not end:
             return
-        run_id = self._ledger.facts()["run_id"]
+        run_id, advice = self._ledger.facts()["run_id"], self._location.repair_advice
         first = next((line for _, line in whole_lines(self._location.out, 0)), b"")
         if any(object_in(line).get("run_id") != run_id for line in (first, self._file.line_before(end))):
             raise OutputError(
                 f"{self._location.out} does not hold the rows that were written to it: another file is in its place. "
-                "Put the right one back, then run the same command again; or keep it where it is and begin a new --out "
-                "with the links that it lacks"
+                f"Put the right one back, then run the same command again. If it is lost, {advice}. Or keep it where "
+                "it is and begin a new --out with the links that it lacks"
             )
 
     def _not_whole(self, size: int, reach: FileCheckpoint) -> OutputError:
@@ -256,10 +256,11 @@ class FilePublisher:
         if size:
             enough = f" (its first {reach.bytes} bytes are enough)" if reach.bytes < had else ""
             return OutputError(
-                f"{out} has {size} bytes and had {had}: somebody has cut it. Put the rows back{enough}, or keep them "
-                "where they are and begin a new --out with the links that they lack"
+                f"{out} has {size} bytes, expected {had}: it was truncated. Put the rows back{enough}. If they "
+                f"are lost, {self._location.repair_advice}. Or keep the file where it is and begin a new --out with "
+                "the links that it lacks"
             )
-        what = f"{out} has no bytes and had {had}: somebody has moved, removed or emptied it."
+        what = f"{out} has no bytes, expected {had}: it was moved, removed or emptied."
         if os.path.exists(self._saved_as) and os.path.getsize(self._saved_as) >= reach.bytes:
             return OutputError(
                 f"{what} It was saved when it was removed: move it back (mv {self._saved_as} {out}), then run the same "
@@ -267,8 +268,8 @@ class FilePublisher:
             )
         if reach.bytes:
             return OutputError(
-                f"{what} Put it back, then run the same command again; or keep it where it is and begin a new --out "
-                "with the links that it lacks"
+                f"{what} Put it back, then run the same command again. If it is lost, {self._location.repair_advice}. "
+                "Or keep it where it is and begin a new --out with the links that it lacks"
             )
         return OutputError(
             f"{what} Put it back, then run the same command again. If it is lost, its rows can be written once more, "

@@ -298,7 +298,7 @@ class Journal:
         """Return what another program has done to the file. For the event loop's thread."""
         size = os.fstat(self._descriptor).st_size
         if size != self.size:
-            text = f"was cut or written to by another program (it has {size} bytes and had {self.size})"
+            text = f"was cut or written to by another program (it has {size} bytes, expected {self.size})"
             then = "The same command goes on, and asks again for the calls whose answers are lost with it"
             return Tampering(self._path, text, False, then)
         if not leads_to(self._path, self._descriptor):

@@ -52,7 +52,7 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     if end is not None and position < end:
         if not os.path.exists(path):
             raise OutputError(
-                f"{path} is gone: somebody has moved or removed it, or its folder. Put it back, then run the same "
+                f"{path} is gone: it was moved or removed, or its folder was. Put it back, then run the same "
                 "command again"
             )
         raise damaged(path, position)

@@ -159,14 +159,14 @@ class AppendedFile:
         found = os.fstat(self._descriptor).st_size
         if found < self.size:
             raise self._refuse(
-                f"{self._path} has {found} bytes and had {self.size}: somebody has cut it while it was being written. "
+                f"{self._path} has {found} bytes, expected {self.size}: it was truncated while it was being written. "
                 "If it was copied before (as logrotate's copytruncate does), put the copy back in its place; then run "
                 "the same command again"
             )
         if found > self.size:
             raise self._refuse(
-                f"{self._path} has {found} bytes and had {self.size}: another program has written to it. Run the same "
-                "command again: it says where the other program's bytes begin"
+                f"{self._path} has {found} bytes, expected {self.size}: another program has written to it. Run the "
+                "same command again: it says where the other program's bytes begin"
             )
 
     def _refuse(self, reason: str) -> OutputError:

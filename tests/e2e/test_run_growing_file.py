@@ -123,7 +123,7 @@ class Change(NamedTuple):
     [
         Change(rotated, r"was moved away, to \S+results\.ndjson\.1, while"),
         Change(rotated_and_made_anew, r"was moved away, to \S+results\.ndjson\.1, while"),
-        Change(copied_and_truncated, r"has \d+ bytes and had \d+: somebody has cut it"),
+        Change(copied_and_truncated, r"has \d+ bytes, expected \d+: it was truncated"),
         Change(overwritten_in_place, "was overwritten by another program|another program has written to it"),
         Change(replaced_by_one_of_the_same_size, r"was moved away, to \S+results\.ndjson\.1, while"),
     ],
@@ -141,7 +141,7 @@ def test_a_file_that_was_changed_stops_the_run_until_it_is_put_back(growing: Gro
 @pytest.mark.slow
 def test_what_was_cut_off_is_written_again(growing: Growing) -> None:
     said = growing.begin(lambda out: os.truncate(out, out.stat().st_size - 5000))
-    assert "somebody has cut it" in said
+    assert "it was truncated" in said
     assert "the rest is written again" in growing.finish()
 
 
@@ -171,7 +171,7 @@ def test_rows_that_are_lost_are_written_again_under_another_name(
     Path(move[1]).rename(growing.out.with_name("new.ndjson.harvester"))
     assert "the rest is written again" in growing.finish()
     growing.out.unlink()
-    assert "somebody has moved, removed or emptied it" in growing.refused()
+    assert "it was moved, removed or emptied" in growing.refused()
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_a_file_that_is_removed_after_success_is_missed(growing: Growing) -> Non
     growing.finish()
     growing.out.rename(growing.out.with_name("results.ndjson.1"))
     said = growing.refused()
-    assert "somebody has moved, removed or emptied it. Put it back" in said
+    assert "it was moved, removed or emptied. Put it back" in said
     growing.out.write_bytes(growing.out.with_name("results.ndjson.1").read_bytes().replace(b"run_id", b"run-id"))
     assert "another file is in its place" in growing.refused()
     put_back(growing.out)

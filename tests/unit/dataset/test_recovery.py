@@ -542,7 +542,7 @@ def test_a_growing_file_that_was_cut_is_completed_from_the_journal(quick_path: P
         assert warnings.pop() == f"{out} had {len(whole)} bytes and has {size}: the rest is written again"
     for content in (b"", b"x" + whole[1:-1], whole[:-1] + b"x", b"x" * 10):
         out.write_bytes(content)
-        with pytest.raises(OutputError, match=r"emptied it|not as it was written"), dataset(out):
+        with pytest.raises(OutputError, match=r"or emptied|not as it was written"), dataset(out):
             pass
 
 
@@ -554,7 +554,7 @@ def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
     finish(out)
     with out.open("r+b") as stream:
         stream.truncate(10)
-    with pytest.raises(OutputError, match="somebody has cut it"), dataset(out):
+    with pytest.raises(OutputError, match="it was truncated"), dataset(out):
         pass
 
 
