@@ -42,8 +42,9 @@ class Holders(NamedTuple):
         if not self.stopped:
             return ""
         numbers = " ".join(map(str, self.stopped))
-        which = f"process {numbers} is" if len(self.stopped) == 1 else f"processes {numbers} are"
-        return f"{which} stopped and holds on to its connections: let it go on (kill -CONT {numbers}), or end it"
+        if len(self.stopped) == 1:
+            return f"process {numbers} is stopped and holds on to its connections: let it go on (kill -CONT {numbers})"
+        return f"processes {numbers} are stopped and hold on to their connections: kill -CONT {numbers}"
 
     def __str__(self) -> str:
         if self.stopped:

@@ -23,7 +23,8 @@ from harvester.errors import UsageError
 
 _SOURCE_SECONDS = 60
 """The longest that a token command, or the writer of a named pipe, is waited for."""
-_SILENT_SECONDS = 1.0
+_SILENT_SECONDS = 2.0
+"""A wait that lasts longer is reported."""
 _POLL_SECONDS = 0.02
 _LONGEST_BYTES = 64 * 1024
 _SHORTEST_SECRET = 20

@@ -1,6 +1,7 @@
 """The machine's five connections: locks that end with their process, and processes that share them."""
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.client import connection_slots as slots
-from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots
+from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
 from harvester.client.http import Pool, Slot
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -98,6 +99,47 @@ async def test_whoever_waits_for_a_process_lock_does_not_hold_up_the_loop(quick_
         await waiting
         assert sixth.share == 1
         sixth.leave()
+
+
+def test_whoever_waits_for_a_connection_learns_who_holds_them(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_BLOCKED_SECONDS", 0.0)
+    with joined(quick_path, 5, 5) as [one, other]:
+        for _ in range(MAX_CONNECTIONS):
+            one.grab()
+        assert other.blockers == Holders()  # it has not tried yet
+        assert other.grab() is None
+        assert other.blockers == Holders((os.getpid(),))
+        assert str(other.blockers) == f"process {os.getpid()}"
+        one.give_back(2)
+        assert other.grab() == 2
+        assert other.blockers == Holders()
+
+
+def test_a_live_process_is_not_named_at_once(quick_path: Path) -> None:
+    with joined(quick_path, 5, 5) as [one, other]:
+        for _ in range(MAX_CONNECTIONS):
+            one.grab()
+        assert other.grab() is None
+        assert other.blockers == Holders()
+
+
+def test_stopped_processes_that_use_up_the_connections_are_named(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "_is_stopped", lambda _: True)
+    with joined(quick_path, *[5] * MOST_PROCESSES):
+        sixth = ConnectionSlots(str(quick_path), 5)
+        with pytest.raises(ConnectionsBusy, match="are stopped and hold on to their connections: kill -CONT"):
+            sit(sixth)
+
+
+def test_a_lock_that_names_no_process_is_passed_over(quick_path: Path) -> None:
+    with joined(quick_path, 5, 5) as [_, other]:
+        for content in ("", "nonsense", "99999999"):
+            (quick_path / "process-0").write_text(content)
+            assert other.holders().stopped_in_words == ""
 
 
 def test_a_slot_is_one_processs_at_a_time(quick_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from harvester.bitly.verdicts import Transient, Unreadable, Verdict
 from harvester.budget.limits import Limits
-from harvester.client.pacer import Pacer
+from harvester.client.pacer import HintedPauses, Pacer
 from harvester.shutdown import ShutdownSignal
 
 
@@ -56,3 +57,29 @@ async def test_an_attempt_that_is_cancelled_stays_so(rounds: int) -> None:
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
+
+
+# --- pauses that the server asks for --------------------------------------------------------------------------------
+
+
+def test_the_pause_that_ends_first_is_reported_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("harvester.client.pacer.time.monotonic", lambda: now)
+    pauses = HintedPauses()
+    assert pauses.seconds(Transient(503, "out", 200.0), 1.0) == 200.0
+    assert pauses.seconds(Transient(503, "busy", 20.0), 1.0) == 20.0
+    assert pauses.seconds(Transient(503, "at most five minutes", 9e9), 1.0) == 300.0
+    assert pauses.first is not None
+    assert (pauses.first.window, "busy" in pauses.first.why) == ("retry_after", True)
+    now += 21
+    assert pauses.first is not None
+    assert "out" in pauses.first.why
+    now += 300
+    assert pauses.first is None
+
+
+@pytest.mark.parametrize("verdict", [Transient(503, ""), Transient(503, "", 0.5), Unreadable(200, "", "")])
+def test_a_back_off_of_our_own_is_no_pause_that_the_server_asked_for(verdict: Verdict) -> None:
+    pauses = HintedPauses()
+    assert pauses.seconds(verdict, 1.0) == 1.0
+    assert pauses.first is None

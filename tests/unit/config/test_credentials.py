@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import string
 import sys
+import threading
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +247,46 @@ def test_from_python_neither_a_text_nor_a_callable_is_sent(tmp_path: Path, serve
             asyncio.run(harvester.harvest(["bit.ly/a"], out=tmp_path / "out", token=token, base_url=served.url))
         assert TOKEN not in str(refused.value)
     assert not served.sandbox.requests
+
+
+# --- sources that keep a run waiting ------------------------------------------------------------------------------
+
+
+def test_a_named_pipe_without_a_writer_is_an_error_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_SOURCE_SECONDS", 0.2)
+    monkeypatch.setattr(credentials, "_SILENT_SECONDS", 0.05)
+    path, said = tmp_path / "token", list[str]()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(UsageError, match="nothing has come from this pipe"):
+        token_source(AccessOptions(token_file=str(path)), said.append)()
+    assert [text.partition(":")[0] for text in said] == ["waiting for the token"]
+
+
+def test_a_named_pipe_is_read_until_its_writer_closes_it(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    os.mkfifo(path, 0o600)
+
+    def write() -> None:
+        with path.open("w") as pipe:
+            for piece in (TOKEN[:7], TOKEN[7:], "\nuser: me\n"):
+                pipe.write(piece)
+                pipe.flush()
+                time.sleep(0.1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert token_source(AccessOptions(token_file=str(path)), silent)() == TOKEN
+    writer.join()
+
+
+def test_a_token_command_that_takes_long_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "_SILENT_SECONDS", 0.05)
+    said: list[str] = []
+    assert token_source(AccessOptions(token_command=f"sh -c 'sleep 1; echo {TOKEN}'"), said.append)() == TOKEN
+    assert [text.partition(":")[0] for text in said] == ["waiting for the token"]
+    assert TOKEN not in said[0]
+    monkeypatch.setattr(credentials, "_SOURCE_SECONDS", 0.2)
+    with pytest.raises(UsageError, match="failed"):
+        token_source(AccessOptions(token_command="sleep 3600"), said.append)()

@@ -146,11 +146,11 @@ _DELTA = {"use_dictionary": False, "column_encoding": {"link": "DELTA_BYTE_ARRAY
 @pytest.mark.parametrize(
     ("value", "count", "how", "refused"),
     [
-        pytest.param(9 * _MIB, 250, {}, True, id="a dictionary of large values"),
-        pytest.param(_MIB, 1000, {"write_batch_size": 1}, False, id="a dictionary of one value"),
-        pytest.param(_MIB, 1000, {"use_dictionary": False, "write_batch_size": 1}, False, id="many pages in a batch"),
-        pytest.param(9 * _MIB, 60, {"use_dictionary": False, "write_batch_size": 60}, True, id="a large page"),
-        pytest.param(_MIB, 1000, _DELTA, False, id="values that begin alike"),
+        pytest.param(20 * _MIB, 12, {}, True, id="a dictionary of large values"),
+        pytest.param(_MIB, 250, {"write_batch_size": 1}, False, id="a dictionary of one value"),
+        pytest.param(_MIB, 250, {"use_dictionary": False, "write_batch_size": 1}, False, id="many pages in a batch"),
+        pytest.param(9 * _MIB, 25, {"use_dictionary": False, "write_batch_size": 25}, True, id="a large page"),
+        pytest.param(_MIB, 250, _DELTA, False, id="values that begin alike"),
     ],
 )
 def test_what_a_small_parquet_list_unpacks_to_is_bounded(

@@ -1,20 +1,27 @@
 """What a status is told of its end: by the budget's rules, and by the server's speed where nothing of ours binds."""
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from harvester.bitly.verdicts import Transient
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.forecast import ANSWER_SECONDS, Forecast, Start, forecast
 from harvester.budget.limits import Account, Limits, RequestedLimits
 from harvester.budget.machine import MachineBudget
+from harvester.client.connection_slots import Holders
+from harvester.client.pacer import HintedPauses
 from harvester.errors import OutputError
-from harvester.progress import RunProgress, WaitReason
+from harvester.progress import AttemptCounts, RunProgress, WaitReason
 from harvester.run import telemetry as outlook
 from harvester.run.telemetry import EtaEstimator
+from tests.support.in_process import Listener
 
 
 class Time:
@@ -148,3 +155,68 @@ async def test_a_budget_that_cannot_be_read_leaves_the_status_as_it_was(
     await ahead.update(status)
     ahead.finish(status)
     assert status.windows is before
+
+
+class Stub:
+    """A sender that does nothing."""
+
+    def __init__(self) -> None:
+        self.counters = AttemptCounts()
+        self.waiting: WaitReason | None = None
+        self.trouble: str | None = None
+        self.not_sent = 0
+        self.pauses = HintedPauses()
+        self.pool: Any = SimpleNamespace(slots=SimpleNamespace(blockers=Holders((12,), (12,))))
+
+
+class Told(Listener):
+    """Notes why nothing is sent, from the second report on, and ends after a number of reports."""
+
+    def __init__(self, reports: int) -> None:
+        super().__init__()
+        self.reports = reports
+        self.windows: list[str | None] = []
+
+    def progress(self, status: RunProgress) -> None:
+        self.windows.append(status.waiting.window if status.waiting else None)
+        if len(self.windows) == self.reports:
+            del self.windows[0]
+            raise asyncio.CancelledError
+
+
+async def reported(book: BudgetDatabase, sender: Stub, **progress: Any) -> Told:
+    """What an observer is told in some seconds in which nothing happens."""
+    outlook_of = outlook.Telemetry(budget(book), 1, [])
+    outlook_of.begin(sender, 5, to_make=None, max_calls=None)
+    for name, value in progress.items():
+        setattr(outlook_of.progress, name, value)
+    told = Told(6)
+    with suppress(asyncio.CancelledError):
+        await outlook_of.keep_observer_informed(told, 0.0)
+    return told
+
+
+async def test_a_list_that_brings_no_line_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook.Minute, "seconds", lambda _: [0.0] * 3)
+    told = await reported(book, Stub())
+    assert set(told.windows) == {"list"}
+    assert set((await reported(book, Stub(), read_to_end=True)).windows) == {None}
+    assert set((await reported(book, Stub(), pending=1)).windows) == {None}
+
+
+async def test_a_pause_of_the_last_calls_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook.Minute, "seconds", lambda _: [0.0] * 3)
+    sender = Stub()
+    sender.pauses.seconds(Transient(503, "", 200.0), 1.0)
+    assert set((await reported(book, sender, pending=1)).windows) == {"retry_after"}
+    monkeypatch.setattr(outlook.Minute, "seconds", lambda _: [1.0] * 3)
+    assert set((await reported(book, sender, pending=1)).windows) == {None}
+
+
+async def test_a_stopped_process_that_holds_the_connections_is_warned_of_once(book: BudgetDatabase) -> None:
+    sender = Stub()
+    sender.waiting = WaitReason("connections", 0, None)
+    told = await reported(book, sender)
+    assert set(told.windows) == {"connections"}
+    (warning,) = told.said
+    assert "process 12 is stopped" in warning
