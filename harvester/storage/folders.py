@@ -305,8 +305,10 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
                 "left"
             ) from error
         if asked is not None:
+            file = getattr(error, "filename", None)
+            why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
             raise OutputError(
-                f"--state-dir {folder} cannot hold the budget ({why}): name one that can be written"
+                f"--state-dir {folder}: {why}. It cannot hold the budget: name a folder that can be written"
             ) from error
         private = private() if callable(private) else private
         warn(
