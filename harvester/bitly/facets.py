@@ -50,7 +50,10 @@ class Facet:
             and _singular(named) not in {_singular(self.name), _singular(self.also_named)}
         ):
             raise NotTheFacet("the answer names another facet")
-        return self.read(body)
+        metrics = self.read(body)
+        if not metrics and any(body.get(name) for name in _COMPLAINTS):
+            raise NotTheFacet("an error in place of metrics")
+        return metrics
 
 
 def _singular(name: str) -> str:
@@ -60,6 +63,8 @@ def _singular(name: str) -> str:
 
 _ECHO = frozenset({"facet", "unit", "units", "unit_reference"})
 """What an answer repeats of its request."""
+_COMPLAINTS = ("message", "error", "errors", "description")
+"""Keys of Bitly's errors. A gateway may send one with status 200, beside metrics that are empty or null."""
 
 
 def _is_empty(body: Mapping[str, Any]) -> bool:
@@ -68,8 +73,8 @@ def _is_empty(body: Mapping[str, Any]) -> bool:
     It is whole if it repeats its request. Where the key is missing, and anything else stands there, the list may have
     been renamed.
     """
-    echoed = body.keys() & _ECHO
-    return bool(echoed) and ("metrics" in body or body.keys() == _ECHO)
+    echoed = any(body.get(name) for name in _ECHO)  # a Go server's empty answer has the keys, too
+    return echoed and ("metrics" in body or body.keys() == _ECHO)
 
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:

@@ -142,9 +142,9 @@ class AttemptSender:
             try:
                 answer = self._enter(slot, may_probe=may_probe)
                 if answer is None:
-                    # Not before the budget, which may have waited for its file: a probe must not seem older than the
-                    # throttled response that paused the endpoint meanwhile.
-                    sent_at = slot.counted_at
+                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
+                    # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
+                    sent_at = self._clock()
                     verdict = await self._request(slot, self._url(bitlink), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1

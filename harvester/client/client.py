@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import tenacity
 
@@ -172,13 +173,15 @@ class Client:
             if verdict is doubted:
                 await ask_again()
 
-    async def doubt_again(self, verdict: Refused) -> bool:
+    async def doubt_again(self, bitlink: str, verdict: Refused) -> bool:
         """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
 
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        return isinstance(await self._held.confirmed(verdict, self.known_good.moment()), Refused)
+        ask_again = partial(self._attempt, bitlink, fresh=False, again=True)
+        held = self._held.confirmed(verdict, self.known_good.moment(), ask_again, earlier=True)
+        return isinstance(await held, Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how

@@ -141,10 +141,12 @@ class KnownGoodLinks:
 class _Row:
     """Definite no's without an answer between them. began: the first one's moment. size: how many they are.
 
-    asked_again: one of them is, or was. stands: it was refused again; None before that is known.
+    before: the row that came right before, if it was a burst: an answer in flight may have split it. asked_again: one
+    of them is, or was. stands: it was refused again; None before that is known.
     """
 
     began: int
+    before: "_Row | None" = None
     size: int = 0
     asked_again: bool = False
     stands: bool | None = None
@@ -172,6 +174,7 @@ class HeldVerdicts:
         self._own: set[tuple[int, str]] = set()
         self._ended = self._list_ended = False
         self._latest = _Row(0)
+        self._earlier = _Row(0)
         self._since_question = ROW
 
     def calls_ended(self, *, list_ended: bool) -> None:
@@ -199,7 +202,9 @@ class HeldVerdicts:
             return False
         if not isinstance(verdict, Refused):
             return row >= (ROW if (verdict.status, verdict.message) in self._own else 1)
-        if self._ended and (verdict.no_route or (self._list_ended and self._own_row >= LAST_ROW)):
+        # Also those that were believed meanwhile: links whose retries end one after another are never held together.
+        last = 0 if self._known_good.answered_since(self._latest.began) else self._latest.size
+        if self._ended and (verdict.no_route or (self._list_ended and max(self._own_row, last) >= LAST_ROW)):
             return True
         return row >= ROW
 
@@ -207,30 +212,32 @@ class HeldVerdicts:
         self,
         verdict: No,
         since: int,
-        ask_again: Callable[[], Awaitable[Verdict]] | None = None,
+        ask_again: Callable[[], Awaitable[Verdict]],
+        *,
+        earlier: bool = False,
     ) -> Verdict | None:
         """Hold a verdict back until it is known whom it concerns; return what it means for its call.
 
         None: its link has to be asked again, unless `ask_again` was called. Where nobody is answered until the calls
         have ended, a definite no is returned as it is.
 
-        since: the moment at which the verdict had come. ask_again: sends an attempt for its link; None for a verdict of
-        an earlier run, which is no reason to ask anything by itself.
+        since: the moment at which the verdict had come. ask_again: sends an attempt for its link. earlier: the verdict
+        is an earlier run's, which is no reason to ask a known-good link by itself.
 
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        row = self._joined(verdict, since) if ask_again else None
-        if row:
+        row = self._joined(verdict, since, earlier=earlier)
+        if not earlier:
             self._held.add(since)
-        self._carried += not row
+        self._carried += earlier
         try:
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
                 if self._shutdown.stop is not None:
-                    return self._unconfirmed(verdict, known=bool(self._known_good.links) or row is None)
-                if row and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
+                    return self._unconfirmed(verdict, known=bool(self._known_good.links) or earlier)
+                if not earlier and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
                     self._since_question = 0
                     await self._known_good.ask()
                 elif self._ended and not self._known_good.asking:
@@ -239,21 +246,25 @@ class HeldVerdicts:
                     await self._known_good.news()
         finally:
             self._held.discard(since)
-            self._carried -= not row
+            self._carried -= earlier
         if not self._known_good.links:
             return verdict
         if isinstance(verdict, Refused):
             followed = self._known_good.answered_since(since)
-            if row and ask_again and followed and not await self._stands(row, ask_again):
+            if followed and not await self._stands(row, ask_again):
                 return None
             return replace(verdict, no_route=False)
         self._own.add((verdict.status, verdict.message))
         return Unknown(verdict.status, verdict.message, "")
 
-    def _joined(self, verdict: No, since: int) -> _Row:
+    def _joined(self, verdict: No, since: int, *, earlier: bool) -> _Row:
         """Return the row that a verdict belongs to, with it in it."""
+        if earlier:
+            self._earlier.size += 1
+            return self._earlier
         if self._known_good.answered_since(self._latest.began):
-            self._latest = _Row(since)
+            burst = self._latest.size >= BURST and self._latest.stands is not True
+            self._latest = _Row(since, self._latest if burst else None)
         self._latest.size += isinstance(verdict, Refused)
         self._since_question += isinstance(verdict, Refused)
         return self._latest
@@ -265,6 +276,10 @@ class HeldVerdicts:
         Raises:
             RunStopping: the run ended before it was known.
         """
+        while row.before is not None and row.before.stands is None and row.before.asked_again:
+            await self._known_good.news()
+        if row.before is not None and row.before.stands is False:
+            return False
         if row.stands is None and not row.asked_again:
             row.asked_again = row.size >= BURST and self._since_question >= ROW
             row.stands = None if row.asked_again else True

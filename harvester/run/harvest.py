@@ -146,7 +146,8 @@ class Harvest:
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._feeder = self._spawn(group, self._feed())
-            for key, line in self._dataset.ledger.last_refused(ROW + self._options.workers):
+            doubted = 0 if self._options.retry_refused else ROW + self._options.workers  # else both take them back
+            for key, line in self._dataset.ledger.last_refused(doubted):
                 self._spawn(group, self._doubt_again(key, line))
             workers = [self._spawn(group, self._work(group)) for _ in range(self._options.workers)]
             await asyncio.wait(workers)
@@ -299,7 +300,8 @@ class Harvest:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
         refused = object_in(line)
         with suppress(RunStopping):
-            if await self._client.doubt_again(Refused(refused["status"], refused["message"])):
+            verdict = Refused(refused["status"], refused["message"])
+            if await self._client.doubt_again(refused["bitlink"], verdict):
                 return
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 

@@ -508,6 +508,48 @@ async def test_refusals_before_the_end_of_a_run_are_doubted_by_the_next_one(bitl
     assert len(rows(quick_path / "out")) == 200
 
 
+async def test_many_refusals_of_a_stopped_run_are_doubted_though_the_server_answers_again(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    """One of them is asked again, and as it is answered all of them are open."""
+    from_request(bitly, 20, "404")
+    await harvest(bitly.url, quick_path, many("ok", 60), max_calls=39)
+    assert dataset(quick_path)["refused"] == 19
+    bitly.everyone = lambda: None
+    await harvest(bitly.url, quick_path, many("ok", 60))
+    assert (dataset(quick_path)["rows"], dataset(quick_path)["refused"]) == (41, 0)
+    assert (await harvest(bitly.url, quick_path, many("ok", 60))).complete
+    assert len(rows(quick_path / "out")) == 60
+
+
+async def test_refusals_that_are_asked_again_on_request_are_taken_back_once(bitly: Scripted, quick_path: Path) -> None:
+    names = [f"{'404' if number % 2 else 'ok'}--{number}" for number in range(20)]
+    await harvest(bitly.url, quick_path, names)
+    assert dataset(quick_path)["refused"] == 10
+    bitly.everyone = lambda: "404"
+    await harvest(bitly.url, quick_path, names, retry_refused=True)
+    counts = dataset(quick_path)
+    assert min(counts.values()) == 0
+    assert counts["rows"] + counts["refused"] + counts["failed"] + counts["pending"] == 20
+
+
+async def test_noes_among_errors_at_the_end_of_a_list_write_nothing_off(bitly: Scripted, quick_path: Path) -> None:
+    """Calls whose retries end one after another are never held together."""
+    bitly.everyone = lambda: None if len(bitly.requests) <= 30 else "404" if len(bitly.requests) % 2 else "500-for-ever"
+    await harvest(bitly.url, quick_path, many("ok", 60), breaker_rules=IMPATIENT)
+    assert dataset(quick_path)["rows"] == 30
+    assert dataset(quick_path)["refused"] < LAST_ROW
+
+
+@pytest.mark.parametrize("noes", [12, 15, 19, 50])
+async def test_the_answers_in_flight_save_nothing_of_a_burst_from_being_asked_again(
+    bitly: Scripted, quick_path: Path, noes: int
+) -> None:
+    bitly.everyone = lambda: "404" if 30 < len(bitly.requests) <= 30 + noes else None
+    await harvest(bitly.url, quick_path, many("ok", 150))
+    assert dataset(quick_path)["refused"] == 0
+
+
 async def test_refusals_that_a_row_follows_are_final_and_cost_the_next_run_nothing(
     bitly: Scripted, quick_path: Path
 ) -> None:

@@ -100,6 +100,19 @@ def test_the_same_answer_with_another_message_case_means_the_same() -> None:
     assert isinstance(found, MonthSpent)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message":"INTERNAL_ERROR","metrics":null,"unit":"day","units":-1,"facet":"referrers"}',
+        b'{"error":"upstream timeout","metrics":[],"unit":"day","units":-1,"facet":"referrers"}',
+        b'{"metrics":null,"unit":"","units":0,"unit_reference":"","facet":""}',
+        b'{"metrics":null,"unit":null,"units":null,"unit_reference":null,"facet":null}',
+    ],
+)
+def test_an_error_or_a_zero_value_in_place_of_metrics_is_no_row_without_clicks(body: bytes) -> None:
+    assert isinstance(classify(200, CIMultiDict(), body, REFERRERS), Unreadable)
+
+
 @pytest.mark.parametrize("status", [408, 425, *range(500, 600)])
 def test_what_servers_and_proxies_say_of_themselves_is_transient(status: int) -> None:
     assert isinstance(classify(status, CIMultiDict(), b"<html>", REFERRERS), Transient)
