@@ -48,7 +48,8 @@ class KnownGoodLinks:
     """Bitlinks that were answered, and what became of asking one of them again.
 
     links: the latest answered last; those of an earlier run may be added. in_run: True once this run had an answer.
-    last: the latest verdict on a known-good link. asking: a question is under way. Moments are numbers that `moment`
+    last: the latest verdict on a known-good link. asking: a question is under way. unanswered: definite no's of this
+    run since its last answer; earlier_unanswered: those at the end of the run before. Moments are numbers that `moment`
     returns in their order. send: sends an attempt for a link, and returns None if it was not sent after all.
     """
 
@@ -57,6 +58,7 @@ class KnownGoodLinks:
         self.in_run = False
         self.last: Verdict | None = None
         self.asking = False
+        self.unanswered = self.earlier_unanswered = 0
         self._send = send
         self._moments = count(1)
         self._asked_at = 0
@@ -70,7 +72,7 @@ class KnownGoodLinks:
 
     def answered(self, bitlink: str, begun: int) -> None:
         """Record an answer. begun: a moment before its attempt was sent."""
-        self.in_run = True
+        self.in_run, self.unanswered = True, 0
         if bitlink not in self.links:
             self.links.append(bitlink)
         self._answered_at = max(self._answered_at, begun)
@@ -175,6 +177,7 @@ class HeldVerdicts:
         self._ended = self._list_ended = False
         self._latest = _Row(0)
         self._earlier = _Row(0)
+        self._joined_earlier = 0
         self._since_question = ROW
 
     def calls_ended(self, *, list_ended: bool) -> None:
@@ -260,13 +263,16 @@ class HeldVerdicts:
     def _joined(self, verdict: No, since: int, *, earlier: bool) -> _Row:
         """Return the row that a verdict belongs to, with it in it."""
         if earlier:
-            self._earlier.size += 1
-            return self._earlier
+            self._joined_earlier += 1
+            burst = self._joined_earlier <= self._known_good.earlier_unanswered
+            self._earlier.size = self._known_good.earlier_unanswered
+            return self._earlier if burst else _Row(0)
         if self._known_good.answered_since(self._latest.began):
             burst = self._latest.size >= BURST and self._latest.stands is not True
             self._latest = _Row(since, self._latest if burst else None)
         self._latest.size += isinstance(verdict, Refused)
         self._since_question += isinstance(verdict, Refused)
+        self._known_good.unanswered = self._latest.size
         return self._latest
 
     async def _stands(self, row: _Row, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:

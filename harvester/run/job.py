@@ -29,6 +29,8 @@ from harvester.threads import in_daemon
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
+_UNANSWERED = "unanswered"
+"""The ledger's fact with the number of definite no's at the end of the last run: the next run doubts them."""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -172,12 +174,17 @@ async def _harvest(
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         known_good = client.known_good
         known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
+        known_good.earlier_unanswered = int(dataset.ledger.facts().get(_UNANSWERED, 0))
         try:
             return await harvest.run(feed)
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
-                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links)})
+                    facts: dict[str, str | int] = {
+                        _KNOWN_GOOD: " ".join(known_good.links),
+                        _UNANSWERED: known_good.unanswered,
+                    }
+                    dataset.ledger.repin(facts)
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
