@@ -88,7 +88,7 @@ async def test_a_strange_answer_for_everybody_from_the_first_call_on_is_an_outag
 async def test_a_strange_answer_for_everybody_in_the_middle_is_waited_out(
     bitly: Scripted, quick_path: Path, behaviour: str
 ) -> None:
-    bitly.everyone = lambda: behaviour if 60 <= len(bitly.requests) - 1 < 100 else None
+    bitly.everyone = lambda: behaviour if 60 <= len(bitly.requests) - 1 < 90 else None
     outcome = await harvest(bitly.url, quick_path, many("ok", 200))
     assert outcome.complete
     assert failures(quick_path / "out") == []
