@@ -48,6 +48,8 @@ def in_thread(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
 async def _abort_connections() -> None:
     """Close what the loop still has open: a server does not know connections whose TLS handshake had not ended."""
     transports: Any = asyncio.get_running_loop()._transports  # type: ignore[attr-defined]  # asyncio names no other way
-    for transport in list(transports.values()):
-        transport.abort()
+    for _ in range(2):  # what was accepted a moment ago becomes a connection in the loop's next iterations
+        await asyncio.sleep(0.01)
+        for transport in list(transports.values()):
+            transport.abort()
     await asyncio.sleep(0.01)  # their sockets are closed in the loop's next iterations
