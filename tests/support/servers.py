@@ -19,8 +19,10 @@ def in_thread(server: AbstractAsyncContextManager[T]) -> Iterator[T]:
     async def live() -> None:
         async with server as value:
             entered.append(value)
+            waiting = asyncio.ensure_future(asyncio.to_thread(over.wait))
+            await asyncio.sleep(0)  # so that its thread has started: some tests count the threads that they start
             ready.set()
-            await asyncio.to_thread(over.wait)
+            await waiting
         await _abort_connections()
 
     def run() -> None:
