@@ -174,7 +174,7 @@ class AppendedFile:
         return self.changed
 
     def _taken_away(self) -> str:
-        """Say where the file is by now; one that has no name any more is saved first."""
+        """Return where the file is now, and what to do; a file that has no name any more is saved first."""
         if os.fstat(self._descriptor).st_nlink:
             now = self._present_path()
             return (

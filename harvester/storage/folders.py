@@ -297,19 +297,8 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         _make_budget_file(budget, warn)
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
-        # Elsewhere nothing would be known of what was spent: each output would spend the month again.
-        if os.path.isabs(folder) and _may_be_there(budget):
-            raise OutputError(
-                f"{budget} cannot be written ({why}), and holds what was spent of this month, hour and minute: make it "
-                "writable again. Or name another --state-dir, where counting begins anew, and with --per-month what is "
-                "left"
-            ) from error
-        if asked is not None:
-            file = getattr(error, "filename", None)
-            why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
-            raise OutputError(
-                f"--state-dir {folder}: {why}. It cannot hold the budget: name a folder that can be written"
-            ) from error
+        if (os.path.isabs(folder) and _may_be_there(budget)) or asked is not None:
+            raise _unwritable(folder, budget, why, error) from error
         private = private() if callable(private) else private
         warn(
             f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
@@ -317,6 +306,18 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         )
         return private
     return folder
+
+
+def _unwritable(folder: str, budget: str, why: str, error: Exception) -> OutputError:
+    """Return the error for a state folder that no other may stand in for: each output would spend the month again."""
+    if os.path.isabs(folder) and _may_be_there(budget):
+        return OutputError(
+            f"{budget} cannot be written ({why}), and holds what was spent of this month, hour and minute: make it "
+            "writable again. Or name another --state-dir, where counting begins anew, and with --per-month what is left"
+        )
+    file = getattr(error, "filename", None)
+    why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
+    return OutputError(f"--state-dir {folder}: {why}. It cannot hold the budget: name a folder that can be written")
 
 
 def _may_be_there(path: str) -> bool:

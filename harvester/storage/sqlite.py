@@ -196,7 +196,7 @@ def _lenient(text: bytes) -> str:
 
 
 def install(path: str, new: str) -> str | None:
-    """Give a closed and whole file the name of another, which is set aside with its log; return that one's new name."""
+    """Replace a file by a closed and whole one; set the old one aside with its log, and return its new name."""
     sync_path(new)
     aside = set_aside(path)
     for ending in ("-wal", "-shm"):

@@ -307,7 +307,7 @@ class _Repairing:
     # --- the judgement ---------------------------------------------------------------------------------------------
 
     def _judge(self, origin: Origin, present: Ledger | None) -> None:
-        """Say what is wrong with the present ledger, and what would be lost."""
+        """Record what is wrong with the present ledger, and what a rebuilt one would lack."""
         found, tally = self._found, self._found.rebuilt
         if present is not None:
             known = {part.name for part in present.parts()}
