@@ -90,3 +90,8 @@ def parse_http_date(text: str) -> datetime | None:
 def utc_iso(moment: datetime) -> str:
     """Return a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Return a moment in UTC; one without a zone is taken to be in UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from harvester import __version__
+from harvester.bitly.facets import FACETS
 from harvester.cli.exit_codes import EXIT_CODES, exit_code
 from harvester.cli.main import app
 from harvester.events import RunOutcome
 from harvester.progress import WAIT_REASONS, RunProgress
 from harvester.reporting.run_status import RunState
-from harvester.rows.schema import COLUMNS, FAILURE, METRIC, Shape
+from harvester.rows.schema import FAILURE, Shape, columns_of, metric_columns
 from harvester.shutdown import BOUND_REACHED, STOPPED, Stop, StopReason
 from tests.conftest import Served
 from tests.support.commands import ROOT, environment, harvester
@@ -101,7 +102,8 @@ def test_every_thing_that_a_run_waits_for_is_documented() -> None:
 
 
 def test_every_column_and_every_key_of_a_failure_is_documented() -> None:
-    names = [column.name for column in (*COLUMNS[Shape.NESTED], *COLUMNS[Shape.FLAT], *METRIC, *FAILURE)]
+    rows = [(*columns_of(shape, facet), *metric_columns(facet)) for shape in Shape for facet in FACETS]
+    names = [column.name for columns in (*rows, FAILURE) for column in columns]
     assert {name for name in names if f"`{name}`" not in OUTPUT} == set()
 
 

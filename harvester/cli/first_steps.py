@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from harvester.bitly.facets import FacetName
 from harvester.cli.exit_codes import exit_code
 from harvester.cli.main import app, configure
 from harvester.config import sources
@@ -100,6 +101,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
 def schema(
     *,
     target: Annotated[TargetName, Parameter(name="--for")],
+    facet: FacetName = "referrers",
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
 ) -> int:
@@ -109,6 +111,8 @@ def schema(
     ----------
     target:
         Target system.
+    facet:
+        The --facet of the rows, which have its columns.
     shape:
         The --shape of the rows.
     format:
@@ -116,9 +120,9 @@ def schema(
     """
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
-    from harvester.rows.schema_export import Target, schema_for
+    from harvester.rows.schema_export import Rows, Target, schema_for
 
-    print_out(schema_for(Target(target), Shape(shape), Format(format)))
+    print_out(schema_for(Target(target), Rows(Shape(shape), Format(format), facet)))
     return OK
 
 

@@ -13,7 +13,7 @@ from string import Formatter
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import BASE_URL, UNITS, Query
+from harvester.bitly.query import BASE_URL, UNITS, Query, query_for
 from harvester.budget.limits import RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
@@ -88,7 +88,7 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
         _check_range("--units", options.units, 1, "or -1 for all")
     _check_range("--size", options.size, 1)
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
-    query = Query(options.facet, options.unit, options.units, utc_iso(reference), options.size)
+    query = query_for(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
 
 

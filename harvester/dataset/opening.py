@@ -76,7 +76,7 @@ def open_dataset(
     """
     folders.refuse_second_work_dir(location)
     store = _open_store(location, limits, ending) if location.in_store else None
-    new = asked.for_new(folder=location.in_parts)
+    new = asked.for_new(query.facet, folder=location.in_parts)
     with contextlib.ExitStack() as stack:
         if store and not folders.has_ledger(location):
             check_unclaimed(store, location)
@@ -89,7 +89,7 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        part_format = asked.for_begun(ledger.facts(), location.out)
+        part_format = asked.for_begun(ledger.facts(), begun.facet, location.out)
         with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)

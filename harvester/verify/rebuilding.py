@@ -143,7 +143,7 @@ class Rebuilding:
 
         def entries() -> Iterator[Entry]:
             nonlocal rows, bad
-            for _, row in rows_of(hashed, Format(part.path.partition(".")[2]), self._part_format.shape):
+            for _, row in rows_of(hashed, self._part_format._replace(format=Format(part.path.partition(".")[2]))):
                 rows += 1
                 entry = self._entry_of(row)
                 if entry is None:

@@ -14,7 +14,7 @@ from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
-from harvester.rows.encode import Format
+from harvester.rows.encode import Format, PartFormat
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape
 from harvester.storage.location import MANIFEST, SUCCESS, is_url, normal
@@ -225,7 +225,7 @@ class _Rows:
         check, hashed = self._check_of(path), self._hashed(stream, file)
         number, check_row, add = 0, check.check_row, self._keys.add
         try:
-            for number, row in rows_of(hashed, _format_of(file.path), self._shape):
+            for number, row in rows_of(hashed, self._part_format(file.path)):
                 key = check_row(number, row)
                 if key is not None:
                     add(key)
@@ -252,6 +252,9 @@ class _Rows:
         if self._shape is Shape.NESTED:
             return Nested(self._query, self._manifest.run_id, report)
         return Flat(self._query, self._manifest.run_id, report, self._calls.add)
+
+    def _part_format(self, path: str) -> PartFormat:
+        return PartFormat(_format_of(path), self._shape, self._query.facet)
 
     def _hashed(self, stream: BinaryIO, file: PublishedPart) -> HashingReader:
         return HashingReader(stream, file.bytes if self._growing else None)
@@ -315,6 +318,6 @@ class _Rows:
     def _again(self, file: PublishedPart, key_of: Callable[[Any], bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and keys of a file's rows once more, as far as it can be read and they have one."""
         with suppress(OSError, UnreadableFile), closing(self._shelf.open(file.path)) as stream:
-            for number, row in rows_of(self._hashed(stream, file), _format_of(file.path), self._shape):
+            for number, row in rows_of(self._hashed(stream, file), self._part_format(file.path)):
                 with suppress(TypeError, KeyError, ValueError, AttributeError):
                     yield number, key_of(row)

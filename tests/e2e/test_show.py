@@ -9,10 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from harvester.clock import utc_iso
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
@@ -31,7 +33,7 @@ def show(url: str, *arguments: str, env: dict[str, str] | None = None) -> subpro
 def test_a_link_is_shown_as_a_table(serve: Callable[..., Served]) -> None:
     done = show(serve().url, f"https://{LINK}")
     assert (done.returncode, done.stderr) == (0, "")
-    metrics = metrics_for(LINK, "referrers", 50)["metrics"]
+    metrics = metrics_for(LINK, "referrers", 50, unit_reference=utc_iso(datetime.now(UTC)))["metrics"]
     total = sum(metric["clicks"] for metric in metrics)
     title = done.stdout.partition("\n")[0]
     assert re.match(rf"{LINK}, 30 days up to 20\S+Z: {total:,} clicks listed", title)

@@ -22,11 +22,10 @@ import pytest
 import harvester
 from harvester.config.keywords import HarvestKeywords, StreamKeywords, run_options
 from harvester.config.options import AccessOptions, RunOptions, names_in
-from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
 from tests.support.commands import harvester as command
-from tests.support.output_checks import check_reconciled, failures, manifest, rows
+from tests.support.output_checks import check_reconciled, expected_metrics, failures, manifest, rows
 from tests.support.scripted_bitly import scripted
 
 AHEAD = 1500
@@ -414,7 +413,7 @@ async def test_a_stream_gives_every_row_once(serve: Callable[..., Served]) -> No
     names = [f"bit.ly/{i}" for i in range(700)]
     found = [row async for row in harvester.stream([*names, *names[:50]], **options(served.url))]
     assert sorted(row["bitlink"] for row in found) == sorted(names)
-    assert all(row["metrics"] == metrics_for(row["bitlink"], "referrers", 50)["metrics"] for row in found)
+    assert all(row["metrics"] == expected_metrics(row) for row in found)
 
 
 async def test_a_stream_of_no_links_is_empty(serve: Callable[..., Served]) -> None:
