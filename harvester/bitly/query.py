@@ -20,7 +20,8 @@ class Query:
 
     units: length of the window in `unit`s; -1 for all that the plan keeps. unit_reference: the end of the window, UTC,
     `2026-11-23T06:00:00Z`. size: the largest number of metrics that one response lists; None for a facet that has no
-    such parameter. Bitly's own default is 50.
+    such parameter. Bitly's own default is 50. period_start, period_end: of the calendar period that the window is, the
+    end not included, written like unit_reference; None for any other window. They are not sent to Bitly.
     """
 
     facet: str
@@ -28,9 +29,11 @@ class Query:
     units: int
     unit_reference: str
     size: int | None
+    period_start: str | None = None
+    period_end: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the five fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
     @property

@@ -47,6 +47,8 @@ from harvester.storage.watch import FolderLock
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
+_OPTIONS = {"facet", "unit", "units", "unit_reference", "size"}
+"""The fields of a query that are options of the command."""
 _UNSPECIFIED = RequestedPartFormat()
 
 
@@ -216,7 +218,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
 
 
 def _shown(query: Query) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in query.as_dict().items())
+    return " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in query.as_dict().items()
+        if name in _OPTIONS and value is not None
+    )
 
 
 # --- recovery -----------------------------------------------------------------------------------------------------

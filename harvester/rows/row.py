@@ -45,6 +45,8 @@ class RowBuilder:
                 "unit": query.unit,
                 "units": query.units,
                 "unit_reference": query.unit_reference,
+                "period_start": query.period_start,
+                "period_end": query.period_end,
                 "size": query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,

@@ -50,6 +50,8 @@ _CALL = (
     Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
     Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
     Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
+    Column("period_start", Kind.MOMENT, "beginning of the calendar period; null if the window is none", nullable=True),
+    Column("period_end", Kind.MOMENT, "its end, which it does not include", nullable=True),
     Column("size", Kind.INTEGER, "metrics asked for at most; null for a facet that has no such limit", nullable=True),
     Column("fetched_at", Kind.MOMENT, "when the answer was read"),
     Column(

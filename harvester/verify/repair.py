@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any, BinaryIO, NamedTuple
 
@@ -192,7 +192,7 @@ class _Repairing:
             return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number)
         for form, shape, row in self._first_rows():
             with suppress(KeyError, TypeError):
-                query = Query(*(row[name] for name in ("facet", "unit", "units", "unit_reference", "size")))
+                query = Query(**{field.name: row[field.name] for field in fields(Query)})
                 part_format = PartFormat(form, shape, query.facet)
                 return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
         raise UsageError(

@@ -58,6 +58,8 @@ def _query_misfit(manifest: Manifest) -> str | None:
         return "query.units is neither -1 nor a count from 1 on, or query.size is not what the facet takes"
     if facet is None or query["unit"] not in UNITS or not is_moment(query["unit_reference"]):
         return "query has a facet, a unit or a unit_reference that there is not"
+    if any(query.get(end) is not None and not is_moment(query[end]) for end in ("period_start", "period_end")):
+        return "query.period_start or query.period_end is neither null nor a moment"
     if manifest.shape not in list(Shape):
         return "shape is neither nested nor flat"
     return None

@@ -91,4 +91,6 @@ def test_the_parameters_say_what_the_query_says(unit: str, units: int, size: int
         "units": units,
         "unit_reference": "2026-01-02T03:04:05Z",
         "size": size,
+        "period_start": None,
+        "period_end": None,
     }

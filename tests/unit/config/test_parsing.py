@@ -205,6 +205,8 @@ def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
         "units": 3,
         "unit_reference": "2026-11-23T06:00:00Z",
         "size": 7,
+        "period_start": None,
+        "period_end": None,
     }
     assert not moment_is_now
 
