@@ -36,6 +36,12 @@ class Query:
         """Return the fields by name."""
         return asdict(self)
 
+    def as_options(self) -> str:
+        """Return the options of the command that ask for it."""
+        named = {"facet": self.facet, "unit": self.unit, "units": self.units, "unit-reference": self.unit_reference}
+        sized = {} if self.size is None else {"size": self.size}
+        return " ".join(f"--{name} {value}" for name, value in (named | sized).items())
+
     @property
     def parameters(self) -> str:
         """The query string of the request, without the question mark."""

@@ -47,8 +47,6 @@ from harvester.storage.watch import FolderLock
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
-_OPTIONS = {"facet", "unit", "units", "unit_reference", "size"}
-"""The fields of a query that are options of the command."""
 _UNSPECIFIED = RequestedPartFormat()
 
 
@@ -211,18 +209,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
         )
     if begun != query:
         raise UsageError(
-            f"{location.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
+            f"{location.out} was begun with another query:\n  it has  {begun.as_options()}\n"
+            f"  asked   {query.as_options()}\n"
             "Name another --out for the new query, or give the options it has"
         )
     return begun
-
-
-def _shown(query: Query) -> str:
-    return " ".join(
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in query.as_dict().items()
-        if name in _OPTIONS and value is not None
-    )
 
 
 # --- recovery -----------------------------------------------------------------------------------------------------

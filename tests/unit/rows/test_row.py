@@ -52,6 +52,8 @@ def test_a_row_has_exactly_these_keys_and_values() -> None:
         "unit_reference": "2026-11-23T06:00:00Z",
         "size": 50,
         "fetched_at": FETCHED_AT,
+        "period_start": None,
+        "period_end": None,
         "units_returned": 30,
         "unit_reference_returned": "2026-11-23T06:00:00Z",
         "clicks_listed": 3,

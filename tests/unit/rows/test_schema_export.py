@@ -41,7 +41,7 @@ def described(columns: tuple[Column, ...]) -> list[dict[str, Any]]:
 
 
 CHECKER = FormatChecker(formats=[])
-CHECKER.checks("date-time", ValueError)(lambda text: isinstance(datetime.fromisoformat(text), datetime))
+CHECKER.checks("date-time", ValueError)(lambda text: text is None or isinstance(datetime.fromisoformat(text), datetime))
 
 
 @cache
