@@ -128,18 +128,20 @@ def every(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Iterator[tuple[str, int]]:
-    """Yield this form's share: an operation's first time, before and after it, and of its others about half.
+    """Yield this form's share: an operation's first time, before and after it, and of its others about a third.
 
     The forms take turns at what both of them do: where one is killed before an operation, the other is killed after it.
-    What one alone does is tried each time. The nightly form tries everything in each form.
+    What one alone does is tried each time, in turn before and after it. The nightly form tries everything in each form.
     """
     others = [every(theirs) for each, theirs in counts.items() if each != form]
     common = set(every(counts[form])).intersection(*others)
     turn = list(counts).index(form) + (when == "after")
 
     def is_ours(point: tuple[str, int]) -> bool:
-        stride = len(counts) * (1 if point[1] == 1 else 2)
-        return point not in common or (point[1] + turn) % stride == 0
+        _, nth = point
+        if point not in common:
+            return nth == 1 or (nth + turn) % 2 == 0
+        return (nth + turn) % (len(counts) * (1 if nth == 1 else 3)) == 0
 
     return (point for point in every(counts[form]) if is_ours(point))
 

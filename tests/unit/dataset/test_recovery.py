@@ -108,7 +108,8 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str) -> None:
+@pytest.mark.parametrize("telling", [True, pytest.param(False, marks=pytest.mark.nightly)], ids=["telling", "all"])
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str, telling: bool) -> None:
     source = quick_path / "source"
     source.mkdir()
     names = ["a", "no-b", "c"]
@@ -116,7 +117,8 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
         settle(store, *names)
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, range(len(whole) + 1)):
+    sizes = telling_cuts(whole) if telling else range(len(whole))
+    for cut, out in each_cut(source, form, [*sizes, len(whole)]):
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out) as store:
             assert sorted(known(store, *names)) == sorted(there)
