@@ -66,6 +66,7 @@ class ForkedCommand(subprocess.Popen[bytes]):
         cwd: Path,
         module: str = "harvester.__main__",
         umask: int = -1,
+        session: bool = False,
         **streams: IO[bytes] | int | None,
     ) -> None:
         self._server = server
@@ -75,6 +76,7 @@ class ForkedCommand(subprocess.Popen[bytes]):
             "env": dict(env),
             "cwd": str(cwd),
             "umask": umask,
+            "session": session,
         }
         super().__init__(["harvester", *arguments], **streams)  # type: ignore[call-overload]
 

@@ -8,13 +8,15 @@ environment only once (PYTHON…, the locale, the time zone, certificates): `com
 these.
 
 Orders arrive on a Unix socket, inherited as the descriptor in argv: JSON of the module whose `main` is called, argv,
-env, cwd and umask, with four descriptors: standard input, output and error, and a pipe on which the server writes the
-child's pid and then its wait status. It ends when the other end of the socket is closed.
+env, cwd, umask, and whether it leads a session on the terminal that is its standard input, with four descriptors:
+standard input, output and error, and a pipe on which the server writes the child's pid and then its wait status. It
+ends when the other end of the socket is closed.
 """
 
 import array
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -25,6 +27,7 @@ import signal
 import socket
 import sys
 import tempfile
+import termios
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -112,6 +115,9 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
         os.environ.clear()
         os.environ.update(order["env"])
         os.chdir(order["cwd"])
+        if order["session"]:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if order["umask"] >= 0:
             os.umask(order["umask"])
         program = importlib.import_module(order["module"])

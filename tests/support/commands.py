@@ -63,6 +63,14 @@ def start(
     )
 
 
+def start_session(*arguments: str, env: Mapping[str, str], terminal: int) -> subprocess.Popen[bytes]:
+    """Start `harvester ARGUMENTS` as the leader of a session whose terminal this is. env: all of its variables."""
+    assert _server().can_run(env)
+    return ForkedCommand(
+        _server(), arguments, env, ROOT, session=True, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+
+
 def start_program(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start `python -m MODULE ARGUMENTS`, a program of the tests' own that runs harvester: a fork if possible."""
     variables, pipe = environment(env), subprocess.PIPE
