@@ -125,8 +125,14 @@ def test_pid_1_obeys_signals_commits_and_carries_on(
 
 
 @pytest.mark.parametrize("wrapper", [AS_PID_1, AS_ANY_PID])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [
+        *(("run", number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)),
+        ("plan", signal.SIGTERM),
+        *(pytest.param("plan", number, marks=pytest.mark.nightly) for number in (signal.SIGHUP, signal.SIGINT)),
+    ],
+)
 def test_a_signal_ends_a_command_that_waits_for_its_token(
     tmp_path: Path, links: str, wrapper: tuple[str, ...], number: signal.Signals, verb: str
 ) -> None:
