@@ -22,6 +22,7 @@ sys.dont_write_bytecode = False
 # ruff: noqa: E402 - what follows is compiled too
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
+from tests.support.remembered_signatures import remember_signatures
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
+
+remember_signatures()  # for the commands that run in the test's own process
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()

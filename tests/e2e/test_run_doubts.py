@@ -75,13 +75,13 @@ async def test_a_strange_answer_for_everybody_from_the_first_call_on_is_an_outag
     status = {"redirect": "302", "html": "200", "empty-object": "200"}.get(behaviour, behaviour[:3])
     for _ in range(4):  # more runs than it takes to give a call up
         before = len(bitly.requests)
-        outcome = await harvest(bitly.url, quick_path, many("ok", 300), breaker_rules=IMPATIENT)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 100), breaker_rules=IMPATIENT)
         check_stopped_by_an_outage(outcome, f"Lately: {status} ")
         assert len(bitly.requests) - before < 60
         assert failures(quick_path / "out") == []
     bitly.everyone = lambda: None
-    assert (await harvest(bitly.url, quick_path, many("ok", 300))).complete
-    assert len(rows(quick_path / "out")) == 300
+    assert (await harvest(bitly.url, quick_path, many("ok", 100))).complete
+    assert len(rows(quick_path / "out")) == 100
 
 
 @pytest.mark.parametrize("behaviour", STRANGE)

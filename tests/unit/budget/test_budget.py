@@ -584,12 +584,16 @@ EVENTS = st.lists(
 BEGINNINGS = [NOON, DECEMBER - 10 * SECOND, DECEMBER - 90 * MINUTE, JANUARY - 40 * SECOND]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(BEGINNINGS), LIMITS, EVENTS)
-def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
+@pytest.mark.parametrize("examples", [75, pytest.param(1500, marks=pytest.mark.nightly)])
+def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(examples: int) -> None:
+    """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
+    searched = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    searched(given(st.sampled_from(BEGINNINGS), LIMITS, EVENTS)(check_a_world))()
+
+
+def check_a_world(
     begin: datetime, limits: tuple[int | None, int | None, int], events: list[tuple[str, dict[str, object]]]
 ) -> None:
-    """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
     with quick_folder() as folder, closing(World(folder / "budget.sqlite", begin)) as world:
         world.start(0, limits, ACCOUNT.token, "clicks")
         for name, arguments in events:

@@ -33,7 +33,7 @@ def test_what_fits_into_the_room_left_goes_as_fast_as_bitly_answers() -> None:
     assert seconds(100, USUAL, Start(NOON, minute_used=1)) > 60
 
 
-@pytest.mark.parametrize("links", [2_500, 12_000])
+@pytest.mark.parametrize("links", [2_500, pytest.param(12_000, marks=pytest.mark.nightly)])
 def test_it_ends_when_a_harvest_in_virtual_time_does(
     quick_path: Path, links: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,8 +75,13 @@ def test_a_months_end_gives_new_calls_to_a_run_that_is_under_way() -> None:
     assert found.ends.strftime("%Y-%m-%d %H") == "2026-12-01 00"
 
 
-def test_what_nobody_will_live_to_see_has_no_end() -> None:
-    assert forecast(10**7, Limits(1, 1, 1), Start(NOON)).ends is None
+@pytest.mark.parametrize(
+    ("attempts", "month_left"),
+    [(10**4, 1), pytest.param(10**7, None, marks=pytest.mark.nightly)],
+    ids=["month", "hour"],
+)
+def test_what_nobody_will_live_to_see_has_no_end(attempts: int, month_left: int | None) -> None:
+    assert forecast(attempts, Limits(1, 1, 1), Start(NOON, month_left=month_left)).ends is None
 
 
 def test_shorter_names_plans_the_reserve_and_wider_windows_but_only_what_helps() -> None:

@@ -29,6 +29,9 @@ from tests.support.output_checks import rows
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
 FORMS = ["out", "results.ndjson"]
+ANY_CUT = pytest.mark.parametrize(
+    "stride", [37, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
+)
 
 
 @contextmanager
@@ -91,11 +94,11 @@ def each_cut(source: Path, form: str, sizes: Iterable[int]) -> Iterator[tuple[in
         shutil.rmtree(copy)
 
 
-def telling_cuts(whole: bytes) -> list[int]:
-    """Give the sizes about each line's end and about what stands before its JSON, and every eleventh."""
+def cuts(whole: bytes, stride: int) -> list[int]:
+    """Give the sizes about each line's end and about what stands before its JSON, and others with a stride."""
     ends = [0, *(place for place, byte in enumerate(whole, 1) if byte == ord("\n"))]
     near = {end + step for end in ends for step in (-2, -1, 0, 1, 7, 8, 9, 10, 41, 42, 43, 44, 45)}
-    return sorted(size for size in near | set(range(0, len(whole), 11)) if 0 <= size < len(whole))
+    return sorted(size for size in near | set(range(0, len(whole), stride)) if 0 <= size < len(whole))
 
 
 def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
@@ -108,7 +111,8 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str, stride: int) -> None:
     source = quick_path / "source"
     source.mkdir()
     names = ["a", "no-b", "c"]
@@ -116,7 +120,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
         settle(store, *names)
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, range(len(whole) + 1)):
+    for cut, out in each_cut(source, form, [*cuts(whole, stride), len(whole)]):
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out) as store:
             assert sorted(known(store, *names)) == sorted(there)
@@ -125,7 +129,10 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(
+    quick_path: Path, form: str, stride: int
+) -> None:
     source = quick_path / "source"
     source.mkdir()
     names = ["a", "no-b", "c", "d"]
@@ -138,7 +145,7 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
         )
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, telling_cuts(whole)):
+    for cut, out in each_cut(source, form, cuts(whole, stride)):
         warnings: list[str] = []
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out, warnings) as store:
@@ -150,7 +157,8 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str, stride: int) -> None:
     """Failed twice, failed and then a row, refused and then a row, all in one journal: never two rows, never stuck."""
     source = quick_path / "source"
     source.mkdir()
@@ -161,7 +169,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
             settle_as(store, name, state)
             keep(store)
     whole = journal(source / form).read_bytes()
-    for _, out in each_cut(source, form, telling_cuts(whole)):
+    for _, out in each_cut(source, form, cuts(whole, stride)):
         with dataset(out) as store:
             known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
@@ -184,8 +192,9 @@ def settle_as(store: Dataset, name: str, state: CallState) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("committed", [False, True])
 @pytest.mark.parametrize("form", FORMS)
+@ANY_CUT
 def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
-    quick_path: Path, form: str, committed: bool
+    quick_path: Path, form: str, committed: bool, stride: int
 ) -> None:
     query, names, source = replace(QUERY, units=90, size=2), ["whole", "cut-a", "no-b", "cut-c"], quick_path / "source"
     source.mkdir()
@@ -194,7 +203,7 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
         if committed:
             keep(store)
     whole = journal(source / form).read_bytes()
-    for _, out in each_cut(source, form, telling_cuts(whole)):
+    for _, out in each_cut(source, form, cuts(whole, stride)):
         with dataset(out, query=query) as store:
             left, totals = known(store, *names), store.totals
             lacking = sum(name.startswith("cut") for name in left)

@@ -1,12 +1,12 @@
 """What a person sees on a terminal: read from the screen of a pseudo-terminal that the real command writes to."""
 
-import os
 import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
@@ -118,7 +118,8 @@ def test_what_the_shell_wrote_while_it_was_stopped_remains(
     with on_terminal(*command(links, tmp_path, serve(), *AN_HOUR)) as terminal:
         terminal.until(lambda: WAITING.search(terminal.text))
         terminal.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, terminal.process.pid, os.WSTOPPED | os.WNOWAIT)
+        stopped = psutil.Process(terminal.process.pid)
+        terminal.until(lambda: stopped.status() == psutil.STATUS_STOPPED)
         terminal.write_as_shell("\n[1]+  Stopped   harvester\n$ fg\n")
         terminal.until(lambda: "$ fg" in terminal.text)
         seen = len(terminal.raw)
@@ -176,7 +177,8 @@ def test_where_hang_ups_are_ignored_the_run_goes_on_without_its_terminal(
 ) -> None:
     signal_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; children have it too
     try:
-        with on_terminal(*command(links, tmp_path, serve(latency_ms=100), *NO_LIMITS)) as terminal:
+        run = command(links, tmp_path, serve(latency_ms=100), *NO_LIMITS)
+        with on_terminal(*run, new_interpreter=True) as terminal:
             terminal.until(lambda: CHART in terminal.text)
             terminal.hang_up()
             assert terminal.process.wait(30) == 0
