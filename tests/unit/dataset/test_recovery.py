@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pytest
 from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
@@ -336,7 +338,7 @@ def test_a_bad_last_line_that_was_not_committed_is_a_torn_write(quick_path: Path
         settle(store, "a", "b", "c")
     damage(quick_path / form, 3)
     with dataset(quick_path / form, warnings) as store:
-        assert known(store, "a", "b", "c") == ["a", "b"]
+        assert sorted(known(store, "a", "b", "c")) == ["a", "b"]
     assert warnings == []
     assert finish(quick_path / form) == ["a", "b"]
 
@@ -423,6 +425,7 @@ class Stalling:
     """A reader that takes a row, is slow until it is given up, and then goes on."""
 
     uncommitted_limit = 100
+    awaits_reader = False
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -680,3 +683,46 @@ def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
     shutil.rmtree(work)
     with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
         pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("answer", [True, False], ids=["by an answer", "at the end"])
+def test_a_state_that_is_gone_when_a_journal_ends_is_written_again(tmp_path: Path, form: str, answer: bool) -> None:
+    """The journal is full, or the run over, and no other journal can be created."""
+    location, limits = resolve(str(tmp_path / form)), PartLimits(3, 2**20)
+    with open_dataset(location, QUERY, limits, print) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+        settle(store, "b")
+        shutil.rmtree(location.private)
+        with pytest.raises(OutputError) as raised:
+            settle(store, "c") if answer else store.end_part()
+        error = store.cause_of(raised.value)
+        assert "by another program while the run had it open" in str(error)
+        assert os.path.exists(location.ledger)
+    with open_dataset(location, QUERY, limits, print) as store:
+        assert sorted(known(store, "a", "b", "c")) == ["a", "b", *(["c"] if answer else [])]
+
+
+def test_an_error_that_nobody_else_has_caused_stays_what_it_is(tmp_path: Path) -> None:
+    with dataset(tmp_path / "out") as store:
+        error = OutputError("no space left")
+        assert store.cause_of(error) is error
+
+
+def test_a_reader_that_takes_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(stream_publisher, "_STDOUT", writing)
+    monkeypatch.setattr(stream_publisher, "_POLL_MILLISECONDS", 1)
+    sink = stream_publisher.StdoutSink()
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(sink.write, b"x" * 2**20)
+        while not sink.awaits_reader:
+            time.sleep(0.001)
+        read = 0
+        while read < 2**20:
+            read += len(os.read(reading, 2**20))
+        written.result()
+    assert not sink.awaits_reader
+    os.close(reading)
+    os.close(writing)
