@@ -267,6 +267,17 @@ def test_a_stores_lost_work_dir_is_rebuilt_and_its_claim_taken_over(
     assert "nothing to repair" in harvester("repair", url, *new).stdout
 
 
+@pytest.mark.parametrize("table", ["calls", "invalid", "parts"])
+def test_a_ledger_that_lacks_a_table_is_rebuilt(tmp_path: Path, serve: Callable[..., Served], table: str) -> None:
+    case = Case(tmp_path, serve(), "out")
+    assert harvester(*case.command).returncode == 0
+    with closing(sqlite3.connect(case.private / "ledger.sqlite")) as db:
+        db.execute(f"DROP TABLE {table}")
+    assert f"is damaged (no such table: {table})" in harvester(*case.command).stderr
+    assert "is repaired" in case.repair("--apply")
+    case.finish()
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
 def test_a_failed_call_keeps_the_number_of_runs_that_it_failed_in_as_far_as_it_is_known(
     tmp_path: Path, serve: Callable[..., Served], lost: bool

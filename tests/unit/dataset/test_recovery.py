@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
 from harvester.storage import appended_file
 from harvester.storage.folders import located, resolve
+from harvester.verify.repair import repair
 from tests.support.committing import keep
 from tests.support.output_checks import rows
 
@@ -702,6 +703,50 @@ def test_a_state_that_is_gone_when_a_journal_ends_is_written_again(tmp_path: Pat
         assert os.path.exists(location.ledger)
     with open_dataset(location, QUERY, limits, print) as store:
         assert sorted(known(store, "a", "b", "c")) == ["a", "b", *(["c"] if answer else [])]
+
+
+@pytest.mark.parametrize("damage", ["an old backup", "a byte of its log"])
+def test_a_ledger_older_than_the_growing_file_is_refused_and_repaired(tmp_path: Path, damage: str) -> None:
+    """What SQLite does not find in a damaged log it drops without a word."""
+    out, names = tmp_path / "was" / "results.ndjson", [f"n{number}" for number in range(12)]
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 2**20), print) as store:
+        ledger = Path(store.location.ledger)
+        for number, name in enumerate(names):
+            settle(store, name)
+            store.commit(store.take_batch())
+            if number == 4:
+                log = ledger.with_name("ledger.sqlite-wal").stat().st_size
+                shutil.copytree(tmp_path / "was", tmp_path / "then")
+        shutil.copytree(tmp_path / "was", tmp_path / "killed")
+    out = tmp_path / "killed" / "results.ndjson"
+    private = out.with_name("results.ndjson.harvester")
+    if damage == "an old backup":
+        for name in ("ledger.sqlite", "ledger.sqlite-wal"):
+            shutil.copy(tmp_path / "then" / private.name / name, private / name)
+    else:
+        with (private / "ledger.sqlite-wal").open("r+b") as stream:
+            stream.seek(log + 1000)
+            stream.write(b"\xff\x00\xff")
+    with pytest.raises(OutputError, match=r"is older than .*harvester repair .* --apply"):
+        finish(out)
+    assert repair(str(out), None, None, apply=True, ask_again=False).applied
+    with dataset(out) as store:
+        assert sorted(known(store, *names)) == sorted(names)
+    assert sorted(finish(out)) == sorted(names)
+
+
+def test_a_damaged_row_in_the_growing_file_is_no_bug(tmp_path: Path) -> None:
+    out = tmp_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        store.commit(store.take_batch())
+    journal(out).unlink()
+    out.write_bytes(out.read_bytes().replace(b'"record_id":"', b'"record_id":"\xff', 1))
+    with suppress(OutputError), dataset(out) as store:
+        store.end_part()
+        keep(store)
+    with pytest.raises(UnicodeDecodeError):
+        rows(out)  # it was left as it was
 
 
 def test_an_error_that_nobody_else_has_caused_stays_what_it_is(tmp_path: Path) -> None:
