@@ -735,6 +735,32 @@ def test_a_ledger_older_than_the_growing_file_is_refused_and_repaired(tmp_path: 
     assert sorted(finish(out)) == sorted(names)
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_ledger_that_does_not_know_a_part_is_refused_and_repaired(tmp_path: Path, number: int) -> None:
+    """The older one may even be as it was before the first call, when a run may still choose another query."""
+    out, names = tmp_path / "was" / "out", [f"n{number}" for number in range(6)]
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 2**20), print) as store:
+        for name in [*names, ""]:
+            if name == names[number]:
+                shutil.copytree(out / "_harvester", tmp_path / "then")
+            if name:
+                settle(store, name)
+            store.commit(store.take_batch())
+            store.publish()
+        shutil.copytree(tmp_path / "was", tmp_path / "killed")
+    out = tmp_path / "killed" / "out"
+    for path in (out / "_harvester").iterdir():
+        path.unlink()
+    for name in ("ledger.sqlite", "ledger.sqlite-wal"):
+        shutil.copy(tmp_path / "then" / name, out / "_harvester" / name)
+    with pytest.raises(OutputError, match=r"part-.*-0000[01]\..* is unknown to the ledger.*harvester repair"):
+        finish(out)
+    assert repair(str(out), None, None, apply=True, ask_again=False).applied
+    with dataset(out) as store:
+        assert sorted(known(store, *names)) == sorted(names)
+    assert sorted(finish(out)) == sorted(names)
+
+
 def test_a_damaged_row_in_the_growing_file_is_no_bug(tmp_path: Path) -> None:
     out = tmp_path / "results.ndjson"
     with dataset(out) as store:
