@@ -89,6 +89,7 @@ WAIT_REASONS = {
     "connections": "a connection: other harvesters on this machine use them all",
     "retry_after": "the end of the pause that the server asked for (Retry-After)",
     "list": "the next line of the list",
+    "reader": "the reader of standard output, which takes no more rows",
 }
 """The limits that may block sending, by their names in WaitReason and in the manifest."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import aiohttp
@@ -30,7 +30,7 @@ from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import HintedPauses, Pacer
-from harvester.clock import next_month, parse_http_date, utc_iso
+from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -392,7 +392,7 @@ class AttemptSender:
         return kind(None, self._token.redact(transient_cause(error))[:200])
 
 
-def month_spent(verdict: MonthSpent) -> Stop:
-    """Return the stop for Bitly's report that the month is spent, until the next month by the wall clock."""
+def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
+    """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
     message = f"Bitly says that the account's month is spent ({reason(verdict)})"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
+    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))

@@ -27,8 +27,6 @@ from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched
 
-Warn = Callable[[str], None]
-
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
 _TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("clipped")
@@ -63,7 +61,7 @@ class Publisher(Protocol):
 
     uncommitted_limit: int
 
-    def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Finish or undo what a crash interrupted. sizes: readable bytes of each journal. lossy: lines are gone."""
 
     def checkpoint(self) -> FileCheckpoint | None:
@@ -245,6 +243,10 @@ class Dataset:
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
+
+    def cause_of(self, error: OutputError) -> OutputError:
+        """Return why an error came about, as `StateWatch.cause_of` does. For the event loop's thread."""
+        return self._watch.cause_of(error, self._check_state)
 
     def _check_state(self) -> None:
         with as_output_error(self.location.private):

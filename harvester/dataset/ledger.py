@@ -267,6 +267,18 @@ class Ledger:
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
 
+    def set_tries(self, tries: Iterable[tuple[bytes, int]]) -> None:
+        """Set in how many runs calls have failed, by key; those that have not failed last stay as they are."""
+        with self._file.transaction():
+            update = "UPDATE calls SET tries = ? WHERE key = ? AND state = 2"
+            self._file.connection.executemany(update, ((count, key) for key, count in tries))
+
+    def take_back_tries(self, keys: Iterable[bytes]) -> None:
+        """Count one run less in which these calls have failed."""
+        with self._file.transaction():
+            update = "UPDATE calls SET tries = max(tries - 1, 0) WHERE key = ? AND state = 2"
+            self._file.connection.executemany(update, ((key,) for key in sorted(keys)))
+
     def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
         """Return key and line of the calls that were refused last."""
         select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
@@ -356,6 +368,8 @@ class Ledger:
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         if found != "ok":
             raise self._file.damaged(found)
+        for table in ("calls", "failures", "invalid", "journals", "mark", "parts"):  # one that is gone is damage
+            self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours
         self.check_version()
 
     def check_version(self) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import Dataset, Publisher, Warn
+from harvester.dataset.dataset import Dataset, Publisher
 from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import (
     VOID,
@@ -43,7 +43,7 @@ from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
-from harvester.storage.watch import FolderLock
+from harvester.storage.watch import FolderLock, check_state
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
@@ -55,7 +55,7 @@ def open_dataset(
     location: OutputLocation,
     query: Query,
     limits: PartLimits,
-    warn: Warn,
+    warn: Callable[[str], None],
     *,
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
@@ -85,7 +85,7 @@ def open_dataset(
         lock = FolderLock(location.private, location.out) if location.kept else None
         with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
-        folders.check_state(location)
+        check_state(location, warn)
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
@@ -133,7 +133,8 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
     journals = (segment_path(location.private, segment) for segment in segments(location.private))
     # Without a verdict the query may still change: a refused run pins nothing.
     if ledger.unused and not any(os.path.getsize(path) for path in journals):
-        ledger.repin(facts)
+        # The run_id stays: by it the parts and rows are known that a ledger lacks which is older than they are.
+        ledger.repin(facts | {"run_id": ledger.facts()["run_id"]})
 
 
 def _publisher_for(
@@ -256,7 +257,7 @@ class _Recovery:
     growing: str | None
     ledger: Ledger
     publisher: Publisher
-    warn: Warn
+    warn: Callable[[str], None]
     invocation: int
 
     def recover(self) -> None:

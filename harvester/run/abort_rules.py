@@ -1,5 +1,8 @@
 """When a run's verdicts make going on a waste of calls, and why it then stops."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+
 from harvester.bitly.verdicts import (
     Answer,
     MonthSpent,
@@ -11,6 +14,7 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.attempt import month_spent
+from harvester.clock import next_month
 from harvester.progress import ListCounts
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
@@ -20,6 +24,10 @@ MANY_INVALID = 20
 """More invalid lines than this, if they are more than half of the list, are no success."""
 NO_ROUTE = 20
 """If this many first calls all get a plain-text 404, the base URL is wrong."""
+
+
+def _by_wall_clock() -> datetime:
+    return next_month(datetime.now(UTC))
 
 
 def too_many_invalid(invalid: int, lines: int, limit: FailureLimit | None) -> bool:
@@ -40,10 +48,18 @@ class AbortRules:
     first calls all refused alike, more failures than --max-failures. That a server answers nothing good any more, or
     refuses links that it has answered, is the client's to notice.
 
-    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work.
+    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work. next_begins:
+    as in budget.Month.
     """
 
-    def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
+    def __init__(
+        self,
+        failure_limit: FailureLimit | None,
+        *,
+        first_rows: bool,
+        next_begins: Callable[[], datetime] = _by_wall_clock,
+    ) -> None:
+        self._next_begins = next_begins
         self._limit = failure_limit
         self._first_rows = first_rows
         self._alike: dict[tuple[int, str], int] = {}
@@ -57,7 +73,7 @@ class AbortRules:
             self.calls += 1
             self._rows += 1
             return self._too_many() if self._limit else None
-        if stop := for_every_call(verdict):
+        if stop := for_every_call(verdict, self._next_begins):
             return stop
         self.calls += 1
         self.failed += 1
@@ -125,11 +141,11 @@ def stop_for_invalid(listed: ListCounts, limit: FailureLimit | None) -> Stop | N
     )
 
 
-def for_every_call(verdict: Verdict) -> Stop | None:
+def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_wall_clock) -> Stop | None:
     """Return the stop for a verdict that every further call would get too; None for any other."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict)
+            return month_spent(verdict, next_begins())
         case TokenRefused():
             return Stop(
                 StopReason.TOKEN_REFUSED,

@@ -199,7 +199,8 @@ class Committer:
             await self._publish_all(outcome)
         except ReaderClosed:
             raise
-        except OutputError as error:
+        except OutputError as symptom:
+            error = self._dataset.cause_of(symptom)
             stop = Stop(StopReason.OUTPUT, str(error))
             # What has stopped the run is why the rest fails too, and says what to do.
             earlier = outcome.stop if outcome.stop and outcome.stop.reason is StopReason.OUTPUT else None
@@ -208,7 +209,9 @@ class Committer:
                 await self._heartbeat.write(spoiled, self.in_thread)
             if earlier:
                 raise OutputError(earlier.message) from error
-            raise
+            if error is symptom:
+                raise
+            raise error from symptom
         await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:
             await self.in_thread(self._dataset.declare_success)
@@ -245,7 +248,7 @@ class Committer:
         try:
             batch = self._take_batch()
         except OutputError as error:  # no new journal can be begun
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
             self._done.set()
             return
         try:
@@ -254,12 +257,16 @@ class Committer:
         except ReaderClosed as error:
             self._shutdown.request(Stop(StopReason.CONSUMER_GONE, str(error)))
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
         if batch.durable:
             self.in_progress.difference_update(batch.keys)
         else:
             self._dataset.give_back(batch)
         self._done.set()
+
+    def _stop_for(self, error: OutputError) -> None:
+        # A file that another program has removed is missed by whatever comes first; the watch says what has happened.
+        self._shutdown.request(Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error))))
 
     async def _make_parts(self) -> bool:
         """Start making the parts that are due. Return True when an earlier batch of parts has been finished."""
@@ -302,7 +309,7 @@ class Committer:
         try:
             free = await self.in_thread(self._dataset.free_bytes)
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
             return
         if free < self._least_free:
             self._shutdown.request(

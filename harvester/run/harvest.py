@@ -328,7 +328,7 @@ class Harvest:
             elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
                 self._record_failure(call, verdict, attempts)
         except OutputError as error:
-            stop = Stop(StopReason.OUTPUT, str(error))
+            stop = Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error)))
         if stop is not None:
             self._shutdown.request(stop)
         if self._dataset.waiting >= COMMIT_VERDICTS:

@@ -3,14 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 
 from harvester.budget.budget import Budget
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.stream_publisher import QueueSink
+from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
 from harvester.links.batch import Feed
@@ -52,15 +52,17 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         ExitStack() as stack,
         _time_limited(job.max_time_seconds, shutdown),
     ):
-        dataset = await _open_dataset(job, location, stack, shutdown, observer)
+        sink = job.sink or StdoutSink()
+        dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
         try:
-            with (
-                spool_paths(location.private, len(job.sources)) as spools,
-                open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
-            ):
+            async with AsyncExitStack() as opened:
+                spools = opened.enter_context(spool_paths(location.private, len(job.sources)))
+                opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
+                budgets = await opened.enter_async_context(opening_budgets)
                 await budgets.slots.join()
                 lists = _names_of(job)
-                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
+                telemetry = Telemetry(budgets.facet, dataset.invocation, lists, lambda: sink.awaits_reader)
+                heartbeat = Heartbeat(dataset, telemetry, job.exporter)
                 async with heartbeat.before_harvest(shutdown):
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
                 return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
@@ -72,7 +74,12 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
 
 
 async def _open_dataset(
-    job: Job, location: OutputLocation, stack: ExitStack, shutdown: ShutdownSignal, observer: RunObserver
+    job: Job,
+    location: OutputLocation,
+    sink: RowSink,
+    stack: ExitStack,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
 ) -> Dataset:
     # A journal that is not made into a part, but copied on in order, is ended at a size of its own.
     limits = job.parts if location.in_parts else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
@@ -84,7 +91,7 @@ async def _open_dataset(
         observer.warn,
         pin_reference=job.pin_reference,
         asked=job.part_format,
-        sink=job.sink,
+        sink=sink,
         ending=ending,
     )
     return await enter_in_thread(stack, dataset, shutdown, ending)
@@ -167,7 +174,7 @@ async def _harvest(
     to_make: int | None,
 ) -> RunOutcome:
     budget = budgets.facet
-    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
+    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):

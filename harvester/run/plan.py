@@ -1,7 +1,7 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
@@ -61,7 +61,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
     """
     shutdown = ShutdownSignal()
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
@@ -71,7 +71,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         if not token_known:
             return _plan(job, found, snapshot, None, [])
         private = location.private if location and location.begun else folder
-        budgets = stack.enter_context(open_budgets(job, snapshot.query.facet, private, observer))
+        budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
         return _plan(job, found, snapshot, budgets.facet, plan_limits)
 

@@ -212,10 +212,15 @@ class Preflight:
                 "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
                 "with --max-calls"
             )
-        again = f", and the same command goes on from {utc_iso(month.until)}" if month.until else ""
+        if month.until is None:
+            self._observer.note(
+                f"this machine's clocks do not agree on the month, of which {month.used:,} of {month.limit:,} attempts "
+                f"seem to be spent: Bitly's date decides whether it covers the {needed:,} calls"
+            )
+            return
         self._observer.note(
             f"this month covers {month.remaining:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are "
-            f"spent): the run will stop then{again}",
+            f"spent): the run will stop then, and the same command goes on from {utc_iso(month.until)}",
             Event.MONTH_SHORT,
             calls=needed,
             remaining=month.remaining,

@@ -45,13 +45,17 @@ class Telemetry:
     """The progress of one run, reported to the observer every second and in the manifest every minute.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
-    dataset's runs, from 1. lists: as the command named them.
+    dataset's runs, from 1. lists: as the command named them. awaits_reader: returns True while the reader of standard
+    output takes no rows.
     """
 
-    def __init__(self, budget: Budget, number: int, lists: Sequence[str]) -> None:
+    def __init__(
+        self, budget: Budget, number: int, lists: Sequence[str], awaits_reader: Callable[[], bool] = lambda: False
+    ) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
         self._lists = lists
+        self._awaits_reader = awaits_reader
         self._budget = budget
         self._number = number
         self._sender: Sender | None = None
@@ -92,6 +96,8 @@ class Telemetry:
             or any(progress.per_second[-_STILL_SECONDS:])
         ):
             return waiting
+        if self._awaits_reader():
+            return WaitReason("reader", 0, None)
         if not progress.pending and not progress.read_to_end:
             return WaitReason("list", 0, None) if self._list_is_still else None
         return sender.pauses.first

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
-from harvester.storage.filesystem import inherit_folder_mode, make_folder, remove_empty
+from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, remove_empty
 from harvester.storage.location import (
     BESIDE,
     MANIFEST,
@@ -27,7 +27,6 @@ from harvester.storage.location import (
 from harvester.storage.scratch import scratch_folder
 
 BUDGET_FILE = "budget.sqlite"
-_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts")
 _STDOUT_PATH = re.compile(r"/dev/stdout|/dev/fd/1|/proc/(self|\d+)/fd/1")
 _YOUNG_SECONDS = 5.0
 """A younger file may be one that another process is about to fill."""
@@ -123,18 +122,7 @@ def _refuse_special(out: str) -> None:
     else:
         then = f"to send rows there without keeping them, use --out - > {shlex.quote(out)}"
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{out} is {_kind(mode)}, neither a folder nor a file: {then}", option="--out")
-
-
-def _kind(mode: int) -> str:
-    """Return what has a mode, for a message."""
-    kinds = {
-        stat.S_IFLNK: "a symbolic link",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
+        raise UsageError(f"{out} is {kind_of(mode)}, neither a folder nor a file: {then}", option="--out")
 
 
 def _growing_file(out: str) -> str:
@@ -203,32 +191,6 @@ def made_folders(location: OutputLocation) -> Iterator[None]:
     except HarvesterError:
         remove_empty(made)
         raise
-
-
-def check_state(location: OutputLocation) -> None:
-    """Check that the state's files are files of their own: a link may lead to any file of this user's.
-
-    Raises:
-        OutputError: one of them is something else, or the state's folder is a link that another user has made.
-    """
-    folder = location.private
-    if os.path.islink(folder) and not is_own_link(folder):
-        raise OutputError(f"{folder} is a symbolic link that another user has made: remove it")
-    with as_output_error(folder), os.scandir(folder) as entries:
-        for entry in entries:
-            if not _STATE.fullmatch(entry.name):
-                continue
-            found = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                raise OutputError(
-                    f"{entry.path} is {_kind(found.st_mode)}, not a file of harvester's: put the file itself there, or "
-                    "remove it if there was none"
-                )
-            if found.st_nlink > 1:  # https://www.sqlite.org/howtocorrupt.html#multiple_links
-                raise OutputError(
-                    f"{entry.path} has a second name (a hard link), by which another program could write to it. Give "
-                    "it an inode of its own: cp it to another name, then mv that one back over it"
-                )
 
 
 def owner_of_state(location: OutputLocation, begun: str) -> str | None:

@@ -34,7 +34,7 @@ from harvester.storage.object_store import open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
-from harvester.storage.watch import FolderLock
+from harvester.storage.watch import FolderLock, check_state
 from harvester.verify.rebuilding import Rebuilding, Remains, Tally, remains
 
 _REBUILT = "ledger.sqlite.rebuilt"
@@ -118,6 +118,8 @@ class _Repairing:
             make_folder(location.public)
             make_folder(location.private)
             self._stack.enter_context(FolderLock(location.private, location.out))
+        if apply:
+            check_state(location, found.remarks.append)
         path = os.path.join(location.private if apply else self._folder, _REBUILT)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -268,6 +270,7 @@ class _Repairing:
         work.take_failures(self._remains.failures)
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
             work.take_failures(stream)
+        work.take_tries(self._remains.tries())
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:

@@ -141,6 +141,8 @@ def test_a_month_that_ended_while_the_machine_was_suspended_is_over(tmp_path: Pa
     machine.suspend(40)
     second = machine.run("second", 40, *month)
     assert second.returncode == 7, second.stderr
+    assert "covers 0" not in second.stderr
+    assert "Bitly's date decides whether it covers the 40 calls" in second.stderr
     assert manifest(machine.out("second"))["stopped"]["until"] == next_month(datetime.now(UTC)).strftime(
         "%Y-%m-%dT00:00:00Z"
     )

@@ -1707,13 +1707,35 @@ def test_a_file_of_another_user_is_refused_with_what_to_do(quick_path: Path, mod
     assert path.read_bytes() == before
 
 
+def test_a_link_in_place_of_the_file_is_not_followed_however_late_it_was_planted(quick_path: Path) -> None:
+    victim, path = quick_path / "victim", quick_path / "budget.sqlite"
+    victim.touch()
+    path.symlink_to(victim)
+    with pytest.raises(OutputError, match="is a symbolic link, which is not followed"):
+        use(path)
+    assert victim.read_bytes() == b""
+
+
+def test_a_report_that_the_month_is_spent_holds_until_bitlys_next_month(machine: Machine, start: Start) -> None:
+    machine.wrong = 300 * DAY.total_seconds()
+    budget = start()
+    budget.month.see_date(machine.date)
+    assert budget.month.next_begins() == DECEMBER
+    machine.go(DECEMBER + SECOND)  # the refusal was sent in November
+    assert budget.month.next_begins() == DECEMBER
+    machine.go(DECEMBER + 5 * MINUTE)
+    assert budget.month.next_begins() == JANUARY
+    budget.month.see_date(JANUARY + 40 * DAY)  # neither clock knows it
+    assert budget.month.next_begins() == datetime(2027, 3, 1, tzinfo=UTC)
+
+
 @pytest.mark.parametrize("mode", ["BEGIN EXCLUSIVE", "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"])
 def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = quick_path / "budget.sqlite"
     used(path)
-    monkeypatch.setattr("harvester.budget.database._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("harvester.budget.database.BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.executescript(mode)
         with pytest.raises(BudgetBusy, match="held by another process"):

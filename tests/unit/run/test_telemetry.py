@@ -1,7 +1,7 @@
 """What a status is told of its end: by the budget's rules, and by the server's speed where nothing of ours binds."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -184,9 +184,11 @@ class Told(Listener):
             raise asyncio.CancelledError
 
 
-async def reported(book: BudgetDatabase, sender: Stub, **progress: Any) -> Told:
+async def reported(
+    book: BudgetDatabase, sender: Stub, awaits_reader: Callable[[], bool] = lambda: False, **progress: Any
+) -> Told:
     """What an observer is told in some seconds in which nothing happens."""
-    outlook_of = outlook.Telemetry(budget(book), 1, [])
+    outlook_of = outlook.Telemetry(budget(book), 1, [], awaits_reader)
     outlook_of.begin(sender, 5, to_make=None, max_calls=None)
     for name, value in progress.items():
         setattr(outlook_of.progress, name, value)
@@ -202,6 +204,12 @@ async def test_a_list_that_brings_no_line_is_waited_for(book: BudgetDatabase, mo
     assert set(told.windows) == {"list"}
     assert set((await reported(book, Stub(), read_to_end=True)).windows) == {None}
     assert set((await reported(book, Stub(), pending=1)).windows) == {None}
+
+
+async def test_a_reader_that_takes_no_rows_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook.Minute, "seconds", lambda _: [0.0] * 3)
+    for progress in ({}, {"pending": 5}, {"read_to_end": True}):
+        assert set((await reported(book, Stub(), lambda: True, **progress)).windows) == {"reader"}
 
 
 async def test_a_pause_of_the_last_calls_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
