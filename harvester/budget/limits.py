@@ -35,6 +35,10 @@ DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
 """Bitly's example for an endpoint, and its free plan's month: https://dev.bitly.com/docs/getting-started/rate-limits."""
 
 
+PLAN_MONTHS = {"free": 1000, "core": 5000, "growth": 25_000, "premium": 50_000}
+"""API requests a month by Bitly's plan, as reported; they may change: https://bitly.com/pages/pricing."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestedLimits:
     """The limits that the options ask for, None where they do not. reserve: the share left to other clients, 0 to 1."""

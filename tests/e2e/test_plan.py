@@ -143,7 +143,7 @@ def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
         "this month covers 97 of 300 attempts",
         "exit code 7",
         "--reserve 0%",
-        "--per-month 5000 (if the plan is Core)",
+        "--plan core (if that is your plan: 5,000 a month)",
     ):
         assert said in done.stdout
 
