@@ -50,8 +50,7 @@ def init(
     Parameters
     ----------
     token:
-        Where the token comes from: login (stored by `harvester login`), variable (BITLY_TOKEN), file or command. Never
-        the token itself.
+        Where the token comes from, never the token itself: login (stored), variable (BITLY_TOKEN), file or command.
     token_file:
         The file whose first line is the token; its path is written down, not the token.
     token_command:
