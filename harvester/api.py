@@ -5,9 +5,12 @@ Nothing is printed and no signal handler is installed; notes and warnings go to 
 
 import asyncio
 import inspect
+import os
+import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import AsyncGeneratorType
 from typing import Any, Unpack, cast
@@ -15,6 +18,7 @@ from typing import Any, Unpack, cast
 import orjson
 
 from harvester.bitly.bitlinks import parse
+from harvester.config.files import configured_values, paths_read
 from harvester.config.keywords import (
     AnyPath,
     HarvestKeywords,
@@ -26,7 +30,7 @@ from harvester.config.keywords import (
     token_is_at_hand,
     token_reader,
 )
-from harvester.config.options import RunOptions
+from harvester.config.options import TOKEN_OPTIONS, RunOptions
 from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
@@ -55,6 +59,11 @@ _CUT = (
 )
 _AT_ONCE = 2
 """Calls of `metrics` that run at once in one event loop, because each counts among the machine's five harvesters."""
+_STATE_DIR = "HARVESTER_STATE_DIR"
+_COMMAND = "harvester.cli.main"
+"""Loaded by its path, as the command loads its own commands: only if there is something that it has to check."""
+_checking = threading.Lock()
+"""Held while variables and files are read, which the command does once in a process."""
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
 
@@ -78,7 +87,7 @@ async def harvest(
     target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = fill_output(run_options(options, HarvestKeywords, target))
+    chosen = fill_output(_options(options, HarvestKeywords, target, token))
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
@@ -108,7 +117,7 @@ def stream(
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
-    chosen = run_options(options, StreamKeywords, STDOUT)
+    chosen = _options(options, StreamKeywords, STDOUT, token)
     return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure))
 
 
@@ -124,7 +133,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     if not isinstance(bitlink, str):
         raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
     name = parse(bitlink)
-    chosen = run_options(options, MetricsKeywords, STDOUT)
+    chosen = _options(options, MetricsKeywords, STDOUT, token)
     rows, failures = list[bytes](), list[Row]()
     observer = LoggingObserver(failures.append)
     build = partial(build_job, IterableFeed([]), chosen, observer.warn, token_reader(token, chosen))
@@ -138,6 +147,38 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+def _options(given: Mapping[str, Any], allowed: type, out: str, token: TokenGiven) -> RunOptions:
+    """Return the options: of the keywords, else of the variables and files that the command reads, else the defaults.
+
+    Raises:
+        UsageError: as `run_options`, or a file is wrong.
+    """
+    excluded = () if token is None else TOKEN_OPTIONS
+    values = {name: value for name, value in _configured().items() if name in allowed.__annotations__}
+    return run_options(given, allowed, out, {name: values[name] for name in values if name not in excluded})
+
+
+def _configured() -> Mapping[str, Any]:
+    """Return the values for `run` of variables and files, by name."""
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("HARVESTER_"))
+    named = os.environ.get("HARVESTER_CONFIG") or None
+    read = tuple((path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0) for path in paths_read(named))
+    if not read and [name for name, _ in variables] in ([], [_STATE_DIR]):
+        # Usually: the command line's machinery, which checks the rest, takes a tenth of a second to import.
+        return {"state_dir": variables[0][1]} if variables and variables[0][1] else {}
+    has_token = bool(os.environ.get("BITLY_TOKEN", "").strip())
+    with _checking:
+        return _checked(named, repr((variables, read, os.getcwd(), has_token)))
+
+
+@lru_cache(maxsize=4)
+def _checked(named: str | None, state: str) -> Mapping[str, Any]:  # noqa: ARG001 - the cache's key
+    """Return what the command `run` would take from variables and files. state: all that this depends on."""
+    command = import_module(_COMMAND)
+    command.configure(named)
+    return configured_values(command.app, "run")
 
 
 class _Stream(AsyncGenerator[Row, None]):

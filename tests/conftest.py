@@ -105,14 +105,15 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state() -> Iterator[Path]:
-    """Keep the budgets of these tests, and of the commands that they start, out of the user's state folder."""
+    """Keep these tests, and the commands that they start, away from the user's budget, tokens and configuration."""
     with quick_folder() as folder:
         os.environ[STATE_DIR] = str(folder / "shared")
         os.environ[TOKEN_STORE] = str(folder / "tokens")
+        os.environ["XDG_CONFIG_HOME"] = str(folder / "configuration")
         os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
         yield folder
         close_command_server()
-        for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
+        for name in (STATE_DIR, TOKEN_STORE, "XDG_CONFIG_HOME", "PYTHON_KEYRING_BACKEND"):
             del os.environ[name]
 
 

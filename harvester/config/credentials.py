@@ -120,7 +120,9 @@ def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None
         return checked_secret(_first_line(text), f"{option} {path}", what)
     except OSError as error:
         if _may_be_secret(path):  # must not be repeated
-            raise UsageError(f"names no file: give the path of one that holds the {what}", option=option) from None
+            raise UsageError(
+                f"names no file: it must be the path of one that holds the {what}", option=option
+            ) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
 
@@ -170,9 +172,25 @@ def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Without the exception's text, which may contain what the command printed.
         raise UsageError(
-            f"failed ({type(error).__name__}): run it by hand to see why", option="--token-command"
+            f"failed ({_failure(error)}). It runs without a shell, so pipes, variables and ~ are not understood; for "
+            "those, use sh -c '…'. Run it by hand to see what is wrong",
+            option="--token-command",
         ) from error
     return checked_secret(_first_line(printed), "--token-command", "token")
+
+
+def _failure(error: Exception) -> str:
+    """Return what happened to a token command, without its words and what it printed."""
+    match error:
+        case FileNotFoundError():
+            return "there is no such program"
+        case subprocess.CalledProcessError():
+            return f"exit code {error.returncode}"
+        case subprocess.TimeoutExpired():
+            return f"no end within {_SOURCE_SECONDS} s"
+        case ValueError() | IndexError():
+            return "it is empty, or a quote is not closed"
+    return type(error).__name__
 
 
 def _printed_by(words: list[str], warn: Callable[[str], None]) -> str:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.account_limits import PlanLimit, api_month
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
-from harvester.budget.limits import Limits
+from harvester.budget.limits import DEFAULTS, Limits, option_for
 from harvester.clock import next_month, utc_iso
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
@@ -160,6 +160,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
         "plan_limits": [asdict(limit) for limit in plan.plan_limits],
+        "plan_option": _option_for_month(plan),
         "now": utc_iso(plan.now),
         "this_month": ahead.this_month,
         "pauses": [utc_iso(pause) for pause in ahead.pauses],
@@ -204,7 +205,17 @@ def _budget_lines(plan: Plan) -> list[str]:
     lines += [_window_line(state) for state in plan.windows]
     for limit in plan.plan_limits:
         lines.append(f"  the plan's {limit.name}: {limit.count:,} of {limit.limit:,}, says Bitly ({limit.description})")
+    if option := _option_for_month(plan):
+        lines.append(f"  the month above is only the default: use {option}")
     return lines
+
+
+def _option_for_month(plan: Plan) -> str | None:
+    """Return the option that sets the month to what Bitly reports, if nobody named one and the default is another."""
+    reported = api_month(plan.plan_limits)
+    if reported is None or not plan.windows or plan.windows[-1].source != "default":
+        return None
+    return option_for(reported.limit) if reported.limit != DEFAULTS.per_month else None
 
 
 def _window_line(state: WindowState) -> str:

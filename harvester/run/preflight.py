@@ -208,9 +208,9 @@ class Preflight:
         if month.source == "default" and needed > month.limit:
             raise UsageError(
                 f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
-                "plan: no request was sent. Set --per-month to what your plan has (the run then stops at the month's "
-                "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
-                "with --max-calls"
+                "plan: no request was sent. Name your plan with --plan core, growth or premium, or its calls a month "
+                "with --per-month (0: no limit); `harvester plan` asks Bitly. When a month's calls are used up, the "
+                "run stops, and the same command goes on in the next month. Or take a part of the list with --max-calls"
             )
         if month.until is None:
             self._observer.note(

@@ -45,6 +45,31 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
 
 
 @pytest.mark.parametrize(
+    ("reported", "options", "option"),
+    [
+        (25_000, (), "--plan growth"),
+        (30_000, (), "--per-month 30000"),
+        (1000, (), None),
+        (25_000, ("--plan", "core"), None),
+        (25_000, ("--per-month", "7"), None),
+    ],
+    ids=str,
+)
+def test_a_plan_names_the_option_for_the_month_that_bitly_reports(
+    tmp_path: Path,
+    links: str,
+    serve: Callable[..., Served],
+    reported: int,
+    options: tuple[str, ...],
+    option: str | None,
+) -> None:
+    words = (links, "--out", str(tmp_path / "out"), "--base-url", serve(per_month=reported).url, *options)
+    assert plan(*words)["plan_option"] == option
+    done = harvester("plan", *words)
+    assert (f"the month above is only the default: use {option}" in done.stdout) is (option is not None)
+
+
+@pytest.mark.parametrize(
     ("invalid", "options", "warned"),
     [(21, (), True), (20, (), False), (21, ("--max-invalid", "100%"), False), (2, ("--max-invalid", "5%"), True)],
 )
@@ -143,7 +168,7 @@ def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
         "this month covers 97 of 300 attempts",
         "exit code 7",
         "--reserve 0%",
-        "--per-month 5000 (if the plan is Core)",
+        "--plan core (if that is your plan: 5,000 a month)",
     ):
         assert said in done.stdout
 

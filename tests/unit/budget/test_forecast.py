@@ -87,7 +87,7 @@ def test_what_nobody_will_live_to_see_has_no_end(attempts: int, month_left: int 
 def test_shorter_names_plans_the_reserve_and_wider_windows_but_only_what_helps() -> None:
     limits, whole = Limits(90, 900, 4500), Limits(100, 1000, 5000)
     options = [each.option for each in suggestions_for(100_000, limits, limits, whole, Start(NOON, month_left=4500))]
-    assert options == ["--reserve 0%", "--per-month 5000", "--per-month 25000", "--per-month 50000"]
+    assert options == ["--reserve 0%", "--plan core", "--plan growth", "--plan premium"]
     options = [each.option for each in suggestions_for(2_000, USUAL, USUAL, USUAL, Start(NOON))]
     assert options == ["--per-hour 2000 --per-minute 200"]
     assert suggestions_for(10, USUAL, USUAL, USUAL, Start(NOON)) == []

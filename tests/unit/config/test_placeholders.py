@@ -127,7 +127,7 @@ def test_dt_without_a_reference_is_refused_with_the_reason_and_todays_option(com
 
 
 def test_a_facet_that_is_none_makes_no_folder() -> None:
-    with pytest.raises(UsageError, match=r"^--facet \.\./x: one of"):
+    with pytest.raises(UsageError, match=r"^--facet \.\./x: must be one of"):
         meant("lake/{facet}", facet="../x")
 
 

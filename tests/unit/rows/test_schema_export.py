@@ -127,7 +127,7 @@ def test_the_schema_needs_no_token_and_a_target(
     assert "--for" in done.err
     wrong = command(capsys, "schema", "--for", "snowfalke")
     assert wrong.code == 2
-    assert 'Did you mean "snowflake"?' in wrong.err
+    assert "did you mean snowflake?" in wrong.err
 
 
 def test_shape_and_format_may_be_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
