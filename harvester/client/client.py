@@ -7,8 +7,9 @@ repeated and the call is charged nothing. Three kinds of verdicts are doubted be
   answers others: most calls since it first failed were answered, and one recently.
 - A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
   be the server that says no to everything.
-- A verdict for every call, such as a refused token: it may be that of this link alone. The same holds for a throttled
-  response: a link that is throttled again although others have passed in between is charged for it.
+- A verdict for every call, such as a refused token: it may be that of this link alone. Where nobody was ever answered
+  a second link must get it too. The same holds for a throttled response: a link that is throttled again although
+  others have passed in between is charged for it.
 
 Where the answers to others do not decide, a known-good link does (`known_good`).
 """
@@ -24,7 +25,6 @@ import tenacity
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import (
     Answer,
-    MonthSpent,
     No,
     NoAnswer,
     Refused,
@@ -93,7 +93,9 @@ class Client:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
-        self._held = HeldVerdicts(self.known_good, context.breaker, context.shutdown, self._spend_month)
+        self._held = HeldVerdicts(
+            self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: self.sender.in_flight
+        )
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -125,22 +127,23 @@ class Client:
         finally:
             self._calls -= 1
             self._fresh_calls -= fresh
-            if self._yielding:
-                self.known_good.notify_all()
+            self.known_good.notify_all()
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
-        return isinstance(verdict, Answer) or not (isinstance(verdict, NoAnswer) or self.known_good.links)
+        return isinstance(verdict, Answer) or (isinstance(verdict, Refused) and not self.known_good.links)
 
     def asks_about(self, verdict: Verdict) -> bool:
-        """Return whether `conclude` asks a known-good link at once: no call should be begun until `question_over`."""
+        """Return whether others decide about a verdict at once: no call should be begun until `question_over`."""
         return isinstance(verdict, No) and self._held.asks_about(verdict)
 
     async def question_over(self) -> None:
-        """Return once no known-good link is being asked; called after the task of the call in doubt was created."""
+        """Return once the call in doubt is not being decided any more; called after its task was created."""
         await asyncio.sleep(0)  # it asks in its first step
-        while self.known_good.asking:
+        await asyncio.sleep(0)  # and so do others, because answers may come several at a time
+        while self.known_good.asking or (self._calls and self._held.hears_of_others):
             await self.known_good.news()
+            await asyncio.sleep(0)
 
     async def conclude(self, bitlink: str, first: Verdict, since: int) -> tuple[Verdict, int]:
         """Find a call's last verdict after its first attempt's; return it, and how many attempts the call was charged.
@@ -164,8 +167,6 @@ class Client:
                 verdict, charged = await self.retry(bitlink, verdict)
                 since = self.known_good.moment()
             if isinstance(verdict, NoAnswer | Answer | Throttled):
-                return verdict, charged
-            if not (isinstance(verdict, Refused) or self.known_good.links):
                 return verdict, charged
             doubted = verdict
             if (final := await self._held.confirmed(doubted, since, ask_again)) is not None:
@@ -236,6 +237,7 @@ class Client:
             verdict = await self.sender.send(
                 bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone
             )
+            self.known_good.notify_all()
             if verdict is None:
                 continue
             if isinstance(verdict, Throttled):
@@ -255,8 +257,6 @@ class Client:
                 self._throttled.pop(bitlink, None)
                 if isinstance(verdict, Answer):
                     self.known_good.answered(bitlink, begun)
-                elif isinstance(verdict, MonthSpent) and not self.known_good.links:
-                    self._spend_month()
                 return verdict
 
     async def _renew_token(self, header: str) -> bool:

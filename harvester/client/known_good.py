@@ -4,13 +4,15 @@ It costs a call, so it is asked only where the answers to other calls have not d
 failed, before a verdict that is for every call stops the run, and after a row of definite no's without an answer
 between them. All who doubt at the same time share one question.
 
-Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A server that
+Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A verdict that
+is for every call waits for that too, or for a second link that gets it. A server that
 said no to a dozen links, and then answers, would answer a known-good link too: there one of the dozen is asked again.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -157,7 +159,7 @@ class _Row:
 class HeldVerdicts:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
-    month_spent: records that Bitly reports the month as spent.
+    month_spent: records that Bitly reports the month as spent. in_flight: how many attempts are being answered.
     """
 
     def __init__(
@@ -166,11 +168,14 @@ class HeldVerdicts:
         breaker: CircuitBreaker,
         shutdown: ShutdownSignal,
         month_spent: Callable[[], None],
+        in_flight: Callable[[], int],
     ) -> None:
         self._known_good = known_good
         self._breaker = breaker
         self._shutdown = shutdown
         self._month_spent = month_spent
+        self._in_flight = in_flight
+        self._for_every_call: list[ForEveryCall] = []
         self._held: set[int] = set()
         self._carried = 0
         self._own: set[tuple[int, str]] = set()
@@ -186,8 +191,20 @@ class HeldVerdicts:
         self._known_good.notify_all()
 
     def asks_about(self, verdict: No) -> bool:
-        """Return whether `confirmed` asks a known-good link about a verdict at once."""
-        return self._is_reason_to_ask(verdict, self._row + 1)
+        """Return whether `confirmed` asks a known-good link about a verdict at once, or hears of others first."""
+        unheard = isinstance(verdict, ForEveryCall) and not self._known_good.links
+        return unheard or self._is_reason_to_ask(verdict, self._row + 1)
+
+    @property
+    def hears_of_others(self) -> bool:
+        """True while a verdict for every call is held, and calls that are being made may bring the first answer."""
+        return bool(self._for_every_call) and not self._known_good.links and self._shutdown.stop is None
+
+    def _is_everybodys(self, verdict: No) -> bool:
+        """Return whether a verdict for every call is believed where nobody was ever answered: a second link got it."""
+        # One connection may meet two links of that kind; nothing but more calls could tell them from a refused token.
+        alike = sum(type(each) is type(verdict) for each in self._for_every_call)
+        return alike > 1 and not self._known_good.links and not self._in_flight()
 
     @property
     def _own_row(self) -> int:
@@ -231,10 +248,7 @@ class HeldVerdicts:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
         row = self._joined(verdict, since, earlier=earlier)
-        if not earlier:
-            self._held.add(since)
-        self._carried += earlier
-        try:
+        with self._holding(verdict, since, earlier=earlier):
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
@@ -243,15 +257,12 @@ class HeldVerdicts:
                 if not earlier and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
                     self._since_question = 0
                     await self._known_good.ask()
-                elif self._ended and not self._known_good.asking:
+                elif self._is_everybodys(verdict) or (self._ended and not self._known_good.asking):
                     break
                 else:
                     await self._known_good.news()
-        finally:
-            self._held.discard(since)
-            self._carried -= earlier
         if not self._known_good.links:
-            return verdict
+            return self._believed(verdict)
         if isinstance(verdict, Refused):
             followed = self._known_good.answered_since(since)
             if followed and not await self._stands(row, ask_again):
@@ -259,6 +270,29 @@ class HeldVerdicts:
             return replace(verdict, no_route=False)
         self._own.add((verdict.status, verdict.message))
         return Unknown(verdict.status, verdict.message, "")
+
+    @contextmanager
+    def _holding(self, verdict: No, since: int, *, earlier: bool) -> Iterator[None]:
+        """Count a verdict among those that are held."""
+        for_every_call = [verdict] if isinstance(verdict, ForEveryCall) else []
+        self._for_every_call += for_every_call
+        self._held |= set() if earlier else {since}
+        self._carried += earlier
+        if for_every_call:
+            self._known_good.notify_all()
+        try:
+            yield
+        finally:
+            self._held.discard(since)
+            self._carried -= earlier
+            for each in for_every_call:
+                self._for_every_call.remove(each)
+
+    def _believed(self, verdict: No) -> No:
+        """Return a verdict that concerns everybody, or that nothing can tell from one."""
+        if isinstance(verdict, MonthSpent):
+            self._month_spent()
+        return verdict
 
     def _joined(self, verdict: No, since: int, *, earlier: bool) -> _Row:
         """Return the row that a verdict belongs to, with it in it."""
@@ -313,10 +347,8 @@ class HeldVerdicts:
             return None
         if isinstance(verdict, Refused) and isinstance(known_good, ForEveryCall):
             verdict = known_good
-        if isinstance(verdict, MonthSpent):
-            self._month_spent()
         if not isinstance(verdict, Refused):
-            return verdict
+            return self._believed(verdict)
         stop = Stop(
             StopReason.OUTAGE,
             f"links were refused one after another, and so was one that was answered before ({reason(known_good)}): "
@@ -340,7 +372,8 @@ class HeldVerdicts:
         Raises:
             RunStopping: there is reason.
         """
-        if not known and self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES:
+        too_many = self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES
+        if not known and too_many and isinstance(verdict, Refused):
             return verdict
         good = known and (self._known_good.last is None or isinstance(self._known_good.last, Answer))
         if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:

@@ -459,6 +459,55 @@ async def test_a_verdict_for_every_call_where_nobody_was_answered_stops_at_once(
     assert failures(quick_path / "out") == []
 
 
+@pytest.mark.parametrize("connections", [1, MAX_CONNECTIONS])
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_that_the_first_link_gets_is_its_failure(
+    bitly: Scripted, quick_path: Path, behaviour: str, connections: int
+) -> None:
+    names, changes = [behaviour, *many("ok", 20)], one_at_a_time(bitly) if connections == 1 else {}
+    outcome = await harvest(bitly.url, quick_path, names, **changes)
+    assert outcome.stop is None
+    assert exit_code(outcome) == SOME_FAILED
+    [line] = failures(quick_path / "out")
+    assert (line["bitlink"], line["kind"], line["status"]) == (f"bit.ly/{behaviour}", "failed", int(behaviour[:3]))
+    assert len(rows(quick_path / "out")) == 20
+    assert len(bitly.requests) <= 22
+
+
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_costs_one_more_call_where_nobody_was_answered(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60), **one_at_a_time(bitly))
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) == 2
+    assert failures(quick_path / "out") == []
+
+
+@pytest.mark.parametrize("behaviour", ["401", "429-month"])
+async def test_two_links_with_a_verdict_for_every_call_stop_nothing_if_an_answer_is_on_its_way(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    names = [f"{behaviour}--1", f"{behaviour}--2", "ok-soon", *many("ok", 10)]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == SOME_FAILED
+    assert len(failures(quick_path / "out")) == 2
+    assert len(rows(quick_path / "out")) == 11
+
+
+@pytest.mark.parametrize("behaviour", ["401", "402", "429-month"])
+async def test_a_list_of_one_link_with_a_verdict_for_every_call_stops_with_it(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, [behaviour])
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) == 1
+    assert dataset(quick_path)["failed"] == 0
+
+
 async def test_many_links_that_each_get_a_verdict_for_every_call_cost_one_question_for_twenty(
     bitly: Scripted, quick_path: Path
 ) -> None:
