@@ -353,9 +353,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
-        self.progress.pending -= 1
-        self.progress.refused += refused
-        self.progress.failed += not refused
+        self.progress.count_failure(refused=refused, last_try=call.is_last_try)
 
     def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
         assert isinstance(verdict, Failure)

@@ -37,11 +37,18 @@ FAILED_INVOCATIONS = 3
 
 
 class Call(NamedTuple):
-    """A bitlink to fetch. previous: its state in the ledger, None for a new one."""
+    """A bitlink to fetch. previous: its state in the ledger, None for a new one. failed_runs: as in Known."""
 
     link: Link
     key: bytes
     previous: CallState | None
+    failed_runs: int = 0
+
+    @property
+    def is_last_try(self) -> bool:
+        """True if the call is not made again without --retry-failed, should it fail now."""
+        tried = self.previous is not CallState.REFUSED  # the ledger counts no failure behind a refusal
+        return self.failed_runs + tried >= FAILED_INVOCATIONS
 
 
 Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
@@ -176,7 +183,7 @@ class Worklist:
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
-            return Call(link, key, known.state)
+            return Call(link, key, known.state, known.failed_runs)
         self._dataset.note_seen(key)
         if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)

@@ -12,6 +12,7 @@ from harvester.cli.exit_codes import exit_code
 from harvester.client.client import ClientSettings
 from harvester.client.known_good import BURST, LAST_ROW, ROW
 from harvester.events import RunOutcome
+from harvester.reporting.summary import summary
 from harvester.run.harvest import RETRY_ROOM
 from harvester.shutdown import (
     BOUND_REACHED,
@@ -630,3 +631,16 @@ async def test_a_refusal_is_in_the_journal_before_it_is_confirmed(bitly: Scripte
     bitly.everyone = everyone
     await harvest(bitly.url, quick_path, many("ok", 200))
     assert max(seen) >= ROW - MAX_CONNECTIONS
+
+
+# --- failed too often -------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_failed_too_often_is_said_by_the_run_in_which_it_does(bitly: Scripted, quick_path: Path) -> None:
+    names, said = [*many("ok", 5), "418"], []
+    for again in (False, False, False, True, False):
+        outcome = await harvest(bitly.url, quick_path, names, retry_failed=again)
+        assert exit_code(outcome) == SOME_FAILED
+        said.append((manifest(quick_path / "out")["given_up"], "the same command" in summary(outcome, "out", 1.0)))
+    assert said == [(0, True), (0, True), (1, False), (1, False), (1, False)]
+    assert len(bitly.visits("418")) == 4
