@@ -134,7 +134,8 @@ class RunProgress:
     started: calls handed to workers. known: links that needed no call; given_up: those among them that have failed too
     often. exhausted: calls that have failed in this run, and now too often to be made again without --retry-failed.
     column: the one in which links were looked for, in the last table of the lists.
-    pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
+    pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
+    and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
@@ -157,6 +158,7 @@ class RunProgress:
     given_up: int = 0
     exhausted: int = 0
     pending: int = 0
+    repeated: int = 0
     waiting: WaitReason | None = None
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
@@ -168,9 +170,10 @@ class RunProgress:
     ends: datetime | None = None
     spent: datetime | None = None
 
-    def count_failure(self, *, refused: bool, last_try: bool) -> None:
+    def count_failure(self, *, repeated: bool, refused: bool, last_try: bool) -> None:
         """Count a call that ended without a row. last_try: it is not made again, unless it was refused."""
         self.pending -= 1
+        self.repeated -= repeated
         self.refused += refused
         self.failed += not refused
         self.exhausted += last_try and not refused

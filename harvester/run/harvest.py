@@ -294,6 +294,7 @@ class Harvest:
             call = call._replace(previous=CallState.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
+            self.progress.repeated += 1
         self._settle(call, verdict, attempts, seen=held and isinstance(verdict, Refused))
 
     async def _doubt_again(self, key: bytes, line: bytes) -> None:
@@ -340,6 +341,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
+        self.progress.repeated -= call.previous is not None
         self.progress.rows += 1
         self.progress.truncated += shortfall.truncated
         self.progress.clipped += shortfall.clipped
@@ -353,7 +355,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
-        self.progress.count_failure(refused=refused, last_try=call.is_last_try)
+        self.progress.count_failure(repeated=call.previous is not None, refused=refused, last_try=call.is_last_try)
 
     def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
         assert isinstance(verdict, Failure)

@@ -134,7 +134,7 @@ def run_report(
         remaining=progress.outstanding,
         given_up=progress.given_up + progress.exhausted,
         budget=budget,
-        pending=progress.pending,
+        pending=progress.pending - progress.repeated,
     )
 
 

@@ -123,6 +123,7 @@ class Worklist:
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
         self.progress.pending += len(calls)
+        self.progress.repeated += sum(call.previous is not None for call in calls)
         self._ready.extend(calls)
         self._filled.set()
 

@@ -644,3 +644,19 @@ async def test_what_has_failed_too_often_is_said_by_the_run_in_which_it_does(bit
         said.append((manifest(quick_path / "out")["given_up"], "the same command" in summary(outcome, "out", 1.0)))
     assert said == [(0, True), (0, True), (1, False), (1, False), (1, False)]
     assert len(bitly.visits("418")) == 4
+
+
+@pytest.mark.parametrize("behaviour", ["418", "404"])
+async def test_calls_that_are_made_again_are_counted_once_until_they_have_a_verdict(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    names = [*many("ok", 5), *many(behaviour, 4)]
+    await harvest(bitly.url, quick_path, names)
+    once = dataset(quick_path)
+    assert (once["calls"], once["refused"] + once["failed"]) == (9, 4)
+    again = {"retry_failed": True, "retry_refused": True}
+    outcome = await harvest(bitly.url, quick_path, [*names, *many("ok--more", 3)], max_calls=1, **again)
+    assert exit_code(outcome) == BOUND_REACHED
+    assert dataset(quick_path) == {**once, "calls": 12, "pending": 3}
+    assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("ok--more", 3)], **again)) in (OK, SOME_FAILED)
+    assert dataset(quick_path) == {**once, "calls": 12, "rows": 8}
