@@ -295,6 +295,21 @@ async def test_a_server_that_says_no_to_everybody_writes_nothing_off_however_oft
     assert len(rows(quick_path / "out")) == 80
 
 
+async def test_a_server_that_says_no_in_several_ways_is_not_asked_for_the_whole_list(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    bitly.everyone = lambda: DEFINITE[len(bitly.requests) % 3]
+    for _ in range(4):  # more runs than it takes to give a call up
+        before = len(bitly.requests)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 80))
+        assert outcome.stop is not None
+        assert (exit_code(outcome), outcome.stop.reason) == (TOO_MANY_FAILED, StopReason.ALL_REFUSED)
+        assert 50 <= len(bitly.requests) - before <= 50 + MAX_CONNECTIONS
+        assert dataset(quick_path) == {"calls": 80, "rows": 0, "refused": 0, "failed": 0, "pending": 80}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 80))) == OK
+
+
 async def test_noes_before_the_first_answer_are_final_once_it_comes(bitly: Scripted, quick_path: Path) -> None:
     names = [*many("404", BURST - 1), *many("ok", 5)]
     outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
