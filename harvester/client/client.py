@@ -329,7 +329,7 @@ class Client:
             failures, began = self._breaker.probes_failed, self._clock()
             self._breaker.suspect()
             while self.known_good.links and self._breaker.is_open:
-                await self.known_good.send()
+                await (self.known_good.news() if self.known_good.asking else self.known_good.ask())
             late = self._clock() - began > _SOON_SECONDS
             if late or not self.known_good.links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
@@ -354,9 +354,9 @@ class Client:
     def _enough_to_be_out(self, verdict: Verdict) -> int:
         """Return how many calls in a row without an answer are reason to doubt the server."""
         # A transient failure is a server's by its nature. Something strange may have been said of this link alone, and
-        # if so few calls met it, that is no reason to buy an answer.
-        doubtful = self.known_good.links or not self._breaker.ever_answered
-        return 0 if isinstance(verdict, Transient) and doubtful else _ENOUGH_CALLS
+        # if so few calls met it while others were answered, that is no reason to buy an answer.
+        doubtful = isinstance(verdict, Transient) and self.known_good.links
+        return 0 if doubtful or not self._breaker.ever_answered else _ENOUGH_CALLS
 
 
 @asynccontextmanager

@@ -125,12 +125,27 @@ async def test_one_strange_answer_among_good_ones_is_its_links_failure_and_costs
     assert len(bitly.requests) <= 81 + 1
 
 
-async def test_a_few_strange_answers_where_nobody_else_was_asked_are_the_links_failures(
+@pytest.mark.parametrize("behaviour", ["418", "html"])
+@pytest.mark.parametrize("links", [1, 4])
+async def test_a_few_strange_answers_where_nobody_was_answered_are_an_outage_and_charge_nobody(
+    bitly: Scripted, quick_path: Path, behaviour: str, links: int
+) -> None:
+    bitly.everyone = lambda: behaviour
+    for _ in range(4):  # more runs than it takes to give a call up
+        outcome = await harvest(bitly.url, quick_path, many("ok", links), breaker_rules=IMPATIENT)
+        check_stopped_by_an_outage(outcome, "Lately: ")
+        assert dataset(quick_path) == {"calls": links, "rows": 0, "refused": 0, "failed": 0, "pending": links}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", links))) == OK
+
+
+async def test_a_few_strange_answers_are_the_links_failures_if_a_link_of_the_dataset_is_answered(
     bitly: Scripted, quick_path: Path
 ) -> None:
-    outcome = await harvest(bitly.url, quick_path, many("418", 3))
-    assert exit_code(outcome) == SOME_FAILED
-    assert len(bitly.requests) == 3
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 3))) == OK
+    assert exit_code(await harvest(bitly.url, quick_path, many("418", 3))) == SOME_FAILED
+    assert dataset(quick_path)["failed"] == 3
+    assert len(bitly.requests) <= 3 + 2 * 3 + 1
 
 
 async def test_many_links_with_strange_answers_have_failed_if_a_link_that_was_answered_is_answered_again(
