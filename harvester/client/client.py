@@ -38,13 +38,12 @@ from harvester.bitly.verdicts import (
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
-from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks
-from harvester.client.pacer import HintedPauses, RemainingCalls
+from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks, Place
+from harvester.client.pacer import Backoff, RemainingCalls, UnreadableTwice, last_verdict
 from harvester.errors import OutputError
 
 _ENOUGH_CALLS = 5
 """Fewer calls than this do not show how the server is, where none of them was answered."""
-_LONGEST_BACKOFF_SECONDS = 60.0
 _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 _OTHERS_SECONDS = 60.0
@@ -84,7 +83,7 @@ class Client:
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
         self._calls = self._fresh_calls = 0
-        self._unanswered = 0
+        self._unanswered = self._begun = 0
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
@@ -145,10 +144,14 @@ class Client:
             await self.known_good.news()
             await asyncio.sleep(0)
 
-    async def conclude(self, bitlink: str, first: Verdict, since: int) -> tuple[Verdict, int]:
+    def place_of(self, verdict: Verdict) -> Place:
+        """Return the place of a verdict that has just been returned, before anything is awaited."""
+        return self._held.place_of(verdict, self._begun)
+
+    async def conclude(self, bitlink: str, first: Verdict, place: Place) -> tuple[Verdict, int]:
         """Find a call's last verdict after its first attempt's; return it, and how many attempts the call was charged.
 
-        since: `known_good.moment` when the first verdict had come.
+        place: the first verdict's.
 
         Raises:
             RunStopping: the run ended first; the call is left for the next run.
@@ -156,20 +159,20 @@ class Client:
         verdict, charged = first, 1
 
         async def ask_again() -> Verdict:
-            nonlocal verdict, since
+            nonlocal verdict, place
             verdict = await self._attempt(bitlink, fresh=False, again=True)
             self.sender.counters.retried += not isinstance(verdict, NotSent)
-            since = self.known_good.moment()
+            place = self.place_of(verdict)
             return verdict
 
         while True:
             if isinstance(verdict, NoAnswer):
                 verdict, charged = await self.retry(bitlink, verdict)
-                since = self.known_good.moment()
+                place = self.place_of(verdict)
             if isinstance(verdict, NoAnswer | Answer | Throttled):
                 return verdict, charged
             doubted = verdict
-            if (final := await self._held.confirmed(doubted, since, ask_again)) is not None:
+            if (final := await self._held.confirmed(doubted, place, ask_again)) is not None:
                 return final, charged
             if verdict is doubted:
                 await ask_again()
@@ -181,7 +184,7 @@ class Client:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
         ask_again = partial(self._attempt, bitlink, fresh=False, again=True)
-        held = self._held.confirmed(verdict, self.known_good.moment(), ask_again, earlier=True)
+        held = self._held.confirmed(verdict, self._held.place_of_earlier(), ask_again, earlier=True)
         return isinstance(await held, Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
@@ -214,10 +217,10 @@ class Client:
 
         retrier = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), _UnreadableTwice()),
-            wait=_Backoff(self._settings.backoff_seconds, self.sender.pauses),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), UnreadableTwice()),
+            wait=Backoff(self._settings.backoff_seconds, self.sender.pauses),
             sleep=self._shutdown.sleep_unless_stopping,
-            retry_error_callback=_last_verdict,
+            retry_error_callback=last_verdict,
         )
         verdict: Verdict = await retrier(attempt)
         self._throttled.pop(bitlink, None)
@@ -232,12 +235,16 @@ class Client:
                 continue
             if bitlink in self._throttled and not await self._let_others_pass(bitlink, again=again):
                 continue
-            header, begun = self.token.header, self.known_good.moment()
+            header, begun = self.token.header, self.known_good.begin()
             alone = bitlink in self._throttled and self._throttled_alone(bitlink)
-            verdict = await self.sender.send(
-                bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone
-            )
-            self.known_good.notify_all()
+            may_probe = fresh or not self._fresh_calls
+            try:
+                verdict = await self.sender.send(
+                    bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+                )
+            finally:
+                self.known_good.end(begun)
+            self._begun = begun
             if verdict is None:
                 continue
             if isinstance(verdict, Throttled):
@@ -366,34 +373,3 @@ async def opened(
     """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
     async with pooled(slots, context.shutdown, settings.base_url) as pool:
         yield Client(pool, settings, query, context)
-
-
-class _Backoff(tenacity.wait.wait_base):
-    """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
-
-    The server's `Retry-After` counts if it asks for longer.
-    """
-
-    def __init__(self, seconds: float, pauses: HintedPauses) -> None:
-        self._pauses = pauses
-        self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        return self._pauses.seconds(_last_verdict(retry_state), self._jittered(retry_state))
-
-
-def _last_verdict(state: tenacity.RetryCallState) -> Verdict:
-    assert state.outcome is not None
-    result: Verdict = state.outcome.result()
-    return result
-
-
-class _UnreadableTwice(tenacity.stop.stop_base):
-    """Stops once two responses were not the facet's JSON: such a call is repeated once."""
-
-    def __init__(self) -> None:
-        self._seen = 0
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        self._seen += isinstance(_last_verdict(retry_state), Unreadable)
-        return self._seen > 1

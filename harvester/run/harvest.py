@@ -16,7 +16,7 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import ROW
+from harvester.client.known_good import ROW, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
@@ -238,7 +238,7 @@ class Harvest:
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
-                since = self._client.known_good.moment()
+                place = self._client.place_of(verdict)
                 final = self._client.is_final(verdict)
                 if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
                     if stop := self._rules.see(verdict):
@@ -249,7 +249,7 @@ class Harvest:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    conclusion = self._conclude(call, verdict, since, held=held)
+                    conclusion = self._conclude(call, verdict, place, held=held)
                     if in_room:
                         self._spawn(group, conclusion)
                     else:
@@ -273,7 +273,7 @@ class Harvest:
         self.progress.started += 1
         return self._worklist.take()
 
-    async def _conclude(self, call: Call, first: Verdict, since: int, *, held: bool) -> None:
+    async def _conclude(self, call: Call, first: Verdict, place: Place, *, held: bool) -> None:
         # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
         # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
         # held instead, because a kill must leave it open.
@@ -281,7 +281,7 @@ class Harvest:
         verdict, attempts = None, 0
         try:
             with suppress(RunStopping):
-                verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
+                verdict, attempts = await self._client.conclude(call.link.bitlink, first, place)
         finally:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):

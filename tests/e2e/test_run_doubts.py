@@ -621,7 +621,7 @@ async def test_noes_among_errors_at_the_end_of_a_list_write_nothing_off(bitly: S
     assert dataset(quick_path)["refused"] < LAST_ROW
 
 
-@pytest.mark.parametrize("noes", [BURST + 2 * MAX_CONNECTIONS - 1, 50])  # fewer may be split below a burst
+@pytest.mark.parametrize("noes", [BURST, BURST + 2, BURST + MAX_CONNECTIONS, 50])
 async def test_the_answers_in_flight_save_nothing_of_a_burst_from_being_asked_again(
     bitly: Scripted, quick_path: Path, noes: int
 ) -> None:
