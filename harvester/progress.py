@@ -170,6 +170,11 @@ class RunProgress:
     ends: datetime | None = None
     spent: datetime | None = None
 
+    def reopen(self) -> None:
+        """Count a refused call as failed: its refusal is not believed any more."""
+        self.refused -= 1
+        self.failed += 1
+
     def count_failure(self, *, repeated: bool, refused: bool, last_try: bool) -> None:
         """Count a call that ended without a row. last_try: it is not made again, unless it was refused."""
         self.pending -= 1

@@ -37,6 +37,11 @@ _ADVICE = (
 )
 
 
+UNANSWERED = "unanswered"
+"""The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
+MOST_UNANSWERED = 64
+
+
 class CallState(IntEnum):
     """The last verdict on a call."""
 
@@ -271,6 +276,12 @@ class Ledger:
         """Return key and line of the calls that were refused last."""
         select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
         return self._rows(select, most)
+
+    def note_unanswered(self, refused: Iterable[bytes]) -> None:
+        """Record the refusals that a killed run has ended with. refused: their keys, and of some that it took back."""
+        standing = [key for key, known in self.known(list(refused)).items() if known.state is CallState.REFUSED]
+        if len(standing) > int(self.facts().get(UNANSWERED, 0)):
+            self.repin({UNANSWERED: len(standing)})
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""

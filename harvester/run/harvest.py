@@ -173,6 +173,7 @@ class Harvest:
 
     async def _finish(self) -> RunOutcome:
         progress, stop = self.progress, self._shutdown.stop
+        progress.failed += len(self._worklist.reopened)
         # Lines that are no links do not make an empty list: it may be another list's file, or another column.
         empty = self._options.allow_empty and not progress.listed.invalid
         done = progress.read_to_end and not progress.pending and (progress.listed.links > 0 or empty)
@@ -286,8 +287,7 @@ class Harvest:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.refused -= 1
-                self.progress.failed += 1
+                self.progress.reopen()
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
@@ -301,9 +301,9 @@ class Harvest:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
         refused = object_in(line)
         with suppress(RunStopping):
-            verdict = Refused(refused["status"], refused["message"])
-            if await self._client.doubt_again(refused["bitlink"], verdict):
+            if await self._client.doubt_again(refused["bitlink"], Refused(refused["status"], refused["message"])):
                 return
+        self._worklist.reopened.add(key)
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 
     def _take_back(self, key: bytes, line: bytes) -> None:

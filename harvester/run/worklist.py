@@ -60,7 +60,8 @@ class Worklist:
 
     in_progress: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function
     in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
-    added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
+    added. progress: counts the list's lines and the calls pending. reopened: keys of calls that an earlier run settled,
+    that are open again, and that this run does not make any more. retry_failed, retry_refused: make calls again that
     failed too often, or were refused.
     """
 
@@ -81,6 +82,7 @@ class Worklist:
         retry_refused: bool = False,
     ) -> None:
         self.progress = progress
+        self.reopened: set[bytes] = set()
         self._feed = feed
         self._dataset = dataset
         self._in_progress = in_progress
@@ -184,6 +186,7 @@ class Worklist:
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
+            self.reopened.discard(key)
             return Call(link, key, known.state, known.failed_runs)
         self._dataset.note_seen(key)
         if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):

@@ -26,7 +26,9 @@ from harvester.shutdown import (
     FailureLimit,
     StopReason,
 )
+from tests.e2e.test_operations import wait_until
 from tests.e2e.test_run_against_a_hostile_server import many
+from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.in_process import QUICK_GATE, harvest
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.scripted_bitly import Scripted, scripted
@@ -596,10 +598,36 @@ async def test_many_refusals_of_a_stopped_run_are_doubted_though_the_server_answ
     await harvest(bitly.url, quick_path, many("ok", 60), max_calls=39)
     assert dataset(quick_path)["refused"] == 19
     bitly.everyone = lambda: None
-    await harvest(bitly.url, quick_path, many("ok", 60))
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60))) == SOME_FAILED
+    assert not (quick_path / "out" / "_SUCCESS").exists()
     assert (dataset(quick_path)["rows"], dataset(quick_path)["refused"]) == (41, 0)
     assert (await harvest(bitly.url, quick_path, many("ok", 60))).complete
     assert len(rows(quick_path / "out")) == 60
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_refusals_that_nothing_had_confirmed_before_a_kill_are_doubted_though_the_server_answers_again(
+    bitly: Scripted, tmp_path: Path, gone: bool
+) -> None:
+    """It costs one call; if that is refused again, they are believed."""
+    noes = range(21, 21 + BURST + 4)
+    bitly.everyone = lambda: (
+        None if len(bitly.requests) < noes.start else "404" if len(bitly.requests) in noes else "silent"
+    )
+    links, out = tmp_path / "links.txt", tmp_path / "out"
+    names = [*many("ok", 20), *many("404" if gone else "ok--later", len(noes)), *many("ok--last", 10)]
+    links.write_text("".join(f"bit.ly/{name}\n" for name in names))
+    command = ("run", str(links), "--out", str(out), "--base-url", bitly.url, *NO_LIMITS, "--connections", "1")
+    with start(*command) as run:
+        wait_until(lambda: len(bitly.requests) == noes.stop, run)
+        run.kill()
+        run.communicate(timeout=30)
+    bitly.everyone = lambda: None
+    assert harvester(*command).returncode == (0 if gone else 3)
+    assert dataset(tmp_path)["refused"] == (len(noes) if gone else 0)
+    assert harvester(*command).returncode == 0
+    assert len(rows(out)) == 30 + (0 if gone else len(noes))
+    assert len(bitly.requests) == len(names) + 2 + (0 if gone else len(noes))
 
 
 async def test_refusals_that_are_asked_again_on_request_are_taken_back_once(bitly: Scripted, quick_path: Path) -> None:
