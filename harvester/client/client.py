@@ -74,7 +74,8 @@ class _Throttling:
 class Client:
     """Makes calls; created by `opened`.
 
-    known_good: links that were answered, in this run or an earlier one.
+    known_good: links that were answered, in this run or an earlier one. charges_tries: a call that fails too often is
+    given up by later runs, so that a few strange answers are doubted too where nobody was answered.
     """
 
     def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
@@ -82,6 +83,7 @@ class Client:
             pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
+        self.charges_tries = False
         self._calls = self._fresh_calls = 0
         self._unanswered = self._begun = 0
         self._throttled: dict[str, _Throttling] = {}
@@ -363,7 +365,8 @@ class Client:
         # A transient failure is a server's by its nature. Something strange may have been said of this link alone, and
         # if so few calls met it while others were answered, that is no reason to buy an answer.
         doubtful = isinstance(verdict, Transient) and self.known_good.links
-        return 0 if doubtful or not self._breaker.ever_answered else _ENOUGH_CALLS
+        unheard = self.charges_tries or isinstance(verdict, Transient)
+        return 0 if doubtful or (unheard and not self._breaker.ever_answered) else _ENOUGH_CALLS
 
 
 @asynccontextmanager

@@ -171,6 +171,7 @@ async def _harvest(
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
+        client.charges_tries = True
         known_good = client.known_good
         known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
         known_good.earlier_unanswered = int(dataset.ledger.facts().get(UNANSWERED, 0))
