@@ -17,6 +17,7 @@ from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.client.client import Client
+from harvester.client.known_good import Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
@@ -160,21 +161,21 @@ class Lookup:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()
                 verdict = await self._client.fetch(bitlink)
-                since = self._client.known_good.moment()
+                place = self._client.place_of(verdict)
                 if self._client.is_final(verdict):
                     self._settle(bitlink, verdict, 1)
                     continue
                 in_doubt = self._client.asks_about(verdict)
-                group.create_task(self._conclude(bitlink, verdict, since))
+                group.create_task(self._conclude(bitlink, verdict, place))
                 if in_doubt:
                     await self._client.question_over()
         except RunStopping:
             return
 
-    async def _conclude(self, bitlink: Bitlink, first: Verdict, since: int) -> None:
+    async def _conclude(self, bitlink: Bitlink, first: Verdict, place: Place) -> None:
         """Find a call's last verdict and settle it, unless the run ends first."""
         try:
-            verdict, attempts = await self._client.conclude(bitlink, first, since)
+            verdict, attempts = await self._client.conclude(bitlink, first, place)
         except RunStopping:
             return
         self._settle(bitlink, verdict, attempts)

@@ -133,9 +133,10 @@ class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
     started: calls handed to workers. known: links that needed no call; given_up: those among them that have failed too
-    often.
+    often. exhausted: calls that have failed in this run, and now too often to be made again without --retry-failed.
     column: the one in which links were looked for, in the last table of the lists.
-    pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
+    pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
+    and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
@@ -156,7 +157,9 @@ class RunProgress:
     clipped: int = 0
     known: int = 0
     given_up: int = 0
+    exhausted: int = 0
     pending: int = 0
+    repeated: int = 0
     waiting: WaitReason | None = None
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
@@ -167,6 +170,19 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+
+    def reopen(self) -> None:
+        """Count a refused call as failed: its refusal is not believed any more."""
+        self.refused -= 1
+        self.failed += 1
+
+    def count_failure(self, *, repeated: bool, refused: bool, last_try: bool) -> None:
+        """Count a call that ended without a row. last_try: it is not made again, unless it was refused."""
+        self.pending -= 1
+        self.repeated -= repeated
+        self.refused += refused
+        self.failed += not refused
+        self.exhausted += last_try and not refused
 
     @property
     def finished(self) -> int:

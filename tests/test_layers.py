@@ -117,7 +117,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
     [
         ("aiohttp", {"cli.login", "client.attempt", "client.connection", "client.http", "sandbox.server"}),
         ("aiolimiter", {"client.pacer"}),
-        ("tenacity", {"client.client", "storage.object_store"}),
+        ("tenacity", {"client.client", "client.pacer", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),
         ("sqlite3", {"budget.database", "storage.sqlite"}),
         (

@@ -73,15 +73,15 @@ class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
     timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
-    not_sent: attempts that did not reach the server, which are in no other count. waiting: the limit that currently
-    keeps an attempt from being sent. pauses: those of single calls.
+    not_sent: attempts that did not reach the server, which are in no other count. in_flight: those that are being
+    answered. waiting: the limit that currently keeps an attempt from being sent. pauses: those of single calls.
     """
 
     def __init__(
         self, pool: Pool, query: Query, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
-        self.not_sent = 0
+        self.not_sent = self.in_flight = 0
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -333,6 +333,7 @@ class AttemptSender:
 
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
+        self.in_flight += 1
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
@@ -349,6 +350,7 @@ class AttemptSender:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
+            self.in_flight -= 1
             if slot.line.unsent:
                 self.counters.total -= self._given_back(slot, self._budget)
                 self._record_fewer()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
@@ -10,23 +11,7 @@ from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
 
-_SCHEMA = """
--- The dataset's facts.
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
--- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER,
-                    truncated INTEGER, clipped INTEGER) WITHOUT ROWID;
-CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
-CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
--- A journal file whose rows are not all published yet, and how many of its bytes are committed.
-CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
--- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
-CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
-                   rows INTEGER);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
-                    sha256 TEXT, calls INTEGER, sealed INTEGER);
-"""
+_SCHEMA = Path(__file__).with_name("ledger.sql").read_text(encoding="utf-8")
 _VERSION = 3
 _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
@@ -35,6 +20,10 @@ _ADVICE = (
     "Without it nobody knows which calls were paid for: put a backup of it back; or else keep this output as it is and "
     "begin a new --out with the links that it lacks"
 )
+
+UNANSWERED = "unanswered"
+"""The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
+MOST_UNANSWERED = 64
 
 
 class CallState(IntEnum):
@@ -283,6 +272,12 @@ class Ledger:
         """Return key and line of the calls that were refused last."""
         select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
         return self._rows(select, most)
+
+    def note_unanswered(self, refused: Iterable[bytes]) -> None:
+        """Record the refusals that a killed run has ended with. refused: their keys, and of some that it took back."""
+        standing = [key for key, known in self.known(list(refused)).items() if known.state is CallState.REFUSED]
+        if len(standing) > int(self.facts().get(UNANSWERED, 0)):
+            self.repin({UNANSWERED: len(standing)})
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""

@@ -134,7 +134,8 @@ class RunReport:
     complete: the whole list was read and every call is settled. stopped: None for a run that goes on or that reached
     the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
-    pending: calls taken from the list and without a verdict; the manifest has them among its dataset's counts.
+    pending: calls taken from the list and without a verdict of any run; the manifest has them among its dataset's
+    counts.
     """
 
     complete: bool

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.ledger import MOST_UNANSWERED, CallState, Entry, FileCheckpoint, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
@@ -289,12 +290,16 @@ class _Recovery:
         committed = self.ledger.journals()  # without those whose part was adopted
         *full, last = committed or [self.ledger.ended() + 1]
         self.publisher.publish(committed, full)
-        rows, row_bytes, first_row_at = 0, 0, None
+        rows, row_bytes, first_row_at, refused = 0, 0, None, deque[bytes](maxlen=MOST_UNANSWERED)
         for record in read(segment_path(self.folder, last), 0):
             if record.state == CallState.ROW:
                 more = encoded_size(record.payload, shape)
                 rows, row_bytes = rows + more.rows, row_bytes + more.bytes
                 first_row_at = first_row_at or moment_fetched(record.payload)
+                refused.clear()
+            elif record.state == CallState.REFUSED:
+                refused.append(record.key)
+        self.ledger.note_unanswered(refused)
         return Journal(self.folder, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
 
     def _scan(self, segment: int, committed: int) -> _Scan:

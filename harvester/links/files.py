@@ -94,8 +94,9 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
                 yield batch
                 last = batch.last
         except (OSError, EOFError, zlib.error) as error:
+            place = f"past line {last}" if last else "from line 1 on"
             raise InputBroken(
-                f"{source.name}: cannot be read past line {last}: {error}. "
+                f"{source.name}: cannot be read {place}: {error}. "
                 "What was harvested stays; fix the list and run the same command again"
             ) from error
 
@@ -211,7 +212,8 @@ def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | Non
 
     def see_overlong(beginning: bytes) -> None:
         if not is_table or b'"' not in beginning:  # a long text, such as a page, has many links and stands in quotes
-            refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+            place = f"{source.name}: a line {TOO_LONG}"
+            refuse_crowded(links_in(beginning.decode(errors="replace")), place, in_table=is_table)
 
     return line_groups(CheckedText(decoded(stream, source.name), source.name, source.format), see_overlong)
 

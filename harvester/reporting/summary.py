@@ -94,10 +94,10 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
         yield "nothing was lost; the same command carries on"
     elif out == "-":
         return
-    elif status.failed:
-        yield f"{_failed(status.failed)}: see _failures.ndjson; the same command tries again"
-    if status.given_up:
-        yield f"{_failed(status.given_up)} in three runs: --retry-failed tries again"
+    elif again := status.failed - status.exhausted:
+        yield f"{_failed(again)}: see _failures.ndjson; the same command tries again"
+    if given_up := status.given_up + status.exhausted:
+        yield f"{_failed(given_up)} in three runs: only --retry-failed tries again"
     if status.refused and not stop and out != "-":
         yield "_failures.ndjson says which were refused, and why"
 
@@ -122,7 +122,7 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "duplicates": status.listed.duplicates,
         "invalid": status.listed.invalid,
         "known": status.known,
-        "given_up": status.given_up,
+        "given_up": status.given_up + status.exhausted,
         "read_to_end": status.read_to_end,
         "attempts": status.attempts.total,
         "retried": status.attempts.retried,

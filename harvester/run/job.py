@@ -10,6 +10,7 @@ from harvester.budget.budget import Budget
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.ledger import UNANSWERED
 from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
@@ -29,8 +30,6 @@ from harvester.threads import in_daemon
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
-_UNANSWERED = "unanswered"
-"""The ledger's fact with the number of definite no's at the end of the last run: the next run doubts them."""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -179,9 +178,10 @@ async def _harvest(
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
+        client.charges_tries = True
         known_good = client.known_good
         known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
-        known_good.earlier_unanswered = int(dataset.ledger.facts().get(_UNANSWERED, 0))
+        known_good.earlier_unanswered = int(dataset.ledger.facts().get(UNANSWERED, 0))
         try:
             return await harvest.run(feed)
         finally:
@@ -189,7 +189,7 @@ async def _harvest(
                 with suppress(OutputError):  # the run's own error is the one to report
                     facts: dict[str, str | int] = {
                         _KNOWN_GOOD: " ".join(known_good.links),
-                        _UNANSWERED: known_good.unanswered,
+                        UNANSWERED: known_good.unanswered,
                     }
                     dataset.ledger.repin(facts)
 

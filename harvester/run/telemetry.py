@@ -138,9 +138,9 @@ def run_report(
         ended=utc_iso(datetime.now(UTC)) if outcome else None,
         invocation=invocation,
         remaining=progress.outstanding,
-        given_up=progress.given_up,
+        given_up=progress.given_up + progress.exhausted,
         budget=budget,
-        pending=progress.pending,
+        pending=progress.pending - progress.repeated,
     )
 
 

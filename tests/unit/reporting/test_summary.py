@@ -83,7 +83,7 @@ def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_
     text = "\n".join(told(status))
     assert "done in 2 min 5 s, but 4 calls have failed" in text
     assert "3 calls have failed: see _failures.ndjson; the same command tries again" in text
-    assert "1 call has failed in three runs: --retry-failed tries again" in text
+    assert "1 call has failed in three runs: only --retry-failed tries again" in text
 
 
 def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
