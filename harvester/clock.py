@@ -87,6 +87,13 @@ def parse_http_date(text: str) -> datetime | None:
     return date if date.tzinfo is not None else None
 
 
+def utc_text(moment: datetime | str) -> str:
+    """Return a moment, or its ISO text, as people are shown it everywhere: `2026-12-01 00:00 UTC`."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def utc_iso(moment: datetime) -> str:
     """Return a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"

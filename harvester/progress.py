@@ -1,5 +1,6 @@
 """The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -140,6 +141,8 @@ class RunProgress:
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
+    refused_by: this run's refusals by HTTP status. invalid_before, spent_before: what earlier runs of this output have
+    reported of it: invalid lines in the list, and the end of a month (`2026-12-01T00:00:00Z`) whose calls were used up.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
     calls are finished; spent: when the month will be spent, if that is earlier.
     """
@@ -166,6 +169,21 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+    refused_by: Counter[int | None] = field(default_factory=Counter)
+    invalid_before: int = 0
+    spent_before: str = ""
+
+    def count_without_row(self, *, refused: bool, status: int | None) -> None:
+        """Count a call that ended without a row. status: HTTP's, None where no answer came."""
+        self.refused += refused
+        self.failed += not refused
+        self.refused_by[status] += refused
+
+    def take_back_refusal(self, status: int | None) -> None:
+        """Count a refusal of this run as a failure, because the server is found to refuse everything."""
+        self.refused -= 1
+        self.failed += 1
+        self.refused_by[status] -= 1
 
     @property
     def finished(self) -> int:

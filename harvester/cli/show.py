@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
-from harvester.clock import utc_iso
+from harvester.clock import utc_iso, utc_text
 from harvester.config.keywords import token_is_at_hand
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
@@ -89,7 +89,7 @@ def _watched(job: Job) -> Job:
 
 
 def _ending(stop: Stop) -> str:
-    return f"{stop.message}; run it again from {stop.until} on" if stop.until else stop.message
+    return f"{stop.message}; run it again from {utc_text(stop.until)}" if stop.until else stop.message
 
 
 class _InOrder:

@@ -31,6 +31,8 @@ _MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 class JsonLog:
     """An EventSink that writes each event as one JSON object a line, to standard error."""
 
+    for_programs = True
+
     def __init__(self) -> None:
         self._log = structlog.wrap_logger(
             structlog.ReturnLogger(),

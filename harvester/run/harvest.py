@@ -286,8 +286,7 @@ class Harvest:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.refused -= 1
-                self.progress.failed += 1
+                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None)
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
@@ -354,8 +353,7 @@ class Harvest:
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
-        self.progress.refused += refused
-        self.progress.failed += not refused
+        self.progress.count_without_row(refused=refused, status=verdict.status)
 
     def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
         assert isinstance(verdict, Failure)

@@ -9,7 +9,7 @@ from functools import partial
 
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
-from harvester.clock import utc_iso
+from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known, Ledger
 from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
@@ -212,10 +212,10 @@ class Preflight:
                 "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
                 "with --max-calls"
             )
-        again = f", and the same command goes on from {utc_iso(month.until)}" if month.until else ""
+        again = f"; run the same command again from {utc_text(month.until)}" if month.until else ""
         self._observer.note(
-            f"this month covers {month.remaining:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are "
-            f"spent): the run will stop then{again}",
+            f"this month's calls are enough for {month.remaining:,} of {needed:,} links ({month.used:,} of "
+            f"{month.limit:,} are used): the run will stop there{again}",
             Event.MONTH_SHORT,
             calls=needed,
             remaining=month.remaining,

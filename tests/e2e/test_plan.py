@@ -155,5 +155,5 @@ def test_run_says_what_the_month_covers_before_it_starts(
     limits = ("--per-minute", "0", "--per-hour", "0", "--per-month", "10")
     done = harvester("run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *limits)
     assert done.returncode == 7
-    assert "this month covers 10 of the 300 calls" in done.stderr
+    assert "this month's calls are enough for 10 of 300 links" in done.stderr
     assert served.sandbox.requests.total() == 10
