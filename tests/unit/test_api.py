@@ -749,7 +749,7 @@ async def test_a_token_is_given_once() -> None:
 
 
 def test_the_keywords_are_the_options_of_run() -> None:
-    beside = {"out", "quiet", "log_format"}  # an argument of its own; nothing is said anyway
+    beside = {"out", "quiet", "log_format", "on_end"}  # an argument of its own; nothing is said, and the end is known
     assert set(get_type_hints(HarvestKeywords)) == set(names_in(RunOptions)) - beside
 
 
