@@ -410,7 +410,7 @@ def test_a_demo_needs_no_token_and_shows_the_busiest_referrers() -> None:
     done = harvester("demo", env={"BITLY_TOKEN": ""}, timeout=20)
     assert done.returncode == 0, done.stderr
     assert "top referrers" in done.stdout
-    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["in"]))
+    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["output"]))
 
 
 def test_python_m_harvester_is_the_command() -> None:
