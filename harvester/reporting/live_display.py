@@ -4,6 +4,7 @@ rich makes the lines, but not the live region: its own hides the cursor, which a
 of a terminal that was resized, of Ctrl-Z, or of one that takes nothing (Ctrl-S), where a write would hold up the calls.
 """
 
+import importlib
 import io
 import os
 import select
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.cells import cell_len
@@ -32,7 +33,7 @@ _STDERR = 2
 _WIDEST = 100
 _CHART = 30
 _LEVELS = "▁▂▃▄▅▆▇█"
-_WINDOW_BAR = 20
+_WINDOW_BAR, _LINE_BAR = 20, 45
 _SHORTEST_BAR = 5
 _IN_SECONDS = 59.0
 _LOW = 12
@@ -129,6 +130,33 @@ class Display:
         self._drawn = [0]
 
 
+class NotebookLine:
+    """The progress of a run from Python as one line below a notebook's cell, replaced in place."""
+
+    def __init__(self) -> None:
+        # Imported by name, because a program outside a notebook need not have IPython. rich's own live region would
+        # need ipywidgets in addition.
+        self._display: Any = importlib.import_module("IPython.display").display
+        self._handle: Any = None
+        self._status: RunProgress | None = None
+        self._began = time.monotonic()
+
+    def progress(self, status: RunProgress) -> None:
+        """Show the progress."""
+        self._status = status
+        text = progress_line(status, time.monotonic() - self._began)
+        with suppress(Exception):  # a front end that has gone must not end the run
+            if self._handle is None:
+                self._handle = self._display(text, display_id=True)
+            else:
+                self._handle.update(text)
+
+    def close(self) -> None:
+        """Show the final numbers, which stay below the cell."""
+        if self._status is not None:
+            self.progress(self._status)
+
+
 @contextmanager
 def redrawn_after_stop(display: Display) -> Iterator[None]:
     """Handle SIGCONT while inside: after Ctrl-Z and `fg` the display goes on below what the shell has written.
@@ -172,7 +200,14 @@ def title(fields: Mapping[str, Any]) -> str:
     """Return what a run fetches, of which lists and into which output. fields: those of the event `run.started`."""
     lists = [os.path.basename(name) or name for name in fields["lists"]]
     names = lists[0] if len(lists) == 1 else f"{lists[0]} and {len(lists) - 1:,} more" if lists else "links"
-    return escaped(f"{fields['facet']} of {names} → {fields['out']}")
+    out = "" if fields["out"] == "-" else f" → {fields['out']}"
+    return escaped(f"{fields['facet']} of {names}{out}")
+
+
+def progress_line(status: RunProgress, elapsed: float) -> Text:
+    """Return the progress in one line: how many links are done, the results, why nothing moves, and the time."""
+    pieces = [bar(status, _LINE_BAR), *_results(status), *_standstill(status), *_ahead(status, elapsed)]
+    return Text(" · ").join(pieces)
 
 
 def frame(status: RunProgress, width: int, title: str = "", elapsed: float | None = None) -> Iterator[Text]:
