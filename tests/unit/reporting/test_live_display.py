@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
-from harvester.reporting.live_display import frame
+from harvester.reporting.live_display import frame, title
 from harvester.run.telemetry import Minute
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS
@@ -70,6 +70,7 @@ def test_the_summary_remains_when_the_display_goes(tmp_path: Path, links: str, s
         assert CHART.encode() in terminal.raw
         assert frames(terminal) == 0
         assert "every link has an answer" in terminal.text
+        assert "\x1b[32m✓ finished in ".encode() in terminal.raw
         assert b"\x1b[?25l" not in terminal.raw  # the cursor is never hidden: a kill would leave it so
 
 
@@ -321,3 +322,44 @@ def test_calls_are_counted_in_the_seconds_in_which_they_were_settled() -> None:
     minute.see(103.0, 8)
     minute.see(1000.0, 8 + 897)
     assert minute.seconds() == pytest.approx([1.0] * 60)
+
+
+def test_limits_are_bars_below_one_another() -> None:
+    now = datetime.now(UTC)
+    windows = [
+        WindowState("minute", 100, 25, None, "asked"),
+        WindowState("hour", 0, 200, None, "asked"),
+        WindowState("month", 25_000, 12_500, now, "asked"),
+    ]
+    shown = text_of(RunProgress(windows=windows)).split("\n")[-2:]
+    assert shown == [
+        "minute " + "━" * 5 + "╌" * 15 + "     25 of 100",
+        "month  " + "━" * 10 + "╌" * 10 + " 12,500 of 25,000",
+    ]
+    assert text_of(RunProgress(windows=windows), 22).split("\n")[-1] == "month  12,500 of 25,0…"
+
+
+def test_a_limit_below_what_was_sent_is_no_fraction() -> None:
+    shown = text_of(RunProgress(windows=[WindowState("minute", 15, 98, None, "throttled")]))
+    assert "minute " + "━" * 20 + " 98 sent; the limit is 15 now" in shown
+    assert "98/15" not in shown
+
+
+@pytest.mark.parametrize(("limit", "speed"), [(100, "90 calls/min"), (0, "1.5 calls/s")], ids=["a minute", "no limit"])
+def test_the_speed_is_in_the_unit_of_the_limits(limit: int, speed: str) -> None:
+    windows = [WindowState("minute", limit, 1, None, "asked")]
+    assert speed in text_of(RunProgress(windows=windows, per_second=[1.5] * 20))
+
+
+def test_the_time_since_the_start_is_shown() -> None:
+    assert "0 s elapsed" in [line.plain for line in frame(RunProgress(), 80, elapsed=0.2)]
+    assert "1 h 2 min elapsed" in [line.plain for line in frame(RunProgress(), 80, elapsed=3725.0)]
+
+
+def test_the_title_names_facet_list_and_output_and_is_shortened_in_its_middle() -> None:
+    named = title({"facet": "countries", "lists": ["/srv/lists/links.csv"], "out": "/srv/lake/dt=2026-11-23"})
+    assert named == "countries of links.csv → /srv/lake/dt=2026-11-23"
+    short = next(frame(RunProgress(), 30, named)).plain
+    assert (len(short), short[-13:]) == (29, "dt=2026-11-23")
+    assert title({"facet": "referrers", "lists": ["a", "b", "c"], "out": "-"}) == "referrers of a and 2 more"
+    assert title({"facet": "referrers", "lists": [], "out": "lake\x1b[2J"}) == "referrers of links → lake\\u001b[2J"
