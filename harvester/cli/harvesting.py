@@ -28,7 +28,7 @@ from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
-from harvester.reporting.terminal import can_be_drawn_upon, print_out
+from harvester.reporting.terminal import can_be_drawn_upon, for_stdout, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
 from harvester.storage.location import MANIFEST, is_url, normal
 
@@ -128,7 +128,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
     found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
-    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else plans.as_text(found))
+    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(plans.as_text(found)))
     return OK
 
 

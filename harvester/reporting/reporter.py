@@ -221,7 +221,8 @@ def wait_in_words(waiting: WaitReason) -> str:
 
 
 def _time_until(moment: datetime) -> str:
-    return f"until {utc_text(moment)} (in {duration(round(seconds_until(moment)))})"
+    minutes = round(seconds_until(moment) / 60)
+    return f"until {utc_text(moment)} (in {duration(minutes * 60)})"
 
 
 def seconds_until(moment: datetime) -> float:

@@ -57,7 +57,7 @@ def _pieces(line: str, width: int) -> list[str]:
 
 
 def for_stdout(text: str) -> str:
-    """Return a summary as standard output shows it: on a terminal broken between words, and in colour."""
+    """Return a text for standard output: on a terminal broken between words, and a summary in colour."""
     if not sys.stdout.isatty():
         return text
     text = wrapped(text, shutil.get_terminal_size().columns)

@@ -281,7 +281,7 @@ def _budget_lines(plan: Plan) -> list[str]:
     digits = max((len(f"{state.remaining:,}") for state in plan.windows if state.remaining is not None), default=0)
     lines += [_window_line(state, digits) for state in plan.windows]
     for limit in plan.plan_limits:
-        lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} {limit.name} ({limit.description})")
+        lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})")
     return lines
 
 
@@ -331,6 +331,8 @@ def _table(plan: Plan) -> list[str]:
         cells = [_cell(each, plan.now) for each in plan.durations if each.links == links]
         mark = "→" if links == plan.attempts else ""
         lines.append(f"{mark:<2}{links:>10,}" + "".join(f"{cell:>12}" for cell in cells))
+    if any(each.months > 1 for each in plan.durations):
+        lines.append("  (N months: the command is run again in each of N calendar months)")
     return lines
 
 
