@@ -87,10 +87,15 @@ def parse_http_date(text: str) -> datetime | None:
     return date if date.tzinfo is not None else None
 
 
-def utc_text(moment: datetime | str) -> str:
-    """Return a moment, or its ISO text, as people are shown it everywhere: `2026-12-01 00:00 UTC`."""
+def utc_text(moment: datetime | str, *, round_up: bool = False) -> str:
+    """Return a moment, or its ISO text, as people are shown it everywhere: `2026-12-01 00:00 UTC`.
+
+    round_up: to the next minute, for the end of a wait, which must be over at the moment shown.
+    """
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
+    if round_up and (moment.second or moment.microsecond):
+        moment += timedelta(minutes=1)
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 

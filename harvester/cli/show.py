@@ -89,7 +89,7 @@ def _watched(job: Job) -> Job:
 
 
 def _ending(stop: Stop) -> str:
-    return f"{stop.message}; run it again from {utc_text(stop.until)}" if stop.until else stop.message
+    return f"{stop.message}; run it again from {utc_text(stop.until, round_up=True)}" if stop.until else stop.message
 
 
 class _InOrder:

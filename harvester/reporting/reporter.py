@@ -222,7 +222,7 @@ def wait_in_words(waiting: WaitReason) -> str:
 
 def _time_until(moment: datetime) -> str:
     minutes = round(seconds_until(moment) / 60)
-    return f"until {utc_text(moment)} (in {duration(minutes * 60)})"
+    return f"until {utc_text(moment, round_up=True)} (in {duration(minutes * 60)})"
 
 
 def seconds_until(moment: datetime) -> float:

