@@ -1,14 +1,16 @@
 """harvester from Python: a harvest, a stream of rows and one link's metrics, awaited in the caller's event loop.
 
-Nothing is printed and no signal handler is installed; notes and warnings go to the logger `harvester`.
+Nothing is printed but a progress line in a notebook, and no signal handler is installed; notes and warnings go to the
+logger `harvester`.
 """
 
 import asyncio
 import inspect
 import os
+import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -34,11 +36,13 @@ from harvester.config.options import TOKEN_OPTIONS, RunOptions
 from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
-from harvester.events import RunOutcome
+from harvester.events import Event, RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
 from harvester.reporting.exporter import exporter_for
-from harvester.reporting.logs import LoggingObserver
+from harvester.reporting.logs import LoggingObserver, ProgressView
+from harvester.reporting.reporter import Reporter
+from harvester.reporting.terminal import can_be_drawn_upon
 from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
@@ -68,14 +72,19 @@ _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 async def harvest(
-    links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
+    links: Links,
+    *,
+    out: AnyPath,
+    token: TokenGiven = None,
+    progress: bool | None = None,
+    **options: Unpack[HarvestKeywords],
 ) -> dict[str, Any]:
     """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
     also an asynchronous one, yields links. out: as in `run`, with {facet} and {dt}. token: a text, or a callable that
-    returns one, which is called again when Bitly refuses it; by default the sources of the command. options: those of
-    `run`.
+    returns one, which is called again when Bitly refuses it; by default the sources of the command. progress: True
+    shows it, False does not; by default a notebook shows a line. options: those of `run`.
 
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
@@ -94,7 +103,11 @@ async def harvest(
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
     # Resolved now, because the working directory may change.
     manifest = Path(resolve(job.out, job.work_dir).public, MANIFEST)
-    outcome = await jobs.run(job, ShutdownSignal(), observer)
+    observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
+    try:
+        outcome = await jobs.run(job, ShutdownSignal(), observer)
+    finally:
+        observer.close()
     _raise_broken(outcome, lists)
     found: dict[str, Any] = orjson.loads(await in_daemon(manifest.read_bytes))
     return found
@@ -105,12 +118,13 @@ def stream(
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
+    progress: bool | None = None,
     **options: Unpack[StreamKeywords],
 ) -> AsyncGenerator[Row, None]:
     """Yield rows as they arrive, in no order; nothing is stored. A slow consumer slows the calls down.
 
-    links, token, options: as for `harvest`. on_failure: called in the event loop with each refused or failed call and
-    each invalid link, as in `_failures.ndjson`; an exception of it ends the stream.
+    links, token, progress, options: as for `harvest`. on_failure: called in the event loop with each refused or failed
+    call and each invalid link, as in `_failures.ndjson`; an exception of it ends the stream.
 
     Raises, during the iteration:
         RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
@@ -118,7 +132,7 @@ def stream(
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
     chosen = _options(options, StreamKeywords, STDOUT, token)
-    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure))
+    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure, progress))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -213,17 +227,51 @@ async def _rows(
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
+    progress: bool | None,
 ) -> AsyncGenerator[Row, None]:
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
     observer.query = job.query
-    async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
-        async for line in rows:
-            yield orjson.loads(line)
+    observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
+    try:
+        async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
+            async for line in rows:
+                yield orjson.loads(line)
+    finally:
+        observer.close()
     if observer.error is not None:
         raise observer.error
     _raise_stopped(rows.outcome(), lists)
+
+
+def _view_for(progress: bool | None, lists: Sequence[str], out: str, facet: str) -> ProgressView | None:
+    """Return a line below the cell in a notebook; elsewhere what the command shows on this standard error.
+
+    progress: None to show it in a notebook only. lists, out, facet: what is harvested. None if nothing is to be shown.
+    """
+    notebook = _in_notebook()
+    if progress is False or (progress is None and not notebook):
+        return None
+    from harvester.reporting import live_display  # noqa: PLC0415 - rich, which a program without it need not load
+
+    if notebook:
+        return live_display.NotebookLine()
+    reporter = Reporter()
+    if can_be_drawn_upon((), out=""):
+        reporter.write_to(live_display.Display())
+    reporter.tell(Event.RUN_STARTED, "", lists=lists, out=out, facet=facet)
+    return reporter
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _names_of(lists: Lists) -> list[str]:
+    return [] if isinstance(lists, IterableFeed) else lists
 
 
 def _raise_broken(outcome: RunOutcome, lists: Lists | None) -> None:

@@ -1,9 +1,10 @@
 """The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class WindowState(NamedTuple):
@@ -67,6 +68,18 @@ class ListCounts:
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
+
+
+class CallHistory(Protocol):
+    """What a call's past says of its end."""
+
+    @property
+    def is_repeated(self) -> bool:
+        """True if an earlier run has made the call."""
+
+    @property
+    def is_last_try(self) -> bool:
+        """True if the call is not made again, should it fail now."""
 
 
 class InvalidLine(NamedTuple):
@@ -142,6 +155,8 @@ class RunProgress:
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
+    refused_by: this run's refusals by HTTP status. invalid_before, spent_before: what earlier runs of this output have
+    reported of it: invalid lines in the list, and the end of a month (`2026-12-01T00:00:00Z`) whose calls were used up.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
     calls are finished; spent: when the month will be spent, if that is earlier.
     """
@@ -170,19 +185,24 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+    refused_by: Counter[int | None] = field(default_factory=Counter)
+    invalid_before: int = 0
+    spent_before: str = ""
 
-    def reopen(self) -> None:
-        """Count a refused call as failed: its refusal is not believed any more."""
-        self.refused -= 1
-        self.failed += 1
-
-    def count_failure(self, *, repeated: bool, refused: bool, last_try: bool) -> None:
-        """Count a call that ended without a row. last_try: it is not made again, unless it was refused."""
+    def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
+        """Count a call that ended without a row. status: HTTP's, None where no answer came."""
         self.pending -= 1
-        self.repeated -= repeated
+        self.repeated -= call.is_repeated
         self.refused += refused
         self.failed += not refused
-        self.exhausted += last_try and not refused
+        self.exhausted += call.is_last_try and not refused
+        self.refused_by[status] += refused
+
+    def take_back_refusal(self, status: int | None) -> None:
+        """Count a refusal of this run as a failure, because the server is found to refuse everything."""
+        self.refused -= 1
+        self.failed += 1
+        self.refused_by[status] -= 1
 
     @property
     def finished(self) -> int:

@@ -3,7 +3,11 @@
 `shutdown.CONSEQUENCES` has the reasons to stop.
 """
 
+import os
+import shlex
+import signal
 import traceback
+from collections.abc import Callable
 
 from harvester.config import sources
 from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
@@ -25,6 +29,9 @@ from harvester.shutdown import (
 
 _LONGEST_ERROR = 4000
 """Characters of an error that are shown: it may repeat an option's value, which can be of any length."""
+
+_END_SECONDS = 30.0
+"""The longest that the command of --on-end may take."""
 
 EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
@@ -72,6 +79,63 @@ def report_error(error: Exception, observer: Reporter) -> int:
     text = "harvester: a bug; the rows that were fetched are safe. Please report these lines\n" + trace.rstrip()
     observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
     return BUG
+
+
+def words_of(command: str | None) -> list[str]:
+    """Return the words of --on-end's command; none without the option.
+
+    Raises:
+        UsageError: quotes that are not closed, or no words.
+    """
+    if command is None:
+        return []
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"{command}: {str(error).lower()}", option="--on-end") from error
+    if not words:
+        raise UsageError("must name a command", option="--on-end")
+    return words
+
+
+def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], None]) -> None:
+    """Run the command of --on-end, without a shell and without the token, for at most 30 s.
+
+    manifest: its path, empty where there is none. warn: called if the command fails, which changes no exit code.
+    """
+    import subprocess  # noqa: PLC0415 - few runs need these
+
+    from harvester.config.credentials import SECRET_VARIABLES  # noqa: PLC0415
+
+    try:
+        words = words_of(command)
+    except UsageError:
+        return  # the run was refused because of it
+    about = {"HARVESTER_MANIFEST": manifest, "HARVESTER_EXIT_CODE": str(code)}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES} | about
+    try:
+        # Its output goes to standard error, because standard output may hold rows. A session of its own, so that all of
+        # its processes can be ended.
+        process = subprocess.Popen(  # noqa: S603 - the user's own command
+            words, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True
+        )
+    except (OSError, ValueError) as error:
+        warn(f"--on-end {words[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}")
+        return
+    ended = False
+    try:
+        status = process.wait(_END_SECONDS)
+        ended = True
+    except subprocess.TimeoutExpired:
+        warn(f"--on-end {words[0]} was ended: it took longer than {_END_SECONDS:g} s")
+        return
+    finally:
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status:
+        ends = f"exit code {status}" if status > 0 else f"signal {-status}"
+        warn(f"--on-end {words[0]} failed ({ends})")
 
 
 def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> Reporter:

@@ -169,6 +169,7 @@ def _without_secret(setting: sources.Setting) -> sources.Setting:
 
     shorten = {
         "token_command": credentials.shown_command,
+        "on_end": credentials.shown_command,
         "token_file": credentials.shown_path,
         "client_secret_file": credentials.shown_path,
     }.get(setting.name)

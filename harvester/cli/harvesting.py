@@ -17,17 +17,20 @@ import orjson
 
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.cli.exit_codes import exit_code, observer_for, report_error
-from harvester.cli.signals import stop_on_signals
+from harvester.cli.exit_codes import exit_code, observer_for, report_error, run_on_end, words_of
+from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
 from harvester.config.sources import undashed
+from harvester.dataset.manifest import locate
+from harvester.errors import HarvesterError
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
-from harvester.reporting.terminal import can_be_drawn_upon, print_out
+from harvester.reporting.terminal import can_be_drawn_upon, for_stdout, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
+from harvester.storage.location import MANIFEST, is_url, normal
 
 if TYPE_CHECKING:
     from harvester.run.assembly import Job
@@ -46,7 +49,11 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    return _observed(_run, links, options, live=True)
+    code = _observed(_run, links, options, live=True)
+    if options.log.on_end is not None:
+        die_of_signals()  # the loop, which had the signals, is over
+        run_on_end(options.log.on_end, _manifest_of(options), code, observer_for(options.log.log_format).warn)
+    return code
 
 
 def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
@@ -64,9 +71,19 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
 
 
+def _manifest_of(options: RunOptions) -> str:
+    """Return the path of the manifest of a run's output; empty for rows on standard output, or a wrong --out."""
+    try:
+        out = fill_output(options).output.out
+        return f"{normal(out)}/{MANIFEST}" if is_url(out) else locate(undashed(out))[0]
+    except HarvesterError:
+        return ""
+
+
 def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     from harvester.run.assembly import build_job
 
+    words_of(options.log.on_end)
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
     exporter = exporter_for(options.output, observer.warn)
@@ -111,7 +128,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
     found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
-    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else plans.as_text(found))
+    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(plans.as_text(found)))
     return OK
 
 

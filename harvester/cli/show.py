@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.bitly.facets import FACETS
-from harvester.clock import utc_iso
+from harvester.clock import utc_iso, utc_text
 from harvester.config.keywords import token_is_at_hand
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
@@ -90,7 +90,7 @@ def _watched(job: Job) -> Job:
 
 
 def _ending(stop: Stop) -> str:
-    return f"{stop.message}; run it again from {stop.until} on" if stop.until else stop.message
+    return f"{stop.message}; run it again from {utc_text(stop.until, round_up=True)}" if stop.until else stop.message
 
 
 class _InOrder:

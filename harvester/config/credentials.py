@@ -28,8 +28,8 @@ _SILENT_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 _LONGEST_BYTES = 64 * 1024
 _SHORTEST_SECRET = 20
-_SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
-"""Not handed to a token command, which needs neither."""
+SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
+"""Not handed to the commands of --token-command and --on-end, which need neither."""
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _FLAWS: tuple[tuple[str, str], ...] = (
     (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
@@ -194,7 +194,7 @@ def _failure(error: Exception) -> str:
 
 
 def _printed_by(words: list[str], warn: Callable[[str], None]) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     process = subprocess.Popen(  # noqa: S603 - the user's own command
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
     )

@@ -228,10 +228,13 @@ class LogOptions:
     """What is written to standard error, and how."""
 
     quiet: bool = False
-    "Show only warnings and errors."
+    "Show only warnings and errors; bad lines and a spent month only when they are new."
 
     log_format: LogFormatName = "text"
     "Format of standard error: text, or json with one event per line (docs/logging.md)."
+
+    on_end: str | None = None
+    "A command to run at the end, without a shell: it has HARVESTER_EXIT_CODE and HARVESTER_MANIFEST (a path)."
 
 
 @Parameter(name="*")

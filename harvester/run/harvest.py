@@ -287,7 +287,7 @@ class Harvest:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.reopen()
+                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None)
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
@@ -341,7 +341,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
-        self.progress.repeated -= call.previous is not None
+        self.progress.repeated -= call.is_repeated
         self.progress.rows += 1
         self.progress.truncated += shortfall.truncated
         self.progress.clipped += shortfall.clipped
@@ -355,7 +355,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
-        self.progress.count_failure(repeated=call.previous is not None, refused=refused, last_try=call.is_last_try)
+        self.progress.count_without_row(verdict.status, call, refused=refused)
 
     def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
         assert isinstance(verdict, Failure)

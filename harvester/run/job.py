@@ -30,6 +30,10 @@ from harvester.threads import in_daemon
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
+_INVALID, _SPENT = "invalid_reported", "month_reported"
+"""The ledger's facts with the invalid lines of the last list, and with the end of the last month whose calls were used
+up: --quiet reports both only when they change.
+"""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -180,18 +184,32 @@ async def _harvest(
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
         known_good = client.known_good
-        known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
-        known_good.earlier_unanswered = int(dataset.ledger.facts().get(UNANSWERED, 0))
+        facts = dataset.ledger.facts()
+        known_good.links.extend(str(facts.get(_KNOWN_GOOD, "")).split())
+        known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
+        harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
+        harvest.progress.spent_before = str(facts.get(_SPENT, ""))
         try:
-            return await harvest.run(feed)
+            outcome = await harvest.run(feed)
+            _keep_reported(dataset, outcome)
+            return outcome
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
-                    facts: dict[str, str | int] = {
-                        _KNOWN_GOOD: " ".join(known_good.links),
-                        UNANSWERED: known_good.unanswered,
-                    }
-                    dataset.ledger.repin(facts)
+                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered})
+
+
+def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
+    """Store for the next run what this one reports of bad lines and of a spent month."""
+    status, stop = outcome.status, outcome.stop
+    invalid, spent = status.listed.invalid, status.spent_before
+    if not status.read_to_end:
+        invalid = max(invalid, status.invalid_before)
+    if stop and stop.reason is StopReason.MONTH_SPENT and stop.until:
+        spent = stop.until
+    if (invalid, spent) != (status.invalid_before, status.spent_before):
+        with suppress(OutputError):  # the run has ended; at worst it is reported once more
+            dataset.ledger.repin({_INVALID: invalid, _SPENT: spent})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
@@ -201,13 +219,15 @@ def _report_budget(budget: Budget, observer: RunObserver) -> None:
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
 
 
-_SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
+_SOURCES = {"asked": "", "default": "default", "bitly": "from Bitly", "throttled": "lowered after throttling"}
 
 
 def _window_text(state: WindowState) -> str:
-    if not state.limit:
-        return f"{state.window} {state.used:,} used of no limit"
-    return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
+    article = "an" if state.window == "hour" else "a"
+    limit = f"{state.limit:,} {article} {state.window}" if state.limit else f"no limit {article} {state.window}"
+    remarks = [_SOURCES[state.source] if state.limit else "", f"{state.used:,} used" if state.used else ""]
+    remark = ", ".join(filter(None, remarks))
+    return f"{limit} ({remark})" if remark else limit
 
 
 def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions:

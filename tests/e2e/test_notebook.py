@@ -1,6 +1,7 @@
 """The example notebook, run by a real kernel against the sandbox."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,10 @@ def test_the_notebook_shows_one_link_and_harvests_a_list(
     assert answer == metrics_for(LINK, "referrers", 50, unit_reference=answer["unit_reference"])
     assert row["metrics"] == answer["metrics"] == expected_metrics(row)
     assert json.loads(printed(a_list))["complete"]
+    (line,) = [output for output in a_list["outputs"] if output["output_type"] == "display_data"]
+    shown = " ".join(re.sub(r"\x1b\[[\d;]*m", "", line["data"]["text/plain"]).split())
+    assert shown.startswith("40 of 40 links ━")
+    assert " · 40 rows · 0 refused · 0 failed · " in shown
     check_reconciled(workplace / "referrers", links)
     clicks: Counter[str] = Counter()
     for row in rows(workplace / "referrers"):
