@@ -154,10 +154,10 @@ class Lookup:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()
                 verdict = await self._client.fetch(bitlink)
-                since = self._client.known_good.moment()
                 if self._client.is_final(verdict):
                     self._settle(bitlink, verdict, 1)
                     continue
+                since = self._client.known_good.moment()
                 in_doubt = self._client.asks_about(verdict)
                 group.create_task(self._conclude(bitlink, verdict, since))
                 if in_doubt:

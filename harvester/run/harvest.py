@@ -238,7 +238,6 @@ class Harvest:
         try:
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
-                since = self._client.known_good.moment()
                 final = self._client.is_final(verdict)
                 if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
                     if stop := self._rules.see(verdict):
@@ -246,6 +245,7 @@ class Harvest:
                 elif final or _is_plain_no(verdict):
                     self._settle(call, verdict, 1)
                 if held or not final:
+                    since = self._client.known_good.moment()  # nothing was awaited since the verdict came
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
