@@ -136,9 +136,7 @@ class AttemptSender:
         refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
-            if self.pool.empty_handed:
-                self.waiting = WaitReason("connections", 0, None)
-            slot = await self.pool.get(self._shutdown)
+            slot = self.pool.take() or await self._wait_for_slot()
             try:
                 answer = self._enter(slot, may_probe=may_probe)
                 if answer is None:
@@ -158,6 +156,11 @@ class AttemptSender:
                 self.pool.put(slot)
         await self._wait(refusal)
         return None
+
+    async def _wait_for_slot(self) -> Slot:
+        if self.pool.empty_handed:
+            self.waiting = WaitReason("connections", 0, None)
+        return await self.pool.get(self._shutdown)
 
     async def look_up(self, target: str, budget: Budget) -> HelperResponse | None:
         """Send a helper request once, in a slot. Return None if no response came, NOT_ASKED if the budget is full.
@@ -341,11 +344,8 @@ class AttemptSender:
             if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "more came than one answer, so it is not certain what this one answers")
-            kept_alive = (
-                body.whole
-                and not body.flaw
-                and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-            )
+            connection = response.headers.get("Connection", "keep-alive")
+            kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
             return self._classify(response, body, slot.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)

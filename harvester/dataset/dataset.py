@@ -15,7 +15,7 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
+from harvester.dataset.ledger import ROW_STATE, CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
@@ -170,7 +170,7 @@ class Dataset:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        is_row = state is CallState.ROW
+        is_row = state is ROW_STATE
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
         self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1

@@ -34,6 +34,10 @@ class CallState(IntEnum):
     FAILED = 2
 
 
+ROW_STATE, REFUSED_STATE, FAILED_STATE = CallState
+"""The states for code that runs once a call: Python 3.11 looks a member up in its class by a function of Python's."""
+
+
 class Known(NamedTuple):
     """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it."""
 
@@ -232,16 +236,18 @@ class Ledger:
         """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
         a journal that has lost lines is read again.
         """
-        refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
+        refused = {entry.key for entry in verdicts if entry.state is REFUSED_STATE}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
+        failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
         self._file.connection.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
             "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
-            # Sorted, because neighbouring keys share pages: this halves the pages written.
+            # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
+            # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
             sorted(
-                (key, e.state, e.state is CallState.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                (key, int(e.state), int(key in failed), invocation, segment, *map(int, e.shortfall))
                 for key, e in last.items()
             ),
         )

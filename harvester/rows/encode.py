@@ -28,6 +28,7 @@ _BLOCK_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 """NDJSON bytes of a Parquet row group, which is held in memory until it is written. A number of rows would be no bound:
 a row has from none to thousands of metrics."""
+_NESTED = Shape.NESTED
 _FLAT_EXTRA = len(',"call_id":"","schema_version":2}\n') + 32
 """NDJSON bytes of a flat row beside what it has of the nested one."""
 
@@ -156,10 +157,10 @@ def write_part(rows: Iterable[bytes], target: HashingWriter, part_format: PartFo
 def _write_blocks(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
     written, calls = 0, 0
     block: list[bytes] = []
-    size = 0
+    size, flat = 0, shape is Shape.FLAT
     for row in rows:
         calls += 1
-        for line in flattened(row) if shape is Shape.FLAT else (row,):
+        for line in flattened(row) if flat else (row,):
             written += 1
             block.append(line)
             size += len(line)
@@ -209,7 +210,7 @@ class EncodedSize(NamedTuple):
 
 def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     """Return what a nested row, given without its line feed, adds to a part; flat bytes to within a few a row."""
-    if shape is Shape.NESTED:
+    if shape is _NESTED:
         return EncodedSize(1, len(row) + 1)
     # Neither text can occur in a value, where quotation marks are escaped.
     before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')

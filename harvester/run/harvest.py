@@ -20,7 +20,7 @@ from harvester.client.known_good import ROW, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import CallState
+from harvester.dataset.ledger import FAILED_STATE, ROW_STATE, CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
@@ -238,7 +238,7 @@ class Harvest:
         # share them.
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
                 place = self._client.place_of(verdict)
                 final = self._client.is_final(verdict)
                 if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
@@ -338,7 +338,7 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
         shortfall = self._dataset.rows.shortfall(answer)
-        self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
         self.progress.repeated -= call.is_repeated
