@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,9 +19,10 @@ from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code, observer_for, report_error
 from harvester.cli.signals import stop_on_signals
+from harvester.config import command_line
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.config.sources import undashed
+from harvester.config.sources import PREFIX, undashed
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
@@ -30,6 +31,8 @@ from harvester.reporting.terminal import can_be_drawn_upon, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
 
 if TYPE_CHECKING:
+    from harvester.bearer import Token
+    from harvester.dataset.manifest import Command
     from harvester.run.assembly import Job
 
 SWITCH_SECONDS = 0.0001
@@ -70,7 +73,8 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
     exporter = exporter_for(options.output, observer.warn)
-    outcome = _run_job(build_job(lists, options, observer.warn, exporter=exporter), observer)
+    job = build_job(lists, options, observer.warn, exporter=exporter)
+    outcome = _run_job(replace(job, command=_command(job.token)), observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code)
     if outcome.stop is None and code == USAGE:
@@ -80,6 +84,21 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
         cure = "" if status.listed.invalid else "; if that is no mistake, use --allow-empty"
         observer.tell(Event.RUN_REFUSED, f"harvester: there are no links in the list{column}{cure}", exit_code=code)
     return code
+
+
+def _command(token: "Token") -> "Command":
+    """Return the command line of this process for the manifest, which others may read: without any secret."""
+    from harvester.config.credentials import without_secrets
+    from harvester.dataset.manifest import Command
+
+    def text(path: str) -> str:
+        return os.fsencode(token.hidden_if_long(path)).decode(errors="backslashreplace")  # JSON is UTF-8
+
+    words = ["harvester", *without_secrets(command_line.typed.words)]
+    config, cwd = command_line.typed.config, None
+    with suppress(FileNotFoundError):  # the folder was deleted
+        cwd = text(os.getcwd())
+    return Command(tuple(map(text, words)), cwd, config and text(config), tuple(command_line.variables_set(PREFIX)))
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:

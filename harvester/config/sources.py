@@ -16,6 +16,7 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
+from harvester.config import command_line
 from harvester.config.options import alternatives, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
@@ -148,6 +149,7 @@ class File:
         """Fill options without a value from the file."""
         if not commands:
             return
+        command_line.typed.config = os.path.abspath(self._path)
         command = commands[-1]
         known = set(_by_name(arguments))
         if os.environ.get("BITLY_TOKEN", "").strip():

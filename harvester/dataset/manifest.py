@@ -48,11 +48,28 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """The command that was run. words: as they were typed; `…` stands for what may be a secret. cwd: its folder.
+
+    config: the absolute path of the file of options, None without one. variables: the names of those that were set.
+    """
+
+    words: tuple[str, ...]
+    cwd: str | None
+    config: str | None
+    variables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
-    """The present run. number: among the dataset's runs, from 1. lists: as the command named them. calls: verdicts."""
+    """The present run. number: among the dataset's runs, from 1. lists: as the command named them. calls: verdicts.
+
+    command: None for a run that was begun from Python.
+    """
 
     number: int
     started: str
+    command: Command | None
     lists: tuple[str, ...]
     calls: int
     last_verdict: str | None

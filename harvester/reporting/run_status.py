@@ -1,5 +1,6 @@
 """`harvester status`: the state of a run, from its manifest alone: no lock, no private file, no token."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ class RunStatus:
     """The state of a run, derived from its manifest. All moments are UTC; now: when the manifest was read.
 
     ends: estimate of when every call of the list has a verdict, None without one. parts: number of files, rows, bytes.
+    command: the run's, for a shell; None where there is none. unset: variables that it had, and this process has not.
     """
 
     out: str
@@ -69,6 +71,8 @@ class RunStatus:
     waiting_until: datetime | None
     parts: tuple[int, int, int]
     next: NextStep
+    command: str | None
+    unset: list[str]
 
     @property
     def age_seconds(self) -> float:
@@ -118,6 +122,8 @@ def _status_of(found: Found, now: datetime) -> RunStatus:
         waiting_until=_optional_moment(limited_by.until) if limited_by else None,
         parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
         next=_next_step(found, state),
+        command=command_of(found),
+        unset=unset_variables(manifest),
     )
 
 
@@ -173,9 +179,18 @@ def _moment(text: str) -> datetime:
 
 # --- the next step ------------------------------------------------------------------------------------------------
 
+_SAME_COMMAND, _SAME_CALL = "the same command", "the same call from Python"
+
 
 def _next_step(found: Found, state: RunState) -> NextStep:
-    manifest, command = found.content, _command(found)
+    step = _step_after(found, state)
+    if found.content.invocation.command is None:
+        return step._replace(summary=step.summary.replace(_SAME_COMMAND, _SAME_CALL))
+    return step
+
+
+def _step_after(found: Found, state: RunState) -> NextStep:
+    manifest, command = found.content, command_of(found)
     piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
@@ -192,14 +207,17 @@ def _next_step(found: Found, state: RunState) -> NextStep:
             return NextStep(f"{again}; _failures.ndjson says why they failed{piped}", command)
         case RunState.FAILURES:
             again = f"_failures.ndjson says why they failed; --retry-failed makes them once more{piped}"
-            return NextStep(again, f"{command} --retry-failed")
+            return NextStep(again, command and f"{command}{'' if _RETRY in command else f' {_RETRY}'}")
         case RunState.EMPTY:
             return NextStep("use a list that has bitlinks; --allow-empty accepts one that has none", command)
         case RunState.COMPLETE:
             return NextStep("nothing: every call is settled")
 
 
-def _after_stop(stopped: Stopped, command: str, piped: str) -> NextStep:
+_RETRY = "--retry-failed"
+
+
+def _after_stop(stopped: Stopped, command: str | None, piped: str) -> NextStep:
     # A later version may write a reason that this one does not know.
     known = stopped.reason in set(StopReason)
     consequence = CONSEQUENCES[StopReason(stopped.reason)] if known else Consequence(STOPPED)
@@ -208,9 +226,38 @@ def _after_stop(stopped: Stopped, command: str, piped: str) -> NextStep:
     return NextStep(consequence.next_step + piped, command, _optional_moment(stopped.until))
 
 
-def _command(found: Found) -> str:
+def command_of(found: Found) -> str | None:
+    """Return the command that the run was begun with, for a shell; it goes to the command's folder if that is another.
+
+    For a run from Python: the command with the same effect, or None if its links came from no file.
+    """
+    command = found.content.invocation.command
+    if command is None:
+        return _equivalent_of(found)
+    text = shlex.join(command.words)
+    return text if command.cwd in {None, _folder()} else f"cd {shlex.quote(str(command.cwd))} && {text}"
+
+
+def unset_variables(manifest: Manifest) -> list[str]:
+    """Return the variables with options that the run had, and this process has not."""
+    command = manifest.invocation.command
+    return [name for name in command.variables if not os.environ.get(name)] if command else []
+
+
+def _folder() -> str | None:
+    try:
+        return os.fsencode(os.getcwd()).decode(errors="backslashreplace")  # as the manifest has it
+    except FileNotFoundError:
+        return None
+
+
+def _equivalent_of(found: Found) -> str | None:
     """Return the command that continues an output, as far as its manifest knows the options."""
+    from harvester.links.feed import GIVEN  # noqa: PLC0415 - what a run from a command needs none of
+
     manifest = found.content
+    if GIVEN in manifest.invocation.lists:
+        return None
     lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
     for option in fields(QueryOptions):

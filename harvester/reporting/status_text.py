@@ -124,6 +124,7 @@ def _budget(seen: RunStatus) -> Iterator[tuple[str, str]]:
 
 def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     (files, rows, size), stopped, step = seen.parts, seen.manifest.stopped, seen.next
+    command = seen.manifest.invocation.command
     yield "parts", f"{files:,} with {rows:,} rows, {size:,} bytes"
     if stopped:
         yield "stopped", stopped.message
@@ -131,6 +132,12 @@ def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     yield "next", after + step.summary
     if step.command:
         yield "", step.command
+    elif command:
+        yield "command", str(seen.command)
+    if command and command.config:
+        yield "options", f"from {command.config}"
+    if seen.unset:
+        yield "options", f"from variables that are not set here: {', '.join(seen.unset)}"
 
 
 def _window(window: WindowUsage) -> str:

@@ -59,8 +59,8 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
             ):
                 await budgets.slots.join()
-                lists = _names_of(job)
-                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
+                telemetry = Telemetry(budgets.facet, dataset.invocation, _names_of(job), job.command)
+                heartbeat = Heartbeat(dataset, telemetry, job.exporter)
                 async with heartbeat.before_harvest(shutdown):
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
                 return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)

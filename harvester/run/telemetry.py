@@ -16,7 +16,16 @@ from harvester.budget.limits import Limits
 from harvester.client.http import Pool
 from harvester.client.pacer import HintedPauses
 from harvester.clock import utc_iso
-from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
+from harvester.dataset.manifest import (
+    BudgetReport,
+    Command,
+    Invocation,
+    LimitedBy,
+    Rate,
+    RunReport,
+    Stopped,
+    WindowUsage,
+)
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
@@ -45,13 +54,13 @@ class Telemetry:
     """The progress of one run, reported to the observer every second and in the manifest every minute.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
-    dataset's runs, from 1. lists: as the command named them.
+    dataset's runs, from 1. lists: as the command named them. command: None for a run from Python.
     """
 
-    def __init__(self, budget: Budget, number: int, lists: Sequence[str]) -> None:
+    def __init__(self, budget: Budget, number: int, lists: Sequence[str], command: Command | None = None) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
-        self._lists = lists
+        self._lists, self._command = lists, command
         self._budget = budget
         self._number = number
         self._sender: Sender | None = None
@@ -115,7 +124,7 @@ class Telemetry:
     def report(self, outcome: RunOutcome | None) -> RunReport:
         """Return the run's part of the manifest. outcome: None while the run goes on."""
         waiting = self._waiting()
-        invocation = self.throughput.report(self._number, self._lists)
+        invocation = self.throughput.report(self._number, self._lists, self._command)
         return run_report(self.progress, outcome, invocation, budget_report(self._budget, waiting))
 
 
@@ -303,11 +312,12 @@ class Throughput:
         begin, before = samples[0]
         return Rate(self._calls - before, round(now - begin, 1))
 
-    def report(self, number: int, lists: Sequence[str]) -> Invocation:
+    def report(self, number: int, lists: Sequence[str], command: Command | None = None) -> Invocation:
         """Return the manifest's object on this run. number: of the dataset's runs, from 1."""
         return Invocation(
             number=number,
             started=utc_iso(self._started),
+            command=command,
             lists=tuple(lists),
             calls=self._calls,
             last_verdict=None if self._last is None else utc_iso(datetime.fromtimestamp(self._last, UTC)),

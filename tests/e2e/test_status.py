@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 import pytest
 
+from harvester.config.credentials import without_secrets
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.progress import WAIT_REASONS
@@ -32,7 +33,8 @@ from harvester.run.telemetry import Throughput
 from harvester.shutdown import CONSEQUENCES, StopReason
 from harvester.storage import filesystem
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, environment, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, environment, harvester, start
+from tests.support.in_process import command as in_process
 from tests.support.output_checks import manifest as manifest_of
 from tests.support.output_checks import public
 
@@ -62,6 +64,12 @@ WRITTEN: dict[str, Any] = {
     "invocation": {
         "number": 2,
         "started": "2026-11-23T12:00:00Z",
+        "command": {
+            "words": ["harvester", "run", "links.txt", "--out", "lake"],
+            "cwd": "/",
+            "config": None,
+            "variables": [],
+        },
         "lists": ["links.txt"],
         "calls": 1500,
         "last_verdict": "2026-11-23T14:04:29Z",
@@ -157,29 +165,30 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     assert later.state is RunState.STALE
     assert "no update since" in tell.as_text(later)
     command = later.next.command
-    assert command == f"harvester run '{links}' --out {out}"
-    again = harvester(*shlex.split(command)[1:], "--base-url", served.url, *NO_LIMITS)
+    assert command == shlex.join(["harvester", *options, "--base-url", hanging.url])
+    again = harvester(*shlex.split(command.replace(hanging.url, served.url))[1:])
     assert again.returncode == 0, again.stderr
     assert status(str(out))["state"] == "complete"
     assert status(str(public(out)))["out"] == str(out)
     assert status(str(public(out) / "_manifest.json"))["invocation"]["number"] == 2
 
 
-def test_a_spent_month_says_until_when_and_gives_a_command_that_works(
+def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
     query = ("--facet", "countries", "--size", "7", "--account", "team")
     limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
-    done = harvester("run", links, "--out", out, *query, *limits, "--per-month", "20")
+    words = ("run", links, "--out", out, *query, *limits, "--per-month", "20")
+    done = harvester(*words)
     assert done.returncode == 7, done.stderr
     seen = status(out)
     assert seen["state"] == "stopped"
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
     assert (seen["settled"], seen["calls"]["pending"]) == (20, 40)
-    assert seen["next"]["command"] == f"harvester run '{links}' --out {out} --facet countries --size 7 --account team"
-    again = harvester(*shlex.split(seen["next"]["command"])[1:], *limits, "--per-month", "0")
+    assert seen["next"]["command"] == shlex.join(["harvester", *words])
+    again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
     assert again.returncode == 0, again.stderr
     assert status(out)["settled"] == 60
 
@@ -189,11 +198,11 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     tmp_path: Path, links: str, serve: Callable[..., Served], name: str
 ) -> None:
     out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
-    begun = harvester("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), "--max-calls", "3", *options)
-    assert begun.returncode == 9
+    words = ("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), *options, "--max-calls")
+    assert harvester(*words, "3").returncode == 9
     command = status(out)["next"]["command"]
-    assert command == f"harvester run '{links}' --out {out} --work-dir {tmp_path / 'work'}"
-    assert harvester(*shlex.split(command)[1:], *options).returncode == 0
+    assert command == shlex.join(["harvester", *words, "3"])
+    assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
     assert status(out)["settled"] == 60
 
 
@@ -209,7 +218,73 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
     assert harvester(*command).returncode == 3
     seen = status(out)
     assert (seen["state"], seen["given_up"]) == ("failures", 1)
-    assert seen["next"]["command"].endswith(f"--out {out} --retry-failed")
+    assert seen["next"]["command"] == shlex.join(["harvester", *command, "--retry-failed"])
+
+
+def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_variables(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my job"
+    folder.mkdir()
+    (folder / "links.csv").write_text("name,link\n" + "".join(f"{i},bit.ly/{i}\n" for i in range(5)))
+    (folder / "my.toml").write_text(f'base_url = "{serve().url}"\nper_month = 3\n')
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HARVESTER_PER_HOUR", "0")
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out")
+    assert in_process(capsys, *words).code == 7
+    command = manifest_of(folder / "out")["invocation"]["command"]
+    assert command["words"] == ["harvester", *words]
+    assert (command["cwd"], command["config"]) == (str(folder), str(folder / "my.toml"))
+    assert "HARVESTER_PER_HOUR" in command["variables"]
+    here = in_process(capsys, "status", "out").out
+    assert f"\n           {shlex.join(['harvester', *words])}\n" in here
+    assert "not set here" not in here
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HARVESTER_PER_HOUR")
+    seen = json.loads(in_process(capsys, "status", "my job/out", "--json").out)
+    assert seen["next"]["command"] == f"cd '{folder}' && {shlex.join(['harvester', *words])}"
+    text = in_process(capsys, "status", "my job/out").out
+    assert f"options  from {folder / 'my.toml'}" in text
+    assert "options  from variables that are not set here: HARVESTER_PER_HOUR\n" in text
+
+
+def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BITLY_TOKEN", raising=False)
+    (tmp_path / "links.txt").write_text("bit.ly/1\n")
+    words = ("run", "links.txt", "--out", "out", "--base-url", serve().url, "--account", TOKEN, "--token-command")
+    assert in_process(capsys, *words, f"echo {TOKEN}").code == 0
+    manifest = manifest_of(tmp_path / "out")
+    kept = ["[token]" if word == TOKEN else word for word in words]
+    assert manifest["invocation"]["command"]["words"] == ["harvester", *kept, "echo …"]
+    assert TOKEN not in json.dumps(manifest["invocation"])
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--token-file", TOKEN, "run"], ["--token-file", "…", "run"]),
+        ([f"--token-file={TOKEN}"], ["--token-file=…"]),
+        (["--token-file", "/run/secrets/t"], ["--token-file", "/run/secrets/t"]),
+        (["--token-command=pass show x", "--out", "lake"], ["--token-command=pass …", "--out", "lake"]),
+        (["--token-file", "--token-file", TOKEN], ["--token-file", "--token-file", TOKEN]),
+    ],
+)
+def test_what_may_be_a_secret_is_hidden_in_the_words(words: list[str], kept: list[str]) -> None:
+    assert [*without_secrets(words)] == kept
+
+
+def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., str]) -> None:
+    python = WRITTEN["invocation"] | {"command": None}
+    seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python, work_dir="/a{b}"), NOW)
+    assert str(seen.next.command).endswith(" --work-dir '/a{{b}}'")
+    assert seen.next.summary.startswith("the same call from Python carries on")
+    assert str(seen.next.command).startswith("harvester run links.txt --out ")
+    seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python | {"lists": ["<links>"]}), NOW)
+    assert seen.next.command is None
 
 
 def test_another_user_sees_the_status_without_reading_the_private_folder(
@@ -354,7 +429,7 @@ def test_every_window_has_words_of_its_own(written: Callable[..., str], window: 
 
 
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
-    lists = {"lists": ["-", "-odd.txt"]}
+    lists = {"lists": ["-", "-odd.txt"], "command": None}
     seen = read_status(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
     assert "standard input" in seen.next.summary
     assert "harvester run - ./-odd.txt --out" in str(seen.next.command)
