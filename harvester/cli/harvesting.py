@@ -6,6 +6,7 @@ What takes long to import is imported within the functions: to check a file or t
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -74,9 +75,10 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
     exporter = exporter_for(options.output, observer.warn)
     job = build_job(lists, options, observer.warn, exporter=exporter)
-    outcome = _run_job(replace(job, command=_command(job.token)), observer)
+    command = _command(job.token)
+    outcome = _run_job(replace(job, command=command), observer)
     code = exit_code(outcome)
-    observer.ended(outcome, out, code)
+    observer.ended(outcome, out, code, shlex.join(command.words))
     if outcome.stop is None and code == USAGE:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):

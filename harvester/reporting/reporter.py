@@ -118,13 +118,13 @@ class Reporter:
         # The budget is asked again during a wait, and its answer may move by some seconds: that is the same wait.
         return seconds_until(waiting.until) > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
-    def ended(self, outcome: RunOutcome, out: str, exit_code: int) -> None:
-        """Write the summary; with quiet only that of a run that was stopped."""
+    def ended(self, outcome: RunOutcome, out: str, exit_code: int, command: str = "") -> None:
+        """Write the summary; with quiet only that of a run that was stopped. command: the one that was run."""
         self.close()
         seconds = time.monotonic() - self._began
         if not self._quiet or outcome.stop:
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
-            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds), fields)
+            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command), fields)
 
     def close(self) -> None:
         """Remove the live display."""

@@ -11,22 +11,28 @@ from harvester.shutdown import CONSEQUENCES, StopReason
 _FEW_SECONDS = 1.0
 
 
-def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
-    """Return the lines that end a run: the results, their cost, and what to do next. seconds: the run's duration."""
+def summary(outcome: RunOutcome, out: str, seconds: float, command: str = "") -> str:
+    """Return the lines that end a run: the results, their cost, and what to do next.
+
+    seconds: the run's duration. command: the one that was run, printed where it is to be run again.
+    """
     lines, before = [_headline(outcome, seconds)], ""
-    for name, text in _facts(outcome, out, seconds):
+    for name, text in _facts(outcome, out, seconds, command):
         lines.append(f"  {name if name != before else '':<8}{text}")
         before = name
     return "\n".join(lines)
 
 
-def _facts(outcome: RunOutcome, out: str, seconds: float) -> Iterator[tuple[str, str]]:
+def _facts(outcome: RunOutcome, out: str, seconds: float, command: str) -> Iterator[tuple[str, str]]:
     """Yield the lines below the first one: what each is about, and its text."""
     yield from _results(outcome.status)
     yield from _cost(outcome.status, seconds)
     if out != "-":
         yield "in", out
     yield from (("next", text) for text in _next(outcome, out))
+    repeated = outcome.stop.reason is not StopReason.CONSUMER_GONE if outcome.stop else outcome.status.failed
+    if command and repeated and out != "-":
+        yield "command", command
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:
