@@ -187,8 +187,9 @@ def test_the_layout_may_stand_in_the_configuration(serve: Callable[..., Served],
     done = command("--config", "my.toml", "run", "../one.txt")
     assert done.code == 0, done.err
     for name in ("status", "verify"):
-        seen = json.loads(command("--config", "my.toml", name, LAYOUT, "--json").out)
-        assert seen["out"] == str(Path.cwd() / "lake/referrers/dt=2026-11-23")
+        for out in ([], [LAYOUT], ["--out", LAYOUT]):
+            seen = json.loads(command("--config", "my.toml", name, *out, "--json").out)
+            assert seen["out"] == str(Path.cwd() / "lake/referrers/dt=2026-11-23")
     assert seen["ledger_checked"]
 
 
