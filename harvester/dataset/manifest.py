@@ -78,11 +78,17 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True)
 class LimitedBy:
-    """The limit that blocks sending. limit: attempts it allows, None if it is not a count. until: UTC, or None."""
+    """The limit that blocks sending. limit: attempts it allows, None if it is not a count. until: UTC, or None.
+
+    since: when it began to block, UTC, or None where calls only follow a pace. why: how the latest attempts failed
+    during an outage, or which processes hold the connections; or None.
+    """
 
     window: str
     limit: int | None
     until: str | None
+    since: str | None
+    why: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from harvester.clock import next_month
 from harvester.config.options import QueryOptions
 from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest as manifests
-from harvester.dataset.manifest import Found, Manifest, Stopped
+from harvester.dataset.manifest import Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
 from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
@@ -42,7 +42,7 @@ class NextStep(NamedTuple):
 
 
 SILENT_SECONDS = 180.0
-"""A run writes its manifest every 60 s; after three intervals without one it is taken for dead."""
+"""A run writes its manifest every 10 s, in an object store every 60 s; after 180 s without one it is taken for dead."""
 AHEAD_SECONDS = 60.0
 """Tolerated difference between two machines' clocks."""
 ENDED = frozenset({RunState.STOPPED, RunState.FAILURES, RunState.EMPTY, RunState.COMPLETE})
@@ -56,7 +56,8 @@ _MOST_HOURS = 50_000
 class RunStatus:
     """The state of a run, derived from its manifest. All moments are UTC; now: when the manifest was read.
 
-    ends: estimate of when every call of the list has a verdict, None without one. parts: number of files, rows, bytes.
+    ends: estimate of when every call of the list has a verdict, None without one. waiting_since: when the limit that
+    blocks sending began to do so. parts: number of files, rows, bytes.
     command: the run's, for a shell; None where there is none. unset: variables that it had, and this process has not.
     """
 
@@ -69,6 +70,7 @@ class RunStatus:
     state: RunState
     ends: datetime | None
     waiting_until: datetime | None
+    waiting_since: datetime | None
     parts: tuple[int, int, int]
     next: NextStep
     command: str | None
@@ -120,6 +122,7 @@ def _status_of(found: Found, now: datetime) -> RunStatus:
         state=state,
         ends=_ends(manifest, updated, now) if state is RunState.RUNNING else None,
         waiting_until=_optional_moment(limited_by.until) if limited_by else None,
+        waiting_since=_optional_moment(limited_by.since) if limited_by else None,
         parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
         next=_next_step(found, state),
         command=command_of(found),
@@ -194,7 +197,7 @@ def _step_after(found: Found, state: RunState) -> NextStep:
     piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
-            return NextStep("nothing: the run continues")
+            return NextStep(_while_running(manifest.budget.limited_by))
         case RunState.CLOCK_SKEW:
             return NextStep("look again in a minute: a live run writes its manifest once a minute")
         case RunState.STALE:
@@ -215,6 +218,17 @@ def _step_after(found: Found, state: RunState) -> NextStep:
 
 
 _RETRY = "--retry-failed"
+
+
+def _while_running(limited_by: LimitedBy | None) -> str:
+    if limited_by is None or limited_by.since is None:
+        return "nothing: the run continues"
+    if limited_by.window == "outage":
+        tried = "one attempt at a time tests whether the server answers again, at least once a minute"
+        return f"{tried}; then the run continues, or after --outage-limit it stops and the same command resumes"
+    if limited_by.window == "connections":
+        return "nothing, if the other harvesters are wanted: the run continues when one of them ends"
+    return "nothing: the run continues when that is over"
 
 
 def _after_stop(stopped: Stopped, command: str | None, piped: str) -> NextStep:

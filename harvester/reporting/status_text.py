@@ -152,7 +152,18 @@ def _waiting(seen: RunStatus) -> str | None:
     if not limited_by or seen.ended:
         return None
     text = limit_in_words(limited_by.window, limited_by.limit)
-    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
+    if limited_by.why:
+        text += f" ({limited_by.why})"
+    if seen.waiting_since:
+        text += f", since {_shown(seen.waiting_since)} ({duration(_seconds_between(seen.waiting_since, seen.now))})"
+    if not until:
+        return text
+    what = "next attempt" if limited_by.window == "outage" else "until"
+    return f"{text}, {what} {_shown(until)} ({_until(until, seen.now)})"
+
+
+def _seconds_between(earlier: datetime, later: datetime) -> float:
+    return max((later - earlier).total_seconds(), 0.0)
 
 
 def _shown(moment: datetime) -> str:

@@ -80,7 +80,13 @@ WRITTEN: dict[str, Any] = {
     "budget": {
         "account": "d6a7cd2a7371",
         "token": "d6a7cd2a7371",
-        "limited_by": {"window": "hour", "limit": 1000, "until": "2026-11-23T14:30:00Z"},
+        "limited_by": {
+            "window": "hour",
+            "limit": 1000,
+            "until": "2026-11-23T14:30:00Z",
+            "since": "2026-11-23T14:04:20Z",
+            "why": None,
+        },
         "windows": [
             {"window": "minute", "limit": 100, "used": 10, "remaining": 90, "until": None, "source": "default"},
             {"window": "hour", "limit": 1000, "used": 1000, "remaining": 0, "until": None, "source": "default"},
@@ -342,7 +348,8 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
 @pytest.mark.parametrize(
     ("changes", "state", "says"),
     [
-        ({}, "running", "nothing: the run continues"),
+        ({}, "running", "nothing: the run continues when that is over"),
+        ({"budget": WRITTEN["budget"] | {"limited_by": None}}, "running", "nothing: the run continues"),
         ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
         ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
         (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
@@ -393,7 +400,7 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
         "30 s old",
         "1,000 calls (990 rows, 10 refused)",
         "900 calls an hour (900 in 1 h)",
-        "the hour's limit of 1,000, until 2026-11-23 14:30:00 UTC (in 25 min)",
+        "the hour's limit of 1,000, since 2026-11-23 14:04:20 UTC (40 s), until 2026-11-23 14:30:00 UTC (in 25 min)",
         "token d6a7cd2a7371",
         "minute 10 of 100 used",
         "month  2,000 used, no limit",
@@ -423,9 +430,28 @@ def test_a_window_that_has_passed_is_shown_as_over(written: Callable[..., str]) 
 
 @pytest.mark.parametrize("window", WAIT_REASONS)
 def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
-    binds = {"window": window, "limit": None, "until": None}
+    binds = {"window": window, "limit": None, "until": None, "since": None, "why": None}
     seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
     assert f"for {window}" not in tell.as_text(seen)
+
+
+def test_during_an_outage_the_status_says_what_is_tried_and_since_when(written: Callable[..., str]) -> None:
+    outage = {
+        "window": "outage",
+        "limit": None,
+        "until": "2026-11-23T14:05:20Z",
+        "since": "2026-11-23T14:00:00Z",
+        "why": "api.example cannot be reached: Connection refused",
+    }
+    seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": outage}), NOW)
+    text = tell.as_text(seen)
+    assert (
+        "for the server to answer again (api.example cannot be reached: Connection refused), "
+        "since 2026-11-23 14:00:00 UTC (5 min), next attempt 2026-11-23 14:05:20 UTC (in 20 s)\n"
+    ) in text
+    assert "one attempt at a time tests whether the server answers again" in seen.next.summary
+    assert "--outage-limit" in seen.next.summary
+    assert "since 2026-11-23 14:00:00 UTC" in tell.as_line(seen)
 
 
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
