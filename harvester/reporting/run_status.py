@@ -143,12 +143,15 @@ def _state(manifest: Manifest, age_seconds: float) -> RunState:
 
 
 def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | None:
-    """Estimate when the remaining calls end; None where that is unknown, or further away than _MOST_HOURS.
+    """Estimate when the remaining calls end; None where that is unknown, as in an outage, or too far away.
 
     The manifest has the hour's use as one number: its attempts are taken to have been made evenly over that hour, so
     that 1/60 of them leaves the window each minute. Each call takes as many attempts as the calls before it.
     """
     windows = {window.window: window for window in manifest.budget.windows}
+    limited_by = manifest.budget.limited_by
+    if limited_by is not None and limited_by.window == "outage":
+        return None
     if not manifest.remaining or windows.keys() != {"minute", "hour", "month"}:
         return None
     limits = Limits(*(windows[name].limit or 0 for name in ("minute", "hour", "month")))

@@ -153,13 +153,14 @@ def _waiting(seen: RunStatus) -> str | None:
         return None
     text = limit_in_words(limited_by.window, limited_by.limit)
     if limited_by.why:
-        text += f" ({limited_by.why})"
+        text += f" ({limited_by.why.removeprefix('no answer ')})"
     if seen.waiting_since:
         text += f", since {_shown(seen.waiting_since)} ({duration(_seconds_between(seen.waiting_since, seen.now))})"
     if not until:
         return text
-    what = "next attempt" if limited_by.window == "outage" else "until"
-    return f"{text}, {what} {_shown(until)} ({_until(until, seen.now)})"
+    if limited_by.window == "outage":
+        return f"{text}, next attempt {_until(until, seen.now)}" if until > seen.now else text
+    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})"
 
 
 def _seconds_between(earlier: datetime, later: datetime) -> float:

@@ -441,17 +441,19 @@ def test_during_an_outage_the_status_says_what_is_tried_and_since_when(written: 
         "limit": None,
         "until": "2026-11-23T14:05:20Z",
         "since": "2026-11-23T14:00:00Z",
-        "why": "api.example cannot be reached: Connection refused",
+        "why": "no answer api.example cannot be reached: Connection refused",
     }
     seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": outage}), NOW)
     text = tell.as_text(seen)
     assert (
         "for the server to answer again (api.example cannot be reached: Connection refused), "
-        "since 2026-11-23 14:00:00 UTC (5 min), next attempt 2026-11-23 14:05:20 UTC (in 20 s)\n"
+        "since 2026-11-23 14:00:00 UTC (5 min), next attempt in 20 s\n"
     ) in text
     assert "one attempt at a time tests whether the server answers again" in seen.next.summary
     assert "--outage-limit" in seen.next.summary
     assert "since 2026-11-23 14:00:00 UTC" in tell.as_line(seen)
+    assert seen.ends is None
+    assert "next attempt" not in tell.as_text(read_status(seen.path, NOW + timedelta(minutes=1)))
 
 
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
