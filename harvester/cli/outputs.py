@@ -17,6 +17,8 @@ from harvester.cli.signals import stop_on_signals
 from harvester.config.options import ShowOptions
 from harvester.config.parsing import filled_path, seconds_of
 from harvester.config.sources import undashed
+from harvester.dataset import manifest
+from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
@@ -77,13 +79,18 @@ def status(
     Parameters
     ----------
     out:
-        The run's --out: a folder, a growing file or a store's URL; or the manifest itself.
+        The run's --out: a folder, a growing file or a store's URL; the manifest itself; or a folder with many outputs.
     watch:
         Repeat until the run has ended: in place on a terminal, otherwise as a line at each change.
     every:
         How often --watch reads the manifest.
     """
     path = choice.path(out)
+    if below := manifest.below(path):
+        if watch:
+            raise UsageError(f"follows one output, and {path} has {len(below):,}: name one of them", option="--watch")
+        status_text.print_table(run_status.read_each(below), path, json=choice.json)
+        return OK
     if not watch:
         status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK

@@ -17,7 +17,16 @@ import orjson
 
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_growing_file, is_url, normal
+from harvester.storage.location import (
+    BESIDE,
+    GROWING_ENDINGS,
+    MANIFEST,
+    STDOUT,
+    followed,
+    is_growing_file,
+    is_url,
+    normal,
+)
 from harvester.storage.object_store import open_store
 
 NEWEST = 1
@@ -319,6 +328,22 @@ def locate(out: str) -> tuple[str, str]:
     folder = os.path.dirname(path)
     growing = folder.removesuffix(BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(GROWING_ENDINGS) else folder
+
+
+def below(out: str) -> list[str]:
+    """Return the paths of the manifests in a folder and the folders below it; none if it is an output itself.
+
+    Nothing is looked for inside an output, nor in folders whose name begins with a dot or an underscore.
+    """
+    if out == STDOUT or is_url(out) or os.path.exists(locate(out)[0]):
+        return []
+    found = []
+    for folder, folders, names in os.walk(out):
+        if MANIFEST in names:
+            found.append(os.path.join(folder, MANIFEST))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+    return sorted(found)
 
 
 def _text_in_store(url: str) -> bytes:

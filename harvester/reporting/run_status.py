@@ -95,6 +95,22 @@ def read_status(out: str, now: datetime | None = None) -> RunStatus:
         raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
 
 
+class Unreadable(NamedTuple):
+    """An output below a folder whose manifest cannot be read. message: why."""
+
+    out: str
+    message: str
+
+
+def read_each(paths: list[str], now: datetime | None = None) -> Iterator[RunStatus | Unreadable]:
+    """Yield the states of several runs. paths: of their manifests."""
+    for path in paths:
+        try:
+            yield read_status(path, now)
+        except UsageError as error:
+            yield Unreadable(os.path.dirname(path), str(error))
+
+
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
     """Yield the state of a run every `seconds` until the run has ended. Raises as `read_status`."""
     while True:

@@ -530,6 +530,62 @@ def test_a_named_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path) ->
         read_status(str(tmp_path))
 
 
+# --- many outputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    """Three days in two folders, a growing file, a manifest of another program, and one in a private folder."""
+    stopped = ENDED | {"stopped": STOPPED}
+    for name, changes in (
+        ("referrers/dt=2026-11-22", ENDED | {"complete": True, "remaining": 0}),
+        ("referrers/dt=2026-11-23", stopped),
+        ("countries/dt=2026-11-23", {"updated": datetime.now(UTC).isoformat()}),
+        ("old.ndjson.harvester", ENDED),
+        ("referrers/dt=2026-11-22/_harvester", {}),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "_manifest.json").write_text(json.dumps(WRITTEN | changes))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/_manifest.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_folder_of_outputs_is_a_table_with_a_line_each(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake))
+    assert done.code == 0, done.err
+    head, *lines, last = done.out.splitlines()
+    assert head.split() == ["STATE", "DONE", "FAILED", "LEFT", "UPDATED", "(UTC)", "OUTPUT"]
+    assert [line.split()[0] for line in lines] == ["running:", "failures", "unreadable", "complete", "stopped:"]
+    assert lines[4] == "stopped: month_spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
+    assert lines[0].startswith("running: hour ")
+    assert lines[1].endswith("  old.ndjson")
+    assert "other: " in lines[2]
+    assert last == "5 outputs: 1 running, 1 failures, 1 unreadable, 1 complete, 1 stopped"
+    assert len(in_process(capsys, "status", str(lake / "referrers")).out.splitlines()) == 4
+
+
+def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake), "--json")
+    seen = [json.loads(line) for line in done.out.splitlines()]
+    assert [os.path.relpath(each["out"], lake) for each in seen] == [
+        "countries/dt=2026-11-23",
+        "old.ndjson",
+        "other",
+        "referrers/dt=2026-11-22",
+        "referrers/dt=2026-11-23",
+    ]
+    assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
+    assert "not a manifest" in seen[2]["summary"]
+    assert seen[4]["next"]["after"] == STOPPED["until"]
+
+
+def test_one_output_can_be_watched_and_a_folder_of_them_cannot(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake), "--watch")
+    assert (done.code, done.out) == (2, "")
+    assert f"--watch follows one output, and {lake} has 5: name one of them" in done.err
+
+
 # --- watching -------------------------------------------------------------------------------------------------------
 
 
