@@ -238,3 +238,14 @@ def digest_of(chunks: Iterable[bytes]) -> tuple[int, str]:
         size += len(chunk)
         sha256.update(chunk)
     return size, sha256.hexdigest()
+
+
+def kind_of(mode: int) -> str:
+    """Return what has a mode, for a message."""
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")

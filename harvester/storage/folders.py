@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
-from harvester.storage.filesystem import inherit_folder_mode, make_folder, remove_empty
+from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, remove_empty
 from harvester.storage.location import (
     BESIDE,
-    MANIFEST,
+    OUR_FILES,
     STDOUT,
     OutputKind,
     OutputLocation,
@@ -123,18 +123,7 @@ def _refuse_special(out: str) -> None:
     else:
         then = f"to send rows there without keeping them, use --out - > {shlex.quote(out)}"
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{out} is {_kind(mode)}, neither a folder nor a file: {then}", option="--out")
-
-
-def _kind(mode: int) -> str:
-    """Return what has a mode, for a message."""
-    kinds = {
-        stat.S_IFLNK: "a symbolic link",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
+        raise UsageError(f"{out} is {kind_of(mode)}, neither a folder nor a file: {then}", option="--out")
 
 
 def _growing_file(out: str) -> str:
@@ -221,8 +210,8 @@ def check_state(location: OutputLocation) -> None:
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode):
                 raise OutputError(
-                    f"{entry.path} is {_kind(found.st_mode)}, not a file of harvester's: put the file itself there, or "
-                    "remove it if there was none"
+                    f"{entry.path} is {kind_of(found.st_mode)}, not a file of harvester's: put the file itself there, "
+                    "or remove it if there was none"
                 )
             if found.st_nlink > 1:  # https://www.sqlite.org/howtocorrupt.html#multiple_links
                 raise OutputError(
@@ -249,16 +238,26 @@ def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
-        OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
+        OutputError: it was, so its ledger is lost, or in another --work-dir. UsageError: it is another program's.
     """
     with as_output_error(location.out):
         folders = filter(os.path.isdir, (location.public, location.private))
         names = {name for folder in folders for name in os.listdir(folder)}
-    if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
+        work_dir = location.noted_work_dir or location.private
+    if any(map(OUR_FILES.fullmatch, names)):
+        if os.path.abspath(work_dir) != location.private:
+            asked = f"--work-dir {shlex.quote(work_dir)}"
+            raise OutputError(f"{location.out} was begun with {asked}, where its ledger is: add {asked}")
         raise OutputError(
             f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
             f"calls were paid for. Put it back (was there a --work-dir?). {location.repair_advice}. Or keep this "
             "output as it is and begin a new --out with the links that it lacks"
+        )
+    if others := sorted(name for name in names if name.startswith("part-")):
+        more = f" and {len(others) - 1:,} more" if others[1:] else ""
+        raise UsageError(
+            f"{location.out} has files of another program, which a loader would take for rows of this output "
+            f"({others[0]}{more}): name another --out"
         )
     if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
         raise UsageError(
