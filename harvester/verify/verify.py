@@ -91,7 +91,7 @@ def _verify(output: Output, found: Findings) -> None:
         check_names(manifest, names, output.beside, found)
         if query := check_manifest(manifest, path, found):
             files = list(_files(output, manifest, names, ledger, found))
-            found.published_rows = sum(file.rows for file in files)
+            found.published_rows = sum(file.rows for file in files if file.calls)
             _Rows(output, manifest, query, found).check(files)
             check_failures(output.beside, manifest, names, ledger, found)
         if ledger:
@@ -221,6 +221,9 @@ class _Rows:
         if self._growing:
             if file.bytes:
                 self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; put it back")
+            return
+        if not file.calls:  # its calls were made again: repair --ask-again
+            self._found.remarks.append(f"{path} was lost, and the calls of its rows were made again")
             return
         self._found.moved_away.append(path)
         if not self._found.allow_moved:
