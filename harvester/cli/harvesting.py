@@ -20,10 +20,9 @@ from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code, observer_for, report_error
 from harvester.cli.signals import stop_on_signals
-from harvester.config import command_line
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.config.sources import PREFIX, undashed
+from harvester.config.sources import PREFIX, typed, undashed
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
@@ -96,11 +95,11 @@ def _command(token: "Token") -> "Command":
     def text(path: str) -> str:
         return os.fsencode(token.hidden_if_long(path)).decode(errors="backslashreplace")  # JSON is UTF-8
 
-    words = ["harvester", *without_secrets(command_line.typed.words)]
-    config, cwd = command_line.typed.config, None
+    words, cwd = ["harvester", *without_secrets(typed.words)], None
     with suppress(FileNotFoundError):  # the folder was deleted
         cwd = text(os.getcwd())
-    return Command(tuple(map(text, words)), cwd, config and text(config), tuple(command_line.variables_set(PREFIX)))
+    variables = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
+    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), tuple(variables))
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:

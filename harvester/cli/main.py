@@ -19,7 +19,7 @@ from harvester import _version
 from harvester._version import __version__
 from harvester.cli.exit_codes import observer_for, report_error
 from harvester.cli.signals import die_of_signals
-from harvester.config import command_line, sources
+from harvester.config import sources
 from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_closed_streams()
     die_of_signals()
     words = sys.argv[1:] if argv is None else argv
-    command_line.remember(words)
+    sources.typed.begin(words)
     sys.exit(_flush_output(_exit_code([DASH if word == "-" else word for word in words])))
 
 

@@ -16,7 +16,6 @@ import orjson
 from cyclopts import App, CoercionError, CycloptsError, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
-from harvester.config import command_line
 from harvester.config.options import alternatives, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
@@ -51,6 +50,25 @@ class Setting(NamedTuple):
     value: Any
     source: str
     cut: bool = False
+
+
+class Typed:
+    """The command line of this process, for the manifest. words: what was typed. files: of options, absolute paths."""
+
+    def __init__(self) -> None:
+        self.words: tuple[str, ...] = ()
+        self.files: tuple[str, ...] = ()
+
+    def begin(self, words: Iterable[str]) -> None:
+        """Remember the words of a command line that is about to be parsed."""
+        self.words, self.files = tuple(words), ()
+
+    def add_file(self, path: str) -> None:
+        """Remember a file from which options were filled in."""
+        self.files = tuple(dict.fromkeys((*self.files, os.path.abspath(path))))
+
+
+typed = Typed()
 
 
 def undashed(text: str) -> str:
@@ -149,7 +167,7 @@ class File:
         """Fill options without a value from the file."""
         if not commands:
             return
-        command_line.typed.config = os.path.abspath(self._path)
+        typed.add_file(self._path)
         command = commands[-1]
         known = set(_by_name(arguments))
         if os.environ.get("BITLY_TOKEN", "").strip():

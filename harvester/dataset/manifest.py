@@ -60,12 +60,12 @@ class Rate:
 class Command:
     """The command that was run. words: as they were typed; `…` stands for what may be a secret. cwd: its folder.
 
-    config: the absolute path of the file of options, None without one. variables: the names of those that were set.
+    config: the absolute paths of the files of options. variables: the names of those that were set.
     """
 
     words: tuple[str, ...]
     cwd: str | None
-    config: str | None
+    config: tuple[str, ...]
     variables: tuple[str, ...]
 
 

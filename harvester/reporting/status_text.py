@@ -136,7 +136,7 @@ def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     elif command:
         yield "command", str(seen.command)
     if command and command.config:
-        yield "options", f"from {command.config}"
+        yield "options", f"from {', '.join(command.config)}"
     if seen.unset:
         yield "options", f"from variables that are not set here: {', '.join(seen.unset)}"
 

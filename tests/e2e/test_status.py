@@ -67,7 +67,7 @@ WRITTEN: dict[str, Any] = {
         "command": {
             "words": ["harvester", "run", "links.txt", "--out", "lake"],
             "cwd": "/",
-            "config": None,
+            "config": [],
             "variables": [],
         },
         "lists": ["links.txt"],
@@ -241,7 +241,7 @@ def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_va
     assert in_process(capsys, *words).code == 7
     command = manifest_of(folder / "out")["invocation"]["command"]
     assert command["words"] == ["harvester", *words]
-    assert (command["cwd"], command["config"]) == (str(folder), str(folder / "my.toml"))
+    assert (command["cwd"], command["config"]) == (str(folder), [str(folder / "my.toml")])
     assert "HARVESTER_PER_HOUR" in command["variables"]
     here = in_process(capsys, "status", "out").out
     assert f"\n           {shlex.join(['harvester', *words])}\n" in here
