@@ -6,9 +6,10 @@ What takes long to import is imported within the functions: to check a file or t
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from harvester.cli.exit_codes import exit_code, observer_for, report_error, run_
 from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.config.sources import undashed
+from harvester.config.sources import PREFIX, typed, undashed
 from harvester.dataset.manifest import locate
 from harvester.errors import HarvesterError
 from harvester.events import Event, RunOutcome
@@ -33,6 +34,8 @@ from harvester.shutdown import OK, USAGE, ShutdownSignal
 from harvester.storage.location import MANIFEST, is_url, normal
 
 if TYPE_CHECKING:
+    from harvester.bearer import Token
+    from harvester.dataset.manifest import Command
     from harvester.run.assembly import Job
 
 SWITCH_SECONDS = 0.0001
@@ -87,9 +90,11 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
     exporter = exporter_for(options.output, observer.warn)
-    outcome = _run_job(build_job(lists, options, observer.warn, exporter=exporter), observer)
+    job = build_job(lists, options, observer.warn, exporter=exporter)
+    command = _command(job.token)
+    outcome = _run_job(replace(job, command=command), observer)
     code = exit_code(outcome)
-    observer.ended(outcome, out, code)
+    observer.ended(outcome, out, code, shlex.join(command.words))
     if outcome.stop is None and code == USAGE:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):
@@ -97,6 +102,21 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
         cure = "" if status.listed.invalid else "; if that is no mistake, use --allow-empty"
         observer.tell(Event.RUN_REFUSED, f"harvester: there are no links in the list{column}{cure}", exit_code=code)
     return code
+
+
+def _command(token: "Token") -> "Command":
+    """Return the command line of this process for the manifest, which others may read: without any secret."""
+    from harvester.config.credentials import without_secrets
+    from harvester.dataset.manifest import Command
+
+    def text(path: str) -> str:
+        return os.fsencode(token.hidden_if_long(path)).decode(errors="backslashreplace")  # JSON is UTF-8
+
+    words, cwd = ["harvester", *without_secrets(typed.words)], None
+    with suppress(FileNotFoundError):  # the folder was deleted
+        cwd = text(os.getcwd())
+    variables = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
+    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), tuple(variables))
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_closed_streams()
     die_of_signals()
     words = sys.argv[1:] if argv is None else argv
+    sources.typed.begin(words)
     sys.exit(_flush_output(_exit_code(_with_flags([DASH if word == "-" else word for word in words]))))
 
 

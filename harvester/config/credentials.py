@@ -13,7 +13,7 @@ import shlex
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
@@ -164,6 +164,26 @@ def shown_command(command: str) -> str:
     """Return a token command's first word; those behind it may hold a secret."""
     name, _, arguments = command.strip().partition(" ")
     return f"{name} …" if arguments else name
+
+
+def without_secrets(words: Iterable[str]) -> Iterator[str]:
+    """Yield the words of a command line; `…` stands for what may be a secret.
+
+    No option takes a token, but one may stand by mistake where the path of its file was expected, and the arguments of
+    a token command may hold a password.
+    """
+    hide = {"--token-file": shown_path, "--token-command": shown_command}
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if option:
+            yield hide[option](word)
+            option = ""
+        elif equals and name in hide:
+            yield f"{name}={hide[name](value)}"
+        else:
+            yield word
+            option = word if word in hide else ""
 
 
 def _token_from_command(command: str, warn: Callable[[str], None]) -> str:

@@ -27,6 +27,7 @@ from harvester.config.sources import (
     options_by_name,
     options_of,
     toml_value,
+    typed,
     written,
 )
 from harvester.errors import UsageError
@@ -120,6 +121,7 @@ class File:
         """Fill options without a value from the file."""
         if not commands:
             return
+        typed.add_file(self.path)
         command = commands[-1]
         known = set(options_by_name(arguments))
         if os.environ.get("BITLY_TOKEN", "").strip():

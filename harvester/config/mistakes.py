@@ -59,12 +59,16 @@ def _text(error: CycloptsError) -> str:
 
 def _missing(error: MissingArgumentError, name: str) -> str:
     if error.keyword or name.startswith("--"):
-        gone = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing"
+        gone = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing{_as_in(error)}"
         return f"{gone}; see {_help(error)}"
     if name == "*":  # the options of a run, of which one has no default
         return _OUT
+    return f"{name} is missing{_as_in(error)}; see {_help(error)}"
+
+
+def _as_in(error: CycloptsError) -> str:
     example = _example(error)
-    return f"{name} is missing{f', as in: {example}' if example else ''}; see {_help(error)}"
+    return f", as in: {example}" if example else ""
 
 
 def _help(error: CycloptsError) -> str:

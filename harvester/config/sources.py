@@ -42,6 +42,25 @@ class Setting(NamedTuple):
     cut: bool = False
 
 
+class Typed:
+    """The command line of this process, for the manifest. words: what was typed. files: of options, absolute paths."""
+
+    def __init__(self) -> None:
+        self.words: tuple[str, ...] = ()
+        self.files: tuple[str, ...] = ()
+
+    def begin(self, words: Iterable[str]) -> None:
+        """Remember the words of a command line that is about to be parsed."""
+        self.words, self.files = tuple(words), ()
+
+    def add_file(self, path: str) -> None:
+        """Remember a file from which options were filled in."""
+        self.files = tuple(dict.fromkeys((*self.files, os.path.abspath(path))))
+
+
+typed = Typed()
+
+
 def undashed(text: str) -> str:
     """Return `-` for the word that stands for it, and any other text as it is."""
     return "-" if text == DASH else text

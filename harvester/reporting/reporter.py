@@ -148,8 +148,11 @@ class Reporter:
         # The budget is asked again during a wait, and its answer may move by some seconds: that is the same wait.
         return seconds_until(waiting.until) > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
-    def ended(self, outcome: RunOutcome, out: str, exit_code: int) -> None:
-        """Write the summary; with quiet only that of a run that was stopped, and of each spent month once."""
+    def ended(self, outcome: RunOutcome, out: str, exit_code: int, command: str = "") -> None:
+        """Write the summary; with quiet only that of a run that was stopped, and of each spent month once.
+
+        command: the one that was run.
+        """
         status, stop = outcome.status, outcome.stop
         if self._quiet and not _has_more_invalid(status):
             self._invalid_reported = self._invalid
@@ -158,7 +161,7 @@ class Reporter:
         known = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
         if not self._quiet or (stop and not known):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
-            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds), fields)
+            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command), fields)
 
     def close(self) -> None:
         """Write what is still to be said of bad lines, and remove the live display."""

@@ -14,10 +14,13 @@ _FEW_SECONDS = 1.0
 _MOST_REASONS = 6
 
 
-def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
-    """Return the lines that end a run: the results, their cost, and what to do next. seconds: the run's duration."""
+def summary(outcome: RunOutcome, out: str, seconds: float, command: str = "") -> str:
+    """Return the lines that end a run: the results, their cost, and what to do next.
+
+    seconds: the run's duration. command: the one that was run, printed where it is to be run again.
+    """
     lines, before = [f"{_mark(outcome)} {_headline(outcome, seconds)}"], ""
-    for name, text in _facts(outcome, out, seconds):
+    for name, text in _facts(outcome, out, seconds, command):
         lines.append(f"  {name if name != before else '':<10}{text}")
         before = name
     return "\n".join(lines)
@@ -29,13 +32,16 @@ def _mark(outcome: RunOutcome) -> str:
     return SUCCESS_MARK if good else FAILURE_MARK
 
 
-def _facts(outcome: RunOutcome, out: str, seconds: float) -> Iterator[tuple[str, str]]:
+def _facts(outcome: RunOutcome, out: str, seconds: float, command: str) -> Iterator[tuple[str, str]]:
     """Yield the lines below the first one: what each is about, and its text."""
     yield from _results(outcome.status)
     yield from _cost(outcome.status, seconds)
     if out != "-":
         yield "output", out
     yield from (("next", text) for text in _next(outcome, out))
+    repeated = outcome.stop.reason is not StopReason.CONSUMER_GONE if outcome.stop else outcome.status.failed
+    if command and repeated and out != "-":
+        yield "command", command
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:

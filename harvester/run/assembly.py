@@ -24,6 +24,7 @@ from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.manifest import Command
 from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import BudgetBusy
 from harvester.events import RunObserver
@@ -53,7 +54,7 @@ class Job:
     own. state_dir: where the budget is kept, None for the user's state folder. exporter: called with each manifest.
     max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
     without links is complete. commit_seconds: the longest that a verdict waits for its commit. report_seconds:
-    the interval between two reports of the progress.
+    the interval between two reports of the progress. command: what was typed, for the manifest; None from Python.
     """
 
     sources: list[Source]
@@ -82,6 +83,7 @@ class Job:
     exporter: ManifestExporter | None = None
     feed: IterableFeed | None = None
     sink: RowSink | None = None
+    command: Command | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
-from harvester.run.committer import Heartbeat
+from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
@@ -63,9 +63,10 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
                 budgets = await opened.enter_async_context(opening_budgets)
                 await budgets.slots.join()
-                lists = _names_of(job)
-                telemetry = Telemetry(budgets.facet, dataset.invocation, lists, lambda: sink.awaits_reader)
-                heartbeat = Heartbeat(dataset, telemetry, job.exporter)
+                names, reader = _names_of(job), lambda: sink.awaits_reader
+                telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader)
+                seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
+                heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
                 return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)

@@ -14,7 +14,7 @@ from harvester.errors import HarvesterError, OutputError, UsageError, as_output_
 from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, remove_empty
 from harvester.storage.location import (
     BESIDE,
-    MANIFEST,
+    OUR_FILES,
     STDOUT,
     OutputKind,
     OutputLocation,
@@ -211,16 +211,26 @@ def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
-        OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
+        OutputError: it was, so its ledger is lost, or in another --work-dir. UsageError: it is another program's.
     """
     with as_output_error(location.out):
         folders = filter(os.path.isdir, (location.public, location.private))
         names = {name for folder in folders for name in os.listdir(folder)}
-    if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
+        work_dir = location.noted_work_dir or location.private
+    if any(map(OUR_FILES.fullmatch, names)):
+        if os.path.abspath(work_dir) != location.private:
+            asked = f"--work-dir {shlex.quote(work_dir)}"
+            raise OutputError(f"{location.out} was begun with {asked}, where its ledger is: add {asked}")
         raise OutputError(
             f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
             f"calls were paid for. Put it back (was there a --work-dir?). {location.repair_advice}. Or keep this "
             "output as it is and begin a new --out with the links that it lacks"
+        )
+    if others := sorted(name for name in names if name.startswith("part-")):
+        more = f" and {len(others) - 1:,} more" if others[1:] else ""
+        raise UsageError(
+            f"{location.out} has files of another program, which a loader would take for rows of this output "
+            f"({others[0]}{more}): name another --out"
         )
     if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
         raise UsageError(

@@ -58,13 +58,13 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
     return Output(out, LocalStorage(folder), LocalStorage(os.path.dirname(out) if growing else out), growing, work_dir)
 
 
-def verify(output: Output) -> Findings:
-    """Check everything of an output that can be read.
+def verify(output: Output, *, allow_moved: bool = False) -> Findings:
+    """Check everything of an output that can be read. allow_moved: a loader may have taken published parts away.
 
     Raises:
         UsageError: there is nothing to verify, or a library is missing. OutputError: the output cannot be read.
     """
-    found = Findings(output.name)
+    found = Findings(output.name, allow_moved=allow_moved)
     try:
         _verify(output, found)
     except OSError as error:
@@ -91,6 +91,7 @@ def _verify(output: Output, found: Findings) -> None:
         check_names(manifest, names, output.beside, found)
         if query := check_manifest(manifest, path, found):
             files = list(_files(output, manifest, names, ledger, found))
+            found.published_rows = sum(file.rows for file in files if file.calls)
             _Rows(output, manifest, query, found).check(files)
             check_failures(output.beside, manifest, names, ledger, found)
         if ledger:
@@ -148,6 +149,8 @@ def _files(
             yield newer[name]
         else:
             _report_unknown(name, output.rows.path(name), found, known=ledger is not None)
+    sealed = ledger.sealed_parts if ledger else {}
+    yield from (part for name, part in sealed.items() if name not in listed and name not in names)
 
 
 def _format_of(name: str) -> Format:
@@ -215,10 +218,17 @@ class _Rows:
             self._compare(has, file, path)
 
     def _report_gone(self, file: PublishedPart, path: str) -> None:
-        if not self._growing:
-            self._found.moved_away.append(path)
-        elif file.bytes:
-            self._found.problem(path, None, "it is gone; its rows are settled, so put it back")
+        if self._growing:
+            if file.bytes:
+                self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; put it back")
+            return
+        if not file.calls:  # its calls were made again: repair --ask-again
+            self._found.remarks.append(f"{path} was lost, and the calls of its rows were made again")
+            return
+        self._found.moved_away.append(path)
+        if not self._found.allow_moved:
+            text = f"it is missing, with {file.rows:,} rows; put it back, or use --allow-moved if a loader has taken it"
+            self._found.problem(path, None, text)
 
     def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:
         """Check a file's rows. Return what it has, or None if it cannot be read to its end."""

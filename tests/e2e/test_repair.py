@@ -154,7 +154,8 @@ def test_parts_that_a_loader_has_moved_are_named_and_read_where_they_are(
     assert done.returncode == 0, done.stderr
     assert case.served.sandbox.answered.total() == len(LINKS)
     assert len(rows(case.out)) == len(GOOD) - 60
-    assert harvester("verify", str(case.out)).returncode == 0
+    assert harvester("verify", str(case.out)).returncode == 8
+    assert harvester("verify", str(case.out), "--allow-moved").returncode == 0
 
 
 def test_what_a_damaged_ledger_still_says_of_moved_parts_is_enough(
@@ -191,7 +192,10 @@ def test_calls_that_are_known_nowhere_are_asked_again_only_if_that_is_said(
     assert harvester(*case.command).returncode == 0
     assert case.served.sandbox.answered.total() == len(LINKS) + 30
     assert {row["bitlink"] for row in rows(case.out)} == GOOD
-    assert harvester("verify", str(case.out)).returncode == 0
+    checked = harvester("verify", str(case.out))
+    assert checked.returncode == 0, checked.stdout
+    assert "was lost, and the calls of its rows were made again" in checked.stdout
+    assert checked.stdout.endswith(f"; {len(GOOD)} of {len(GOOD)} published rows are here\n")
 
 
 def test_rows_that_are_cut_off_a_growing_file_are_asked_again_only_if_that_is_said(

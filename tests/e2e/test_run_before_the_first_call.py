@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,7 @@ from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError
 from harvester.reporting.run_status import read_status
+from harvester.run import committer
 from harvester.run.committer import Heartbeat
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
@@ -123,6 +125,26 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(
     assert len(shown) == count >= 4
     assert {(each.ended, each.run_id) for each in shown} == {(None, store.run_id)}
     assert read(str(tmp_path / "out")).content == shown[-1]
+
+
+async def test_the_manifest_is_due_at_once_when_something_begins_to_block(
+    store: Dataset, budget: MachineBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = False
+    monkeypatch.setattr(Telemetry, "begins_to_block", property(lambda _: blocked))
+    now = 100.0
+    monkeypatch.setattr(committer, "time", SimpleNamespace(monotonic=lambda: now))
+    heartbeat = Heartbeat(store, Telemetry(budget, 1, ["links.txt"]), seconds=10.0)
+    await heartbeat.write(None)
+    assert not heartbeat.due
+    blocked = True
+    assert not heartbeat.due  # a second must pass, or two limits that take turns would write at each commit
+    now = 101.0
+    assert heartbeat.due
+    blocked, now = False, 109.0
+    assert not heartbeat.due
+    now = 110.0
+    assert heartbeat.due
 
 
 async def test_the_first_error_is_reported_and_not_that_of_the_manifest_after_it(

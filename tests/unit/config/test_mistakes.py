@@ -18,7 +18,7 @@ from tests.support.in_process import command
         ("run links.txt --out", "--out needs a value; see harvester run --help-all"),
         ("run l --out a --out b", "--out is there twice; it takes one value"),
         ("run", "LINKS is missing, as in: harvester run links.txt --out lake/dt=2026-11-23; see harvester run --help"),
-        ("verify", "OUT is missing, as in: harvester verify lake/dt=2026-11-23; see harvester verify --help"),
+        ("verify", "--out is missing, as in: harvester verify lake/dt=2026-11-23; see harvester verify --help"),
         ("schema", "--for is missing; see harvester schema --help"),
         ("run l --out a --per-mnth 3", "unknown option --per-mnth; did you mean --per-month? See harvester run --help"),
         ("status lake --zzz", "unknown option --zzz; see harvester status --help"),

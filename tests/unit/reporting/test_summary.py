@@ -148,3 +148,17 @@ def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
 )
 def test_a_time_is_told_in_its_two_largest_units(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> None:
+    status, command = RunProgress(listed=ListCounts(lines=9, links=9), rows=5), "harvester run 'my list' --out lake"
+
+    def last(status: RunProgress, stop: Stop | None, out: str = "lake") -> str:
+        return summary(RunOutcome(not stop, stop, status), out, 1.0, command).splitlines()[-1]
+
+    line = f"  command {command}"
+    assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
+    assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
+    assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line
+    assert last(status, Stop(StopReason.CONSUMER_GONE, "gone")) != line
+    assert last(status, None) != line
