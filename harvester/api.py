@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -33,9 +34,8 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import TOKEN_OPTIONS, RunOptions
-from harvester.config.parsing import fill_output
 from harvester.dataset.stream_publisher import QueueSink
-from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
+from harvester.errors import InputBroken, LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.events import Event, RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
@@ -44,8 +44,11 @@ from harvester.reporting.logs import LoggingObserver, ProgressView
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon
 from harvester.run import job as jobs
-from harvester.run.assembly import build_job
+from harvester.run.assembly import Job, build_job
 from harvester.run.job import RowStream
+from harvester.series.expansion import jobs_of, rounds_of
+from harvester.series.several import run_all
+from harvester.series.window import WindowChecks
 from harvester.shutdown import ShutdownSignal, StopReason
 from harvester.storage.folders import resolve
 from harvester.storage.location import MANIFEST, STDOUT
@@ -86,7 +89,8 @@ async def harvest(
     returns one, which is called again when Bitly refuses it; by default the sources of the command. progress: True
     shows it, False does not; by default a notebook shows a line. options: those of `run`.
 
-    A run that was stopped returns its manifest too, whose `stopped` says why.
+    A run that was stopped returns its manifest too, whose `stopped` says why. With several facets or periods `complete`
+    and `outputs` are returned: the manifests of those that were begun. Links of an iterable are then all read first.
 
     Raises:
         UsageError: nothing was asked of Bitly. DatasetBusy: another process writes this output. ConnectionsBusy: other
@@ -96,20 +100,46 @@ async def harvest(
     target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = fill_output(_options(options, HarvestKeywords, target, token))
+    rounds = rounds_of(_options(options, HarvestKeywords, target, token))
+    chosen, several = rounds[0][0], len(rounds) > 1 or len(rounds[0]) > 1
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
+    jobs_ = jobs_of(job, rounds, WindowChecks().open_guard, partial(exporter_for, warn=observer.warn))
     # Resolved now, because the working directory may change.
-    manifest = Path(resolve(job.out, job.work_dir).public, MANIFEST)
-    observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
+    paths = {each.out: Path(resolve(each.out, each.work_dir).public, MANIFEST) for round_ in jobs_ for each in round_}
+    facets = ",".join(dict.fromkeys(each.query.facet for each in jobs_[0]))
+    observer.view = _view_for(progress, _names_of(lists), target if several else job.out, facets)
     try:
-        outcome = await jobs.run(job, ShutdownSignal(), observer)
+        if several:
+            return await _harvest_several(jobs_, paths, observer, lists)
+        outcome = await jobs.run(jobs_[0][0], ShutdownSignal(), observer)
     finally:
         observer.close()
     _raise_broken(outcome, lists)
-    found: dict[str, Any] = orjson.loads(await in_daemon(manifest.read_bytes))
+    return await _manifest_at(paths[job.out])
+
+
+async def _harvest_several(
+    rounds: list[list[Job]], paths: Mapping[str, Path], observer: LoggingObserver, lists: Lists
+) -> dict[str, Any]:
+    """Run the jobs of several datasets and return whether all are complete, with the manifests of those begun."""
+    try:
+        ended = await run_all(rounds, jobs.run, ShutdownSignal(), observer)
+    except InputBroken as error:
+        raise (lists.error if isinstance(lists, IterableFeed) else None) or error from None
+    ended = [each for each in ended if each.begun]
+    for each in ended:
+        if each.error is not None:
+            raise each.error
+        _raise_broken(each.outcome, lists)
+    complete = len(ended) == len(paths) and all(each.outcome.complete for each in ended)
+    return {"complete": complete, "outputs": [await _manifest_at(paths[each.job.out]) for each in ended]}
+
+
+async def _manifest_at(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads(await in_daemon(path.read_bytes))
     return found
 
 
@@ -232,6 +262,7 @@ async def _rows(
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
+    job = replace(job, open_guard=WindowChecks().open_guard)
     observer.query = job.query
     observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
     try:

@@ -4,6 +4,7 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -97,6 +98,12 @@ def utc_text(moment: datetime | str, *, round_up: bool = False) -> str:
     if round_up and (moment.second or moment.microsecond):
         moment += timedelta(minutes=1)
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+@lru_cache(1)
+def iso_second(second: int) -> str:
+    """Return a second since 1970 as `utc_iso` does, formatted once for all the answers of that second."""
+    return utc_iso(datetime.fromtimestamp(second, UTC))
 
 
 def utc_iso(moment: datetime) -> str:

@@ -121,7 +121,7 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
         todo = "a larger --size, which needs a new --out, fetches the rest"
         sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
     if clipped:
-        why = "the account's plan keeps a shorter history than --units requests"
+        why = "the account's plan keeps a shorter history than was requested"
         sentences.append(f"{clipped:,} {of_rows} clipped ({why}): only a larger plan keeps the rest")
     return sentences
 

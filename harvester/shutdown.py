@@ -1,7 +1,8 @@
 """Why a run ends before its list does, what follows from each reason, and the signal that ends it."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
@@ -32,6 +33,7 @@ class StopReason(StrEnum):
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
     NOT_BEGUN = "not_begun"
+    WINDOW_MISMATCH = "window_mismatch"
 
 
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT, BOUND_REACHED = range(10)
@@ -98,6 +100,13 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.OUTPUT: Consequence(OUTPUT, f"fix what the message names; then {CARRIES_ON}", repeating_helps=False),
     StopReason.CONSUMER_GONE: Consequence(OK),
     StopReason.INPUT: Consequence(USAGE, f"fix the list; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.WINDOW_MISMATCH: Consequence(
+        USAGE,
+        "Bitly's windows are not what these options take them for: choose another window (--unit, --units, "
+        "--unit-reference) with another --out, and report what was seen",
+        repeating_helps=False,
+        same_command=False,
+    ),
     StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {CARRIES_ON}"),
 }
 """The one table by reason: exit code, advice, and whether an orchestrator may simply repeat the command."""
@@ -179,6 +188,35 @@ class ShutdownSignal:
         finally:
             requested.cancel()
             task.cancel()
+
+
+@contextmanager
+def time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[None]:
+    """Ask a run to stop after some seconds, unless this is left before; None for never."""
+    if seconds is None:
+        yield
+        return
+    stop = Stop(StopReason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
+    timer = asyncio.get_running_loop().call_later(seconds, shutdown.request, stop)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Allowance:
+    """The calls that --max-calls allows, to one run or to several that share it. most: None without a limit."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Take a call. Return False if all are taken."""
+        if self._taken == self.most:
+            return False
+        self._taken += 1
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,11 @@ class Facet:
         return self.identity(metric).replace(_SEPARATOR, ", ") or ("total" if self._is_summary else "")
 
     @property
+    def is_series(self) -> bool:
+        """True if each metric is of one unit of the window, and names it."""
+        return any(field.kind is FieldKind.MOMENT for field in self.fields)
+
+    @property
     def _is_summary(self) -> bool:
         return all(field.kind is FieldKind.COUNT for field in self.fields)
 

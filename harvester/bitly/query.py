@@ -1,11 +1,12 @@
 """The request for one bitlink: Bitly's base URL, the path of a facet and its query parameters."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from harvester.bitly.facets import FACETS, Facet
+from harvester.bitly.periods import Period, period_options
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
@@ -38,9 +39,12 @@ class Query:
 
     def as_options(self) -> str:
         """Return the options of the command that ask for it."""
-        named = {"facet": self.facet, "unit": self.unit, "units": self.units, "unit-reference": self.unit_reference}
+        window: dict[str, Any] = period_options(self.as_dict())
+        if not window:
+            window = {"unit": self.unit, "units": self.units, "unit-reference": self.unit_reference}
         sized = {} if self.size is None else {"size": self.size}
-        return " ".join(f"--{name} {value}" for name, value in (named | sized).items())
+        named = {"facet": self.facet, **window, **sized}
+        return " ".join(f"--{name} {value}" for name, value in named.items())
 
     @property
     def parameters(self) -> str:
@@ -55,6 +59,12 @@ class Query:
 def query_for(facet: str, unit: str, units: int, unit_reference: str, size: int) -> Query:
     """Return the query of a facet; its size is None if the facet has no such parameter."""
     return Query(facet, unit, units, unit_reference, size if FACETS[facet].takes_size else None)
+
+
+def query_for_period(facet: str, period: Period, size: int) -> Query:
+    """Return the query of a facet for a calendar period."""
+    query = query_for(facet, period.unit, 1, period.start, size)
+    return replace(query, period_start=period.start, period_end=period.end)
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

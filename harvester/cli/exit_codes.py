@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from harvester.config import sources
 from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
@@ -48,6 +48,9 @@ EXIT_CODES: dict[int, str] = {
     BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
 }
 
+_MOST_URGENT = (BUG, OUTPUT, USAGE, REFUSED, TOO_MANY_FAILED, MONTH_SPENT, STOPPED, BOUND_REACHED, SOME_FAILED, OK)
+"""The codes of several outputs' runs, by how much they ask for."""
+
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (ReaderClosed, OK),
     (OutputError, OUTPUT),
@@ -64,6 +67,11 @@ def exit_code(outcome: RunOutcome) -> int:
     if outcome.complete:
         return OK
     return SOME_FAILED if outcome.status.listed.links else USAGE
+
+
+def most_urgent(codes: Collection[int]) -> int:
+    """Return the code that asks for most, which is that of a command with several outputs."""
+    return min(codes, key=_MOST_URGENT.index, default=OK)
 
 
 def report_error(error: Exception, observer: Reporter) -> int:

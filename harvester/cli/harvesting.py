@@ -8,20 +8,19 @@ import asyncio
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.cli.exit_codes import exit_code, observer_for, report_error, run_on_end, words_of
+from harvester.cli.exit_codes import exit_code, most_urgent, observer_for, report_error, run_on_end, words_of
 from harvester.cli.signals import die_of_signals, stop_on_signals
 from harvester.config.options import RunOptions
-from harvester.config.parsing import fill_output
 from harvester.config.sources import PREFIX, typed, undashed
 from harvester.dataset.manifest import locate
 from harvester.errors import HarvesterError
@@ -37,7 +36,10 @@ if TYPE_CHECKING:
     from harvester.bearer import Token
     from harvester.dataset.manifest import Command
     from harvester.run.assembly import Job
+    from harvester.series.several import Ended
 
+T = TypeVar("T")
+_LONGEST_WHY = 300
 SWITCH_SECONDS = 0.0001
 """The longest that the thread writing parts keeps the interpreter while the event loop waits for it. With Python's
 default of 5 ms, calls were up to 9 % slower while a part was written (benchmarks/forms.py).
@@ -52,10 +54,11 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    code = _observed(_run, links, options, live=True)
+    deciding = [options.output.out]
+    code = _observed(partial(_run, deciding=deciding), links, options, live=True)
     if options.log.on_end is not None:
         die_of_signals()  # the loop, which had the signals, is over
-        run_on_end(options.log.on_end, _manifest_of(options), code, observer_for(options.log.log_format).warn)
+        run_on_end(options.log.on_end, _manifest_at(deciding[-1]), code, observer_for(options.log.log_format).warn)
     return code
 
 
@@ -74,34 +77,82 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
 
 
-def _manifest_of(options: RunOptions) -> str:
+def _manifest_at(out: str) -> str:
     """Return the path of the manifest of a run's output; empty for rows on standard output, or a wrong --out."""
     try:
-        out = fill_output(options).output.out
         return f"{normal(out)}/{MANIFEST}" if is_url(out) else locate(undashed(out))[0]
     except HarvesterError:
         return ""
 
 
-def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
+def _run(lists: list[str], options: RunOptions, observer: Reporter, *, deciding: list[str]) -> int:
+    """Run a command's datasets. deciding: gets the output whose run has decided the exit code."""
     from harvester.run.assembly import build_job
+    from harvester.series.expansion import jobs_of, rounds_of
+    from harvester.series.window import WindowChecks
 
     words_of(options.log.on_end)
-    facet, out = options.query.facet, options.output.out
+    rounds = rounds_of(options)
+    first, several = rounds[0][0], len(rounds) > 1 or len(rounds[0]) > 1
+    deciding.append(first.output.out)
+    out, facet = options.output.out if several else first.output.out, ",".join(options.query.facet)
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
-    exporter = exporter_for(options.output, observer.warn)
-    job = build_job(lists, options, observer.warn, exporter=exporter)
-    command = _command(job.token)
-    outcome = _run_job(replace(job, command=command), observer)
+    exporter = exporter_for(first.output, observer.warn)
+    job = build_job(lists, first, observer.warn, exporter=exporter)
+    job = replace(job, command=_command(job.token))
+    open_guard = WindowChecks().open_guard
+    if several:
+        jobs = jobs_of(job, rounds, open_guard, partial(exporter_for, warn=observer.warn))
+        return _run_several(jobs, out, observer, deciding)
+    outcome = _run_job(replace(job, open_guard=open_guard), observer)
     code = exit_code(outcome)
-    observer.ended(outcome, out, code, shlex.join(command.words))
+    observer.ended(outcome, out, code, _words_of(job))
+    _report_empty(outcome, code, observer)
+    return code
+
+
+def _words_of(job: "Job") -> str:
+    return shlex.join(job.command.words) if job.command else ""
+
+
+def _report_empty(outcome: RunOutcome, code: int, observer: Reporter) -> None:
     if outcome.stop is None and code == USAGE:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):
             column = f"; its column {status.column} has none (--column)"
         cure = "" if status.listed.invalid else "; if that is no mistake, use --allow-empty"
         observer.tell(Event.RUN_REFUSED, f"harvester: there are no links in the list{column}{cure}", exit_code=code)
+
+
+def _run_several(rounds: list[list["Job"]], out: str, observer: Reporter, deciding: list[str]) -> int:
+    """Run the jobs of several datasets, and report them as one."""
+    from harvester.run import job as jobs
+    from harvester.series.several import progress_of, run_all
+
+    ended = _in_loop(partial(run_all, rounds, jobs.run), rounds[0][0], observer)
+    not_begun = sum(map(len, rounds)) - sum(each.begun for each in ended)
+    codes = [exit_code(each.outcome) if each.error is None else report_error(each.error, observer) for each in ended]
+    code = most_urgent(codes)
+    decides = ended[codes.index(code)]
+    deciding.append(decides.job.out)
+    complete = not not_begun and all(each.outcome.complete for each in ended)
+    outcome = RunOutcome(complete, decides.stop, progress_of(ended, not_begun))
+    observer.ended(outcome, out, code, _words_of(decides.job), _details(ended, not_begun))
+    _report_empty(decides.outcome, code, observer)
     return code
+
+
+def _details(ended: list["Ended"], not_begun: int) -> list[tuple[str, str]]:
+    """Return the summary's lines on each facet, on each output that is not complete, and on those not begun."""
+    lines = []
+    for facet in dict.fromkeys(each.job.query.facet for each in ended):
+        runs = [each.outcome.status for each in ended if each.job.query.facet == facet]
+        rows, refused, failed = (sum(getattr(run, name) for run in runs) for name in ("rows", "refused", "failed"))
+        lines.append(("facets", f"{facet}: {rows:,} rows, {refused:,} refused, {failed:,} failed"))
+    lines += [("stopped", f"{each.job.out}: {each.stop.message[:_LONGEST_WHY]}") for each in ended if each.stop]
+    if not_begun:
+        lines.append(("outputs", f"{sum(each.begun for each in ended):,} were begun, {not_begun:,} were not"))
+    return lines
 
 
 def _command(token: "Token") -> "Command":
@@ -122,32 +173,43 @@ def _command(token: "Token") -> "Command":
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:
     from harvester.run import job as jobs
 
+    return _in_loop(partial(jobs.run, job), job, observer)
+
+
+def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]], job: "Job", observer: Reporter) -> T:
+    """Run what signals may end in an event loop of its own. job: one of those that are run."""
     if (connections := job.client_settings.connections) > MAX_CONNECTIONS:
         observer.warn(
             f"--connections {connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
 
-    async def harvested() -> RunOutcome:
+    async def done() -> T:
         shutdown = ShutdownSignal()
         stop_on_signals(shutdown, observer)
-        return await jobs.run(job, shutdown, observer)
+        return await work(shutdown, observer)
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    return asyncio.run(harvested())
+    return asyncio.run(done())
 
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:
     from harvester.config.credentials import has_token
     from harvester.run import plan as plans
     from harvester.run.assembly import build_job
+    from harvester.series.expansion import jobs_of, rounds_of
+    from harvester.series.planning import make_plan
+    from harvester.series.window import WindowChecks
 
     token_known = has_token(options.access)
     if not token_known:
         observer.warn("no token: what has been spent is unknown, and Bitly is not asked for its limits")
-    exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
-    job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
-    found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
+    rounds = rounds_of(options)
+    first = rounds[0][0]
+    exporter_for(first.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
+    job = build_job(lists, first, observer.warn, None if token_known else lambda: "-")
+    jobs = [each for round_ in jobs_of(job, rounds, WindowChecks().open_guard, lambda _: None) for each in round_]
+    found = make_plan(jobs, observer, token_known=token_known, offline=offline)
     print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(plans.as_text(found)))
     return OK
 
@@ -171,7 +233,7 @@ def _observed(
                 display = live_display.Display()
                 observer.write_to(display)
                 stack.enter_context(live_display.redrawn_after_stop(display))
-            return work(lists, fill_output(options), observer)
+            return work(lists, options, observer)
     except BrokenPipeError:
         raise
     except Exception as error:

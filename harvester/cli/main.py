@@ -183,7 +183,8 @@ _register(
     "harvester run links.txt --out results.ndjson       a file: tail -f follows",
     "zcat links.gz | harvester run - --out - | jq .     a filter",
     "harvester run links.txt --out lake --plan growth --reserve 10%",
-    "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
+    "harvester run links.txt --out 'lake/dt={dt}' --day yesterday",
+    "harvester run links.txt --out 'lake/{facet}' --facet countries,devices",
     "",
     "harvester run --help-all   all options; a config file can hold them too,",
     "                           and a variable each: HARVESTER_PLAN=growth",
@@ -193,6 +194,7 @@ _register(
     "Show what `run` with the same options would cost and when it would end, without fetching metrics.",
     "harvester plan links.txt --out lake",
     "harvester plan links.txt --out lake --plan growth --json",
+    "harvester plan links.txt --out 'lake/{dt}' --since 2026-11-01",
     "harvester plan links.txt --out lake --offline   without any request to Bitly",
     "harvester plan --help-all             all options",
 )
@@ -210,7 +212,7 @@ _register(
     "harvester status lake                   its state, and what to run next",
     "harvester status lake --watch           until it has ended",
     "harvester status results.ndjson --json  for a program",
-    "harvester status 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
+    "harvester status 'lake/{facet}/dt={dt}' --day 2026-11-22",
 )
 _register(
     "harvester.cli.outputs:verify",
@@ -218,7 +220,7 @@ _register(
     "harvester verify lake/dt=2026-11-23   before it is loaded",
     "harvester verify results.ndjson       while it grows, too",
     "harvester verify lake --work-dir /var/lib/harvester/lake --json",
-    "harvester verify 'lake/{facet}/dt={dt}' --unit-reference 2026-11-23",
+    "harvester verify 'lake/{facet}/dt={dt}' --day 2026-11-22",
 )
 _register(
     "harvester.cli.outputs:repair",

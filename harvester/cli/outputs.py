@@ -11,11 +11,10 @@ from typing import Annotated
 import orjson
 from cyclopts import Parameter
 
-from harvester.bitly.facets import FacetName
 from harvester.cli.exit_codes import observer_for
 from harvester.cli.signals import stop_on_signals
-from harvester.config.options import ShowOptions
-from harvester.config.parsing import filled_path, seconds_of
+from harvester.config.options import Facets, ShowOptions, facets_in
+from harvester.config.parsing import day_of, filled_path, seconds_of
 from harvester.config.sources import undashed
 from harvester.dataset import manifest
 from harvester.errors import UsageError
@@ -23,6 +22,7 @@ from harvester.jsonlines import as_json
 from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
+from harvester.storage.location import is_url
 
 Out = Annotated[str, Parameter(name="--out")]
 """The run's --out, written with or without the option's name; like any option it may come from a variable or a file."""
@@ -36,15 +36,23 @@ class OutputChoice:
     json: bool = False
     "Print JSON, for a program."
 
-    facet: FacetName = "referrers"
-    "The value of {facet} in OUT and --work-dir."
+    facet: Facets = ("referrers",)
+    "The value of {facet} in OUT and --work-dir; several, with commas between them, for an output each."
+
+    day: str | None = None
+    "The value of {dt} in OUT and --work-dir: the first day of the output's period, or yesterday."
 
     unit_reference: str | None = None
     "The moment whose UTC day is the value of {dt} in OUT and --work-dir."
 
-    def path(self, out: str) -> str:
-        """Return OUT with its placeholders filled in."""
-        return filled_path("OUT", undashed(out), self.facet, self.unit_reference)
+    def paths(self, out: str) -> list[str]:
+        """Return OUT with its placeholders filled in, for each facet."""
+        return list(dict.fromkeys(self.filled("OUT", undashed(out))))
+
+    def filled(self, name: str, path: str) -> list[str]:
+        """Return a path with its placeholders filled in, for each facet. name: what errors call it."""
+        day = self.unit_reference if self.day is None else day_of("--day", self.day).isoformat()
+        return [filled_path(name, path, facet, day) for facet in facets_in(self.facet)]
 
 
 @Parameter(name="*")
@@ -57,10 +65,11 @@ class StateChoice:
     work_dir: str | None = None
     "The run's --work-dir; by default the private state is looked for inside or next to OUT."
 
-    def folder(self) -> str | None:
-        """Return --work-dir with its placeholders filled in."""
-        output, path = self.output, self.work_dir
-        return path and filled_path("--work-dir", path, output.facet, output.unit_reference)
+    def outputs(self, out: str) -> list[tuple[str, str | None]]:
+        """Return OUT and --work-dir with their placeholders filled in, for each facet."""
+        paths = self.output.filled("OUT", undashed(out))
+        folders = [None] * len(paths) if self.work_dir is None else self.output.filled("--work-dir", self.work_dir)
+        return list(dict.fromkeys(zip(paths, folders, strict=True)))
 
 
 _SHOW_DEFAULTS = ShowOptions()
@@ -85,7 +94,14 @@ def status(
     every:
         How often --watch reads the manifest.
     """
-    path = choice.path(out)
+    paths = choice.paths(out)
+    path = paths[0]
+    if len(paths) > 1:
+        if watch:
+            raise UsageError("follows one output: name one --facet", option="--watch")
+        manifests = [each if is_url(each) else manifest.locate(each)[0] for each in paths]
+        status_text.print_table(run_status.read_each(manifests), ".", json=choice.json)
+        return OK
     if below := manifest.below(path):
         if watch:
             raise UsageError(f"follows one output, and {path} has {len(below):,}: name one of them", option="--watch")
@@ -113,11 +129,14 @@ def verify(
     """
     from harvester.verify import findings, verify
 
-    output = verify.output_at(choice.output.path(out), choice.folder())
-    found = verify.verify(output, allow_moved=allow_moved)
-    json = choice.output.json
-    _print_report(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
-    return OK if found.ok else OUTPUT
+    outputs = [verify.output_at(path, folder) for path, folder in choice.outputs(out)]
+    reports = [verify.verify(output, allow_moved=allow_moved) for output in outputs]
+    if choice.output.json:
+        found = [findings.as_dict(each) for each in reports]
+        _print_report(as_json(found if len(found) > 1 else found[0], orjson.OPT_INDENT_2))
+    else:
+        _print_report("\n\n".join(findings.as_text(each) for each in reports))
+    return OK if all(each.ok for each in reports) else OUTPUT
 
 
 def repair(
@@ -143,8 +162,11 @@ def repair(
     """
     from harvester.verify import repair as repairs
 
-    path, json = choice.output.path(out), choice.output.json
-    found = repairs.repair(path, choice.folder(), parts, apply=apply, ask_again=ask_again)
+    outputs, json = choice.outputs(out), choice.output.json
+    if len(outputs) > 1:
+        raise UsageError("repairs one output: name one", option="--facet")
+    (path, folder), *_ = outputs
+    found = repairs.repair(path, folder, parts, apply=apply, ask_again=ask_again)
     _print_report(as_json(repairs.as_dict(found), orjson.OPT_INDENT_2) if json else repairs.as_text(found))
     return OK if found.ok else OUTPUT
 

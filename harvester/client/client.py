@@ -371,8 +371,14 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
+    connections: ConnectionSlots | Pool, settings: ClientSettings, query: Query, context: ClientContext
 ) -> AsyncIterator[Client]:
-    """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
-    async with pooled(slots, context.shutdown, settings.base_url) as pool:
+    """Open a client. connections: a pool that others share and close; or the slots of one, which is closed at the end.
+
+    Raises: as `pooled`.
+    """
+    if isinstance(connections, Pool):
+        yield Client(connections, settings, query, context)
+        return
+    async with pooled(connections, context.shutdown, settings.base_url) as pool:
         yield Client(pool, settings, query, context)

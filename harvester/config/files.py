@@ -10,13 +10,13 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from cyclopts import App, CycloptsError
 from cyclopts.argument import Argument, ArgumentCollection
 
 from harvester.config.mistakes import bounded, choices_in, must_be, parse_error_text
-from harvester.config.options import TOKEN_OPTIONS, AccessOptions, alternatives, names_in, nearest_of
+from harvester.config.options import TOKEN_OPTIONS, AccessOptions, alternatives, facets_in, names_in, nearest_of
 from harvester.config.sources import (
     PREFIX,
     SEPARATE,
@@ -26,6 +26,7 @@ from harvester.config.sources import (
     fill,
     options_by_name,
     options_of,
+    takes_shared,
     toml_value,
     typed,
     written,
@@ -107,8 +108,12 @@ class File:
         self._text, self._content, doubt = _read(path, found=found)
         self._doubt = doubt if found and path == PROJECT_FILE else None
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
-        shared = [options for command, options in commands.items() if command not in SEPARATE]
-        everything = {name: option for options in shared for name, option in options.items()}
+        everything = {
+            name: option
+            for command, options in commands.items()
+            for name, option in options.items()
+            if takes_shared(command, name)
+        }
         for key, value in self._content.items():
             if key in commands and not (key in everything and isinstance(value, str)):  # `plan` is both
                 self._check_table(key, value, commands[key])
@@ -135,7 +140,7 @@ class File:
             layer = {
                 name: Given(f"{self.path}{shown}", written(content[name]), f"{self._place(name, table)}:{shown} {name}")
                 for name in known & content.keys()
-                if not isinstance(content[name], dict)
+                if not isinstance(content[name], dict) and (table or takes_shared(command, name))
             }
             fill(arguments, layer, "the file")
 
@@ -253,9 +258,18 @@ def _decoded(path: str, content: bytes) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     """Return True if a value of a file has one of a hint's types; a whole number is a number, a flag is neither."""
     if choices := choices_in(hint):
-        return value in choices
+        return all(each in choices for each in _values_of(value, hint))
     kinds = alternatives(hint)
     return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _values_of(value: Any, hint: Any) -> list[Any]:
+    """Return the values that stand in one: of an option that takes several, a list or a text with commas."""
+    if get_origin(hint) is not tuple:
+        return [value]
+    if isinstance(value, str):
+        return [*facets_in(value)]
+    return value if isinstance(value, list) and value else [None]
 
 
 def _shown(value: Any) -> str:

@@ -4,11 +4,12 @@ import inspect
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
 from harvester.config import credentials
-from harvester.config.options import RIVALS, RunOptions, alternatives, hints_in, made_of, nearest_of
+from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
+from harvester.config.sources import excluded_by
 from harvester.errors import HarvesterError, UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -20,7 +21,9 @@ TokenGiven: TypeAlias = str | Callable[[], str] | None
 class MetricsKeywords(TypedDict, total=False):
     """Options for one link: query, limits, access."""
 
-    facet: str
+    facet: str | Sequence[str]
+    day: str | date | None
+    partial: bool
     unit: str
     units: int
     unit_reference: str | datetime | None
@@ -56,7 +59,11 @@ class StreamKeywords(MetricsKeywords, total=False):
 
 
 class HarvestKeywords(StreamKeywords, total=False):
-    """Options for a harvest: also its output, and which calls are made again."""
+    """Options for a harvest: also its output, its periods, and which calls are made again."""
+
+    since: str | date | None
+    until: str | date | None
+    every: str
 
     part_rows: int
     part_bytes: str | int
@@ -83,7 +90,7 @@ def run_options(
     refuse_unknown(given, list(allowed.__annotations__))
     hints = hints_in(RunOptions)
     values = {name: _as(name, hints[name], value) for name, value in given.items()}
-    excluded = {*given}.union(*(group for group in RIVALS if {*group} & {*given}))
+    excluded = {*given} | excluded_by(given)
     values |= {name: value for name, value in (configured or {}).items() if name not in excluded}
     return made_of(RunOptions, {**values, "out": out})
 
@@ -155,7 +162,9 @@ def _result_of(token: Callable[[], object]) -> str:
 def _as(name: str, hint: Any, value: object) -> object:
     """Return a value as the type that the option has on the command line. Raises UsageError."""
     # The choices of a Literal are checked later, with those of the command line.
-    kinds = [str if get_origin(kind) is Literal else kind for kind in alternatives(hint)]
+    kinds = [str if get_origin(kind) in {Literal, tuple} else kind for kind in alternatives(hint)]
+    if get_origin(hint) is tuple and isinstance(value, list | tuple) and value:
+        return ",".join(str(_as(name, str, each)) for each in value)
     if value is None and type(None) in kinds:
         return None
     if bool in kinds:
@@ -171,7 +180,7 @@ def _as(name: str, hint: Any, value: object) -> object:
 
 
 def _as_text(value: object) -> str | None:
-    if isinstance(value, datetime):
+    if isinstance(value, date):  # also a datetime
         return value.isoformat()
     if isinstance(value, timedelta):
         return f"{value.total_seconds():f}"

@@ -90,7 +90,8 @@ def _nearest(word: str, known: Iterable[str], explained_by: str) -> str:
 
 def choices_in(hint: Any) -> list[str]:
     """Return the values that a hint allows; empty if it is not a list of values."""
-    return [choice for kind in alternatives(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
+    kinds = get_args(hint)[:1] if get_origin(hint) is tuple else alternatives(hint)
+    return [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def must_be(hint: Any) -> str:

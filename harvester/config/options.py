@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
@@ -22,6 +22,7 @@ LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]
 PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
+PeriodName = Literal["day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal[
@@ -33,13 +34,11 @@ _STOPPING = Group("Stopping", sort_key=4)
 _AUTHENTICATION = Group("Authentication", sort_key=5)
 
 COMMON = frozenset(
-    {"facet", "units", "unit_reference", "column", "out", "work_dir", "format", "shape"}
+    {"facet", "day", "since", "until", "units", "unit_reference", "column", "out", "work_dir", "format", "shape"}
     | {"plan", "per_month", "max_time", "max_calls", "token_file", "quiet"}
 )
 """The options of a run that `--help` shows, beside --config; `--help-all` shows all of them."""
 TOKEN_OPTIONS = ("token_file", "token_command")
-RIVALS = (TOKEN_OPTIONS, ("plan", "per_month"))
-"""Once a source names one option of a group, sources of lower precedence are ignored for the whole group."""
 _PATHS = frozenset({"out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store", "client_secret_file"})
 
 
@@ -66,13 +65,47 @@ class _Paths:
                 object.__setattr__(self, name, home_expanded(value, f"--{name.replace('_', '-')}"))
 
 
+def facets_in(written: str | Iterable[str]) -> tuple[FacetName, ...]:
+    """Return the facets of a text with commas, or of several such texts: each once, unchecked."""
+    texts = [written] if isinstance(written, str) else written
+    names = [name.strip() for text in texts for name in text.split(",")]
+    return cast("tuple[FacetName, ...]", tuple(dict.fromkeys(names)))
+
+
+def _as_typed(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Return the values of an option as they are written: cyclopts would refuse one with a comma."""
+    return tuple(token.value for token in tokens)
+
+
+Facets: TypeAlias = Annotated[tuple[FacetName, ...], Parameter(converter=_as_typed, negative="", show_default=",".join)]
+
+
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
     """The query that is made for each link; it is fixed when the output is begun."""
 
-    facet: FacetName = "referrers"
-    "Bitly's breakdown of the clicks."
+    def __post_init__(self) -> None:
+        # The instance is frozen, and not in use yet.
+        object.__setattr__(self, "facet", facets_in(self.facet))
+
+    facet: Facets = ("referrers",)
+    "Bitly's breakdown of the clicks; several with commas between them, or repeated, for a dataset each."
+
+    day: str | None = None
+    "The metrics of this UTC day alone, such as 2026-11-22, or yesterday."
+
+    since: str | None = None
+    "The first day of several periods, each with an output of its own; --until names the last."
+
+    until: str | None = None
+    "The last day, included; by default yesterday."
+
+    every: PeriodName = "day"
+    "The period of --since: day, week (from Monday) or month; those that contain its days."
+
+    partial: Annotated[bool, Parameter(negative="")] = False
+    "Accept a period that is not over, whose numbers will change."
 
     unit: UnitName = "day"
     "The unit that --units counts."
@@ -95,7 +128,7 @@ class OutputOptions(_Paths):
     out: Annotated[str, Parameter(alias="-o")]
     (
         "A folder for parts, a growing file that ends in .ndjson or .jsonl, or - for standard output; {facet} and {dt} "
-        "(the UTC day of --unit-reference) are filled in."
+        "(the first UTC day of the period, else that of --unit-reference) are filled in."
     )
 
     work_dir: str | None = None
@@ -117,7 +150,10 @@ class OutputOptions(_Paths):
     "What a row holds: a call with the list of its metrics (nested, the default), or one metric (flat)."
 
     metrics_file: str | None = None
-    "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute."
+    (
+        "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute. With several "
+        "facets there is one for each, whose name ends in the facet."
+    )
 
 
 @Parameter(name="*", group=_QUERY, negative="")

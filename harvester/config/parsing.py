@@ -5,21 +5,25 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from string import Formatter
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import BASE_URL, UNITS, Query, query_for
+from harvester.bitly.periods import PERIOD_UNITS, Period, periods_between
+from harvester.bitly.query import BASE_URL, UNITS, Query, query_for, query_for_period
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions, home_expanded
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
+T = TypeVar("T")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -30,6 +34,8 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
 _MAX_COUNT = 2**31 - 1
 _CLOCK_DIFFERENCE = timedelta(minutes=1)
+_DAYS_AGO = {"today": 0, "yesterday": 1}
+_MOST_PERIODS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,18 +88,91 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
 
     Raises UsageError for a value that Bitly does not know.
     """
-    check_choice("--facet", options.facet, tuple(FACETS))
+    facet, period = _only_one("--facet", facets_of(options)), _only_one("--since", periods_of(options) or [None])
     check_choice("--unit", options.unit, UNITS)
     if options.units != -1:
         _check_range("--units", options.units, 1, "or -1 for all")
     _check_range("--size", options.size, 1)
+    if period is not None:
+        return query_for_period(facet, period, options.size), False
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
-    query = query_for(options.facet, options.unit, options.units, utc_iso(reference), options.size)
+    query = query_for(facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
 
 
+def facets_of(options: QueryOptions) -> tuple[str, ...]:
+    """Return the facets. Raises UsageError for one that there is not."""
+    for facet in options.facet:
+        check_choice("--facet", facet, tuple(FACETS))
+    return options.facet
+
+
+def _only_one(option: str, values: Sequence[T]) -> T:
+    if len(values) > 1:
+        raise UsageError(": one is expected here, not several", option=option)
+    return values[0]
+
+
+def periods_of(options: QueryOptions, now: datetime | None = None) -> list[Period]:
+    """Return the periods that --day or --since names, the oldest first; none without these options.
+
+    now: UTC, by default the present moment.
+
+    Raises:
+        UsageError: no day, options that exclude each other, or a period that is not over, without --partial.
+    """
+    now = now or datetime.now(UTC)
+    if options.day is None and options.since is None:
+        if options.until is not None:
+            raise UsageError(": needs --since, the first day", option="--until")
+        return []
+    named = "--since" if options.day is None else "--day"
+    if named == "--day" and (options.since is not None or options.until is not None):
+        raise UsageError(": --since and --until name several days; use either", option="--day")
+    check_choice("--every", options.every, PERIOD_UNITS)
+    if (options.unit, options.units, options.unit_reference) != ("day", -1, None):
+        raise UsageError(": is a window by itself; leave out --unit, --units and --unit-reference", option=named)
+    since = day_of(named, options.day or options.since or "", now)
+    until = since if options.day else day_of("--until", options.until or "yesterday", now)
+    if until < since:
+        raise UsageError(f"{until}: is before --since {since}", option="--until")
+    try:
+        found = periods_between("day" if options.day else options.every, since, until)
+        last = found[-1].end
+    except OverflowError as error:
+        raise UsageError(f"{until}: must be a day before the year 9999", option=named) from error
+    if len(found) > _MOST_PERIODS:
+        raise UsageError(f"{since}: {len(found):,} periods are more than {_MOST_PERIODS:,}", option="--since")
+    if last > utc_iso(now) and not options.partial:
+        raise UsageError(
+            f"{until}: {found[-1]} is over at {last}, and until then its numbers change: wait for its end, or accept "
+            "them as they are with --partial",
+            option=named if options.day else "--until",
+        )
+    return found
+
+
+def day_of(option: str, text: str, now: datetime | None = None) -> date:
+    """Parse a UTC day: `2026-11-22`, `yesterday` or `today`. Raises UsageError."""
+    today = (now or datetime.now(UTC)).date()
+    written = text.strip().lower()
+    if written in _DAYS_AGO:
+        return today - timedelta(_DAYS_AGO[written])
+    try:
+        return date.fromisoformat(written)
+    except ValueError as error:
+        raise UsageError(f"{text}: must be a day such as 2026-11-22, or yesterday", option=option) from error
+
+
 def future_reference(query: Query) -> str | None:
-    """Return a warning if a query's unit_reference is in the future, by more than two machines' clocks may differ."""
+    """Return a warning if a query's window is not over, by more than two machines' clocks may differ."""
+    if query.period_end is not None:
+        if datetime.fromisoformat(query.period_end) <= datetime.now(UTC):
+            return None
+        return (
+            f"the period ends at {query.period_end}: its numbers will change, and no later run of this output fetches "
+            "them again (--partial)"
+        )
     if datetime.fromisoformat(query.unit_reference) <= datetime.now(UTC) + _CLOCK_DIFFERENCE:
         return None
     return (
@@ -236,7 +315,7 @@ def _moment(text: str) -> datetime:
 
 # --- placeholders ---------------------------------------------------------------------------------------------------
 
-_MEANINGS = {"dt": "the UTC day of --unit-reference", "facet": "--facet"}
+_MEANINGS = {"dt": "the first UTC day of the period, else that of --unit-reference", "facet": "--facet"}
 _MIN_SIMILARITY = 0.3
 """Low enough for `{day}` to be answered with `{dt}`."""
 _NO_DEFAULT_DAY = (
@@ -250,12 +329,14 @@ def fill_output(options: RunOptions) -> RunOptions:
     To be called once: the filled path may contain braces, which a second call would read as placeholders.
 
     Raises:
-        UsageError: an unknown placeholder, or {dt} without --unit-reference.
+        UsageError: an unknown placeholder, several facets or periods, or {dt} without a day.
     """
+    query = options.query
+    facet, period = _only_one("--facet", facets_of(query)), _only_one("--since", periods_of(query) or [None])
+    reference = query.unit_reference if period is None else period.start
 
     def filled(option: str, path: str) -> str:
-        query = options.query
-        return filled_path(option, path, query.facet, query.unit_reference, because=_NO_DEFAULT_DAY)
+        return filled_path(option, path, facet, reference, because=_NO_DEFAULT_DAY)
 
     output = options.output
     out = filled("--out", output.out)
@@ -292,7 +373,7 @@ def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *,
         if value is None:
             raise UsageError(
                 f"{path}: {{{placeholder}}} is {_MEANINGS[placeholder]}, which is not set{because}. "
-                f"Today's would be --unit-reference {datetime.now(UTC).date()}",
+                f"Today's would be --unit-reference {datetime.now(UTC).date()}; one day's metrics are --day yesterday",
                 option=name,
             )
         filled += value

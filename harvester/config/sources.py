@@ -5,7 +5,7 @@ called in order: each fills in the options that have no value yet.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import orjson
 from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
-from harvester.config.options import RIVALS, nearest_of
+from harvester.config.options import TOKEN_OPTIONS, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 PREFIX = "HARVESTER_"
@@ -23,8 +23,14 @@ SEPARATE = frozenset({"sandbox", "demo", "init"})
 """Commands whose options have other meanings than those of `run` with the same names. They take no value that is for
 all commands: only HARVESTER_SANDBOX_PORT and the like, and their own table in the file.
 """
+_OWN = {"status": frozenset({"every"})}
+"""So with single options of a command: --every is a time for status, and a calendar period for run."""
 _WITHOUT = frozenset({"config", "init"})
 """Commands without settings of their own: they are about settings."""
+RIVALS = (TOKEN_OPTIONS, ("plan", "per_month"))
+"""Once a source names one option of a group, sources of lower precedence are ignored for the whole group."""
+_PERIOD_OPTIONS = ("day", "since", "until")
+_WINDOW_OPTIONS = ("unit", "units", "unit_reference")
 _WIDEST_COLUMN = 48
 _origins: dict[str, str] = {}
 """Option to the variable, or the file and key, that its value came from. Filled while the command line is parsed."""
@@ -71,6 +77,11 @@ def options_of(command: App) -> dict[str, Argument]:
     return options_by_name(command.assemble_argument_collection())
 
 
+def takes_shared(command: str, option: str) -> bool:
+    """Return whether an option of a command takes a value that is for all commands."""
+    return command not in SEPARATE and option not in _OWN.get(command, ())
+
+
 def commands_of(app: App) -> dict[str, App]:
     """Return the commands that have settings, by name."""
     return {name: app[name] for name in app.resolved_commands() if not name.startswith("-") and name not in _WITHOUT}
@@ -109,7 +120,7 @@ def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentColle
 def _variables(command: str, option: str) -> tuple[str, ...]:
     """Return the variables of an option, in order of precedence."""
     own, shared = f"{PREFIX}{command}_{option}".upper(), f"{PREFIX}{option}".upper()
-    return (own,) if command in SEPARATE else (own, shared)
+    return (own, shared) if takes_shared(command, option) else (own,)
 
 
 def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -138,11 +149,22 @@ class Given(NamedTuple):
     origin: str
 
 
+def excluded_by(given: Collection[str]) -> set[str]:
+    """Return the options that sources of lower precedence may not set any more. given: names that have a value.
+
+    Of each group of rivals that is the whole group. A period and a window exclude each other.
+    """
+    excluded = {name for group in RIVALS if {*given} & {*group} for name in group}
+    for one, other in ((_PERIOD_OPTIONS, _WINDOW_OPTIONS), (_WINDOW_OPTIONS, _PERIOD_OPTIONS)):
+        excluded |= {*other} if {*given} & {*one} else set()
+    return excluded
+
+
 def fill(arguments: ArgumentCollection, found: Mapping[str, Given], source: str) -> None:
     """Give options the values that a source has for them, except those that have one, or whose rival has one."""
     options = options_by_name(arguments)
     taken = {name for name, option in options.items() if option.tokens}
-    excluded = taken.union(*(group for group in RIVALS if taken & {*group}))
+    excluded = taken | excluded_by(taken)
     for name, given in found.items():
         if name not in excluded:
             options[name].append(Token(keyword=given.source, value=given.value, source=source))
@@ -237,6 +259,8 @@ def _text(value: Any) -> Any:
 
 def written(value: Any) -> str:
     """Return a value as it is written on the command line."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -244,6 +268,8 @@ def toml_value(value: Any) -> str:
     """Return a value as it is written in a file."""
     if isinstance(value, bool | int | float):
         return written(value)
+    if isinstance(value, list | tuple):
+        return toml_value(value[0]) if len(value) == 1 else f"[{', '.join(map(toml_value, value))}]"
     # A TOML basic string escapes what a JSON string does: https://toml.io/en/v1.0.0#string.
     escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in str(value))
     return f'"{escaped}"'

@@ -111,8 +111,7 @@ class Dataset:
         self.location = location
         self.ledger = ledger
         self.query = query
-        self.run_id = str(facts["run_id"])
-        self.invocation = int(facts["invocation"])
+        self.run_id, self.invocation = str(facts["run_id"]), int(facts["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
         self._started = str(facts["started"])
@@ -367,6 +366,7 @@ class Dataset:
             dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
             attempts=AttemptCounts.among(facts),
             parts=tuple(self._publisher.parts()),
+            window_check=report.window_check,
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest

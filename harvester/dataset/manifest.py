@@ -160,6 +160,21 @@ class PublishedPart:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowCheck:
+    """The check that Bitly's window is the period asked for: the buckets that a series answer named, newest first.
+
+    link: the bitlink that was asked for; None where the answers to up to three said nothing. ok: None if that left it
+    open.
+    """
+
+    unit: str
+    unit_reference: str
+    link: str | None
+    buckets: tuple[str, ...]
+    ok: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What a run contributes to the manifest.
 
@@ -167,7 +182,7 @@ class RunReport:
     the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
     pending: calls taken from the list and without a verdict of any run; the manifest has them among its dataset's
-    counts.
+    counts. window_check: None for a window that is no period, and before it was checked.
     """
 
     complete: bool
@@ -180,6 +195,7 @@ class RunReport:
     given_up: int
     budget: BudgetReport
     pending: int
+    window_check: WindowCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +227,7 @@ class Manifest:
     dataset: DatasetCounts
     attempts: AttemptCounts
     parts: tuple[PublishedPart, ...]
+    window_check: WindowCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""

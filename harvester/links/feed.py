@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterable, Iterable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from harvester.bitly.bitlinks import is_bitlink
@@ -73,6 +74,13 @@ class IterableFeed:
         while batch := await self._next():
             self._ready.append(batch)
         return list(self._ready)
+
+    async def copies(self, count: int) -> "list[IterableFeed]":
+        """Read to the end now and return feeds that have all batches, for runs side by side. Raises as `all`."""
+        batches, made = await self.all(), [IterableFeed(()) for _ in range(count)]
+        for feed in made:
+            feed._ready.extend(replace(each, links=[*each.links], invalid=[*each.invalid]) for each in batches)
+        return made
 
     async def close(self) -> None:
         """Stop reading. An iterable that blocks is left behind after a second; its thread ends with its next link."""

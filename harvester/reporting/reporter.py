@@ -1,7 +1,7 @@
 """The observer of the command: decides which events people and programs see, and when; an EventSink writes them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -148,10 +148,17 @@ class Reporter:
         # The budget is asked again during a wait, and its answer may move by some seconds: that is the same wait.
         return seconds_until(waiting.until) > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
-    def ended(self, outcome: RunOutcome, out: str, exit_code: int, command: str = "") -> None:
+    def ended(
+        self,
+        outcome: RunOutcome,
+        out: str,
+        exit_code: int,
+        command: str = "",
+        details: Sequence[tuple[str, str]] = (),
+    ) -> None:
         """Write the summary; with quiet only that of a run that was stopped, and of each spent month once.
 
-        command: the one that was run.
+        command: the one that was run. details: as in `summary`.
         """
         status, stop = outcome.status, outcome.stop
         if self._quiet and not _has_more_invalid(status):
@@ -161,7 +168,7 @@ class Reporter:
         known = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
         if not self._quiet or (stop and not known):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
-            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command), fields)
+            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command, details), fields)
 
     def close(self) -> None:
         """Write what is still to be said of bad lines, and remove the live display."""

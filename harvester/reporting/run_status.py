@@ -4,12 +4,13 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from harvester.bitly.periods import period_options
 from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month
@@ -293,11 +294,13 @@ def _equivalent_of(found: Found) -> str | None:
         return None
     lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
-    for option in fields(QueryOptions):
-        value = manifest.query.get(option.name, option.default)
-        # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
-        if option.name != "unit_reference" and value != option.default:
-            words += [f"--{option.name.replace('_', '-')}", str(value)]
+    defaults, period = QueryOptions(), period_options(manifest.query)
+    # unit_reference is pinned in the dataset: a command without it continues with the pinned one.
+    named: dict[str, Any] = {**period} or {name: manifest.query.get(name) for name in ("unit", "units")}
+    for name, value in {"facet": manifest.query.get("facet"), **named, "size": manifest.query.get("size")}.items():
+        default = "referrers" if name == "facet" else getattr(defaults, name)
+        if value is not None and value != default:
+            words += [f"--{name}", str(value)]
     if account := manifest.budget.account_option:
         words += ["--account", account]
     if manifest.work_dir:

@@ -1,6 +1,6 @@
 """The summary at the end of a run: its results, their cost and the next step, for a person and for a program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,13 +14,16 @@ _FEW_SECONDS = 1.0
 _MOST_REASONS = 6
 
 
-def summary(outcome: RunOutcome, out: str, seconds: float, command: str = "") -> str:
+def summary(
+    outcome: RunOutcome, out: str, seconds: float, command: str = "", details: Sequence[tuple[str, str]] = ()
+) -> str:
     """Return the lines that end a run: the results, their cost, and what to do next.
 
-    seconds: the run's duration. command: the one that was run, printed where it is to be run again.
+    seconds: the run's duration. command: the one that was run, printed where it is to be run again. details: further
+    lines of a command with several outputs: what each is about, and its text.
     """
     lines, before = [f"{_mark(outcome)} {_headline(outcome, seconds)}"], ""
-    for name, text in _facts(outcome, out, seconds, command):
+    for name, text in _facts(outcome, out, seconds, command, details):
         lines.append(f"  {name if name != before else '':<10}{text}")
         before = name
     return "\n".join(lines)
@@ -32,9 +35,12 @@ def _mark(outcome: RunOutcome) -> str:
     return SUCCESS_MARK if good else FAILURE_MARK
 
 
-def _facts(outcome: RunOutcome, out: str, seconds: float, command: str) -> Iterator[tuple[str, str]]:
+def _facts(
+    outcome: RunOutcome, out: str, seconds: float, command: str, details: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
     """Yield the lines below the first one: what each is about, and its text."""
     yield from _results(outcome.status)
+    yield from details
     yield from _cost(outcome.status, seconds)
     if out != "-":
         yield "output", out

@@ -62,7 +62,11 @@ class RowBuilder:
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
         truncated = self._is_truncated(answer)
-        clipped = is_clipped(self._query.units, answer.units_returned)
+        returned = answer.units_returned
+        clipped = returned is not None and 0 <= returned < self._query.units
+        if self._query.period_start is not None and not clipped:
+            used = {"units_returned": returned, "unit_reference_returned": answer.unit_reference_returned}
+            clipped = is_clipped({**self._query.as_dict(), **used}, is_empty=not answer.metrics)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def _is_truncated(self, answer: Answer) -> bool:

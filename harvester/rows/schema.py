@@ -123,9 +123,25 @@ WHOLE = Shortfall()
 
 def shortfall_of(row: Mapping[str, Any]) -> Shortfall:
     """Return what a row in either shape lacks."""
-    return Shortfall(row["truncated"], is_clipped(row["units"], row["units_returned"]))
+    is_empty = not row["metrics"] if "metrics" in row else row.get(_BUCKET) is None
+    return Shortfall(row["truncated"], is_clipped(row, is_empty=is_empty))
 
 
-def is_clipped(units: int, returned: int | None) -> bool:
-    """Return True if Bitly used fewer units than were requested. returned: None if it did not say."""
-    return returned is not None and 0 <= returned < units
+_BUCKET = "date"
+"""The column of a series that is null in the flat row of a link without metrics."""
+
+
+def is_clipped(row: Mapping[str, Any], *, is_empty: bool) -> bool:
+    """Return True if Bitly used fewer units than were requested, or other ones than the period's.
+
+    row: its columns on the query and on what Bitly used, of which any may be null. is_empty: it has no metrics; in a
+    series Bitly lists the units without clicks, too.
+    """
+    used, start = row["units_returned"], row.get("period_start")
+    if used is not None and 0 <= used < row["units"]:
+        return True
+    if start is None:
+        return False
+    moment = row["unit_reference_returned"]
+    elsewhere = moment is not None and not start <= moment <= str(row["period_end"])
+    return elsewhere or (is_empty and FACETS[row["facet"]].is_series)

@@ -1,7 +1,8 @@
 """When a run's verdicts make going on a waste of calls, and why it then stops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 from harvester.bitly.verdicts import (
     Answer,
@@ -15,6 +16,7 @@ from harvester.bitly.verdicts import (
 )
 from harvester.client.attempt import month_spent
 from harvester.clock import next_month
+from harvester.links.batch import Link
 from harvester.progress import ListCounts
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
@@ -39,6 +41,16 @@ def too_many_invalid(invalid: int, lines: int, limit: FailureLimit | None) -> bo
     if limit is not None:
         return limit.exceeded(invalid, lines, final=True)
     return invalid > MANY_INVALID and 2 * invalid > lines
+
+
+class WindowGuard(Protocol):
+    """Makes sure that Bitly's window is the period that a run asks for, before anything is published."""
+
+    async def confirm(self, bitlinks: Sequence[str]) -> None:
+        """Called before the first call, with the first bitlinks of the list. Raises RunStopping on a mismatch."""
+
+    def accepts(self, answer: Answer, link: Link) -> bool:
+        """Return whether an answer covers the period, as far as it tells; else the run is asked to stop."""
 
 
 class AbortRules:

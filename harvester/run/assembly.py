@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from harvester.bearer import Token
@@ -18,13 +19,14 @@ from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
+from harvester.client.http import Pool, pooled
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.manifest import Command
+from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import BudgetBusy
 from harvester.events import RunObserver
@@ -33,15 +35,43 @@ from harvester.links.files import Source, resolve_lists
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
+from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.shutdown import FailureLimit, ShutdownSignal
+from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.filesystem import lock_holder
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
 
 _BUSY_POLL_SECONDS = 0.1
 _SILENT_SECONDS = 1.0
 """A longer wait for the budget's file is told."""
+
+
+class OpensGuard(Protocol):
+    """Returns the guard of a run's window; None for a window that needs none."""
+
+    def __call__(self, window: "Window", /) -> WindowGuard | None:
+        """Called once the run's client is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a guard works with. known: the dataset's earlier check. note: shows a check in the manifest. keep: also
+    stores it in the dataset.
+
+    record_attempts: as in ClientContext; the guard's attempts are counted among those of the run's client.
+    """
+
+    job: "Job"
+    query: Query
+    client: Client
+    private: str
+    shutdown: ShutdownSignal
+    observer: RunObserver
+    record_attempts: Callable[[AttemptCounts], None]
+    known: WindowCheck | None
+    note: Callable[[WindowCheck], None]
+    keep: Callable[[WindowCheck], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +85,8 @@ class Job:
     max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
     without links is complete. commit_seconds: the longest that a verdict waits for its commit. report_seconds:
     the interval between two reports of the progress. command: what was typed, for the manifest; None from Python.
+    pool: connections that several runs of this process share, None for some of its own. allowance: keeps count of
+    max_calls over several runs. open_guard: see OpensGuard; None for no check of the window.
     """
 
     sources: list[Source]
@@ -84,6 +116,9 @@ class Job:
     feed: IterableFeed | None = None
     sink: RowSink | None = None
     command: Command | None = None
+    pool: Pool | None = None
+    allowance: Allowance | None = None
+    open_guard: OpensGuard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +142,7 @@ async def open_budgets(
     """
     folder = state_folder(job.state_dir, private, observer.warn)
     server = _server_of(job.client_settings.base_url)
-    slots = ConnectionSlots(lock_folder(folder, server), job.client_settings.connections)
+    slots = job.pool.slots if job.pool else open_slots(folder, job.client_settings)
     with closing(await _open_database(os.path.join(folder, BUDGET_FILE), observer, shutdown)) as database:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
         budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.limits)
@@ -118,8 +153,31 @@ async def open_budgets(
         try:
             yield Budgets(budget, helpers, slots, database.clock)
         finally:
-            slots.leave()
+            if not job.pool:
+                slots.leave()
             budget.close()
+
+
+def open_slots(state: str, settings: ClientSettings) -> ConnectionSlots:
+    """Return this process's share of the connections, to be joined. state: the folder of the budget."""
+    return ConnectionSlots(lock_folder(state, _server_of(settings.base_url)), settings.connections)
+
+
+@asynccontextmanager
+async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: ShutdownSignal) -> AsyncIterator[Pool]:
+    """Open the connections that several runs of this process share. private: as in `open_budgets`.
+
+    Raises:
+        ConnectionsBusy: other processes use all of them. UsageError: as `pooled`.
+    """
+    settings = job.client_settings
+    slots = open_slots(state_folder(job.state_dir, private, observer.warn), settings)
+    await slots.join()
+    try:
+        async with pooled(slots, shutdown, settings.base_url) as pool:
+            yield pool
+    finally:
+        slots.leave()
 
 
 async def _open_database(path: str, observer: RunObserver, shutdown: ShutdownSignal) -> BudgetDatabase:
@@ -171,7 +229,7 @@ async def open_client(
     clock = budgets.clock.boot_seconds
     breaker = CircuitBreaker(job.breaker_rules, clock)
     context = ClientContext(job.token, budgets.facet, breaker, shutdown, clock, record_attempts, budgets.helpers)
-    async with opened(budgets.slots, job.client_settings, query, context) as client:
+    async with opened(job.pool or budgets.slots, job.client_settings, query, context) as client:
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 

@@ -8,9 +8,8 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
@@ -18,18 +17,18 @@ from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.client.known_good import ROW, Place
 from harvester.client.limit_discovery import LimitDiscovery
-from harvester.clock import utc_iso
+from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import FAILED_STATE, ROW_STATE, CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.run.abort_rules import AbortRules, nobody_answered, stop_for_invalid
+from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.run.worklist import Call, Worklist
-from harvester.shutdown import FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
@@ -45,14 +44,14 @@ class CallsDropped(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class HarvestOptions:
-    """How to harvest. max_calls: the most calls of this run. retry_*: make calls again that failed or were refused.
+    """How to harvest. allowance: the calls that may be made. retry_*: make calls again that failed or were refused.
 
     to_make: calls that the list needs, None if it was not counted. invalid_limit: None for half of the lines.
     allow_empty: a list without links is complete.
     """
 
     workers: int
-    max_calls: int | None = None
+    allowance: Allowance = field(default_factory=partial(Allowance, None))
     to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
@@ -79,7 +78,7 @@ class Harvest:
         heartbeat: Heartbeat,
     ) -> None:
         self._telemetry = heartbeat.telemetry
-        self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.max_calls)
+        self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.allowance.most)
         self.progress = self._telemetry.progress
         self._dataset = dataset
         self._client = client
@@ -96,6 +95,8 @@ class Harvest:
         self._retrying = self._unproven = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
+        self.window: WindowGuard | None = None
+        self.in_thread = self._committer.in_thread
 
     def _worklist_of(self, feed: Feed) -> Worklist:
         return Worklist(
@@ -204,7 +205,7 @@ class Harvest:
         try:
             while (calls := await self._worklist.read()) is not None:
                 if calls and not self._begun:
-                    await self._begin()
+                    await self._begin(calls)
                 self._worklist.add(calls)
                 await self._worklist.wait_until_low()
                 await self._wait_for_disk()
@@ -219,9 +220,11 @@ class Harvest:
         finally:
             self._worklist.close()
 
-    async def _begin(self) -> None:
-        """Prepare for the first call: fetch Bitly's limits, remove `_SUCCESS`."""
+    async def _begin(self, calls: list[Call]) -> None:
+        """Prepare for the first call: fetch Bitly's limits, check the window, remove `_SUCCESS`."""
         await self._learn()
+        if self.window is not None:
+            await self.window.confirm([call.link.bitlink for call in calls])
         await self._committer.in_thread(self._dataset.remove_success_marker)
         self._begun = True
 
@@ -266,8 +269,8 @@ class Harvest:
         """Wait for the next call to make; None if this run makes no more."""
         if not await self._worklist.wait_for_call() or self._shutdown.stop is not None:
             return None
-        if self.progress.started == self._options.max_calls:
-            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{self.progress.started} calls were made (--max-calls)")
+        if not (allowed := self._options.allowance).take():
+            self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{allowed.most} calls were made (--max-calls)")
             self._feeder.cancel()
             self._worklist.close()
             return None
@@ -322,6 +325,8 @@ class Harvest:
         # answer that was paid for would be lost, and the call be bought again. That is why this is no coroutine, and
         # why the journal is written in the event loop's own thread: one short write that needs no sync (the commit
         # does that) is cheaper than a hand-over to a thread.
+        if self.window is not None and isinstance(verdict, Answer) and not self.window.accepts(verdict, call.link):
+            return
         stop = None if seen else self._rules.see(verdict)
         try:
             if isinstance(verdict, Answer):
@@ -336,7 +341,7 @@ class Harvest:
             self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
+        line = self._dataset.rows.row(call.link.bitlink, call.key, answer, iso_second(int(time.time())))
         shortfall = self._dataset.rows.shortfall(answer)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
@@ -392,9 +397,3 @@ class Harvest:
 def _is_plain_no(verdict: Verdict) -> bool:
     """Return whether a verdict refuses a link on a route that the server knows."""
     return isinstance(verdict, Refused) and not verdict.no_route
-
-
-@lru_cache(1)
-def _iso_second(second: int) -> str:
-    """Format a second since 1970 as UTC, once for all the answers of that second."""
-    return utc_iso(datetime.fromtimestamp(second, UTC))

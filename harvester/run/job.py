@@ -2,15 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
+from dataclasses import asdict
 from functools import partial
 
+import orjson
+
 from harvester.budget.budget import Budget
+from harvester.client.client import Client
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import UNANSWERED
+from harvester.dataset.manifest import WindowCheck
 from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
@@ -18,12 +22,12 @@ from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.assembly import Budgets, Job, Window, open_budgets, open_client
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
@@ -34,6 +38,8 @@ _INVALID, _SPENT = "invalid_reported", "month_reported"
 """The ledger's facts with the invalid lines of the last list, and with the end of the last month whose calls were used
 up: --quiet reports both only when they change.
 """
+_WINDOW = "window_check"
+"""The ledger's fact with the check of the window, as JSON."""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -53,7 +59,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
     with (
         located(job.out, job.work_dir) as location,
         ExitStack() as stack,
-        _time_limited(job.max_time_seconds, shutdown),
+        time_limited(job.max_time_seconds, shutdown),
     ):
         sink = job.sink or StdoutSink()
         dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
@@ -62,7 +68,8 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 spools = opened.enter_context(spool_paths(location.private, len(job.sources)))
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
                 budgets = await opened.enter_async_context(opening_budgets)
-                await budgets.slots.join()
+                if job.pool is None:
+                    await budgets.slots.join()
                 names, reader = _names_of(job), lambda: sink.awaits_reader
                 telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader)
                 seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
@@ -123,32 +130,6 @@ async def enter_in_thread(
         watching.cancel()
 
 
-@contextmanager
-def _time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[None]:
-    if seconds is None:
-        yield
-        return
-    stop = Stop(StopReason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
-    timer = asyncio.get_running_loop().call_later(seconds, shutdown.request, stop)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> Preflight:
-    """Return the check of a job's list."""
-    return Preflight(
-        shutdown,
-        observer,
-        token=job.token,
-        max_calls=job.max_calls,
-        retry_failed=job.retry_failed,
-        retry_refused=job.retry_refused,
-        strict=job.strict,
-    )
-
-
 def _names_of(job: Job) -> list[str]:
     """Return the lists' names for the manifest."""
     return [GIVEN] if job.feed else [source.name for source in job.sources]
@@ -158,7 +139,7 @@ async def _check_list(
     job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
 ) -> tuple[Feed, int | None]:
     """Return the list to harvest, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
-    preflight = preflight_of(job, shutdown, observer)
+    preflight = Preflight(shutdown, observer, job)
     if job.feed is None:
         sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools)
         return FileFeed(sources), calls
@@ -187,17 +168,46 @@ async def _harvest(
         known_good = client.known_good
         facts = dataset.ledger.facts()
         known_good.links.extend(str(facts.get(_KNOWN_GOOD, "")).split())
+        if job.open_guard is not None:
+            harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
         harvest.progress.spent_before = str(facts.get(_SPENT, ""))
         try:
             outcome = await harvest.run(feed)
             _keep_reported(dataset, outcome)
+            _keep_window(dataset, heartbeat)
             return outcome
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
                     dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered})
+
+
+def _window_of(
+    job: Job,
+    dataset: Dataset,
+    client: Client,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    harvest: Harvest,
+    heartbeat: Heartbeat,
+) -> Window:
+    kept = str(dataset.ledger.facts().get(_WINDOW, ""))
+    known = WindowCheck(**{**(found := orjson.loads(kept)), "buckets": tuple(found["buckets"])}) if kept else None
+    telemetry = heartbeat.telemetry
+    telemetry.window_check = known
+
+    def note(check: WindowCheck) -> None:
+        telemetry.window_check = check
+
+    async def keep(check: WindowCheck) -> None:
+        note(check)
+        if check != known:
+            await harvest.in_thread(dataset.ledger.repin, {_WINDOW: orjson.dumps(asdict(check)).decode()})
+
+    private, record = dataset.location.private, dataset.record_attempts
+    return Window(job, dataset.query, client, private, shutdown, observer, record, known, note, keep)
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
@@ -211,6 +221,14 @@ def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
     if (invalid, spent) != (status.invalid_before, status.spent_before):
         with suppress(OutputError):  # the run has ended; at worst it is reported once more
             dataset.ledger.repin({_INVALID: invalid, _SPENT: spent})
+
+
+def _keep_window(dataset: Dataset, heartbeat: Heartbeat) -> None:
+    """Store the check of a series' window, which its own answers have made, for the next run."""
+    check = heartbeat.telemetry.window_check
+    if check is not None and check.ok is not False:
+        with suppress(OutputError):  # the next run's answers are a check, too
+            dataset.ledger.repin({_WINDOW: orjson.dumps(asdict(check)).decode()})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
@@ -235,7 +253,7 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
     """Return how to harvest. kept: False for rows on standard output, which leave no failures to make again."""
     return HarvestOptions(
         workers=job.client_settings.connections,
-        max_calls=job.max_calls,
+        allowance=job.allowance or Allowance(job.max_calls),
         to_make=to_make,
         retry_failed=job.retry_failed and kept,
         retry_refused=job.retry_refused and kept,

@@ -1,6 +1,5 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +19,7 @@ from harvester.events import RunObserver
 from harvester.progress import WindowState, duration
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
-from harvester.run.job import preflight_of
-from harvester.run.preflight import ListCount, ListSurvey
+from harvester.run.preflight import ListCount, ListSurvey, Preflight
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.folders import resolve
@@ -61,7 +59,7 @@ class Plan:
     found: the list, counted. survey: what it looks like. attempts: for its calls, with as many retries as this dataset
     needed so far. account, windows: None and empty without a token. plan_limits: what Bitly reports of the account's
     plan, only shown. now: the moment from which the forecast counts, UTC. durations: those of this list and of others,
-    for each of Bitly's plans.
+    for each of Bitly's plans. facets, periods: those that each link is asked for; found counts the calls of all.
     """
 
     found: ListCount
@@ -75,6 +73,13 @@ class Plan:
     plan_limits: list[PlanLimit]
     now: datetime
     durations: list[Duration]
+    facets: int = 1
+    periods: int = 1
+
+    @property
+    def wanted(self) -> int:
+        """The calls that all outputs of the command need in all, those already made among them."""
+        return self.found.links * self.facets * self.periods
 
 
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
@@ -91,7 +96,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
-        preflight = preflight_of(job, shutdown, observer)
+        preflight = Preflight(shutdown, observer, job)
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
@@ -167,11 +172,11 @@ def _plan(
         suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
         now=now,
-        durations=list(_durations(attempts, limits, start)),
+        durations=list(durations(attempts, limits, start)),
     )
 
 
-def _durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
+def durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
     """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans."""
     for links in sorted({*_SIZES, attempts} - {0}):
         for per_month, name in _COMPARED.items():
@@ -198,7 +203,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "other_domains": _elsewhere(plan.survey),
         "invalid_lines": [each._asdict() for each in plan.survey.examples],
         "settled": found.settled,
-        "given_up": found.links - found.settled - found.calls,
+        "facets": plan.facets,
+        "periods": plan.periods,
+        "given_up": plan.wanted - found.settled - found.calls,
         "calls": found.calls,
         "attempts": plan.attempts,
         "limits": asdict(plan.limits),
@@ -233,11 +240,14 @@ def _list_lines(plan: Plan) -> list[str]:
     )
     done = (
         ("already done", found.settled),
-        ("failed in three runs (made again with --retry-failed)", found.links - found.settled - found.calls),
+        ("failed in three runs (made again with --retry-failed)", plan.wanted - found.settled - found.calls),
     )
     lines = [f"{found.lines:>12,}  {'line' if found.lines == 1 else 'lines'}"]
     lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in beside if number]
     lines.append(f"{'=':>3}{found.links:>9,}  links")
+    if plan.wanted > found.links:
+        lines += [f"{'×':>3}{plan.facets:>9,}  facets", f"{'×':>3}{plan.periods:>9,}  periods"]
+        lines.append(f"{'=':>3}{plan.wanted:>9,}  calls in all")
     lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in done if number]
     lines.append(f"{'=':>3}{found.calls:>9,}  calls to make")
     if plan.attempts > found.calls:
@@ -353,8 +363,3 @@ def _cell(each: Duration, now: datetime) -> str:
     if each.months >= _YEARS:
         return f"{each.months // 12:,} years"
     return f"{each.months} months" if each.months > 1 else duration(round((each.ends - now).total_seconds()))
-
-
-def make_plan(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
-    """Make the plan in an event loop of its own. Raises as `make`."""
-    return asyncio.run(make(job, observer, token_known=token_known, offline=offline))

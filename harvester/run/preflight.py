@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Protocol
 
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
@@ -86,31 +87,44 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
                 os.unlink(path)
 
 
+class ListSettings(Protocol):
+    """What a run's settings say of its list."""
+
+    @property
+    def token(self) -> Token:
+        """The run's token, which no line may contain."""
+
+    @property
+    def max_calls(self) -> int | None:
+        """The most calls of the run."""
+
+    @property
+    def retry_failed(self) -> bool:
+        """Also calls that failed too often are made again."""
+
+    @property
+    def retry_refused(self) -> bool:
+        """Refused calls are made again."""
+
+    @property
+    def strict(self) -> bool:
+        """A list with lines that are no bitlinks is refused."""
+
+
 class Preflight:
     """Counts a list before its run, reports what the month covers of it, and refuses what must not begin.
 
-    max_calls, retry_failed, retry_refused: the run's, which decide which calls are counted. strict: a list with lines
-    that are no bitlinks is refused.
+    settings: the run's, which decide which calls are counted.
     """
 
-    def __init__(
-        self,
-        shutdown: ShutdownSignal,
-        observer: RunObserver,
-        *,
-        token: Token,
-        max_calls: int | None,
-        retry_failed: bool,
-        retry_refused: bool,
-        strict: bool,
-    ) -> None:
-        self._token = token
-        self._max_calls = max_calls
-        self._retry_failed = retry_failed
-        self._retry_refused = retry_refused
+    def __init__(self, shutdown: ShutdownSignal, observer: RunObserver, settings: ListSettings) -> None:
+        self._token = settings.token
+        self._max_calls = settings.max_calls
+        self._retry_failed = settings.retry_failed
+        self._retry_refused = settings.retry_refused
         self._shutdown = shutdown
         self._observer = observer
-        self._strict = strict
+        self._strict = settings.strict
 
     async def check_feed(self, feed: IterableFeed) -> None:
         """Read a feed to its end if strict: what it gives can be counted in no other way.

@@ -24,6 +24,7 @@ from harvester.dataset.manifest import (
     Rate,
     RunReport,
     Stopped,
+    WindowCheck,
     WindowUsage,
 )
 from harvester.errors import OutputError
@@ -87,6 +88,7 @@ class Telemetry:
         self._lines, self._list_is_still = 0, False
         self._block: _Block | None = None
         self._reported = ""
+        self.window_check: WindowCheck | None = None
 
     def begin(self, sender: Sender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
         """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
@@ -149,7 +151,8 @@ class Telemetry:
         limited_by = self._limited_by()
         self._reported = limited_by.window if limited_by else ""
         invocation = self.throughput.report(self._number, self._lists, self._command)
-        return run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
+        report = run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
+        return replace(report, window_check=self.window_check)
 
     @property
     def begins_to_block(self) -> bool:

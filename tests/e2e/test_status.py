@@ -96,6 +96,7 @@ WRITTEN: dict[str, Any] = {
     "dataset": {"calls": 5005, "rows": 990, "refused": 10, "failed": 5, "pending": 4000, "truncated": 0, "clipped": 0},
     "attempts": {"total": 1005, "retried": 0, "throttled": 0, "helper": 1},
     "parts": [{"path": "part-0.ndjson", "rows": 990, "calls": 990, "bytes": 400000, "sha256": "00"}],
+    "window_check": None,
 }
 STOPPED = {"reason": "month_spent", "message": "the month is spent", "until": "2026-12-01T00:00:00Z"}
 
@@ -378,7 +379,8 @@ def test_an_end_that_is_weeks_old_is_not_stale(written: Callable[..., str]) -> N
 def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str], reason: StopReason) -> None:
     seen = read_status(written(**ENDED, stopped=STOPPED | {"reason": reason}), NOW)
     assert CONSEQUENCES[reason].next_step in seen.next.summary
-    assert (seen.next.command is None) == (reason is StopReason.PARAMETER_REFUSED)
+    lost = {StopReason.PARAMETER_REFUSED, StopReason.WINDOW_MISMATCH}
+    assert (seen.next.command is None) == (reason in lost)
 
 
 def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:

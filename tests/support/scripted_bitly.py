@@ -53,6 +53,11 @@ class Seen:
         found = _TARGET.fullmatch(self.target)
         return found[1] if found else ""
 
+    @property
+    def asks_for_the_window(self) -> bool:
+        """True for the call of a series that checks a period."""
+        return "/clicks?" in self.target
+
 
 class Reply(NamedTuple):
     """An ordinary answer: it is sent whole, and its connection stays open."""
@@ -94,6 +99,13 @@ def good_body(back_half: str, **style: Any) -> bytes:
 
 def good(seen: Seen) -> Reply:
     return Reply(200, good_body(seen.back_half))
+
+
+def day_of_clicks(seen: Seen) -> Reply:
+    """The series of a day that is what was asked for."""
+    (reference,) = parse_qs(seen.target.partition("?")[2])["unit_reference"]
+    body = {"link_clicks": [{"date": reference, "clicks": 3}], "unit_reference": reference, "units": 1, "unit": "day"}
+    return Reply(200, json.dumps(body).encode())
 
 
 def clicks(number: str) -> Callable[[Seen], Reply]:
@@ -420,7 +432,7 @@ class Scripted:
             self._open.discard(writer)
 
     def _note(self, seen: Seen) -> None:
-        is_helper = seen.target == HELPER_TARGET
+        is_helper = seen.target == HELPER_TARGET or seen.asks_for_the_window
         (self.helped if is_helper else self.requests).append(seen)
         target = _TARGET.fullmatch(seen.target)
         if not is_helper and (not target or parse_qs(target[2]).keys() != _PARAMETERS):
@@ -431,6 +443,9 @@ class Scripted:
             self.faults.append(f"{seen.target}: no Accept, or a cookie")
 
     async def _answer(self, line: Line) -> None:
+        if line.seen.asks_for_the_window:
+            line.writer.write(day_of_clicks(line.seen).wire())
+            return
         if line.seen.target == HELPER_TARGET:
             behaviour = self.helper
         elif self.out():

@@ -529,7 +529,7 @@ def test_options_have_no_place_for_a_token() -> None:
 def test_options_are_made_from_their_names() -> None:
     made = run_options(per_minute=7, facet="countries")
     assert made.limits.per_minute == 7
-    assert made.query.facet == "countries"
+    assert made.query.facet == ("countries",)
     assert made.access == AccessOptions()
 
 

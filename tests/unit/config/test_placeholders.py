@@ -92,10 +92,13 @@ def test_the_work_dir_is_filled_in_like_the_output() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("lake/{date}", "--out lake/{date}: {date} is not a placeholder; did you mean {dt}, the UTC day of"),
+        ("lake/{date}", "--out lake/{date}: {date} is not a placeholder; did you mean {dt}, the first UTC day of"),
         ("lake/{day}", "did you mean {dt}"),
         ("lake/{facets}", "did you mean {facet}, --facet? Write {{ and }} for braces"),
-        ("lake/{DT}", "{DT} is not a placeholder; there are {dt}, the UTC day of --unit-reference, and"),
+        (
+            "lake/{DT}",
+            "{DT} is not a placeholder; there are {dt}, the first UTC day of the period, else that of",
+        ),
         ("lake/{}", "{} is not a placeholder; there are {dt}"),
         ("lake/{0}", "{0} is not a placeholder"),
         ("lake/{dt!r}", "{dt!r} is not a placeholder; did you mean {dt}"),
@@ -118,9 +121,9 @@ def test_dt_without_a_reference_is_refused_with_the_reason_and_todays_option(com
     after = datetime.now(UTC).date()
     assert done.code == 2
     assert done.err in {
-        "harvester: --out lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not set: by default it is "
-        "the moment of the first run, and tomorrow the same command would pay for the list again. "
-        f"Today's would be --unit-reference {day}\n"
+        "harvester: --out lake/dt={dt}: {dt} is the first UTC day of the period, else that of --unit-reference, which "
+        "is not set: by default it is the moment of the first run, and tomorrow the same command would pay for the "
+        f"list again. Today's would be --unit-reference {day}; one day's metrics are --day yesterday\n"
         for day in (before, after)
     }
     assert list(Path().iterdir()) == []
@@ -198,7 +201,8 @@ def test_a_layout_without_a_day_says_what_to_give(command: Callable[..., Said], 
     done = command(name, "lake/dt={dt}")
     assert done.code == 2
     assert done.err.startswith(
-        "harvester: OUT lake/dt={dt}: {dt} is the UTC day of --unit-reference, which is not set. Today's would be"
+        "harvester: OUT lake/dt={dt}: {dt} is the first UTC day of the period, else that of "
+        "--unit-reference, which is not set. Today's would be"
     )
 
 

@@ -14,7 +14,7 @@ from harvester.bearer import fingerprint
 from harvester.cli.main import app
 from harvester.config import sources as configuration
 from harvester.config.files import File
-from harvester.config.sources import DASH, Setting, commands_of, effective, options_of
+from harvester.config.sources import DASH, Setting, commands_of, effective, options_of, takes_shared
 from harvester.errors import UsageError
 from tests.support.commands import ROOT, harvester
 
@@ -294,9 +294,17 @@ def test_what_is_not_commented_out_in_the_example_is_the_default() -> None:
     content = tomllib.loads(EXAMPLE.read_text())
     shared = {name: value for name, value in content.items() if not isinstance(value, dict)}
     for command, options in COMMANDS.items():
-        own = content.get(command, {}) | ({} if command in {"sandbox", "demo"} else shared)
+        own = {name: value for name, value in shared.items() if takes_shared(command, name)} | content.get(command, {})
         for name in options.keys() & own.keys():
-            assert options[name].field_info.default == own[name], (command, name)
+            assert options[name].field_info.default in (own[name], (own[name],)), (command, name)
+
+
+def test_every_of_run_is_none_of_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a calendar period for the one, and a time for the other."""
+    (tmp_path / "own.toml").write_text('every = "week"\n')
+    for env in ({"HARVESTER_CONFIG": str(tmp_path / "own.toml")}, {"HARVESTER_EVERY": "week"}):
+        shown = {name: harvester("config", name, "--json", env=env).stdout for name in ("run", "status")}
+        assert [json.loads(text)["every"]["value"] for text in shown.values()] == ["week", "5s"]
 
 
 # --- help -----------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_a_bug_is_an_event_with_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: object) -> int:
+    def broken(*_: object, **__: object) -> int:
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setattr(harvesting, "_run", broken)

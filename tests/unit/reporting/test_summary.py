@@ -124,7 +124,7 @@ def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
     assert result == "  results   20 rows, 0 refused, 0 failed"
     assert [line.partition(":")[0] for line in lacking] == [
         "            19 of 20 rows are truncated (Bitly returned as many metrics as --size requests)",
-        "            1 of 20 rows are clipped (the account's plan keeps a shorter history than --units requests)",
+        "            1 of 20 rows are clipped (the account's plan keeps a shorter history than was requested)",
     ]
     assert "a larger --size, which needs a new --out, fetches the rest" in lacking[0]
 
@@ -156,7 +156,7 @@ def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> No
     def last(status: RunProgress, stop: Stop | None, out: str = "lake") -> str:
         return summary(RunOutcome(not stop, stop, status), out, 1.0, command).splitlines()[-1]
 
-    line = f"  command {command}"
+    line = f"  {'command':<10}{command}"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
     assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line

@@ -71,6 +71,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
         **dict.fromkeys(("units", "size", "clicks_listed", "schema_version"), (int,)),
         "units_returned": (int, type(None)),
         "unit_reference_returned": (str, type(None)),
+        **dict.fromkeys(("period_start", "period_end"), (type(None),)),
         "truncated": (bool,),
         "metrics": (list,),
     }
