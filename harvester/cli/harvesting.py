@@ -137,19 +137,22 @@ def _run_several(rounds: list[list["Job"]], out: str, observer: Reporter, decidi
     deciding.append(decides.job.out)
     complete = not not_begun and all(each.outcome.complete for each in ended)
     outcome = RunOutcome(complete, decides.stop, progress_of(ended, not_begun))
-    observer.ended(outcome, out, code, _words_of(decides.job), _details(ended, not_begun))
+    observer.ended(outcome, out, code, _words_of(decides.job), _details(ended, decides, not_begun))
     _report_empty(decides.outcome, code, observer)
     return code
 
 
-def _details(ended: list["Ended"], not_begun: int) -> list[tuple[str, str]]:
-    """Return the summary's lines on each facet, on each output that is not complete, and on those not begun."""
+def _details(ended: list["Ended"], decides: "Ended", not_begun: int) -> list[tuple[str, str]]:
+    """Return the summary's lines on each facet, on each output that stopped for a reason of its own, and on those that
+    were not begun. decides: the run whose reason stands above them.
+    """
     lines = []
     for facet in dict.fromkeys(each.job.query.facet for each in ended):
         runs = [each.outcome.status for each in ended if each.job.query.facet == facet]
         rows, refused, failed = (sum(getattr(run, name) for run in runs) for name in ("rows", "refused", "failed"))
         lines.append(("facets", f"{facet}: {rows:,} rows, {refused:,} refused, {failed:,} failed"))
-    lines += [("stopped", f"{each.job.out}: {each.stop.message[:_LONGEST_WHY]}") for each in ended if each.stop]
+    own = [each for each in ended if each.stop and (each is decides or each.stop != decides.stop)]
+    lines += [("stopped", f"{each.job.out}: {each.stop.message[:_LONGEST_WHY]}") for each in own if each.stop]
     if not_begun:
         lines.append(("outputs", f"{sum(each.begun for each in ended):,} were begun, {not_begun:,} were not"))
     return lines

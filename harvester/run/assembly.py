@@ -87,6 +87,7 @@ class Job:
     the interval between two reports of the progress. command: what was typed, for the manifest; None from Python.
     pool: connections that several runs of this process share, None for some of its own. allowance: keeps count of
     max_calls over several runs. open_guard: see OpensGuard; None for no check of the window.
+    outputs: those of the command that need the list's calls each, to compare them with the month.
     """
 
     sources: list[Source]
@@ -119,6 +120,7 @@ class Job:
     pool: Pool | None = None
     allowance: Allowance | None = None
     open_guard: OpensGuard | None = None
+    outputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)

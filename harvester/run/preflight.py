@@ -107,6 +107,10 @@ class ListSettings(Protocol):
         """Refused calls are made again."""
 
     @property
+    def outputs(self) -> int:
+        """The outputs of the command that need the list's calls each, this one among them."""
+
+    @property
     def strict(self) -> bool:
         """A list with lines that are no bitlinks is refused."""
 
@@ -125,6 +129,7 @@ class Preflight:
         self._shutdown = shutdown
         self._observer = observer
         self._strict = settings.strict
+        self._outputs = settings.outputs
 
     async def check_feed(self, feed: IterableFeed) -> None:
         """Read a feed to its end if strict: what it gives can be counted in no other way.
@@ -249,7 +254,8 @@ class Preflight:
             UsageError: nobody named the month's limit, and the list needs more than the least plan has.
         """
         month, most = budget.windows()[-1], self._max_calls
-        needed = found.calls if most is None else min(found.calls, most)
+        calls = found.calls * self._outputs
+        needed = calls if most is None else min(calls, most)
         if month.remaining is None or needed <= month.remaining:
             return
         if month.source == "default" and needed > month.limit:
@@ -265,8 +271,9 @@ class Preflight:
                 f"seem to be used: Bitly's date decides whether it is enough for the {needed:,} calls"
             )
             return
+        what = "links" if self._outputs == 1 else "calls"
         self._observer.note(
-            f"this month's calls are enough for {month.remaining:,} of {needed:,} links ({month.used:,} of "
+            f"this month's calls are enough for {month.remaining:,} of {needed:,} {what} ({month.used:,} of "
             f"{month.limit:,} are used): the run will stop there; run the same command again from "
             f"{utc_text(month.until)}",
             Event.MONTH_SHORT,

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
 from harvester.bitly.periods import Period
 from harvester.config.options import OutputOptions, PeriodName, RunOptions, facets_in
 from harvester.config.parsing import facets_of, fill_output, periods_of, query_of
-from harvester.errors import UsageError
+from harvester.dataset.opening import peek
+from harvester.errors import HarvesterError, UsageError
 from harvester.run.assembly import Job, OpensGuard
 from harvester.run.committer import ManifestExporter
 from harvester.shutdown import Allowance
+from harvester.storage.folders import has_ledger, resolve
 from harvester.storage.location import STDOUT
 
 Rounds = list[list[RunOptions]]
@@ -77,4 +80,19 @@ def jobs_of(
         out, work_dir = options.output.out, options.output.work_dir
         return replace(shared, query=query, out=out, work_dir=work_dir, exporter=exporter_for(options.output))
 
-    return [[job_of(options) for options in datasets] for datasets in rounds]
+    jobs = [[job_of(options) for options in datasets] for datasets in rounds]
+    if sum(map(len, rounds)) > 1:
+        # The first round compares the calls of all with the month, before any is made.
+        unused = [job for round_ in jobs for job in round_ if _is_unused(job)]
+        jobs[0] = [replace(job, outputs=len(unused)) if job in unused else job for job in jobs[0]]
+    return jobs
+
+
+def _is_unused(job: Job) -> bool:
+    """Return whether a job's output has no call yet, so that it needs one for each link of the list."""
+    location = resolve(job.out, job.work_dir)
+    if not has_ledger(location):
+        return True
+    with suppress(HarvesterError), peek(location, job.query, pin_reference=job.pin_reference) as snapshot:
+        return snapshot.calls == 0
+    return False  # what is wrong with it, its run will say

@@ -12,7 +12,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harvester.errors import OutputError, RunStopping
+from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.events import RunObserver, RunOutcome
 from harvester.links.files import Source, spool
 from harvester.progress import RunProgress
@@ -128,7 +128,7 @@ async def _side_by_side(
 ) -> list[Ended]:
     signals = [ShutdownSignal() for _ in present]
     with _linked(shutdown, signals):
-        runs = (_ended(run, job, own, together.of_next()) for job, own in zip(present, signals, strict=True))
+        runs = (_ended(run, job, own, shutdown, together.of_next()) for job, own in zip(present, signals, strict=True))
         ended = await asyncio.gather(*runs)
     for each in ended:
         if each.stop is not None and each.stop.reason in FOR_EVERYBODY:
@@ -136,9 +136,14 @@ async def _side_by_side(
     return ended
 
 
-async def _ended(run: RunsJob, job: Job, shutdown: ShutdownSignal, observer: OneOfSeveral) -> Ended:
+async def _ended(
+    run: RunsJob, job: Job, shutdown: ShutdownSignal, command: ShutdownSignal, observer: OneOfSeveral
+) -> Ended:
     try:
         outcome = await run(job, shutdown, observer)
+    except UsageError as error:  # what was asked for is wrong, and so it is for the others
+        command.request(Stop(StopReason.NOT_BEGUN, str(error)))
+        return Ended(job, RunOutcome(complete=False, stop=None, status=observer.status), error)
     except Exception as error:  # also a bug, which the command reports: it is no reason to end the other runs
         return Ended(job, RunOutcome(complete=False, stop=None, status=observer.status), error)
     observer.status = outcome.status

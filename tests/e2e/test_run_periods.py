@@ -211,6 +211,17 @@ def test_the_calls_of_a_command_are_bounded_in_all(serve: Callable[..., Served],
     assert served.sandbox.requests.total() == 4
 
 
+def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[..., Served], command: Command) -> None:
+    served = serve()
+    Path("links.txt").write_text("\n".join(f"bit.ly/month{number}" for number in range(400)))
+    words = ["run", "links.txt", "--out", LAYOUT, "--day", "2026-11-02", "--base-url", served.url]
+    done = command(*words, "--facet", "referrers,countries,devices")
+    assert (done.code, "this list needs 1,200 calls" in done.err) == (2, True), done.err
+    assert served.sandbox.requests.total() == 0
+    done = command(*words, "--facet", "referrers,countries", "--per-month", "600", "--max-time", "1s")
+    assert "enough for 600 of 800 calls" in done.err
+
+
 def test_standard_input_is_read_once_for_all(serve: Callable[..., Served], tmp_path: Path) -> None:
     served = serve()
     words = ["run", "-", "--out", str(tmp_path / "{facet}"), "--base-url", served.url, *NO_LIMITS]
