@@ -30,7 +30,7 @@ from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon, for_stdout, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
-from harvester.storage.location import MANIFEST, is_url, normal
+from harvester.storage.location import MANIFEST, STDOUT, is_url, normal
 
 if TYPE_CHECKING:
     from harvester.bearer import Token
@@ -54,7 +54,7 @@ def run(links: list[str], /, *, options: RunOptions) -> int:
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
     """
-    deciding = [options.output.out]
+    deciding = [STDOUT]
     code = _observed(partial(_run, deciding=deciding), links, options, live=True)
     if options.log.on_end is not None:
         die_of_signals()  # the loop, which had the signals, is over

@@ -110,7 +110,7 @@ class File:
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
         everything = {
             name: option
-            for command, options in commands.items()
+            for command, options in reversed(commands.items())  # of two with one name that of the first command counts
             for name, option in options.items()
             if takes_shared(command, name)
         }
@@ -128,7 +128,8 @@ class File:
             return
         typed.add_file(self.path)
         command = commands[-1]
-        known = set(options_by_name(arguments))
+        options = options_by_name(arguments)
+        known = set(options)
         if os.environ.get("BITLY_TOKEN", "").strip():
             known.difference_update(TOKEN_OPTIONS)
         own = self._content.get(command)
@@ -140,7 +141,9 @@ class File:
             layer = {
                 name: Given(f"{self.path}{shown}", written(content[name]), f"{self._place(name, table)}:{shown} {name}")
                 for name in known & content.keys()
-                if not isinstance(content[name], dict) and (table or takes_shared(command, name))
+                if not isinstance(content[name], dict)
+                # Several facets are for commands that take several.
+                and (table or (takes_shared(command, name) and _fits(content[name], options[name].hint)))
             }
             fill(arguments, layer, "the file")
 

@@ -34,6 +34,7 @@ from harvester.config.parsing import (
     failure_limit_of,
     filled_path,
     future_reference,
+    periods_of,
     query_of,
     requested_limits,
     seconds_of,
@@ -218,6 +219,46 @@ def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
 )
 def test_a_moment_is_utc_unless_it_says_otherwise(text: str) -> None:
     assert query_of(QueryOptions(unit_reference=text))[0].unit_reference == "2026-11-23T06:00:00Z"
+
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("options", "days"),
+    [
+        ({}, []),
+        ({"day": "yesterday"}, ["2026-11-22"]),
+        ({"day": " 2026-11-22 "}, ["2026-11-22"]),
+        ({"day": "today", "partial": True}, ["2026-11-23"]),
+        ({"since": "2026-11-20"}, ["2026-11-20", "2026-11-21", "2026-11-22"]),
+        ({"since": "2026-11-10", "until": "2026-11-17", "every": "week"}, ["2026-11-09", "2026-11-16"]),
+        ({"since": "2026-10-31", "until": "2026-10-31", "every": "month"}, ["2026-10-01"]),
+    ],
+    ids=["none", "yesterday", "day", "partial", "since", "weeks", "month"],
+)
+def test_the_periods_of_the_options(options: dict[str, Any], days: list[str]) -> None:
+    assert [str(period.first) for period in periods_of(QueryOptions(**options), NOON)] == days
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"day": "today"},
+        {"since": "2026-11-02", "every": "month"},
+        {"since": "2026-11-16", "every": "week", "until": "today"},
+    ],
+    ids=["day", "month", "week"],
+)
+def test_a_period_that_is_not_over_is_refused_with_its_end(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"is over at 2026-1[12]-\d\dT00:00:00Z.*--partial"):
+        periods_of(QueryOptions(**options), NOON)
+
+
+def test_a_period_is_asked_for_by_its_first_instant() -> None:
+    query, is_now = query_of(QueryOptions(since="2026-10-05", until="2026-10-05", every="week"))
+    assert (query.unit, query.units, query.unit_reference) == ("week", 1, "2026-10-05T00:00:00Z")
+    assert (query.period_start, query.period_end, is_now) == ("2026-10-05T00:00:00Z", "2026-10-12T00:00:00Z", False)
 
 
 def test_a_date_is_its_midnight() -> None:

@@ -14,6 +14,7 @@ from harvester.bearer import fingerprint
 from harvester.cli.main import app
 from harvester.config import sources as configuration
 from harvester.config.files import File
+from harvester.config.options import facets_in
 from harvester.config.sources import DASH, Setting, commands_of, effective, options_of, takes_shared
 from harvester.errors import UsageError
 from tests.support.commands import ROOT, harvester
@@ -297,6 +298,42 @@ def test_what_is_not_commented_out_in_the_example_is_the_default() -> None:
         own = {name: value for name, value in shared.items() if takes_shared(command, name)} | content.get(command, {})
         for name in options.keys() & own.keys():
             assert options[name].field_info.default in (own[name], (own[name],)), (command, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "facets"),
+    [
+        ('facet = "devices"', ("devices",)),
+        ('facet = "referrers, devices"', ("referrers", "devices")),
+        ('facet = ["referrers", "devices", "referrers"]', ("referrers", "devices")),
+    ],
+)
+def test_a_file_has_facets_as_a_list_or_with_commas(tmp_path: Path, text: str, facets: tuple[str, ...]) -> None:
+    file = written(tmp_path, text)
+    assert facets_in(setting("run", "facet", file=file)[0]) == facets
+    assert setting("run --facet cities --facet clicks", "facet", file=file)[0] == ("cities", "clicks")
+    # The schema is one facet's.
+    assert setting("schema --for duckdb", "facet", file=file)[0] == ("devices" if len(facets) == 1 else "referrers")
+
+
+@pytest.mark.parametrize("text", ['facet = "referrers,device"', 'facet = ["device"]', "facet = []", "facet = [1]"])
+def test_a_file_with_another_facet_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="must be one of referrers"):
+        File(written(tmp_path, text), app)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "left_out"),
+    [
+        ("run --day 2026-11-02", 'units = 7\nunit = "week"\nunit_reference = "2026-11-01"', ["unit", "units"]),
+        ("run --units 7", 'day = "yesterday"', ["day"]),
+        ("run --unit week", 'since = "2026-11-02"\nuntil = "2026-11-03"', ["since", "until"]),
+    ],
+    ids=["day", "units", "unit"],
+)
+def test_a_period_and_a_window_exclude_each_other(tmp_path: Path, words: str, text: str, left_out: list[str]) -> None:
+    for name in left_out:
+        assert setting(words, name, file=written(tmp_path, text))[1] == "default"
 
 
 def test_every_of_run_is_none_of_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
