@@ -147,6 +147,7 @@ def sandbox(
     per_month: int = 5000,
     latency_ms: float = 80.0,
     errors: float = 0.01,
+    links: int = 300,
 ) -> int:
     """Serve a Bitly look-alike on 127.0.0.1, until interrupted.
 
@@ -166,10 +167,12 @@ def sandbox(
         Time that an answer takes, in milliseconds.
     errors:
         Share of answers that are 500 or 503, from 0 to 1.
+    links:
+        Bitlinks in the larger of its two groups.
     """
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
-    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors)
+    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links)
 
     async def serve() -> None:
         stop = asyncio.Event()

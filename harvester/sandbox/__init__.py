@@ -1,0 +1,5 @@
+"""A fake Bitly on loopback for trials, demos and tests."""
+
+from harvester.sandbox.server import CLIENT_SECRETS, Sandbox, SandboxOptions, metrics_for, serving
+
+__all__ = ["CLIENT_SECRETS", "Sandbox", "SandboxOptions", "metrics_for", "serving"]
