@@ -22,6 +22,7 @@ from functools import partial
 import tenacity
 
 from harvester.bitly.query import Query
+from harvester.bitly.requests import Requests
 from harvester.bitly.verdicts import (
     Answer,
     MonthSpent,
@@ -78,9 +79,9 @@ class Client:
     known_good: links that were answered, in this run or an earlier one.
     """
 
-    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
+    def __init__(self, pool: Pool, settings: ClientSettings, asked: Query | Requests, context: ClientContext) -> None:
         self.sender = AttemptSender(
-            pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
+            pool, asked, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
         self._calls = self._fresh_calls = 0
@@ -361,11 +362,11 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
+    slots: ConnectionSlots, settings: ClientSettings, asked: Query | Requests, context: ClientContext
 ) -> AsyncIterator[Client]:
     """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
     async with pooled(slots, context.shutdown, settings.base_url) as pool:
-        yield Client(pool, settings, query, context)
+        yield Client(pool, settings, asked, context)
 
 
 class _Backoff(tenacity.wait.wait_base):
