@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from aiohttp import web
@@ -128,7 +129,7 @@ class Groups:
         after = request.query.get("search_after", "")
         first = int(after.removeprefix("after"), 36) if after else 0
         found = self._matching(guid, first, request.query.getall("tags", []), request.query)
-        links = [(number, link) for (number, link), _ in zip(found, range(size), strict=False)]
+        links = list(islice(found, size))
         more = next(found, None) if len(links) == size else None
         token = f"after{_base36(links[-1][0] + 1)}" if more else ""
         query = {**request.query, "search_after": token}

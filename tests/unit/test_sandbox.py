@@ -223,6 +223,8 @@ async def test_a_groups_links_come_in_pages_newest_first_and_each_once(session: 
         assert [link["created_at"] for link in links] == sorted((each["created_at"] for each in links), reverse=True)
         assert found == await pages(server, "size=100&archived=both")
         assert len((await pages(server, "archived=both"))[0]) == 50
+        fifties = [link for page in await pages(server, "archived=both&size=50") for link in page]
+        assert fifties == links
 
 
 async def test_the_filters_of_a_groups_links_let_through_what_they_name(session: aiohttp.ClientSession) -> None:
