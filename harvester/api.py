@@ -59,14 +59,14 @@ _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 async def harvest(
-    links: Links, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
+    links: Links | None = None, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
 ) -> dict[str, Any]:
     """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, yields links. out: as in `run`, with {facet} and {dt}. token: a text, or a callable that
-    returns one, which is called again when Bitly refuses it; by default the sources of the command. options: those of
-    `run`.
+    also an asynchronous one, yields links. None with group or all_groups. out: as in `run`, with {facet} and {dt}.
+    token: a text, or a callable that returns one, which is called again when Bitly refuses it; by default the sources
+    of the command. options: those of `run`.
 
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
@@ -79,7 +79,7 @@ async def harvest(
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = fill_output(run_options(options, HarvestKeywords, target))
-    lists, observer = lists_of(links), LoggingObserver()
+    lists, observer = _lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
@@ -92,7 +92,7 @@ async def harvest(
 
 
 def stream(
-    links: Links,
+    links: Links | None = None,
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
@@ -109,7 +109,7 @@ def stream(
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
     chosen = run_options(options, StreamKeywords, STDOUT)
-    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure))
+    return _Stream(_rows(_lists_of(links), chosen, token_reader(token, chosen), on_failure))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -138,6 +138,10 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+def _lists_of(links: Links | None) -> Lists:
+    return [] if links is None else lists_of(links)
 
 
 class _Stream(AsyncGenerator[Row, None]):

@@ -6,7 +6,15 @@
 import traceback
 
 from harvester.config import sources
-from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
+from harvester.errors import (
+    ConnectionsBusy,
+    DatasetBusy,
+    HarvesterError,
+    OutputError,
+    ReaderClosed,
+    RunStopped,
+    UsageError,
+)
 from harvester.events import Event, RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.shutdown import (
@@ -21,6 +29,7 @@ from harvester.shutdown import (
     STOPPED,
     TOO_MANY_FAILED,
     USAGE,
+    StopReason,
 )
 
 _LONGEST_ERROR = 4000
@@ -64,6 +73,8 @@ def report_error(error: Exception, observer: Reporter) -> int:
     observer.close()
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
+        if isinstance(error, RunStopped):
+            code = CONSEQUENCES[StopReason(error.reason)].exit_code
         if code != OK:
             text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)

@@ -18,6 +18,7 @@ from harvester.config.options import (
     AccessOptions,
     FormatName,
     LoginOptions,
+    RowsName,
     ShapeName,
     TargetName,
     TokenStoreOptions,
@@ -100,6 +101,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
 def schema(
     *,
     target: Annotated[TargetName, Parameter(name="--for")],
+    rows: RowsName = "metrics",
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
 ) -> int:
@@ -109,11 +111,20 @@ def schema(
     ----------
     target:
         Target system.
+    rows:
+        The rows of `run`, or the table of `links --out`, which has one shape.
     shape:
         The --shape of the rows.
     format:
         The --format of the parts; it changes how they are read, not the columns.
     """
+    if rows == "links":
+        from harvester.groups import table
+
+        if format == "ndjson.zst":
+            raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
+        print_out(table.schema_for(target, format))
+        return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
     from harvester.rows.schema_export import Target, schema_for

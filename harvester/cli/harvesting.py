@@ -38,18 +38,19 @@ default of 5 ms, calls were up to 9 % slower while a part was written (benchmark
 """
 
 
-def run(links: list[str], /, *, options: RunOptions) -> int:
+def run(links: list[str] | None = None, /, *, options: RunOptions) -> int:
     """Harvest every bitlink of LINKS; the same command again resumes.
 
     Parameters
     ----------
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
+        None with --group or --all-groups.
     """
-    return _observed(_run, links, options, live=True)
+    return _observed(_run, links or [], options, live=True)
 
 
-def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
+def plan(links: list[str] | None = None, /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
     """Show what `run` with the same options would cost and when it would end, without fetching metrics.
 
     Parameters
@@ -61,7 +62,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits, which would take up to three helper requests.
     """
-    return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
+    return _observed(partial(_plan, json=json, offline=offline), links or [], options, live=False)
 
 
 def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:

@@ -143,6 +143,25 @@ _register(
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
 )
 _register(
+    "harvester.cli.account:groups",
+    "List the account's groups, whose guids `links` and `run --group` take. Costs two requests of the month.",
+    "harvester groups",
+    "harvester groups --json | jq -r .guid",
+)
+_register(
+    "harvester.cli.account:links",
+    "List the bitlinks of groups: one a line for `run -`, a row each, or (--out) as a table for a loader.",
+    "harvester links --group Ba1bc23dE4F > links.txt",
+    "harvester links --all --archived both --json | jq .tags",
+    "harvester links --group Ba1bc23dE4F --out lake/links/dt=2026-11-23",
+)
+_register(
+    "harvester.cli.account:normalize",
+    "Print the bitlink that each line of LINKS names, or the reason why it names none, as JSON. Asks nobody.",
+    "harvester normalize links.txt | jq -r .bitlink",
+    "harvester normalize campaigns.csv --column url > campaigns.ndjson",
+)
+_register(
     "harvester.cli.outputs:status",
     "Show the state of a run and what to run next. Reads only the manifest, without a lock, as any user.",
     "harvester status lake                   its state, and what to run next",

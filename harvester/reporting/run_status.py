@@ -208,10 +208,17 @@ def _after_stop(stopped: Stopped, command: str, piped: str) -> NextStep:
     return NextStep(consequence.next_step + piped, command, _optional_moment(stopped.until))
 
 
+def _word(name: str) -> str:
+    """Return a list's name as a word of the command. The links of groups go by the option that asks for them."""
+    if name in {"-", "--all-groups"} or name.startswith("--group="):
+        return name
+    return f"./{name}" if name.startswith("-") else name
+
+
 def _command(found: Found) -> str:
     """Return the command that continues an output, as far as its manifest knows the options."""
     manifest = found.content
-    lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
+    lists = [_word(name) for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
     for option in fields(QueryOptions):
         value = manifest.query.get(option.name, option.default)

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from harvester.budget.budget import Budget
@@ -13,11 +14,16 @@ from harvester.dataset.journal import PartLimits
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
+from harvester.groups.journal import ListRequest
+from harvester.groups.listing import AccountReader
+from harvester.groups.spool import COLUMN, Spooled, spooled
 from harvester.links.batch import Feed
+from harvester.links.columns import ListFormat
 from harvester.links.feed import GIVEN, FileFeed
+from harvester.links.files import Source
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client
 from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
@@ -55,15 +61,18 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         dataset = await _open_dataset(job, location, stack, shutdown, observer)
         try:
             with (
-                spool_paths(location.private, len(job.sources)) as spools,
+                spool_paths(location.private, max(len(job.sources), 1)) as spools,
                 open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
             ):
                 await budgets.slots.join()
                 lists = _names_of(job)
                 heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
                 async with heartbeat.before_harvest(shutdown):
+                    job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
+                return await _harvest(
+                    job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls, asked=asked
+                )
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -140,7 +149,38 @@ def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> P
 
 def _names_of(job: Job) -> list[str]:
     """Return the lists' names for the manifest."""
+    if job.listed is not None:
+        return [job.listed.words]
     return [GIVEN] if job.feed else [source.name for source in job.sources]
+
+
+async def list_groups(
+    listed: ListRequest, folder: str, clients: AccountClients, shutdown: ShutdownSignal, observer: RunObserver
+) -> Spooled:
+    """Read the links of groups into a folder, unless they were read before. Raises as `spooled`."""
+    found = await spooled(folder, listed, AccountReader(clients.open, shutdown, observer).complete)
+    state = found.state
+    when = "read now" if clients.sent else f"read before, until {state.ended}"
+    text = f"{listed.words}: {state.links:,} links in {state.pages:,} pages, {when}"
+    observer.note(text, Event.LIST_READING, lines=state.links)
+    return found
+
+
+def source_of(listed: ListRequest, found: Spooled) -> Source:
+    """Return the spooled links of groups as a list."""
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN)
+
+
+async def _list_groups(
+    job: Job, dataset: Dataset, budgets: Budgets, shutdown: ShutdownSignal, observer: RunObserver
+) -> tuple[Job, int]:
+    """Return the job with the links of its groups as its list, if it has groups, and the requests that this took."""
+    if job.listed is None:
+        return job, 0
+    clients = AccountClients(job, budgets, shutdown, dataset.record_attempts)
+    found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
+    dataset.count("helper", clients.sent)
+    return replace(job, sources=[source_of(job.listed, found)]), clients.sent
 
 
 async def _check_list(
@@ -165,12 +205,15 @@ async def _harvest(
     heartbeat: Heartbeat,
     *,
     to_make: int | None,
+    asked: int,
 ) -> RunOutcome:
+    """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
+        client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         known_good = client.known_good
         known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())

@@ -14,18 +14,23 @@ from harvester.budget.limits import Limits
 from harvester.clock import next_month, utc_iso
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
-from harvester.errors import ConnectionsBusy, RunStopping
+from harvester.errors import ConnectionsBusy, RunStopping, UsageError, as_output_error
 from harvester.events import RunObserver
+from harvester.groups.journal import ListRequest
+from harvester.groups.listing import stopped
+from harvester.groups.spool import read_before
 from harvester.progress import WindowState
 from harvester.run.abort_rules import too_many_invalid
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
-from harvester.run.job import preflight_of
+from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client
+from harvester.run.job import list_groups, preflight_of, source_of
 from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
+from harvester.storage.filesystem import make_folder
 from harvester.storage.folders import resolve
 from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
+from harvester.storage.watch import FolderLock
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
@@ -35,12 +40,15 @@ _ENOUGH_CALLS = 100
 class Plan:
     """The cost and the end of a run that has not begun.
 
-    found: the list, counted. attempts: for its calls, with as many retries as this dataset needed so far. account,
+    found: the list, counted. pages: of groups' links that were read for it, None without groups; to_read: those that
+    the run has to read again. attempts: for its calls, with as many retries as this dataset needed so far. account,
     windows: None and empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now:
     the moment from which the forecast counts, UTC.
     """
 
     found: ListCount
+    pages: int | None
+    to_read: int
     attempts: int
     limits: Limits
     account: str | None
@@ -65,15 +73,60 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
+        pages, to_read = None, 0
+        if job.listed is not None:
+            spool = location.private if location else None
+            asks = token_known and not offline
+            job, pages = await _list_groups(job, job.listed, spool, folder, shutdown, observer, asks=asks)
+            to_read = 0 if location else pages
         preflight = preflight_of(job, shutdown, observer)
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources)
         _warn_of_invalid(job, found, observer)
         if not token_known:
-            return _plan(job, found, snapshot, None, [])
+            return _plan(job, found, snapshot, None, [], pages, to_read)
         private = location.private if location and location.begun else folder
         budgets = stack.enter_context(open_budgets(job, snapshot.query.facet, private, observer))
         plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
-        return _plan(job, found, snapshot, budgets.facet, plan_limits)
+        return _plan(job, found, snapshot, budgets.facet, plan_limits, pages, to_read)
+
+
+async def _list_groups(
+    job: Job,
+    listed: ListRequest,
+    private: str | None,
+    scratch: str,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    *,
+    asks: bool,
+) -> tuple[Job, int]:
+    """Return the job with the links of its groups as its list, and their pages.
+
+    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
+    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
+
+    Raises:
+        UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
+    """
+    found = read_before(private, listed) if private else None
+    if found is None and not asks:
+        raise UsageError(
+            f"{listed.words}: its links were not read yet, which takes a token and a request for every hundred of them"
+        )
+    if found is None:
+        with ExitStack() as stack:
+            if private:
+                with as_output_error(private):
+                    make_folder(private)
+                    stack.enter_context(FolderLock(private, job.out))
+            budgets = stack.enter_context(open_budgets(job, job.query.facet, private or scratch, observer))
+            await budgets.slots.join()
+            clients = AccountClients(job, budgets, shutdown)
+            try:
+                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
+            except RunStopping as error:
+                raise stopped(shutdown) from error
+    return replace(job, sources=[source_of(listed, found)]), found.state.pages
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -109,7 +162,13 @@ async def _fetch_limits(
 
 
 def _plan(
-    job: Job, found: ListCount, snapshot: DatasetSnapshot, budget: Budget | None, plan_limits: list[PlanLimit]
+    job: Job,
+    found: ListCount,
+    snapshot: DatasetSnapshot,
+    budget: Budget | None,
+    plan_limits: list[PlanLimit],
+    pages: int | None,
+    to_read: int,
 ) -> Plan:
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
@@ -118,7 +177,7 @@ def _plan(
     windows = budget.windows() if budget else []
     calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
     each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0))
+    attempts = ceil(calls * max(each, 1.0)) + to_read
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -126,6 +185,8 @@ def _plan(
         start = beginning(budget, windows, connections)
     return Plan(
         found=found,
+        pages=pages,
+        to_read=to_read,
         attempts=attempts,
         limits=limits,
         account=budget.account.name if budget else None,
@@ -152,6 +213,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "duplicates": found.duplicates,
             "invalid": found.invalid,
         },
+        "pages": plan.pages,
         "settled": found.settled,
         "given_up": found.links - found.settled - found.calls,
         "calls": found.calls,
@@ -179,10 +241,13 @@ def as_text(plan: Plan) -> str:
         f"{found.settled:>12,}  settled already",
         f"{found.calls:>12,}  calls to make",
     ]
+    if plan.pages is not None:
+        kept = "the run reads them again, which is among its attempts" if plan.to_read else "kept for the run"
+        lines.append(f"{plan.pages:>12,}  pages of the groups' links, which count in the month too: {kept}")
     given_up = found.links - found.settled - found.calls
     if given_up:
         lines.append(f"{given_up:>12,}  failed too often, and are not made again without --retry-failed")
-    if plan.attempts > found.calls:
+    if plan.attempts - plan.to_read > found.calls:
         lines.append(f"{plan.attempts:>12,}  attempts, with the retries that this output has needed so far")
     return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
 
