@@ -27,7 +27,7 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import RunOptions
-from harvester.config.parsing import fill_output
+from harvester.config.parsing import fill_output, groups_of
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.events import RunOutcome
@@ -79,7 +79,7 @@ async def harvest(
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
     chosen = fill_output(run_options(options, HarvestKeywords, target))
-    lists, observer = _lists_of(links), LoggingObserver()
+    lists, observer = _lists_of(links, chosen), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
@@ -109,7 +109,7 @@ def stream(
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
     chosen = run_options(options, StreamKeywords, STDOUT)
-    return _Stream(_rows(_lists_of(links), chosen, token_reader(token, chosen), on_failure))
+    return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -140,8 +140,10 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     raise kind(name, failures[0]["status"], failures[0]["message"])
 
 
-def _lists_of(links: Links | None) -> Lists:
-    return [] if links is None else lists_of(links)
+def _lists_of(links: Links | None, options: RunOptions) -> Lists:
+    """Return the lists, none where the options name groups. Raises UsageError as `lists_of`, also for None."""
+    named = groups_of(options.list.group, all_groups=options.list.all_groups)
+    return [] if links is None and named is not None else lists_of(cast("Links", links))
 
 
 class _Stream(AsyncGenerator[Row, None]):

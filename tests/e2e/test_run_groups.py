@@ -191,5 +191,5 @@ async def test_a_group_is_harvested_from_python(serve: Callable[..., Served], tm
     assert sorted(rows) == sorted(names_of(expected(30) + expected(7, SMALL)))
     with pytest.raises(package.UsageError, match="take the place of LINKS"):
         await package.harvest(["bit.ly/a"], group=SMALL, out=tmp_path / "other", **options)
-    with pytest.raises(package.UsageError, match="no list of links"):
+    with pytest.raises(package.UsageError, match="an iterable of links"):
         await package.harvest(out=tmp_path / "other", **options)
