@@ -23,7 +23,6 @@ from harvester.config.options import ListFormatName, LogOptions, RunOptions, by_
 from harvester.config.parsing import groups_of
 from harvester.config.sources import undashed
 from harvester.errors import RunStopping, UsageError
-from harvester.events import Event
 from harvester.jsonlines import as_json
 from harvester.progress import InvalidLine
 from harvester.reporting.reporter import Reporter
@@ -196,7 +195,7 @@ async def _print_links(
                 await reader.complete(journal, request, show)
         finally:
             journal.close()
-    observer.note(f"{journal.state.links:,} links in {journal.state.pages:,} pages", Event.LIST_COUNTED)
+    observer.note(f"{journal.state.links:,} links in {journal.state.pages:,} pages")
     return OK
 
 
@@ -216,7 +215,7 @@ async def _write_links(
             await in_daemon(output.publish)
         where = f"{sum(part.rows for part in state.parts):,} rows in {len(state.parts):,} parts"
         read = f"{state.links:,} links in {state.pages:,} pages"
-        observer.note(f"done: {read}, {where}, {state.bad:,} invalid", Event.LIST_COUNTED)
+        observer.note(f"done: {read}, {where}, {state.bad:,} invalid")
     return OK
 
 

@@ -7,6 +7,7 @@ folder does, so a list is bought once for an output; a new output lists anew.
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
 
@@ -54,6 +55,10 @@ async def spooled(folder: str, request: ListRequest, complete: Complete) -> Spoo
         return Spooled(_list_made(f"{_base(folder, request)}.list", journal), journal.state)
     finally:
         journal.close()
+        state = journal.state
+        if not state.pages and (request.groups or state.groups is None):  # nothing that was paid for
+            with suppress(OSError):
+                os.unlink(f"{_base(folder, request)}.pages")
 
 
 def _base(folder: str, request: ListRequest) -> str:

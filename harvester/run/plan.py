@@ -26,7 +26,7 @@ from harvester.run.job import list_groups, preflight_of, source_of
 from harvester.run.preflight import ListCount
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.filesystem import make_folder
+from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import resolve
 from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
@@ -117,7 +117,7 @@ async def _list_groups(
         with ExitStack() as stack:
             if private:
                 with as_output_error(private):
-                    make_folder(private)
+                    stack.callback(remove_empty, make_folder(private))
                     stack.enter_context(FolderLock(private, job.out))
             budgets = stack.enter_context(open_budgets(job, job.query.facet, private or scratch, observer))
             await budgets.slots.join()

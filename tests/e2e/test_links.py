@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +292,17 @@ def test_the_month_spent_in_the_middle_ends_with_7_and_the_rest_is_bought_later(
     assert len(rows_in(out)) == 500
 
 
+def test_a_month_that_bitly_says_is_spent_ends_with_7(said: Run, serve: Callable[..., Served], tmp_path: Path) -> None:
+    served, out = serve(links=500, per_month=3), tmp_path / "out"
+    words = ("links", "--group", LARGE, "--out", str(out), "--archived", "both")
+    assert said(served.url, *words).code == 7
+    asked = served.sandbox.helped[PAGES]
+    assert asked == 5  # the page that was refused, and one that was answered before, to make sure
+    assert manifest_of(out)["pages"] == 3
+    assert said(served.url, *words).code == 7
+    assert served.sandbox.helped[PAGES] == asked
+
+
 def test_other_links_or_another_format_are_refused(said: Run, serve: Callable[..., Served], tmp_path: Path) -> None:
     served, out = serve(links=20), tmp_path / "out"
     assert said(served.url, "links", "--group", LARGE, "--out", str(out)).code == 0
@@ -345,23 +357,24 @@ def test_a_part_is_published_once_whenever_the_process_ends(
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_buys_no_page_twice(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_an_end_in_the_middle_buys_no_page_twice(serve: Callable[..., Served], tmp_path: Path) -> None:
     served, out = serve(links=900, latency_ms=60), tmp_path / "out"
     words = ("links", "--group", LARGE, "--archived", "both", "--out", str(out), "--base-url", served.url, *NO_LIMITS)
-    journal, kills = out / "_harvester" / "links.pages", 0
-    for pages in (2, 5):
+    journal = out / "_harvester" / "links.pages"
+    for number, pages in ((signal.SIGKILL, 2), (signal.SIGTERM, 4), (signal.SIGKILL, 6)):
         process = start(*words)
         while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b'"links"') < pages):
             time.sleep(0.005)
-        process.kill()
+        process.send_signal(number)
         process.communicate()
-        kills += 1
+        assert process.returncode == (5 if number == signal.SIGTERM else -9)
         assert not (out / "_SUCCESS").exists()
+        stopped = manifest_of(out)["stopped"]
+        assert (stopped and stopped["reason"]) == ("signal" if number == signal.SIGTERM else None)
     done = harvester(*words)
     assert done.returncode == 0, done.stderr
-    assert served.sandbox.helped[PAGES] <= 9 + kills
-    rows = rows_in(out)
-    assert [row["id"] for row in rows] == [link_of(LARGE, number)["id"] for number in range(900)]
+    assert served.sandbox.helped[PAGES] <= 9 + 2  # at most the page in flight, for each kill
+    assert [row["id"] for row in rows_in(out)] == [link_of(LARGE, number)["id"] for number in range(900)]
     assert manifest_of(out)["pages"] == 9
     assert not [name for name in os.listdir(out) if name.startswith(".")]
 
