@@ -210,7 +210,9 @@ async def _write_links(
     format_, work_dir = options.output.format, options.output.work_dir
     with opened(out, work_dir, request, format_, secrets.token_hex(6)) as output:
         state = output.journal.state
-        if not output.complete:
+        if output.complete:
+            await in_daemon(output.check)
+        else:
             await _read_into(output, options, request, shutdown, observer)
             await in_daemon(output.publish)
         where = f"{sum(part.rows for part in state.parts):,} rows in {len(state.parts):,} parts"

@@ -225,6 +225,10 @@ def parse(text: bytes, path: str) -> Manifest:
     if isinstance(version, int) and version > NEWEST:
         tool = content.get("tool")
         raise NewerForm(f"{path}: written by {tool}, in a form newer than this harvester knows: update it")
+    if isinstance(content, dict) and content.get("rows") == "links":
+        raise UsageError(
+            f"{path}: of a table of links, which has no run to show or to verify; the same `harvester links` checks it"
+        )
     try:
         manifest: Manifest = _decode(Manifest, content)
     except _Misfit as error:

@@ -39,6 +39,7 @@ from harvester.clock import utc_iso
 from harvester.errors import RunStopped, RunStopping
 from harvester.events import Event, RunObserver
 from harvester.groups.journal import ListRequest, PageJournal
+from harvester.progress import limit_in_words
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 
 OpenClient: TypeAlias = Callable[[Requests], AbstractAsyncContextManager[Client]]
@@ -46,6 +47,8 @@ OpenClient: TypeAlias = Callable[[Requests], AbstractAsyncContextManager[Client]
 OnPage: TypeAlias = Callable[[list[GroupLink], list[NoLink]], None]
 
 _REPORT_SECONDS = 10.0
+_TELL_SECONDS = 2.0
+"""A request that has waited this long says what for."""
 _GRACE_SECONDS = 5.0
 """How long a request in flight is waited for once the run is to stop."""
 
@@ -142,8 +145,13 @@ class AccountReader:
     async def _verdict(self, client: Client, name: str) -> Verdict:
         """Ask for a name; raise RunStopping if the answer takes too long once the run is to stop."""
         asking, requested = asyncio.create_task(_ask(client, name)), asyncio.create_task(self._shutdown.wait())
+        told = ""
         try:
-            await asyncio.wait({asking, requested}, return_when=asyncio.FIRST_COMPLETED)
+            while not (asking.done() or requested.done()):
+                await asyncio.wait({asking, requested}, timeout=_TELL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not asking.done() and (why := _why_nothing_comes(client)) not in {"", told}:
+                    told = why
+                    self._observer.note(why)
             if not asking.done():
                 await asyncio.wait({asking}, timeout=_GRACE_SECONDS)
             if not asking.done():
@@ -153,6 +161,15 @@ class AccountReader:
             requested.cancel()
             asking.cancel()
             await asyncio.wait({asking})
+
+
+def _why_nothing_comes(client: Client) -> str:
+    """Return what a request waits for, in words; an empty text if for nothing but its answer."""
+    waiting, trouble = client.sender.waiting, client.sender.trouble
+    if waiting is not None:
+        until = f" (until {utc_iso(waiting.until)})" if waiting.until else ""
+        return f"waiting for {limit_in_words(waiting.window, waiting.limit)}{until}"
+    return f"no good answer yet ({trouble}); asking again" if trouble else ""
 
 
 async def _ask(client: Client, name: str) -> Verdict:

@@ -50,6 +50,11 @@ class LinksOutput:
         """True once the table is published."""
         return self._public.get(SUCCESS) is not None
 
+    def check(self) -> None:
+        """Compare the parts that are there with what was written. Raises OutputError for one that differs."""
+        for part in self.journal.state.parts:
+            self._recover(part)
+
     def publish(self) -> None:
         """Publish the table of a journal that has its last page; what is published already stays as it is.
 
@@ -57,8 +62,7 @@ class LinksOutput:
             OutputError: it cannot be written. UsageError: a library is missing.
         """
         state = self.journal.state
-        for part in state.parts:
-            self._recover(part)
+        self.check()
         with as_output_error(self._public.path("")), DistinctKeys(os.path.join(self._private, _SCRATCH)) as distinct:
             links = self._distinct_links(distinct)
             for _ in islice(links, sum(part.rows for part in state.parts)):

@@ -184,6 +184,25 @@ def test_a_page_is_asked_for_again_after_an_error_and_a_torn_answer(said: Run, m
     assert group.asked == ["", "", "x", "x"]
 
 
+def test_a_wait_says_what_for(said: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harvester.groups.listing._TELL_SECONDS", 0.01)
+    with paged({"": [(503, {"message": "TEMPORARILY_UNAVAILABLE"}), page(["a"])]}) as group:
+        shown = said(group.url, "links", "--group", "G")
+    assert (shown.code, shown.out) == (0, "bit.ly/a\n")
+    assert "no good answer yet (503 TEMPORARILY_UNAVAILABLE); asking again" in shown.err
+
+
+def test_a_full_window_is_waited_for_and_named() -> None:
+    with paged({"": [page(["a"], "x")], "x": [page(["b"])]}) as group:
+        process = start("links", "--group", "G", "--base-url", group.url, "--per-minute", "1")
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        process.terminate()
+        process.communicate()
+    assert b"waiting for the minute's " in told
+    assert process.returncode == 5
+
+
 def test_links_that_stand_in_two_pages_are_printed_and_published_once(said: Run, tmp_path: Path) -> None:
     with paged({"": [page(["a", "b", "a"], "x")], "x": [page(["b", "c"])]}) as group:
         assert said(group.url, "links", "--group", "G").out.splitlines() == ["bit.ly/a", "bit.ly/b", "bit.ly/c"]
@@ -230,6 +249,14 @@ def test_the_table_is_published_once_and_bought_once(said: Run, serve: Callable[
     assert said(served.url, *words).code == 0
     assert served.sandbox.helped == helped
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    shown = harvester("status", str(out))
+    assert (shown.returncode, "of a table of links" in shown.stderr) == (2, True)
+    (part,) = out.glob("part-*")
+    part.write_bytes(part.read_bytes() + b"x")
+    assert said(served.url, *words).code == 8
+    part.unlink()  # as a loader does
+    assert said(served.url, *words).code == 0
+    assert (served.sandbox.helped, list(out.glob("part-*"))) == (helped, [])
 
 
 def test_what_is_no_bitlink_is_in_the_failures(said: Run, tmp_path: Path) -> None:
