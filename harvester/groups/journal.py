@@ -141,7 +141,8 @@ class PageJournal:
                 if content is None:
                     if position < size:
                         raise OutputError(
-                            f"{self._path} is damaged: put a copy of it back, or begin a new output, which lists anew"
+                            f"{self._path} is damaged: put a copy of it back. If nothing of this output was published "
+                            "yet it may also be removed, and its pages are asked for again"
                         )
                     break
                 first = first or content

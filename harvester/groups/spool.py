@@ -7,13 +7,12 @@ folder does, so a list is bought once for an output; a new output lists anew.
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from harvester.bitly.groups import NoLink
 from harvester.clock import utc_iso
-from harvester.errors import as_output_error
+from harvester.errors import RunStopping, as_output_error
 from harvester.groups.journal import ListRequest, ListState, PageJournal, read_state
 from harvester.jsonlines import one_line
 from harvester.storage.filesystem import atomic_replace
@@ -48,17 +47,19 @@ async def spooled(folder: str, request: ListRequest, complete: Complete) -> Spoo
     Raises:
         RunStopping: the list could not be read to its end; what was read is kept. OutputError: as PageJournal.
     """
-    journal = PageJournal(f"{_base(folder, request)}.pages")
+    base = _base(folder, request)
+    journal = PageJournal(f"{base}.pages")
     try:
         journal.open(request, secrets.token_hex(6), utc_iso(datetime.now(UTC)))
-        await complete(journal, request)
-        return Spooled(_list_made(f"{_base(folder, request)}.list", journal), journal.state)
+        try:
+            await complete(journal, request)
+        except RunStopping:
+            if not journal.state.pages:  # nothing is lost, and a guid that does not exist leaves nothing behind
+                os.unlink(f"{base}.pages")
+            raise
+        return Spooled(_list_made(f"{base}.list", journal), journal.state)
     finally:
         journal.close()
-        state = journal.state
-        if not state.pages and (request.groups or state.groups is None):  # nothing that was paid for
-            with suppress(OSError):
-                os.unlink(f"{_base(folder, request)}.pages")
 
 
 def _base(folder: str, request: ListRequest) -> str:

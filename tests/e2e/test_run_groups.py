@@ -159,6 +159,19 @@ def test_the_month_spent_in_the_middle_of_the_list_ends_with_7(
     assert manifest_of(out)["attempts"]["helper"] == 5
 
 
+def test_a_damaged_journal_is_left_as_it_is(said: Run, serve: Callable[..., Served], tmp_path: Path) -> None:
+    served, out = serve(links=150), tmp_path / "out"
+    assert said(served.url, "plan", "--group", LARGE, "--out", str(out)).code == 0
+    (journal,) = (out / "_harvester").glob("group-*.pages")
+    damaged = journal.read_bytes().replace(b'"groups"', b'"Groups"')
+    journal.write_bytes(damaged)
+    (out / "_harvester").joinpath(journal.name.replace(".pages", ".list")).unlink()
+    shown = said(served.url, "run", "--group", LARGE, "--out", str(out))
+    assert (shown.code, "is damaged" in shown.err) == (8, True)
+    assert journal.read_bytes() == damaged
+    assert served.sandbox.helped[PAGES] == 2
+
+
 @pytest.mark.slow
 def test_a_kill_in_the_middle_buys_no_page_twice(serve: Callable[..., Served], tmp_path: Path) -> None:
     served, out = serve(links=400, latency_ms=15), tmp_path / "out"
