@@ -26,6 +26,7 @@ from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
 from harvester.progress import InvalidLine
 from harvester.reporting.reporter import Reporter
+from harvester.reporting.summary import counted
 from harvester.reporting.terminal import print_out
 from harvester.shutdown import OK, ShutdownSignal
 from harvester.storage.location import STDOUT
@@ -195,7 +196,7 @@ async def _print_links(
                 await reader.complete(journal, request, show)
         finally:
             journal.close()
-    observer.note(f"{journal.state.links:,} links in {journal.state.pages:,} pages")
+    observer.note(journal.state.words)
     return OK
 
 
@@ -215,9 +216,9 @@ async def _write_links(
         else:
             await _read_into(output, options, request, shutdown, observer)
             await in_daemon(output.publish)
-        where = f"{sum(part.rows for part in state.parts):,} rows in {len(state.parts):,} parts"
-        read = f"{state.links:,} links in {state.pages:,} pages"
-        observer.note(f"done: {read}, {where}, {state.bad:,} invalid")
+        rows = counted(sum(part.rows for part in state.parts), "row")
+        where = f"{rows} in {counted(len(state.parts), 'part')}"
+        observer.note(f"done: {state.words}, {where}, {state.bad:,} invalid")
     return OK
 
 

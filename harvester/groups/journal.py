@@ -77,6 +77,12 @@ class ListState:
     bad: int = 0
     parts: list[PartIntent] = field(default_factory=list)
 
+    @property
+    def words(self) -> str:
+        """How much was read: `263 links in 3 pages`."""
+        links, pages = "s" * (self.links != 1), "s" * (self.pages != 1)
+        return f"{self.links:,} link{links} in {self.pages:,} page{pages}"
+
     def apply(self, content: Mapping[str, Any]) -> None:
         """Take a line's content in."""
         if "request" in content:

@@ -109,7 +109,7 @@ class AccountReader:
                     on_page([link._replace(group=guid) for link in page.links], page.bad)
                     if time.monotonic() - reported > _REPORT_SECONDS:
                         reported = time.monotonic()
-                        text = f"reading the groups' links: {journal.state.links:,} in {journal.state.pages:,} pages"
+                        text = f"reading the groups' links: {journal.state.words} so far"
                         self._observer.note(text, Event.LIST_READING, lines=journal.state.links)
                     if self._shutdown.stop is not None:
                         raise RunStopping

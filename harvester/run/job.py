@@ -161,7 +161,7 @@ async def list_groups(
     found = await spooled(folder, listed, AccountReader(clients.open, shutdown, observer).complete)
     state = found.state
     when = "read now" if clients.sent else f"read before, until {state.ended}"
-    text = f"{listed.words}: {state.links:,} links in {state.pages:,} pages, {when}"
+    text = f"{listed.words}: {state.words}, {when}"
     observer.note(text, Event.LIST_READING, lines=state.links)
     return found
 

@@ -243,7 +243,8 @@ def as_text(plan: Plan) -> str:
     ]
     if plan.pages is not None:
         kept = "the run reads them again, which is among its attempts" if plan.to_read else "kept for the run"
-        lines.append(f"{plan.pages:>12,}  pages of the groups' links, which count in the month too: {kept}")
+        pages = "page" if plan.pages == 1 else "pages"
+        lines.append(f"{plan.pages:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
     given_up = found.links - found.settled - found.calls
     if given_up:
         lines.append(f"{given_up:>12,}  failed too often, and are not made again without --retry-failed")

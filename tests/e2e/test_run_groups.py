@@ -122,7 +122,7 @@ def test_plan_reads_the_pages_that_the_run_then_finds(said: Run, serve: Callable
     assert served.sandbox.helped[PAGES] == 3
     assert json.loads(said(served.url, "plan", *words, "--offline", "--json").out)["pages"] == 3
     assert (
-        "3  pages of the groups' links, which count in the month too: kept for the run"
+        "3  pages of the groups' links, counted in the month too: kept for the run"
         in said(served.url, "plan", *words, "--offline").out
     )
     assert said(served.url, "run", *words).code == 0
