@@ -20,7 +20,7 @@ fast: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m "not slow and not nightly and not chaos"
 
-# The long forms of simulations and kill storms; make test has a short form of each.
+# The long forms of simulations, kills and cuts; make test has a short form of each.
 nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly

@@ -17,7 +17,7 @@ from benchmarks.verify import QUERY
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder
-from harvester.rows.schema import COLUMNS, Kind, Shape
+from harvester.rows.schema import Kind, Shape, columns_of
 from harvester.sandbox import metrics_for
 
 MOST_BYTES = 200 * 10**6
@@ -48,7 +48,9 @@ def by_pyarrow(lines: Path | None, count: int, target: Path) -> None:
     with ExitStack() as stack:
         source = stack.enter_context(lines.open("rb")) if lines else rows()
         target_stream = stack.enter_context(target.open("wb"))
-        write_part(islice(source, count), HashingWriter(target_stream), PartFormat(Format.PARQUET, Shape.NESTED))
+        write_part(
+            islice(source, count), HashingWriter(target_stream), PartFormat(Format.PARQUET, Shape.NESTED, "referrers")
+        )
 
 
 def by_duckdb(lines: Path | None, count: int, target: Path) -> None:  # noqa: ARG001 - all rows of lines
@@ -56,7 +58,7 @@ def by_duckdb(lines: Path | None, count: int, target: Path) -> None:  # noqa: AR
     import duckdb  # noqa: PLC0415 - it would count for the other one, too
 
     assert lines
-    columns = {column.name: _TYPES[column.kind] for column in COLUMNS[Shape.NESTED]}
+    columns = {column.name: _TYPES[column.kind] for column in columns_of(Shape.NESTED, "referrers")}
     with duckdb.connect() as database:
         for setting in ("threads = 1", "memory_limit = '150MB'", "TimeZone = 'UTC'"):
             database.execute(f"SET {setting}")

@@ -1,13 +1,18 @@
 """harvester from Python: a harvest, a stream of rows and one link's metrics, awaited in the caller's event loop.
 
-Nothing is printed and no signal handler is installed; notes and warnings go to the logger `harvester`.
+Nothing is printed but a progress line in a notebook, and no signal handler is installed; notes and warnings go to the
+logger `harvester`.
 """
 
 import asyncio
 import inspect
+import os
+import sys
+import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import AsyncGeneratorType
 from typing import Any, Unpack, cast
@@ -15,6 +20,7 @@ from typing import Any, Unpack, cast
 import orjson
 
 from harvester.bitly.bitlinks import parse
+from harvester.config.files import configured_values, paths_read
 from harvester.config.keywords import (
     AnyPath,
     HarvestKeywords,
@@ -26,15 +32,17 @@ from harvester.config.keywords import (
     token_is_at_hand,
     token_reader,
 )
-from harvester.config.options import RunOptions
+from harvester.config.options import TOKEN_OPTIONS, RunOptions
 from harvester.config.parsing import fill_output, groups_of
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
-from harvester.events import RunOutcome
+from harvester.events import Event, RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
 from harvester.reporting.exporter import exporter_for
-from harvester.reporting.logs import LoggingObserver
+from harvester.reporting.logs import LoggingObserver, ProgressView
+from harvester.reporting.reporter import Reporter
+from harvester.reporting.terminal import can_be_drawn_upon
 from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.run.job import RowStream
@@ -55,18 +63,29 @@ _CUT = (
 )
 _AT_ONCE = 2
 """Calls of `metrics` that run at once in one event loop, because each counts among the machine's five harvesters."""
+_STATE_DIR = "HARVESTER_STATE_DIR"
+_COMMAND = "harvester.cli.main"
+"""Loaded by its path, as the command loads its own commands: only if there is something that it has to check."""
+_checking = threading.Lock()
+"""Held while variables and files are read, which the command does once in a process."""
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
 
 async def harvest(
-    links: Links | None = None, *, out: AnyPath, token: TokenGiven = None, **options: Unpack[HarvestKeywords]
+    links: Links | None = None,
+    *,
+    out: AnyPath,
+    token: TokenGiven = None,
+    progress: bool | None = None,
+    **options: Unpack[HarvestKeywords],
 ) -> dict[str, Any]:
     """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
     also an asynchronous one, yields links. None with group or all_groups. out: as in `run`, with {facet} and {dt}.
     token: a text, or a callable that returns one, which is called again when Bitly refuses it; by default the sources
-    of the command. options: those of `run`.
+    of the command. progress: True shows it, False does not; by default a notebook shows a line. options: those of
+    `run`.
 
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
@@ -78,14 +97,18 @@ async def harvest(
     target = path_text("out", out)
     if target == STDOUT:
         raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
-    chosen = fill_output(run_options(options, HarvestKeywords, target))
+    chosen = fill_output(_options(options, HarvestKeywords, target, token))
     lists, observer = _lists_of(links, chosen), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
     # Resolved now, because the working directory may change.
     manifest = Path(resolve(job.out, job.work_dir).public, MANIFEST)
-    outcome = await jobs.run(job, ShutdownSignal(), observer)
+    observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
+    try:
+        outcome = await jobs.run(job, ShutdownSignal(), observer)
+    finally:
+        observer.close()
     _raise_broken(outcome, lists)
     found: dict[str, Any] = orjson.loads(await in_daemon(manifest.read_bytes))
     return found
@@ -96,20 +119,21 @@ def stream(
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
+    progress: bool | None = None,
     **options: Unpack[StreamKeywords],
 ) -> AsyncGenerator[Row, None]:
     """Yield rows as they arrive, in no order; nothing is stored. A slow consumer slows the calls down.
 
-    links, token, options: as for `harvest`. on_failure: called in the event loop with each refused or failed call and
-    each invalid link, as in `_failures.ndjson`; an exception of it ends the stream.
+    links, token, progress, options: as for `harvest`. on_failure: called in the event loop with each refused or failed
+    call and each invalid link, as in `_failures.ndjson`; an exception of it ends the stream.
 
     Raises, during the iteration:
         RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: a plain function was expected")
-    chosen = run_options(options, StreamKeywords, STDOUT)
-    return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure))
+    chosen = _options(options, StreamKeywords, STDOUT, token)
+    return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure, progress))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -124,7 +148,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     if not isinstance(bitlink, str):
         raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
     name = parse(bitlink)
-    chosen = run_options(options, MetricsKeywords, STDOUT)
+    chosen = _options(options, MetricsKeywords, STDOUT, token)
     rows, failures = list[bytes](), list[Row]()
     observer = LoggingObserver(failures.append)
     build = partial(build_job, IterableFeed([]), chosen, observer.warn, token_reader(token, chosen))
@@ -144,6 +168,38 @@ def _lists_of(links: Links | None, options: RunOptions) -> Lists:
     """Return the lists, none where the options name groups. Raises UsageError as `lists_of`, also for None."""
     named = groups_of(options.list.group, all_groups=options.list.all_groups)
     return [] if links is None and named is not None else lists_of(cast("Links", links))
+
+
+def _options(given: Mapping[str, Any], allowed: type, out: str, token: TokenGiven) -> RunOptions:
+    """Return the options: of the keywords, else of the variables and files that the command reads, else the defaults.
+
+    Raises:
+        UsageError: as `run_options`, or a file is wrong.
+    """
+    excluded = () if token is None else TOKEN_OPTIONS
+    values = {name: value for name, value in _configured().items() if name in allowed.__annotations__}
+    return run_options(given, allowed, out, {name: values[name] for name in values if name not in excluded})
+
+
+def _configured() -> Mapping[str, Any]:
+    """Return the values for `run` of variables and files, by name."""
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("HARVESTER_"))
+    named = os.environ.get("HARVESTER_CONFIG") or None
+    read = tuple((path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0) for path in paths_read(named))
+    if not read and [name for name, _ in variables] in ([], [_STATE_DIR]):
+        # Usually: the command line's machinery, which checks the rest, takes a tenth of a second to import.
+        return {"state_dir": variables[0][1]} if variables and variables[0][1] else {}
+    has_token = bool(os.environ.get("BITLY_TOKEN", "").strip())
+    with _checking:
+        return _checked(named, repr((variables, read, os.getcwd(), has_token)))
+
+
+@lru_cache(maxsize=4)
+def _checked(named: str | None, state: str) -> Mapping[str, Any]:  # noqa: ARG001 - the cache's key
+    """Return what the command `run` would take from variables and files. state: all that this depends on."""
+    command = import_module(_COMMAND)
+    command.configure(named)
+    return configured_values(command.app, "run")
 
 
 class _Stream(AsyncGenerator[Row, None]):
@@ -178,17 +234,51 @@ async def _rows(
     options: RunOptions,
     read_token: Callable[[], str] | None,
     on_failure: Callable[[Row], object] | None,
+    progress: bool | None,
 ) -> AsyncGenerator[Row, None]:
     sink = QueueSink()
     observer = LoggingObserver(on_failure, sink.leave)
     job = await in_daemon(partial(build_job, lists, options, observer.warn, read_token, sink))
     observer.query = job.query
-    async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
-        async for line in rows:
-            yield orjson.loads(line)
+    observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
+    try:
+        async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
+            async for line in rows:
+                yield orjson.loads(line)
+    finally:
+        observer.close()
     if observer.error is not None:
         raise observer.error
     _raise_stopped(rows.outcome(), lists)
+
+
+def _view_for(progress: bool | None, lists: Sequence[str], out: str, facet: str) -> ProgressView | None:
+    """Return a line below the cell in a notebook; elsewhere what the command shows on this standard error.
+
+    progress: None to show it in a notebook only. lists, out, facet: what is harvested. None if nothing is to be shown.
+    """
+    notebook = _in_notebook()
+    if progress is False or (progress is None and not notebook):
+        return None
+    from harvester.reporting import live_display  # noqa: PLC0415 - rich, which a program without it need not load
+
+    if notebook:
+        return live_display.NotebookLine()
+    reporter = Reporter()
+    if can_be_drawn_upon((), out=""):
+        reporter.write_to(live_display.Display())
+    reporter.tell(Event.RUN_STARTED, "", lists=lists, out=out, facet=facet)
+    return reporter
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _names_of(lists: Lists) -> list[str]:
+    return [] if isinstance(lists, IterableFeed) else lists
 
 
 def _raise_broken(outcome: RunOutcome, lists: Lists | None) -> None:

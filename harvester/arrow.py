@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _COMPRESSION = {Format.NDJSON: None, Format.NDJSON_GZ: "gzip", Format.NDJSON_ZST: "zstd"}
+_UNKNOWN = (Shape.NESTED, "referrers")
+"""The rows of an output whose manifest is not written yet."""
 _BLOCK_BYTES = 32 * 1024 * 1024
 """A row must fit into one block. A response has at most 4 MiB, and its row may be longer: JSON escapes characters."""
 
@@ -34,8 +36,8 @@ def read(
 ) -> "pa.Table":
     """Return the rows of an output as a pyarrow.Table, also during a run; `.to_pandas()` turns it into a data frame.
 
-    columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs of value and clicks,
-    unit_reference and fetched_at are timestamps in UTC. facet, unit_reference: fill {facet} and {dt} in out.
+    columns: some of a row's keys; by default all, in the row's order. metrics is a list of structs with the facet's
+    fields, unit_reference and fetched_at are timestamps in UTC. facet, unit_reference: fill {facet} and {dt} in out.
 
     Raises:
         UsageError: pyarrow is not installed, or harvester wrote nothing there. OutputError: the output is damaged.
@@ -50,7 +52,7 @@ def read(
     storage, growing = _located(path)
     try:
         manifest = _manifest_in(storage)
-        schema = arrow_schema(Shape(manifest.shape) if manifest else Shape.NESTED)
+        schema = arrow_schema(Shape(manifest.shape), manifest.query["facet"]) if manifest else arrow_schema(*_UNKNOWN)
         chosen = schema.names if columns is None else list(columns)
         for name in chosen:
             if name not in schema.names:

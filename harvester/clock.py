@@ -87,6 +87,23 @@ def parse_http_date(text: str) -> datetime | None:
     return date if date.tzinfo is not None else None
 
 
+def utc_text(moment: datetime | str, *, round_up: bool = False) -> str:
+    """Return a moment, or its ISO text, as people are shown it everywhere: `2026-12-01 00:00 UTC`.
+
+    round_up: to the next minute, for the end of a wait, which must be over at the moment shown.
+    """
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if round_up and (moment.second or moment.microsecond):
+        moment += timedelta(minutes=1)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def utc_iso(moment: datetime) -> str:
     """Return a moment as `2026-11-23T06:00:00Z`: UTC, whole seconds."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Return a moment in UTC; one without a zone is taken to be in UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,6 +17,7 @@ from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.client.client import Client
+from harvester.client.known_good import Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
@@ -49,15 +50,20 @@ async def look_up(
     # A link needs one connection at a time: more would be opened, and kept from other processes, for nothing.
     connections = max(min(job.client_settings.connections, len(bitlinks)), 1)
     job = replace(job, client_settings=replace(job.client_settings, connections=connections))
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
 
         def scratch() -> str:
             return stack.enter_context(scratch_folder(job.work_dir))
 
-        budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
+        try:
+            opening = open_budgets(job, job.query.facet, scratch, observer, shutdown)
+            budgets = await stack.enter_async_context(opening)
+        except RunStopping:
+            return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress(pending=len(bitlinks)))
         await budgets.slots.join()
         async with open_client(job, budgets, job.query, shutdown) as (client, discovery):
-            lookup = Lookup(job, client, bitlinks, on_row, shutdown, observer)
+            rules = AbortRules(job.failure_limit, first_rows=True, next_begins=budgets.facet.month.next_begins)
+            lookup = Lookup(job, client, bitlinks, on_row, rules, shutdown, observer)
             # For a few links a helper request would cost more than its answer is worth.
             return await lookup.run(discovery if len(bitlinks) >= ASK_ATTEMPTS else None)
 
@@ -71,6 +77,7 @@ class Lookup:
         opened: Client,
         bitlinks: Sequence[Bitlink],
         on_row: Callable[[Bitlink, bytes], None],
+        rules: AbortRules,
         shutdown: ShutdownSignal,
         observer: RunObserver,
     ) -> None:
@@ -80,7 +87,7 @@ class Lookup:
         self._on_row = on_row
         self._shutdown = shutdown
         self._observer = observer
-        self._rules = AbortRules(job.failure_limit, first_rows=True)
+        self._rules = rules
         self._rows = RowBuilder(job.query, secrets.token_hex(6))
         self._progress = RunProgress(
             read_to_end=True, pending=len(bitlinks), attempts=opened.sender.counters, to_make=len(bitlinks)
@@ -154,21 +161,21 @@ class Lookup:
             while self._waiting and self._shutdown.stop is None:
                 bitlink = self._waiting.popleft()
                 verdict = await self._client.fetch(bitlink)
-                since = self._client.known_good.moment()
+                place = self._client.place_of(verdict)
                 if self._client.is_final(verdict):
                     self._settle(bitlink, verdict, 1)
                     continue
                 in_doubt = self._client.asks_about(verdict)
-                group.create_task(self._conclude(bitlink, verdict, since))
+                group.create_task(self._conclude(bitlink, verdict, place))
                 if in_doubt:
                     await self._client.question_over()
         except RunStopping:
             return
 
-    async def _conclude(self, bitlink: Bitlink, first: Verdict, since: int) -> None:
+    async def _conclude(self, bitlink: Bitlink, first: Verdict, place: Place) -> None:
         """Find a call's last verdict and settle it, unless the run ends first."""
         try:
-            verdict, attempts = await self._client.conclude(bitlink, first, since)
+            verdict, attempts = await self._client.conclude(bitlink, first, place)
         except RunStopping:
             return
         self._settle(bitlink, verdict, attempts)

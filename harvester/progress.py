@@ -1,9 +1,10 @@
 """The progress of a run, from which manifest, progress line and summary are made; and its words."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class WindowState(NamedTuple):
@@ -69,6 +70,18 @@ class ListCounts:
     links: int = 0
 
 
+class CallHistory(Protocol):
+    """What a call's past says of its end."""
+
+    @property
+    def is_repeated(self) -> bool:
+        """True if an earlier run has made the call."""
+
+    @property
+    def is_last_try(self) -> bool:
+        """True if the call is not made again, should it fail now."""
+
+
 class InvalidLine(NamedTuple):
     """A line that is no bitlink: its text (cut at 2,000 characters), why, and where it stands."""
 
@@ -89,6 +102,7 @@ WAIT_REASONS = {
     "connections": "a connection: other harvesters on this machine use them all",
     "retry_after": "the end of the pause that the server asked for (Retry-After)",
     "list": "the next line of the list",
+    "reader": "the reader of standard output, which takes no more rows",
 }
 """The limits that may block sending, by their names in WaitReason and in the manifest."""
 
@@ -132,14 +146,17 @@ class RunProgress:
     """The progress of one run, updated in place in the event loop.
 
     started: calls handed to workers. known: links that needed no call; given_up: those among them that have failed too
-    often.
+    often. exhausted: calls that have failed in this run, and now too often to be made again without --retry-failed.
     column: the one in which links were looked for, in the last table of the lists.
-    pending: calls taken from the list and without a verdict. truncated, clipped: rows that lack some of their metrics,
+    pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
+    and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
+    refused_by: this run's refusals by HTTP status. invalid_before, spent_before: what earlier runs of this output have
+    reported of it: invalid lines in the list, and the end of a month (`2026-12-01T00:00:00Z`) whose calls were used up.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
     calls are finished; spent: when the month will be spent, if that is earlier.
     """
@@ -155,7 +172,9 @@ class RunProgress:
     clipped: int = 0
     known: int = 0
     given_up: int = 0
+    exhausted: int = 0
     pending: int = 0
+    repeated: int = 0
     waiting: WaitReason | None = None
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
@@ -166,6 +185,24 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+    refused_by: Counter[int | None] = field(default_factory=Counter)
+    invalid_before: int = 0
+    spent_before: str = ""
+
+    def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
+        """Count a call that ended without a row. status: HTTP's, None where no answer came."""
+        self.pending -= 1
+        self.repeated -= call.is_repeated
+        self.refused += refused
+        self.failed += not refused
+        self.exhausted += call.is_last_try and not refused
+        self.refused_by[status] += refused
+
+    def take_back_refusal(self, status: int | None) -> None:
+        """Count a refusal of this run as a failure, because the server is found to refuse everything."""
+        self.refused -= 1
+        self.failed += 1
+        self.refused_by[status] -= 1
 
     @property
     def finished(self) -> int:

@@ -112,6 +112,21 @@ class Stop:
     until: str | None = None
 
 
+def refuses_everything(answer: str, *, no_route: bool) -> Stop:
+    """Return the stop for a server that refuses a link that it has answered before. no_route: in plain text alone."""
+    if no_route:
+        return Stop(
+            StopReason.NO_ROUTE,
+            "calls were answered 404 in plain text one after another, also for a link that was answered before: "
+            "the server does not know the path. Check --base-url (Bitly's ends in /v4)",
+        )
+    return Stop(
+        StopReason.OUTAGE,
+        f"links were refused one after another, and so was one that was answered before ({answer}): "
+        "the server refuses everything. None of them is written off; run it again later",
+    )
+
+
 class ShutdownSignal:
     """The signal that ends a run: any task may request it, once, and all tasks that wait are woken.
 

@@ -22,6 +22,7 @@ sys.dont_write_bytecode = False
 # ruff: noqa: E402 - what follows is compiled too
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from tests.support.commands import STATE_DIR, TOKEN_STORE, close_command_server
+from tests.support.remembered_signatures import remember_signatures
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
+
+remember_signatures()  # for the commands that run in the test's own process
 
 _MEMORY = Path("/dev/shm")
 _NUMBERS = count()
@@ -102,14 +105,15 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_state() -> Iterator[Path]:
-    """Keep the budgets of these tests, and of the commands that they start, out of the user's state folder."""
+    """Keep these tests, and the commands that they start, away from the user's budget, tokens and configuration."""
     with quick_folder() as folder:
         os.environ[STATE_DIR] = str(folder / "shared")
         os.environ[TOKEN_STORE] = str(folder / "tokens")
+        os.environ["XDG_CONFIG_HOME"] = str(folder / "configuration")
         os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
         yield folder
         close_command_server()
-        for name in (STATE_DIR, TOKEN_STORE, "PYTHON_KEYRING_BACKEND"):
+        for name in (STATE_DIR, TOKEN_STORE, "XDG_CONFIG_HOME", "PYTHON_KEYRING_BACKEND"):
             del os.environ[name]
 
 

@@ -1,6 +1,7 @@
 """The routes by which Bitly reports an account's limits: what to request, below the base URL, and what comes back."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ GROUPS = "/groups"
 NOT_ASKED = 0
 """The status of a helper request that was not sent."""
 _MOST_LIMIT = 2**31 - 1
+_API = re.compile(r"(?<![a-z])api(?![a-z])", re.IGNORECASE)
 
 
 class HelperResponse(NamedTuple):
@@ -81,6 +83,14 @@ def read_plan_limits(body: bytes) -> list[PlanLimit]:
         if isinstance(name, str) and _is_count(limit) and _is_count(count):
             limits.append(PlanLimit(truncate(name), truncate(str(entry.get("description") or "")), limit, count))
     return limits
+
+
+def api_month(limits: Iterable[PlanLimit]) -> PlanLimit | None:
+    """Return the limit that seems to be the month's API requests; None if none is recognised.
+
+    Bitly does not document its name, so this may be shown to a person, and sets no limit by itself.
+    """
+    return next((each for each in limits if each.limit and _API.search(f"{each.name} {each.description}")), None)
 
 
 def read_organization(body: bytes) -> str | None:

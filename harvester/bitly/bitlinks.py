@@ -19,12 +19,17 @@ MAX_CHARACTERS = 2048
 """Longer names are invalid: the request line would exceed what servers accept."""
 
 # Fast path: nearly every line of a real list has this form and needs none of the steps below.
-_PLAIN = re.compile(r"(?:https?://)?([a-z0-9]{1,60}(?:\.[a-z0-9]{1,60})?\.[a-z]{2,60})/([A-Za-z0-9_-]+)", re.ASCII)
+_PLAIN = re.compile(
+    r"(?:https?://)?(?![0-9.]+\.(?:bit\.ly|j\.mp)/)([a-z0-9]{1,60}(?:\.[a-z0-9]{1,60})?\.[a-z]{2,60})/([A-Za-z0-9_-]+)",
+    re.ASCII,
+)
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?:[a-z]{{2,63}}|xn--[a-z0-9-]{{0,58}}[a-z0-9])", re.ASCII)
+_NUMBERED = re.compile(r"([0-9.]+\.)(bit\.ly|j\.mp)")
+"""One of Bitly's own domains behind a list's number, without the space that would tell the two apart."""
 _ANOTHER = re.compile(r"[\s,;|]+(?:https?://)?[\w-]+(?:\.[\w-]+)+/\S", re.IGNORECASE)
 """A second link, behind a query or fragment."""
 _BETWEEN = re.compile(r"(?:[\s,;|<>()\[\]{}\"'`\u200b、，；]|\\[nrt])+")
@@ -196,6 +201,8 @@ def _ascii_domain(domain: str) -> str:
     domain = domain.lower() if domain.isascii() else _encode_domain(domain)
     if not _DOMAIN.fullmatch(domain):
         raise InvalidBitlink("the part before the slash is not a domain")
+    if numbered := _NUMBERED.fullmatch(domain):
+        raise InvalidBitlink(f"{domain} is no domain of Bitly's: is {numbered[1]} the number of a list's entry?")
     return domain
 
 

@@ -19,27 +19,42 @@ class Query:
     """The facet and the window requested for every bitlink; fixed when a dataset begins.
 
     units: length of the window in `unit`s; -1 for all that the plan keeps. unit_reference: the end of the window, UTC,
-    `2026-11-23T06:00:00Z`. size: the largest number of metrics that one response lists; Bitly's own default is 50.
+    `2026-11-23T06:00:00Z`. size: the largest number of metrics that one response lists; None for a facet that has no
+    such parameter. Bitly's own default is 50. period_start, period_end: of the calendar period that the window is, the
+    end not included, written like unit_reference; None for any other window. They are not sent to Bitly.
     """
 
     facet: str
     unit: str
     units: int
     unit_reference: str
-    size: int
+    size: int | None
+    period_start: str | None = None
+    period_end: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the five fields by name."""
+        """Return the fields by name."""
         return asdict(self)
+
+    def as_options(self) -> str:
+        """Return the options of the command that ask for it."""
+        named = {"facet": self.facet, "unit": self.unit, "units": self.units, "unit-reference": self.unit_reference}
+        sized = {} if self.size is None else {"size": self.size}
+        return " ".join(f"--{name} {value}" for name, value in (named | sized).items())
 
     @property
     def parameters(self) -> str:
         """The query string of the request, without the question mark."""
         reference = self.unit_reference.removesuffix("Z") + "+0000"  # as Bitly's own responses write it
         fields: dict[str, Any] = {"unit": self.unit, "units": self.units, "unit_reference": reference}
-        if FACETS[self.facet].takes_size:
+        if self.size is not None:
             fields["size"] = self.size
         return urlencode(fields)
+
+
+def query_for(facet: str, unit: str, units: int, unit_reference: str, size: int) -> Query:
+    """Return the query of a facet; its size is None if the facet has no such parameter."""
+    return Query(facet, unit, units, unit_reference, size if FACETS[facet].takes_size else None)
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

@@ -13,8 +13,8 @@ Every rule has a sample in tests/samples.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
-from harvester.clock import from_epoch, utc_iso
+from harvester.clock import as_utc, from_epoch, utc_iso
 from harvester.jsonlines import lenient_json, object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
@@ -46,13 +46,14 @@ class Answer:
     """The facet's metrics; the call gets a row.
 
     clicks_listed: the sum over metrics. units_returned: the units that Bitly used, fewer than requested where the plan
-    limits history; None if the response does not say.
+    limits history; None if the response does not say. totals: counts beside the metrics, by the row's columns.
     """
 
     metrics: list[Metric]
     clicks_listed: int
     units_returned: int | None
     unit_reference_returned: str | None
+    totals: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
             return limit
         metrics = facet.metrics_in(record)
-        clicks_listed = sum([metric["clicks"] for metric in metrics])
+        clicks_listed = sum([metric["clicks"] or 0 for metric in metrics])
         if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
     except NotTheFacet as error:
@@ -188,6 +189,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
         unit_reference_returned=_reference_text(record.get("unit_reference")),
+        totals=facet.totals_in(record),
     )
 
 
@@ -270,8 +272,7 @@ def hint(headers: Mapping[str, str]) -> Hint:
     if text.isascii() and text.isdigit():
         return _epoch_hint(text) or float(text[:9]) or None
     try:
-        moment = parsedate_to_datetime(text)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return as_utc(parsedate_to_datetime(text))
     except (ValueError, IndexError, OverflowError):
         return None
 
@@ -302,8 +303,7 @@ def _moment_text(reference: str | int) -> str:
     try:
         if isinstance(reference, int):
             return utc_iso(from_epoch(reference))
-        moment = datetime.fromisoformat(reference)
-        return utc_iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        return utc_iso(as_utc(datetime.fromisoformat(reference)))
     except (ValueError, OverflowError, OSError):
         return truncate(str(reference))
 

@@ -34,6 +34,9 @@ class Month(Protocol):
         sent because our clocks contradict each other, so the date may be one that neither of them knows.
         """
 
+    def next_begins(self) -> datetime:
+        """Return when a month that Bitly has just reported as spent is over, by calendar and Bitly's last date."""
+
     def see_no_date(self) -> None:
         """Record that the response to such a request had no date."""
 

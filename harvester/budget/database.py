@@ -31,7 +31,7 @@ from harvester.errors import BudgetBusy, OutputError
 _MONTHS_KEPT = 14
 _MOVED_SECONDS = 60.0
 """How far the wall clocks of two machines may differ when a state folder is carried from one to the other."""
-_BUSY_SECONDS = 10.0
+BUSY_SECONDS = 10.0
 """The longest wait for another process's transaction while the file is being opened."""
 _LOOP_BUSY_SECONDS = 0.5
 """The longest wait once the file is open; short, because it blocks the event loop."""
@@ -98,8 +98,10 @@ class BudgetDatabase:
     server_ahead: seconds that the server's date is ahead of the calendar, if neither of our clocks knows that date.
     """
 
-    def __init__(self, path: str, clock: Clock | None = None) -> None:
+    def __init__(self, path: str, clock: Clock | None = None, busy_seconds: float | None = None) -> None:
+        """Open the file. busy_seconds: how long this thread waits for another process; None for BUSY_SECONDS."""
         self.path = path
+        self._busy_seconds = BUSY_SECONDS if busy_seconds is None else busy_seconds
         self.clock = clock or Clock()
         self._anchor_elapsed = self._anchor_wall = self._wall_ahead = 0.0
         self.server_ahead = 0.0
@@ -109,8 +111,9 @@ class BudgetDatabase:
         self._data_version = -1
         self._check_due = 0.0
         with self.explained():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=self._busy_seconds)
             try:
+                self._refuse_link()
                 self._enable_wal()
                 self._create_schema()
                 with self.transaction():
@@ -122,10 +125,22 @@ class BudgetDatabase:
                 self._db.close()
                 raise
 
+    def _refuse_link(self) -> None:
+        """Raise OutputError if SQLite followed a link in place of the file: each check before may be outrun.
+
+        SQLite has the resolved name, and has opened no file yet by following another link.
+        """
+        self._db.text_factory = bytes  # a path may be in no encoding
+        opened = self.execute("PRAGMA database_list").fetchone()[2]
+        self._db.text_factory = str
+        folder, name = os.path.split(os.path.abspath(self.path))
+        if opened != os.fsencode(os.path.join(os.path.realpath(folder), name)):
+            raise OutputError(f"{self.path} is a symbolic link, which is not followed: put the file itself there")
+
     def _enable_wal(self) -> None:
         # SQLite's busy timeout does not cover a change of journal mode: two processes that create the file at the
         # same moment would get "locked" at once.
-        deadline = time.monotonic() + _BUSY_SECONDS
+        deadline = time.monotonic() + self._busy_seconds
         while True:
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.budget.budget import Budget
-from harvester.budget.limits import COUNTED_SECONDS, HOUR, MINUTE, Limits
+from harvester.budget.limits import COUNTED_SECONDS, HOUR, MINUTE, PLAN_MONTHS, Limits
 from harvester.clock import next_month
 from harvester.progress import WindowState
 
@@ -17,8 +17,6 @@ _MOST_STEPS = 50_000
 """A batch is at least one 50,000th of all attempts: the longer the forecast, the larger its steps."""
 _LONGEST = timedelta(days=366 * 200)
 """A later end is as good as none; and datetime knows no year after 9999."""
-PLANS = {5_000: "Core", 25_000: "Growth", 50_000: "Premium"}
-"""Bitly's plans by their monthly API requests, as reported; they may change: https://bitly.com/pages/pricing."""
 _WORTH_SAYING = 0.99
 """A suggestion must save one hundredth of the time at least; less is within the forecast's error."""
 
@@ -159,9 +157,9 @@ def _changes(limits: Limits, own: Limits, without_reserve: Limits) -> Iterable[t
         yield "patience", "if Bitly lets pass again what it did before it throttled", own
     if without_reserve != own:
         yield "--reserve 0%", "leaving nothing to others", without_reserve
-    for per_month, name in PLANS.items():
+    for name, per_month in PLAN_MONTHS.items():
         if limits.per_month and per_month > limits.per_month:
-            yield f"--per-month {per_month}", f"if the plan is {name}", replace(limits, per_month=per_month)
+            yield f"--plan {name}", f"if that is your plan: {per_month:,} a month", replace(limits, per_month=per_month)
     if limits.per_hour:
         wide = replace(limits, per_hour=2 * limits.per_hour, per_minute=2 * limits.per_minute)
         option = f"--per-hour {wide.per_hour}" + (f" --per-minute {wide.per_minute}" if wide.per_minute else "")

@@ -35,6 +35,16 @@ DEFAULTS = Limits(per_minute=100, per_hour=1000, per_month=1000)
 """Bitly's example for an endpoint, and its free plan's month: https://dev.bitly.com/docs/getting-started/rate-limits."""
 
 
+PLAN_MONTHS = {"free": 1000, "core": 5000, "growth": 25_000, "premium": 50_000}
+"""API requests a month by Bitly's plan, as reported; they may change: https://bitly.com/pages/pricing."""
+
+
+def option_for(per_month: int) -> str:
+    """Return the option that sets a month's limit: the plan's name if there is one of that limit."""
+    plan = next((name for name, month in PLAN_MONTHS.items() if month == per_month), None)
+    return f"--plan {plan}" if plan else f"--per-month {per_month}"
+
+
 @dataclass(frozen=True, slots=True)
 class RequestedLimits:
     """The limits that the options ask for, None where they do not. reserve: the share left to other clients, 0 to 1."""
@@ -108,4 +118,7 @@ class MonthExhausted(NamedTuple):
         """Return what to tell a person. limit: attempts a month."""
         if self.reported:
             return f"Bitly has said that the month of account {account} is spent; it is asked again once a day"
-        return f"the {limit:,} attempts of the month (--per-month) are spent by account {account}; allow more, or wait"
+        return (
+            f"account {account} has used its {limit:,} calls for this month; if your plan has more, say so with --plan "
+            "or --per-month (`harvester plan` asks Bitly)"
+        )

@@ -246,6 +246,11 @@ class MonthlyQuota:
             self._set_reported(month_of(utc - LATEST_SECONDS), utc)
             self.reported_spent = True
 
+    def next_begins(self) -> datetime:
+        """As in `Month`."""
+        utc = self._database.utc(self._database.clock.boot_seconds()) + self._database.server_ahead
+        return next_month(from_epoch(utc - LATEST_SECONDS))
+
     def clear_spent(self) -> None:
         """As in `Month`."""
         with self._database.transaction() as now:

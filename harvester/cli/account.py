@@ -8,19 +8,26 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
-from harvester.bitly.groups import Group, GroupLink, NoLink
-from harvester.cli.exit_codes import observer_for, report_error
-from harvester.cli.signals import stop_on_signals
-from harvester.config.account_options import GroupsOptions, LinksOptions, filters_of
-from harvester.config.options import ListFormatName, LogOptions, RunOptions, by_name, made_of
-from harvester.config.parsing import groups_of
+from harvester.bitly.groups import ArchivedName, Filters, GroupLink, NoLink
+from harvester.bitly.groups import Group as AccountGroup
+from harvester.cli.exit_codes import observer_for, report_error, stop_on_signals
+from harvester.config.options import (
+    AccessOptions,
+    LimitOptions,
+    ListFormatName,
+    LogFormatName,
+    RunOptions,
+    by_name,
+    made_of,
+)
+from harvester.config.parsing import check_choice, groups_of, moment_of
 from harvester.config.sources import undashed
 from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
@@ -36,6 +43,85 @@ if TYPE_CHECKING:
     from harvester.groups.listing import AccountReader
     from harvester.groups.output import LinksOutput
     from harvester.run.assembly import Job
+
+LinksFormatName = Literal["ndjson", "ndjson.gz", "parquet"]
+
+
+@Parameter(name="*", group=Group("Links", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """Which links of which groups are listed."""
+
+    group: str | None = None
+    "Guid of the group, or several with commas (`harvester groups` lists them)."
+
+    all_groups: Annotated[bool, Parameter(name="--all", negative="")] = False
+    "The links of all groups of the account."
+
+    archived: ArchivedName = "off"
+    "Archived links: none (off), these alone (on), or these too (both)."
+
+    created_after: str | None = None
+    "Only links made after this moment, in ISO 8601, UTC unless it has an offset."
+
+    created_before: str | None = None
+    "Only links made before this moment."
+
+    tags: str | None = None
+    "Only links with one of these tags, separated by commas."
+
+    custom: bool = True
+    "Also print custom bitlinks, which Bitly counts apart."
+
+
+@Parameter(name="*", group=Group("Output", sort_key=2))
+@dataclass(frozen=True, kw_only=True)
+class LinksOutputOptions:
+    """What is made of the links."""
+
+    out: str | None = None
+    "A folder for the table of links; without it they are printed."
+
+    work_dir: str | None = None
+    "Folder of the private state, on a local disk; by default inside --out."
+
+    format: LinksFormatName = "ndjson.gz"
+    "Format of the table's parts."
+
+
+@Parameter(name="*", group=Group("Logging", sort_key=6), negative="")
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What is written to standard error, and how. A listing is no run, so it has no --on-end."""
+
+    quiet: bool = False
+    "Show only warnings and errors."
+
+    log_format: LogFormatName = "text"
+    "Format of standard error: text, or json with one event per line (docs/logging.md)."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GroupsOptions:
+    """The options of `harvester groups`."""
+
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LinksOptions:
+    """The options of `harvester links`."""
+
+    filters: FilterOptions = field(default_factory=FilterOptions)
+    output: LinksOutputOptions = field(default_factory=LinksOutputOptions)
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+
 
 _GROUPS_DEFAULTS = GroupsOptions()
 _LINKS_DEFAULTS = LinksOptions()
@@ -69,20 +155,23 @@ def links(*, options: LinksOptions = _LINKS_DEFAULTS, json: Annotated[bool, Para
         Print a row for each link as a JSON object, one per line.
     """
 
+    out = undashed(options.output.out) if options.output.out is not None else STDOUT
+    printed = out == STDOUT
+
     async def listed(observer: Reporter, shutdown: ShutdownSignal) -> int:
         from harvester.groups.journal import ListRequest
 
         guids = groups_of(options.filters.group, all_groups=options.filters.all_groups)
         if guids is None:
             raise UsageError("no group was named: --group GUID, or --all; `harvester groups` lists them")
-        request = ListRequest(guids, filters_of(options.filters))
-        if options.output.out is None or undashed(options.output.out) == STDOUT:
+        request = ListRequest(guids, _filters_of(options.filters))
+        if printed:
             return await _print_links(options, request, shutdown, observer, json=json)
         if json:
             raise UsageError("--json prints rows, --out writes them: leave one of them out")
-        return await _write_links(options, request, options.output.out, shutdown, observer)
+        return await _write_links(options, request, out, shutdown, observer)
 
-    return _observed(listed, options.log)
+    return _observed(listed, options.log, show_failures=printed)
 
 
 def normalize(
@@ -113,9 +202,11 @@ def normalize(
     return OK
 
 
-def _observed(work: Callable[[Reporter, ShutdownSignal], Awaitable[int]], log: LogOptions) -> int:
-    """Return the exit code of a command's work."""
-    observer = observer_for(log.log_format, quiet=log.quiet)
+def _observed(
+    work: Callable[[Reporter, ShutdownSignal], Awaitable[int]], log: LogOptions, *, show_failures: bool = False
+) -> int:
+    """Return the exit code of a command's work. show_failures: as in Reporter."""
+    observer = observer_for(log.log_format, quiet=log.quiet, show_failures=show_failures)
 
     async def observed() -> int:
         shutdown = ShutdownSignal()
@@ -148,14 +239,16 @@ async def _reader(
     from harvester.threads import in_daemon
 
     job = await in_daemon(partial(_job, options, observer))
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
 
         def scratch() -> str:
             return stack.enter_context(scratch_folder(None))
 
-        budgets = stack.enter_context(open_budgets(job, job.query.facet, scratch, observer))
+        opening_budgets = open_budgets(job, job.query.facet, scratch, observer, shutdown)
+        budgets = await stack.enter_async_context(opening_budgets)
         await budgets.slots.join()
-        yield AccountReader(AccountClients(job, budgets, shutdown).open, shutdown, observer)
+        clients = AccountClients(job, budgets, shutdown)
+        yield AccountReader(clients.open, clients.next_begins, shutdown, observer)
 
 
 def _job(options: GroupsOptions | LinksOptions, observer: Reporter) -> "Job":
@@ -239,13 +332,26 @@ def _tell_invalid(bad: list[NoLink], observer: Reporter) -> None:
         observer.invalid(InvalidLine(each.text, each.reason, "group", 0))
 
 
-def _table(found: list[Group]) -> str:
+def _table(found: list[AccountGroup]) -> str:
     head = ("guid", "name", "organization", "role", "")
     rows = [(each.guid, each.name, each.organization or "", each.role or "", _remark(each)) for each in found]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in [head, *rows])
 
 
-def _remark(group: Group) -> str:
+def _remark(group: AccountGroup) -> str:
     remarks = ["default"] * group.default + ["not active"] * (group.active is False)
     return ", ".join(remarks)
+
+
+def _filters_of(options: FilterOptions) -> Filters:
+    """Return the filters of a listing. Raises UsageError for what is no moment."""
+    check_choice("--archived", options.archived, get_args(ArchivedName))
+    tags = tuple(tag.strip() for tag in (options.tags or "").split(",") if tag.strip())
+    after = _seconds("--created-after", options.created_after)
+    return Filters(options.archived, after, _seconds("--created-before", options.created_before), tags)
+
+
+def _seconds(option: str, text: str | None) -> int | None:
+    """Return a moment in seconds since 1970, as Bitly takes it."""
+    return None if text is None else int(moment_of(option, text).timestamp())

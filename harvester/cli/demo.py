@@ -18,12 +18,12 @@ from harvester.client.client import ClientSettings
 from harvester.clock import utc_iso
 from harvester.dataset.journal import PartLimits
 from harvester.errors import OutputError
-from harvester.events import RunOutcome
+from harvester.events import Event, RunOutcome
 from harvester.links.files import resolve_lists
 from harvester.reporting import live_display
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.summary import summary
-from harvester.reporting.terminal import can_be_drawn_upon, escaped
+from harvester.reporting.terminal import can_be_drawn_upon, escaped, for_stdout
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.run import job as jobs
 from harvester.run.assembly import Job
@@ -43,7 +43,7 @@ def run_demo(out: str | None) -> RunOutcome:
     began = time.monotonic()
     with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))
-    print(summary(outcome, folder, time.monotonic() - began))
+    print(for_stdout(summary(outcome, folder, time.monotonic() - began)))
     _print_busiest(Path(folder))
     print(f"\nrows: {folder}/part-*.ndjson\nwithout a row: {folder}/_failures.ndjson\ncounts: {folder}/_manifest.json")
     return outcome
@@ -53,7 +53,9 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
     # Minute and hour are wide, so that the demonstration takes seconds; the month is below the sandbox's.
     sandbox = Sandbox(SandboxOptions(per_minute=6000, per_hour=0, per_month=5000, latency_ms=80, errors=0.02))
     async with serving(sandbox) as url:
-        print(f"sandbox: {url} (five connections, 80 ms per answer, 2 % errors)\nlist:    {links}\n", flush=True)
+        print(
+            f"sandbox: {url}\n         five connections, 80 ms per answer, 2 % errors\nlist:    {links}\n", flush=True
+        )
         job = Job(
             sources=resolve_lists([links]),
             token=Token(lambda: "sandbox"),
@@ -72,6 +74,7 @@ async def _harvest(links: str, folder: str) -> RunOutcome:
                 display = live_display.Display()
                 stack.enter_context(live_display.redrawn_after_stop(display))
                 observer.write_to(display)
+            observer.tell(Event.RUN_STARTED, "", lists=[_LIST], out=folder, facet=job.query.facet)
             return await jobs.run(job, ShutdownSignal(), observer)
 
 

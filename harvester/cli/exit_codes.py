@@ -1,9 +1,14 @@
-"""Exit codes and the errors that lead to one, and the observer that errors are reported to.
+"""How a command ends: exit codes, the errors and signals that lead to one, and the observer they are reported to.
 
 `shutdown.CONSEQUENCES` has the reasons to stop.
 """
 
+import asyncio
+import os
+import shlex
+import signal
 import traceback
+from collections.abc import Callable
 
 from harvester.config import sources
 from harvester.errors import (
@@ -29,11 +34,16 @@ from harvester.shutdown import (
     STOPPED,
     TOO_MANY_FAILED,
     USAGE,
+    ShutdownSignal,
+    Stop,
     StopReason,
 )
 
 _LONGEST_ERROR = 4000
 """Characters of an error that are shown: it may repeat an option's value, which can be of any length."""
+
+_END_SECONDS = 30.0
+"""The longest that the command of --on-end may take."""
 
 EXIT_CODES: dict[int, str] = {
     OK: "every call is settled",
@@ -85,6 +95,63 @@ def report_error(error: Exception, observer: Reporter) -> int:
     return BUG
 
 
+def words_of(command: str | None) -> list[str]:
+    """Return the words of --on-end's command; none without the option.
+
+    Raises:
+        UsageError: quotes that are not closed, or no words.
+    """
+    if command is None:
+        return []
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"{command}: {str(error).lower()}", option="--on-end") from error
+    if not words:
+        raise UsageError("must name a command", option="--on-end")
+    return words
+
+
+def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], None]) -> None:
+    """Run the command of --on-end, without a shell and without the token, for at most 30 s.
+
+    manifest: its path, empty where there is none. warn: called if the command fails, which changes no exit code.
+    """
+    import subprocess  # noqa: PLC0415 - few runs need these
+
+    from harvester.config.credentials import SECRET_VARIABLES  # noqa: PLC0415
+
+    try:
+        words = words_of(command)
+    except UsageError:
+        return  # the run was refused because of it
+    about = {"HARVESTER_MANIFEST": manifest, "HARVESTER_EXIT_CODE": str(code)}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES} | about
+    try:
+        # Its output goes to standard error, because standard output may hold rows. A session of its own, so that all of
+        # its processes can be ended.
+        process = subprocess.Popen(  # noqa: S603 - the user's own command
+            words, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True
+        )
+    except (OSError, ValueError) as error:
+        warn(f"--on-end {words[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}")
+        return
+    ended = False
+    try:
+        status = process.wait(_END_SECONDS)
+        ended = True
+    except subprocess.TimeoutExpired:
+        warn(f"--on-end {words[0]} was ended: it took longer than {_END_SECONDS:g} s")
+        return
+    finally:
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status:
+        ends = f"exit code {status}" if status > 0 else f"signal {-status}"
+        warn(f"--on-end {words[0]} failed ({ends})")
+
+
 def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> Reporter:
     """Return an observer that writes to standard error, as text or as JSON."""
     observer = Reporter(quiet=quiet, show_failures=show_failures)
@@ -95,3 +162,37 @@ def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = 
         route_warnings_to(log)
         observer.write_to(log)
     return observer
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def die_of_signals() -> None:
+    """Install handlers that end the process; without them, PID 1 would ignore these signals until the run has begun."""
+
+    def exit_with(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, exit_with)
+
+
+def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
+    """Install handlers that stop the run at the first signal and end the process at the second.
+
+    To end at once loses no answer: each is in the journal as soon as it is known.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
+            observer.close()
+            os._exit(128 + number)
+        text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
+        observer.tell(Event.RUN_STOPPING, text, signal=number.name)
+        shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup and by shells for background jobs: keep it
+            loop.add_signal_handler(number, stop, number)

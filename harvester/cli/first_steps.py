@@ -1,23 +1,27 @@
-"""Commands before the first harvest: `config`, `schema`, `login`, `logout`, `sandbox` and `demo`.
+"""Commands before the first harvest: `init`, `config`, `schema`, `login`, `logout`, `sandbox` and `demo`.
 
 What a command needs is imported within it: to check a file or the variables, any command, also a `status` that is run
 as a probe, loads this module for its options.
 """
 
 import asyncio
+import os
 import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter
 
+from harvester.bitly.facets import FacetName
 from harvester.cli.exit_codes import exit_code
 from harvester.cli.main import app, configure
-from harvester.config import sources
+from harvester.config import files, sources, starter
 from harvester.config.options import (
     AccessOptions,
     FormatName,
     LoginOptions,
+    PlanName,
     RowsName,
     ShapeName,
     TargetName,
@@ -33,11 +37,103 @@ if TYPE_CHECKING:
     from harvester.bearer import Token
 
 
+def init(
+    *,
+    token: str | None = None,
+    token_file: str | None = None,
+    token_command: str | None = None,
+    plan: PlanName | None = None,
+    out: str | None = None,
+    every: starter.Interval | None = None,
+    file: Annotated[str | None, Parameter(metavar="PATH")] = None,
+) -> int:
+    """Write a config file: asks for token, plan, output and interval; prints a first command.
+
+    Parameters
+    ----------
+    token:
+        Where the token comes from, never the token itself: login (stored), variable (BITLY_TOKEN), file or command.
+    token_file:
+        The file whose first line is the token; its path is written down, not the token.
+    token_command:
+        The command that prints the token, such as a password manager's. It runs without a shell.
+    plan:
+        Your plan at Bitly, which sets the month's limit.
+    out:
+        Where rows are written: a folder, a file that ends in .ndjson, or a store's URL.
+    every:
+        How often you harvest: once, or each day, week or month into an output of its own.
+    file:
+        The file to write; by default ~/.config/harvester/config.toml, which is found by itself. It must not exist yet.
+    """
+    given = {"--token": token, "--token-file": token_file, "--token-command": token_command, "--out": out}
+    for option, text in given.items():
+        starter.checked_answer(option, text or "")
+    path = file or files.user_file()
+    if path is None:
+        raise UsageError("there is no home folder: name the file to write with --file")
+    starter.refuse_existing(path)
+    place, source = _token_place(token, token_file, token_command)
+    answers = starter.Answers(
+        token=cast("starter.TokenPlace", place),
+        token_source=source,
+        plan=plan or cast("PlanName", _answer("--plan", "Your plan at Bitly?", starter.PLANS)),
+        out=out or _answer("--out", "Where are rows written (a folder, x.ndjson, s3://…)?", default="lake"),
+        every=every or cast("starter.Interval", _answer("--every", "How often?", starter.INTERVALS, "once")),
+    )
+    written = starter.write_new(path, starter.starter_text(answers))
+    found = os.path.abspath(written) in {os.path.abspath(each) for each in files.paths_read(None)}
+    print_out(starter.next_steps(answers, written, found=found, today=datetime.now(UTC).date()))
+    return OK
+
+
+def _token_place(place: str | None, path: str | None, command: str | None) -> tuple[str, str | None]:
+    """Return where the token comes from, and the path or command of that place."""
+    if path is not None and command is not None:
+        raise UsageError("and --token-command: use one of them", option="--token-file")
+    if place is None:
+        named = "file" if path is not None else "command" if command is not None else None
+        place = named or _answer("--token", "Where does the token come from?", starter.TOKEN_PLACES, "login")
+    if place not in starter.TOKEN_PLACES:
+        raise UsageError(f": must be one of {', '.join(starter.TOKEN_PLACES)}", option="--token")
+    if place == "file":
+        return place, path or _answer("--token-file", "The path of the token's file?")
+    if place == "command":
+        return place, command or _answer("--token-command", "The command that prints the token (without a shell)?")
+    return place, None
+
+
+def _answer(option: str, question: str, choices: tuple[str, ...] = (), default: str = "") -> str:
+    """Ask a question on the terminal until it has an answer.
+
+    default: the answer to an empty line, or where there is no terminal. Raises UsageError without both.
+    """
+    if not _has_terminal():
+        if default:
+            return default
+        which = f": one of {', '.join(choices)}" if choices else ""
+        raise UsageError(f"is missing, and there is no terminal to ask on{which}", option=option)
+    hint = f" {', '.join(choices)}" if choices else ""
+    say(f"{question}{hint}{f' [{default}]' if default else ''}")
+    while True:
+        try:
+            answer = starter.checked_answer(option, input("> ").strip()) or default
+        except EOFError as error:
+            raise UsageError("has no answer; nothing was written", option=option) from error
+        if answer and (not choices or answer in choices):
+            return answer
+        say(f"one of {', '.join(choices)}, please" if choices else "an answer is needed")
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def config(
     *words: Annotated[str, Parameter(allow_leading_hyphen=True)],
     json: bool = False,
     example: Annotated[bool, Parameter(negative="")] = False,
-    config: Annotated[Path | None, Parameter(show=False)] = None,
+    config: Annotated[str | None, Parameter(show=False)] = None,
 ) -> int:
     """Print the settings that a command would use, and where each comes from.
 
@@ -51,9 +147,9 @@ def config(
         Print a file with every option, explained, to start from.
     """
     if example:
-        from importlib.resources import files
+        from importlib import resources
 
-        print_out((files("harvester") / "config.example.toml").read_text(encoding="utf-8").rstrip("\n"))
+        print_out((resources.files("harvester") / "config.example.toml").read_text(encoding="utf-8").rstrip("\n"))
         return OK
     if config is not None:  # behind the command's name it is this command's
         configure(config)
@@ -62,7 +158,8 @@ def config(
     token, shown = _token_named(found)
     table = "" if named[0] == "run" else named[0]
     settings = [_without_secret(setting) for setting in found]
-    text = sources.as_json(settings, shown) if json else sources.as_toml(settings, shown, table)
+    head = "" if json else files.described(app.config) + "\n"
+    text = sources.as_json(settings, shown) if json else head + sources.as_toml(settings, shown, table)
     print_out(token.hidden_if_long(text) if token else text)
     return OK
 
@@ -73,6 +170,7 @@ def _without_secret(setting: sources.Setting) -> sources.Setting:
 
     shorten = {
         "token_command": credentials.shown_command,
+        "on_end": credentials.shown_command,
         "token_file": credentials.shown_path,
         "client_secret_file": credentials.shown_path,
     }.get(setting.name)
@@ -102,6 +200,7 @@ def schema(
     *,
     target: Annotated[TargetName, Parameter(name="--for")],
     rows: RowsName = "metrics",
+    facet: FacetName = "referrers",
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
 ) -> int:
@@ -113,6 +212,8 @@ def schema(
         Target system.
     rows:
         The rows of `run`, or the table of `links --out`, which has one shape.
+    facet:
+        The --facet of the rows, which have its columns.
     shape:
         The --shape of the rows.
     format:
@@ -127,9 +228,9 @@ def schema(
         return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
-    from harvester.rows.schema_export import Target, schema_for
+    from harvester.rows.schema_export import Rows, Target, schema_for
 
-    print_out(schema_for(Target(target), Shape(shape), Format(format)))
+    print_out(schema_for(Target(target), Rows(Shape(shape), Format(format), facet)))
     return OK
 
 

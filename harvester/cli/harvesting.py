@@ -6,9 +6,10 @@ What takes long to import is imported within the functions: to check a file or t
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,19 +18,31 @@ import orjson
 
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.cli.exit_codes import exit_code, observer_for, report_error
-from harvester.cli.signals import stop_on_signals
+from harvester.cli.exit_codes import (
+    die_of_signals,
+    exit_code,
+    observer_for,
+    report_error,
+    run_on_end,
+    stop_on_signals,
+    words_of,
+)
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.config.sources import undashed
+from harvester.config.sources import PREFIX, typed, undashed
+from harvester.dataset.manifest import locate
+from harvester.errors import HarvesterError
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
-from harvester.reporting.terminal import can_be_drawn_upon, print_out
+from harvester.reporting.terminal import can_be_drawn_upon, for_stdout, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
+from harvester.storage.location import MANIFEST, is_url, normal
 
 if TYPE_CHECKING:
+    from harvester.bearer import Token
+    from harvester.dataset.manifest import Command
     from harvester.run.assembly import Job
 
 SWITCH_SECONDS = 0.0001
@@ -47,7 +60,11 @@ def run(links: list[str] | None = None, /, *, options: RunOptions) -> int:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
         None with --group or --all-groups.
     """
-    return _observed(_run, links or [], options, live=True)
+    code = _observed(_run, links or [], options, live=True)
+    if options.log.on_end is not None:
+        die_of_signals()  # the loop, which had the signals, is over
+        run_on_end(options.log.on_end, _manifest_of(options), code, observer_for(options.log.log_format).warn)
+    return code
 
 
 def plan(links: list[str] | None = None, /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
@@ -65,15 +82,27 @@ def plan(links: list[str] | None = None, /, *, options: RunOptions, json: bool =
     return _observed(partial(_plan, json=json, offline=offline), links or [], options, live=False)
 
 
+def _manifest_of(options: RunOptions) -> str:
+    """Return the path of the manifest of a run's output; empty for rows on standard output, or a wrong --out."""
+    try:
+        out = fill_output(options).output.out
+        return f"{normal(out)}/{MANIFEST}" if is_url(out) else locate(undashed(out))[0]
+    except HarvesterError:
+        return ""
+
+
 def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     from harvester.run.assembly import build_job
 
+    words_of(options.log.on_end)
     facet, out = options.query.facet, options.output.out
     observer.tell(Event.RUN_STARTED, "", version=__version__, pid=os.getpid(), lists=[*lists], out=out, facet=facet)
     exporter = exporter_for(options.output, observer.warn)
-    outcome = _run_job(build_job(lists, options, observer.warn, exporter=exporter), observer)
+    job = build_job(lists, options, observer.warn, exporter=exporter)
+    command = _command(job.token)
+    outcome = _run_job(replace(job, command=command), observer)
     code = exit_code(outcome)
-    observer.ended(outcome, out, code)
+    observer.ended(outcome, out, code, shlex.join(command.words))
     if outcome.stop is None and code == USAGE:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):
@@ -81,6 +110,21 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
         cure = "" if status.listed.invalid else "; if that is no mistake, use --allow-empty"
         observer.tell(Event.RUN_REFUSED, f"harvester: there are no links in the list{column}{cure}", exit_code=code)
     return code
+
+
+def _command(token: "Token") -> "Command":
+    """Return the command line of this process for the manifest, which others may read: without any secret."""
+    from harvester.config.credentials import without_secrets
+    from harvester.dataset.manifest import Command
+
+    def text(path: str) -> str:
+        return os.fsencode(token.hidden_if_long(path)).decode(errors="backslashreplace")  # JSON is UTF-8
+
+    words, cwd = ["harvester", *without_secrets(typed.words)], None
+    with suppress(FileNotFoundError):  # the folder was deleted
+        cwd = text(os.getcwd())
+    variables = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
+    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), tuple(variables))
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:
@@ -112,7 +156,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
     found = plans.make_plan(job, observer, token_known=token_known, offline=offline)
-    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else plans.as_text(found))
+    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(plans.as_text(found)))
     return OK
 
 

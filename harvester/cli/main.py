@@ -10,21 +10,25 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from harvester import _version
 from harvester._version import __version__
-from harvester.cli.exit_codes import observer_for, report_error
-from harvester.cli.signals import die_of_signals
+from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
 from harvester.config import sources
+from harvester.config.files import files_read
+from harvester.config.mistakes import parse_error_text
+from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
 from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.reporting.terminal import discard_output, open_closed_streams, say
 from harvester.shutdown import OK, OUTPUT, USAGE
+
+if TYPE_CHECKING:
+    from cyclopts.help import DefaultFormatter, HelpPanel
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +36,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_closed_streams()
     die_of_signals()
     words = sys.argv[1:] if argv is None else argv
-    sys.exit(_flush_output(_exit_code([DASH if word == "-" else word for word in words])))
+    sources.typed.begin(words)
+    sys.exit(_flush_output(_exit_code(_with_flags([DASH if word == "-" else word for word in words]))))
+
+
+def _with_flags(words: list[str]) -> list[str]:
+    """Return a command line with flags instead of `help`, `help COMMAND`, `version` and `--help-all`."""
+    _help.all = HELP_ALL in words
+    match words:
+        case ["version"]:
+            return ["--version"]
+        case ["help", command, *_] if command not in app.resolved_commands():
+            return [command]
+        case ["help", *command]:
+            return [*command, "--help"]
+    return ["--help" if word == HELP_ALL else word for word in words]
 
 
 def _flush_output(code: int) -> int:
@@ -74,12 +92,50 @@ def _exit_code(words: list[str]) -> int:
 
 
 def _usage_text(error: CycloptsError) -> str:
-    return f"harvester: {sources.parse_error_text(error)}"
+    return f"harvester: {parse_error_text(error)}"
 
 
 def _asks_for_json(words: list[str]) -> bool:
     """Return whether a command line that could not be parsed has `--log-format json`."""
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+HELP_ALL = "--help-all"
+_SHORTENED = ("run", "plan", "show")
+_RARE = {f"--{name.replace('_', '-')}" for name in names_in(RunOptions) if name not in COMMON}
+
+
+class _Help:
+    """Draws `--help`: of run, plan and show without the options that few people use, unless `all` is set."""
+
+    all = False
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        """Draw the first line, which names the command."""
+        words = str(usage).split()
+        self._hidden = _RARE if not self.all and {*words[1:3]} & {*_SHORTENED} else set()
+        _drawn().render_usage(console, options, usage)
+
+    def render_description(self, console: Any, options: Any, description: Any) -> None:
+        """Draw what the command does."""
+        _drawn().render_description(console, options, description)
+
+    def __call__(self, console: Any, options: Any, panel: "HelpPanel") -> None:
+        """Draw a group of options or commands; a flag without its default, which is always the same."""
+        kept = [entry for entry in panel.entries if not {*entry.names} & self._hidden]
+        shown = [entry.copy(default=None) if entry.default == "False" else entry for entry in kept]
+        _drawn()(console, options, panel.copy(entries=shown))
+
+
+def _drawn() -> "DefaultFormatter":
+    from cyclopts.help.formatters import DefaultFormatter  # noqa: PLC0415 - with rich, which few commands need
+
+    return DefaultFormatter()
+
+
+_help = _Help()
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -92,12 +148,15 @@ def _examples(*lines: str) -> str:
 app = App(
     name="harvester",
     version=__version__,
+    version_flags=["--version", "-V"],
+    help_formatter=_help,
     help="Harvest Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out, each call made once.",
     help_format="plaintext",
     help_epilogue=_examples(
         "harvester demo                        see it work, without a token",
         "harvester plan links.txt --out lake   what it will cost, when it will end",
         "harvester run links.txt --out lake    fetch the rows; run it again to resume",
+        "harvester init                        write a config file",
         "harvester COMMAND --help              a command's options, with examples",
     ),
     result_action="return_value",
@@ -122,18 +181,19 @@ _register(
     "harvester run links.txt --out lake/dt=2026-11-23   parts, for a loader",
     "harvester run links.txt --out results.ndjson       a file: tail -f follows",
     "zcat links.gz | harvester run - --out - | jq .     a filter",
-    "harvester run links.txt --out lake --per-month 25000 --reserve 10%",
+    "harvester run links.txt --out lake --plan growth --reserve 10%",
     "harvester run links.txt --out 'lake/dt={dt}' --unit-reference 2026-11-23",
     "",
-    "Every option can also come from a file (--config) or a variable:",
-    "HARVESTER_PER_MONTH=25000 harvester run links.txt --out lake",
+    "harvester run --help-all   all options; a config file can hold them too,",
+    "                           and a variable each: HARVESTER_PLAN=growth",
 )
 _register(
     "harvester.cli.harvesting:plan",
     "Show what `run` with the same options would cost and when it would end, without fetching metrics.",
     "harvester plan links.txt --out lake",
-    "harvester plan links.txt --out lake --per-month 25000 --json",
+    "harvester plan links.txt --out lake --plan growth --json",
     "harvester plan links.txt --out lake --offline   without any request to Bitly",
+    "harvester plan --help-all             all options",
 )
 _register(
     "harvester.cli.outputs:show",
@@ -141,6 +201,7 @@ _register(
     "harvester show https://bit.ly/3lU6hRt",
     "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
+    "harvester show --help-all                     all options",
 )
 _register(
     "harvester.cli.account:groups",
@@ -183,6 +244,13 @@ _register(
     "harvester repair lake                 what is lost, and what can be rebuilt",
     "harvester repair lake --apply         rebuild it; then the same run goes on",
     "harvester repair lake --parts /loaded --apply   parts were moved there",
+)
+_register(
+    "harvester.cli.first_steps:init",
+    "Write a config file: asks for token, plan, output and interval; prints a first command.",
+    "harvester init                        asks four questions",
+    "harvester init --token login --plan growth --out lake --every day",
+    "harvester init --file harvester.toml  for this folder alone",
 )
 _register(
     "harvester.cli.first_steps:config",
@@ -256,28 +324,33 @@ def _check_installation() -> None:
         say(f"warning: the package {name} in {folder} is another program that shares files with this one: {cure}")
 
 
+_CONFIGURATION = Group("Configuration", sort_key=7)
+
+
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(env_var=sources.PREFIX + "CONFIG")] = None,
+    config: Annotated[
+        str | None, Parameter(env_var=sources.PREFIX + "CONFIG", group=_CONFIGURATION, metavar="PATH")
+    ] = None,
 ) -> object:
     """Read the configuration, then run the command.
 
     Parameters
     ----------
     config:
-        A TOML file of options: `harvester config --example` prints one.
+        A TOML file of options, read instead of ./harvester.toml and ~/.config/harvester/config.toml.
     """
     configure(config)
     if any(name.startswith(sources.PREFIX) for name in os.environ):  # else the modules of other commands stay unloaded
         for name, nearest in sources.misspelt_variables(app, os.environ):
-            say(f"warning: {name}: no option has this name; did you mean {nearest}?")
+            say(f"warning: unknown variable {name}; did you mean {nearest}?")
     return app(tokens)
 
 
-def configure(path: Path | None) -> None:
-    """Fill in options from the variables and a file. path: None for no file."""
-    if path == Path() and not os.environ.get(sources.PREFIX + "CONFIG", "."):
+def configure(path: str | None) -> None:
+    """Fill in options from the variables and from files. path: of the only file; None for those found by themselves."""
+    if path == "" and not os.environ.get(sources.PREFIX + "CONFIG", "."):
         path = None  # an empty variable counts as unset
-    file = () if path is None else (sources.File(str(path), app),)
-    app.config = (sources.from_variables, *file)
+    named = path if path is None else home_expanded(path, "--config")
+    app.config = (sources.from_variables, *files_read(named, app))

@@ -5,69 +5,101 @@ Both `verify` and what needs aiohttp are imported within the functions: `status`
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import orjson
 from cyclopts import Parameter
 
 from harvester.bitly.facets import FacetName
-from harvester.cli.exit_codes import observer_for
-from harvester.cli.signals import stop_on_signals
+from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import ShowOptions
 from harvester.config.parsing import filled_path, seconds_of
 from harvester.config.sources import undashed
+from harvester.dataset import manifest
+from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
 
+Out = Annotated[str, Parameter(name="--out")]
+"""The run's --out, written with or without the option's name; like any option it may come from a variable or a file."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OutputChoice:
+    """The options of every command about an output: the placeholders' values, and the form of what is printed."""
+
+    json: bool = False
+    "Print JSON, for a program."
+
+    facet: FacetName = "referrers"
+    "The value of {facet} in OUT and --work-dir."
+
+    unit_reference: str | None = None
+    "The moment whose UTC day is the value of {dt} in OUT and --work-dir."
+
+    def path(self, out: str) -> str:
+        """Return OUT with its placeholders filled in."""
+        return filled_path("OUT", undashed(out), self.facet, self.unit_reference)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StateChoice:
+    """The options of the commands that read the private state too."""
+
+    output: OutputChoice = field(default_factory=OutputChoice)
+
+    work_dir: str | None = None
+    "The run's --work-dir; by default the private state is looked for inside or next to OUT."
+
+    def folder(self) -> str | None:
+        """Return --work-dir with its placeholders filled in."""
+        output, path = self.output, self.work_dir
+        return path and filled_path("--work-dir", path, output.facet, output.unit_reference)
+
+
 _SHOW_DEFAULTS = ShowOptions()
+_OUTPUT_DEFAULTS, _STATE_DEFAULTS = OutputChoice(), StateChoice()
 
 
 def status(
-    out: str,
-    /,
+    out: Out,
     *,
-    json: bool = False,
     watch: bool = False,
     every: str = "5s",
-    facet: FacetName = "referrers",
-    unit_reference: str | None = None,
+    choice: OutputChoice = _OUTPUT_DEFAULTS,
 ) -> int:
     """Show the state of a run and what to run next. Reads only the manifest, without a lock, as any user.
 
     Parameters
     ----------
     out:
-        The run's --out: a folder, a growing file or a store's URL; or the manifest itself.
-    json:
-        Print a JSON object, for a program; with --watch, one per line.
+        The run's --out: a folder, a growing file or a store's URL; the manifest itself; or a folder with many outputs.
     watch:
         Repeat until the run has ended: in place on a terminal, otherwise as a line at each change.
     every:
         How often --watch reads the manifest.
-    facet:
-        The value of {facet} in OUT.
-    unit_reference:
-        The moment whose UTC day is the value of {dt} in OUT.
     """
-    path = filled_path("OUT", undashed(out), facet, unit_reference)
+    path = choice.path(out)
+    if below := manifest.below(path):
+        if watch:
+            raise UsageError(f"follows one output, and {path} has {len(below):,}: name one of them", option="--watch")
+        status_text.print_table(run_status.read_each(below), path, json=choice.json)
+        return OK
     if not watch:
-        status_text.print_status(run_status.read_status(path), json=json)
+        status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK
     with suppress(KeyboardInterrupt):
-        status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=json)
+        status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=choice.json)
     return OK
 
 
 def verify(
-    out: str,
-    /,
-    *,
-    work_dir: str | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    facet: FacetName = "referrers",
-    unit_reference: str | None = None,
+    out: Out, *, allow_moved: Annotated[bool, Parameter(negative="")] = False, choice: StateChoice = _STATE_DEFAULTS
 ) -> int:
     """Check an output: parts, rows, counts and failures against manifest and ledger; exits with 0 only if all agree.
 
@@ -75,70 +107,53 @@ def verify(
     ----------
     out:
         The run's --out: a folder, a growing file or a store's URL; the run may still be going on.
-    work_dir:
-        The run's --work-dir; by default the private state is looked for inside or next to OUT.
-    json:
-        Print a JSON object, for a program.
-    facet:
-        The value of {facet} in OUT and --work-dir.
-    unit_reference:
-        The moment whose UTC day is the value of {dt} in OUT and --work-dir.
+    allow_moved:
+        Accept that published parts are gone, because a loader takes them away.
     """
     from harvester.verify import findings, verify
 
-    path = filled_path("OUT", undashed(out), facet, unit_reference)
-    state = work_dir and filled_path("--work-dir", work_dir, facet, unit_reference)
-    found = verify.verify(verify.output_at(path, state))
-    try:
-        print_out(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
-    except BrokenPipeError:  # a reader that has gone still relies on the exit code
-        discard_output()
+    output = verify.output_at(choice.output.path(out), choice.folder())
+    found = verify.verify(output, allow_moved=allow_moved)
+    json = choice.output.json
+    _print_report(as_json(findings.as_dict(found), orjson.OPT_INDENT_2) if json else findings.as_text(found))
     return OK if found.ok else OUTPUT
 
 
 def repair(
-    out: str,
-    /,
+    out: Out,
     *,
     apply: Annotated[bool, Parameter(negative="")] = False,
     ask_again: Annotated[bool, Parameter(negative="")] = False,
     parts: str | None = None,
-    work_dir: str | None = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    facet: FacetName = "referrers",
-    unit_reference: str | None = None,
+    choice: StateChoice = _STATE_DEFAULTS,
 ) -> int:
     """Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.
 
     Parameters
     ----------
     out:
-        What --out was: a folder, a growing file or a store's URL; no run may go on.
+        The run's --out: a folder, a growing file or a store's URL; no run may be going on.
     apply:
         Put the rebuilt ledger in place. The old one is kept beside it.
     ask_again:
         Apply also if some calls are known nowhere any more: the next run makes them again.
     parts:
         A folder to which a loader has moved parts; they are only read.
-    work_dir:
-        What --work-dir was; by default the private state is looked for inside or beside OUT.
-    json:
-        Print a JSON object, for a program.
-    facet:
-        What {facet} in OUT and --work-dir stands for.
-    unit_reference:
-        The moment whose UTC day {dt} in OUT and --work-dir stands for.
     """
     from harvester.verify import repair as repairs
 
-    path = filled_path("OUT", undashed(out), facet, unit_reference)
-    state = work_dir and filled_path("--work-dir", work_dir, facet, unit_reference)
-    found = repairs.repair(path, state, parts, apply=apply, ask_again=ask_again)
-    try:
-        print_out(as_json(repairs.as_dict(found), orjson.OPT_INDENT_2) if json else repairs.as_text(found))
-    except BrokenPipeError:  # as above
-        discard_output()
+    path, json = choice.output.path(out), choice.output.json
+    found = repairs.repair(path, choice.folder(), parts, apply=apply, ask_again=ask_again)
+    _print_report(as_json(repairs.as_dict(found), orjson.OPT_INDENT_2) if json else repairs.as_text(found))
     return OK if found.ok else OUTPUT
+
+
+def _print_report(text: str) -> None:
+    """Print what a command has found; if its reader has gone, the exit code still says the result."""
+    try:
+        print_out(text)
+    except BrokenPipeError:
+        discard_output()
 
 
 def show(

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
-from harvester.clock import utc_iso
+from harvester.bitly.facets import FACETS
+from harvester.clock import utc_iso, utc_text
 from harvester.config.keywords import token_is_at_hand
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
@@ -89,7 +90,7 @@ def _watched(job: Job) -> Job:
 
 
 def _ending(stop: Stop) -> str:
-    return f"{stop.message}; run it again from {stop.until} on" if stop.until else stop.message
+    return f"{stop.message}; run it again from {utc_text(stop.until, round_up=True)}" if stop.until else stop.message
 
 
 class _InOrder:
@@ -200,8 +201,8 @@ def _print_table(line: bytes) -> None:
 
 def _table(row: dict[str, Any], width: int) -> Table:
     """Return the table of a row's metrics, without the columns that a narrow terminal has no room for."""
-    total, metrics = row["clicks_listed"] or 1, row["metrics"]
-    most = max((metric["clicks"] for metric in metrics), default=0) or 1
+    total, metrics, facet = row["clicks_listed"] or 1, row["metrics"], FACETS[row["facet"]]
+    most = max((metric["clicks"] or 0 for metric in metrics), default=0) or 1
     bar = min(_BAR, width - _BESIDE_BAR)
     table = Table()
     table.add_column(row["facet"].replace("_", " "), overflow="fold")
@@ -211,8 +212,13 @@ def _table(row: dict[str, Any], width: int) -> Table:
     if bar >= _LEAST_BAR:
         table.add_column("", width=bar, no_wrap=True)
     for metric in metrics:
-        clicks = metric["clicks"]
-        cells = [_text(metric["value"]), f"{clicks:,}", f"{clicks / total:.1%}", "█" * round(bar * clicks / most)]
+        clicks = metric["clicks"] or 0
+        cells: list[str | Text] = [
+            _text(facet.label(metric)),
+            f"{clicks:,}",
+            f"{clicks / total:.1%}",
+            "█" * round(bar * clicks / most),
+        ]
         table.add_row(*cells[: len(table.columns)])
     return table
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import aiohttp
@@ -29,7 +29,7 @@ from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
 from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import HintedPauses, Pacer
-from harvester.clock import next_month, parse_http_date, utc_iso
+from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -72,15 +72,15 @@ class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
     timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
-    not_sent: attempts that did not reach the server, which are in no other count. waiting: the limit that currently
-    keeps an attempt from being sent. pauses: those of single calls.
+    not_sent: attempts that did not reach the server, which are in no other count. in_flight: those that are being
+    answered. waiting: the limit that currently keeps an attempt from being sent. pauses: those of single calls.
     """
 
     def __init__(
         self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
-        self.not_sent = 0
+        self.not_sent = self.in_flight = 0
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -133,9 +133,7 @@ class AttemptSender:
         refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
-            if self.pool.empty_handed:
-                self.waiting = WaitReason("connections", 0, None)
-            slot = await self.pool.get(self._shutdown)
+            slot = self.pool.take() or await self._wait_for_slot()
             try:
                 answer = self._enter(slot, may_probe=may_probe)
                 if answer is None:
@@ -155,6 +153,11 @@ class AttemptSender:
                 self.pool.put(slot)
         await self._wait(refusal)
         return None
+
+    async def _wait_for_slot(self) -> Slot:
+        if self.pool.empty_handed:
+            self.waiting = WaitReason("connections", 0, None)
+        return await self.pool.get(self._shutdown)
 
     async def look_up(self, target: str, budget: Budget) -> HelperResponse | None:
         """Send a helper request once, in a slot. Return None if no response came, NOT_ASKED if the budget is full.
@@ -330,6 +333,7 @@ class AttemptSender:
 
     async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
         kept_alive = False
+        self.in_flight += 1
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
@@ -337,15 +341,13 @@ class AttemptSender:
             if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "more came than one answer, so it is not certain what this one answers")
-            kept_alive = (
-                body.whole
-                and not body.flaw
-                and response.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-            )
+            connection = response.headers.get("Connection", "keep-alive")
+            kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
             return self._classify(response, body, slot.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
+            self.in_flight -= 1
             if slot.line.unsent:
                 self.counters.total -= self._given_back(slot, self._budget)
                 self._record_fewer()
@@ -389,7 +391,7 @@ class AttemptSender:
         return kind(None, self._token.redact(transient_cause(error))[:200])
 
 
-def month_spent(verdict: MonthSpent) -> Stop:
-    """Return the stop for Bitly's report that the month is spent, until the next month by the wall clock."""
+def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
+    """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
     message = f"Bitly says that the account's month is spent ({reason(verdict)})"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_month(datetime.now(UTC))))
+    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))

@@ -74,11 +74,15 @@ class CircuitBreaker:
 
     @property
     def over_limit(self) -> bool:
-        """True once the outage has lasted longer than limit_seconds, by its last failed attempt.
+        """True once the outage has lasted for limit_seconds, by its last failed attempt.
 
         Not by the clock: while the hour's window is full nothing is learned about the server.
         """
-        return self.is_open and self._failed_at - self._outage_began > self._rules.limit_seconds
+        return self.is_open and self._failed_at >= self._limit_at
+
+    @property
+    def _limit_at(self) -> float:
+        return self._outage_began + self._rules.limit_seconds
 
     @property
     def wants_known_good(self) -> bool:
@@ -113,6 +117,8 @@ class CircuitBreaker:
         """
         if not self.is_open:
             return None
+        if self.over_limit:
+            return RetryAfter(0.0, OUTAGE)  # nobody waits: the run ends
         left = self._half_open_at - self._clock()
         if left > 0:
             return RetryAfter(left, OUTAGE)
@@ -205,6 +211,8 @@ class CircuitBreaker:
     def _open(self, now: float, seconds: float) -> None:
         self.is_open, self._probing = True, False
         self._half_open_at = now + seconds * (1 + self._rules.jitter * self._rng.random())
+        if now < self._limit_at:  # the last probe goes at the limit, not after it
+            self._half_open_at = min(self._half_open_at, self._limit_at)
 
     def _close(self, now: float) -> None:
         self.is_open, self._probing, self._successes_needed = False, False, 0

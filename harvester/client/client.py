@@ -7,8 +7,9 @@ repeated and the call is charged nothing. Three kinds of verdicts are doubted be
   answers others: most calls since it first failed were answered, and one recently.
 - A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
   be the server that says no to everything.
-- A verdict for every call, such as a refused token: it may be that of this link alone. The same holds for a throttled
-  response: a link that is throttled again although others have passed in between is charged for it.
+- A verdict for every call, such as a refused token: it may be that of this link alone. Where nobody was ever answered
+  a second link must get it too. The same holds for a throttled response: a link that is throttled again although
+  others have passed in between is charged for it.
 
 Where the answers to others do not decide, a known-good link does (`known_good`).
 """
@@ -25,7 +26,6 @@ from harvester.bitly.query import Query
 from harvester.bitly.requests import Requests
 from harvester.bitly.verdicts import (
     Answer,
-    MonthSpent,
     No,
     NoAnswer,
     Refused,
@@ -39,13 +39,12 @@ from harvester.bitly.verdicts import (
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
-from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks
-from harvester.client.pacer import HintedPauses, RemainingCalls
+from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks, Place
+from harvester.client.pacer import Backoff, RemainingCalls, UnreadableTwice, last_verdict
 from harvester.errors import OutputError
 
 _ENOUGH_CALLS = 5
 """Fewer calls than this do not show how the server is, where none of them was answered."""
-_LONGEST_BACKOFF_SECONDS = 60.0
 _SOON_SECONDS = 10.0
 """A known-good link that is answered longer than this after a call's failure says nothing about that failure."""
 _OTHERS_SECONDS = 60.0
@@ -76,7 +75,8 @@ class _Throttling:
 class Client:
     """Makes calls; created by `opened`.
 
-    known_good: links that were answered, in this run or an earlier one.
+    known_good: links that were answered, in this run or an earlier one. charges_tries: a call that fails too often is
+    given up by later runs, so that a few strange answers are doubted too where nobody was answered.
     """
 
     def __init__(self, pool: Pool, settings: ClientSettings, asked: Query | Requests, context: ClientContext) -> None:
@@ -84,8 +84,9 @@ class Client:
             pool, asked, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
+        self.charges_tries = False
         self._calls = self._fresh_calls = 0
-        self._unanswered = 0
+        self._unanswered = self._begun = 0
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
@@ -94,7 +95,9 @@ class Client:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
-        self._held = HeldVerdicts(self.known_good, context.breaker, context.shutdown, self._spend_month)
+        self._held = HeldVerdicts(
+            self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: self.sender.in_flight
+        )
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -126,27 +129,32 @@ class Client:
         finally:
             self._calls -= 1
             self._fresh_calls -= fresh
-            if self._yielding:
-                self.known_good.notify_all()
+            self.known_good.notify_all()
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
-        return isinstance(verdict, Answer) or not (isinstance(verdict, NoAnswer) or self.known_good.links)
+        return isinstance(verdict, Answer) or (isinstance(verdict, Refused) and not self.known_good.links)
 
     def asks_about(self, verdict: Verdict) -> bool:
-        """Return whether `conclude` asks a known-good link at once: no call should be begun until `question_over`."""
+        """Return whether others decide about a verdict at once: no call should be begun until `question_over`."""
         return isinstance(verdict, No) and self._held.asks_about(verdict)
 
     async def question_over(self) -> None:
-        """Return once no known-good link is being asked; called after the task of the call in doubt was created."""
+        """Return once the call in doubt is not being decided any more; called after its task was created."""
         await asyncio.sleep(0)  # it asks in its first step
-        while self.known_good.asking:
+        await asyncio.sleep(0)  # and so do others, because answers may come several at a time
+        while self.known_good.asking or (self._calls and self._held.hears_of_others):
             await self.known_good.news()
+            await asyncio.sleep(0)
 
-    async def conclude(self, bitlink: str, first: Verdict, since: int) -> tuple[Verdict, int]:
+    def place_of(self, verdict: Verdict) -> Place:
+        """Return the place of a verdict that has just been returned, before anything is awaited."""
+        return self._held.place_of(verdict, self._begun)
+
+    async def conclude(self, bitlink: str, first: Verdict, place: Place) -> tuple[Verdict, int]:
         """Find a call's last verdict after its first attempt's; return it, and how many attempts the call was charged.
 
-        since: `known_good.moment` when the first verdict had come.
+        place: the first verdict's.
 
         Raises:
             RunStopping: the run ended first; the call is left for the next run.
@@ -154,22 +162,20 @@ class Client:
         verdict, charged = first, 1
 
         async def ask_again() -> Verdict:
-            nonlocal verdict, since
+            nonlocal verdict, place
             verdict = await self._attempt(bitlink, fresh=False, again=True)
             self.sender.counters.retried += not isinstance(verdict, NotSent)
-            since = self.known_good.moment()
+            place = self.place_of(verdict)
             return verdict
 
         while True:
             if isinstance(verdict, NoAnswer):
                 verdict, charged = await self.retry(bitlink, verdict)
-                since = self.known_good.moment()
+                place = self.place_of(verdict)
             if isinstance(verdict, NoAnswer | Answer | Throttled):
                 return verdict, charged
-            if not (isinstance(verdict, Refused) or self.known_good.links):
-                return verdict, charged
             doubted = verdict
-            if (final := await self._held.confirmed(doubted, since, ask_again)) is not None:
+            if (final := await self._held.confirmed(doubted, place, ask_again)) is not None:
                 return final, charged
             if verdict is doubted:
                 await ask_again()
@@ -181,7 +187,7 @@ class Client:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
         ask_again = partial(self._attempt, bitlink, fresh=False, again=True)
-        held = self._held.confirmed(verdict, self.known_good.moment(), ask_again, earlier=True)
+        held = self._held.confirmed(verdict, self._held.place_of_earlier(), ask_again, earlier=True)
         return isinstance(await held, Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
@@ -214,10 +220,10 @@ class Client:
 
         retrier = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), _UnreadableTwice()),
-            wait=_Backoff(self._settings.backoff_seconds, self.sender.pauses),
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), UnreadableTwice()),
+            wait=Backoff(self._settings.backoff_seconds, self.sender.pauses),
             sleep=self._shutdown.sleep_unless_stopping,
-            retry_error_callback=_last_verdict,
+            retry_error_callback=last_verdict,
         )
         verdict: Verdict = await retrier(attempt)
         self._throttled.pop(bitlink, None)
@@ -232,11 +238,16 @@ class Client:
                 continue
             if bitlink in self._throttled and not await self._let_others_pass(bitlink, again=again):
                 continue
-            header, begun = self.token.header, self.known_good.moment()
+            header, begun = self.token.header, self.known_good.begin()
             alone = bitlink in self._throttled and self._throttled_alone(bitlink)
-            verdict = await self.sender.send(
-                bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone
-            )
+            may_probe = fresh or not self._fresh_calls
+            try:
+                verdict = await self.sender.send(
+                    bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
+                )
+            finally:
+                self.known_good.end(begun)
+            self._begun = begun
             if verdict is None:
                 continue
             if isinstance(verdict, Throttled):
@@ -256,8 +267,6 @@ class Client:
                 self._throttled.pop(bitlink, None)
                 if isinstance(verdict, Answer):
                     self.known_good.answered(bitlink, begun)
-                elif isinstance(verdict, MonthSpent) and not self.known_good.links:
-                    self._spend_month()
                 return verdict
 
     async def _renew_token(self, header: str) -> bool:
@@ -330,7 +339,7 @@ class Client:
             failures, began = self._breaker.probes_failed, self._clock()
             self._breaker.suspect()
             while self.known_good.links and self._breaker.is_open:
-                await self.known_good.send()
+                await (self.known_good.news() if self.known_good.asking else self.known_good.ask())
             late = self._clock() - began > _SOON_SECONDS
             if late or not self.known_good.links or self._breaker.probes_failed != failures:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
@@ -355,9 +364,10 @@ class Client:
     def _enough_to_be_out(self, verdict: Verdict) -> int:
         """Return how many calls in a row without an answer are reason to doubt the server."""
         # A transient failure is a server's by its nature. Something strange may have been said of this link alone, and
-        # if so few calls met it, that is no reason to buy an answer.
-        doubtful = self.known_good.links or not self._breaker.ever_answered
-        return 0 if isinstance(verdict, Transient) and doubtful else _ENOUGH_CALLS
+        # if so few calls met it while others were answered, that is no reason to buy an answer.
+        doubtful = isinstance(verdict, Transient) and self.known_good.links
+        unheard = self.charges_tries or isinstance(verdict, Transient)
+        return 0 if doubtful or (unheard and not self._breaker.ever_answered) else _ENOUGH_CALLS
 
 
 @asynccontextmanager
@@ -367,34 +377,3 @@ async def opened(
     """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
     async with pooled(slots, context.shutdown, settings.base_url) as pool:
         yield Client(pool, settings, asked, context)
-
-
-class _Backoff(tenacity.wait.wait_base):
-    """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
-
-    The server's `Retry-After` counts if it asks for longer.
-    """
-
-    def __init__(self, seconds: float, pauses: HintedPauses) -> None:
-        self._pauses = pauses
-        self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        return self._pauses.seconds(_last_verdict(retry_state), self._jittered(retry_state))
-
-
-def _last_verdict(state: tenacity.RetryCallState) -> Verdict:
-    assert state.outcome is not None
-    result: Verdict = state.outcome.result()
-    return result
-
-
-class _UnreadableTwice(tenacity.stop.stop_base):
-    """Stops once two responses were not the facet's JSON: such a call is repeated once."""
-
-    def __init__(self) -> None:
-        self._seen = 0
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        self._seen += isinstance(_last_verdict(retry_state), Unreadable)
-        return self._seen > 1

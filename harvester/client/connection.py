@@ -337,10 +337,10 @@ class Deadline:
         return self
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
         assert task is not None
         self._cancelling, self._expired = task.cancelling(), False
-        loop = asyncio.get_running_loop()
         self._at = loop.time() + self._seconds
         if self._timer is None:  # one from an earlier block runs on, and looks at the new deadline when it is due
             self._timer = loop.call_at(self._at, self._due)

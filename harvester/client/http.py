@@ -49,8 +49,6 @@ _NAME = (
 )
 _ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
 """By OpenSSL's X509_V_ERR: not yet valid, expired, host name mismatch, IP address mismatch."""
-
-
 _LATE_SECONDS = 0.2
 """If an attempt goes later than this after its count, too little of the budget's safety margin of 0.5 s is left for the
 network."""
@@ -94,6 +92,7 @@ class Slot:
 
     def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Send a GET request; the response is read inside the context."""
+        # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
         return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
 
     def count_when_sent(self, budget: Budget, clock: Callable[[], float]) -> None:
@@ -135,15 +134,19 @@ class Pool:
         """True until other processes have released a connection."""
         return self.slots.held == 0
 
+    def take(self) -> Slot | None:
+        """Return a slot if one is free; the caller returns it with `put`."""
+        return None if self._free.empty() else self._free.get_nowait()
+
     async def get(self, shutdown: ShutdownSignal) -> Slot:
         """Return a free slot as soon as there is one; the caller returns it with `put`.
 
         Raises:
             RunStopping: the run ended first.
         """
-        if not self._free.empty():
-            return self._free.get_nowait()
-        return await shutdown.unless_stopping(self._free.get())
+        if (slot := self.take()) is None:
+            slot = await shutdown.unless_stopping(self._free.get())
+        return slot
 
     def put(self, slot: Slot) -> None:
         """Return a slot to the pool; one beyond this process's share is closed by the next `rebalance`."""
@@ -368,10 +371,8 @@ def _missing_authority() -> str:
     file, has = os.environ.get("SSL_CERT_FILE"), ""
     if file:
         has = "; what it names now " + ("does not have it" if os.access(file, os.R_OK) else "cannot be read")
-    return (
-        "A proxy that inspects TLS has a certificate authority of its own: set SSL_CERT_FILE to a PEM file that holds "
-        f"it{has}"
-    )
+    advice = "A proxy that inspects TLS has a certificate authority of its own"
+    return f"{advice}: set SSL_CERT_FILE to a PEM file that holds it{has}"
 
 
 def transient_cause(error: Exception) -> str:

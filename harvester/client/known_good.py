@@ -4,15 +4,18 @@ It costs a call, so it is asked only where the answers to other calls have not d
 failed, before a verdict that is for every call stops the run, and after a row of definite no's without an answer
 between them. All who doubt at the same time share one question.
 
-Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A server that
+Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A verdict that
+is for every call waits for that too, or for a second link that gets it. A server that
 said no to a dozen links, and then answers, would answer a known-good link too: there one of the dozen is asked again.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import NamedTuple
 
 from harvester.bitly.verdicts import (
     Answer,
@@ -28,7 +31,7 @@ from harvester.bitly.verdicts import (
 )
 from harvester.client.circuit_breaker import CircuitBreaker
 from harvester.errors import RunStopping
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, StopReason, refuses_everything
 
 KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
@@ -44,13 +47,36 @@ _NEW = 5
 """As many of a ROW must be this run's own: those of an earlier run may have been confirmed in it."""
 
 
+@dataclass(slots=True)
+class Row:
+    """Definite no's without an answer between them. began: the first one's moment. size: how many they are.
+
+    ended: a moment before the attempt was sent whose answer ended the row; 0 while it goes on. A no whose attempt began
+    before that belongs to the row, although it came later. asked_again: one of them is, or was. stands: it was refused
+    again; None before that is known.
+    """
+
+    began: int = 0
+    ended: int = 0
+    size: int = 0
+    asked_again: bool = False
+    stands: bool | None = None
+
+
+class Place(NamedTuple):
+    """A verdict's place among the others. came: its moment. row: the one that it belongs to, if it is a definite no."""
+
+    came: int
+    row: Row
+
+
 class KnownGoodLinks:
     """Bitlinks that were answered, and what became of asking one of them again.
 
     links: the latest answered last; those of an earlier run may be added. in_run: True once this run had an answer.
-    last: the latest verdict on a known-good link. asking: a question is under way. unanswered: definite no's of this
-    run since its last answer; earlier_unanswered: those at the end of the run before. Moments are numbers that `moment`
-    returns in their order. send: sends an attempt for a link, and returns None if it was not sent after all.
+    last: the latest verdict on a known-good link. asking: a question is under way. row: the latest definite no's.
+    earlier_unanswered: those at the end of the run before. Moments are numbers that `moment` returns in their order.
+    send: sends an attempt for a link, and returns None if it was not sent after all.
     """
 
     def __init__(self, send: Callable[[str], Awaitable[Verdict | None]]) -> None:
@@ -58,11 +84,11 @@ class KnownGoodLinks:
         self.in_run = False
         self.last: Verdict | None = None
         self.asking = False
-        self.unanswered = self.earlier_unanswered = 0
+        self.row, self.earlier_unanswered = Row(), 0
         self._send = send
         self._moments = count(1)
-        self._asked_at = 0
-        self._answered_at = 0
+        self._under_way: set[int] = set()
+        self._asked_at = self._answered_at = 0
         self._news = asyncio.Event()
         self._waiting = 0
 
@@ -70,9 +96,30 @@ class KnownGoodLinks:
         """Return the present moment, later than all before."""
         return next(self._moments)
 
+    @property
+    def unanswered(self) -> int:
+        """Definite no's of this run since its last answer."""
+        return 0 if self.row.ended else self.row.size
+
+    def begin(self) -> int:
+        """Return the present moment, before an attempt is sent."""
+        self._under_way.add(begun := self.moment())
+        return begun
+
+    def end(self, begun: int) -> None:
+        """Record that an attempt is over."""
+        self._under_way.discard(begun)
+        self.notify_all()
+
+    def under_way_before(self, moment: int) -> int:
+        """Return how many attempts are under way that began before a moment."""
+        return sum(begun < moment for begun in self._under_way)
+
     def answered(self, bitlink: str, begun: int) -> None:
         """Record an answer. begun: a moment before its attempt was sent."""
-        self.in_run, self.unanswered = True, 0
+        self.in_run = True
+        if not self.row.ended and begun > self.row.began:
+            self.row.ended = begun
         if bitlink not in self.links:
             self.links.append(bitlink)
         self._answered_at = max(self._answered_at, begun)
@@ -139,25 +186,10 @@ class KnownGoodLinks:
         return verdict
 
 
-@dataclass(slots=True)
-class _Row:
-    """Definite no's without an answer between them. began: the first one's moment. size: how many they are.
-
-    before: the row that came right before, if it was a burst: an answer in flight may have split it. asked_again: one
-    of them is, or was. stands: it was refused again; None before that is known.
-    """
-
-    began: int
-    before: "_Row | None" = None
-    size: int = 0
-    asked_again: bool = False
-    stands: bool | None = None
-
-
 class HeldVerdicts:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
-    month_spent: records that Bitly reports the month as spent.
+    month_spent: records that Bitly reports the month as spent. in_flight: how many attempts are being answered.
     """
 
     def __init__(
@@ -166,17 +198,19 @@ class HeldVerdicts:
         breaker: CircuitBreaker,
         shutdown: ShutdownSignal,
         month_spent: Callable[[], None],
+        in_flight: Callable[[], int],
     ) -> None:
         self._known_good = known_good
         self._breaker = breaker
         self._shutdown = shutdown
         self._month_spent = month_spent
+        self._in_flight = in_flight
+        self._for_every_call: list[ForEveryCall] = []
         self._held: set[int] = set()
         self._carried = 0
         self._own: set[tuple[int, str]] = set()
         self._ended = self._list_ended = False
-        self._latest = _Row(0)
-        self._earlier = _Row(0)
+        self._earlier = Row()
         self._joined_earlier = 0
         self._since_question = ROW
 
@@ -186,8 +220,20 @@ class HeldVerdicts:
         self._known_good.notify_all()
 
     def asks_about(self, verdict: No) -> bool:
-        """Return whether `confirmed` asks a known-good link about a verdict at once."""
+        """Return whether `confirmed` asks a known-good link about a verdict at once, or hears of others first."""
+        if isinstance(verdict, ForEveryCall) and not self._known_good.links:
+            return True
         return self._is_reason_to_ask(verdict, self._row + 1)
+
+    @property
+    def hears_of_others(self) -> bool:
+        """True while a verdict for every call is held, and calls that are being made may bring the first answer."""
+        return bool(self._for_every_call) and not self._known_good.links and self._shutdown.stop is None
+
+    def _is_everybodys(self, verdict: No) -> bool:
+        """Return whether a verdict for every call is believed where nobody was ever answered: a second link got it."""
+        alike = sum(type(each) is type(verdict) for each in self._for_every_call)
+        return alike > 1 and not self._known_good.links and not self._in_flight()
 
     @property
     def _own_row(self) -> int:
@@ -206,15 +252,15 @@ class HeldVerdicts:
         if not isinstance(verdict, Refused):
             return row >= (ROW if (verdict.status, verdict.message) in self._own else 1)
         # Also those that were believed meanwhile: links whose retries end one after another are never held together.
-        last = 0 if self._known_good.answered_since(self._latest.began) else self._latest.size
-        if self._ended and (verdict.no_route or (self._list_ended and max(self._own_row, last) >= LAST_ROW)):
+        last = max(self._own_row, self._known_good.unanswered)
+        if self._ended and (verdict.no_route or (self._list_ended and last >= LAST_ROW)):
             return True
         return row >= ROW
 
     async def confirmed(
         self,
         verdict: No,
-        since: int,
+        place: Place,
         ask_again: Callable[[], Awaitable[Verdict]],
         *,
         earlier: bool = False,
@@ -224,17 +270,14 @@ class HeldVerdicts:
         None: its link has to be asked again, unless `ask_again` was called. Where nobody is answered until the calls
         have ended, a definite no is returned as it is.
 
-        since: the moment at which the verdict had come. ask_again: sends an attempt for its link. earlier: the verdict
-        is an earlier run's, which is no reason to ask a known-good link by itself.
+        ask_again: sends an attempt for its link. earlier: the verdict is an earlier run's, which is no reason to ask a
+        known-good link by itself.
 
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        row = self._joined(verdict, since, earlier=earlier)
-        if not earlier:
-            self._held.add(since)
-        self._carried += earlier
-        try:
+        since, row = place
+        with self._holding(verdict, since, earlier=earlier):
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
@@ -243,15 +286,12 @@ class HeldVerdicts:
                 if not earlier and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
                     self._since_question = 0
                     await self._known_good.ask()
-                elif self._ended and not self._known_good.asking:
+                elif self._is_everybodys(verdict) or (self._ended and not self._known_good.asking):
                     break
                 else:
                     await self._known_good.news()
-        finally:
-            self._held.discard(since)
-            self._carried -= earlier
         if not self._known_good.links:
-            return verdict
+            return self._believed(verdict)
         if isinstance(verdict, Refused):
             followed = self._known_good.answered_since(since)
             if followed and not await self._stands(row, ask_again):
@@ -260,32 +300,55 @@ class HeldVerdicts:
         self._own.add((verdict.status, verdict.message))
         return Unknown(verdict.status, verdict.message, "")
 
-    def _joined(self, verdict: No, since: int, *, earlier: bool) -> _Row:
-        """Return the row that a verdict belongs to, with it in it."""
-        if earlier:
-            self._joined_earlier += 1
-            burst = self._joined_earlier <= self._known_good.earlier_unanswered
-            self._earlier.size = self._known_good.earlier_unanswered
-            return self._earlier if burst else _Row(0)
-        if self._known_good.answered_since(self._latest.began):
-            burst = self._latest.size >= BURST and self._latest.stands is not True
-            self._latest = _Row(since, self._latest if burst else None)
-        self._latest.size += isinstance(verdict, Refused)
-        self._since_question += isinstance(verdict, Refused)
-        self._known_good.unanswered = self._latest.size
-        return self._latest
+    @contextmanager
+    def _holding(self, verdict: No, since: int, *, earlier: bool) -> Iterator[None]:
+        """Count a verdict among those that are held."""
+        for_every_call = [verdict] if isinstance(verdict, ForEveryCall) else []
+        self._for_every_call += for_every_call
+        self._held |= set() if earlier else {since}
+        self._carried += earlier
+        self._known_good.notify_all()
+        try:
+            yield
+        finally:
+            self._held.discard(since)
+            self._carried -= earlier
+            for each in for_every_call:
+                self._for_every_call.remove(each)
 
-    async def _stands(self, row: _Row, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:
+    def _believed(self, verdict: No) -> No:
+        """Return a verdict that concerns everybody, or that nothing can tell from one."""
+        if isinstance(verdict, MonthSpent):
+            self._month_spent()
+        return verdict
+
+    def place_of(self, verdict: Verdict, begun: int) -> Place:
+        """Return the place of a verdict that has just come. begun: a moment before its attempt was sent."""
+        # Called at the moment at which the attempt ends, so that a no is either under way or in its row.
+        came, row = self._known_good.moment(), self._known_good.row
+        if isinstance(verdict, Refused):
+            if not row.size or 0 < row.ended < begun:
+                row = self._known_good.row = Row(came)
+            row.size += 1
+            self._since_question += 1
+        return Place(came, row)
+
+    def place_of_earlier(self) -> Place:
+        """Return the place of a definite no of an earlier run; called for the latest first."""
+        self._joined_earlier += 1
+        self._earlier.size = self._known_good.earlier_unanswered
+        belongs = self._joined_earlier <= self._earlier.size
+        return Place(self._known_good.moment(), self._earlier if belongs else Row())
+
+    async def _stands(self, row: Row, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:
         """Return whether the no's of a row that an answer has followed are believed: False if one that was asked again
         is not refused any more.
 
         Raises:
             RunStopping: the run ended before it was known.
         """
-        while row.before is not None and row.before.stands is None and row.before.asked_again:
+        while row.size < BURST <= row.size + self._known_good.under_way_before(row.ended):
             await self._known_good.news()
-        if row.before is not None and row.before.stands is False:
-            return False
         if row.stands is None and not row.asked_again:
             row.asked_again = row.size >= BURST and self._since_question >= ROW
             row.stands = None if row.asked_again else True
@@ -313,21 +376,9 @@ class HeldVerdicts:
             return None
         if isinstance(verdict, Refused) and isinstance(known_good, ForEveryCall):
             verdict = known_good
-        if isinstance(verdict, MonthSpent):
-            self._month_spent()
         if not isinstance(verdict, Refused):
-            return verdict
-        stop = Stop(
-            StopReason.OUTAGE,
-            f"links were refused one after another, and so was one that was answered before ({reason(known_good)}): "
-            "the server refuses everything. None of them is written off; run it again later",
-        )
-        if verdict.no_route and not self._known_good.in_run:
-            stop = Stop(
-                StopReason.NO_ROUTE,
-                "calls were answered 404 in plain text one after another, also for a link that was answered before: "
-                "the server does not know the path. Check --base-url (Bitly's ends in /v4)",
-            )
+            return self._believed(verdict)
+        stop = refuses_everything(reason(known_good), no_route=verdict.no_route and not self._known_good.in_run)
         self._shutdown.request(stop)
         raise RunStopping
 
@@ -340,7 +391,8 @@ class HeldVerdicts:
         Raises:
             RunStopping: there is reason.
         """
-        if not known and self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES:
+        too_many = self._shutdown.stop and self._shutdown.stop.reason is StopReason.TOO_MANY_FAILURES
+        if not known and too_many and isinstance(verdict, Refused):
             return verdict
         good = known and (self._known_good.last is None or isinstance(self._known_good.last, Answer))
         if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:

@@ -105,7 +105,7 @@ class LimitDiscovery:
         verdict = classify_error(response.status, response.headers, response.body)
         if isinstance(verdict, MonthSpent):
             self._budget.month.mark_spent()
-            self._shutdown.request(month_spent(verdict))
+            self._shutdown.request(month_spent(verdict, self._budget.month.next_begins()))
 
 
 def _in_words(budget: Budget) -> str:

@@ -1,4 +1,5 @@
-"""The pace that spreads attempts evenly over the minute's window (aiolimiter), and the pauses that the server asks for.
+"""The pace that spreads attempts evenly over the minute's window (aiolimiter), the pauses that the server asks for, and
+those before a call is repeated (tenacity).
 
 The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds.
 """
@@ -10,14 +11,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+import tenacity
 from aiolimiter import AsyncLimiter
 
-from harvester.bitly.verdicts import Transient, Verdict, reason
+from harvester.bitly.verdicts import Transient, Unreadable, Verdict, reason
 from harvester.budget.budget import Budget
 from harvester.budget.throttling import hinted_seconds
 from harvester.errors import OutputError
 from harvester.progress import WaitReason
 from harvester.shutdown import ShutdownSignal
+
+_LONGEST_BACKOFF_SECONDS = 60.0
 
 
 class RemainingCalls(Protocol):
@@ -127,3 +131,37 @@ class HintedPauses:
         """The pause that ends first, None if there is none."""
         self._pauses = [each for each in self._pauses if each[0] > time.monotonic()]
         return min(self._pauses, key=lambda each: each[0])[1] if self._pauses else None
+
+
+class Backoff(tenacity.wait.wait_base):
+    """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
+
+    The server's `Retry-After` counts if it asks for longer.
+    """
+
+    def __init__(self, seconds: float, pauses: HintedPauses) -> None:
+        self._pauses = pauses
+        self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        """Return the seconds to wait before the next attempt."""
+        return self._pauses.seconds(last_verdict(retry_state), self._jittered(retry_state))
+
+
+def last_verdict(state: tenacity.RetryCallState) -> Verdict:
+    """Return the verdict of a retrier's latest attempt."""
+    assert state.outcome is not None
+    result: Verdict = state.outcome.result()
+    return result
+
+
+class UnreadableTwice(tenacity.stop.stop_base):
+    """Stops once two responses were not the facet's JSON: such a call is repeated once."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        """Return whether that is so."""
+        self._seen += isinstance(last_verdict(retry_state), Unreadable)
+        return self._seen > 1

@@ -13,7 +13,7 @@ import shlex
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AccessOptions
@@ -28,8 +28,8 @@ _SILENT_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 _LONGEST_BYTES = 64 * 1024
 _SHORTEST_SECRET = 20
-_SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
-"""Not handed to a token command, which needs neither."""
+SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
+"""Not handed to the commands of --token-command and --on-end, which need neither."""
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _FLAWS: tuple[tuple[str, str], ...] = (
     (r"\ufeff", "begins with a byte order mark: save it as UTF-8 without one"),
@@ -120,7 +120,9 @@ def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None
         return checked_secret(_first_line(text), f"{option} {path}", what)
     except OSError as error:
         if _may_be_secret(path):  # must not be repeated
-            raise UsageError(f"names no file: give the path of one that holds the {what}", option=option) from None
+            raise UsageError(
+                f"names no file: it must be the path of one that holds the {what}", option=option
+            ) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
 
@@ -164,19 +166,55 @@ def shown_command(command: str) -> str:
     return f"{name} …" if arguments else name
 
 
+def without_secrets(words: Iterable[str]) -> Iterator[str]:
+    """Yield the words of a command line; `…` stands for what may be a secret.
+
+    No option takes a token, but one may stand by mistake where the path of its file was expected, and the arguments of
+    a token command may hold a password.
+    """
+    hide = {"--token-file": shown_path, "--token-command": shown_command}
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if option:
+            yield hide[option](word)
+            option = ""
+        elif equals and name in hide:
+            yield f"{name}={hide[name](value)}"
+        else:
+            yield word
+            option = word if word in hide else ""
+
+
 def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
     try:
         printed = _printed_by(shlex.split(command), warn)
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Without the exception's text, which may contain what the command printed.
         raise UsageError(
-            f"failed ({type(error).__name__}): run it by hand to see why", option="--token-command"
+            f"failed ({_failure(error)}). It runs without a shell, so pipes, variables and ~ are not understood; for "
+            "those, use sh -c '…'. Run it by hand to see what is wrong",
+            option="--token-command",
         ) from error
     return checked_secret(_first_line(printed), "--token-command", "token")
 
 
+def _failure(error: Exception) -> str:
+    """Return what happened to a token command, without its words and what it printed."""
+    match error:
+        case FileNotFoundError():
+            return "there is no such program"
+        case subprocess.CalledProcessError():
+            return f"exit code {error.returncode}"
+        case subprocess.TimeoutExpired():
+            return f"no end within {_SOURCE_SECONDS} s"
+        case ValueError() | IndexError():
+            return "it is empty, or a quote is not closed"
+    return type(error).__name__
+
+
 def _printed_by(words: list[str], warn: Callable[[str], None]) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     process = subprocess.Popen(  # noqa: S603 - the user's own command
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
     )

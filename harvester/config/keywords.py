@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
 from harvester.config import credentials
-from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
+from harvester.config.options import RIVALS, RunOptions, alternatives, hints_in, made_of, nearest_of
 from harvester.errors import HarvesterError, UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -26,6 +26,7 @@ class MetricsKeywords(TypedDict, total=False):
     unit_reference: str | datetime | None
     size: int
     connections: int
+    plan: str | None
     per_minute: int | None
     per_hour: int | None
     per_month: int | None
@@ -70,8 +71,13 @@ class HarvestKeywords(StreamKeywords, total=False):
     metrics_file: AnyPath | None
 
 
-def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions:
-    """Return the options of a run. given: by keyword. allowed: the TypedDict of the keywords that may occur.
+def run_options(
+    given: Mapping[str, Any], allowed: type, out: str, configured: Mapping[str, Any] | None = None
+) -> RunOptions:
+    """Return the options of a run.
+
+    given: by keyword. allowed: the TypedDict of the keywords that may occur. configured: values of the variables and
+    the files, for the options that no keyword names.
 
     Raises:
         UsageError: an unknown keyword, or a value of the wrong type.
@@ -79,8 +85,8 @@ def run_options(given: Mapping[str, Any], allowed: type, out: str) -> RunOptions
     refuse_unknown(given, list(allowed.__annotations__))
     hints = hints_in(RunOptions)
     values = {name: _as(name, hints[name], value) for name, value in given.items()}
-    # The command reads this variable too: both must count in the same budget file.
-    values.setdefault("state_dir", os.environ.get("HARVESTER_STATE_DIR"))
+    excluded = {*given}.union(*(group for group in RIVALS if {*group} & {*given}))
+    values |= {name: value for name, value in (configured or {}).items() if name not in excluded}
     return made_of(RunOptions, {**values, "out": out})
 
 

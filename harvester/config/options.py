@@ -3,6 +3,7 @@
 A value is what was written: `parsing` checks it and gives it its unit. The groups are the headings of `--help`.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -13,11 +14,13 @@ from cyclopts import Group, Parameter
 
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
+from harvester.errors import UsageError
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
 LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]
+PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 RowsName = Literal["metrics", "links"]
@@ -26,11 +29,45 @@ TargetName = Literal[
     "json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena", "clickhouse", "pyarrow", "polars"
 ]
 
-_STOPPING = Group("Stopping", sort_key=5)
-_ACCESS = Group("Access", sort_key=6)
+_QUERY = Group("Query", sort_key=1)
+_STOPPING = Group("Stopping", sort_key=4)
+_AUTHENTICATION = Group("Authentication", sort_key=5)
+
+COMMON = frozenset(
+    {"facet", "units", "unit_reference", "column", "out", "work_dir", "format", "shape"}
+    | {"plan", "per_month", "max_time", "max_calls", "token_file", "quiet"}
+)
+"""The options of a run that `--help` shows, beside --config; `--help-all` shows all of them."""
+TOKEN_OPTIONS = ("token_file", "token_command")
+RIVALS = (TOKEN_OPTIONS, ("plan", "per_month"))
+"""Once a source names one option of a group, sources of lower precedence are ignored for the whole group."""
+_PATHS = frozenset({"out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store", "client_secret_file"})
 
 
-@Parameter(name="*", group=Group("Query", sort_key=1))
+def home_expanded(path: str, option: str) -> str:
+    """Return a path with the home folder in place of `~`, which a shell expands outside quotes only.
+
+    Raises:
+        UsageError: there is no such home folder. The path would otherwise name a folder called `~`.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UsageError(f"{path}: this home folder is not known; write the whole path, or ./ before it", option=option)
+    return expanded
+
+
+class _Paths:
+    """Options among which are paths: `~` is expanded, wherever a value comes from."""
+
+    def __post_init__(self) -> None:
+        for name in vars(self).keys() & _PATHS:
+            value = getattr(self, name)
+            if value is not None and value.startswith("~"):
+                # The instance is frozen, and not in use yet.
+                object.__setattr__(self, name, home_expanded(value, f"--{name.replace('_', '-')}"))
+
+
+@Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
     """The query that is made for each link; it is fixed when the output is begun."""
@@ -53,10 +90,10 @@ class QueryOptions:
 
 @Parameter(name="*", group=Group("Output", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class OutputOptions(_Paths):
     """Where rows are written, and in which form."""
 
-    out: str
+    out: Annotated[str, Parameter(alias="-o")]
     (
         "A folder for parts, a growing file that ends in .ndjson or .jsonl, or - for standard output; {facet} and {dt} "
         "(the UTC day of --unit-reference) are filled in."
@@ -84,7 +121,7 @@ class OutputOptions:
     "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute."
 
 
-@Parameter(name="*", group=Group("List", sort_key=3), negative="")
+@Parameter(name="*", group=_QUERY, negative="")
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
     """How the list is read, and which of its calls are made again."""
@@ -109,20 +146,24 @@ class ListOptions:
 
     max_invalid: Annotated[str | None, Parameter(group=_STOPPING)] = None
     "Fail if more lines than this are invalid: a count, or a share such as 5%; by default over 20 and over half."
-    allow_empty: bool = False
+
+    allow_empty: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Treat an empty list as success (0) instead of an error (2)."
 
     strict: Annotated[bool, Parameter(group=_STOPPING)] = False
     "Do not start unless every line of the list is a bitlink."
 
 
-@Parameter(name="*", group=Group("Limits", sort_key=4))
+@Parameter(name="*", group=Group("Limits", sort_key=3))
 @dataclass(frozen=True, kw_only=True)
-class LimitOptions:
+class LimitOptions(_Paths):
     """How fast, how often and how long requests are made."""
 
     connections: int = MAX_CONNECTIONS
     "Simultaneous connections; Bitly allows five from one IP address."
+
+    plan: PlanName | None = None
+    "Your plan at Bitly, which sets the month: free 1,000 attempts, core 5,000, growth 25,000, premium 50,000."
 
     per_minute: int | None = None
     "Maximum attempts in any minute; 0 for no limit. By default what Bitly reports, else 100."
@@ -131,7 +172,7 @@ class LimitOptions:
     "Maximum attempts in any hour; 0 for no limit. By default what Bitly reports, else 1,000."
 
     per_month: int | None = None
-    "Maximum attempts of the account in a calendar month (UTC); 0 for no limit. By default the free plan's 1,000."
+    "Maximum attempts of the account in a calendar month (UTC), instead of the plan's; 0 for no limit."
 
     reserve: str = "0%"
     "Share of each limit that is left to other programs, such as 10%."
@@ -170,9 +211,9 @@ class StopOptions:
     "Stop after this many calls."
 
 
-@Parameter(name="*", group=_ACCESS)
+@Parameter(name="*", group=_AUTHENTICATION)
 @dataclass(frozen=True, kw_only=True)
-class AccessOptions:
+class AccessOptions(_Paths):
     """The server, and the source of the token."""
 
     base_url: str = BASE_URL
@@ -188,16 +229,19 @@ class AccessOptions:
     "Folder where `harvester login` stores tokens in files; by default one in the user's data folder."
 
 
-@Parameter(name="*", group=Group("Logging", sort_key=7), negative="")
+@Parameter(name="*", group=Group("Logging", sort_key=6), negative="")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
     """What is written to standard error, and how."""
 
     quiet: bool = False
-    "Show only warnings and errors."
+    "Show only warnings and errors; bad lines and a spent month only when they are new."
 
     log_format: LogFormatName = "text"
     "Format of standard error: text, or json with one event per line (docs/logging.md)."
+
+    on_end: str | None = None
+    "A command to run at the end, without a shell: it has HARVESTER_EXIT_CODE and HARVESTER_MANIFEST (a path)."
 
 
 @Parameter(name="*")
@@ -214,9 +258,9 @@ class RunOptions:
     log: LogOptions = field(default_factory=LogOptions)
 
 
-@Parameter(name="*", group=_ACCESS)
+@Parameter(name="*", group=_AUTHENTICATION)
 @dataclass(frozen=True, kw_only=True)
-class TokenStoreOptions:
+class TokenStoreOptions(_Paths):
     """The server whose stored token is meant, and the folder of the store."""
 
     base_url: str = BASE_URL
@@ -228,7 +272,7 @@ class TokenStoreOptions:
 
 @Parameter(name="*", negative="")
 @dataclass(frozen=True, kw_only=True)
-class LoginOptions:
+class LoginOptions(_Paths):
     """The options of `harvester login`."""
 
     with_token: bool = False

@@ -13,10 +13,10 @@ from string import Formatter
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import BASE_URL, UNITS, Query
-from harvester.budget.limits import RequestedLimits
+from harvester.bitly.query import BASE_URL, UNITS, Query, query_for
+from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions, home_expanded
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -89,7 +89,7 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
         _check_range("--units", options.units, 1, "or -1 for all")
     _check_range("--size", options.size, 1)
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
-    query = Query(options.facet, options.unit, options.units, utc_iso(reference), options.size)
+    query = query_for(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None
 
 
@@ -104,24 +104,31 @@ def future_reference(query: Query) -> str | None:
 
 
 def requested_limits(options: LimitOptions) -> RequestedLimits:
-    """Return the limits that were asked for. Raises UsageError for a negative limit or a reserve of 100 % or more."""
+    """Return the limits that were asked for; --per-month goes before --plan.
+
+    Raises:
+        UsageError: an unknown plan, a negative limit, or a reserve of 100 % or more.
+    """
+    if options.plan is not None:
+        check_choice("--plan", options.plan, tuple(PLAN_MONTHS))
     for name in ("per_minute", "per_hour", "per_month"):
         if (value := getattr(options, name)) is not None:
             _check_range("--" + name.replace("_", "-"), value, 0, "0 means no limit")
-    return RequestedLimits(options.per_minute, options.per_hour, options.per_month, _reserve_of(options.reserve))
+    per_month = PLAN_MONTHS[options.plan] if options.per_month is None and options.plan else options.per_month
+    return RequestedLimits(options.per_minute, options.per_hour, per_month, _reserve_of(options.reserve))
 
 
 def _reserve_of(text: str) -> float:
     match = _SHARE.fullmatch(text.strip())
     if not match or float(match[1]) >= 100:
-        raise UsageError(f"{text}: a share below 100%, such as 10%, was expected", option="--reserve")
+        raise UsageError(f"{text}: must be a share below 100%, such as 10%", option="--reserve")
     return float(match[1]) / 100
 
 
 def account_of(options: LimitOptions) -> str | None:
     """Return the account's name, or None. Raises UsageError for spaces and control characters."""
     if options.account is not None and not _ACCOUNT.fullmatch(options.account):
-        raise UsageError(": a name without spaces, of at most 100 characters, was expected", option="--account")
+        raise UsageError(": must be a name without spaces, of at most 100 characters", option="--account")
     return options.account
 
 
@@ -135,7 +142,7 @@ def failure_limit_of(option: str, text: str | None) -> FailureLimit | None:
     except ValueError:
         value = -1
     if not value >= 0 or (is_share and value > 100):  # `not >=` refuses NaN too
-        raise UsageError(f"{text}: a count such as 25, or a share such as 5%, was expected", option=option)
+        raise UsageError(f"{text}: must be a count such as 25, or a share such as 5%", option=option)
     return FailureLimit(share=value / 100) if is_share else FailureLimit(count=int(value))
 
 
@@ -145,7 +152,7 @@ def seconds_of(option: str, text: str) -> float:
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
     whole = "".join(number + unit for number, unit in pieces) == text.strip().lower()
     if not whole or not 0 < seconds <= _MAX_SECONDS:
-        raise UsageError(f"{text}: a time such as 90s, 15m or 6h was expected", option=option)
+        raise UsageError(f"{text}: must be a time such as 90s, 15m or 6h", option=option)
     return seconds
 
 
@@ -153,7 +160,7 @@ def bytes_of(option: str, text: str) -> int:
     """Parse a size: `1048576`, `64MB`, `128MiB`. Raises UsageError."""
     match = _SIZE.fullmatch(text.strip().lower())
     if not match or not int(match[1]):
-        raise UsageError(f"{text}: a size such as 64MB or 128MiB was expected", option=option)
+        raise UsageError(f"{text}: must be a size such as 64MB or 128MiB", option=option)
     return int(match[1]) * _SIZES[match[2]]
 
 
@@ -182,7 +189,7 @@ def checked_base_url(url: str) -> str:
     except ValueError:  # an invalid port, address or name
         host = None
     if not host or parts.scheme not in {"http", "https"} or not _VISIBLE.fullmatch(url):
-        raise UsageError(f"{url}: a URL such as {BASE_URL} was expected", option="--base-url")
+        raise UsageError(f"{url}: must be a URL such as {BASE_URL}", option="--base-url")
     if parts.scheme == "http" and not _is_loopback(host):
         raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")
     return url.rstrip("/")
@@ -210,14 +217,14 @@ def _is_loopback(host: str) -> bool:
 def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError for a value that is not among those known."""
     if value not in known:
-        raise UsageError(f"{value}: one of {', '.join(known)} was expected", option=option)
+        raise UsageError(f"{value}: must be one of {', '.join(known)}", option=option)
 
 
 def _check_range(option: str, value: int, least: int, hint: str = "") -> None:
     if value > _MAX_COUNT:
-        raise UsageError(f"{value}: at most {_MAX_COUNT} was expected", option=option)
+        raise UsageError(f"{value}: must be at most {_MAX_COUNT}", option=option)
     if value < least:
-        raise UsageError(f"{value}: at least {least} was expected{f' ({hint})' if hint else ''}", option=option)
+        raise UsageError(f"{value}: must be at least {least}{f' ({hint})' if hint else ''}", option=option)
 
 
 def groups_of(group: str | None, *, all_groups: bool) -> tuple[str, ...] | None:
@@ -249,9 +256,7 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"{text}: a moment such as 2026-11-23T00:00:00Z was expected", option="--unit-reference"
-        ) from error
+        raise UsageError(f"{text}: must be a moment such as 2026-11-23T00:00:00Z", option="--unit-reference") from error
 
 
 # --- placeholders ---------------------------------------------------------------------------------------------------
@@ -284,13 +289,15 @@ def fill_output(options: RunOptions) -> RunOptions:
 
 
 def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
-    """Return a path with its placeholders filled in from a facet and a moment; `{{` and `}}` stand for braces.
+    """Return a path with `~` expanded, and its placeholders filled in; `{{` and `}}` stand for braces.
 
-    name: what the path is called in errors. because: why the day has no default, for the error.
+    name: what the path is called in errors. facet, unit_reference: what {facet} and {dt} stand for. because: why the
+    day has no default, for the error.
 
     Raises:
-        UsageError: an unknown facet or placeholder, {dt} without a moment, or an unbalanced brace.
+        UsageError: an unknown facet, placeholder or home folder, {dt} without a moment, or an unbalanced brace.
     """
+    path = home_expanded(path, name)
     check_choice("--facet", facet, tuple(FACETS))
     day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
     values = {"dt": day, "facet": facet}

@@ -15,7 +15,7 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Totals
+from harvester.dataset.ledger import ROW_STATE, CallState, Entry, FileCheckpoint, Known, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
@@ -26,8 +26,6 @@ from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched
-
-Warn = Callable[[str], None]
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
@@ -63,7 +61,7 @@ class Publisher(Protocol):
 
     uncommitted_limit: int
 
-    def recover(self, warn: Warn, sizes: Mapping[int, int], *, lossy: bool) -> None:
+    def recover(self, warn: Callable[[str], None], sizes: Mapping[int, int], *, lossy: bool) -> None:
         """Finish or undo what a crash interrupted. sizes: readable bytes of each journal. lossy: lines are gone."""
 
     def checkpoint(self) -> FileCheckpoint | None:
@@ -172,7 +170,7 @@ class Dataset:
             OutputError: the journal could not be written; the call stays unsettled.
         """
         journal = self._journal
-        is_row = state is CallState.ROW
+        is_row = state is ROW_STATE
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
         self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
         self._waiting += 1
@@ -245,6 +243,10 @@ class Dataset:
             following = Journal(self.location.private, self._journal.segment + 1)
         self._batch.ended.append(self._journal)
         self._journal = following
+
+    def cause_of(self, error: OutputError) -> OutputError:
+        """Return why an error came about, as `StateWatch.cause_of` does. For the event loop's thread."""
+        return self._watch.cause_of(error, self._check_state)
 
     def _check_state(self) -> None:
         with as_output_error(self.location.private):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
+from typing import Any
 
 import orjson
 
@@ -55,6 +56,7 @@ class FilePublisher:
         self._synced: FileCheckpoint | None = self._checkpoint
         self._ahead = 0  # bytes behind the checkpoint that are in the file already
         self._in_doubt = False
+        self._refuse_old_ledger()
 
     def parts(self) -> list[PublishedPart]:
         """Return the one file, up to the last checkpoint; a growing file has no checksum."""
@@ -148,7 +150,8 @@ class FilePublisher:
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
         for _, line in whole_lines(self._location.out, 0):
-            yield bytes.fromhex(orjson.loads(line)["record_id"])
+            if key := _key_of(object_in(line)):
+                yield key
 
     def shorten_waits(self) -> None:
         pass  # a local file makes nobody wait
@@ -159,6 +162,23 @@ class FilePublisher:
         self._file.close()
 
     # --- recovery --------------------------------------------------------------------------------------------------
+
+    def _refuse_old_ledger(self) -> None:
+        """Raise OutputError if the file has rows behind the checkpoint that the ledger does not know.
+
+        A row is appended after its commit, so the ledger is older than the file then: a backup, or one whose log was
+        damaged, of which SQLite drops all that was committed from there on. Its next run would buy these rows again.
+        """
+        run_id, keys = self._ledger.facts()["run_id"], list[bytes]()
+        for _, line in whole_lines(self._location.out, self._ledger.checkpoint().bytes):
+            row = object_in(line)
+            if row.get("run_id") == run_id and (key := _key_of(row)):
+                keys.append(key)
+        if len(self._ledger.known(keys)) < len(set(keys)):
+            raise OutputError(
+                f"{self._location.ledger} is older than {self._location.out}, which has rows that it does not know: "
+                f"{self._location.repair_advice}"
+            )
 
     def _is_renamed(self) -> bool:
         """True if the dataset was begun under another name, so that a file without rows is a new one."""
@@ -313,3 +333,10 @@ class FilePublisher:
         segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
         self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
         return end
+
+
+def _key_of(row: dict[str, Any]) -> bytes | None:
+    """Return a row's key; None if it is damaged."""
+    with suppress(KeyError, TypeError, ValueError):
+        return bytes.fromhex(row["record_id"])
+    return None

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+from binascii import hexlify, unhexlify
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync
 _NAME = re.compile(r"journal-(\d{5,})\.journal")
 _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _BEGINNING = re.compile(rb"[0-9a-f]{8} [0-9a-f]{32} \d ")
-_ROW = 0
+_STATE, _ROW = slice(42, 43), b"0"
 RECENT_FAILURES = "recent-failures"
 VOID = 9
 """The state of a line of spaces, which stands where a damaged line was."""
@@ -57,7 +58,7 @@ def segments(folder: str) -> list[int]:
 
 def encode(key: bytes, state: int, payload: bytes) -> bytes:
     """Return the line of a verdict."""
-    rest = b"%s %d %s" % (key.hex().encode(), state, payload)
+    rest = b"%s %d %s" % (hexlify(key), state, payload)
     return b"%08x %s\n" % (crc32(rest), rest)
 
 
@@ -67,12 +68,10 @@ def _decode(line: bytes, end: int) -> Record | None:
         return None
     if line.isspace():
         return Record(b"", VOID, b"", end)
-    if len(line) < _PREFIX:
-        return None
     try:
-        if int(line[:8], 16) != crc32(memoryview(line)[9:-1]):
+        if len(line) < _PREFIX or int(line[:8], 16) != crc32(memoryview(line)[9:-1]):
             return None
-        return Record(bytes.fromhex(line[9:41].decode()), int(line[42:43]), line[_PREFIX:-1], end)
+        return Record(unhexlify(line[9:41]), int(line[_STATE]), line[_PREFIX:-1], end)
     except ValueError:
         return None
 
@@ -224,13 +223,19 @@ def remove(folder: str, segment: int) -> None:
 
     Its failures are in no part. Until `_failures.ndjson` has them too, they are kept for `harvester repair`.
     """
-    path = segment_path(folder, segment)
-    failures = [record for record in read(path, 0) if record.state not in {_ROW, VOID}]
-    if failures:
+    if failures := list(_failures_in(path := segment_path(folder, segment))):
         with suppress(OSError), open(os.path.join(folder, RECENT_FAILURES), "ab") as stream:  # the ledger has them
-            stream.writelines(encode(*record[:3]) for record in failures)
+            stream.writelines(failures)
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _failures_in(path: str) -> Iterator[bytes]:
+    """Yield a journal file's good lines that are no rows. Nearly all are rows, so those are not decoded."""
+    with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
+        for line in stream:
+            if line[_STATE] != _ROW and (record := _decode(line, 0)) is not None and record.state != VOID:
+                yield line
 
 
 def forget_failures(folder: str) -> None:

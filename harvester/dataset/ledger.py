@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
@@ -10,23 +11,7 @@ from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
 
-_SCHEMA = """
--- The dataset's facts.
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
--- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER,
-                    truncated INTEGER, clipped INTEGER) WITHOUT ROWID;
-CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
-CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
--- A journal file whose rows are not all published yet, and how many of its bytes are committed.
-CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
--- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
-CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
-                   rows INTEGER);
-CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
-                    sha256 TEXT, calls INTEGER, sealed INTEGER);
-"""
+_SCHEMA = Path(__file__).with_name("ledger.sql").read_text(encoding="utf-8")
 _VERSION = 3
 _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
@@ -36,6 +21,10 @@ _ADVICE = (
     "begin a new --out with the links that it lacks"
 )
 
+UNANSWERED = "unanswered"
+"""The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
+MOST_UNANSWERED = 64
+
 
 class CallState(IntEnum):
     """The last verdict on a call."""
@@ -43,6 +32,10 @@ class CallState(IntEnum):
     ROW = 0
     REFUSED = 1
     FAILED = 2
+
+
+ROW_STATE, REFUSED_STATE, FAILED_STATE = CallState
+"""The states for code that runs once a call: Python 3.11 looks a member up in its class by a function of Python's."""
 
 
 class Known(NamedTuple):
@@ -243,16 +236,18 @@ class Ledger:
         """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
         a journal that has lost lines is read again.
         """
-        refused = {entry.key for entry in verdicts if entry.state is CallState.REFUSED}  # one taken back was not tried
+        refused = {entry.key for entry in verdicts if entry.state is REFUSED_STATE}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
+        failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
         self._file.connection.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
             "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
-            # Sorted, because neighbouring keys share pages: this halves the pages written.
+            # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
+            # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
             sorted(
-                (key, e.state, e.state is CallState.FAILED and key not in refused, invocation, segment, *e.shortfall)
+                (key, int(e.state), int(key in failed), invocation, segment, *map(int, e.shortfall))
                 for key, e in last.items()
             ),
         )
@@ -267,10 +262,28 @@ class Ledger:
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
 
+    def set_tries(self, tries: Iterable[tuple[bytes, int]]) -> None:
+        """Set in how many runs calls have failed, by key; those that have not failed last stay as they are."""
+        with self._file.transaction():
+            update = "UPDATE calls SET tries = ? WHERE key = ? AND state = 2"
+            self._file.connection.executemany(update, ((count, key) for key, count in tries))
+
+    def take_back_tries(self, keys: Iterable[bytes]) -> None:
+        """Count one run less in which these calls have failed."""
+        with self._file.transaction():
+            update = "UPDATE calls SET tries = max(tries - 1, 0) WHERE key = ? AND state = 2"
+            self._file.connection.executemany(update, ((key,) for key in sorted(keys)))
+
     def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
         """Return key and line of the calls that were refused last."""
         select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
         return self._rows(select, most)
+
+    def note_unanswered(self, refused: Iterable[bytes]) -> None:
+        """Record the refusals that a killed run has ended with. refused: their keys, and of some that it took back."""
+        standing = [key for key, known in self.known(list(refused)).items() if known.state is CallState.REFUSED]
+        if len(standing) > int(self.facts().get(UNANSWERED, 0)):
+            self.repin({UNANSWERED: len(standing)})
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""
@@ -356,6 +369,8 @@ class Ledger:
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         if found != "ok":
             raise self._file.damaged(found)
+        for table in ("calls", "failures", "invalid", "journals", "mark", "parts"):  # one that is gone is damage
+            self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours
         self.check_version()
 
     def check_version(self) -> None:

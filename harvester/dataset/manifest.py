@@ -17,7 +17,16 @@ import orjson
 
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts
-from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_growing_file, is_url, normal
+from harvester.storage.location import (
+    BESIDE,
+    GROWING_ENDINGS,
+    MANIFEST,
+    STDOUT,
+    followed,
+    is_growing_file,
+    is_url,
+    normal,
+)
 from harvester.storage.object_store import open_store
 
 NEWEST = 1
@@ -48,11 +57,28 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """The command that was run. words: as they were typed; `…` stands for what may be a secret. cwd: its folder.
+
+    config: the absolute paths of the files of options. variables: the names of those that were set.
+    """
+
+    words: tuple[str, ...]
+    cwd: str | None
+    config: tuple[str, ...]
+    variables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
-    """The present run. number: among the dataset's runs, from 1. lists: as the command named them. calls: verdicts."""
+    """The present run. number: among the dataset's runs, from 1. lists: as the command named them. calls: verdicts.
+
+    command: None for a run that was begun from Python.
+    """
 
     number: int
     started: str
+    command: Command | None
     lists: tuple[str, ...]
     calls: int
     last_verdict: str | None
@@ -61,11 +87,17 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True)
 class LimitedBy:
-    """The limit that blocks sending. limit: attempts it allows, None if it is not a count. until: UTC, or None."""
+    """The limit that blocks sending. limit: attempts it allows, None if it is not a count. until: UTC, or None.
+
+    since: when it began to block, UTC, or None where calls only follow a pace. why: how the latest attempts failed
+    during an outage, or which processes hold the connections; or None.
+    """
 
     window: str
     limit: int | None
     until: str | None
+    since: str | None
+    why: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +166,8 @@ class RunReport:
     complete: the whole list was read and every call is settled. stopped: None for a run that goes on or that reached
     the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
-    pending: calls taken from the list and without a verdict; the manifest has them among its dataset's counts.
+    pending: calls taken from the list and without a verdict of any run; the manifest has them among its dataset's
+    counts.
     """
 
     complete: bool
@@ -300,6 +333,22 @@ def locate(out: str) -> tuple[str, str]:
     folder = os.path.dirname(path)
     growing = folder.removesuffix(BESIDE)
     return path, growing if folder != growing and growing.lower().endswith(GROWING_ENDINGS) else folder
+
+
+def below(out: str) -> list[str]:
+    """Return the paths of the manifests in a folder and the folders below it; none if it is an output itself.
+
+    Nothing is looked for inside an output, nor in folders whose name begins with a dot or an underscore.
+    """
+    if out == STDOUT or is_url(out) or os.path.exists(locate(out)[0]):
+        return []
+    found = []
+    for folder, folders, names in os.walk(out):
+        if MANIFEST in names:
+            found.append(os.path.join(folder, MANIFEST))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+    return sorted(found)
 
 
 def _text_in_store(url: str) -> bytes:

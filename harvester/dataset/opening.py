@@ -4,7 +4,8 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
-from harvester.dataset.dataset import Dataset, Publisher, Warn
+from harvester.dataset.dataset import Dataset, Publisher
 from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import (
     VOID,
@@ -27,7 +28,7 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.ledger import MOST_UNANSWERED, CallState, Entry, FileCheckpoint, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
@@ -43,7 +44,7 @@ from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
-from harvester.storage.watch import FolderLock
+from harvester.storage.watch import FolderLock, check_state
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
@@ -55,7 +56,7 @@ def open_dataset(
     location: OutputLocation,
     query: Query,
     limits: PartLimits,
-    warn: Warn,
+    warn: Callable[[str], None],
     *,
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
@@ -76,7 +77,7 @@ def open_dataset(
     """
     folders.refuse_second_work_dir(location)
     store = _open_store(location, limits, ending) if location.in_store else None
-    new = asked.for_new(folder=location.in_parts)
+    new = asked.for_new(query.facet, folder=location.in_parts)
     with contextlib.ExitStack() as stack:
         if store and not folders.has_ledger(location):
             check_unclaimed(store, location)
@@ -85,11 +86,11 @@ def open_dataset(
         lock = FolderLock(location.private, location.out) if location.kept else None
         with as_output_error(location.private):
             stack.enter_context(lock or contextlib.nullcontext())
-        folders.check_state(location)
+        check_state(location, warn)
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new)
         begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
-        part_format = asked.for_begun(ledger.facts(), location.out)
+        part_format = asked.for_begun(ledger.facts(), begun.facet, location.out)
         with as_output_error(location.private):
             if store:
                 claim_prefix(store, location, ledger)
@@ -133,7 +134,8 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
     journals = (segment_path(location.private, segment) for segment in segments(location.private))
     # Without a verdict the query may still change: a refused run pins nothing.
     if ledger.unused and not any(os.path.getsize(path) for path in journals):
-        ledger.repin(facts)
+        # The run_id stays: by it the parts and rows are known that a ledger lacks which is older than they are.
+        ledger.repin(facts | {"run_id": ledger.facts()["run_id"]})
 
 
 def _publisher_for(
@@ -209,14 +211,11 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
         )
     if begun != query:
         raise UsageError(
-            f"{location.out} was begun with another query:\n  it has  {_shown(begun)}\n  asked   {_shown(query)}\n"
+            f"{location.out} was begun with another query:\n  it has  {begun.as_options()}\n"
+            f"  asked   {query.as_options()}\n"
             "Name another --out for the new query, or give the options it has"
         )
     return begun
-
-
-def _shown(query: Query) -> str:
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in query.as_dict().items())
 
 
 # --- recovery -----------------------------------------------------------------------------------------------------
@@ -259,7 +258,7 @@ class _Recovery:
     growing: str | None
     ledger: Ledger
     publisher: Publisher
-    warn: Warn
+    warn: Callable[[str], None]
     invocation: int
 
     def recover(self) -> None:
@@ -291,12 +290,16 @@ class _Recovery:
         committed = self.ledger.journals()  # without those whose part was adopted
         *full, last = committed or [self.ledger.ended() + 1]
         self.publisher.publish(committed, full)
-        rows, row_bytes, first_row_at = 0, 0, None
+        rows, row_bytes, first_row_at, refused = 0, 0, None, deque[bytes](maxlen=MOST_UNANSWERED)
         for record in read(segment_path(self.folder, last), 0):
             if record.state == CallState.ROW:
                 more = encoded_size(record.payload, shape)
                 rows, row_bytes = rows + more.rows, row_bytes + more.bytes
                 first_row_at = first_row_at or moment_fetched(record.payload)
+                refused.clear()
+            elif record.state == CallState.REFUSED:
+                refused.append(record.key)
+        self.ledger.note_unanswered(refused)
         return Journal(self.folder, last, rows=rows, row_bytes=row_bytes, first_row_at=first_row_at)
 
     def _scan(self, segment: int, committed: int) -> _Scan:

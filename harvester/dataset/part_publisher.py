@@ -20,7 +20,7 @@ import orjson
 from harvester._version import __version__
 from harvester.clock import utc_iso
 from harvester.dataset.journal import read, remove, segment_path
-from harvester.dataset.ledger import CallState, Ledger, Part
+from harvester.dataset.ledger import ROW_STATE, Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
@@ -47,7 +47,7 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     path, position = segment_path(location.private, segment), start
     for record in read(path, start, end):
         position = record.end
-        if record.state == CallState.ROW:
+        if record.state == ROW_STATE:
             yield record.payload + b"\n"
     if end is not None and position < end:
         if not os.path.exists(path):

@@ -25,11 +25,13 @@ _POLL_MILLISECONDS = 200
 class RowSink(Protocol):
     """A reader of rows, which are written to it as soon as they are committed.
 
-    uncommitted_limit: verdicts that may wait for a slow reader before calls pause. check and write are called by the
+    uncommitted_limit: verdicts that may wait for a slow reader before calls pause. awaits_reader: True while the reader
+    takes nothing. check and write are called by the
     committing thread, shorten_waits and leave by the event loop.
     """
 
     uncommitted_limit: int
+    awaits_reader: bool
 
     def check(self) -> None:
         """Raise ReaderClosed if the reader has left: each further call would be wasted."""
@@ -107,6 +109,7 @@ class StdoutSink:
     uncommitted_limit = UNCOMMITTED_LIMIT
 
     def __init__(self) -> None:
+        self.awaits_reader = False
         self._abandoned = False
         self._poll = select.poll()
         self._poll.register(_STDOUT, 0)
@@ -121,9 +124,12 @@ class StdoutSink:
         try:
             while line:
                 if ready.poll(_POLL_MILLISECONDS):
+                    self.awaits_reader = False
                     line = line[os.write(_STDOUT, line[: select.PIPE_BUF]) :]
                 elif self._abandoned:
                     raise OutputError("standard output takes no more rows: those that it did not take are lost")
+                else:
+                    self.awaits_reader = True
         except BrokenPipeError as error:
             raise ReaderClosed("standard output was closed") from error
 
@@ -140,6 +146,8 @@ class QueueSink:
     """
 
     uncommitted_limit = 100
+    awaits_reader = False
+    """A program that reads in its own time needs no reason for the wait."""
 
     def __init__(self) -> None:
         self.channel: ThreadToLoopQueue[bytes] = ThreadToLoopQueue(self.uncommitted_limit)

@@ -56,11 +56,19 @@ _GRACE_SECONDS = 5.0
 class AccountReader:
     """Asks Bitly for an account's groups and their links, one request after another.
 
-    Where a request gets no good answer, the reason to stop is requested and RunStopping raised.
+    Where a request gets no good answer, the reason to stop is requested and RunStopping raised. next_begins: as in
+    budget.Month.
     """
 
-    def __init__(self, open_client: OpenClient, shutdown: ShutdownSignal, observer: RunObserver) -> None:
+    def __init__(
+        self,
+        open_client: OpenClient,
+        next_begins: Callable[[], datetime],
+        shutdown: ShutdownSignal,
+        observer: RunObserver,
+    ) -> None:
         self._open_client = open_client
+        self._next_begins = next_begins
         self._shutdown = shutdown
         self._observer = observer
 
@@ -85,7 +93,7 @@ class AccountReader:
         if isinstance(verdict, Document):
             return str(verdict.content)
         if isinstance(verdict, MonthSpent | TokenRefused):
-            self._shutdown.request(stop_for(verdict, "the default group"))
+            self._shutdown.request(stop_for(verdict, "the default group", self._next_begins))
             raise RunStopping
         self._observer.warn(f"Bitly did not tell the default group ({reason(verdict)})")
         return ""
@@ -139,7 +147,7 @@ class AccountReader:
         verdict = await self._verdict(client, name)
         if isinstance(verdict, Document):
             return verdict.content
-        self._shutdown.request(stop_for(verdict, what))
+        self._shutdown.request(stop_for(verdict, what, self._next_begins))
         raise RunStopping
 
     async def _verdict(self, client: Client, name: str) -> Verdict:
@@ -174,9 +182,9 @@ def _why_nothing_comes(client: Client) -> str:
 
 async def _ask(client: Client, name: str) -> Verdict:
     verdict = await client.fetch(name)
-    since = client.known_good.moment()
+    place = client.place_of(verdict)
     if not client.is_final(verdict):
-        verdict, _ = await client.conclude(name, verdict, since)
+        verdict, _ = await client.conclude(name, verdict, place)
     return verdict
 
 
@@ -186,11 +194,11 @@ def stopped(shutdown: ShutdownSignal) -> RunStopped:
     return RunStopped(shutdown.stop.reason, shutdown.stop.message, shutdown.stop.until)
 
 
-def stop_for(verdict: Verdict, what: str) -> Stop:
+def stop_for(verdict: Verdict, what: str, next_begins: Callable[[], datetime]) -> Stop:
     """Return the stop for a verdict that is no Document. what: was asked for, in words."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict)
+            return month_spent(verdict, next_begins())
         case TokenRefused():
             return Stop(
                 StopReason.TOKEN_REFUSED,

@@ -79,8 +79,8 @@ def batch_of_column(records: ColumnBatch, file: str) -> Batch:
             shown = readable(text)
             reason = str(error) if shown == text else "not UTF-8"
             if (links := links_in(text)) > 1:
-                refuse_crowded(links, f"{file}: line {number}")
-                reason = "two links in one cell; write one a line"
+                refuse_crowded(links, f"{file}: line {number}", in_table=True)
+                reason = "two links in one cell; write one a record"
             batch.invalid.append(InvalidLine(shown[:KEPT_TEXT], reason, file, number))
     batch.invalid.sort(key=lambda each: each.line)
     return batch

@@ -103,15 +103,18 @@ def find_column(names: Sequence[str], column: str | None, file: str, hint: str =
     raise InputBroken(readable(text))
 
 
-def refuse_crowded(links: int, place: str) -> None:
+def refuse_crowded(links: int, place: str, *, in_table: bool = False) -> None:
     """Raise InputBroken if an invalid line or cell holds CROWDED links or more. place: file and line, for the message.
+    in_table: the list is read as a table already.
 
     Each invalid line counts as one, so a line that hides a thousand links would let a run with two rows be a success.
     """
     if links >= CROWDED:
+        advice = ", or one JSON object, a line, or say --list-format csv or tsv, and --column, if it is a table"
+        if in_table:
+            advice = " a record"
         raise InputBroken(
-            f"{place}: {CROWDED} or more links in one place, of which none would be asked for; write one link, or one "
-            "JSON object, a line, or say --list-format csv or tsv, and --column, if it is a table"
+            f"{place}: {CROWDED} or more links in one place, of which none would be asked for; write one link{advice}"
         )
 
 

@@ -9,10 +9,11 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from harvester.bitly.bitlinks import links_in
-from harvester.errors import InputBroken, UsageError
+from harvester.bitly.bitlinks import links_in, parse
+from harvester.errors import InputBroken, InvalidBitlink, UsageError
 from harvester.links.batch import Batch, batch_of_column, batch_of_lines
 from harvester.links.beginning import CheckedText
 from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
@@ -93,8 +94,9 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
                 yield batch
                 last = batch.last
         except (OSError, EOFError, zlib.error) as error:
+            place = f"past line {last}" if last else "from line 1 on"
             raise InputBroken(
-                f"{source.name}: cannot be read past line {last}: {error}. "
+                f"{source.name}: cannot be read {place}: {error}. "
                 "What was harvested stays; fix the list and run the same command again"
             ) from error
 
@@ -112,13 +114,29 @@ def spool(source: Source, path: str) -> Source:
 
 
 def _matches(argument: str) -> list[str]:
-    """Return an argument itself if a file of that name exists, else the files that match it as a glob pattern."""
+    """Return an argument itself if a file of that name exists, else the files that match it as a glob pattern.
+
+    A shell expands `~` outside quotes only, and patterns are quoted.
+    """
+    if not os.path.lexists(argument):
+        argument = os.path.expanduser(argument)
     if argument == STDIN or os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
     paths = sorted({path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path)})
     if not paths:
+        _refuse_bitlink(argument)
         raise UsageError(f"{argument}: no file matches")
     return paths
+
+
+def _refuse_bitlink(path: str) -> None:
+    """Raise UsageError if what should be a list, and is no file, is a bitlink."""
+    with suppress(InvalidBitlink):
+        link = parse(path)
+        raise UsageError(
+            f"{path}: there is no such file. For the metrics of this link: harvester show {link}; for many links, "
+            "write them into a file, one a line"
+        )
 
 
 def _source(path: str, column: str | None, list_format: str | None) -> Source:
@@ -145,6 +163,9 @@ def _check_beginning(source: Source) -> None:
 def _check_readable(path: str) -> None:
     try:
         mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        _refuse_bitlink(path)
+        raise UsageError(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
@@ -191,7 +212,8 @@ def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | Non
 
     def see_overlong(beginning: bytes) -> None:
         if not is_table or b'"' not in beginning:  # a long text, such as a page, has many links and stands in quotes
-            refuse_crowded(links_in(beginning.decode(errors="replace")), f"{source.name}: a line {TOO_LONG}")
+            place = f"{source.name}: a line {TOO_LONG}"
+            refuse_crowded(links_in(beginning.decode(errors="replace")), place, in_table=is_table)
 
     return line_groups(CheckedText(decoded(stream, source.name), source.name, source.format), see_overlong)
 

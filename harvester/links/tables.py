@@ -189,7 +189,7 @@ class _Table:
         else:
             most = self._width + CROWDED - 1  # each cell of a good record may be a link
             if links_in(line, most) == most:
-                refuse_crowded(most, f"{self._file}: line {number}")
+                refuse_crowded(most, f"{self._file}: line {number}", in_table=True)
             reason = f"not {self._width} columns, as the first line has, but {len(record)}"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
 
@@ -199,8 +199,14 @@ class _Table:
         if cut_off:
             reason = "the list ends within this record, so its link may be cut off"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
+        elif self._index < len(record):
+            batch.add(number, record[self._index])
+        elif any(map(links_in, record)):
+            # Spreadsheets leave out cells at the end alone: this one has lost a cell in front of its link.
+            reason = f"{len(record)} of {self._width} cells, and a link that is not in column {self.column}"
+            batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
         else:
-            batch.add(number, record[self._index] if self._index < len(record) else None)
+            batch.blank += 1
 
     def _begins_with_header(self, record: list[str]) -> bool:
         """Find the column in the first record; return True if that is a header."""

@@ -4,25 +4,28 @@ rich makes the lines, but not the live region: its own hides the cursor, which a
 of a terminal that was resized, of Ctrl-Z, or of one that takes nothing (Ctrl-S), where a write would hold up the calls.
 """
 
+import importlib
 import io
 import os
 import select
 import signal
+import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from harvester.clock import utc_text
 from harvester.events import Event, Field
-from harvester.progress import RunProgress, duration
-from harvester.reporting.reporter import clock, moves, seconds_until, trouble_of, wait_in_words
-from harvester.reporting.terminal import escaped, escaped_lines, put
+from harvester.progress import RunProgress, WindowState, duration
+from harvester.reporting.reporter import moves, seconds_until, trouble_of, wait_in_words
+from harvester.reporting.terminal import coloured, escaped, escaped_lines, put, takes_colour, wrapped
 
 SHORTEST_SECONDS = 0.25
 """The shortest time between two frames."""
@@ -30,12 +33,17 @@ _STDERR = 2
 _WIDEST = 100
 _CHART = 30
 _LEVELS = "▁▂▃▄▅▆▇█"
-_SOON_SECONDS = 60.0
+_WINDOW_BAR, _LINE_BAR = 20, 45
+_SHORTEST_BAR = 5
+_IN_SECONDS = 59.0
+_LOW = 12
 _SMALL = (80, 24)
 
 
 class Display:
     """An EventSink that writes events as lines and draws the progress below them; threads may share it."""
+
+    for_programs = False
 
     def __init__(self) -> None:
         # It only makes text of lines: what it wrote itself would fail with the terminal.
@@ -46,12 +54,16 @@ class Display:
         self._pending: list[str] = []
         self._due = 0.0
         self._closed = False
+        self._title = ""
+        self._began = time.monotonic()
 
-    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
-        """Write a text, escaped, above the frame."""
+    def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
+        """Write a text, escaped and broken between words, above the frame. The run's start gives the frame's title."""
         with self._lock:
+            if event is Event.RUN_STARTED:
+                self._title = title(fields)
             if text:
-                self._pending.append(escaped_lines(text) + "\n")
+                self._pending.append(self._shown(event, escaped_lines(text)) + "\n")
             if self._closed:
                 self._write()
             elif _takes_more():
@@ -68,7 +80,10 @@ class Display:
                 return True
             self._due = now + SHORTEST_SECONDS
             columns, rows = _size()
-            self._frame = list(frame(status, min(columns - 1, _WIDEST)))[: max(rows - 1, 1)]
+            elapsed = time.monotonic() - self._began
+            lines = frame(status, min(columns - 1, _WIDEST), self._title, elapsed)
+            # The title is the first line to go where there is too little room.
+            self._frame = [*lines][self._title != "" and rows <= _LOW :][: max(rows - 1, 1)]
             self._draw(self._frame)
         return True
 
@@ -78,6 +93,12 @@ class Display:
             if not self._closed and _takes_more():
                 self._draw([])
             self._closed = True
+
+    def _shown(self, event: Event, text: str) -> str:
+        if event is Event.RUN_CRASHED:  # a traceback, to be copied
+            return text
+        text = wrapped(text, max(_size()[0] - 1, 1))
+        return coloured(text) if event is Event.RUN_ENDED and takes_colour(sys.stderr) else text
 
     def _draw(self, lines: list[Text]) -> None:
         before, after = self._erasure(), "\n".join(map(self._styled, lines))
@@ -107,6 +128,33 @@ class Display:
     def forget(self) -> None:
         """Draw the next frame below the cursor: the shell has written over the last one."""
         self._drawn = [0]
+
+
+class NotebookLine:
+    """The progress of a run from Python as one line below a notebook's cell, replaced in place."""
+
+    def __init__(self) -> None:
+        # Imported by name, because a program outside a notebook need not have IPython. rich's own live region would
+        # need ipywidgets in addition.
+        self._display: Any = importlib.import_module("IPython.display").display
+        self._handle: Any = None
+        self._status: RunProgress | None = None
+        self._began = time.monotonic()
+
+    def progress(self, status: RunProgress) -> None:
+        """Show the progress."""
+        self._status = status
+        text = progress_line(status, time.monotonic() - self._began)
+        with suppress(Exception):  # a front end that has gone must not end the run
+            if self._handle is None:
+                self._handle = self._display(text, display_id=True)
+            else:
+                self._handle.update(text)
+
+    def close(self) -> None:
+        """Show the final numbers, which stay below the cell."""
+        if self._status is not None:
+            self.progress(self._status)
 
 
 @contextmanager
@@ -148,19 +196,45 @@ def _size() -> tuple[int, int]:
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def frame(status: RunProgress, width: int) -> Iterator[Text]:
-    """Yield the lines of a frame, the most important first, none wider than width."""
+def title(fields: Mapping[str, Any]) -> str:
+    """Return what a run fetches, of which lists and into which output. fields: those of the event `run.started`."""
+    lists = [os.path.basename(name) or name for name in fields["lists"]]
+    names = lists[0] if len(lists) == 1 else f"{lists[0]} and {len(lists) - 1:,} more" if lists else "links"
+    out = "" if fields["out"] == "-" else f" → {fields['out']}"
+    return escaped(f"{fields['facet']} of {names}{out}")
+
+
+def progress_line(status: RunProgress, elapsed: float) -> Text:
+    """Return the progress in one line: how many links are done, the results, why nothing moves, and the time."""
+    pieces = [bar(status, _LINE_BAR), *_results(status), *_standstill(status), *_ahead(status, elapsed)]
+    return Text(" · ").join(pieces)
+
+
+def frame(status: RunProgress, width: int, title: str = "", elapsed: float | None = None) -> Iterator[Text]:
+    """Yield the lines of a frame, below the title the most important first, none wider than width.
+
+    title: what is harvested. elapsed: seconds since the run's start, None where they are not known.
+    """
     lines = [
-        _bar(status, width),
+        *([Text(_fitting(title, width), "dim")] if title else []),
+        bar(status, width),
         *_packed(_results(status), width),
         *_packed(_standstill(status), width),
-        *_packed(_ahead(status), width),
+        *_packed(_ahead(status, elapsed), width),
         _chart(status, width),
-        *_packed(_windows(status), width),
+        *_windows(status, width),
     ]
     for line in lines:
         line.truncate(max(width, 1), overflow="ellipsis")
         yield line
+
+
+def _fitting(title: str, width: int) -> str:
+    """Return a title that is too long without its middle: its end names the output's last folder."""
+    if cell_len(title) <= width:
+        return title
+    kept = max(width - 1, 2) // 2
+    return f"{title[:kept]}…{title[-kept:]}"
 
 
 def _broken(piece: Text, width: int) -> Iterable[Text]:
@@ -169,25 +243,31 @@ def _broken(piece: Text, width: int) -> Iterable[Text]:
     return [Text(part, piece.style) for part in textwrap.wrap(piece.plain, max(width, 1))]
 
 
-def _bar(status: RunProgress, width: int) -> Text:
+def bar(status: RunProgress, width: int) -> Text:
+    """Return how many links have an answer, of how many, as a bar."""
     if status.remaining is None:
-        return Text.assemble((f"{status.finished:,}", "bold"), " calls settled")
+        return Text.assemble((f"{status.finished:,}", "bold"), " links done")
     total = status.finished + status.remaining
     share = status.finished / total if total else 1.0
-    percent = int(share * 100)
-    counts = f"{status.finished:,} of {total:,} calls "
+    counts = f"{status.finished:,} of {total:,} links "
+    text = Text.assemble((counts, "bold"))
     room = width - cell_len(counts) - len(" 100 %")
-    bar = Text.assemble((counts, "bold"))
-    if room >= 5:
-        full = int(room * share)
-        bar.append("━" * full, "green").append("╌" * (room - full), "dim")
-    return bar.append(f" {percent:>3} %")
+    if room >= _SHORTEST_BAR:
+        _append_bar(text, share, room, "green")
+    return text.append(f" {int(share * 100):>3} %")
+
+
+def _append_bar(text: Text, share: float, columns: int, style: str) -> None:
+    full = min(int(columns * share), columns)
+    text.append("━" * full, style).append("╌" * (columns - full), "dim")
 
 
 def _results(status: RunProgress) -> Iterator[Text]:
     yield Text.assemble((f"{status.rows:,}", "green"), " rows")
     yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
+    if status.listed.invalid:
+        yield Text(f"{status.listed.invalid:,} not bitlinks", "yellow")
     if status.truncated:
         yield Text(f"{status.truncated:,} truncated", "yellow")
     if status.clipped:
@@ -199,41 +279,45 @@ def _results(status: RunProgress) -> Iterator[Text]:
 
 
 def _standstill(status: RunProgress) -> list[Text]:
-    """Return lines that say why no call finishes, and until when."""
+    """Return a line that says why no call finishes, and until when."""
     if trouble := trouble_of(status):
         return [Text(escaped(trouble), "bold yellow")]
     if status.waiting is None or status.waiting.window == "pace":
         return []
     if status.waiting.until is None and moves(status):
         return []
-    text = Text("waiting for " + escaped(wait_in_words(status.waiting)), "bold yellow")
-    left = seconds_until(status.waiting.until) if status.waiting.until else 0
-    return [text, Text(f"{duration(round(left))} from now")] if left > _SOON_SECONDS else [text]
+    return [Text("waiting for " + escaped(wait_in_words(status.waiting)), "bold yellow")]
 
 
-def _ahead(status: RunProgress) -> Iterator[Text]:
+def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
+    """Yield the time since the start, the time left, and the end."""
+    if elapsed is not None:
+        yield Text(f"{duration(elapsed) if elapsed > _IN_SECONDS else f'{elapsed:.0f} s'} elapsed")
     if not status.remaining:
         return
     if status.spent:
-        yield Text.assemble("the month is spent about ", (_about(status.spent), "bold"))
+        yield Text.assemble("the month's calls are used up about ", (utc_text(status.spent), "bold"))
         if status.ends:
-            yield Text(f"all done about {_about(status.ends)}")
+            yield Text(f"all done about {utc_text(status.ends)}")
     elif status.ends:
         left = round(max(seconds_until(status.ends), 0.0))
         yield Text.assemble((duration(left), "bold"), " left")
-        yield Text(f"until about {_about(status.ends)}")
+        yield Text(f"until about {utc_text(status.ends)}")
 
 
-def _about(moment: datetime) -> str:
-    """Return a moment in local time without its seconds."""
-    return clock(moment).rpartition(":")[0]
+def _speed(status: RunProgress) -> str:
+    """Return the speed of the last minute in the unit of the limits: calls a minute where they are per minute."""
+    counts = status.per_second
+    each = sum(counts) / len(counts) if counts else 0.0
+    if any(state.window == "minute" and state.limit for state in status.windows):
+        return f"{each * 60:,.0f} calls/min"
+    return f"{each:,.1f} calls/s"
 
 
 def _chart(status: RunProgress, width: int) -> Text:
     """Return the speed and a bar chart of the calls of the last minute."""
     counts = list(status.per_second)
-    speed = sum(counts) / len(counts) if counts else 0.0
-    text = Text.assemble((f"{speed:,.1f} calls/s", "bold"))
+    text = Text.assemble((_speed(status), "bold"))
     room = width - text.cell_len - 2
     label = " last minute" if room > 20 else ""
     columns = min(_CHART, room - len(label))
@@ -247,13 +331,25 @@ def _chart(status: RunProgress, width: int) -> Text:
     return text.append("  ").append(bars, "cyan").append(label, "dim")
 
 
-def _windows(status: RunProgress) -> Iterator[Text]:
-    """Yield the use of each window; the one that blocks sending is highlighted."""
-    binds = status.waiting.window if status.waiting else None
-    for state in status.windows:
-        if state.limit:
-            style = "bold yellow" if binds == state.window else ""
-            yield Text.assemble(f"{state.window} ", (f"{state.used:,}/{state.limit:,}", style))
+def _windows(status: RunProgress, width: int) -> Iterator[Text]:
+    """Yield a bar for each window that has a limit, below one another; the one that blocks sending is highlighted."""
+    limited = [state for state in status.windows if state.limit]
+    blocking = status.waiting.window if status.waiting else None
+    used = max((len(f"{state.used:,}") for state in limited), default=0)
+    for state in limited:
+        text = Text(f"{state.window:<7}", "bold yellow" if state.window == blocking else "")
+        numbers = _use(state, used)
+        columns = min(width - text.cell_len - len(numbers) - 1, _WINDOW_BAR)
+        if columns >= _SHORTEST_BAR:
+            _append_bar(text, state.used / state.limit, columns, "yellow" if state.window == blocking else "cyan")
+            text.append(" ")
+        yield text.append(numbers)
+
+
+def _use(state: WindowState, digits: int) -> str:
+    if state.used > state.limit:  # it was lowered after these were sent
+        return f"{state.used:>{digits},} sent; the limit is {state.limit:,} now"
+    return f"{state.used:>{digits},} of {state.limit:,}"
 
 
 def _packed(pieces: Iterable[Text], width: int) -> Iterator[Text]:

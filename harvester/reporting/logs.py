@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import structlog
@@ -30,6 +30,8 @@ _MOMENTS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
 
 class JsonLog:
     """An EventSink that writes each event as one JSON object a line, to standard error."""
+
+    for_programs = True
 
     def __init__(self) -> None:
         self._log = structlog.wrap_logger(
@@ -91,6 +93,16 @@ class _Handler(logging.Handler):
         self._log.warn(self.format(record))
 
 
+class ProgressView(Protocol):
+    """What shows a caller from Python the progress of a run."""
+
+    def progress(self, status: RunProgress) -> None:
+        """Show the progress."""
+
+    def close(self) -> None:
+        """End the display."""
+
+
 log = logging.getLogger("harvester")
 log.addHandler(logging.NullHandler())  # else Python prints our warnings in programs that have not set up logging
 
@@ -101,7 +113,7 @@ class LoggingObserver:
     Warnings, bad links and long waits have the level WARNING, refused and failed calls INFO, progress DEBUG.
 
     on_failure: called with each object that belongs in `_failures.ndjson`. give_up: called after on_failure has raised;
-    error is that exception. query: the run's query, set once there is a job.
+    error is that exception. query: the run's query, set once there is a job. view: also shown the progress.
     """
 
     def __init__(
@@ -110,6 +122,7 @@ class LoggingObserver:
         give_up: Callable[[], None] | None = None,
     ) -> None:
         self.query: Query | None = None
+        self.view: ProgressView | None = None
         self.error: BaseException | None = None
         self._waited_for: str | None = None
         self._on_failure = on_failure
@@ -136,7 +149,9 @@ class LoggingObserver:
         log.info("%s", text)
 
     def progress(self, status: RunProgress) -> None:
-        """Log the beginning of a long wait as a warning, and the progress for debugging."""
+        """Log the beginning of a long wait as a warning, and the progress for debugging; show it."""
+        if self.view is not None:
+            self.view.progress(status)
         waiting = status.waiting
         if waiting is None or waiting.until is None:
             self._waited_for = None
@@ -147,6 +162,11 @@ class LoggingObserver:
             "%d rows, %d refused, %d failed, %d attempts, waiting for %s",
             status.rows, status.refused, status.failed, status.attempts.total, status.waiting,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """End what shows the progress."""
+        if self.view is not None:
+            self.view.close()
 
     def _call(self, line: bytes) -> None:
         if self._on_failure is None or self.error is not None:

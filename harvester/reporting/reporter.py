@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import orjson
 
+from harvester.clock import utc_text
 from harvester.events import Event, Field, RunOutcome, level
-from harvester.progress import InvalidLine, RunProgress, WaitReason, limit_in_words
-from harvester.reporting.summary import counts, summary
+from harvester.progress import InvalidLine, RunProgress, WaitReason, duration, limit_in_words
+from harvester.reporting.summary import counted, counts, summary
 from harvester.reporting.terminal import say
+from harvester.shutdown import StopReason
 
 FIRST_SECONDS = 10.0
 LONGEST_SECONDS = 300.0
@@ -23,7 +25,12 @@ _STILL_SECONDS = 3
 
 
 class EventSink(Protocol):
-    """Where events are written: lines of text, JSON lines, or the live display."""
+    """Where events are written: lines of text, JSON lines, or the live display.
+
+    for_programs: True if each of the first bad lines is an event of its own; people get one line on all of them.
+    """
+
+    for_programs: bool
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
         """Write an event. text: for a person, any number of lines; fields: for a program."""
@@ -37,6 +44,8 @@ class EventSink(Protocol):
 
 class Plain:
     """An EventSink that writes lines of text to standard error."""
+
+    for_programs = False
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
         """Write the text, escaped."""
@@ -52,13 +61,18 @@ class Plain:
 
 
 class Reporter:
-    """The RunObserver of the command. quiet: only warnings and bad lines. show_failures: each failure's line, too."""
+    """The RunObserver of the command.
+
+    quiet: only warnings, errors and the number of bad lines; what earlier runs of the same output have reported is not
+    repeated. show_failures: each failure's line and each of the first bad ones, where no file lists them.
+    """
 
     def __init__(self, *, quiet: bool = False, show_failures: bool = False) -> None:
         self._sink: EventSink = Plain()
         self._quiet = quiet
         self._show_failures = show_failures
-        self._invalid = 0
+        self._invalid = self._invalid_reported = 0
+        self._example = ""
         self._began = time.monotonic()
         self._interval = FIRST_SECONDS
         self._due = self._began + FIRST_SECONDS
@@ -75,14 +89,27 @@ class Reporter:
             self._sink.tell(event, text, fields)
 
     def invalid(self, line: InvalidLine) -> None:
-        """Write the first bad lines of the list; all of them are in `_failures.ndjson`."""
+        """Count a bad line of the list; the first is the example in the one line that people get of all of them."""
         self._invalid += 1
-        if self._invalid <= _SHOWN_INVALID:
-            text = line.text[:_SHOWN_TEXT].replace("\n", " ")
-            message = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
-            self.tell(Event.LINE_INVALID, message, file=line.file, line=line.line, reason=line.reason, text=text)
+        if self._invalid > _SHOWN_INVALID:
+            return
+        text = line.text[:_SHOWN_TEXT].replace("\n", " ")
+        self._example = self._example or f'{line.file}:{line.line}: "{text}" ({line.reason})'
+        if not (self._show_failures or self._sink.for_programs):
+            return
+        self._invalid_reported = self._invalid
+        message = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
+        self.tell(Event.LINE_INVALID, message, file=line.file, line=line.line, reason=line.reason, text=text)
         if self._invalid == _SHOWN_INVALID:
             self.tell(Event.LINES_SUPPRESSED, "further invalid lines are only counted here")
+
+    def _report_invalid(self, so_far: str = "") -> None:
+        """Write one line on the bad lines until now, unless there is one; the summary has their final number."""
+        if self._invalid and not self._invalid_reported:
+            self._invalid_reported = self._invalid
+            number = counted(self._invalid, "line is not a bitlink", f"lines{so_far} are not bitlinks, such as")
+            where = "" if self._invalid == 1 else "; _failures.ndjson lists them"
+            self.tell(Event.LINE_INVALID, f"{number}: {self._example}{where}")
 
     def failure(self, line: bytes) -> None:
         """Write the failure, where there is no `_failures.ndjson` to hold it."""
@@ -100,7 +127,10 @@ class Reporter:
 
     def progress(self, status: RunProgress) -> None:
         """Draw the progress, or write a line of it: when one is due, and at once when a long wait begins."""
-        if self._quiet or self._sink.show(status):
+        if self._quiet:
+            return
+        self._report_invalid(" so far")
+        if self._sink.show(status):
             return
         now = time.monotonic()
         if not status.attempts.total:
@@ -118,25 +148,40 @@ class Reporter:
         # The budget is asked again during a wait, and its answer may move by some seconds: that is the same wait.
         return seconds_until(waiting.until) > LONG_WAIT_SECONDS and waiting.until.timestamp() > told + LONG_WAIT_SECONDS
 
-    def ended(self, outcome: RunOutcome, out: str, exit_code: int) -> None:
-        """Write the summary; with quiet only that of a run that was stopped."""
+    def ended(self, outcome: RunOutcome, out: str, exit_code: int, command: str = "") -> None:
+        """Write the summary; with quiet only that of a run that was stopped, and of each spent month once.
+
+        command: the one that was run.
+        """
+        status, stop = outcome.status, outcome.stop
+        if self._quiet and not _has_more_invalid(status):
+            self._invalid_reported = self._invalid
         self.close()
         seconds = time.monotonic() - self._began
-        if not self._quiet or outcome.stop:
+        known = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
+        if not self._quiet or (stop and not known):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
-            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds), fields)
+            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command), fields)
 
     def close(self) -> None:
-        """Remove the live display."""
+        """Write what is still to be said of bad lines, and remove the live display."""
+        self._report_invalid()
         self._sink.close()
+
+
+def _has_more_invalid(status: RunProgress) -> bool:
+    """Return whether the list has bad lines that earlier runs of this output have not reported."""
+    found, before = status.listed.invalid, status.invalid_before
+    # A list that was not read to its end has more of them than were counted.
+    return found > before or (0 < found < before and status.read_to_end)
 
 
 def status_line(status: RunProgress, seconds: float) -> str:
     """Return a progress line. seconds: time since the first attempt."""
     rate = status.attempts.total / seconds * 60 if seconds else 0.0
     line = (
-        f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {status.rows:,} rows, {status.refused:,} refused, "
-        f"{status.failed:,} failed, {status.attempts.total:,} attempts ({rate:,.0f}/min)"
+        f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
+        f"{status.failed:,} failed, {status.attempts.total:,} requests ({rate:,.0f}/min)"
     )
     if status.truncated:
         line += f"; {status.truncated:,} rows truncated (--size)"
@@ -150,8 +195,8 @@ def status_line(status: RunProgress, seconds: float) -> str:
 
 def _end(status: RunProgress) -> str:
     if status.spent:
-        return f", the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}"
-    return f", until about {status.ends.astimezone():%Y-%m-%d %H:%M}" if status.ends else ""
+        return f", the month's calls are used up about {utc_text(status.spent)}"
+    return f", until about {utc_text(status.ends)}" if status.ends else ""
 
 
 def moves(status: RunProgress) -> bool:
@@ -168,23 +213,24 @@ def trouble_of(status: RunProgress) -> str:
 
 
 def wait_in_words(waiting: WaitReason) -> str:
-    """Return the limit that blocks sending in words, with its end in local time."""
+    """Return the limit that blocks sending in words, and for how long; a wait of more than a minute with its end."""
     text = limit_in_words(waiting.window, waiting.limit)
     if waiting.why:
         text += f" ({waiting.why[:_SHOWN_TEXT]})"
-    return f"{text}, until {clock(waiting.until)}" if waiting.until else text
+    if waiting.until is None:
+        return text
+    left = max(seconds_until(waiting.until), 0.0)
+    return f"{text}, {duration(left)}" if left < LONG_WAIT_SECONDS else f"{text}, {_time_until(waiting.until)}"
+
+
+def _time_until(moment: datetime) -> str:
+    minutes = round(seconds_until(moment) / 60)
+    return f"until {utc_text(moment, round_up=True)} (in {duration(minutes * 60)})"
 
 
 def seconds_until(moment: datetime) -> float:
     """Return the seconds from now to a moment; negative when it is over."""
     return (moment - datetime.now(UTC)).total_seconds()
-
-
-def clock(moment: datetime) -> str:
-    """Return a moment in local time, to the second; with its date if that is not today."""
-    local = moment.astimezone()
-    today = local.date() == datetime.now().astimezone().date()
-    return f"{local:%H:%M:%S}" if today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def progress_fields(status: RunProgress) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`harvester status`: the state of a run, from its manifest alone: no lock, no private file, no token."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from harvester.clock import next_month
 from harvester.config.options import QueryOptions
 from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest as manifests
-from harvester.dataset.manifest import Found, Manifest, Stopped
+from harvester.dataset.manifest import Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
 from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
 
@@ -41,7 +42,7 @@ class NextStep(NamedTuple):
 
 
 SILENT_SECONDS = 180.0
-"""A run writes its manifest every 60 s; after three intervals without one it is taken for dead."""
+"""A run writes its manifest every 10 s, in an object store every 60 s; after 180 s without one it is taken for dead."""
 AHEAD_SECONDS = 60.0
 """Tolerated difference between two machines' clocks."""
 ENDED = frozenset({RunState.STOPPED, RunState.FAILURES, RunState.EMPTY, RunState.COMPLETE})
@@ -55,7 +56,9 @@ _MOST_HOURS = 50_000
 class RunStatus:
     """The state of a run, derived from its manifest. All moments are UTC; now: when the manifest was read.
 
-    ends: estimate of when every call of the list has a verdict, None without one. parts: number of files, rows, bytes.
+    ends: estimate of when every call of the list has a verdict, None without one. waiting_since: when the limit that
+    blocks sending began to do so. parts: number of files, rows, bytes.
+    command: the run's, for a shell; None where there is none. unset: variables that it had, and this process has not.
     """
 
     out: str
@@ -67,8 +70,11 @@ class RunStatus:
     state: RunState
     ends: datetime | None
     waiting_until: datetime | None
+    waiting_since: datetime | None
     parts: tuple[int, int, int]
     next: NextStep
+    command: str | None
+    unset: list[str]
 
     @property
     def age_seconds(self) -> float:
@@ -87,6 +93,22 @@ def read_status(out: str, now: datetime | None = None) -> RunStatus:
         return _status_of(found, now or datetime.now(UTC))
     except (ValueError, OverflowError) as error:  # a text that is no moment, or a number beyond any date
         raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
+
+
+class Unreadable(NamedTuple):
+    """An output below a folder whose manifest cannot be read. message: why."""
+
+    out: str
+    message: str
+
+
+def read_each(paths: list[str], now: datetime | None = None) -> Iterator[RunStatus | Unreadable]:
+    """Yield the states of several runs. paths: of their manifests."""
+    for path in paths:
+        try:
+            yield read_status(path, now)
+        except UsageError as error:
+            yield Unreadable(os.path.dirname(path), str(error))
 
 
 def changes(out: str, seconds: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[RunStatus]:
@@ -116,8 +138,11 @@ def _status_of(found: Found, now: datetime) -> RunStatus:
         state=state,
         ends=_ends(manifest, updated, now) if state is RunState.RUNNING else None,
         waiting_until=_optional_moment(limited_by.until) if limited_by else None,
+        waiting_since=_optional_moment(limited_by.since) if limited_by else None,
         parts=(len(parts), sum(part.rows for part in parts), sum(part.bytes for part in parts)),
         next=_next_step(found, state),
+        command=command_of(found),
+        unset=unset_variables(manifest),
     )
 
 
@@ -134,12 +159,15 @@ def _state(manifest: Manifest, age_seconds: float) -> RunState:
 
 
 def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | None:
-    """Estimate when the remaining calls end; None where that is unknown, or further away than _MOST_HOURS.
+    """Estimate when the remaining calls end; None where that is unknown, as in an outage, or too far away.
 
     The manifest has the hour's use as one number: its attempts are taken to have been made evenly over that hour, so
     that 1/60 of them leaves the window each minute. Each call takes as many attempts as the calls before it.
     """
     windows = {window.window: window for window in manifest.budget.windows}
+    limited_by = manifest.budget.limited_by
+    if limited_by is not None and limited_by.window == "outage":
+        return None
     if not manifest.remaining or windows.keys() != {"minute", "hour", "month"}:
         return None
     limits = Limits(*(windows[name].limit or 0 for name in ("minute", "hour", "month")))
@@ -173,13 +201,22 @@ def _moment(text: str) -> datetime:
 
 # --- the next step ------------------------------------------------------------------------------------------------
 
+_SAME_COMMAND, _SAME_CALL = "the same command", "the same call from Python"
+
 
 def _next_step(found: Found, state: RunState) -> NextStep:
-    manifest, command = found.content, _command(found)
+    step = _step_after(found, state)
+    if found.content.invocation.command is None:
+        return step._replace(summary=step.summary.replace(_SAME_COMMAND, _SAME_CALL))
+    return step
+
+
+def _step_after(found: Found, state: RunState) -> NextStep:
+    manifest, command = found.content, command_of(found)
     piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
-            return NextStep("nothing: the run continues")
+            return NextStep(_while_running(manifest.budget.limited_by))
         case RunState.CLOCK_SKEW:
             return NextStep("look again in a minute: a live run writes its manifest once a minute")
         case RunState.STALE:
@@ -192,20 +229,59 @@ def _next_step(found: Found, state: RunState) -> NextStep:
             return NextStep(f"{again}; _failures.ndjson says why they failed{piped}", command)
         case RunState.FAILURES:
             again = f"_failures.ndjson says why they failed; --retry-failed makes them once more{piped}"
-            return NextStep(again, f"{command} --retry-failed")
+            return NextStep(again, command and f"{command}{'' if _RETRY in command else f' {_RETRY}'}")
         case RunState.EMPTY:
             return NextStep("use a list that has bitlinks; --allow-empty accepts one that has none", command)
         case RunState.COMPLETE:
             return NextStep("nothing: every call is settled")
 
 
-def _after_stop(stopped: Stopped, command: str, piped: str) -> NextStep:
+_RETRY = "--retry-failed"
+
+
+def _while_running(limited_by: LimitedBy | None) -> str:
+    if limited_by is None or limited_by.since is None:
+        return "nothing: the run continues"
+    if limited_by.window == "outage":
+        tried = "one attempt at a time tests whether the server answers again, at least once a minute"
+        return f"{tried}; then the run continues, or after --outage-limit it stops and the same command resumes"
+    if limited_by.window == "connections":
+        return "nothing, if the other harvesters are wanted: the run continues when one of them ends"
+    return "nothing: the run continues when that is over"
+
+
+def _after_stop(stopped: Stopped, command: str | None, piped: str) -> NextStep:
     # A later version may write a reason that this one does not know.
     known = stopped.reason in set(StopReason)
     consequence = CONSEQUENCES[StopReason(stopped.reason)] if known else Consequence(STOPPED)
     if not consequence.same_command:
         return NextStep(consequence.next_step)
     return NextStep(consequence.next_step + piped, command, _optional_moment(stopped.until))
+
+
+def command_of(found: Found) -> str | None:
+    """Return the command that the run was begun with, for a shell; it goes to the command's folder if that is another.
+
+    For a run from Python: the command with the same effect, or None if its links came from no file.
+    """
+    command = found.content.invocation.command
+    if command is None:
+        return _equivalent_of(found)
+    text = shlex.join(command.words)
+    return text if command.cwd in {None, _folder()} else f"cd {shlex.quote(str(command.cwd))} && {text}"
+
+
+def unset_variables(manifest: Manifest) -> list[str]:
+    """Return the variables with options that the run had, and this process has not."""
+    command = manifest.invocation.command
+    return [name for name in command.variables if not os.environ.get(name)] if command else []
+
+
+def _folder() -> str | None:
+    try:
+        return os.fsencode(os.getcwd()).decode(errors="backslashreplace")  # as the manifest has it
+    except FileNotFoundError:
+        return None
 
 
 def _word(name: str) -> str:
@@ -215,9 +291,13 @@ def _word(name: str) -> str:
     return f"./{name}" if name.startswith("-") else name
 
 
-def _command(found: Found) -> str:
+def _equivalent_of(found: Found) -> str | None:
     """Return the command that continues an output, as far as its manifest knows the options."""
+    from harvester.links.feed import GIVEN  # noqa: PLC0415 - what a run from a command needs none of
+
     manifest = found.content
+    if GIVEN in manifest.invocation.lists:
+        return None
     lists = [_word(name) for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
     for option in fields(QueryOptions):

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from harvester.clock import utc_iso
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
 from harvester.progress import duration, limit_in_words, shortfalls_in_words
-from harvester.reporting.run_status import RunState, RunStatus
+from harvester.reporting.run_status import RunState, RunStatus, Unreadable
 from harvester.reporting.terminal import escaped_lines, print_out
 
 _STATES = {
@@ -124,6 +125,7 @@ def _budget(seen: RunStatus) -> Iterator[tuple[str, str]]:
 
 def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     (files, rows, size), stopped, step = seen.parts, seen.manifest.stopped, seen.next
+    command = seen.manifest.invocation.command
     yield "parts", f"{files:,} with {rows:,} rows, {size:,} bytes"
     if stopped:
         yield "stopped", stopped.message
@@ -131,6 +133,12 @@ def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     yield "next", after + step.summary
     if step.command:
         yield "", step.command
+    elif command:
+        yield "command", str(seen.command)
+    if command and command.config:
+        yield "options", f"from {', '.join(command.config)}"
+    if seen.unset:
+        yield "options", f"from variables that are not set here: {', '.join(seen.unset)}"
 
 
 def _window(window: WindowUsage) -> str:
@@ -145,7 +153,19 @@ def _waiting(seen: RunStatus) -> str | None:
     if not limited_by or seen.ended:
         return None
     text = limit_in_words(limited_by.window, limited_by.limit)
-    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})" if until else text
+    if limited_by.why:
+        text += f" ({limited_by.why.removeprefix('no answer ')})"
+    if seen.waiting_since:
+        text += f", since {_shown(seen.waiting_since)} ({duration(_seconds_between(seen.waiting_since, seen.now))})"
+    if not until:
+        return text
+    if limited_by.window == "outage":
+        return f"{text}, next attempt {_until(until, seen.now)}" if until > seen.now else text
+    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})"
+
+
+def _seconds_between(earlier: datetime, later: datetime) -> float:
+    return max((later - earlier).total_seconds(), 0.0)
 
 
 def _shown(moment: datetime) -> str:
@@ -164,6 +184,46 @@ def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
 def print_status(seen: RunStatus, *, json: bool) -> None:
     """Print the state of a run."""
     print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
+
+
+def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> None:
+    """Print the states of the runs below a folder: a table for a person; for a program an object a line."""
+    if json:
+        for seen in states:
+            print_out(as_json(as_dict(seen) if isinstance(seen, RunStatus) else _unreadable(seen)))
+        return
+    shown = [*states]
+    rows = [("STATE", "DONE", "FAILED", "LEFT", "UPDATED (UTC)", "OUTPUT"), *(_row(seen, folder) for seen in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for state, *numbers, updated, out in rows:
+        aligned = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False))
+        print_out(f"{state:<{widths[0]}}  {aligned}  {updated:<{widths[4]}}  {out}")
+    counts = Counter(seen.state if isinstance(seen, RunStatus) else "unreadable" for seen in shown)
+    print_out(f"{len(shown):,} outputs: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+
+
+def _row(seen: RunStatus | Unreadable, folder: str) -> tuple[str, ...]:
+    out = os.path.relpath(seen.out, folder)
+    if isinstance(seen, Unreadable):
+        return ("unreadable", "", "", "", "", f"{out}: {seen.message}")
+    manifest, state, why = seen.manifest, str(seen.state), ""
+    if seen.state is RunState.STOPPED and manifest.stopped:
+        why = manifest.stopped.reason
+    elif seen.state is RunState.RUNNING and seen.waiting_since and manifest.budget.limited_by:
+        why = manifest.budget.limited_by.window
+    counts, left = manifest.dataset, "?" if manifest.remaining is None else f"{manifest.remaining:,}"
+    return (
+        f"{state}: {why}" if why else state,
+        f"{counts.settled:,}",
+        f"{counts.failed:,}",
+        left,
+        f"{seen.updated:%Y-%m-%d %H:%M}",
+        out,
+    )
+
+
+def _unreadable(seen: Unreadable) -> dict[str, Any]:
+    return {"schema_version": 1, "out": seen.out, "state": "unreadable", "summary": seen.message}
 
 
 def follow(states: Iterator[RunStatus], *, json: bool) -> None:

@@ -4,29 +4,44 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from harvester.clock import utc_text
 from harvester.events import RunOutcome
 from harvester.progress import RunProgress, WindowState, duration, shortfalls_in_words
-from harvester.shutdown import CONSEQUENCES, StopReason
+from harvester.reporting.terminal import FAILURE_MARK, SUCCESS_MARK
+from harvester.shutdown import CONSEQUENCES, OK, StopReason
 
 _FEW_SECONDS = 1.0
+_MOST_REASONS = 6
 
 
-def summary(outcome: RunOutcome, out: str, seconds: float) -> str:
-    """Return the lines that end a run: the results, their cost, and what to do next. seconds: the run's duration."""
-    lines, before = [_headline(outcome, seconds)], ""
-    for name, text in _facts(outcome, out, seconds):
-        lines.append(f"  {name if name != before else '':<8}{text}")
+def summary(outcome: RunOutcome, out: str, seconds: float, command: str = "") -> str:
+    """Return the lines that end a run: the results, their cost, and what to do next.
+
+    seconds: the run's duration. command: the one that was run, printed where it is to be run again.
+    """
+    lines, before = [f"{_mark(outcome)} {_headline(outcome, seconds)}"], ""
+    for name, text in _facts(outcome, out, seconds, command):
+        lines.append(f"  {name if name != before else '':<10}{text}")
         before = name
     return "\n".join(lines)
 
 
-def _facts(outcome: RunOutcome, out: str, seconds: float) -> Iterator[tuple[str, str]]:
+def _mark(outcome: RunOutcome) -> str:
+    stop = outcome.stop
+    good = outcome.complete or (stop is not None and CONSEQUENCES[stop.reason].exit_code == OK)
+    return SUCCESS_MARK if good else FAILURE_MARK
+
+
+def _facts(outcome: RunOutcome, out: str, seconds: float, command: str) -> Iterator[tuple[str, str]]:
     """Yield the lines below the first one: what each is about, and its text."""
     yield from _results(outcome.status)
     yield from _cost(outcome.status, seconds)
     if out != "-":
-        yield "in", out
+        yield "output", out
     yield from (("next", text) for text in _next(outcome, out))
+    repeated = outcome.stop.reason is not StopReason.CONSUMER_GONE if outcome.stop else outcome.status.failed
+    if command and repeated and out != "-":
+        yield "command", command
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:
@@ -36,44 +51,63 @@ def _headline(outcome: RunOutcome, seconds: float) -> str:
     if not status.listed.links:
         return "nothing to do: the list has no links"
     if not status.finished and not status.given_up:
-        return "nothing to do: everything was known, no call was made"
+        return "nothing to do: every link has an answer already"
     if outcome.complete:
-        return f"done in {duration(seconds)}: every call is settled"
-    return f"done in {duration(seconds)}, but {_failed(status.failed + status.given_up)}"
+        return f"finished in {duration(seconds)}: every link has an answer"
+    return f"finished in {duration(seconds)}, but {_failed(status.failed + status.given_up)}"
 
 
 def _failed(number: int) -> str:
-    return f"{counted(number, 'call has', 'calls have')} failed"
+    return f"{counted(number, 'link has', 'links have')} failed"
 
 
 def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
     listed, so_far = status.listed, "" if status.read_to_end else " so far"
     if status.finished:
-        yield "result", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
+        yield "results", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
+    if reasons := refusals_in_words(status):
+        yield "refused", reasons
     for text in shortfalls_in_words(status.rows, status.truncated, status.clipped):
-        yield "result", text
+        yield "results", text
     if listed.lines:
-        links, duplicates = counted(listed.links, "link"), counted(listed.duplicates, "duplicate")
-        yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {duplicates}, {listed.invalid:,} invalid"
+        links, repeated = counted(listed.links, "link"), f"{listed.duplicates:,} repeated"
+        wrong = counted(listed.invalid, "line is not a bitlink", "lines are not bitlinks")
+        yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {repeated}; {wrong}"
     if status.known:
-        yield "list", f"{counted(status.known, 'link was', 'links were')} already known"
+        yield "list", f"{counted(status.known, 'link was', 'links were')} already done"
+
+
+def refusals_in_words(status: RunProgress) -> str:
+    """Return this run's refusals by HTTP status, the most frequent first: `404 ×12, 410 ×1`."""
+    found = [(code, count) for code, count in status.refused_by.most_common() if count > 0]
+    shown = [f"{code or 'no status'} ×{count:,}" for code, count in found[:_MOST_REASONS]]
+    rest = sum(count for _, count in found[_MOST_REASONS:])
+    return ", ".join([*shown, f"others ×{rest:,}"] if rest else shown)
 
 
 def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
     attempts, month = status.attempts, _month(status)
     if attempts.total or attempts.helper:
-        extra = f"{attempts.retried:,} retried, {attempts.throttled:,} throttled"
-        helper = f", and {counted(attempts.helper, 'helper request')}" if attempts.helper else ""
-        yield "cost", f"{counted(attempts.total, 'attempt')} ({extra}){helper}"
+        yield "requests", "; ".join(_requests(status))
     if status.not_sent:
         more = " more" if attempts.total else ""
-        yield "cost", f"{counted(status.not_sent, 'attempt')}{more} did not reach the server, and cost nothing"
+        yield "requests", f"{status.not_sent:,}{more} did not reach the server, and cost nothing"
     if status.finished:
-        speed = f", {status.finished / seconds:,.1f} calls/s" if seconds >= _FEW_SECONDS else ""
+        speed = f", {status.finished / seconds:,.1f} links/s" if seconds >= _FEW_SECONDS else ""
         yield "time", f"{duration(seconds)}{speed}"
     if month and month.remaining is not None:
-        until = f"; a new one begins {month.until:%Y-%m-%d %H:%M} UTC" if month.until else ""
-        yield "month", f"{month.remaining:,} of {month.limit:,} attempts left{until}"
+        until = f"; a new month begins {utc_text(month.until)}" if month.until else ""
+        yield "month", f"{month.remaining:,} of {month.limit:,} requests left{until}"
+
+
+def _requests(status: RunProgress) -> Iterator[str]:
+    """Yield what was sent: requests for links, how many of them were repeated, and those for Bitly's own limits."""
+    attempts = status.attempts
+    again = counted(attempts.retried, "was a retry", "were retries")
+    limited = f", {attempts.throttled:,} over a rate limit of Bitly's" if attempts.throttled else ""
+    yield f"{attempts.total:,} for links, of which {again}{limited}"
+    if attempts.helper:
+        yield f"{attempts.helper:,} to ask Bitly for its limits"
 
 
 def _month(status: RunProgress) -> WindowState | None:
@@ -87,19 +121,19 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     if stop and out == "-":
         yield "the same command starts over: with a folder or a file as --out it would carry on"
     elif stop and stop.until:
-        yield f"nothing was lost; run the same command again from {stop.until} on"
+        yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
-        yield "nothing was lost; fix that first: repeating the command alone will not help"
+        yield "nothing was lost; fix this first, the same command alone will fail again"
     elif stop:
         yield "nothing was lost; the same command carries on"
     elif out == "-":
         return
-    elif status.failed:
-        yield f"{_failed(status.failed)}: see _failures.ndjson; the same command tries again"
-    if status.given_up:
-        yield f"{_failed(status.given_up)} in three runs: --retry-failed tries again"
+    elif again := status.failed - status.exhausted:
+        yield f"{_failed(again)}: see _failures.ndjson; the same command tries again"
+    if given_up := status.given_up + status.exhausted:
+        yield f"{_failed(given_up)} in three runs: only --retry-failed tries again"
     if status.refused and not stop and out != "-":
-        yield "_failures.ndjson says which were refused, and why"
+        yield "_failures.ndjson lists the refused links, with Bitly's message"
 
 
 def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
@@ -122,7 +156,7 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "duplicates": status.listed.duplicates,
         "invalid": status.listed.invalid,
         "known": status.known,
-        "given_up": status.given_up,
+        "given_up": status.given_up + status.exhausted,
         "read_to_end": status.read_to_end,
         "attempts": status.attempts.total,
         "retried": status.attempts.retried,

@@ -1,11 +1,21 @@
 """Output to the terminal. A closed standard error must neither end a run nor change its exit code."""
 
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from harvester.errors import OutputError
+
+SUCCESS_MARK, FAILURE_MARK = "✓", "✗"
+"""The first character of a summary, which a terminal shows in colour."""
+_NAME = re.compile(r" +(?:\S+ {2,}| *)")
+"""The beginning of a line whose text stands in a column: spaces, and a name with at least two spaces behind it."""
+_INDENT, _NARROW = 2, 20
 
 
 def escaped(text: str) -> str:
@@ -16,6 +26,55 @@ def escaped(text: str) -> str:
 def escaped_lines(text: str) -> str:
     """Escape a foreign text but for its line feeds."""
     return "\n".join(map(escaped, text.split("\n")))
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break lines between words at a width, in columns; what a line continues with is indented like its text.
+
+    A word that is longer, such as a path, stays whole: the terminal breaks it, and it can still be copied. A terminal
+    that is too narrow for words breaks all lines itself.
+    """
+    if width < _NARROW:
+        return text
+    return "\n".join(piece for line in text.split("\n") for piece in _pieces(line, width))
+
+
+def _pieces(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    name = _NAME.match(line)
+    indent = min(name.end() if name else _INDENT, width // 3)
+    indented = " " * indent
+    pieces = textwrap.wrap(
+        line,
+        max(width, 1),
+        subsequent_indent=indented,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return pieces or [line]
+
+
+def for_stdout(text: str) -> str:
+    """Return a text for standard output: on a terminal broken between words, and a summary in colour."""
+    if not sys.stdout.isatty():
+        return text
+    text = wrapped(text, shutil.get_terminal_size().columns)
+    return coloured(text) if takes_colour(sys.stdout) else text
+
+
+def takes_colour(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with colours, and its user has not set NO_COLOR."""
+    has_colours = os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
+    return has_colours and not os.environ.get("NO_COLOR") and stream.isatty()
+
+
+def coloured(text: str) -> str:
+    """Return a summary with its first line in green or red, by its mark; any other text as it is."""
+    first, feed, rest = text.partition("\n")
+    colour = {SUCCESS_MARK: 32, FAILURE_MARK: 31}.get(first[:1])
+    return text if colour is None else f"\x1b[{colour}m{first}\x1b[0m{feed}{rest}"
 
 
 def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:

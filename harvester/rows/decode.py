@@ -25,8 +25,8 @@ import orjson
 
 from harvester.clock import from_epoch, utc_iso
 from harvester.extras import import_pyarrow, import_zstd
-from harvester.rows.encode import Format, arrow_schema
-from harvester.rows.schema import COLUMNS, Kind, Shape
+from harvester.rows.encode import Format, PartFormat, arrow_schema
+from harvester.rows.schema import Column, Kind, columns_of
 
 _CHUNK = 1024 * 1024
 _LINE_LIMIT = 64 * 1024 * 1024
@@ -73,14 +73,24 @@ class HashingReader:
             pass
 
 
-def rows_of(stream: HashingReader, format_: Format, shape: Shape) -> Iterator[tuple[int, Any]]:
+def rows_of(stream: HashingReader, part_format: PartFormat) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a file, numbered from 1; BadRow stands for one that cannot be read.
 
     Raises:
         UnreadableFile: the file cannot be read further. UsageError: a library is missing.
     """
-    rows = _parquet_rows(stream, shape) if format_ is Format.PARQUET else map(_parsed, _lines(stream, format_))
-    return enumerate(rows, 1)
+    if part_format.format is Format.PARQUET:
+        return enumerate(_parquet_rows(stream, part_format), 1)
+    return lines_of(stream, part_format.format)
+
+
+def lines_of(stream: HashingReader, format_: Format) -> Iterator[tuple[int, Any]]:
+    """Yield the JSON values of a file of lines, numbered from 1; BadRow stands for one that cannot be read.
+
+    Raises:
+        UnreadableFile: the file cannot be read further. UsageError: a library is missing.
+    """
+    return enumerate(map(_parsed, _lines(stream, format_)), 1)
 
 
 # --- NDJSON -------------------------------------------------------------------------------------------------------
@@ -149,8 +159,9 @@ def _decompressed(stream: HashingReader, format_: Format) -> tuple[Any, tuple[ty
 # --- Parquet ------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[dict[str, Any]]:
+def _parquet_rows(stream: HashingReader, part_format: PartFormat) -> Iterator[dict[str, Any]]:
     """Yield the rows of one row group after another."""
+    shape, facet = part_format.shape, part_format.facet
     arrow = import_pyarrow("parts in Parquet need a library")
     with ExitStack() as stack:
         copy = stack.enter_context(tempfile.TemporaryFile(prefix="harvester-"))
@@ -158,12 +169,12 @@ def _parquet_rows(stream: HashingReader, shape: Shape) -> Iterator[dict[str, Any
         copy.seek(0)
         try:
             file = stack.enter_context(arrow.parquet.ParquetFile(copy))
-            if difference := _difference(file.schema_arrow, arrow_schema(shape)):
+            if difference := _difference(file.schema_arrow, arrow_schema(shape, facet)):
                 raise UnreadableFile(difference)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, use_threads=False)
                 for batch in table.to_batches(_BATCH_ROWS):
-                    yield from _rows_in(batch, shape)
+                    yield from _rows_in(batch, columns_of(shape, facet))
         except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UnreadableFile(f"cannot be read as Parquet: {error}") from error
 
@@ -178,10 +189,10 @@ def _difference(found: Any, expected: Any) -> str | None:
     return None
 
 
-def _rows_in(batch: Any, shape: Shape) -> Iterator[dict[str, Any]]:
+def _rows_in(batch: Any, columns: tuple[Column, ...]) -> Iterator[dict[str, Any]]:
     """Yield the rows of an Arrow batch as they stand in NDJSON."""
-    names = [column.name for column in COLUMNS[shape]]
-    values = [_values(batch.column(column.name), column.kind) for column in COLUMNS[shape]]
+    names = [column.name for column in columns]
+    values = [_values(batch.column(column.name), column.kind) for column in columns]
     for row in zip(*values, strict=True):
         yield dict(zip(names, row, strict=True))
 
@@ -193,10 +204,12 @@ def _values(array: Any, kind: Kind) -> list[Any]:
     if kind is not Kind.METRICS or array.null_count:
         plain: list[Any] = array.to_pylist()
         return plain
-    pairs = array.flatten()
-    # All pairs of the batch at once, then cut by the lists' lengths: converting list by list is far slower.
-    listed = zip(pairs.field("value").to_pylist(), pairs.field("clicks").to_pylist(), strict=True)
-    metrics = ({"value": value, "clicks": clicks} for value, clicks in listed)
+    entries = array.flatten()
+    # All metrics of the batch at once, then cut by the lists' lengths: converting list by list is far slower.
+    names = [field.name for field in entries.type]
+    moments = {field.name for field in entries.type if str(field.type).startswith("timestamp")}
+    values = [_values(entries.field(name), Kind.MOMENT if name in moments else Kind.TEXT) for name in names]
+    metrics = (dict(zip(names, metric, strict=True)) for metric in zip(*values, strict=True))
     return [list(islice(metrics, count)) for count in array.value_lengths().to_pylist()]
 
 

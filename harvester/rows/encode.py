@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import orjson
 
+from harvester.bitly.facets import FACETS
 from harvester.errors import UsageError
 from harvester.extras import import_pyarrow, import_zstd
 from harvester.jsonlines import one_line
-from harvester.rows.schema import COLUMNS, METRIC, SEPARATOR, Column, Kind, Shape
+from harvester.rows.schema import SEPARATOR, Column, Kind, Shape, columns_of, metric_columns
 
 _GZIP_LEVEL = 6
 _BLOCK_BYTES = 1024 * 1024
@@ -27,6 +28,7 @@ _BLOCK_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 """NDJSON bytes of a Parquet row group, which is held in memory until it is written. A number of rows would be no bound:
 a row has from none to thousands of metrics."""
+_NESTED = Shape.NESTED
 _FLAT_EXTRA = len(',"call_id":"","schema_version":2}\n') + 32
 """NDJSON bytes of a flat row beside what it has of the nested one."""
 
@@ -41,14 +43,11 @@ class Format(StrEnum):
 
 
 class PartFormat(NamedTuple):
-    """Format and shape of a dataset's parts, fixed when it begins."""
+    """What a dataset's parts look like, fixed when it begins: format, shape, and the facet that has the columns."""
 
     format: Format
     shape: Shape
-
-
-_LINES = PartFormat(Format.NDJSON, Shape.NESTED)
-"""The format of a growing file and of standard output, and of a dataset whose ledger names none."""
+    facet: str
 
 
 class RequestedPartFormat(NamedTuple):
@@ -57,29 +56,30 @@ class RequestedPartFormat(NamedTuple):
     format: Format | None = None
     shape: Shape | None = None
 
-    def for_new(self, *, folder: bool) -> PartFormat:
+    def for_new(self, facet: str, *, folder: bool) -> PartFormat:
         """Return the part format of a new dataset. The default is gzipped NDJSON, which every loader reads.
 
-        folder: whether the output consists of parts.
+        folder: whether the output consists of parts. A growing file and standard output get lines of nested NDJSON.
 
         Raises:
             UsageError: another format than lines for an output without parts; or a library is missing.
         """
-        chosen = self._applied_to(PartFormat(Format.NDJSON_GZ, Shape.NESTED) if folder else _LINES)
-        if not folder and chosen != _LINES:
+        lines = PartFormat(Format.NDJSON, Shape.NESTED, facet)
+        chosen = self._applied_to(lines._replace(format=Format.NDJSON_GZ) if folder else lines)
+        if not folder and chosen != lines:
             raise UsageError(
                 "only a folder has parts of another --format or --shape; a file and standard output get nested NDJSON"
             )
         _check_available(chosen)
         return chosen
 
-    def for_begun(self, facts: Mapping[str, Any], out: str) -> PartFormat:
-        """Return the part format of an existing dataset. facts: the ledger's.
+    def for_begun(self, facts: Mapping[str, Any], facet: str, out: str) -> PartFormat:
+        """Return the part format of an existing dataset. facts: the ledger's. facet: its query's.
 
         Raises:
             UsageError: the options name another one, or a library is missing.
         """
-        existing = PartFormat(Format(facts.get("format", _LINES.format)), Shape(facts.get("shape", _LINES.shape)))
+        existing = PartFormat(Format(facts["format"]), Shape(facts["shape"]), facet)
         if self._applied_to(existing) != existing:
             raise UsageError(
                 f"{out} was begun with --format {existing.format} --shape {existing.shape}: "
@@ -89,7 +89,7 @@ class RequestedPartFormat(NamedTuple):
         return existing
 
     def _applied_to(self, default: PartFormat) -> PartFormat:
-        return PartFormat(self.format or default.format, self.shape or default.shape)
+        return default._replace(format=self.format or default.format, shape=self.shape or default.shape)
 
 
 class PartCounts(NamedTuple):
@@ -145,7 +145,7 @@ class _Writer(Protocol):
 def write_part(rows: Iterable[bytes], target: HashingWriter, part_format: PartFormat) -> PartCounts:
     """Write a part. rows: nested rows, each with its line feed."""
     try:
-        writer = _WRITERS[part_format.format](target, part_format.shape)
+        writer = _WRITERS[part_format.format](target, part_format)
         counts = _write_blocks(rows, writer, part_format.shape)
         writer.close()
     except BaseException:
@@ -157,10 +157,10 @@ def write_part(rows: Iterable[bytes], target: HashingWriter, part_format: PartFo
 def _write_blocks(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
     written, calls = 0, 0
     block: list[bytes] = []
-    size = 0
+    size, flat = 0, shape is Shape.FLAT
     for row in rows:
         calls += 1
-        for line in flattened(row) if shape is Shape.FLAT else (row,):
+        for line in flattened(row) if flat else (row,):
             written += 1
             block.append(line)
             size += len(line)
@@ -177,22 +177,28 @@ def flattened(row: bytes) -> Iterator[bytes]:
     """Yield the flat lines of a nested row: one for each metric, or one with nulls if there are no metrics.
 
     call_id is the nested record_id. A flat record_id hashes the fields of the nested one and two more: the occurrence
-    of the value within the call, from 1, and the value; without metrics, 0 and an empty text. The occurrence is first
-    because a value may contain U+001F.
+    of the metric's identity within the call, from 1, and that identity; without metrics, 0 and an empty text. The
+    occurrence is first because a value may contain U+001F.
     """
     call = orjson.loads(row)
+    facet = FACETS[call["facet"]]
     call = {"record_id": None, "call_id": call.pop("record_id")} | call
-    metrics = call.pop("metrics") or [{"value": None, "clicks": None}]
-    version = call.pop("schema_version")
+    metrics = call.pop("metrics")
+    version = {"schema_version": call.pop("schema_version")}
     key = SEPARATOR.join(str(call[name]) for name in ("bitlink", "facet", "unit", "units", "unit_reference"))
+    if not metrics:
+        call["record_id"] = _hashed(key, 0, "")
+        yield one_line(call | dict.fromkeys(field.name for field in facet.fields) | version) + b"\n"
     seen: dict[str, int] = {}
     for metric in metrics:
-        value, times = metric["value"], 0
-        if value is not None:
-            times = seen[value] = seen.get(value, 0) + 1
-        hashed = f"{key}{SEPARATOR}{times}{SEPARATOR}{value or ''}"
-        call["record_id"] = hashlib.sha256(hashed.encode()).hexdigest()[:32]
-        yield one_line(call | {"value": value, "clicks": metric["clicks"], "schema_version": version}) + b"\n"
+        identity = facet.identity(metric)
+        times = seen[identity] = seen.get(identity, 0) + 1
+        call["record_id"] = _hashed(key, times, identity)
+        yield one_line(call | metric | version) + b"\n"
+
+
+def _hashed(key: str, times: int, identity: str) -> str:
+    return hashlib.sha256(f"{key}{SEPARATOR}{times}{SEPARATOR}{identity}".encode()).hexdigest()[:32]
 
 
 class EncodedSize(NamedTuple):
@@ -204,7 +210,7 @@ class EncodedSize(NamedTuple):
 
 def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     """Return what a nested row, given without its line feed, adds to a part; flat bytes to within a few a row."""
-    if shape is Shape.NESTED:
+    if shape is _NESTED:
         return EncodedSize(1, len(row) + 1)
     # Neither text can occur in a value, where quotation marks are escaped.
     before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
@@ -214,18 +220,18 @@ def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
 
 def _check_available(part_format: PartFormat) -> None:
     """Raise UsageError if a library that the format needs is not installed."""
-    _WRITERS[part_format.format](HashingWriter(io.BytesIO()), part_format.shape).close()
+    _WRITERS[part_format.format](HashingWriter(io.BytesIO()), part_format).close()
 
 
-def _plain(target: HashingWriter, _: Shape) -> _Writer:
+def _plain(target: HashingWriter, _: PartFormat) -> _Writer:
     return target  # closing it leaves the stream below it open
 
 
-def _gzip(target: HashingWriter, _: Shape) -> _Writer:
+def _gzip(target: HashingWriter, _: PartFormat) -> _Writer:
     return gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=cast("BinaryIO", target), mtime=0)
 
 
-def _zstd(target: HashingWriter, _: Shape) -> _Writer:
+def _zstd(target: HashingWriter, _: PartFormat) -> _Writer:
     zstd = import_zstd("ndjson.zst needs a library", option="--format")
     # Readers detect a flipped bit, as in gzip and in what the zstd command writes.
     checked: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
@@ -235,9 +241,9 @@ def _zstd(target: HashingWriter, _: Shape) -> _Writer:
 class _Parquet:
     """Parquet with zstd and row groups of about _GROUP_BYTES. pyarrow parses the lines without Python's lock."""
 
-    def __init__(self, target: HashingWriter, shape: Shape) -> None:
+    def __init__(self, target: HashingWriter, part_format: PartFormat) -> None:
         self._arrow = import_pyarrow("parquet needs a library", option="--format")
-        self._schema = arrow_schema(shape)
+        self._schema = arrow_schema(part_format.shape, part_format.facet)
         self._writer = self._arrow.parquet.ParquetWriter(target, self._schema, compression="zstd")
         self._group: list[Any] = []
         self._size = 0
@@ -267,8 +273,8 @@ class _Parquet:
         self._writer.write_table(table, row_group_size=table.num_rows)
 
 
-def arrow_schema(shape: Shape) -> Any:
-    """Return the columns of a shape as a pyarrow.Schema.
+def arrow_schema(shape: Shape, facet: str) -> Any:
+    """Return the columns of a facet's rows in a shape as a pyarrow.Schema.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -284,12 +290,12 @@ def arrow_schema(shape: Shape) -> Any:
     def field(column: Column) -> Any:
         return arrow.field(column.name, types[column.kind], nullable=column.nullable)
 
-    metric = arrow.struct([field(column) for column in METRIC])
+    metric = arrow.struct([field(column) for column in metric_columns(facet)])
     types[Kind.METRICS] = arrow.list_(arrow.field("element", metric, nullable=False))
-    return arrow.schema([field(column) for column in COLUMNS[shape]])
+    return arrow.schema([field(column) for column in columns_of(shape, facet)])
 
 
-_WRITERS: dict[Format, Callable[[HashingWriter, Shape], _Writer]] = {
+_WRITERS: dict[Format, Callable[[HashingWriter, PartFormat], _Writer]] = {
     Format.NDJSON: _plain,
     Format.NDJSON_GZ: _gzip,
     Format.NDJSON_ZST: _zstd,

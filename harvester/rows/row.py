@@ -5,6 +5,7 @@ from datetime import datetime
 
 import orjson
 
+from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
@@ -19,6 +20,7 @@ class RowBuilder:
     def __init__(self, query: Query, run_id: str) -> None:
         self._query = query
         self._run_id = run_id
+        self._facet = FACETS[query.facet]
         window = (query.facet, query.unit, str(query.units), query.unit_reference)
         self._window = (SEPARATOR + SEPARATOR.join(window)).encode()
 
@@ -43,13 +45,15 @@ class RowBuilder:
                 "unit": query.unit,
                 "units": query.units,
                 "unit_reference": query.unit_reference,
+                "period_start": query.period_start,
+                "period_end": query.period_end,
                 "size": query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
-                # As many as were requested, so there are probably more.
-                "truncated": len(answer.metrics) == query.size,
+                "truncated": self._is_truncated(answer),
+                **answer.totals,
                 "metrics": answer.metrics,
                 "schema_version": SCHEMA_VERSION,
             }
@@ -57,9 +61,15 @@ class RowBuilder:
 
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
-        truncated = len(answer.metrics) == self._query.size
+        truncated = self._is_truncated(answer)
         clipped = is_clipped(self._query.units, answer.units_returned)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
+
+    def _is_truncated(self, answer: Answer) -> bool:
+        metrics, name = answer.metrics, self._facet.grouped_by
+        return self._facet.is_truncated(
+            [each[name] for each in metrics] if name else (), len(metrics), self._query.size
+        )
 
     def failure(
         self,

@@ -1,19 +1,23 @@
 """The columns of published rows, in both shapes, with their types and meanings: the single definition.
 
-Parquet's schema, the checks of `harvester verify` and the DDL of each database are derived from it. The meanings are
-printed into schemas, so a change of their wording changes the output of `harvester schema`.
+What a facet's rows have of their own comes from its entry in `bitly.facets`. Parquet's schema, the checks of `harvester
+verify` and the DDL of each database are derived from the columns. The meanings are printed into schemas, so a change of
+their wording changes the output of `harvester schema`.
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
+
+from harvester.bitly.facets import FACETS, FieldKind, MetricField
 
 SEPARATOR = "\x1f"
 """Stands between the fields that a record_id is the hash of."""
 
 
 class Kind(StrEnum):
-    """The type of a column. metrics: a list of {value, clicks}. moment: UTC, written with a final Z in NDJSON."""
+    """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON."""
 
     TEXT = "text"
     INTEGER = "integer"
@@ -46,7 +50,9 @@ _CALL = (
     Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
     Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
     Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
-    Column("size", Kind.INTEGER, "metrics asked for at most"),
+    Column("period_start", Kind.MOMENT, "beginning of the calendar period; null if the window is none", nullable=True),
+    Column("period_end", Kind.MOMENT, "its end, which it does not include", nullable=True),
+    Column("size", Kind.INTEGER, "metrics asked for at most; null for a facet that has no such limit", nullable=True),
     Column("fetched_at", Kind.MOMENT, "when the answer was read"),
     Column(
         "units_returned", Kind.INTEGER, "units that Bitly used; fewer than asked for where the plan cuts", nullable=True
@@ -57,25 +63,34 @@ _CALL = (
 )
 _ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
 _CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
-_METRICS = Column("metrics", Kind.METRICS, "the breakdown: value and clicks, in Bitly's order")
-METRIC = (
-    Column("value", Kind.TEXT, "what the clicks came from"),
-    Column("clicks", Kind.INTEGER, "clicks from there"),
-)
-"""The fields of one metric, an item of the nested row's list."""
+_METRICS = Column("metrics", Kind.METRICS, "the breakdown, in Bitly's order")
 _VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
+_KINDS = {FieldKind.TEXT: Kind.TEXT, FieldKind.COUNT: Kind.INTEGER, FieldKind.MOMENT: Kind.MOMENT}
+
+
+@lru_cache
+def columns_of(shape: Shape, facet: str) -> tuple[Column, ...]:
+    """Return the columns of a facet's rows in a shape, in order."""
+    totals = tuple(map(_column, FACETS[facet].totals))
+    if shape is Shape.NESTED:
+        return (*_CALL, *totals, _METRICS, _VERSION)
+    return (_ROW_ID, _CALL_ID, *_CALL[1:], *totals, *map(_or_none, metric_columns(facet)), _VERSION)
+
+
+@lru_cache
+def metric_columns(facet: str) -> tuple[Column, ...]:
+    """Return the fields of one metric of a facet: the keys of an item of the nested row's list."""
+    return tuple(map(_column, FACETS[facet].fields))
+
+
+def _column(field: MetricField) -> Column:
+    return Column(field.name, _KINDS[field.kind], field.means, field.nullable)
 
 
 def _or_none(column: Column) -> Column:
     """Return a metric's column for the flat shape, where it is null in the row of a link without metrics."""
     return column._replace(means=f"{column.means}; null for a link without any", nullable=True)
 
-
-COLUMNS: dict[Shape, tuple[Column, ...]] = {
-    Shape.NESTED: (*_CALL, _METRICS, _VERSION),
-    Shape.FLAT: (_ROW_ID, _CALL_ID, *_CALL[1:], *map(_or_none, METRIC), _VERSION),
-}
-"""The columns of each shape, in order."""
 
 FAILURE: tuple[Column, ...] = (
     Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),

@@ -1,17 +1,17 @@
 """The row's schema in the languages of its loaders: JSON Schema, a type for Spark, DDL for each database, Python.
 
-All are derived from `schema.COLUMNS`. The format of the parts changes how they are read, never a column.
+All are derived from `schema.columns_of`. The format of the parts changes how they are read, never a column.
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from harvester.rows.encode import Format
 from harvester.rows.row import SCHEMA_VERSION
-from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
+from harvester.rows.schema import Column, Kind, Shape, columns_of, metric_columns
 
 _TABLE, _FILES, _STAGE = "bitly_metrics", "bitly_parts", "bitly_lake"
 """Names in the output that a person may change."""
@@ -52,33 +52,50 @@ _TYPES: Mapping[Target, tuple[str, ...]] = {
 
 _MEMBERS = {
     Target.ATHENA: "{name}:{type}",
-    Target.PYARROW: 'pa.field("{name}", {type}, nullable=False)',
+    Target.PYARROW: 'pa.field("{name}", {type}, nullable={nullable})',
     Target.POLARS: '"{name}": {type}',
 }
 """A member of a metric; for the other databases name and type."""
 
 
-def schema_for(target: Target, shape: Shape, format_: Format) -> str:
+class Rows(NamedTuple):
+    """The rows that a schema is for."""
+
+    shape: Shape
+    format: Format
+    facet: str
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of a row, in order."""
+        return columns_of(self.shape, self.facet)
+
+
+def schema_for(target: Target, rows: Rows) -> str:
     """Return the content of a schema file for a target, without the last line feed."""
     match target:
         case Target.JSON_SCHEMA:
-            return _json(_json_schema(shape))
+            return _json(_json_schema(rows))
         case Target.BIGQUERY:
-            return _json([_bigquery_field(column) for column in COLUMNS[shape]])
+            return _json([_bigquery_field(column, rows.facet) for column in rows.columns])
         case Target.SPARK:
-            return _json(_spark_struct(COLUMNS[shape]))
+            return _json(_spark_struct(rows.columns, rows.facet))
         case Target.DUCKDB:
-            return _duckdb(shape, format_)
+            return _duckdb(rows)
         case Target.SNOWFLAKE:
-            return _snowflake(shape, format_)
+            return _snowflake(rows)
         case Target.ATHENA:
-            return _athena(shape, format_)
+            return _athena(rows)
         case Target.CLICKHOUSE:
-            return _clickhouse(shape, format_)
+            return _clickhouse(rows)
         case Target.PYARROW:
-            return _pyarrow(shape)
+            return _pyarrow(rows)
         case Target.POLARS:
-            return _polars(shape)
+            return _polars(rows)
+
+
+def _title(rows: Rows) -> str:
+    return f"harvester's {rows.shape} rows of {rows.facet}, schema version {SCHEMA_VERSION}"
 
 
 def _type(target: Target, kind: Kind) -> str:
@@ -92,52 +109,53 @@ def _json(value: object) -> str:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
-def _json_schema(shape: Shape) -> dict[str, Any]:
+def _json_schema(rows: Rows) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:harvester:row:{shape}:{SCHEMA_VERSION}",
-        "title": f"A {shape} row of harvester's, version {SCHEMA_VERSION}",
-        **_json_object(COLUMNS[shape]),
+        "$id": f"urn:harvester:row:{rows.facet}:{rows.shape}:{SCHEMA_VERSION}",
+        "title": f"A {rows.shape} row of harvester's facet {rows.facet}, version {SCHEMA_VERSION}",
+        **_json_object(rows.columns, rows.facet),
     }
 
 
-def _json_object(columns: tuple[Column, ...]) -> dict[str, Any]:
+def _json_object(columns: tuple[Column, ...], facet: str) -> dict[str, Any]:
     """Return the JSON Schema of an object. Further keys are valid, because later versions add columns."""
     return {
         "type": "object",
-        "properties": {column.name: _json_property(column) for column in columns},
+        "properties": {column.name: _json_property(column, facet) for column in columns},
         "required": [column.name for column in columns],
         "additionalProperties": True,
     }
 
 
-def _json_property(column: Column) -> dict[str, Any]:
+def _json_property(column: Column, facet: str) -> dict[str, Any]:
     kind = _type(Target.JSON_SCHEMA, column.kind)
     schema: dict[str, Any] = {"description": column.means, "type": [kind, "null"] if column.nullable else kind}
     if column.kind is Kind.MOMENT:
         schema |= {"format": "date-time", "pattern": "Z$"}
     if column.kind is Kind.METRICS:
-        schema["items"] = _json_object(METRIC)
+        schema["items"] = _json_object(metric_columns(facet), facet)
     return schema
 
 
-def _bigquery_field(column: Column) -> dict[str, Any]:
+def _bigquery_field(column: Column, facet: str) -> dict[str, Any]:
     """Return the definition of a column: https://cloud.google.com/bigquery/docs/schemas#creating_a_JSON_schema_file."""
     mode = "REPEATED" if column.kind is Kind.METRICS else "NULLABLE" if column.nullable else "REQUIRED"
-    fields = {"fields": [_bigquery_field(each) for each in METRIC]} if column.kind is Kind.METRICS else {}
+    members = metric_columns(facet) if column.kind is Kind.METRICS else ()
+    fields = {"fields": [_bigquery_field(each, facet) for each in members]} if members else {}
     kind = _type(Target.BIGQUERY, column.kind)
     return {"name": column.name, "type": kind, "mode": mode, "description": column.means, **fields}
 
 
-def _spark_struct(columns: tuple[Column, ...]) -> dict[str, Any]:
+def _spark_struct(columns: tuple[Column, ...], facet: str) -> dict[str, Any]:
     """Return a struct in the form that StructType.fromJson reads."""
-    return {"type": "struct", "fields": [_spark_field(column) for column in columns]}
+    return {"type": "struct", "fields": [_spark_field(column, facet) for column in columns]}
 
 
-def _spark_field(column: Column) -> dict[str, Any]:
+def _spark_field(column: Column, facet: str) -> dict[str, Any]:
     kind: Any = _type(Target.SPARK, column.kind)
     if column.kind is Kind.METRICS:
-        kind = {"type": kind, "elementType": _spark_struct(METRIC), "containsNull": False}
+        kind = {"type": kind, "elementType": _spark_struct(metric_columns(facet), facet), "containsNull": False}
     return {"name": column.name, "type": kind, "nullable": column.nullable, "metadata": {"comment": column.means}}
 
 
@@ -155,20 +173,23 @@ _COLUMN_LINES = {
 """A column's line in CREATE TABLE or in Python. quoted: its meaning with single quotes doubled."""
 
 
-def _full_type(target: Target, column: Column) -> str:
+def _full_type(target: Target, column: Column, facet: str) -> str:
     """Return a column's type; that of metrics includes the type of each member."""
     member = _MEMBERS.get(target, "{name} {type}")
-    members = ", ".join(member.format(name=each.name, type=_type(target, each.kind)) for each in METRIC)
+    members = ", ".join(
+        member.format(name=each.name, type=_full_type(target, each, facet), nullable=each.nullable)
+        for each in (metric_columns(facet) if column.kind is Kind.METRICS else ())
+    )
     full = _type(target, column.kind).format(members)
     return f"Nullable({full})" if target is Target.CLICKHOUSE and column.nullable else full
 
 
-def _column_lines(target: Target, shape: Shape) -> str:
-    columns = COLUMNS[shape]
+def _column_lines(target: Target, rows: Rows) -> str:
+    columns = rows.columns
     return "\n".join(
         _COLUMN_LINES[target].format(
             name=column.name,
-            type=_full_type(target, column),
+            type=_full_type(target, column, rows.facet),
             nullable=column.nullable,
             not_null="" if column.nullable else " NOT NULL",
             means=column.means,
@@ -179,27 +200,29 @@ def _column_lines(target: Target, shape: Shape) -> str:
     )
 
 
-def _create_table(target: Target, shape: Shape, format_: Format, note: str) -> str:
+def _create_table(target: Target, rows: Rows, note: str) -> str:
     """Return the file's first line, a comment that ends in the note, and CREATE TABLE up to its last parenthesis."""
     external = "EXTERNAL " if target is Target.ATHENA else ""
-    return f"""-- harvester's {shape} rows, schema version {SCHEMA_VERSION}, in parts of --format {format_}: {note}
+    return f"""-- {_title(rows)}, in parts of --format {rows.format}: {note}
 CREATE {external}TABLE IF NOT EXISTS {_TABLE} (
-{_column_lines(target, shape)}
+{_column_lines(target, rows)}
 )"""
 
 
-def _duckdb(shape: Shape, format_: Format) -> str:
+def _duckdb(rows: Rows) -> str:
     """Return a table, and a macro that reads files with its column types, which DuckDB would have to guess."""
-    columns = COLUMNS[shape]
-    if format_ is Format.PARQUET:
+    columns = rows.columns
+    if rows.format is Format.PARQUET:
         source = "read_parquet(files, union_by_name = true)"
     else:
-        types = ",\n".join(f"    {column.name}: '{_full_type(Target.DUCKDB, column)}'" for column in columns)
+        types = ",\n".join(
+            f"    {column.name}: '{_full_type(Target.DUCKDB, column, rows.facet)}'" for column in columns
+        )
         source = f"read_json(files, format = 'newline_delimited', columns = {{\n{types}\n}})"
     names = ",\n    ".join(column.name for column in columns)  # not *: a folder such as dt=2026-11-23 adds a column
-    return f"""{_create_table(Target.DUCKDB, shape, format_, "DuckDB, from 1.4 on")};
+    return f"""{_create_table(Target.DUCKDB, rows, "DuckDB, from 1.4 on")};
 
--- The rows of files: FROM {_FILES}('lake/referrers/dt=*/part-*.{format_}')
+-- The rows of files: FROM {_FILES}('lake/{rows.facet}/dt=*/part-*.{rows.format}')
 CREATE OR REPLACE MACRO {_FILES}(files) AS TABLE
 SELECT
     {names}
@@ -215,15 +238,15 @@ _SNOWFLAKE_FILE_FORMATS = {
 }
 
 
-def _snowflake(shape: Shape, format_: Format) -> str:
-    return f"""{_create_table(Target.SNOWFLAKE, shape, format_, "Snowflake; the stage is yours to make")};
+def _snowflake(rows: Rows) -> str:
+    return f"""{_create_table(Target.SNOWFLAKE, rows, "Snowflake; the stage is yours to make")};
 
-CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FILE_FORMATS[format_]};
+CREATE OR REPLACE FILE FORMAT {_FILES} {_SNOWFLAKE_FILE_FORMATS[rows.format]};
 
 -- What was loaded within 64 days is not loaded again.
 COPY INTO {_TABLE}
 FROM @{_STAGE}
-PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{format_.replace(".", "[.]")}'
+PATTERN = '(.*/)?part-[0-9a-f]+-[0-9]+[.]{rows.format.replace(".", "[.]")}'
 FILE_FORMAT = (FORMAT_NAME = '{_FILES}')
 MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE;"""
 
@@ -234,11 +257,11 @@ WITH SERDEPROPERTIES ("timestamp.formats" = "yyyy-MM-dd'T'HH:mm:ss'Z'")
 STORED AS TEXTFILE"""
 
 
-def _athena(shape: Shape, format_: Format) -> str:
-    return f"""{_create_table(Target.ATHENA, shape, format_, "Athena; BUCKET is yours to name")}
+def _athena(rows: Rows) -> str:
+    return f"""{_create_table(Target.ATHENA, rows, "Athena; BUCKET is yours to name")}
 PARTITIONED BY (`dt` string COMMENT "of the folder, dt=2026-11-23")
-{"STORED AS PARQUET" if format_ is Format.PARQUET else _ATHENA_LINES}
-LOCATION 's3://BUCKET/lake/referrers/'
+{"STORED AS PARQUET" if rows.format is Format.PARQUET else _ATHENA_LINES}
+LOCATION 's3://BUCKET/lake/{rows.facet}/'
 TBLPROPERTIES (
     'projection.enabled' = 'true',
     'projection.dt.type' = 'date',
@@ -247,9 +270,9 @@ TBLPROPERTIES (
 );"""
 
 
-def _clickhouse(shape: Shape, format_: Format) -> str:
-    key = "record_id" if shape is Shape.NESTED else "call_id, record_id"
-    return f"""{_create_table(Target.CLICKHOUSE, shape, format_, "ClickHouse")}
+def _clickhouse(rows: Rows) -> str:
+    key = "record_id" if rows.shape is Shape.NESTED else "call_id, record_id"
+    return f"""{_create_table(Target.CLICKHOUSE, rows, "ClickHouse")}
 ENGINE = MergeTree
 ORDER BY ({key});
 
@@ -260,22 +283,22 @@ CREATE TABLE IF NOT EXISTS {_FILES} AS {_TABLE};"""
 # --- Python ---------------------------------------------------------------------------------------------------------
 
 
-def _pyarrow(shape: Shape) -> str:
+def _pyarrow(rows: Rows) -> str:
     """Return a module whose `schema` equals `encode.arrow_schema`."""
-    return f"""# harvester's {shape} rows, schema version {SCHEMA_VERSION}: a pyarrow.Schema
+    return f"""# {_title(rows)}: a pyarrow.Schema
 import pyarrow as pa
 
 schema = pa.schema(
     [
-{_column_lines(Target.PYARROW, shape)}
+{_column_lines(Target.PYARROW, rows)}
     ]
 )"""
 
 
-def _polars(shape: Shape) -> str:
-    return f"""# harvester's {shape} rows, schema version {SCHEMA_VERSION}: for the parameter schema of Polars' readers
+def _polars(rows: Rows) -> str:
+    return f"""# {_title(rows)}: for the parameter schema of Polars' readers
 import polars as pl
 
 schema = {{
-{_column_lines(Target.POLARS, shape)}
+{_column_lines(Target.POLARS, rows)}
 }}"""

@@ -1,5 +1,8 @@
 """When a run's verdicts make going on a waste of calls, and why it then stops."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+
 from harvester.bitly.verdicts import (
     Answer,
     MonthSpent,
@@ -11,15 +14,20 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.attempt import month_spent
+from harvester.clock import next_month
 from harvester.progress import ListCounts
 from harvester.shutdown import FailureLimit, Stop, StopReason
 
-ALIKE = 50
-"""If this many first calls are all refused with one status and message, the fault is not the links'."""
+MANY_REFUSED = 50
+"""If this many calls are refused before the first row, for whatever reasons, the fault is not the links'."""
 MANY_INVALID = 20
 """More invalid lines than this, if they are more than half of the list, are no success."""
 NO_ROUTE = 20
 """If this many first calls all get a plain-text 404, the base URL is wrong."""
+
+
+def _by_wall_clock() -> datetime:
+    return next_month(datetime.now(UTC))
 
 
 def too_many_invalid(invalid: int, lines: int, limit: FailureLimit | None) -> bool:
@@ -37,16 +45,24 @@ class AbortRules:
     """Decides from the verdicts of one run whether further calls would be wasted. Holds counts, does no I/O.
 
     Some verdicts end a run alone (a spent month, a refused token: `for_every_call`). The others do so by their number:
-    first calls all refused alike, more failures than --max-failures. That a server answers nothing good any more, or
-    refuses links that it has answered, is the client's to notice.
+    calls refused before the first row, more failures than --max-failures. That a server answers nothing good any more,
+    or refuses links that it has answered, is the client's to notice.
 
-    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work.
+    first_rows: True if the dataset has no row yet; one with rows has shown that its query and token work. next_begins:
+    as in budget.Month.
     """
 
-    def __init__(self, failure_limit: FailureLimit | None, *, first_rows: bool) -> None:
+    def __init__(
+        self,
+        failure_limit: FailureLimit | None,
+        *,
+        first_rows: bool,
+        next_begins: Callable[[], datetime] = _by_wall_clock,
+    ) -> None:
+        self._next_begins = next_begins
         self._limit = failure_limit
         self._first_rows = first_rows
-        self._alike: dict[tuple[int, str], int] = {}
+        self._refused = self._no_route = 0
         self.calls = 0
         self.failed = 0
         self._rows = 0
@@ -57,30 +73,29 @@ class AbortRules:
             self.calls += 1
             self._rows += 1
             return self._too_many() if self._limit else None
-        if stop := for_every_call(verdict):
+        if stop := for_every_call(verdict, self._next_begins):
             return stop
         self.calls += 1
         self.failed += 1
-        return self._all_alike(verdict) or self._too_many()
+        return self._all_refused(verdict) or self._too_many()
 
-    def _all_alike(self, verdict: Verdict) -> Stop | None:
+    def _all_refused(self, verdict: Verdict) -> Stop | None:
         if not isinstance(verdict, Refused) or self._rows:
             return None
-        # A plain 404 may quote the path, which differs from call to call: its message is not compared.
-        kind = (verdict.status, "" if verdict.no_route else verdict.message)
-        self._alike[kind] = self._alike.get(kind, 0) + 1
-        alike = self._alike[kind] == self.calls
-        if alike and verdict.no_route and self.calls >= NO_ROUTE:
+        self._refused += 1
+        self._no_route += verdict.no_route
+        if self._no_route == self.calls >= NO_ROUTE:
             return Stop(
                 StopReason.NO_ROUTE,
                 f"the first {self.calls} calls were all answered 404 in plain text: the server does not know the "
                 "path. Check --base-url (Bitly's ends in /v4)",
             )
-        if alike and self.calls >= ALIKE and self._first_rows and self._limit is None:
+        if self._refused >= MANY_REFUSED and self._first_rows and self._limit is None:
             return Stop(
                 StopReason.ALL_REFUSED,
-                f"the first {self.calls} calls were all refused alike ({reason(verdict)}). Check that these links "
-                "belong to the token's account; to go on all the same, say --max-failures 100%. None is written off",
+                f"{self._refused} calls were refused before any had a row (lately: {reason(verdict)}). Check that the "
+                "links belong to the token's account; to go on all the same, say --max-failures 100%. None is written "
+                "off",
             )
         return None
 
@@ -125,11 +140,11 @@ def stop_for_invalid(listed: ListCounts, limit: FailureLimit | None) -> Stop | N
     )
 
 
-def for_every_call(verdict: Verdict) -> Stop | None:
+def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_wall_clock) -> Stop | None:
     """Return the stop for a verdict that every further call would get too; None for any other."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict)
+            return month_spent(verdict, next_begins())
         case TokenRefused():
             return Stop(
                 StopReason.TOKEN_REFUSED,

@@ -1,8 +1,9 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
 from harvester.bitly.requests import Requests
 from harvester.budget.budget import Budget
-from harvester.budget.database import BudgetDatabase
+from harvester.budget.database import BUSY_SECONDS, BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
@@ -25,8 +26,9 @@ from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.manifest import Command
 from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import UsageError
+from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
 from harvester.groups.journal import ListRequest
 from harvester.links.feed import IterableFeed
@@ -37,7 +39,12 @@ from harvester.rows.schema import Shape
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import FailureLimit, ShutdownSignal
+from harvester.storage.filesystem import lock_holder
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+
+_BUSY_POLL_SECONDS = 0.1
+_SILENT_SECONDS = 1.0
+"""A longer wait for the budget's file is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ class Job:
     counted, None for the token's own. state_dir: where the budget is kept, None for the user's state folder. exporter:
     called with each manifest. max_calls: the most calls of this run. retry_*: make calls again that failed or were
     refused. allow_empty: a list without links is complete. commit_seconds: the longest that a verdict waits for its
-    commit. report_seconds: the interval between two reports of the progress.
+    commit. report_seconds: the interval between two reports of the progress. command: what was typed, for the manifest;
+    None from Python.
     """
 
     sources: list[Source]
@@ -80,6 +88,7 @@ class Job:
     feed: IterableFeed | None = None
     sink: RowSink | None = None
     listed: ListRequest | None = None
+    command: Command | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +104,19 @@ class Budgets:
     clock: Clock
 
 
-@contextmanager
-def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver) -> Iterator[Budgets]:
-    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written."""
+@asynccontextmanager
+async def open_budgets(
+    job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
+) -> AsyncIterator[Budgets]:
+    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written.
+
+    Raises:
+        RunStopping: the run is ending, and another process still holds the file. OutputError: it cannot be used.
+    """
     folder = state_folder(job.state_dir, private, observer.warn)
     server = _server_of(job.client_settings.base_url)
     slots = ConnectionSlots(lock_folder(folder, server), job.client_settings.connections)
-    with closing(BudgetDatabase(os.path.join(folder, BUDGET_FILE))) as database:
+    with closing(await _open_database(os.path.join(folder, BUDGET_FILE), observer, shutdown)) as database:
         account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
         budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.limits)
         helpers = MachineBudget(
@@ -115,6 +130,31 @@ def open_budgets(job: Job, facet: str, private: str | Callable[[], str], observe
             slots.leave()
             pages.close()
             budget.close()
+
+
+async def _open_database(path: str, observer: RunObserver, shutdown: ShutdownSignal) -> BudgetDatabase:
+    """Open the budget's file; while another process holds it, try again, say why after a second, and hear signals."""
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            return BudgetDatabase(path, busy_seconds=_BUSY_POLL_SECONDS)
+        except BudgetBusy as error:
+            waited = time.monotonic() - began
+            if waited > BUSY_SECONDS:
+                raise BudgetBusy(f"{error}{_holder_of(path)}") from error
+            if waited > _SILENT_SECONDS and not told:
+                observer.warn(f"waiting for {path}, which another process has locked{_holder_of(path)}")
+                told = True
+        await shutdown.sleep_unless_stopping(_BUSY_POLL_SECONDS)
+
+
+def _holder_of(path: str) -> str:
+    """Return the process that holds a SQLite file, in brackets, or nothing where the kernel does not say."""
+    for name in (path, path + "-shm"):  # with a log the lock of a transaction is there
+        with suppress(OSError):
+            if process := lock_holder(os.stat(name), "POSIX"):
+                return f" (process {process})"
+    return ""
 
 
 def _server_of(base_url: str) -> str:
@@ -155,6 +195,7 @@ class AccountClients:
     """Opens clients for the routes of groups, one at a time, each counted in the budget of its endpoint.
 
     record_attempts: as in ClientContext; these requests are helper requests. sent: by all of these clients.
+    next_begins: as in budget.Month.
     """
 
     def __init__(
@@ -165,6 +206,7 @@ class AccountClients:
         record_attempts: Callable[[AttemptCounts], None] = record_nothing,
     ) -> None:
         self.sent = 0
+        self.next_begins = budgets.facet.month.next_begins
         self._job = job
         self._budgets = budgets
         self._shutdown = shutdown

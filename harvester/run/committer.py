@@ -21,7 +21,10 @@ from harvester.threads import in_daemon
 COMMIT_SECONDS = 0.5
 COMMIT_VERDICTS = 1000
 """This many verdicts are committed at once, without waiting for COMMIT_SECONDS."""
-MANIFEST_SECONDS = 60.0
+MANIFEST_SECONDS, STORE_SECONDS = 10.0, 60.0
+"""The longest between two manifests: on a local disk, and in an object store, where each is a request."""
+_SOONEST = 10
+"""What begins to block is written at once, but no sooner than a tenth of that time after the last manifest."""
 LEAST_FREE_BYTES = 64 * 1024 * 1024
 _FAILURES_SHARE = 100
 """Rewriting `_failures.ndjson` during a run takes at most 1/100 of the time."""
@@ -34,12 +37,13 @@ InThread: TypeAlias = Callable[[Callable[[], Manifest]], Awaitable[Manifest]]
 
 
 class Heartbeat:
-    """Replaces the manifest at least every `seconds`, from before the list is counted until the run has ended.
+    """Replaces the manifest at least every `seconds`, and when something begins to block, until the run has ended.
 
-    `status` takes a run whose manifest is three minutes old for a dead one, so no stage of a run may be silent. The
-    ledger allows one thread at a time, which is why two stages write in two ways. Before the harvest a thread compares
-    the list with the ledger: the last manifest is written again with the present moment, and the ledger is left alone.
-    During the harvest the committer writes in its own thread, after a commit, when the manifest is `due`.
+    It begins before the list is counted: `status` takes a run whose manifest is three minutes old for a dead one, so no
+    stage of a run may be silent. The ledger allows one thread at a time, which is why two stages write in two ways.
+    Before the harvest a thread compares the list with the ledger: the last manifest is written again with the present
+    moment, and the ledger is left alone. During the harvest the committer writes in its own thread, after a commit,
+    when the manifest is `due`.
 
     exporter: called with each manifest, also where there is no file of it.
     """
@@ -49,18 +53,21 @@ class Heartbeat:
         dataset: Dataset,
         telemetry: Telemetry,
         exporter: ManifestExporter | None = None,
-        seconds: float = MANIFEST_SECONDS,
+        seconds: float = STORE_SECONDS,
     ) -> None:
         self.telemetry = telemetry
         self._dataset = dataset
         self._exporter = exporter
         self._seconds = seconds
-        self._due_at = 0.0
+        self._written_at = self._due_at = 0.0
 
     @property
     def due(self) -> bool:
         """True when the manifest is to be written again."""
-        return time.monotonic() >= self._due_at
+        now = time.monotonic()
+        if now >= self._due_at:
+            return True
+        return now >= self._written_at + self._seconds / _SOONEST and self.telemetry.begins_to_block
 
     async def write(self, outcome: RunOutcome | None, in_thread: InThread | None = None) -> Manifest:
         """Replace the manifest. outcome: None while the run goes on. in_thread: runs what blocks; by default a daemon.
@@ -68,7 +75,8 @@ class Heartbeat:
         Raises:
             OutputError: it cannot be written.
         """
-        self._due_at = time.monotonic() + self._seconds
+        self._written_at = time.monotonic()
+        self._due_at = self._written_at + self._seconds
         work = partial(self._dataset.write_manifest, self.telemetry.report(outcome))
         return await self._exported(await (in_thread or in_daemon)(work))
 
@@ -199,7 +207,8 @@ class Committer:
             await self._publish_all(outcome)
         except ReaderClosed:
             raise
-        except OutputError as error:
+        except OutputError as symptom:
+            error = self._dataset.cause_of(symptom)
             stop = Stop(StopReason.OUTPUT, str(error))
             # What has stopped the run is why the rest fails too, and says what to do.
             earlier = outcome.stop if outcome.stop and outcome.stop.reason is StopReason.OUTPUT else None
@@ -208,7 +217,9 @@ class Committer:
                 await self._heartbeat.write(spoiled, self.in_thread)
             if earlier:
                 raise OutputError(earlier.message) from error
-            raise
+            if error is symptom:
+                raise
+            raise error from symptom
         await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:
             await self.in_thread(self._dataset.declare_success)
@@ -245,7 +256,7 @@ class Committer:
         try:
             batch = self._take_batch()
         except OutputError as error:  # no new journal can be begun
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
             self._done.set()
             return
         try:
@@ -254,12 +265,16 @@ class Committer:
         except ReaderClosed as error:
             self._shutdown.request(Stop(StopReason.CONSUMER_GONE, str(error)))
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
         if batch.durable:
             self.in_progress.difference_update(batch.keys)
         else:
             self._dataset.give_back(batch)
         self._done.set()
+
+    def _stop_for(self, error: OutputError) -> None:
+        # A file that another program has removed is missed by whatever comes first; the watch says what has happened.
+        self._shutdown.request(Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error))))
 
     async def _make_parts(self) -> bool:
         """Start making the parts that are due. Return True when an earlier batch of parts has been finished."""
@@ -289,7 +304,7 @@ class Committer:
         return self._dataset.take_batch()
 
     async def _beat(self, *, part_made: bool) -> None:
-        """Replace the manifest at each part and each minute, and the failures as often as _FAILURES_SHARE allows."""
+        """Replace the manifest at each part and when it is due, and the failures as often as _FAILURES_SHARE allows."""
         if not part_made and not self._heartbeat.due:
             return
         now = time.monotonic()
@@ -302,7 +317,7 @@ class Committer:
         try:
             free = await self.in_thread(self._dataset.free_bytes)
         except OutputError as error:
-            self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+            self._stop_for(error)
             return
         if free < self._least_free:
             self._shutdown.request(

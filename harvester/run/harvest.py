@@ -16,11 +16,11 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import ROW
+from harvester.client.known_good import ROW, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import CallState
+from harvester.dataset.ledger import FAILED_STATE, ROW_STATE, CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
@@ -173,6 +173,7 @@ class Harvest:
 
     async def _finish(self) -> RunOutcome:
         progress, stop = self.progress, self._shutdown.stop
+        progress.failed += len(self._worklist.reopened)
         # Lines that are no links do not make an empty list: it may be another list's file, or another column.
         empty = self._options.allow_empty and not progress.listed.invalid
         done = progress.read_to_end and not progress.pending and (progress.listed.links > 0 or empty)
@@ -237,8 +238,8 @@ class Harvest:
         # share them.
         try:
             while (call := await self._next()) is not None:
-                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not CallState.FAILED)
-                since = self._client.known_good.moment()
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
+                place = self._client.place_of(verdict)
                 final = self._client.is_final(verdict)
                 if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
                     if stop := self._rules.see(verdict):
@@ -249,7 +250,7 @@ class Harvest:
                     in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
                     in_doubt = self._client.asks_about(verdict)
                     self._retrying += 1
-                    conclusion = self._conclude(call, verdict, since, held=held)
+                    conclusion = self._conclude(call, verdict, place, held=held)
                     if in_room:
                         self._spawn(group, conclusion)
                     else:
@@ -273,7 +274,7 @@ class Harvest:
         self.progress.started += 1
         return self._worklist.take()
 
-    async def _conclude(self, call: Call, first: Verdict, since: int, *, held: bool) -> None:
+    async def _conclude(self, call: Call, first: Verdict, place: Place, *, held: bool) -> None:
         # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
         # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
         # held instead, because a kill must leave it open.
@@ -281,28 +282,28 @@ class Harvest:
         verdict, attempts = None, 0
         try:
             with suppress(RunStopping):
-                verdict, attempts = await self._client.conclude(call.link.bitlink, first, since)
+                verdict, attempts = await self._client.conclude(call.link.bitlink, first, place)
         finally:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.refused -= 1
-                self.progress.failed += 1
+                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None)
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
             call = call._replace(previous=CallState.FAILED)
             self.progress.failed -= 1
             self.progress.pending += 1
+            self.progress.repeated += 1
         self._settle(call, verdict, attempts, seen=held and isinstance(verdict, Refused))
 
     async def _doubt_again(self, key: bytes, line: bytes) -> None:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
         refused = object_in(line)
         with suppress(RunStopping):
-            verdict = Refused(refused["status"], refused["message"])
-            if await self._client.doubt_again(refused["bitlink"], verdict):
+            if await self._client.doubt_again(refused["bitlink"], Refused(refused["status"], refused["message"])):
                 return
+        self._worklist.reopened.add(key)
         self._take_back(key, one_line({**refused, "kind": "failed"}))
 
     def _take_back(self, key: bytes, line: bytes) -> None:
@@ -328,7 +329,7 @@ class Harvest:
             elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
                 self._record_failure(call, verdict, attempts)
         except OutputError as error:
-            stop = Stop(StopReason.OUTPUT, str(error))
+            stop = Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error)))
         if stop is not None:
             self._shutdown.request(stop)
         if self._dataset.waiting >= COMMIT_VERDICTS:
@@ -337,9 +338,10 @@ class Harvest:
     def _record_row(self, call: Call, answer: Answer) -> None:
         line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
         shortfall = self._dataset.rows.shortfall(answer)
-        self._dataset.record(call.key, CallState.ROW, line, call.previous, shortfall)
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
         self.progress.pending -= 1
+        self.progress.repeated -= call.is_repeated
         self.progress.rows += 1
         self.progress.truncated += shortfall.truncated
         self.progress.clipped += shortfall.clipped
@@ -353,9 +355,7 @@ class Harvest:
         self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
-        self.progress.pending -= 1
-        self.progress.refused += refused
-        self.progress.failed += not refused
+        self.progress.count_without_row(verdict.status, call, refused=refused)
 
     def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
         assert isinstance(verdict, Failure)

@@ -3,20 +3,22 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from harvester.budget.budget import Budget
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.stream_publisher import QueueSink
-from harvester.errors import OutputError, RunStopping
+from harvester.dataset.ledger import UNANSWERED
+from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
+from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver, RunOutcome
 from harvester.groups.journal import ListRequest
-from harvester.groups.listing import AccountReader
-from harvester.groups.spool import COLUMN, Spooled, spooled
+from harvester.groups.listing import AccountReader, stopped
+from harvester.groups.spool import COLUMN, Spooled, read_before, spooled
 from harvester.links.batch import Feed
 from harvester.links.columns import ListFormat
 from harvester.links.feed import GIVEN, FileFeed
@@ -24,22 +26,33 @@ from harvester.links.files import Source
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client
-from harvester.run.committer import Heartbeat
+from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
+from harvester.storage.watch import FolderLock
 from harvester.threads import in_daemon
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
-_UNANSWERED = "unanswered"
-"""The ledger's fact with the number of definite no's at the end of the last run: the next run doubts them."""
+_INVALID, _SPENT = "invalid_reported", "month_reported"
+"""The ledger's facts with the invalid lines of the last list, and with the end of the last month whose calls were used
+up: --quiet reports both only when they change.
+"""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
+
+
+class PlannedPages(NamedTuple):
+    """Pages of groups' links. read: for the plan, now or before; again: by the run, as its output keeps none."""
+
+    read: int
+    again: int
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
@@ -58,15 +71,18 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         ExitStack() as stack,
         _time_limited(job.max_time_seconds, shutdown),
     ):
-        dataset = await _open_dataset(job, location, stack, shutdown, observer)
+        sink = job.sink or StdoutSink()
+        dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
         try:
-            with (
-                spool_paths(location.private, max(len(job.sources), 1)) as spools,
-                open_budgets(job, dataset.query.facet, location.private, observer) as budgets,
-            ):
+            async with AsyncExitStack() as opened:
+                spools = opened.enter_context(spool_paths(location.private, max(len(job.sources), 1)))
+                opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
+                budgets = await opened.enter_async_context(opening_budgets)
                 await budgets.slots.join()
-                lists = _names_of(job)
-                heartbeat = Heartbeat(dataset, Telemetry(budgets.facet, dataset.invocation, lists), job.exporter)
+                names, reader = _names_of(job), lambda: sink.awaits_reader
+                telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader)
+                seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
+                heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
                     job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
@@ -81,7 +97,12 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
 
 
 async def _open_dataset(
-    job: Job, location: OutputLocation, stack: ExitStack, shutdown: ShutdownSignal, observer: RunObserver
+    job: Job,
+    location: OutputLocation,
+    sink: RowSink,
+    stack: ExitStack,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
 ) -> Dataset:
     # A journal that is not made into a part, but copied on in order, is ended at a size of its own.
     limits = job.parts if location.in_parts else PartLimits(job.parts.rows, _GROWING_JOURNAL_BYTES)
@@ -93,7 +114,7 @@ async def _open_dataset(
         observer.warn,
         pin_reference=job.pin_reference,
         asked=job.part_format,
-        sink=job.sink,
+        sink=sink,
         ending=ending,
     )
     return await enter_in_thread(stack, dataset, shutdown, ending)
@@ -158,7 +179,8 @@ async def list_groups(
     listed: ListRequest, folder: str, clients: AccountClients, shutdown: ShutdownSignal, observer: RunObserver
 ) -> Spooled:
     """Read the links of groups into a folder, unless they were read before. Raises as `spooled`."""
-    found = await spooled(folder, listed, AccountReader(clients.open, shutdown, observer).complete)
+    reader = AccountReader(clients.open, clients.next_begins, shutdown, observer)
+    found = await spooled(folder, listed, reader.complete)
     state = found.state
     when = "read now" if clients.sent else f"read before, until {state.ended}"
     text = f"{listed.words}: {state.words}, {when}"
@@ -181,6 +203,47 @@ async def _list_groups(
     found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
     dataset.count("helper", clients.sent)
     return replace(job, sources=[source_of(job.listed, found)]), clients.sent
+
+
+async def list_for_plan(
+    job: Job,
+    listed: ListRequest,
+    private: str | None,
+    scratch: str,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    *,
+    asks: bool,
+) -> tuple[Job, PlannedPages]:
+    """Return the job with the links of its groups as its list, and their pages, without harvesting.
+
+    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
+    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
+
+    Raises:
+        UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
+    """
+    found = read_before(private, listed) if private else None
+    if found is None and not asks:
+        raise UsageError(
+            f"{listed.words}: its links were not read yet, which takes a token and a request for every hundred of them"
+        )
+    if found is None:
+        async with AsyncExitStack() as stack:
+            if private:
+                with as_output_error(private):
+                    stack.callback(remove_empty, make_folder(private))
+                    stack.enter_context(FolderLock(private, job.out))
+            opening_budgets = open_budgets(job, job.query.facet, private or scratch, observer, shutdown)
+            budgets = await stack.enter_async_context(opening_budgets)
+            await budgets.slots.join()
+            clients = AccountClients(job, budgets, shutdown)
+            try:
+                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
+            except RunStopping as error:
+                raise stopped(shutdown) from error
+    pages = found.state.pages
+    return replace(job, sources=[source_of(listed, found)]), PlannedPages(pages, 0 if private else pages)
 
 
 async def _check_list(
@@ -209,25 +272,40 @@ async def _harvest(
 ) -> RunOutcome:
     """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
-    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0)
+    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
+        client.charges_tries = True
         known_good = client.known_good
-        known_good.links.extend(str(dataset.ledger.facts().get(_KNOWN_GOOD, "")).split())
-        known_good.earlier_unanswered = int(dataset.ledger.facts().get(_UNANSWERED, 0))
+        facts = dataset.ledger.facts()
+        known_good.links.extend(str(facts.get(_KNOWN_GOOD, "")).split())
+        known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
+        harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
+        harvest.progress.spent_before = str(facts.get(_SPENT, ""))
         try:
-            return await harvest.run(feed)
+            outcome = await harvest.run(feed)
+            _keep_reported(dataset, outcome)
+            return outcome
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
-                    facts: dict[str, str | int] = {
-                        _KNOWN_GOOD: " ".join(known_good.links),
-                        _UNANSWERED: known_good.unanswered,
-                    }
-                    dataset.ledger.repin(facts)
+                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered})
+
+
+def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
+    """Store for the next run what this one reports of bad lines and of a spent month."""
+    status, stop = outcome.status, outcome.stop
+    invalid, spent = status.listed.invalid, status.spent_before
+    if not status.read_to_end:
+        invalid = max(invalid, status.invalid_before)
+    if stop and stop.reason is StopReason.MONTH_SPENT and stop.until:
+        spent = stop.until
+    if (invalid, spent) != (status.invalid_before, status.spent_before):
+        with suppress(OutputError):  # the run has ended; at worst it is reported once more
+            dataset.ledger.repin({_INVALID: invalid, _SPENT: spent})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
@@ -237,13 +315,15 @@ def _report_budget(budget: Budget, observer: RunObserver) -> None:
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
 
 
-_SOURCES = {"asked": "", "default": ", by default", "bitly": ", says Bitly", "throttled": ", since it throttled"}
+_SOURCES = {"asked": "", "default": "default", "bitly": "from Bitly", "throttled": "lowered after throttling"}
 
 
 def _window_text(state: WindowState) -> str:
-    if not state.limit:
-        return f"{state.window} {state.used:,} used of no limit"
-    return f"{state.window} {state.used:,} of {state.limit:,} used{_SOURCES[state.source]}"
+    article = "an" if state.window == "hour" else "a"
+    limit = f"{state.limit:,} {article} {state.window}" if state.limit else f"no limit {article} {state.window}"
+    remarks = [_SOURCES[state.source] if state.limit else "", f"{state.used:,} used" if state.used else ""]
+    remark = ", ".join(filter(None, remarks))
+    return f"{limit} ({remark})" if remark else limit
 
 
 def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions:

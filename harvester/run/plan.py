@@ -1,54 +1,72 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.account_limits import PlanLimit, api_month
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
-from harvester.budget.limits import Limits
-from harvester.clock import next_month, utc_iso
+from harvester.budget.limits import DEFAULTS, PLAN_MONTHS, Limits, option_for
+from harvester.clock import next_month, utc_iso, utc_text
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
-from harvester.errors import ConnectionsBusy, RunStopping, UsageError, as_output_error
+from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
-from harvester.groups.journal import ListRequest
-from harvester.groups.listing import stopped
-from harvester.groups.spool import read_before
-from harvester.progress import WindowState
+from harvester.progress import WindowState, duration
 from harvester.run.abort_rules import too_many_invalid
-from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client
-from harvester.run.job import list_groups, preflight_of, source_of
-from harvester.run.preflight import ListCount
+from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.job import PlannedPages, list_for_plan, preflight_of
+from harvester.run.preflight import ListCount, ListSurvey
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import resolve
 from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
-from harvester.storage.watch import FolderLock
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
+
+_COMPARED = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}
+"""Bitly's plans by their calls a month, which the table compares."""
+_SIZES = (1_000, 10_000, 100_000)
+_MOST_DOMAINS = 10
+_SHOWN_TEXT = 80
+_YEARS = 120
+"""From this number of months on, a time is shown in years."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long a number of links takes with one of Bitly's plans, from now on, with its month still unused.
+
+    ends: None if that is more than 200 years away. months: calendar months in which the command has to be run.
+    """
+
+    links: int
+    plan: str
+    per_month: int
+    ends: datetime | None
+    months: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
 
-    found: the list, counted. pages: of groups' links that were read for it, None without groups; to_read: those that
-    the run has to read again. attempts: for its calls, with as many retries as this dataset needed so far. account,
-    windows: None and empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now:
-    the moment from which the forecast counts, UTC.
+    found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
+    groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
+    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans.
     """
 
     found: ListCount
-    pages: int | None
-    to_read: int
+    survey: ListSurvey
+    pages: PlannedPages | None
     attempts: int
     limits: Limits
     account: str | None
@@ -57,6 +75,7 @@ class Plan:
     suggestions: list[Suggestion]
     plan_limits: list[PlanLimit]
     now: datetime
+    durations: list[Duration]
 
 
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
@@ -69,64 +88,24 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
     """
     shutdown = ShutdownSignal()
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
-        pages, to_read = None, 0
+        pages = None
         if job.listed is not None:
-            spool = location.private if location else None
-            asks = token_known and not offline
-            job, pages = await _list_groups(job, job.listed, spool, folder, shutdown, observer, asks=asks)
-            to_read = 0 if location else pages
+            private, asks = location.private if location else None, token_known and not offline
+            job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
         preflight = preflight_of(job, shutdown, observer)
-        found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources)
+        survey = ListSurvey()
+        found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
         if not token_known:
-            return _plan(job, found, snapshot, None, [], pages, to_read)
+            return _plan(job, found, survey, snapshot, None, [], pages)
         private = location.private if location and location.begun else folder
-        budgets = stack.enter_context(open_budgets(job, snapshot.query.facet, private, observer))
+        budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
-        return _plan(job, found, snapshot, budgets.facet, plan_limits, pages, to_read)
-
-
-async def _list_groups(
-    job: Job,
-    listed: ListRequest,
-    private: str | None,
-    scratch: str,
-    shutdown: ShutdownSignal,
-    observer: RunObserver,
-    *,
-    asks: bool,
-) -> tuple[Job, int]:
-    """Return the job with the links of its groups as its list, and their pages.
-
-    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
-    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
-
-    Raises:
-        UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
-    """
-    found = read_before(private, listed) if private else None
-    if found is None and not asks:
-        raise UsageError(
-            f"{listed.words}: its links were not read yet, which takes a token and a request for every hundred of them"
-        )
-    if found is None:
-        with ExitStack() as stack:
-            if private:
-                with as_output_error(private):
-                    stack.callback(remove_empty, make_folder(private))
-                    stack.enter_context(FolderLock(private, job.out))
-            budgets = stack.enter_context(open_budgets(job, job.query.facet, private or scratch, observer))
-            await budgets.slots.join()
-            clients = AccountClients(job, budgets, shutdown)
-            try:
-                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
-            except RunStopping as error:
-                raise stopped(shutdown) from error
-    return replace(job, sources=[source_of(listed, found)]), found.state.pages
+        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -164,11 +143,11 @@ async def _fetch_limits(
 def _plan(
     job: Job,
     found: ListCount,
+    survey: ListSurvey,
     snapshot: DatasetSnapshot,
     budget: Budget | None,
     plan_limits: list[PlanLimit],
-    pages: int | None,
-    to_read: int,
+    pages: PlannedPages | None,
 ) -> Plan:
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
@@ -177,7 +156,7 @@ def _plan(
     windows = budget.windows() if budget else []
     calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
     each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0)) + to_read
+    attempts = ceil(calls * max(each, 1.0)) + (pages.again if pages else 0)
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -185,8 +164,8 @@ def _plan(
         start = beginning(budget, windows, connections)
     return Plan(
         found=found,
+        survey=survey,
         pages=pages,
-        to_read=to_read,
         attempts=attempts,
         limits=limits,
         account=budget.account.name if budget else None,
@@ -195,7 +174,16 @@ def _plan(
         suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
         now=now,
+        durations=list(_durations(attempts, limits, start)),
     )
+
+
+def _durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
+    """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans."""
+    for links in sorted({*_SIZES, attempts} - {0}):
+        for per_month, name in _COMPARED.items():
+            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=per_month))
+            yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
 
 
 def _month_is_spent(windows: list[WindowState]) -> bool:
@@ -213,7 +201,10 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "duplicates": found.duplicates,
             "invalid": found.invalid,
         },
-        "pages": plan.pages,
+        "pages": plan.pages.read if plan.pages else None,
+        "domains": dict(plan.survey.domains.most_common(_MOST_DOMAINS)),
+        "other_domains": _elsewhere(plan.survey),
+        "invalid_lines": [each._asdict() for each in plan.survey.examples],
         "settled": found.settled,
         "given_up": found.links - found.settled - found.calls,
         "calls": found.calls,
@@ -222,6 +213,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
         "plan_limits": [asdict(limit) for limit in plan.plan_limits],
+        "plan_option": _option_for_month(plan),
         "now": utc_iso(plan.now),
         "this_month": ahead.this_month,
         "pauses": [utc_iso(pause) for pause in ahead.pauses],
@@ -229,81 +221,152 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "suggestions": [
             {"option": each.option, "why": each.why, "ends": utc_iso(each.ends)} for each in plan.suggestions
         ],
+        "durations": [{**asdict(each), "ends": utc_iso(each.ends) if each.ends else None} for each in plan.durations],
     }
 
 
 def as_text(plan: Plan) -> str:
     """Format the plan for a person."""
+    parts = [_list_lines(plan), _survey_lines(plan.survey), _budget_lines(plan), _end_lines(plan), _table(plan)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _list_lines(plan: Plan) -> list[str]:
+    """Return a calculation from the lines of the list to the calls to make."""
     found = plan.found
-    lines = [
-        f"{found.lines:>12,}  lines: {found.duplicates:,} duplicates, {found.invalid:,} invalid",
-        f"{found.links:>12,}  links",
-        f"{found.settled:>12,}  settled already",
-        f"{found.calls:>12,}  calls to make",
-    ]
+    beside = (
+        ("blank lines, comments and headers", found.lines - found.invalid - found.duplicates - found.links),
+        ("not bitlinks", found.invalid),
+        ("repeated links", found.duplicates),
+    )
+    done = (
+        ("already done", found.settled),
+        ("failed in three runs (made again with --retry-failed)", found.links - found.settled - found.calls),
+    )
+    lines = [f"{found.lines:>12,}  {'line' if found.lines == 1 else 'lines'}"]
+    lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in beside if number]
+    lines.append(f"{'=':>3}{found.links:>9,}  links")
+    lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in done if number]
+    lines.append(f"{'=':>3}{found.calls:>9,}  calls to make")
+    again = 0
     if plan.pages is not None:
-        kept = "the run reads them again, which is among its attempts" if plan.to_read else "kept for the run"
-        pages = "page" if plan.pages == 1 else "pages"
-        lines.append(f"{plan.pages:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
-    given_up = found.links - found.settled - found.calls
-    if given_up:
-        lines.append(f"{given_up:>12,}  failed too often, and are not made again without --retry-failed")
-    if plan.attempts - plan.to_read > found.calls:
-        lines.append(f"{plan.attempts:>12,}  attempts, with the retries that this output has needed so far")
-    return "\n".join([*lines, "", *_budget_lines(plan), "", *_end_lines(plan)])
+        read, again = plan.pages
+        kept = "the run reads them again, which is among its requests" if again else "kept for the run"
+        pages = "page" if read == 1 else "pages"
+        lines.append(f"{read:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
+    if plan.attempts - again > found.calls:
+        lines.append(f"{plan.attempts:>12,}  requests, with as many retries as this output has needed so far")
+    return lines
+
+
+def _survey_lines(survey: ListSurvey) -> list[str]:
+    """Return the domains of the list, the most frequent first, and the first bad lines."""
+    lines = []
+    if survey.domains:
+        lines.append("lines by domain")
+        lines += [f"{count:>12,}  {domain}" for domain, count in survey.domains.most_common(_MOST_DOMAINS)]
+    if elsewhere := _elsewhere(survey):
+        more = "" if survey.elsewhere else f"{len(survey.domains) - _MOST_DOMAINS:,} "
+        lines.append(f"{elsewhere:>12,}  {more}other domains")
+    if survey.examples:
+        lines += ["", "the first lines that are not bitlinks"] if lines else ["the first lines that are not bitlinks"]
+    for bad in survey.examples:
+        text = bad.text[:_SHOWN_TEXT].replace("\n", " ")
+        lines.append(f'  {bad.file}:{bad.line}: "{text}" ({bad.reason})')
+    return lines
+
+
+def _elsewhere(survey: ListSurvey) -> int:
+    """Return the lines of all domains beyond the most frequent ones."""
+    return sum(count for _, count in survey.domains.most_common()[_MOST_DOMAINS:]) + survey.elsewhere
 
 
 _SOURCES = {
     "asked": "as requested",
-    "default": "by default: Bitly's own limit is not known",
-    "bitly": "says Bitly",
-    "throttled": "lowered since Bitly throttled",
+    "default": "default: Bitly's own limit is not known",
+    "bitly": "from Bitly",
+    "throttled": "lowered after throttling",
 }
 
 
 def _budget_lines(plan: Plan) -> list[str]:
-    lines = []
     if plan.account is None:
-        lines.append("budget: unknown without a token")
-    else:
-        lines.append(f"budget of account {plan.account}")
-    lines += [_window_line(state) for state in plan.windows]
+        return ["budget: unknown without a token"]
+    lines = [f"budget of account {plan.account}"]
+    digits = max((len(f"{state.remaining:,}") for state in plan.windows if state.remaining is not None), default=0)
+    lines += [_window_line(state, digits) for state in plan.windows]
     for limit in plan.plan_limits:
-        lines.append(f"  the plan's {limit.name}: {limit.count:,} of {limit.limit:,}, says Bitly ({limit.description})")
+        lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})")
+    if option := _option_for_month(plan):
+        lines.append(f"  the month above is only the default: use {option}")
     return lines
 
 
-def _window_line(state: WindowState) -> str:
+def _option_for_month(plan: Plan) -> str | None:
+    """Return the option that sets the month to what Bitly reports, if nobody named one and the default is another."""
+    reported = api_month(plan.plan_limits)
+    if reported is None or not plan.windows or plan.windows[-1].source != "default":
+        return None
+    return option_for(reported.limit) if reported.limit != DEFAULTS.per_month else None
+
+
+def _window_line(state: WindowState, digits: int) -> str:
     if not state.limit:
-        return f"  {state.window:<7}no limit; {state.used:,} used"
-    line = f"  {state.window:<7}{state.remaining:,} of {state.limit:,} left ({_SOURCES[state.source]})"
-    return f"{line}, until {_shown(state.until)}" if state.until else line
+        return f"  {state.window:<8}no limit; {state.used:,} used"
+    line = f"  {state.window:<8}{state.remaining:>{digits},} of {state.limit:,} left ({_SOURCES[state.source]})"
+    if state.until is None:
+        return line
+    return f"{line}; {'a new month begins' if state.window == 'month' else 'more from'} {utc_text(state.until)}"
 
 
 def _end_lines(plan: Plan) -> list[str]:
     ahead = plan.forecast
     if not plan.attempts:
         return ["no calls are left to make"]
-    lines = [f"would end {_shown(ahead.ends)}" if ahead.ends else "would not end within two hundred years"]
+    if ahead.ends:
+        lines = [f"estimated end: {utc_text(ahead.ends)} (in {duration((ahead.ends - plan.now).total_seconds())})"]
+    else:
+        lines = ["estimated end: in more than two hundred years"]
     if ahead.pauses:
-        again = next_month(ahead.pauses[0])
-        lines.append(
-            f"  this month covers {ahead.this_month:,} of {plan.attempts:,} attempts; the run then stops with exit "
-            f"code 7, and the same command goes on from {_shown(again)}: {_times(len(ahead.pauses))} in all"
-        )
+        months = f"{len(ahead.pauses):,} more month" + "s" * (len(ahead.pauses) > 1)
+        enough = f"{ahead.this_month:,} of {plan.attempts:,}"
+        lines.append(f"  this month's calls are enough for {enough}; the run then stops with exit code 7")
+        again = utc_text(next_month(ahead.pauses[0]))
+        lines.append(f"  run the same command again from {again}; it will take {months}")
     if plan.suggestions:
         lines.append("  sooner with")
-        lines += [f"    {each.option} ({each.why}): {_shown(each.ends)}" for each in plan.suggestions]
+        lines += [f"    {each.option} ({each.why}): {utc_text(each.ends)}" for each in plan.suggestions]
         lines.append("    a shorter list: each link costs a call, whether it was ever clicked or not")
     return lines
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
+def _table(plan: Plan) -> list[str]:
+    """Return a table of links and Bitly's plans, with how long each takes; an arrow stands before this list."""
+    limits = plan.limits
+    rates = [f"{limits.per_minute:,} a minute" if limits.per_minute else ""]
+    rates.append(f"{limits.per_hour:,} an hour" if limits.per_hour else "")
+    rate = " and ".join(filter(None, rates)) or "no limit a minute or an hour"
+    lines = [
+        f"how long it takes by plan and calls a month, at {rate}",
+        f"{'':>12}" + "".join(f"{name:>12}" for name in _COMPARED.values()),
+        f"{'links':>12}" + "".join(f"{per_month:>12,}" for per_month in _COMPARED),
+    ]
+    sizes = dict.fromkeys(each.links for each in plan.durations)
+    for links in sizes:
+        cells = [_cell(each, plan.now) for each in plan.durations if each.links == links]
+        mark = "→" if links == plan.attempts else ""
+        lines.append(f"{mark:<2}{links:>10,}" + "".join(f"{cell:>12}" for cell in cells))
+    if any(each.months > 1 for each in plan.durations):
+        lines.append("  (N months: the command is run again in each of N calendar months)")
+    return lines
 
 
-def _shown(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M UTC")
+def _cell(each: Duration, now: datetime) -> str:
+    if each.ends is None:
+        return "–"
+    if each.months >= _YEARS:
+        return f"{each.months // 12:,} years"
+    return f"{each.months} months" if each.months > 1 else duration(round((each.ends - now).total_seconds()))
 
 
 def make_plan(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:

@@ -2,20 +2,23 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
-from harvester.clock import utc_iso
+from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known, Ledger
 from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver
+from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
+from harvester.progress import InvalidLine
 from harvester.rows.row import RowBuilder
 from harvester.run.worklist import hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
@@ -23,6 +26,8 @@ from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
 
 _REPORT_SECONDS = 10.0
+_MOST_DOMAINS = 1000
+_MOST_EXAMPLES = 3
 _SCRATCH, _SPOOL = "scratch.sqlite", "spool-"
 
 
@@ -36,6 +41,28 @@ class ListCount:
     links: int = 0
     settled: int = 0
     calls: int = 0
+
+
+@dataclass(slots=True)
+class ListSurvey:
+    """What a list looks like, so that a wrong column is seen at once; its size does not grow with the list.
+
+    domains: lines with a bitlink, by domain. elsewhere: those of the domains that came after the first thousand.
+    examples: the first lines that are no bitlinks.
+    """
+
+    domains: Counter[str] = field(default_factory=Counter)
+    elsewhere: int = 0
+    examples: list[InvalidLine] = field(default_factory=list)
+
+    def see(self, batch: Batch) -> None:
+        """Count a batch."""
+        for domain, lines in Counter(link.bitlink.partition("/")[0] for link in batch.links).items():
+            if domain in self.domains or len(self.domains) < _MOST_DOMAINS:
+                self.domains[domain] += lines
+            else:
+                self.elsewhere += lines
+        self.examples += batch.invalid[: _MOST_EXAMPLES - len(self.examples)]
 
 
 @contextmanager
@@ -128,23 +155,29 @@ class Preflight:
         self._compare_with_month(found, budget)
         return sources, found.calls if len(countable) == len(sources) else None
 
-    async def count(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: list[Source]) -> ListCount:
-        """Count sources in a thread. folder: for a scratch file.
+    async def count(
+        self, ledger: Ledger, rows: RowBuilder, folder: str, sources: list[Source], survey: ListSurvey | None = None
+    ) -> ListCount:
+        """Count sources in a thread. folder: for a scratch file. survey: brought up to date with each batch.
 
         Raises:
             RunStopping: the run is ending. InputBroken: a source cannot be read.
         """
         # The thread is awaited even when the run is ending: it uses the ledger, which is closed after the run. Its own
         # check ends it with the next batch.
-        return await in_daemon(partial(self._count_list, ledger, rows, folder, sources))
+        return await in_daemon(partial(self._count_list, ledger, rows, folder, sources, survey))
 
-    def _count_list(self, ledger: Ledger, rows: RowBuilder, folder: str, sources: Sequence[Source]) -> ListCount:
+    def _count_list(
+        self, ledger: Ledger, rows: RowBuilder, folder: str, sources: Sequence[Source], survey: ListSurvey | None
+    ) -> ListCount:
         """Read the sources to their end and count; blocks. Raises as `count`."""
         found, check = ListCount(), self._count_check()
 
         def keys() -> Iterator[list[bytes]]:
             for batch in read(sources):
                 hide_token(batch, self._token)
+                if survey is not None:
+                    survey.see(batch)
                 found.lines += batch.lines
                 check(found.lines)
                 found.invalid += len(batch.invalid)
@@ -208,14 +241,20 @@ class Preflight:
         if month.source == "default" and needed > month.limit:
             raise UsageError(
                 f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
-                "plan: no request was sent. Set --per-month to what your plan has (the run then stops at the month's "
-                "end, and the same command goes on in the next), or to 0 for no limit; or take a part of the list "
-                "with --max-calls"
+                "plan: no request was sent. Name your plan with --plan core, growth or premium, or its calls a month "
+                "with --per-month (0: no limit); `harvester plan` asks Bitly. When a month's calls are used up, the "
+                "run stops, and the same command goes on in the next month. Or take a part of the list with --max-calls"
             )
-        again = f", and the same command goes on from {utc_iso(month.until)}" if month.until else ""
+        if month.until is None:
+            self._observer.note(
+                f"this machine's clocks do not agree on the month, of which {month.used:,} of {month.limit:,} attempts "
+                f"seem to be used: Bitly's date decides whether it is enough for the {needed:,} calls"
+            )
+            return
         self._observer.note(
-            f"this month covers {month.remaining:,} of the {needed:,} calls ({month.used:,} of {month.limit:,} are "
-            f"spent): the run will stop then{again}",
+            f"this month's calls are enough for {month.remaining:,} of {needed:,} links ({month.used:,} of "
+            f"{month.limit:,} are used): the run will stop there; run the same command again from "
+            f"{utc_text(month.until)}",
             Event.MONTH_SHORT,
             calls=needed,
             remaining=month.remaining,

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Protocol
@@ -16,12 +16,22 @@ from harvester.budget.limits import Limits
 from harvester.client.http import Pool
 from harvester.client.pacer import HintedPauses
 from harvester.clock import utc_iso
-from harvester.dataset.manifest import BudgetReport, Invocation, LimitedBy, Rate, RunReport, Stopped, WindowUsage
+from harvester.dataset.manifest import (
+    BudgetReport,
+    Command,
+    Invocation,
+    LimitedBy,
+    Rate,
+    RunReport,
+    Stopped,
+    WindowUsage,
+)
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
 
 _STILL_SECONDS = 3
+_LONGEST_WHY = 200
 PROGRESS_SECONDS = 1.0
 """The interval at which the observer is told the progress."""
 
@@ -41,22 +51,42 @@ class Sender(Protocol):
     not_sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What keeps a run from sending. since: when it began. finished: the calls that were finished then."""
+
+    reason: WaitReason
+    since: datetime
+    finished: int
+
+
 class Telemetry:
-    """The progress of one run, reported to the observer every second and in the manifest every minute.
+    """The progress of one run, reported to the observer every second, and in the manifest.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
-    dataset's runs, from 1. lists: as the command named them.
+    dataset's runs, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader: tells
+    whether the reader of standard output takes no rows.
     """
 
-    def __init__(self, budget: Budget, number: int, lists: Sequence[str]) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        number: int,
+        lists: Sequence[str],
+        command: Command | None = None,
+        awaits_reader: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
-        self._lists = lists
+        self._lists, self._command = lists, command
+        self._awaits_reader = awaits_reader
         self._budget = budget
         self._number = number
         self._sender: Sender | None = None
         self._warned = ""
         self._lines, self._list_is_still = 0, False
+        self._block: _Block | None = None
+        self._reported = ""
 
     def begin(self, sender: Sender, connections: int, *, to_make: int | None, max_calls: int | None) -> None:
         """Follow the harvest that begins now. to_make: calls that the list needs; None if it was not counted."""
@@ -92,6 +122,8 @@ class Telemetry:
             or any(progress.per_second[-_STILL_SECONDS:])
         ):
             return waiting
+        if self._awaits_reader():
+            return WaitReason("reader", 0, None)
         if not progress.pending and not progress.read_to_end:
             return WaitReason("list", 0, None) if self._list_is_still else None
         return sender.pauses.first
@@ -114,9 +146,39 @@ class Telemetry:
 
     def report(self, outcome: RunOutcome | None) -> RunReport:
         """Return the run's part of the manifest. outcome: None while the run goes on."""
-        waiting = self._waiting()
-        invocation = self.throughput.report(self._number, self._lists)
-        return run_report(self.progress, outcome, invocation, budget_report(self._budget, waiting))
+        limited_by = self._limited_by()
+        self._reported = limited_by.window if limited_by else ""
+        invocation = self.throughput.report(self._number, self._lists, self._command)
+        return run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
+
+    @property
+    def begins_to_block(self) -> bool:
+        """True if something keeps the run from sending that is not in its last report."""
+        block = self._look()
+        return block is not None and block.reason.window != self._reported
+
+    def _look(self) -> _Block | None:
+        """Return what keeps the run from sending. An attempt in an outage does not end it before it is answered."""
+        waiting, block, finished = self._waiting(), self._block, self.progress.finished
+        if waiting is not None and waiting.window != "pace":
+            goes_on = block is not None and block.reason.window == waiting.window and block.finished == finished
+            since = block.since if block is not None and goes_on else datetime.now(UTC)
+            self._block = _Block(waiting, since, finished)
+        elif block is not None and block.reason.window == "outage" and block.finished == finished:
+            self._block = replace(block, reason=block.reason._replace(until=None))
+        else:
+            self._block = None
+        return self._block
+
+    def _limited_by(self) -> LimitedBy | None:
+        block, pace = self._look(), self._waiting()
+        if block is None:
+            return LimitedBy(pace.window, pace.limit or None, None, None, None) if pace else None
+        reason = block.reason
+        until = utc_iso(reason.until) if reason.until else None
+        return LimitedBy(
+            reason.window, reason.limit or None, until, utc_iso(block.since), reason.why[:_LONGEST_WHY] or None
+        )
 
 
 def run_report(
@@ -132,25 +194,19 @@ def run_report(
         ended=utc_iso(datetime.now(UTC)) if outcome else None,
         invocation=invocation,
         remaining=progress.outstanding,
-        given_up=progress.given_up,
+        given_up=progress.given_up + progress.exhausted,
         budget=budget,
-        pending=progress.pending,
+        pending=progress.pending - progress.repeated,
     )
 
 
-def budget_report(budget: Budget, waiting: WaitReason | None) -> BudgetReport:
+def budget_report(budget: Budget, limited_by: LimitedBy | None) -> BudgetReport:
     """Return the limit that blocks sending and the use of each window; no windows if the budget file is busy."""
     try:
         windows = budget.windows()
     except OutputError:
         windows = []
-    until = utc_iso(waiting.until) if waiting and waiting.until else None
-    return BudgetReport(
-        account=budget.account.name,
-        token=budget.account.token,
-        limited_by=LimitedBy(waiting.window, waiting.limit or None, until) if waiting else None,
-        windows=tuple(map(_usage, windows)),
-    )
+    return BudgetReport(budget.account.name, budget.account.token, limited_by, tuple(map(_usage, windows)))
 
 
 def window_report(state: WindowState) -> dict[str, Any]:
@@ -303,11 +359,12 @@ class Throughput:
         begin, before = samples[0]
         return Rate(self._calls - before, round(now - begin, 1))
 
-    def report(self, number: int, lists: Sequence[str]) -> Invocation:
+    def report(self, number: int, lists: Sequence[str], command: Command | None = None) -> Invocation:
         """Return the manifest's object on this run. number: of the dataset's runs, from 1."""
         return Invocation(
             number=number,
             started=utc_iso(self._started),
+            command=command,
             lists=tuple(lists),
             calls=self._calls,
             last_verdict=None if self._last is None else utc_iso(datetime.fromtimestamp(self._last, UTC)),

@@ -37,11 +37,23 @@ FAILED_INVOCATIONS = 3
 
 
 class Call(NamedTuple):
-    """A bitlink to fetch. previous: its state in the ledger, None for a new one."""
+    """A bitlink to fetch. previous: its state in the ledger, None for a new one. failed_runs: as in Known."""
 
     link: Link
     key: bytes
     previous: CallState | None
+    failed_runs: int = 0
+
+    @property
+    def is_repeated(self) -> bool:
+        """True if an earlier run has made the call."""
+        return self.previous is not None
+
+    @property
+    def is_last_try(self) -> bool:
+        """True if the call is not made again without --retry-failed, should it fail now."""
+        tried = self.previous is not CallState.REFUSED  # the ledger counts no failure behind a refusal
+        return self.failed_runs + tried >= FAILED_INVOCATIONS
 
 
 Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
@@ -53,7 +65,8 @@ class Worklist:
 
     in_progress: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function
     in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
-    added. progress: counts the list's lines and the calls pending. retry_failed, retry_refused: make calls again that
+    added. progress: counts the list's lines and the calls pending. reopened: keys of calls that an earlier run settled,
+    that are open again, and that this run does not make any more. retry_failed, retry_refused: make calls again that
     failed too often, or were refused.
     """
 
@@ -74,6 +87,7 @@ class Worklist:
         retry_refused: bool = False,
     ) -> None:
         self.progress = progress
+        self.reopened: set[bytes] = set()
         self._feed = feed
         self._dataset = dataset
         self._in_progress = in_progress
@@ -116,6 +130,7 @@ class Worklist:
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
         self.progress.pending += len(calls)
+        self.progress.repeated += sum(call.previous is not None for call in calls)
         self._ready.extend(calls)
         self._filled.set()
 
@@ -176,7 +191,8 @@ class Worklist:
             return None
         listed.links += 1
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
-            return Call(link, key, known.state)
+            self.reopened.discard(key)
+            return Call(link, key, known.state, known.failed_runs)
         self._dataset.note_seen(key)
         if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)

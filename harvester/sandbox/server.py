@@ -2,8 +2,8 @@
 
 `groups` has the routes of groups.
 
-Responses depend on the link's name alone. Back-halves that begin with `missing`, `gone` or `foreign` get 404, 410 and
-403; all others get metrics. The token `revoked` is rejected, every other one accepted.
+Responses depend on the link's name and the window alone. Back-halves that begin with `missing`, `gone` or `foreign` get
+404, 410 and 403; all others get metrics. The token `revoked` is rejected, every other one accepted.
 """
 
 import asyncio
@@ -23,32 +23,17 @@ import orjson
 from aiohttp import web
 
 from harvester.bitly.account_limits import PLATFORM_LIMITS, plan_limits_target
-from harvester.bitly.facets import FACETS, Facet, Metric
+from harvester.bitly.facets import FACETS, Facet
 from harvester.bitly.query import MAX_CONNECTIONS, UNITS, endpoint_of
+from harvester.sandbox.clicks import metrics_for
 from harvester.sandbox.groups import ORGANIZATION, Groups
 
-_COUNTRIES = ("US", "DE", "IN", "BR", "JP", "FR", "GB", "KE", "none")
-_REFERRERS = (
-    "direct",
-    "https://t.co/",
-    "https://www.google.com/",
-    "https://www.facebook.com/",
-    "https://www.linkedin.com/",
-    "https://news.ycombinator.com/",
-    "https://stackoverflow.com/",
-    "X (Formerly Twitter)",
-    "Bitly QR Code",
-)
 _REFUSALS = {
     "missing": (404, "NOT_FOUND", "What you are looking for cannot be found."),
     "gone": (410, "GONE", "This resource was deleted."),
     "foreign": (403, "FORBIDDEN", "You are forbidden."),
 }
 """Back-halves by their beginning: status, message and description of the response."""
-_FACET_NAMES = {"referrer_name": "referring_networks"}
-"""The names in responses that differ from the facet's: the specification's list of names has no `referrer_name`."""
-_HISTORY = 30
-"""The most units that a window can have, whatever the request says."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
 """OAuth apps by client_id; a login of `denied` ends without access."""
@@ -139,8 +124,8 @@ class Sandbox:
         for prefix, (status, message, description) in _REFUSALS.items():
             if back_half.startswith(prefix):
                 return _json(status, {"message": message, "resource": "bitlinks", "description": description})
-        body = metrics_for(bitlink, facet.name, int(request.query.get("size", "50")))
-        return _json(200, body | _window_of(request.query))
+        size = int(request.query.get("size", "50"))
+        return _json(200, metrics_for(bitlink, facet.name, size, **_window_of(request.query)))
 
     def _reject(self, request: web.Request, endpoint: str) -> web.Response | None:
         """Return the response to a request with a bad token or over a limit, else None."""
@@ -211,33 +196,10 @@ class Sandbox:
         return self._reject(request, endpoint)
 
 
-def metrics_for(bitlink: str, facet: str, size: int) -> dict[str, Any]:
-    """Return the sandbox's response body for a bitlink, a function of the arguments alone."""
-    seed = hashlib.sha256(f"{bitlink} {facet}".encode()).digest()
-    values = _COUNTRIES if facet == "countries" else _REFERRERS
-    count = min(seed[0] % (len(values) + 1), size)
-    metrics: list[Metric] = []
-    for i in range(count):
-        rank = (seed[31] + i) % len(values)
-        clicks = int.from_bytes(seed[1 + 2 * i : 3 + 2 * i]) % 5000 // (rank + 1) + 1  # the first value leads
-        metrics.append({"value": values[rank], "clicks": clicks})
-    metrics.sort(key=lambda metric: metric["clicks"], reverse=True)
-    return {
-        "unit_reference": "2026-01-01T00:00:00+0000",
-        "metrics": metrics,
-        "units": _HISTORY,
-        "unit": "day",
-        "facet": _FACET_NAMES.get(facet, facet),
-    }
-
-
 def _window_of(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return the window of a valid request, as the response has it: this account keeps 30 units of history."""
-    window: dict[str, Any] = {name: query[name] for name in ("unit", "unit_reference") if name in query}
-    if "units" in query:
-        units = int(query["units"])
-        window["units"] = _HISTORY if units == -1 else min(units, _HISTORY)
-    return window
+    """Return the window of a valid request, by the names of metrics_for."""
+    reference = query.get("unit_reference") or f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}+0000"
+    return {"unit": query.get("unit", "day"), "units": int(query.get("units", "-1")), "unit_reference": reference}
 
 
 def _invalid_field(query: Mapping[str, str]) -> str | None:

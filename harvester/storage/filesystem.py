@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
@@ -24,6 +25,21 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def lock_holder(found: os.stat_result, kind: str, mode: str = "WRITE") -> int | None:
+    """Return a process that has locked a file or folder; None where the kernel does not say.
+
+    kind: FLOCK, or POSIX as SQLite's are. mode: WRITE or READ. It is read from the kernel's list, because closing a
+    file that was opened to ask for its POSIX locks would release those that this process has on it.
+    """
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    # https://man7.org/linux/man-pages/man5/proc_locks.5.html; a process of another container has no number here.
+    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if match := re.fullmatch(rf"\d+: {kind} +\w+ +{mode} +([1-9]\d*) {place} .*\s*", line):
+                return int(match[1])
+    return None
 
 
 def inherit_folder_mode(path: str, descriptor: int | None = None) -> None:
@@ -92,6 +108,17 @@ def _is_folder(path: str) -> bool:
     raise NotADirectoryError(errno.ENOTDIR, f"it is {what}: move it away", path)
 
 
+def kind_of(mode: int) -> str:
+    """Return what has a mode, for a message."""
+    kinds = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 def open_new(path: str) -> BinaryIO:
     """Create a temporary file of harvester's own to write to; what a killed run left under its name is deleted first.
 
@@ -117,6 +144,26 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
         stream.writelines(chunks)
         stream.flush()
         os.fsync(stream.fileno())
+    os.rename(hidden, path)
+    sync_folder(folder)
+
+
+def unshare(path: str) -> None:
+    """Give a file that has several names (hard links) an inode of its own, durably; the other names keep the old one.
+
+    Raises:
+        OSError: it cannot be copied, or is a symbolic link by now.
+    """
+    folder, name = os.path.split(path)
+    hidden = os.path.join(folder, f".{name}.tmp")
+    with (
+        open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as shared,
+        open_new(hidden) as own,
+    ):
+        os.fchmod(own.fileno(), stat.S_IMODE(os.fstat(shared.fileno()).st_mode))
+        shutil.copyfileobj(shared, own, _CHUNK)
+        own.flush()
+        os.fsync(own.fileno())
     os.rename(hidden, path)
     sync_folder(folder)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
-from harvester.storage.filesystem import inherit_folder_mode, make_folder, remove_empty
+from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, remove_empty
 from harvester.storage.location import (
     BESIDE,
-    MANIFEST,
+    OUR_FILES,
     STDOUT,
     OutputKind,
     OutputLocation,
@@ -27,7 +27,6 @@ from harvester.storage.location import (
 from harvester.storage.scratch import scratch_folder
 
 BUDGET_FILE = "budget.sqlite"
-_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts")
 _STDOUT_PATH = re.compile(r"/dev/stdout|/dev/fd/1|/proc/(self|\d+)/fd/1")
 _YOUNG_SECONDS = 5.0
 """A younger file may be one that another process is about to fill."""
@@ -123,18 +122,7 @@ def _refuse_special(out: str) -> None:
     else:
         then = f"to send rows there without keeping them, use --out - > {shlex.quote(out)}"
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{out} is {_kind(mode)}, neither a folder nor a file: {then}", option="--out")
-
-
-def _kind(mode: int) -> str:
-    """Return what has a mode, for a message."""
-    kinds = {
-        stat.S_IFLNK: "a symbolic link",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
+        raise UsageError(f"{out} is {kind_of(mode)}, neither a folder nor a file: {then}", option="--out")
 
 
 def _growing_file(out: str) -> str:
@@ -205,32 +193,6 @@ def made_folders(location: OutputLocation) -> Iterator[None]:
         raise
 
 
-def check_state(location: OutputLocation) -> None:
-    """Check that the state's files are files of their own: a link may lead to any file of this user's.
-
-    Raises:
-        OutputError: one of them is something else, or the state's folder is a link that another user has made.
-    """
-    folder = location.private
-    if os.path.islink(folder) and not is_own_link(folder):
-        raise OutputError(f"{folder} is a symbolic link that another user has made: remove it")
-    with as_output_error(folder), os.scandir(folder) as entries:
-        for entry in entries:
-            if not _STATE.fullmatch(entry.name):
-                continue
-            found = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                raise OutputError(
-                    f"{entry.path} is {_kind(found.st_mode)}, not a file of harvester's: put the file itself there, or "
-                    "remove it if there was none"
-                )
-            if found.st_nlink > 1:  # https://www.sqlite.org/howtocorrupt.html#multiple_links
-                raise OutputError(
-                    f"{entry.path} has a second name (a hard link), by which another program could write to it. Give "
-                    "it an inode of its own: cp it to another name, then mv that one back over it"
-                )
-
-
 def owner_of_state(location: OutputLocation, begun: str) -> str | None:
     """Return the other output that a state belongs to; None if it is this one's, perhaps under an earlier name.
 
@@ -249,16 +211,26 @@ def check_unused(location: OutputLocation) -> None:
     """Check that an output without a ledger was never begun.
 
     Raises:
-        OutputError: it was, so its ledger is lost. UsageError: it is another program's file.
+        OutputError: it was, so its ledger is lost, or in another --work-dir. UsageError: it is another program's.
     """
     with as_output_error(location.out):
         folders = filter(os.path.isdir, (location.public, location.private))
         names = {name for folder in folders for name in os.listdir(folder)}
-    if MANIFEST in names or any(name.startswith(("journal-", "part-")) for name in names):
+        work_dir = location.noted_work_dir or location.private
+    if any(map(OUR_FILES.fullmatch, names)):
+        if os.path.abspath(work_dir) != location.private:
+            asked = f"--work-dir {shlex.quote(work_dir)}"
+            raise OutputError(f"{location.out} was begun with {asked}, where its ledger is: add {asked}")
         raise OutputError(
             f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
             f"calls were paid for. Put it back (was there a --work-dir?). {location.repair_advice}. Or keep this "
             "output as it is and begin a new --out with the links that it lacks"
+        )
+    if others := sorted(name for name in names if name.startswith("part-")):
+        more = f" and {len(others) - 1:,} more" if others[1:] else ""
+        raise UsageError(
+            f"{location.out} has files of another program, which a loader would take for rows of this output "
+            f"({others[0]}{more}): name another --out"
         )
     if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
         raise UsageError(

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harvester.errors import UsageError
+from harvester.jsonlines import object_in
 
 STDOUT = "-"
 GROWING_ENDINGS = (".ndjson", ".jsonl")
 BESIDE = ".harvester"
 """Behind a growing file's name: the folder of its state and of its `_` files."""
 MANIFEST, FAILURES, SUCCESS, CLAIM = "_manifest.json", "_failures.ndjson", "_SUCCESS", "_claim.json"
+OUR_FILES = re.compile(r"_manifest\.json|journal-.*|part-[0-9a-f]+-\d{5,}\..*")
+"""Names of files that show that an output was begun."""
 _SCHEMES = ("s3", "gs", "az", "file")
 # Characters that every store takes unencoded, so that all programs agree on an object's name:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
@@ -76,6 +79,16 @@ class OutputLocation:
     def begun(self) -> bool:
         """True when the private folder exists."""
         return os.path.isdir(self.private)
+
+    @property
+    def noted_work_dir(self) -> str | None:
+        """The --work-dir that the output's manifest names; None without one."""
+        path = os.path.join(self.public, MANIFEST)
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as stream:
+            named = object_in(stream.read()).get("work_dir")
+        return named if isinstance(named, str) else None
 
     @property
     def repair_advice(self) -> str:

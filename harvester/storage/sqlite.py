@@ -282,11 +282,27 @@ def _delete(path: str) -> None:
 
 
 def _open_to_write(path: str, pragmas: Sequence[str]) -> sqlite3.Connection:
-    if os.path.islink(path):  # SQLite would follow it
-        raise OutputError(f"{path} is a symbolic link, which is not followed: put the file itself there")
-    with suppress(OSError):  # SQLite reports it better; by itself it would create the file with rw-r--r-- at most
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
-    return _connected(path, *(f"PRAGMA {pragma}" for pragma in pragmas))
+    if not os.path.islink(path):
+        with suppress(OSError):  # SQLite reports it better; by itself it would create the file with rw-r--r-- at most
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        db = _connected(path)
+        if _is_named(db, path):
+            return _prepared(db, *(f"PRAGMA {pragma}" for pragma in pragmas))
+        db.close()
+    raise OutputError(f"{path} is a symbolic link, which is not followed: put the file itself there")
+
+
+def _is_named(db: sqlite3.Connection, path: str) -> bool:
+    """Return False if SQLite followed a link in place of the file, which may be planted after any earlier check.
+
+    SQLite resolves links when it connects, keeps the resolved name, and opens the file by it without following another
+    link. Nothing has been read or written yet.
+    """
+    db.text_factory = bytes  # a path may be in no encoding
+    opened = db.execute("PRAGMA database_list").fetchone()[2]
+    db.text_factory = str
+    folder, name = os.path.split(os.path.abspath(path))
+    return bool(opened == os.fsencode(os.path.join(os.path.realpath(folder), name)))
 
 
 def _open_to_read(path: str) -> sqlite3.Connection:
@@ -301,7 +317,11 @@ def _open_to_read(path: str) -> sqlite3.Connection:
 def _connected(path: str, *statements: str, uri: bool = False) -> sqlite3.Connection:
     """Open a file and run the statements; close it again if one of them fails."""
     # Autocommit mode: every transaction is written out, so that its extent can be seen.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, uri=uri)
+    return _prepared(sqlite3.connect(path, isolation_level=None, check_same_thread=False, uri=uri), *statements)
+
+
+def _prepared(db: sqlite3.Connection, *statements: str) -> sqlite3.Connection:
+    """Run the statements; close the file if one of them fails."""
     try:
         for statement in statements:
             db.execute(statement).fetchall()

@@ -5,17 +5,23 @@ when it ends. Whoever has such a file open compares it with its name at each com
 the open descriptor.
 """
 
+import fcntl
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Protocol
 
-from harvester.errors import DatasetBusy, OutputError
-from harvester.storage.filesystem import Tampering, leads_to, make_folder, try_lock
+from harvester.errors import DatasetBusy, OutputError, as_output_error
+from harvester.storage.filesystem import Tampering, kind_of, leads_to, lock_holder, make_folder, try_lock, unshare
+from harvester.storage.location import OutputLocation, is_own_link
 
 _PROBE = ".harvester-probe"
+_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts")
+_SQLITE_SHARED = (510, 0x40000000 + 2)
+"""Length and place of the bytes that SQLite locks as long as it has a file open with a log."""
 
 
 class Watched(Protocol):
@@ -68,6 +74,18 @@ class StateWatch:
                 f"{self._folder}, then run the same command again",
             )
 
+    def cause_of(self, error: OutputError, check: Callable[[], None]) -> OutputError:
+        """Return what another program has done to the folder, if anything, or else the error itself.
+
+        A file that is removed is missed by whatever comes first, which does not know why. check: calls `check`.
+        """
+        try:
+            check()
+            self.raise_spoiled()
+        except OutputError as found:
+            return found
+        return error
+
     def raise_spoiled(self) -> None:
         """Raise the error of what was lost, if something was."""
         if self.spoiled is not None:
@@ -106,7 +124,7 @@ class FolderLock:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if try_lock(descriptor):
             return descriptor
-        process = _holder(descriptor)
+        process = lock_holder(os.fstat(descriptor), "FLOCK")
         os.close(descriptor)
         raise DatasetBusy(
             f"another harvester works on {self._name}{f' (process {process})' if process else ''}: wait until it has "
@@ -150,13 +168,48 @@ class FolderLock:
         return ""
 
 
-def _holder(descriptor: int) -> int | None:
-    """Return the process that has locked an open folder; None where the kernel does not say."""
-    found = os.fstat(descriptor)
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    # https://man7.org/linux/man-pages/man5/proc_locks.5.html; a process of another container has no number here.
-    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            if match := re.fullmatch(rf"\d+: FLOCK +\w+ +WRITE +([1-9]\d*) {place} .*\s*", line):
-                return int(match[1])
-    return None
+def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
+    """Check that the state's files are files of their own: a link may lead to any file of this user's.
+
+    A file that has a second name, as backups by `cp -al` give it, is copied away from it: two runs could write to it by
+    two names (https://www.sqlite.org/howtocorrupt.html#multiple_links), and the backup must not change either.
+
+    Raises:
+        OutputError: one of them is something else, or the state's folder is a link that another user has made.
+        DatasetBusy: another process has the ledger open by its second name.
+    """
+    folder = location.private
+    if os.path.islink(folder) and not is_own_link(folder):
+        raise OutputError(f"{folder} is a symbolic link that another user has made: remove it")
+    shared: list[str] = []
+    with as_output_error(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _STATE.fullmatch(entry.name):
+                continue
+            found = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise OutputError(
+                    f"{entry.path} is {kind_of(found.st_mode)}, not a file of harvester's: put the file itself there, "
+                    "or remove it if there was none"
+                )
+            if found.st_nlink > 1:
+                shared.append(entry.path)
+    with as_output_error(folder):
+        if location.ledger in shared:
+            _refuse_open_ledger(location.ledger)
+        for path in sorted(shared):
+            unshare(path)
+            warn(f"{path} had a second name (a hard link, as cp -al makes them): it is a file of its own now")
+
+
+def _refuse_open_ledger(path: str) -> None:
+    """Raise DatasetBusy if another process has a ledger open, which has locked it as SQLite does with a log."""
+    with open(path, "r+b") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_SHARED)
+        except (BlockingIOError, PermissionError):
+            process = lock_holder(os.fstat(stream.fileno()), "POSIX", "READ")
+            raise DatasetBusy(
+                f"{f'process {process}' if process else 'another process'} has {path} open by a second name (a hard "
+                "link): wait until it has ended"
+            ) from None

@@ -24,8 +24,9 @@ class Findings:
     """The result of verifying one output; the fields are the keys of the JSON object, in its order.
 
     ended: the manifest is of a run's end, and no run has begun since. parts, rows, calls, bytes: what was read, whole
-    or in part. truncated, clipped: calls among them whose rows lack some metrics, or a part of the time. moved_away:
-    published parts that are no longer there. remarks: facts worth knowing that are no problems. not_checked: what could
+    or in part. published_rows: the rows that the run has published, None if that is unknown. truncated, clipped: calls
+    whose rows lack some metrics, or a part of the time. moved_away: published parts that are no longer there, which is
+    a problem unless allow_moved. remarks: facts worth knowing that are no problems. not_checked: what could
     not be read, with the reason. problem_count: all problems, also those beyond MOST_PROBLEMS.
     """
 
@@ -37,10 +38,12 @@ class Findings:
     rows: int = 0
     calls: int = 0
     bytes: int = 0
+    published_rows: int | None = None
     truncated: int = 0
     clipped: int = 0
     failures: int = 0
     ledger_checked: bool = False
+    allow_moved: bool = False
     moved_away: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
@@ -75,28 +78,40 @@ def _remarkable(found: Findings) -> Iterator[str]:
         yield f"{place}: {problem.text}"
     if more := found.problem_count - len(found.problems):
         yield f"and {more:,} more problems"
-    yield from (f"moved away, not looked into: {name}" for name in found.moved_away[:MOST_PROBLEMS])
-    if (more := len(found.moved_away) - MOST_PROBLEMS) > 0:
-        yield f"and {more:,} more parts that were moved away"
+    if found.allow_moved:
+        yield from (f"moved away, not read: {name}" for name in found.moved_away[:MOST_PROBLEMS])
+        if (more := len(found.moved_away) - MOST_PROBLEMS) > 0:
+            yield f"and {more:,} more parts that were moved away"
     yield from (f"note: {text}" for text in found.remarks)
     yield from (f"note: {text}" for text in shortfalls_in_words(found.calls, found.truncated, found.clipped))
     yield from (f"not checked: {text}" for text in found.not_checked)
 
 
 def _counts(found: Findings) -> str:
-    ledger = "reconciled with the ledger" if found.ledger_checked else "not held against a ledger"
+    ledger = "compared with the ledger" if found.ledger_checked else "not compared with a ledger"
     return (
-        f"read: {_many(found.parts, 'file')}, {found.bytes:,} bytes, {_many(found.rows, 'row')} of "
-        f"{_many(found.calls, 'call')}; {_many(found.failures, 'failure')}; {ledger}"
+        f"{found.out}: read {_many(found.parts, 'file')}, {found.bytes:,} bytes, {_many(found.rows, 'row')} of "
+        f"{_many(found.calls, 'call')}, {_many(found.failures, 'failure')}; {ledger}"
     )
 
 
 def _last_line(found: Findings) -> str:
     if not found.ok:
-        return f"{found.out} does not hold: {_many(found.problem_count, 'problem')}"
+        return f"FAILED: {_many(found.problem_count, 'problem')}; {_rows(found)}"
     if not found.ended:
-        return f"{found.out} holds: as far as its run has come"
-    return f"{found.out} holds: {'complete' if found.complete else 'not complete'}"
+        return f"OK so far: the run has not ended; {_rows(found)}"
+    return (
+        f"OK: the run is complete; {_rows(found)}"
+        if found.complete
+        else f"OK so far: the run is not complete; {_rows(found)}"
+    )
+
+
+def _rows(found: Findings) -> str:
+    if found.published_rows is None:
+        return "it is not known how many rows belong here"
+    moved = " (parts were moved away)" if found.allow_moved and found.moved_away else ""
+    return f"{found.rows:,} of {_many(found.published_rows, 'published row')} are here{moved}"
 
 
 def _many(count: int, what: str) -> str:

@@ -36,6 +36,11 @@ class LedgerCheck:
         """Parts that are published or about to be, by name."""
         return _by_name(self._snapshot.parts)
 
+    @property
+    def sealed_parts(self) -> dict[str, PublishedPart]:
+        """Parts that are published, by name."""
+        return _by_name(part for part in self._snapshot.parts if part.sealed)
+
     def begun_since(self, manifest: Manifest) -> bool:
         """Return True if a run has begun since the manifest was written."""
         return int(self._snapshot.facts.get("invocation", 0)) > manifest.invocation.number
@@ -80,7 +85,7 @@ class LedgerCheck:
             self._found.problem(self._location.ledger, None, text)
 
     def _reconcile_parts(self, manifest: Manifest, name: str) -> None:
-        known = _by_name(part for part in self._snapshot.parts if part.sealed)
+        known = self.sealed_parts
         listed = {entry.path: entry for entry in manifest.parts}
         for path, entry in listed.items():
             if path not in known:

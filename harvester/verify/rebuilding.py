@@ -47,6 +47,12 @@ class Remains(NamedTuple):
     failures: list[bytes]
     path: str
 
+    def tries(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the failed calls, and in how many runs each has failed."""
+        for key, state, tries in rows_left(self.path, "calls", ("key", "state", "tries")):
+            if state == CallState.FAILED and isinstance(key, bytes) and type(tries) is int:
+                yield key, tries
+
     def calls_of(self, segment: int) -> list[bytes]:
         """Return the keys of the calls with a row whose last line was in this segment."""
         calls = rows_left(self.path, "calls", ("key", "state", "segment"))
@@ -143,7 +149,7 @@ class Rebuilding:
 
         def entries() -> Iterator[Entry]:
             nonlocal rows, bad
-            for _, row in rows_of(hashed, Format(part.path.partition(".")[2]), self._part_format.shape):
+            for _, row in rows_of(hashed, self._part_format._replace(format=Format(part.path.partition(".")[2]))):
                 rows += 1
                 entry = self._entry_of(row)
                 if entry is None:
@@ -251,14 +257,25 @@ class Rebuilding:
             known = self._ledger.known([entry.key for entry in batch])
             self._settle(lowest, [entry for entry in batch if entry.key not in known])
 
+    def take_tries(self, tries: Iterable[tuple[bytes, int]]) -> None:
+        """Set in how many runs calls have failed, by an old ledger; one that it does not know has failed in one."""
+        for batch in _batches(tries):
+            self._ledger.set_tries(batch)
+
     def look_at_journals(self) -> None:
-        """Count what the journals hold, and find in them the rows that are published already."""
+        """Count what the journals hold, and find in them the rows that are published already.
+
+        The next run settles the journals anew, and counts each failure in them as one more run that the call failed in:
+        these are taken back here.
+        """
         waiting, refused = set[bytes](), set[bytes]()
         for segment in segments(self._private):
             path = segment_path(self._private, segment)
             found, published = survey(path), list[Gap]()
             for lines in _batches(good_lines(path)):
                 known = self._ledger.known([record.key for _, record in lines])
+                by_state = {state: {record.key for _, record in lines if record.state == state} for state in CallState}
+                self._ledger.take_back_tries(by_state[CallState.FAILED] - by_state[CallState.REFUSED])
                 for start, record in lines:
                     has = known.get(record.key)
                     if record.state == CallState.ROW and has and has.state is CallState.ROW:

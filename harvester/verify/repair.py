@@ -8,11 +8,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
+from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.journal import good_lines, segment_path, segments
@@ -32,7 +34,7 @@ from harvester.storage.object_store import open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
-from harvester.storage.watch import FolderLock
+from harvester.storage.watch import FolderLock, check_state
 from harvester.verify.rebuilding import Rebuilding, Remains, Tally, remains
 
 _REBUILT = "ledger.sqlite.rebuilt"
@@ -116,6 +118,8 @@ class _Repairing:
             make_folder(location.public)
             make_folder(location.private)
             self._stack.enter_context(FolderLock(location.private, location.out))
+        if apply:
+            check_state(location, found.remarks.append)
         path = os.path.join(location.private if apply else self._folder, _REBUILT)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -181,39 +185,40 @@ class _Repairing:
             number = max(number, int(facts["invocation"]))
         with suppress(KeyError, TypeError, ValueError):
             if manifest:
-                part_format = PartFormat(Format(manifest.format), Shape(manifest.shape))
-                return Origin(manifest.run_id, Query(**manifest.query), part_format, manifest.started, number)
+                query = Query(**manifest.query)
+                part_format = PartFormat(Format(manifest.format), Shape(manifest.shape), query.facet)
+                return Origin(manifest.run_id, query, part_format, manifest.started, number)
         with suppress(KeyError, TypeError, ValueError):
-            part_format = PartFormat(Format(str(facts["format"])), Shape(str(facts["shape"])))
             query = Query(**orjson.loads(str(facts["query"])))
+            part_format = PartFormat(Format(str(facts["format"])), Shape(str(facts["shape"])), query.facet)
             return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number)
-        for part_format, row in self._first_rows():
+        for form, shape, row in self._first_rows():
             with suppress(KeyError, TypeError):
-                query = Query(*(row[name] for name in ("facet", "unit", "units", "unit_reference", "size")))
+                query = Query(**{field.name: row[field.name] for field in fields(Query)})
+                part_format = PartFormat(form, shape, query.facet)
                 return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
         raise UsageError(
             f"nothing to repair at {self._location.out}: there is neither a manifest, nor a ledger, nor a row of "
             "harvester's (was there a --work-dir?)"
         )
 
-    def _first_rows(self) -> Iterator[tuple[PartFormat, dict[str, Any]]]:
+    def _first_rows(self) -> Iterator[tuple[Format, Shape, dict[str, Any]]]:
         """Yield a row of each published file, and of each journal."""
-        lines = PartFormat(Format.NDJSON, Shape.NESTED)
         if not self._location.in_parts:
-            yield from ((lines, object_in(line)) for _, line in whole_lines(self._location.out, 0))
+            lines = whole_lines(self._location.out, 0)
+            yield from ((Format.NDJSON, Shape.NESTED, object_in(line)) for _, line in lines)
         for name in self._part_names():
-            with suppress(UnreadableFile, StopIteration), closing(self._beside.open(name)) as stream:
-                form = Format(PART_NAME.fullmatch(name)["format"])  # type: ignore[index]
-                for shape in Shape:
-                    with suppress(UnreadableFile):
-                        row = next(row for _, row in rows_of(HashingReader(stream), form, shape))
-                        yield PartFormat(form, Shape.FLAT if "call_id" in row else Shape.NESTED), row
-                        break
+            form = Format(PART_NAME.fullmatch(name)["format"])  # type: ignore[index]
+            for candidate in map(PartFormat._make, product([form], Shape, FACETS)):
+                with suppress(UnreadableFile, StopIteration), closing(self._beside.open(name)) as stream:
+                    row = next(row for _, row in rows_of(HashingReader(stream), candidate))
+                    yield form, Shape.FLAT if "call_id" in row else Shape.NESTED, row
+                    break
         for segment in segments(self._location.private) if self._location.begun else ():
             rows = (r for _, r in good_lines(segment_path(self._location.private, segment)) if r.state == CallState.ROW)
             if record := next(rows, None):
                 form = Format.NDJSON_GZ if self._location.in_parts else Format.NDJSON
-                yield PartFormat(form, Shape.NESTED), object_in(record.payload)
+                yield form, Shape.NESTED, object_in(record.payload)
 
     def _part_names(self) -> list[str]:
         if not self._location.in_parts:
@@ -265,6 +270,7 @@ class _Repairing:
         work.take_failures(self._remains.failures)
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
             work.take_failures(stream)
+        work.take_tries(self._remains.tries())
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:

@@ -10,10 +10,11 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any
 
+from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.rows.decode import BadRow
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
-from harvester.rows.schema import COLUMNS, Column, Kind, Shape, shortfall_of
+from harvester.rows.schema import Column, Kind, Shape, columns_of, metric_columns, shortfall_of
 
 Found = Callable[[int, str], None]
 """Called with a row's number and what is wrong with it."""
@@ -28,9 +29,7 @@ _TYPES: dict[Kind, type] = {
     Kind.METRICS: list,
 }
 _PINNED = ("run_id", *(field.name for field in fields(Query)))
-_METRIC = {("value", "clicks")}
-_OWN = {"record_id", "call_id", "value", "clicks"}
-"""Keys of a flat row that are checked in each row; the others are the same in all rows of a call."""
+_IDS = frozenset({"record_id", "call_id"})
 
 
 def is_moment(text: Any) -> bool:
@@ -93,7 +92,12 @@ class _Common:
         self.calls = self.truncated = self.clipped = 0
         self.earliest = self.latest = ""
         self._found = found
-        self._shape = ObjectShape(COLUMNS[shape])
+        self._shape = ObjectShape(columns_of(shape, query.facet))
+        self._metric = ObjectShape(metric_columns(query.facet))
+        self._facet = FACETS[query.facet]
+        self._counts = tuple(column.name for column in metric_columns(query.facet) if column.kind is Kind.INTEGER)
+        self._moments = tuple(column.name for column in metric_columns(query.facet) if column.kind is Kind.MOMENT)
+        self._totals = tuple(field.name for field in self._facet.totals)
         self._size = query.size
         self._rows = RowBuilder(query, run_id)
         self._pinned_of = itemgetter(*_PINNED)
@@ -125,8 +129,30 @@ class _Common:
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
-        if not 0 <= row["clicks_listed"] <= INT64_MAX:
-            return "clicks_listed is no count"
+        for name in ("clicks_listed", *self._totals):
+            if row[name] is not None and not 0 <= row[name] <= INT64_MAX:
+                return f"{name} is no count"
+        return None
+
+    def _misfit_of_metric(self, metric: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the values of a metric, whose types are right; None if nothing is."""
+        for name in self._counts:
+            if metric[name] is not None and not 0 <= metric[name] <= INT64_MAX:
+                return f"{name} is no count"
+        for name in self._moments:
+            if not is_moment(metric[name]):
+                return f"{name} is no moment in UTC, such as 2026-11-23T00:00:00Z"
+        return None
+
+    def _group_of(self, metric: Mapping[str, Any]) -> str | None:
+        return metric[self._facet.grouped_by] if self._facet.grouped_by else None
+
+    def _misfit_of_sums(self, row: Mapping[str, Any], clicks: int, groups: list[str | None]) -> str | None:
+        """Return how the sums of a call differ from its metrics. groups: of each metric, see Facet.grouped_by."""
+        if row["clicks_listed"] != clicks:
+            return f"clicks_listed is {row['clicks_listed']}, and its metrics add up to {clicks}"
+        if row["truncated"] is not self._facet.is_truncated(groups, len(groups), self._size):
+            return f"truncated is {str(row['truncated']).lower()}, and {len(groups)} of {self._size} metrics are there"
         return None
 
 
@@ -151,16 +177,13 @@ class Nested(_Common):
 
     def _misfit_of_metrics(self, row: dict[str, Any], metrics: list[Any]) -> str | None:
         clicked = 0
-        if metrics:
-            if set(map(type, metrics)) != {dict} or set(map(tuple, metrics)) != _METRIC:
-                return "an entry of metrics is not value and clicks"
-            clicks = [metric["clicks"] for metric in metrics]
-            if set(map(type, clicks)) != {int} or min(clicks) < 0:
-                return "clicks in metrics is no count"
-            if {type(metric["value"]) for metric in metrics} != {str}:
-                return "a value in metrics is no text"
-            clicked = sum(clicks)
-        return _misfit_of_sums(row, clicked, len(metrics), self._size)
+        for metric in metrics:
+            if misfit := self._metric.misfit(metric):
+                return f"an entry of metrics: {misfit}"
+            if misfit := self._misfit_of_metric(metric):
+                return f"an entry of metrics: {misfit}"
+            clicked += metric["clicks"] or 0
+        return self._misfit_of_sums(row, clicked, [self._group_of(metric) for metric in metrics])
 
     def end(self) -> None:
         """Do nothing: each row is checked on its own."""
@@ -174,7 +197,12 @@ class Flat(_Common):
 
     def __init__(self, query: Query, run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
         super().__init__(Shape.FLAT, query, run_id, found)
-        self._call_of = itemgetter(*(column.name for column in COLUMNS[Shape.FLAT] if column.name not in _OWN))
+        self._names = tuple(column.name for column in metric_columns(query.facet))
+        # The keys that are the same in all rows of a call.
+        self._shared = tuple(
+            column.name for column in columns_of(Shape.FLAT, query.facet) if column.name not in _IDS.union(self._names)
+        )
+        self._call_of = itemgetter(*self._shared)
         self._call = call
         self._window = (query.facet, query.unit, str(query.units), query.unit_reference)
         self._last = 0
@@ -185,13 +213,13 @@ class Flat(_Common):
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         misfit = self._misfit(row) or self._misfit_within_call(number, row)
         if not misfit:
-            key = self._key(row["value"])
+            key = self._key(row)
             if row["call_id"] != self._call_id:
                 misfit = "call_id is not the one of its call"
             elif key.hex() == row["record_id"]:
                 return key
             else:
-                misfit = "record_id is not the one of its call and value"
+                misfit = "record_id is not the one of its call and metric"
         self._found(number, misfit)
         return None
 
@@ -203,19 +231,20 @@ class Flat(_Common):
                 self.end()
                 self._begin(call, row)
         self._last = number
-        return self._misfit_of_metric(row["value"], row["clicks"]) or misfit
+        return self._misfit_of_entry(row) or misfit
 
     def _misfit_of_call(self, row: dict[str, Any]) -> str | None:
         """Return how a row differs from the first row of its call; None if it begins another call."""
         if self._now is None or row["bitlink"] != self._first["bitlink"]:
             return None
-        other = next(name for name in self._first if name not in _OWN and row[name] != self._first[name])
+        other = next(name for name in self._shared if row[name] != self._first[name])
         return f"{other} is not that of its call's first row"
 
     def _begin(self, call: tuple[Any, ...], row: dict[str, Any]) -> None:
         self.calls += 1
         self._now, self._first = call, row
-        self._metrics = self._clicks = 0
+        self._clicks = 0
+        self._groups: list[str | None] = []
         self._no_metrics = False
         self._seen: dict[str, int] = {}
         self._begun = hashlib.sha256(_SEPARATOR.join((row["bitlink"], *self._window, "")).encode())
@@ -224,36 +253,35 @@ class Flat(_Common):
         self._call(key)
         self._count_shortfall(row)
 
-    def _misfit_of_metric(self, value: str | None, clicks: int | None) -> str | None:
-        if self._no_metrics or value is None or clicks is None:
-            if value is None and clicks is None and not self._no_metrics and not self._metrics:
-                self._no_metrics = True
-                return None
-            return "value and clicks are null only together, in the one row of a call without metrics"
-        self._metrics += 1
-        self._clicks += clicks
-        return None if 0 <= clicks <= INT64_MAX else "clicks is no count"
+    def _misfit_of_entry(self, row: dict[str, Any]) -> str | None:
+        """Check a row's metric, or that it is the one row of a call without any."""
+        self._empty = all(row[name] is None for name in self._names)
+        if self._empty:
+            if self._no_metrics or self._groups:
+                return f"{' and '.join(self._names)} are all null only in the one row of a call without metrics"
+            self._no_metrics = True
+            return None
+        if self._no_metrics:
+            return "a metric follows the row that says that its call has none"
+        if misfit := self._metric.misfit({name: row[name] for name in self._names}):
+            return misfit
+        self._groups.append(self._group_of(row))
+        self._clicks += row["clicks"] or 0
+        return self._misfit_of_metric(row)
 
-    def _key(self, value: str | None) -> bytes:
-        times = 0
-        if value is not None:
-            times = self._seen[value] = self._seen.get(value, 0) + 1
+    def _key(self, row: dict[str, Any]) -> bytes:
+        times, identity = 0, ""
+        if not self._empty:
+            identity = self._facet.identity(row)
+            times = self._seen[identity] = self._seen.get(identity, 0) + 1
         digest = self._begun.copy()
-        digest.update(f"{times}{_SEPARATOR}{value or ''}".encode())
+        digest.update(f"{times}{_SEPARATOR}{identity}".encode())
         return digest.digest()[:16]
 
     def end(self) -> None:
         """End the current call: check the sums over its rows."""
         if self._now is not None:
-            misfit = _misfit_of_sums(self._first, self._clicks, self._metrics, self._size)
+            misfit = self._misfit_of_sums(self._first, self._clicks, self._groups)
             if misfit:
                 self._found(self._last, f"up to here, for {self._first['bitlink']}: {misfit}")
         self._now = None
-
-
-def _misfit_of_sums(row: Mapping[str, Any], clicks: int, metrics: int, size: int) -> str | None:
-    if row["clicks_listed"] != clicks:
-        return f"clicks_listed is {row['clicks_listed']}, and its metrics add up to {clicks}"
-    if row["truncated"] is not (metrics == size):
-        return f"truncated is {str(row['truncated']).lower()}, and {metrics} of {size} metrics are there"
-    return None

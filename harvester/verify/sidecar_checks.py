@@ -13,7 +13,7 @@ from harvester.bitly.query import UNITS, Query
 from harvester.dataset.manifest import DatasetCounts, Manifest
 from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.progress import ListCounts
-from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
+from harvester.rows.decode import HashingReader, UnreadableFile, lines_of
 from harvester.rows.encode import Format
 from harvester.rows.schema import FAILURE, Shape
 from harvester.storage.location import FAILURES, SUCCESS
@@ -52,10 +52,14 @@ def _query_misfit(manifest: Manifest) -> str | None:
         if not isinstance(query.get(key), str):
             return f"query.{key} {'is not as expected' if key in query else 'is missing'}"
     units, size = query.get("units"), query.get("size")
-    if type(units) is not int or (units < 1 and units != -1) or type(size) is not int or size < 1:
-        return "query.units is neither -1 nor a count from 1 on, or query.size is no count from 1 on"
-    if query["facet"] not in FACETS or query["unit"] not in UNITS or not is_moment(query["unit_reference"]):
+    facet = FACETS.get(query["facet"])
+    sized = type(size) is int and size >= 1 if facet is None or facet.takes_size else size is None
+    if type(units) is not int or (units < 1 and units != -1) or not sized:
+        return "query.units is neither -1 nor a count from 1 on, or query.size is not what the facet takes"
+    if facet is None or query["unit"] not in UNITS or not is_moment(query["unit_reference"]):
         return "query has a facet, a unit or a unit_reference that there is not"
+    if any(query.get(end) is not None and not is_moment(query[end]) for end in ("period_start", "period_end")):
+        return "query.period_start or query.period_end is neither null nor a moment"
     if manifest.shape not in list(Shape):
         return "shape is neither nested nor flat"
     return None
@@ -124,7 +128,7 @@ def check_failures(
     kinds: Counter[str] = Counter()
     with closing(shelf.open(FAILURES)) as stream:
         try:
-            for number, line in rows_of(HashingReader(stream), Format.NDJSON, Shape.NESTED):
+            for number, line in lines_of(HashingReader(stream), Format.NDJSON):
                 found.failures = number
                 if misfit := _failure_misfit(line, manifest.query["facet"]):
                     found.problem(path, number, misfit)

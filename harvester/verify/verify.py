@@ -14,7 +14,7 @@ from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
-from harvester.rows.encode import Format
+from harvester.rows.encode import Format, PartFormat
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape
 from harvester.storage.location import MANIFEST, SUCCESS, is_url, normal
@@ -58,13 +58,13 @@ def output_at(out: str, work_dir: str | None = None) -> Output:
     return Output(out, LocalStorage(folder), LocalStorage(os.path.dirname(out) if growing else out), growing, work_dir)
 
 
-def verify(output: Output) -> Findings:
-    """Check everything of an output that can be read.
+def verify(output: Output, *, allow_moved: bool = False) -> Findings:
+    """Check everything of an output that can be read. allow_moved: a loader may have taken published parts away.
 
     Raises:
         UsageError: there is nothing to verify, or a library is missing. OutputError: the output cannot be read.
     """
-    found = Findings(output.name)
+    found = Findings(output.name, allow_moved=allow_moved)
     try:
         _verify(output, found)
     except OSError as error:
@@ -91,6 +91,7 @@ def _verify(output: Output, found: Findings) -> None:
         check_names(manifest, names, output.beside, found)
         if query := check_manifest(manifest, path, found):
             files = list(_files(output, manifest, names, ledger, found))
+            found.published_rows = sum(file.rows for file in files if file.calls)
             _Rows(output, manifest, query, found).check(files)
             check_failures(output.beside, manifest, names, ledger, found)
         if ledger:
@@ -148,6 +149,8 @@ def _files(
             yield newer[name]
         else:
             _report_unknown(name, output.rows.path(name), found, known=ledger is not None)
+    sealed = ledger.sealed_parts if ledger else {}
+    yield from (part for name, part in sealed.items() if name not in listed and name not in names)
 
 
 def _format_of(name: str) -> Format:
@@ -215,17 +218,24 @@ class _Rows:
             self._compare(has, file, path)
 
     def _report_gone(self, file: PublishedPart, path: str) -> None:
-        if not self._growing:
-            self._found.moved_away.append(path)
-        elif file.bytes:
-            self._found.problem(path, None, "it is gone; its rows are settled, so put it back")
+        if self._growing:
+            if file.bytes:
+                self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; put it back")
+            return
+        if not file.calls:  # its calls were made again: repair --ask-again
+            self._found.remarks.append(f"{path} was lost, and the calls of its rows were made again")
+            return
+        self._found.moved_away.append(path)
+        if not self._found.allow_moved:
+            text = f"it is missing, with {file.rows:,} rows; put it back, or use --allow-moved if a loader has taken it"
+            self._found.problem(path, None, text)
 
     def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:
         """Check a file's rows. Return what it has, or None if it cannot be read to its end."""
         check, hashed = self._check_of(path), self._hashed(stream, file)
         number, check_row, add = 0, check.check_row, self._keys.add
         try:
-            for number, row in rows_of(hashed, _format_of(file.path), self._shape):
+            for number, row in rows_of(hashed, self._part_format(file.path)):
                 key = check_row(number, row)
                 if key is not None:
                     add(key)
@@ -252,6 +262,9 @@ class _Rows:
         if self._shape is Shape.NESTED:
             return Nested(self._query, self._manifest.run_id, report)
         return Flat(self._query, self._manifest.run_id, report, self._calls.add)
+
+    def _part_format(self, path: str) -> PartFormat:
+        return PartFormat(_format_of(path), self._shape, self._query.facet)
 
     def _hashed(self, stream: BinaryIO, file: PublishedPart) -> HashingReader:
         return HashingReader(stream, file.bytes if self._growing else None)
@@ -315,6 +328,6 @@ class _Rows:
     def _again(self, file: PublishedPart, key_of: Callable[[Any], bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and keys of a file's rows once more, as far as it can be read and they have one."""
         with suppress(OSError, UnreadableFile), closing(self._shelf.open(file.path)) as stream:
-            for number, row in rows_of(self._hashed(stream, file), _format_of(file.path), self._shape):
+            for number, row in rows_of(self._hashed(stream, file), self._part_format(file.path)):
                 with suppress(TypeError, KeyError, ValueError, AttributeError):
                     yield number, key_of(row)

@@ -3,7 +3,6 @@
 import json
 import pickle
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, ROOT, environment
+from tests.support.commands import NO_LIMITS, start_program
 from tests.support.file_operations import Operation
 from tests.support.killed_forks import ANY
 from tests.support.output_checks import check_reconciled, failures, rows
@@ -37,7 +36,7 @@ OF_FORM = {
 class Crasher:
     """Gives orders to tests/support/killed_forks.py."""
 
-    def __init__(self, process: "subprocess.Popen[str]", report: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], report: Path) -> None:
         self._process = process
         self._report = report
 
@@ -65,7 +64,7 @@ class Crasher:
         order = {"arguments": arguments, "operation": operation, "nth": nth, "when": when, "error": error}
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
         result: dict[str, Any] = json.loads(self._process.stdout.readline())
         return result
@@ -74,9 +73,7 @@ class Crasher:
 @contextmanager
 def crashing(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Crasher]:
     report = folder / "report"
-    command = [sys.executable, "-m", "tests.support.killed_forks", str(report)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment(env)) as process:
+    with start_program("tests.support.killed_forks", str(report), env=env) as process:
         yield Crasher(process, report)
         assert process.stdin
         process.stdin.close()
@@ -131,18 +128,20 @@ def every(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Iterator[tuple[str, int]]:
-    """Yield this form's share: an operation's first time, before and after it, and of its others about half.
+    """Yield this form's share: an operation's first time, before and after it, and of its others about a third.
 
     The forms take turns at what both of them do: where one is killed before an operation, the other is killed after it.
-    What one alone does is tried each time. The nightly form tries everything in each form.
+    What one alone does is tried each time, in turn before and after it. The nightly form tries everything in each form.
     """
     others = [every(theirs) for each, theirs in counts.items() if each != form]
     common = set(every(counts[form])).intersection(*others)
     turn = list(counts).index(form) + (when == "after")
 
     def is_ours(point: tuple[str, int]) -> bool:
-        stride = len(counts) * (1 if point[1] == 1 else 2)
-        return point not in common or (point[1] + turn) % stride == 0
+        _, nth = point
+        if point not in common:
+            return nth == 1 or (nth + turn) % 2 == 0
+        return (nth + turn) % (len(counts) * (1 if nth == 1 else 3)) == 0
 
     return (point for point in every(counts[form]) if is_ours(point))
 

@@ -16,12 +16,17 @@ OPERATIONS = 24
 """Those of a run's beginning; what follows is tried by test_kill_at_every_operation.py."""
 
 
+FORMS = ["out", "results.ndjson"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["out", "results.ndjson"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lines", [(2,), (1, 4)], ids=["a line", "two lines"])
+@pytest.mark.parametrize("spread", [True, pytest.param(False, marks=pytest.mark.nightly)], ids=["spread", "all"])
 def test_a_kill_while_a_journal_is_mended_loses_no_row(
-    quick_path: Path, serve: Callable[..., Served], form: str, lines: tuple[int, ...]
+    quick_path: Path, serve: Callable[..., Served], form: str, lines: tuple[int, ...], spread: bool
 ) -> None:
+    """In short, the forms and kinds of damage take turns at every second operation."""
     served, folder, kept = serve(), quick_path / "now", quick_path / "kept"
     links = quick_path / "links.txt"
     links.write_text("\n".join(LINES) + "\n")
@@ -38,7 +43,8 @@ def test_a_kill_while_a_journal_is_mended_loses_no_row(
         journal.write_bytes(b"".join(held))
         shutil.copytree(folder, kept)
         answered = served.sandbox.answered.copy()
-        for nth in range(1, OPERATIONS + 1):
+        begin = (FORMS.index(form) + len(lines)) % 2 + 1
+        for nth in range(begin, OPERATIONS + 1, 2) if spread else range(1, OPERATIONS + 1):
             shutil.rmtree(folder)
             shutil.copytree(kept, folder)
             served.sandbox.answered.clear()

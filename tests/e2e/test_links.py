@@ -176,7 +176,7 @@ def test_null_and_missing_fields_of_a_page_are_no_error(said: Run) -> None:
 
 
 def test_a_page_is_asked_for_again_after_an_error_and_a_torn_answer(said: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harvester.client.client._LONGEST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr("harvester.client.pacer._LONGEST_BACKOFF_SECONDS", 0.01)
     answers = {"": [(503, {"message": "TEMPORARILY_UNAVAILABLE"}), page(["a"], "x")], "x": [(200, "{"), page(["b"])]}
     with paged(answers) as group:
         shown = said(group.url, "links", "--group", "G")

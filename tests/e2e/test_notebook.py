@@ -1,6 +1,7 @@
 """The example notebook, run by a real kernel against the sandbox."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from nbclient import NotebookClient
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN
-from tests.support.output_checks import check_reconciled, rows
+from tests.support.output_checks import check_reconciled, expected_metrics, rows
 
 NOTEBOOK = ROOT / "examples" / "one-link-and-a-list.ipynb"
 LINK = "bit.ly/3lU6hRt"
@@ -52,9 +53,14 @@ def test_the_notebook_shows_one_link_and_harvests_a_list(
     NotebookClient(notebook, timeout=SECONDS, startup_timeout=SECONDS, resources=resources).execute()
 
     by_hand, by_harvester, a_list, busiest = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert json.loads(printed(by_hand)) == metrics_for(LINK, "referrers", 50)
-    assert json.loads(printed(by_harvester))["metrics"] == metrics_for(LINK, "referrers", 50)["metrics"]
+    answer, row = json.loads(printed(by_hand)), json.loads(printed(by_harvester))
+    assert answer == metrics_for(LINK, "referrers", 50, unit_reference=answer["unit_reference"])
+    assert row["metrics"] == answer["metrics"] == expected_metrics(row)
     assert json.loads(printed(a_list))["complete"]
+    (line,) = [output for output in a_list["outputs"] if output["output_type"] == "display_data"]
+    shown = " ".join(re.sub(r"\x1b\[[\d;]*m", "", line["data"]["text/plain"]).split())
+    assert shown.startswith("40 of 40 links ━")
+    assert " · 40 rows · 0 refused · 0 failed · " in shown
     check_reconciled(workplace / "referrers", links)
     clicks: Counter[str] = Counter()
     for row in rows(workplace / "referrers"):

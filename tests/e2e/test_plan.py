@@ -1,6 +1,7 @@
 """`harvester plan` from outside: what it counts, what it asks, and that it changes nothing."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from harvester.links.batch import batch_of_lines
+from harvester.run.preflight import ListSurvey
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, harvester, start
 
@@ -34,6 +37,14 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
     served, out = serve(per_minute=100, per_hour=1000, per_month=5000), tmp_path / "out"
     found = plan(links, "--out", str(out), "--base-url", served.url)
     assert found["list"] == {"lines": 303, "links": 300, "duplicates": 2, "invalid": 1}
+    assert (found["domains"], found["other_domains"]) == ({"bit.ly": 302}, 0)
+    assert [(line["line"], line["text"]) for line in found["invalid_lines"]] == [(302, "nonsense")]
+    assert [(each["plan"], each["months"]) for each in found["durations"] if each["links"] == 10_000] == [
+        ("Free", 10),
+        ("Core", 2),
+        ("Growth", 1),
+        ("Premium", 1),
+    ]
     assert (found["settled"], found["calls"], found["attempts"]) == (0, 300, 300)
     assert found["ends"] > found["now"]
     assert [window["window"] for window in found["windows"]] == ["minute", "hour", "month"]
@@ -42,6 +53,31 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
     assert served.sandbox.requests.total() == 0
     assert served.sandbox.helped.total() == 3
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("reported", "options", "option"),
+    [
+        (25_000, (), "--plan growth"),
+        (30_000, (), "--per-month 30000"),
+        (1000, (), None),
+        (25_000, ("--plan", "core"), None),
+        (25_000, ("--per-month", "7"), None),
+    ],
+    ids=str,
+)
+def test_a_plan_names_the_option_for_the_month_that_bitly_reports(
+    tmp_path: Path,
+    links: str,
+    serve: Callable[..., Served],
+    reported: int,
+    options: tuple[str, ...],
+    option: str | None,
+) -> None:
+    words = (links, "--out", str(tmp_path / "out"), "--base-url", serve(per_month=reported).url, *options)
+    assert plan(*words)["plan_option"] == option
+    done = harvester("plan", *words)
+    assert (f"the month above is only the default: use {option}" in done.stdout) is (option is not None)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +172,15 @@ def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
     )
     assert done.returncode == 0, done.stderr
     for said in (
-        "2 duplicates, 1 invalid",
-        "300  calls to make",
-        "would end",
+        "  -        1  not bitlinks\n  -        2  repeated links\n  =      300  links\n  =      300  calls to make\n",
+        "lines by domain\n         302  bit.ly\n",
+        f'  {links}:302: "nonsense" (no slash: a bitlink is domain/back-half)\n',
+        "estimated end: ",
         "97 of 100 left (as requested)",
-        "this month covers 97 of 300 attempts",
-        "exit code 7",
+        "this month's calls are enough for 97 of 300; the run then stops with exit code 7",
+        "it will take 3 more months",
         "--reserve 0%",
-        "--per-month 5000 (if the plan is Core)",
+        "--plan core (if that is your plan: 5,000 a month)",
     ):
         assert said in done.stdout
 
@@ -155,5 +192,55 @@ def test_run_says_what_the_month_covers_before_it_starts(
     limits = ("--per-minute", "0", "--per-hour", "0", "--per-month", "10")
     done = harvester("run", links, "--out", str(tmp_path / "out"), "--base-url", served.url, *limits)
     assert done.returncode == 7
-    assert "this month covers 10 of the 300 calls" in done.stderr
+    assert "this month's calls are enough for 10 of 300 links" in done.stderr
     assert served.sandbox.requests.total() == 10
+
+
+def test_the_ten_most_frequent_domains_are_named_and_the_numbers_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "links.csv"
+    counts = range(1, 13)
+    lines = [f"d{number}.example/{line}" for number in counts for line in range(number)]
+    path.write_text("link\n" + "\n".join([*lines, "", "x", "y", "z", "w"]) + "\n")
+    command = ("plan", str(path), "--out", str(tmp_path / "out"), "--offline")
+    done = harvester(*command, env={"BITLY_TOKEN": ""})
+    shown = done.stdout.partition("\n\nbudget")[0].split("\n")
+    assert shown[:5] == [
+        "          84  lines",
+        "  -        2  blank lines, comments and headers",
+        "  -        4  not bitlinks",
+        "  =       78  links",
+        "  =       78  calls to make",
+    ]
+    domains = shown[shown.index("lines by domain") + 1 :]
+    assert domains[:11] == [f"{n:>12}  d{n}.example" for n in reversed(counts) if n > 2] + [
+        "           3  2 other domains"
+    ]
+    assert [line.partition('"')[2][:2] for line in domains if str(path) in line] == ['x"', 'y"', 'z"']
+    assert len(done.stdout) < 4000
+
+
+def test_a_list_of_countless_domains_is_surveyed_in_little_memory() -> None:
+    survey = ListSurvey()
+    for first in range(0, 5000, 1000):
+        lines = [f"d{number}.example/x".encode() for number in range(first, first + 1000)]
+        survey.see(batch_of_lines(lines, "links.txt", first + 1))
+    survey.see(batch_of_lines([b"d0.example/y"], "links.txt", 5001))
+    assert len(survey.domains) == 1000
+    assert survey.domains.most_common(1) == [("d0.example", 2)]
+    assert survey.elsewhere == 4000
+
+
+def test_the_table_has_this_list_among_others_and_each_plan(tmp_path: Path) -> None:
+    path = tmp_path / "links.txt"
+    path.write_text("".join(f"bit.ly/{n}\n" for n in range(1500)))
+    done = harvester("plan", str(path), "--out", str(tmp_path / "out"), "--offline", env={"BITLY_TOKEN": ""})
+    table = done.stdout.partition("how long it takes by plan and calls a month, at 100 a minute and 1,000 an hour\n")[2]
+    assert [line.split()[:5] for line in table.splitlines()[:2]] == [
+        ["Free", "Core", "Growth", "Premium"],
+        ["links", "1,000", "5,000", "25,000", "50,000"],
+    ]
+    mine = re.split(r" {2,}", table.splitlines()[3])
+    assert mine[:3] == ["→", "1,500", "2 months"]
+    assert mine[3] == mine[4] == mine[5]
+    assert max(map(len, table.splitlines()[:-1])) <= 60
+    assert table.splitlines()[-1] == "  (N months: the command is run again in each of N calendar months)"

@@ -1,8 +1,11 @@
 """Links, pipes and devices where harvester's own files should be: nothing outside the output is written to."""
 
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,7 +79,7 @@ def test_what_is_planted_under_the_name_of_a_temporary_file_is_not_written_to(
 
 
 @pytest.mark.parametrize("name", ["journal-00000.journal", "attempts", "ledger.sqlite", "ledger.sqlite-wal"])
-@pytest.mark.parametrize("plant", [by_symlink, by_hard_link, by_dangling_link, lambda name, _: os.mkfifo(name)])
+@pytest.mark.parametrize("plant", [by_symlink, by_dangling_link, lambda name, _: os.mkfifo(name)])
 def test_what_is_planted_into_the_state_is_refused(
     quick_path: Path, run: Callable[..., Said], victim: Path, name: str, plant: Callable[[Path, Path], None]
 ) -> None:
@@ -90,6 +93,59 @@ def test_what_is_planted_into_the_state_is_refused(
     assert str(planted) in said.err
     assert "Traceback" not in said.err
     assert not (quick_path / "not-there").exists()
+
+
+@pytest.mark.parametrize("name", ["journal-00000.journal", "attempts", "ledger.sqlite", "ledger.sqlite-wal"])
+def test_a_hard_link_planted_into_the_state_is_copied_away_from(
+    quick_path: Path, run: Callable[..., Said], victim: Path, name: str
+) -> None:
+    out = quick_path / "out"
+    assert run(out, "--max-calls", "1").code == 9
+    planted = out / "_harvester" / name
+    planted.unlink(missing_ok=True)
+    by_hard_link(planted, victim)
+    said = run(out)
+    assert f"{planted} had a second name" in said.err
+    assert said.code == (8 if name == "ledger.sqlite" else 0)
+    assert victim.stat().st_nlink == 1
+
+
+def test_an_output_with_a_backup_of_hard_links_goes_on_and_the_backup_stays_as_it_was(
+    quick_path: Path, run: Callable[..., Said]
+) -> None:
+    out, backup = quick_path / "out", quick_path / "backup"
+    assert run(out, "--max-calls", "1").code == 9
+    (out / "_harvester" / "ledger.sqlite").chmod(0o600)
+    shutil.copytree(out, backup, copy_function=os.link)
+    before = {path: path.read_bytes() for path in backup.rglob("*") if path.is_file()}
+    said = run(out)
+    assert said.code == 0, said.err
+    assert f"{out}/_harvester/ledger.sqlite had a second name" in said.err
+    assert len(rows(out)) == 3
+    assert {path: path.read_bytes() for path in before} == before
+    ledger = out / "_harvester" / "ledger.sqlite"
+    assert (ledger.stat().st_nlink, stat.S_IMODE(ledger.stat().st_mode)) == (1, 0o600)
+    assert "second name" not in run(out).err
+
+
+def test_a_ledger_that_another_process_has_open_by_a_second_name_is_left_to_it(
+    quick_path: Path, run: Callable[..., Said]
+) -> None:
+    out = quick_path / "out"
+    assert run(out, "--max-calls", "1").code == 9
+    ledger, other = out / "_harvester" / "ledger.sqlite", quick_path / "other.sqlite"
+    os.link(ledger, other)
+    use = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT * FROM meta'); print(flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{use}; sys.stdin.read()", str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        said = run(out)
+        process.kill()
+    assert said.code == 5
+    assert f"process {process.pid} has {ledger} open by a second name" in said.err
+    assert ledger.stat().st_nlink == 2
 
 
 @pytest.mark.parametrize("name", ["budget.sqlite", "connections"])
@@ -184,7 +240,8 @@ def test_an_output_whose_folder_was_renamed_goes_on_by_its_link(quick_path: Path
 def test_a_link_of_another_users_is_not_followed(
     quick_path: Path, run: Callable[..., Said], victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harvester.storage.folders.is_own_link", lambda _: False)
+    for module in ("folders", "watch"):
+        monkeypatch.setattr(f"harvester.storage.{module}.is_own_link", lambda _: False)
     out, growing = quick_path / "out", quick_path / "x.ndjson"
     out.mkdir()
     (quick_path / "elsewhere").mkdir()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from harvester.cli.exit_codes import EXIT_CODES
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape
-from harvester.rows.schema_export import Target, schema_for
+from harvester.rows.schema_export import Rows, Target, schema_for
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
@@ -74,10 +75,11 @@ async def test_the_duckdb_recipe_loads_every_row_once_however_often_it_is_run(
     (merge,) = blocks(page, f"sql load {shape}")
     (busiest,) = blocks(page, f"sql {shape}")
     clicks: Counter[str] = Counter()
-    for name in NAMES * 2:
-        clicks.update({each["value"]: each["clicks"] for each in metrics_for(name, "referrers", 50)["metrics"]})
+    for name, day in product(NAMES, (DAY, "2026-11-24")):
+        answer = metrics_for(name, "referrers", unit_reference=day)
+        clicks.update({each["value"]: each["clicks"] for each in answer["metrics"]})
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, shape, form))
+        database.execute(schema_for(Target.DUCKDB, Rows(shape, form, "referrers")))
         for _ in range(2):
             database.execute(merge.replace(".ndjson.gz", f".{form}"))
             calls = database.execute("SELECT count(DISTINCT (bitlink, unit_reference)) FROM bitly_metrics").fetchall()
@@ -94,7 +96,7 @@ async def test_the_merge_takes_the_later_answer_of_a_call(
     (merge,) = blocks(section(LOADING, "DuckDB"), "sql load nested")
     changed = "SELECT count(*) FROM bitly_metrics WHERE clicks_listed = -1"
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, Shape.NESTED, Format.NDJSON_GZ))
+        database.execute(schema_for(Target.DUCKDB, Rows(Shape.NESTED, Format.NDJSON_GZ, "referrers")))
         for moment, left in (("2020-01-01", 0), ("2100-01-01", 24)):
             database.execute(merge)
             database.execute(f"UPDATE bitly_metrics SET fetched_at = '{moment}T00:00:00Z', clicks_listed = -1")
@@ -148,7 +150,7 @@ def two_harvests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
     monkeypatch.chdir(tmp_path)
 
     def publish_both(shape: Shape, form: Format) -> None:
-        made = PartFormat(form, shape)
+        made = PartFormat(form, shape, "referrers")
         publish(tmp_path / "lake", "0b", f"{DAY}T06:00:00Z", FIRST, made)
         publish(tmp_path / "lake2", "0a", f"{DAY}T07:00:00Z", SECOND, made)
 
@@ -190,7 +192,7 @@ def test_duckdb_keeps_the_newest_answer_of_each_call_and_nothing_stale(
     statement = statement.replace(".ndjson.gz", f".{form}")
     for folders in (None, "lake*"):
         with duckdb.connect(config={"threads": 1}) as database:
-            database.execute(schema_for(Target.DUCKDB, shape, form))
+            database.execute(schema_for(Target.DUCKDB, Rows(shape, form, "referrers")))
 
             def load(folder: str, database: duckdb.DuckDBPyConnection = database) -> None:
                 database.execute(statement.replace("'lake/", f"'{folder}/"))
@@ -220,7 +222,7 @@ def test_the_statements_of_other_databases_do_the_same_when_duckdb_runs_them(
     metrics, parts = ("bitly.metrics", "bitly.parts") if name == "BigQuery" else ("bitly_metrics", "staged")
     with duckdb.connect(config={"threads": 1}) as database:
         database.execute("CREATE SCHEMA bitly")
-        database.execute(schema_for(Target.DUCKDB, shape, Format.NDJSON_GZ))
+        database.execute(schema_for(Target.DUCKDB, Rows(shape, Format.NDJSON_GZ, "referrers")))
         database.execute(f"CREATE TABLE IF NOT EXISTS {metrics} AS FROM bitly_metrics")
         database.execute(f"CREATE TABLE {parts} AS FROM bitly_metrics")
 
@@ -248,7 +250,7 @@ def test_the_view_of_athena_has_the_newest_answer_of_each_call(
     text = text.replace("call_id", "record_id") if shape is Shape.NESTED else text
     (view,) = sqlglot.transpile(text, read="athena", write="duckdb")
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, shape, Format.NDJSON_GZ))
+        database.execute(schema_for(Target.DUCKDB, Rows(shape, Format.NDJSON_GZ, "referrers")))
         database.execute("INSERT INTO bitly_metrics FROM bitly_parts('lake*/referrers/dt=*/part-*.ndjson.gz')")
         database.execute(view)
         assert counted(database.execute(summed(shape, "bitly_newest")).fetchall()) == clicks_of(FIRST, SECOND)
@@ -260,7 +262,7 @@ def run_python(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]
 
     def run(code: str, target: Target, shape: Shape, names: dict[str, Any] | None = None) -> dict[str, Any]:
         printed = ModuleType("bitly_schema")
-        exec(schema_for(target, shape, Format.NDJSON_GZ), vars(printed))
+        exec(schema_for(target, Rows(shape, Format.NDJSON_GZ, "referrers")), vars(printed))
         monkeypatch.setitem(sys.modules, "bitly_schema", printed)
         names = {} if names is None else names
         exec(code.replace("call_id", "record_id") if shape is Shape.NESTED else code, names)
@@ -370,12 +372,12 @@ def test_loaders_that_guess_types_do_what_the_page_says_and_the_printed_schemas_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     harvest: Metrics = {f"bit.ly/{i}": {} for i in range(30_000)} | {"bit.ly/last": {"direct": 7, "2026": 1}}
-    publish(tmp_path / "lake", "0a", f"{DAY}T06:00:00Z", harvest, PartFormat(Format.NDJSON_GZ, Shape.FLAT))
+    publish(tmp_path / "lake", "0a", f"{DAY}T06:00:00Z", harvest, PartFormat(Format.NDJSON_GZ, Shape.FLAT, "referrers"))
     (part,) = Path("lake/referrers").glob("*/part-*")
     with duckdb.connect() as database:
         guess = database.execute(f"SELECT any_value(typeof(clicks)), sum(clicks) FROM '{part}'").fetchone()
         assert guess == ('"NULL"', None)
-        database.execute(schema_for(Target.DUCKDB, Shape.FLAT, Format.NDJSON_GZ))
+        database.execute(schema_for(Target.DUCKDB, Rows(Shape.FLAT, Format.NDJSON_GZ, "referrers")))
         assert database.execute(f"SELECT sum(clicks) FROM bitly_parts('{part}')").fetchone() == (8,)
     with pytest.raises(pl.exceptions.ComputeError):
         pl.scan_ndjson(part).select(pl.col("clicks").sum()).collect()

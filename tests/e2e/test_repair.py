@@ -154,7 +154,8 @@ def test_parts_that_a_loader_has_moved_are_named_and_read_where_they_are(
     assert done.returncode == 0, done.stderr
     assert case.served.sandbox.answered.total() == len(LINKS)
     assert len(rows(case.out)) == len(GOOD) - 60
-    assert harvester("verify", str(case.out)).returncode == 0
+    assert harvester("verify", str(case.out)).returncode == 8
+    assert harvester("verify", str(case.out), "--allow-moved").returncode == 0
 
 
 def test_what_a_damaged_ledger_still_says_of_moved_parts_is_enough(
@@ -191,7 +192,10 @@ def test_calls_that_are_known_nowhere_are_asked_again_only_if_that_is_said(
     assert harvester(*case.command).returncode == 0
     assert case.served.sandbox.answered.total() == len(LINKS) + 30
     assert {row["bitlink"] for row in rows(case.out)} == GOOD
-    assert harvester("verify", str(case.out)).returncode == 0
+    checked = harvester("verify", str(case.out))
+    assert checked.returncode == 0, checked.stdout
+    assert "was lost, and the calls of its rows were made again" in checked.stdout
+    assert checked.stdout.endswith(f"; {len(GOOD)} of {len(GOOD)} published rows are here\n")
 
 
 def test_rows_that_are_cut_off_a_growing_file_are_asked_again_only_if_that_is_said(
@@ -265,3 +269,39 @@ def test_a_stores_lost_work_dir_is_rebuilt_and_its_claim_taken_over(
     assert case.served.sandbox.answered.total() == len(LINKS)
     assert harvester("verify", url, *new).returncode == 0
     assert "nothing to repair" in harvester("repair", url, *new).stdout
+
+
+@pytest.mark.parametrize("table", ["calls", "invalid", "parts"])
+def test_a_ledger_that_lacks_a_table_is_rebuilt(tmp_path: Path, serve: Callable[..., Served], table: str) -> None:
+    case = Case(tmp_path, serve(), "out")
+    assert harvester(*case.command).returncode == 0
+    with closing(sqlite3.connect(case.private / "ledger.sqlite")) as db:
+        db.execute(f"DROP TABLE {table}")
+    assert f"is damaged (no such table: {table})" in harvester(*case.command).stderr
+    assert "is repaired" in case.repair("--apply")
+    case.finish()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
+def test_a_failed_call_keeps_the_number_of_runs_that_it_failed_in_as_far_as_it_is_known(
+    tmp_path: Path, serve: Callable[..., Served], lost: bool
+) -> None:
+    """Of a ledger that is lost nobody knows: a call that is known to have failed counts as failed once."""
+    served, out = serve(errors=1.0), tmp_path / "out"
+    command = ("run", "-", "--out", str(out), "--base-url", served.url, *NO_LIMITS, "--attempts", "1")
+    for _ in range(2):
+        assert harvester(*command, stdin=b"bit.ly/a\n").returncode == 3
+    ledger = out / "_harvester" / "ledger.sqlite"
+    with closing(sqlite3.connect(ledger)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'journals'").fetchone()
+    with ledger.open("r+b") as stream:
+        stream.seek(4096 * (page - 1))
+        stream.write(b"\xff" * 4096)
+    if lost:
+        ledger.unlink()
+    done = harvester("repair", str(out), "--apply")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is repaired" in done.stdout
+    for calls in (3, 4, 4) if lost else (3, 3):
+        assert harvester(*command, stdin=b"bit.ly/a\n").returncode == 3
+        assert served.sandbox.requests.total() == calls

@@ -29,7 +29,7 @@ def test_a_list_becomes_rows_refusals_and_a_success(tmp_path: Path, serve: Calla
     done = harvester("run", links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert f"{links}:6: not a bitlink" in done.stderr
+    assert f'1 line is not a bitlink: {links}:6: "nonsense"' in done.stderr
     check_reconciled(out, {"bit.ly/a", "bit.ly/b", "bit.ly/missing-c"})
     assert (out / "_SUCCESS").exists()
     assert served.sandbox.requests.total() == 3

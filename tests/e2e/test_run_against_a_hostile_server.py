@@ -302,7 +302,7 @@ def test_attempts_may_be_more_than_two(bitly: Scripted, tmp_path: Path) -> None:
 
 
 def test_an_unreadable_200_is_asked_twice_however_many_attempts_there_are(bitly: Scripted, tmp_path: Path) -> None:
-    done = run(bitly, tmp_path, "html", attempts=5)
+    done = run(bitly, tmp_path, "ok", "html", attempts=5)
     assert done.code == 3, done.done.stderr
     assert len(bitly.visits("html")) == 2
 
@@ -499,7 +499,7 @@ def test_a_filters_standard_output_is_one_json_object_a_line(bitly: Scripted) ->
 
 
 def test_nothing_that_bitly_says_reaches_the_terminal_unescaped(bitly: Scripted) -> None:
-    done = filtered(bitly, "418-coloured", "402-coloured", "ok")
+    done = filtered(bitly, "418-coloured", "402-coloured--1", "402-coloured--2", "ok")
     assert done.returncode == 6, done.stderr
     assert [c for c in done.stderr if not c.isprintable() and c != "\n"] == []
 

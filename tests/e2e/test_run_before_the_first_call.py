@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,7 @@ from harvester.dataset.manifest import Manifest, read
 from harvester.dataset.opening import open_dataset
 from harvester.errors import UsageError
 from harvester.reporting.run_status import read_status
+from harvester.run import committer
 from harvester.run.committer import Heartbeat
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal
@@ -125,6 +127,26 @@ async def test_the_manifest_is_renewed_until_the_list_is_read(
     assert read(str(tmp_path / "out")).content == shown[-1]
 
 
+async def test_the_manifest_is_due_at_once_when_something_begins_to_block(
+    store: Dataset, budget: MachineBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = False
+    monkeypatch.setattr(Telemetry, "begins_to_block", property(lambda _: blocked))
+    now = 100.0
+    monkeypatch.setattr(committer, "time", SimpleNamespace(monotonic=lambda: now))
+    heartbeat = Heartbeat(store, Telemetry(budget, 1, ["links.txt"]), seconds=10.0)
+    await heartbeat.write(None)
+    assert not heartbeat.due
+    blocked = True
+    assert not heartbeat.due  # a second must pass, or two limits that take turns would write at each commit
+    now = 101.0
+    assert heartbeat.due
+    blocked, now = False, 109.0
+    assert not heartbeat.due
+    now = 110.0
+    assert heartbeat.due
+
+
 async def test_the_first_error_is_reported_and_not_that_of_the_manifest_after_it(
     store: Dataset, budget: MachineBudget, tmp_path: Path
 ) -> None:
@@ -190,7 +212,7 @@ def test_a_value_of_the_file_that_no_option_takes_is_refused(
     monkeypatch.delenv(TOKEN_STORE)
     said = refused("--out", str(tmp_path / "out"), config=config, name=name)
     assert said.code == 2
-    assert said.err.startswith(f"harvester: {tmp_path}/options.toml: ")
+    assert said.err.startswith((f"harvester: {tmp_path}/options.toml: ", f"harvester: {tmp_path}/options.toml:1: "))
     assert len(said.err) < 8000
     assert not (tmp_path / "out").exists()
 

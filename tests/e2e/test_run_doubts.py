@@ -12,6 +12,7 @@ from harvester.cli.exit_codes import exit_code
 from harvester.client.client import ClientSettings
 from harvester.client.known_good import BURST, LAST_ROW, ROW
 from harvester.events import RunOutcome
+from harvester.reporting.summary import summary
 from harvester.run.harvest import RETRY_ROOM
 from harvester.shutdown import (
     BOUND_REACHED,
@@ -25,7 +26,9 @@ from harvester.shutdown import (
     FailureLimit,
     StopReason,
 )
+from tests.e2e.test_operations import wait_until
 from tests.e2e.test_run_against_a_hostile_server import many
+from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.in_process import QUICK_GATE, harvest
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.scripted_bitly import Scripted, scripted
@@ -75,13 +78,13 @@ async def test_a_strange_answer_for_everybody_from_the_first_call_on_is_an_outag
     status = {"redirect": "302", "html": "200", "empty-object": "200"}.get(behaviour, behaviour[:3])
     for _ in range(4):  # more runs than it takes to give a call up
         before = len(bitly.requests)
-        outcome = await harvest(bitly.url, quick_path, many("ok", 300), breaker_rules=IMPATIENT)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 100), breaker_rules=IMPATIENT)
         check_stopped_by_an_outage(outcome, f"Lately: {status} ")
         assert len(bitly.requests) - before < 60
         assert failures(quick_path / "out") == []
     bitly.everyone = lambda: None
-    assert (await harvest(bitly.url, quick_path, many("ok", 300))).complete
-    assert len(rows(quick_path / "out")) == 300
+    assert (await harvest(bitly.url, quick_path, many("ok", 100))).complete
+    assert len(rows(quick_path / "out")) == 100
 
 
 @pytest.mark.parametrize("behaviour", STRANGE)
@@ -124,12 +127,27 @@ async def test_one_strange_answer_among_good_ones_is_its_links_failure_and_costs
     assert len(bitly.requests) <= 81 + 1
 
 
-async def test_a_few_strange_answers_where_nobody_else_was_asked_are_the_links_failures(
+@pytest.mark.parametrize("behaviour", ["418", "html"])
+@pytest.mark.parametrize("links", [1, 4])
+async def test_a_few_strange_answers_where_nobody_was_answered_are_an_outage_and_charge_nobody(
+    bitly: Scripted, quick_path: Path, behaviour: str, links: int
+) -> None:
+    bitly.everyone = lambda: behaviour
+    for _ in range(4):  # more runs than it takes to give a call up
+        outcome = await harvest(bitly.url, quick_path, many("ok", links), breaker_rules=IMPATIENT)
+        check_stopped_by_an_outage(outcome, "Lately: ")
+        assert dataset(quick_path) == {"calls": links, "rows": 0, "refused": 0, "failed": 0, "pending": links}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", links))) == OK
+
+
+async def test_a_few_strange_answers_are_the_links_failures_if_a_link_of_the_dataset_is_answered(
     bitly: Scripted, quick_path: Path
 ) -> None:
-    outcome = await harvest(bitly.url, quick_path, many("418", 3))
-    assert exit_code(outcome) == SOME_FAILED
-    assert len(bitly.requests) == 3
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 3))) == OK
+    assert exit_code(await harvest(bitly.url, quick_path, many("418", 3))) == SOME_FAILED
+    assert dataset(quick_path)["failed"] == 3
+    assert len(bitly.requests) <= 3 + 2 * 3 + 1
 
 
 async def test_many_links_with_strange_answers_have_failed_if_a_link_that_was_answered_is_answered_again(
@@ -294,6 +312,21 @@ async def test_a_server_that_says_no_to_everybody_writes_nothing_off_however_oft
     assert len(rows(quick_path / "out")) == 80
 
 
+async def test_a_server_that_says_no_in_several_ways_is_not_asked_for_the_whole_list(
+    bitly: Scripted, quick_path: Path
+) -> None:
+    bitly.everyone = lambda: DEFINITE[len(bitly.requests) % 3]
+    for _ in range(4):  # more runs than it takes to give a call up
+        before = len(bitly.requests)
+        outcome = await harvest(bitly.url, quick_path, many("ok", 80))
+        assert outcome.stop is not None
+        assert (exit_code(outcome), outcome.stop.reason) == (TOO_MANY_FAILED, StopReason.ALL_REFUSED)
+        assert 50 <= len(bitly.requests) - before <= 50 + MAX_CONNECTIONS
+        assert dataset(quick_path) == {"calls": 80, "rows": 0, "refused": 0, "failed": 0, "pending": 80}
+    bitly.everyone = lambda: None
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 80))) == OK
+
+
 async def test_noes_before_the_first_answer_are_final_once_it_comes(bitly: Scripted, quick_path: Path) -> None:
     names = [*many("404", BURST - 1), *many("ok", 5)]
     outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
@@ -455,8 +488,57 @@ async def test_a_verdict_for_every_call_where_nobody_was_answered_stops_at_once(
     outcome = await harvest(bitly.url, quick_path, many("ok", 60))
     assert outcome.stop is not None
     assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
-    assert len(bitly.requests) <= MAX_CONNECTIONS
+    assert len(bitly.requests) <= MAX_CONNECTIONS + 1  # a second link has to get it, too
     assert failures(quick_path / "out") == []
+
+
+@pytest.mark.parametrize("connections", [1, MAX_CONNECTIONS])
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_that_the_first_link_gets_is_its_failure(
+    bitly: Scripted, quick_path: Path, behaviour: str, connections: int
+) -> None:
+    names, changes = [behaviour, *many("ok", 20)], one_at_a_time(bitly) if connections == 1 else {}
+    outcome = await harvest(bitly.url, quick_path, names, **changes)
+    assert outcome.stop is None
+    assert exit_code(outcome) == SOME_FAILED
+    [line] = failures(quick_path / "out")
+    assert (line["bitlink"], line["kind"], line["status"]) == (f"bit.ly/{behaviour}", "failed", int(behaviour[:3]))
+    assert len(rows(quick_path / "out")) == 20
+    assert len(bitly.requests) <= 22
+
+
+@pytest.mark.parametrize("behaviour", FOR_EVERY_CALL)
+async def test_a_verdict_for_every_call_costs_one_more_call_where_nobody_was_answered(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    bitly.everyone = lambda: behaviour
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60), **one_at_a_time(bitly))
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) == 2
+    assert failures(quick_path / "out") == []
+
+
+@pytest.mark.parametrize("behaviour", ["401", "429-month"])
+async def test_two_links_with_a_verdict_for_every_call_stop_nothing_if_an_answer_is_on_its_way(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    names = [f"{behaviour}--1", f"{behaviour}--2", "ok-soon", *many("ok", 10)]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == SOME_FAILED
+    assert len(failures(quick_path / "out")) == 2
+    assert len(rows(quick_path / "out")) == 11
+
+
+@pytest.mark.parametrize("behaviour", ["401", "402", "429-month"])
+async def test_a_list_of_one_link_with_a_verdict_for_every_call_stops_with_it(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    outcome = await harvest(bitly.url, quick_path, [behaviour])
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
+    assert len(bitly.requests) == 1
+    assert dataset(quick_path)["failed"] == 0
 
 
 async def test_many_links_that_each_get_a_verdict_for_every_call_cost_one_question_for_twenty(
@@ -516,10 +598,36 @@ async def test_many_refusals_of_a_stopped_run_are_doubted_though_the_server_answ
     await harvest(bitly.url, quick_path, many("ok", 60), max_calls=39)
     assert dataset(quick_path)["refused"] == 19
     bitly.everyone = lambda: None
-    await harvest(bitly.url, quick_path, many("ok", 60))
+    assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60))) == SOME_FAILED
+    assert not (quick_path / "out" / "_SUCCESS").exists()
     assert (dataset(quick_path)["rows"], dataset(quick_path)["refused"]) == (41, 0)
     assert (await harvest(bitly.url, quick_path, many("ok", 60))).complete
     assert len(rows(quick_path / "out")) == 60
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_refusals_that_nothing_had_confirmed_before_a_kill_are_doubted_though_the_server_answers_again(
+    bitly: Scripted, tmp_path: Path, gone: bool
+) -> None:
+    """It costs one call; if that is refused again, they are believed."""
+    noes = range(21, 21 + BURST + 4)
+    bitly.everyone = lambda: (
+        None if len(bitly.requests) < noes.start else "404" if len(bitly.requests) in noes else "silent"
+    )
+    links, out = tmp_path / "links.txt", tmp_path / "out"
+    names = [*many("ok", 20), *many("404" if gone else "ok--later", len(noes)), *many("ok--last", 10)]
+    links.write_text("".join(f"bit.ly/{name}\n" for name in names))
+    command = ("run", str(links), "--out", str(out), "--base-url", bitly.url, *NO_LIMITS, "--connections", "1")
+    with start(*command) as run:
+        wait_until(lambda: len(bitly.requests) == noes.stop, run)
+        run.kill()
+        run.communicate(timeout=30)
+    bitly.everyone = lambda: None
+    assert harvester(*command).returncode == (0 if gone else 3)
+    assert dataset(tmp_path)["refused"] == (len(noes) if gone else 0)
+    assert harvester(*command).returncode == 0
+    assert len(rows(out)) == 30 + (0 if gone else len(noes))
+    assert len(bitly.requests) == len(names) + 2 + (0 if gone else len(noes))
 
 
 async def test_refusals_that_are_asked_again_on_request_are_taken_back_once(bitly: Scripted, quick_path: Path) -> None:
@@ -541,7 +649,7 @@ async def test_noes_among_errors_at_the_end_of_a_list_write_nothing_off(bitly: S
     assert dataset(quick_path)["refused"] < LAST_ROW
 
 
-@pytest.mark.parametrize("noes", [BURST + 2 * MAX_CONNECTIONS - 1, 50])  # fewer may be split below a burst
+@pytest.mark.parametrize("noes", [BURST, BURST + 2, BURST + MAX_CONNECTIONS, 50])
 async def test_the_answers_in_flight_save_nothing_of_a_burst_from_being_asked_again(
     bitly: Scripted, quick_path: Path, noes: int
 ) -> None:
@@ -581,3 +689,32 @@ async def test_a_refusal_is_in_the_journal_before_it_is_confirmed(bitly: Scripte
     bitly.everyone = everyone
     await harvest(bitly.url, quick_path, many("ok", 200))
     assert max(seen) >= ROW - MAX_CONNECTIONS
+
+
+# --- failed too often -------------------------------------------------------------------------------------------------
+
+
+async def test_what_has_failed_too_often_is_said_by_the_run_in_which_it_does(bitly: Scripted, quick_path: Path) -> None:
+    names, said = [*many("ok", 5), "418"], []
+    for again in (False, False, False, True, False):
+        outcome = await harvest(bitly.url, quick_path, names, retry_failed=again)
+        assert exit_code(outcome) == SOME_FAILED
+        said.append((manifest(quick_path / "out")["given_up"], "the same command" in summary(outcome, "out", 1.0)))
+    assert said == [(0, True), (0, True), (1, False), (1, False), (1, False)]
+    assert len(bitly.visits("418")) == 4
+
+
+@pytest.mark.parametrize("behaviour", ["418", "404"])
+async def test_calls_that_are_made_again_are_counted_once_until_they_have_a_verdict(
+    bitly: Scripted, quick_path: Path, behaviour: str
+) -> None:
+    names = [*many("ok", 5), *many(behaviour, 4)]
+    await harvest(bitly.url, quick_path, names)
+    once = dataset(quick_path)
+    assert (once["calls"], once["refused"] + once["failed"]) == (9, 4)
+    again = {"retry_failed": True, "retry_refused": True}
+    outcome = await harvest(bitly.url, quick_path, [*names, *many("ok--more", 3)], max_calls=1, **again)
+    assert exit_code(outcome) == BOUND_REACHED
+    assert dataset(quick_path) == {**once, "calls": 12, "pending": 3}
+    assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("ok--more", 3)], **again)) in (OK, SOME_FAILED)
+    assert dataset(quick_path) == {**once, "calls": 12, "rows": 8}

@@ -168,7 +168,7 @@ def test_a_month_that_covers_part_of_the_list_is_reported_and_used_up(
     command = ("run", links, "--out", str(out), "--base-url", served.url, "--per-minute", "0", "--per-hour", "0")
     done = harvester(*command, "--per-month", "10")
     assert done.returncode == 7, done.stderr
-    assert "this month covers 10 of the 300 calls" in done.stderr
+    assert "this month's calls are enough for 10 of 300 links" in done.stderr
     assert len(rows(out)) == 10 == served.sandbox.requests.total()
     assert harvester(*command, "--per-month", "300").returncode == 0
     check_reconciled(out, set(LINKS))
@@ -302,7 +302,7 @@ def test_strict_starts_nothing_when_a_line_is_bad(tmp_path: Path, serve: Callabl
     path.write_text("bit.ly/a\nnonsense\n")
     done = harvester("run", str(path), "--out", str(tmp_path / "out"), *options)
     assert done.returncode == 2
-    assert f"{path}:2: not a bitlink" in done.stderr
+    assert f'{path}:2: "' in done.stderr
     piped = harvester("run", "-", "--out", str(tmp_path / "out2"), *options, stdin=b"bit.ly/a\nnonsense\n")
     assert piped.returncode == 2
     assert served.sandbox.requests.total() == 0
@@ -410,7 +410,7 @@ def test_a_demo_needs_no_token_and_shows_the_busiest_referrers() -> None:
     done = harvester("demo", env={"BITLY_TOKEN": ""}, timeout=20)
     assert done.returncode == 0, done.stderr
     assert "top referrers" in done.stdout
-    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["in"]))
+    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["output"]))
 
 
 def test_python_m_harvester_is_the_command() -> None:

@@ -1,5 +1,6 @@
 """Whose fault is it? Links that always fail beside a server that is out, told apart in the test's own process."""
 
+import asyncio
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from harvester.budget.limits import RequestedLimits
 from harvester.cli.exit_codes import exit_code
+from harvester.dataset.manifest import read as read_manifest
 from harvester.reporting.summary import summary
 from harvester.shutdown import SOME_FAILED, STOPPED, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
@@ -135,8 +137,8 @@ async def test_without_a_network_a_run_ends_and_has_spent_nothing(quick_path: Pa
         assert [window.used for window in outcome.status.windows] == [0, 0, 0]
         assert manifest(quick_path / "out")["attempts"] == {"total": 0, "retried": 0, "throttled": 0, "helper": 0}
         lines = summary(outcome, "out", 1.0).split("\n")
-        [cost] = [line for line in lines if "cost  " in line]
-        assert re.fullmatch(r"  cost    \d+ attempts did not reach the server, and cost nothing", cost)
+        [cost] = [line for line in lines if "requests  " in line]
+        assert re.fullmatch(r"  requests  \d+ did not reach the server, and cost nothing", cost)
     assert failures(quick_path / "out") == []
 
 
@@ -165,3 +167,19 @@ def test_the_outage_limit_is_an_option(bitly: Scripted, tmp_path: Path) -> None:
     assert "--outage-limit" in done.stderr
     assert manifest(out)["stopped"]["reason"] == "outage"
     assert failures(out) == []
+
+
+async def test_an_outage_is_in_the_manifest_as_soon_as_it_begins(bitly: Scripted, quick_path: Path) -> None:
+    """Without the rule, the manifest would be written after ten seconds."""
+    bitly.out = lambda: True
+    running = asyncio.create_task(harvest(bitly.url, quick_path, many("ok", 30)))
+    out, seen = quick_path / "out" / "_manifest.json", None
+    async with asyncio.timeout(30):
+        while seen is None or seen.window != "outage":
+            await asyncio.sleep(0.05)
+            seen = read_manifest(str(out)).content.budget.limited_by if out.exists() else None
+    bitly.out = lambda: False
+    assert (await running).complete
+    assert seen.since is not None
+    assert "503" in str(seen.why)
+    assert manifest(quick_path / "out")["budget"]["limited_by"] is None

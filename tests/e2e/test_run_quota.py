@@ -111,12 +111,12 @@ def test_the_month_is_kept_across_runs_and_outputs_and_ends_a_run_with_all_commi
     assert machine.run("first", 20, *month).returncode == 0
     second = machine.run("second", 20, *month)
     assert second.returncode == 7, second.stderr
-    assert "this month covers 10 of the 20 calls (20 of 30 are spent)" in second.stderr
+    assert "this month's calls are enough for 10 of 20 links (20 of 30 are used)" in second.stderr
     assert served.sandbox.requests.total() == machine.spent() == 30
     out, until = machine.out("second"), next_month(datetime.now(UTC)).strftime("%Y-%m-%dT00:00:00Z")
     stopped = manifest(out)["stopped"]
     assert (stopped["reason"], stopped["until"]) == ("month_spent", until)
-    assert until in second.stderr
+    assert f"{until[:10]} 00:00 UTC" in second.stderr
     assert len(rows(out)) == 10 == sum(part["rows"] for part in manifest(out)["parts"])
     assert windows(out)["month"] == {
         "window": "month", "limit": 30, "used": 30, "remaining": 0, "until": until, "source": "asked",
@@ -125,7 +125,7 @@ def test_the_month_is_kept_across_runs_and_outputs_and_ends_a_run_with_all_commi
     for name in ("second", "third"):
         again = machine.run(name, 20, *month)
         assert again.returncode == 7, again.stderr
-        assert until in again.stderr
+        assert f"{until[:10]} 00:00 UTC" in again.stderr
     assert served.sandbox.requests.total() == 30
     machine.let_a_month_pass()
     assert harvester(*machine.command("second", *month)).returncode == 0
@@ -141,6 +141,8 @@ def test_a_month_that_ended_while_the_machine_was_suspended_is_over(tmp_path: Pa
     machine.suspend(40)
     second = machine.run("second", 40, *month)
     assert second.returncode == 7, second.stderr
+    assert "covers 0" not in second.stderr
+    assert "Bitly's date decides whether it is enough for the 40 calls" in second.stderr
     assert manifest(machine.out("second"))["stopped"]["until"] == next_month(datetime.now(UTC)).strftime(
         "%Y-%m-%dT00:00:00Z"
     )
@@ -157,7 +159,7 @@ def test_each_token_has_a_month_of_its_own_and_those_of_an_account_share_one(tmp
     assert machine.run("mine", 6, *month, "--account", "team").returncode == 0
     shared = machine.run("shared", 6, *month, "--account", "team", env=other)
     assert shared.returncode == 7, shared.stderr
-    assert "this month covers 4 of the 6 calls" in shared.stderr
+    assert "this month's calls are enough for 4 of 6 links" in shared.stderr
     assert manifest(machine.out("shared"))["budget"]["account"] == "team"
     assert machine.run("anothers", 10, *month, env=third).returncode == 0
     accounts = {"team": 10, ME: 6, fingerprint("e" * 40): 4, fingerprint("f" * 40): 10}

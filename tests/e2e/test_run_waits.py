@@ -2,17 +2,19 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import orjson
 import psutil
 import pytest
 
+from harvester.budget.database import BudgetDatabase
 from tests.support.commands import NO_LIMITS, TOKEN, start
 from tests.support.output_checks import rows
 from tests.support.scripted_bitly import Scripted, scripted
@@ -162,3 +164,17 @@ def test_a_list_that_nobody_writes_says_so_and_a_signal_ends_the_run(
         event = run.waits_for("list")
         assert "waiting for the next line of the list" in str(event["message"])
         assert run.ended_by(signal.SIGTERM) == 5
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_budget_file_that_another_process_has_locked_says_so_and_a_signal_ends_the_run(
+    bitly: Scripted, tmp_path: Path, mode: str
+) -> None:
+    path = tmp_path / "budget.sqlite"
+    BudgetDatabase(str(path)).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(f"BEGIN {mode}")
+        with running(bitly, list_of(tmp_path, "ok"), tmp_path / "out", "--state-dir", str(tmp_path)) as run:
+            run.warned(f"waiting for {path}, which another process has locked (process {os.getpid()})")
+            assert run.ended_by(signal.SIGTERM) == 5
+    assert not bitly.requests

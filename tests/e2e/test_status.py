@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 import pytest
 
+from harvester.config.credentials import without_secrets
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.progress import WAIT_REASONS
@@ -32,7 +33,8 @@ from harvester.run.telemetry import Throughput
 from harvester.shutdown import CONSEQUENCES, StopReason
 from harvester.storage import filesystem
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, environment, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, environment, harvester, start
+from tests.support.in_process import command as in_process
 from tests.support.output_checks import manifest as manifest_of
 from tests.support.output_checks import public
 
@@ -62,6 +64,12 @@ WRITTEN: dict[str, Any] = {
     "invocation": {
         "number": 2,
         "started": "2026-11-23T12:00:00Z",
+        "command": {
+            "words": ["harvester", "run", "links.txt", "--out", "lake"],
+            "cwd": "/",
+            "config": [],
+            "variables": [],
+        },
         "lists": ["links.txt"],
         "calls": 1500,
         "last_verdict": "2026-11-23T14:04:29Z",
@@ -72,7 +80,13 @@ WRITTEN: dict[str, Any] = {
     "budget": {
         "account": "d6a7cd2a7371",
         "token": "d6a7cd2a7371",
-        "limited_by": {"window": "hour", "limit": 1000, "until": "2026-11-23T14:30:00Z"},
+        "limited_by": {
+            "window": "hour",
+            "limit": 1000,
+            "until": "2026-11-23T14:30:00Z",
+            "since": "2026-11-23T14:04:20Z",
+            "why": None,
+        },
         "windows": [
             {"window": "minute", "limit": 100, "used": 10, "remaining": 90, "until": None, "source": "default"},
             {"window": "hour", "limit": 1000, "used": 1000, "remaining": 0, "until": None, "source": "default"},
@@ -157,29 +171,30 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     assert later.state is RunState.STALE
     assert "no update since" in tell.as_text(later)
     command = later.next.command
-    assert command == f"harvester run '{links}' --out {out}"
-    again = harvester(*shlex.split(command)[1:], "--base-url", served.url, *NO_LIMITS)
+    assert command == shlex.join(["harvester", *options, "--base-url", hanging.url])
+    again = harvester(*shlex.split(command.replace(hanging.url, served.url))[1:])
     assert again.returncode == 0, again.stderr
     assert status(str(out))["state"] == "complete"
     assert status(str(public(out)))["out"] == str(out)
     assert status(str(public(out) / "_manifest.json"))["invocation"]["number"] == 2
 
 
-def test_a_spent_month_says_until_when_and_gives_a_command_that_works(
+def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
     query = ("--facet", "countries", "--size", "7", "--account", "team")
     limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
-    done = harvester("run", links, "--out", out, *query, *limits, "--per-month", "20")
+    words = ("run", links, "--out", out, *query, *limits, "--per-month", "20")
+    done = harvester(*words)
     assert done.returncode == 7, done.stderr
     seen = status(out)
     assert seen["state"] == "stopped"
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
     assert (seen["settled"], seen["calls"]["pending"]) == (20, 40)
-    assert seen["next"]["command"] == f"harvester run '{links}' --out {out} --facet countries --size 7 --account team"
-    again = harvester(*shlex.split(seen["next"]["command"])[1:], *limits, "--per-month", "0")
+    assert seen["next"]["command"] == shlex.join(["harvester", *words])
+    again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
     assert again.returncode == 0, again.stderr
     assert status(out)["settled"] == 60
 
@@ -189,11 +204,11 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     tmp_path: Path, links: str, serve: Callable[..., Served], name: str
 ) -> None:
     out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
-    begun = harvester("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), "--max-calls", "3", *options)
-    assert begun.returncode == 9
+    words = ("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), *options, "--max-calls")
+    assert harvester(*words, "3").returncode == 9
     command = status(out)["next"]["command"]
-    assert command == f"harvester run '{links}' --out {out} --work-dir {tmp_path / 'work'}"
-    assert harvester(*shlex.split(command)[1:], *options).returncode == 0
+    assert command == shlex.join(["harvester", *words, "3"])
+    assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
     assert status(out)["settled"] == 60
 
 
@@ -203,13 +218,79 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
     links, out, served = tmp_path / "links.txt", str(tmp_path / "out"), serve(errors=1.0)
     links.write_text("bit.ly/a\n")
     command = ("run", str(links), "--out", out, "--base-url", served.url, "--attempts", "1", *NO_LIMITS)
-    for _ in range(3):
+    for number in range(3):
         assert harvester(*command).returncode == 3
-        assert not status(out)["next"]["command"].endswith("--retry-failed")
+        assert status(out)["next"]["command"].endswith("--retry-failed") is (number == 2)
     assert harvester(*command).returncode == 3
     seen = status(out)
     assert (seen["state"], seen["given_up"]) == ("failures", 1)
-    assert seen["next"]["command"].endswith(f"--out {out} --retry-failed")
+    assert seen["next"]["command"] == shlex.join(["harvester", *command, "--retry-failed"])
+
+
+def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_variables(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my job"
+    folder.mkdir()
+    (folder / "links.csv").write_text("name,link\n" + "".join(f"{i},bit.ly/{i}\n" for i in range(5)))
+    (folder / "my.toml").write_text(f'base_url = "{serve().url}"\nper_month = 3\n')
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HARVESTER_PER_HOUR", "0")
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out")
+    assert in_process(capsys, *words).code == 7
+    command = manifest_of(folder / "out")["invocation"]["command"]
+    assert command["words"] == ["harvester", *words]
+    assert (command["cwd"], command["config"]) == (str(folder), [str(folder / "my.toml")])
+    assert "HARVESTER_PER_HOUR" in command["variables"]
+    here = in_process(capsys, "status", "out").out
+    assert f"\n           {shlex.join(['harvester', *words])}\n" in here
+    assert "not set here" not in here
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HARVESTER_PER_HOUR")
+    seen = json.loads(in_process(capsys, "status", "my job/out", "--json").out)
+    assert seen["next"]["command"] == f"cd '{folder}' && {shlex.join(['harvester', *words])}"
+    text = in_process(capsys, "status", "my job/out").out
+    assert f"options  from {folder / 'my.toml'}" in text
+    assert "options  from variables that are not set here: HARVESTER_PER_HOUR\n" in text
+
+
+def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BITLY_TOKEN", raising=False)
+    (tmp_path / "links.txt").write_text("bit.ly/1\n")
+    words = ("run", "links.txt", "--out", "out", "--base-url", serve().url, "--account", TOKEN, "--token-command")
+    assert in_process(capsys, *words, f"echo {TOKEN}").code == 0
+    manifest = manifest_of(tmp_path / "out")
+    kept = ["[token]" if word == TOKEN else word for word in words]
+    assert manifest["invocation"]["command"]["words"] == ["harvester", *kept, "echo …"]
+    assert TOKEN not in json.dumps(manifest["invocation"])
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--token-file", TOKEN, "run"], ["--token-file", "…", "run"]),
+        ([f"--token-file={TOKEN}"], ["--token-file=…"]),
+        (["--token-file", "/run/secrets/t"], ["--token-file", "/run/secrets/t"]),
+        (["--token-command=pass show x", "--out", "lake"], ["--token-command=pass …", "--out", "lake"]),
+        (["--token-file", "--token-file", TOKEN], ["--token-file", "--token-file", TOKEN]),
+    ],
+)
+def test_what_may_be_a_secret_is_hidden_in_the_words(words: list[str], kept: list[str]) -> None:
+    assert [*without_secrets(words)] == kept
+
+
+def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., str]) -> None:
+    python = WRITTEN["invocation"] | {"command": None}
+    seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python, work_dir="/a{b}"), NOW)
+    assert str(seen.next.command).endswith(" --work-dir '/a{{b}}'")
+    assert seen.next.summary.startswith("the same call from Python carries on")
+    assert str(seen.next.command).startswith("harvester run links.txt --out ")
+    seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python | {"lists": ["<links>"]}), NOW)
+    assert seen.next.command is None
 
 
 def test_another_user_sees_the_status_without_reading_the_private_folder(
@@ -267,7 +348,8 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
 @pytest.mark.parametrize(
     ("changes", "state", "says"),
     [
-        ({}, "running", "nothing: the run continues"),
+        ({}, "running", "nothing: the run continues when that is over"),
+        ({"budget": WRITTEN["budget"] | {"limited_by": None}}, "running", "nothing: the run continues"),
         ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
         ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
         (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
@@ -318,7 +400,7 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
         "30 s old",
         "1,000 calls (990 rows, 10 refused)",
         "900 calls an hour (900 in 1 h)",
-        "the hour's limit of 1,000, until 2026-11-23 14:30:00 UTC (in 25 min)",
+        "the hour's limit of 1,000, since 2026-11-23 14:04:20 UTC (40 s), until 2026-11-23 14:30:00 UTC (in 25 min)",
         "token d6a7cd2a7371",
         "minute 10 of 100 used",
         "month  2,000 used, no limit",
@@ -348,13 +430,34 @@ def test_a_window_that_has_passed_is_shown_as_over(written: Callable[..., str]) 
 
 @pytest.mark.parametrize("window", WAIT_REASONS)
 def test_every_window_has_words_of_its_own(written: Callable[..., str], window: str) -> None:
-    binds = {"window": window, "limit": None, "until": None}
+    binds = {"window": window, "limit": None, "until": None, "since": None, "why": None}
     seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": binds}), NOW)
     assert f"for {window}" not in tell.as_text(seen)
 
 
+def test_during_an_outage_the_status_says_what_is_tried_and_since_when(written: Callable[..., str]) -> None:
+    outage = {
+        "window": "outage",
+        "limit": None,
+        "until": "2026-11-23T14:05:20Z",
+        "since": "2026-11-23T14:00:00Z",
+        "why": "no answer api.example cannot be reached: Connection refused",
+    }
+    seen = read_status(written(budget=WRITTEN["budget"] | {"limited_by": outage}), NOW)
+    text = tell.as_text(seen)
+    assert (
+        "for the server to answer again (api.example cannot be reached: Connection refused), "
+        "since 2026-11-23 14:00:00 UTC (5 min), next attempt in 20 s\n"
+    ) in text
+    assert "one attempt at a time tests whether the server answers again" in seen.next.summary
+    assert "--outage-limit" in seen.next.summary
+    assert "since 2026-11-23 14:00:00 UTC" in tell.as_line(seen)
+    assert seen.ends is None
+    assert "next attempt" not in tell.as_text(read_status(seen.path, NOW + timedelta(minutes=1)))
+
+
 def test_a_list_from_standard_input_must_be_given_again(written: Callable[..., str]) -> None:
-    lists = {"lists": ["-", "-odd.txt"]}
+    lists = {"lists": ["-", "-odd.txt"], "command": None}
     seen = read_status(written(**ENDED, invocation=WRITTEN["invocation"] | lists), NOW)
     assert "standard input" in seen.next.summary
     assert "harvester run - ./-odd.txt --out" in str(seen.next.command)
@@ -425,6 +528,62 @@ def test_a_named_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path) ->
     os.mkfifo(tmp_path / "_manifest.json")
     with pytest.raises(UsageError, match="not a file"):
         read_status(str(tmp_path))
+
+
+# --- many outputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    """Three days in two folders, a growing file, a manifest of another program, and one in a private folder."""
+    stopped = ENDED | {"stopped": STOPPED}
+    for name, changes in (
+        ("referrers/dt=2026-11-22", ENDED | {"complete": True, "remaining": 0}),
+        ("referrers/dt=2026-11-23", stopped),
+        ("countries/dt=2026-11-23", {"updated": datetime.now(UTC).isoformat()}),
+        ("old.ndjson.harvester", ENDED),
+        ("referrers/dt=2026-11-22/_harvester", {}),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "_manifest.json").write_text(json.dumps(WRITTEN | changes))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/_manifest.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_folder_of_outputs_is_a_table_with_a_line_each(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake))
+    assert done.code == 0, done.err
+    head, *lines, last = done.out.splitlines()
+    assert head.split() == ["STATE", "DONE", "FAILED", "LEFT", "UPDATED", "(UTC)", "OUTPUT"]
+    assert [line.split()[0] for line in lines] == ["running:", "failures", "unreadable", "complete", "stopped:"]
+    assert lines[4] == "stopped: month_spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
+    assert lines[0].startswith("running: hour ")
+    assert lines[1].endswith("  old.ndjson")
+    assert "other: " in lines[2]
+    assert last == "5 outputs: 1 running, 1 failures, 1 unreadable, 1 complete, 1 stopped"
+    assert len(in_process(capsys, "status", str(lake / "referrers")).out.splitlines()) == 4
+
+
+def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake), "--json")
+    seen = [json.loads(line) for line in done.out.splitlines()]
+    assert [os.path.relpath(each["out"], lake) for each in seen] == [
+        "countries/dt=2026-11-23",
+        "old.ndjson",
+        "other",
+        "referrers/dt=2026-11-22",
+        "referrers/dt=2026-11-23",
+    ]
+    assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
+    assert "not a manifest" in seen[2]["summary"]
+    assert seen[4]["next"]["after"] == STOPPED["until"]
+
+
+def test_one_output_can_be_watched_and_a_folder_of_them_cannot(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = in_process(capsys, "status", str(lake), "--watch")
+    assert (done.code, done.out) == (2, "")
+    assert f"--watch follows one output, and {lake} has 5: name one of them" in done.err
 
 
 # --- watching -------------------------------------------------------------------------------------------------------

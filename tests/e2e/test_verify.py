@@ -85,8 +85,9 @@ def made(tmp_path: Path, kept: Callable[[str, str, str], Path]) -> Made:
     return make
 
 
-def verify(out: Path, work_dir: Path | None = None) -> Findings:
-    return verifying.verify(verifying.output_at(str(out), str(work_dir) if work_dir else None))
+def verify(out: Path, work_dir: Path | None = None, *, allow_moved: bool = False) -> Findings:
+    output = verifying.output_at(str(out), str(work_dir) if work_dir else None)
+    return verifying.verify(output, allow_moved=allow_moved)
 
 
 def problems(out: Path) -> list[str]:
@@ -134,7 +135,9 @@ def edited(**changes: Any) -> Callable[[list[bytes]], list[bytes]]:
 def test_what_a_run_has_published_holds(made: Made, form: str, shape: str) -> None:
     out = made("out", form, shape)
     found = verify(out)
-    assert as_text(found).splitlines()[-1] == f"{out} holds: complete"
+    assert as_text(found).splitlines()[-1] == (
+        f"OK: the run is complete; {found.rows} of {found.rows} published rows are here"
+    )
     assert (found.calls, found.failures, found.ledger_checked, found.ended) == (45, 2, True, True)
     assert found.parts == len(list(out.glob("part-*"))) >= 3
     assert found.rows == sum(part["rows"] for part in orjson.loads((out / "_manifest.json").read_bytes())["parts"])
@@ -147,8 +150,8 @@ def test_the_command_says_what_it_has_read_and_exits_with_0(made: Made, capsys: 
     assert done.code == 0, done.err
     size = sum(part.stat().st_size for part in out.glob("part-*"))
     assert done.out == (
-        f"read: 3 files, {size:,} bytes, 45 rows of 45 calls; 2 failures; reconciled with the ledger\n"
-        f"{out} holds: complete\n"
+        f"{out}: read 3 files, {size:,} bytes, 45 rows of 45 calls, 2 failures; compared with the ledger\n"
+        "OK: the run is complete; 45 of 45 published rows are here\n"
     )
 
 
@@ -198,14 +201,48 @@ def test_rows_on_standard_output_cannot_be_verified() -> None:
         verifying.output_at("-")
 
 
-def test_a_part_that_a_loader_has_moved_away_is_named_and_is_not_a_problem(made: Made) -> None:
+def test_a_part_that_is_missing_is_a_problem_unless_a_loader_may_take_parts_away(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = made()
     part = part_of(out, 1)
+    rows = len(content(part).splitlines())
     part.unlink()
-    found = verify(out)
-    assert found.ok
-    assert found.moved_away == [str(part)]
-    assert f"moved away, not looked into: {part}" in as_text(found)
+    done = command(capsys, "verify", str(out))
+    assert done.code == 8
+    assert done.out.splitlines()[0] == (
+        f"{part}: it is missing, with {rows} rows; put it back, or use --allow-moved if a loader has taken it"
+    )
+    assert done.out.splitlines()[-1] == f"FAILED: 1 problem; {45 - rows} of 45 published rows are here"
+    told = json.loads(command(capsys, "verify", str(out), "--json").out)
+    assert (told["holds"], told["rows"], told["published_rows"]) == (False, 45 - rows, 45)
+    done = command(capsys, "verify", str(out), "--allow-moved")
+    assert done.code == 0
+    assert done.out.splitlines()[0] == f"moved away, not read: {part}"
+    assert done.out.splitlines()[-1] == (
+        f"OK: the run is complete; {45 - rows} of 45 published rows are here (parts were moved away)"
+    )
+    assert verify(out, allow_moved=True).moved_away == [str(part)]
+
+
+def test_a_missing_part_that_only_the_ledger_knows_is_a_problem(made: Made) -> None:
+    """A run that was killed has published it after its last manifest."""
+    out = made()
+    part = part_of(out, 2)
+    rows = len(content(part).splitlines())
+
+    def older(manifest: dict[str, Any]) -> None:
+        del manifest["parts"][2]
+        manifest.update(ended=None, complete=False)
+        manifest["dataset"].update(rows=45 - rows, calls=47 - rows - 1)
+
+    edit_manifest(out, older)
+    (out / "_SUCCESS").unlink()
+    assert verify(out).ok
+    part.unlink()
+    assert problems(out) == [
+        f"{part.name}: it is missing, with {rows} rows; put it back, or use --allow-moved if a loader has taken it"
+    ]
 
 
 def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
@@ -223,7 +260,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
         f"results.ndjson: {size - 10} bytes, and {size} in the manifest",
     ]
     out.unlink()
-    assert problems(out) == ["results.ndjson: it is gone; its rows are settled, so put it back"]
+    assert problems(out) == ["results.ndjson: it is missing, with 45 rows; put it back"]
 
 
 def test_a_work_dir_that_is_named_is_verified(made: Made, tmp_path: Path) -> None:
@@ -254,7 +291,7 @@ def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not checked: the ledger" in done.stdout
-    assert "not held against a ledger" in done.stdout
+    assert "not compared with a ledger" in done.stdout
 
 
 def test_a_store_of_objects_is_verified_through_its_names_and_streams(made: Made) -> None:
@@ -300,8 +337,8 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case, m
     asyncio.run(harvest(case.links, out=case.out, **given))
     output = verifying.output_at(case.out, str(case.work))
     whole = as_text(verifying.verify(output))
-    assert "7 rows of 7 calls; 0 failures; reconciled with the ledger" in whole
-    assert whole.endswith("holds: complete")
+    assert "7 rows of 7 calls, 0 failures; compared with the ledger" in whole
+    assert whole.endswith("OK: the run is complete; 7 of 7 published rows are here")
     alone = verifying.verify(verifying.output_at(f"{case.out}/_manifest.json"))
     assert (alone.ok, alone.ledger_checked) == (True, False)
     assert alone.not_checked[0].endswith(f"(the manifest's run had --work-dir {case.work})")
@@ -309,7 +346,7 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case, m
     obstore.put(case.store, name, b"spoiled")
     assert f"{case.out}/{name}:1: cannot be read further" in as_text(verifying.verify(output))
     obstore.delete(case.store, name)
-    moved = verifying.verify(output)
+    moved = verifying.verify(output, allow_moved=True)
     assert (moved.ok, moved.moved_away) == (True, [f"{case.out}/{name}"])
 
 
@@ -377,10 +414,10 @@ SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "clicks": (edited(clicks_listed=10**6), "clicks_listed is 1000000, and its metrics add up to "),
     "too many clicks": (edited(clicks_listed=2**63), "clicks_listed is no count"),
     "not truncated": (edited(truncated=True), "truncated is true, and "),
-    "a metric's key": (edited(metrics=[{"value": "x"}]), "an entry of metrics is not value and clicks"),
-    "a metric's clicks": (edited(metrics=[{"value": "x", "clicks": -1}]), "clicks in metrics is no count"),
-    "a metric's value": (edited(metrics=[{"value": 1, "clicks": 1}]), "a value in metrics is no text"),
-    "a metric": (edited(metrics=["x"]), "an entry of metrics is not value and clicks"),
+    "a metric's key": (edited(metrics=[{"value": "x"}]), "an entry of metrics: clicks is missing"),
+    "a metric's clicks": (edited(metrics=[{"value": "x", "clicks": -1}]), "an entry of metrics: clicks is no count"),
+    "a metric's value": (edited(metrics=[{"value": 1, "clicks": 1}]), "an entry of metrics: value is not text"),
+    "a metric": (edited(metrics=["x"]), "an entry of metrics: not a JSON object"),
     "many units": (edited(units_returned=2**63), "units_returned has more than 64 bits"),
     "a key twice": (
         lambda lines: [*lines[:2], lines[2].replace(b'"size":', b'"size":1,"size":'), *lines[3:]],
@@ -436,14 +473,14 @@ def nothing_and(value: str, **more: Any) -> Callable[[list[bytes]], list[bytes]]
     ("change", "text"),
     [
         (later, ": fetched_at is not that of its call's first row"),
-        (nothing_and(""), ":2: value and clicks are null only together"),
-        (nothing_and("direct"), ":2: value and clicks are null only together"),
-        (nothing_and("direct", units_returned=3), ":2: value and clicks are null only together"),
+        (nothing_and(""), ":2: a metric follows the row that says that its call has none"),
+        (nothing_and("direct"), ":2: a metric follows the row that says that its call has none"),
+        (nothing_and("direct", units_returned=3), ":2: a metric follows the row"),
         (edited(clicks=-5), ":3: clicks is no count"),
-        (edited(value=None), ":3: value and clicks are null only together"),
+        (edited(value=None), ":3: value is not text"),
         (edited(call_id="0" * 32), ":3: call_id is not the one of its call"),
         (without("call_id"), ":3: call_id is missing"),
-        (edited(value="another"), ":3: record_id is not the one of its call and value"),
+        (edited(value="another"), ":3: record_id is not the one of its call and metric"),
         (cut_call, "clicks_listed is "),
     ],
 )
@@ -517,7 +554,9 @@ def test_parquet_of_other_columns_is_named(made: Made) -> None:
     table = parquet.read_table(part)
     parquet.write_table(table.drop_columns(["size"]), part)
     assert "its columns are record_id, run_id" in problems(out)[0]
-    parquet.write_table(table.set_column(7, "size", table["size"].cast(pa.int32())), part)
+    parquet.write_table(
+        table.set_column(table.schema.get_field_index("size"), "size", table["size"].cast(pa.int32())), part
+    )
     assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
 
 
@@ -668,8 +707,7 @@ def test_a_ledger_whose_damage_sqlite_cannot_put_into_words_is_named(made: Made)
     assert problem.text.startswith("the ledger is damaged (")
 
 
-async def test_an_output_that_has_no_call_yet_is_begun_anew(tmp_path: Path) -> None:
-    """Between the new beginning and its manifest nothing is wrong."""
+async def test_an_output_that_has_no_call_yet_is_begun_anew_as_the_same_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UsageError, match="no bitlinks"):
         await harvest(["nonsense"], out=out, strict=True, base_url="http://127.0.0.1:9", **NO_LIMIT)
@@ -677,8 +715,7 @@ async def test_an_output_that_has_no_call_yet_is_begun_anew(tmp_path: Path) -> N
     with open_dataset(resolve(str(out)), query, PartLimits(1000, 1_000_000), list[str]().append):
         pass
     found = verify(out)
-    assert found.ok
-    assert "_manifest.json is older than the ledger: run_id is " in found.remarks[0]
+    assert (found.ok, found.remarks) == (True, [])
 
 
 def test_a_missing_journal_is_named(made: Made) -> None:
@@ -725,7 +762,7 @@ def test_a_run_that_goes_on_and_what_is_left_when_it_is_killed_hold(
         process.communicate()
     assert [as_text(look) for look in looks if not look.ok] == []
     found = verify(out)
-    assert as_text(found).splitlines()[-1] == f"{out} holds: as far as its run has come"
+    assert as_text(found).splitlines()[-1].startswith("OK so far: the run has not ended; ")
     assert (found.ledger_checked, found.ended) == (True, False)
 
 

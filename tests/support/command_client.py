@@ -64,10 +64,20 @@ class ForkedCommand(subprocess.Popen[bytes]):
         arguments: Sequence[str],
         env: Mapping[str, str],
         cwd: Path,
+        module: str = "harvester.__main__",
+        umask: int = -1,
+        session: bool = False,
         **streams: IO[bytes] | int | None,
     ) -> None:
         self._server = server
-        self._order = {"arguments": arguments, "env": dict(env), "cwd": str(cwd)}
+        self._order = {
+            "module": module,
+            "arguments": arguments,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "umask": umask,
+            "session": session,
+        }
         super().__init__(["harvester", *arguments], **streams)  # type: ignore[call-overload]
 
     def _execute_child(self, *arguments: Any) -> None:

@@ -1,17 +1,22 @@
 """A process that has imported harvester and forks one child a command, so that a command costs no interpreter start.
 
-Most of a short command's CPU time (0.4 s of 0.45 s) is Python starting and importing aiohttp. A fork of a process that
-has done this already is a process as real as any other: it has its own signals, environment, folder, descriptors and
-exit code. What it cannot show is the start itself, or anything that Python reads from the environment only once
-(PYTHON…, the locale, the time zone, certificates): `commands.harvester` starts an interpreter for these.
+Most of a short command's CPU time (0.4 s of 0.45 s) is Python starting and importing aiohttp, and half of the rest is
+what happens once a process: late imports, caches, bytecode that adapts to its types. The server has done all this
+already, by commands of its own. A fork of it is a process as real as any other: it has its own signals, environment,
+folder, descriptors and exit code. What it cannot show is the start itself, or anything that Python reads from the
+environment only once (PYTHON…, the locale, the time zone, certificates): `commands.harvester` starts an interpreter for
+these.
 
-Orders arrive on a Unix socket, inherited as the descriptor in argv: JSON of argv, env and cwd, with four descriptors:
+Orders arrive on a Unix socket, inherited as the descriptor in argv: JSON of the module whose `main` is called, argv,
+env, cwd, umask, and whether it leads a session on the terminal that is its standard input, with four descriptors:
 standard input, output and error, and a pipe on which the server writes the child's pid and then its wait status. It
 ends when the other end of the socket is closed.
 """
 
 import array
 import atexit
+import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -21,13 +26,19 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
+import termios
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import harvester
 from harvester.cli.main import main
+from harvester.sandbox import Sandbox, SandboxOptions, serving
+from tests.support.remembered_signatures import remember_signatures
+from tests.support.servers import in_thread
 
 ORDER_BYTES = 2**20
 _EXTRAS = {"harvester.arrow"}
@@ -94,7 +105,7 @@ def _write(report: int, number: int) -> None:
 
 
 def _become(order: dict[str, Any], streams: list[int]) -> None:
-    """Run the command as `python -m harvester` would, and end the process without returning to the server's loop."""
+    """Run the command as `python -m MODULE` would, and end the process without returning to the server's loop."""
     code = 70
     try:
         for number, descriptor in enumerate(streams):
@@ -103,9 +114,16 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
         _open_streams()
         os.environ.clear()
         os.environ.update(order["env"])
+        tempfile.tempdir = None  # the warm-up has looked it up in another environment
         os.chdir(order["cwd"])
-        sys.argv = [str(importlib.import_module("harvester.__main__").__file__), *order["arguments"]]
-        code = _run()
+        if order["session"]:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if order["umask"] >= 0:
+            os.umask(order["umask"])
+        program = importlib.import_module(order["module"])
+        sys.argv = [str(program.__file__), *order["arguments"]]
+        code = _run(program.main)
     finally:
         os._exit(code)
 
@@ -118,11 +136,11 @@ def _open_streams() -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
-def _run() -> int:
+def _run(program: Callable[[], object]) -> int:
     """Do what the interpreter does around a program: print what it raised, join threads, call atexit, flush."""
     code: Any = 0
     try:
-        main()
+        program()
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -146,8 +164,42 @@ def _import_all() -> None:
             importlib.import_module(module.name)
 
 
+def _warm_up() -> None:
+    """Run the commands that tests run most, in a folder of their own, against a server that then is no more."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    calm = SandboxOptions(per_minute=0, per_hour=0, per_month=0, latency_ms=0, errors=0.0)
+    with tempfile.TemporaryDirectory() as folder, in_thread(serving(Sandbox(calm))) as url, _silence():
+        links = os.path.join(folder, "links.txt")
+        with open(links, "w") as stream:
+            stream.writelines(f"bit.ly/{name}\n" for name in ("a", "b", "missing-c", "d"))
+        server = ("--base-url", url, "--state-dir", os.path.join(folder, "state"))
+        for form in ("out", "results.ndjson"):
+            out = os.path.join(folder, form)
+            harvesting = (links, "--out", out, *server, "--per-minute", "0", "--per-hour", "0", "--per-month", "0")
+            for words in (
+                ("plan", *harvesting),
+                ("run", *harvesting, "--max-calls", "2", "--part-rows", "1"),
+                ("run", *harvesting, "--log-format", "json"),
+                ("status", out),
+                ("verify", out),
+            ):
+                with suppress(SystemExit):
+                    main(words)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert threading.active_count() == 1, "a fork has one thread"
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
 if __name__ == "__main__":
+    remember_signatures()
     _import_all()
+    _warm_up()
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as orders:

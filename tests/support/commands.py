@@ -38,16 +38,19 @@ def start(
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
     new_interpreter: bool = False,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start `harvester ARGUMENTS`; the caller ends it.
 
     The process is a fork of one that has imported harvester, unless the start itself is what matters: with
     new_interpreter, under a wrapper, or with variables that only a new interpreter reads.
+
+    umask: as for subprocess.Popen, -1 for the test's own.
     """
     variables, folder = environment(env), cwd or ROOT
     if not wrapper and not new_interpreter and _server().can_run(variables):
         return ForkedCommand(
-            _server(), arguments, variables, folder, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
+            _server(), arguments, variables, folder, umask=umask, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
         )
     return subprocess.Popen(
         [*wrapper, sys.executable, "-m", "harvester", *arguments],
@@ -56,6 +59,25 @@ def start(
         stdout=stdout,
         stderr=subprocess.PIPE,
         cwd=folder,
+        umask=umask,
+    )
+
+
+def start_session(*arguments: str, env: Mapping[str, str], terminal: int) -> subprocess.Popen[bytes]:
+    """Start `harvester ARGUMENTS` as the leader of a session whose terminal this is. env: all of its variables."""
+    assert _server().can_run(env)
+    return ForkedCommand(
+        _server(), arguments, env, ROOT, session=True, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+
+
+def start_program(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start `python -m MODULE ARGUMENTS`, a program of the tests' own that runs harvester: a fork if possible."""
+    variables, pipe = environment(env), subprocess.PIPE
+    if _server().can_run(variables):
+        return ForkedCommand(_server(), arguments, variables, ROOT, module, stdin=pipe, stdout=pipe, stderr=None)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], env=variables, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=None
     )
 
 
@@ -66,10 +88,11 @@ def harvester(
     timeout: float = 60.0,
     cwd: Path | None = None,
     wrapper: Sequence[str] = (),
+    umask: int = -1,
 ) -> subprocess.CompletedProcess[str]:
     """Run `harvester ARGUMENTS` to its end, as `start` does; return its exit code and what it wrote."""
     source = subprocess.PIPE if stdin is not None else subprocess.DEVNULL
-    process = start(*arguments, env=env, stdin=source, cwd=cwd, wrapper=wrapper)
+    process = start(*arguments, env=env, stdin=source, cwd=cwd, wrapper=wrapper, umask=umask)
     try:
         out, err = process.communicate(stdin, timeout=timeout)
     except BaseException:

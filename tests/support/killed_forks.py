@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 # Imported here, so that a fork begins at once.
 from harvester.cli import harvesting
 from harvester.cli import main as cli
-from harvester.cli.signals import die_of_signals
+from harvester.cli.exit_codes import die_of_signals
 from harvester.config.options import RunOptions
 from harvester.run import job  # noqa: F401
 from harvester.storage import object_store
@@ -124,7 +124,9 @@ def observer_of(order: dict[str, Any]) -> Killer | Faults | Recorder:
 
 
 def run_in_fork(order: dict[str, Any], report: str) -> dict[str, Any]:
-    asked(order["arguments"])  # once, for all forks
+    _, options = asked(order["arguments"])  # once, for all forks
+    if "://" in (options.output.out or ""):
+        object_store._library()
     child = os.fork()
     if child == 0:
         run_and_leave(order, report)
@@ -180,7 +182,6 @@ def read_options(arguments: tuple[str, ...]) -> tuple[list[str], RunOptions]:
 
 def warm_up() -> None:
     """Import what a run needs: each fork then has it for nothing."""
-    object_store._library()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         run(["run", "/no/such/list", "--out", "out"])
     assert threading.active_count() == 1, "a fork has one thread"

@@ -3,9 +3,11 @@
 import gzip
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harvester.bitly.facets import FACETS
 from harvester.sandbox import metrics_for
 
 
@@ -35,6 +37,13 @@ def failures(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (public(out) / "_failures.ndjson").read_text().splitlines()]
 
 
+def expected_metrics(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics that a row of the sandbox's must have."""
+    names = ("bitlink", "facet", "size", "unit", "units", "unit_reference")
+    bitlink, facet, size, unit, units, reference = (row[name] for name in names)
+    return FACETS[facet].metrics_in(metrics_for(bitlink, facet, size, unit, units, str(reference)))
+
+
 def check_reconciled(out: Path, bitlinks: set[str]) -> None:
     """Every bitlink has exactly one row or one refusal, the rows are what the sandbox sent, the counts agree."""
     found, refused = rows(out), [line for line in failures(out) if line["kind"] == "refused"]
@@ -43,7 +52,7 @@ def check_reconciled(out: Path, bitlinks: set[str]) -> None:
     assert set(seen) == bitlinks
     assert len({row["record_id"] for row in found}) == len(found)
     for row in found:
-        assert row["metrics"] == metrics_for(row["bitlink"], row["facet"], row["size"])["metrics"]
+        assert row["metrics"] == expected_metrics(row)
     counts = manifest(out)["dataset"]
     assert counts["rows"] == len(found)
     assert counts["refused"] == len(refused)

@@ -22,9 +22,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, ROOT, environment, harvester
+from tests.support.output_checks import expected_metrics
 
 BUCKET = "lake"
 LINKS = [f"bit.ly/{i}" for i in range(7)]
@@ -152,7 +152,7 @@ def check_whole(held: dict[str, bytes], links: set[str]) -> None:
     rows, manifest = rows_in(held), json.loads(held["_manifest.json"])
     assert Counter(row["bitlink"] for row in rows) == Counter(links)
     for row in rows:
-        assert row["metrics"] == metrics_for(row["bitlink"], row["facet"], row["size"])["metrics"]
+        assert row["metrics"] == expected_metrics(row)
     found = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in held.items() if "part-" in name}
     assert {part["path"]: (part["bytes"], part["sha256"]) for part in manifest["parts"]} == found
     assert sum(part["rows"] for part in manifest["parts"]) == manifest["dataset"]["rows"] == len(rows)

@@ -263,6 +263,12 @@ async def dawdle(line: Line) -> None:
     line.writer.close()
 
 
+async def answer_soon(line: Line) -> None:
+    """Answer well, behind whatever else was asked at that time."""
+    await asyncio.sleep(0.2)
+    line.writer.write(good(line.seen).wire())
+
+
 async def babble(line: Line) -> None:
     line.writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
     line.writer.close()
@@ -318,6 +324,7 @@ TRICKS: dict[str, Trick] = {
     "silent": be_silent,
     "deaf": be_deaf,
     "slow": dawdle,
+    "ok-soon": answer_soon,
     "not-http": babble,
     "early-hints": hint_first,
     "doubled": answer_twice,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pyte
 
-from tests.support.commands import ROOT, environment
+from tests.support.commands import ROOT, environment, start_session
 
 _LEADER = (
     "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -40,10 +40,20 @@ class Terminal:
         self._open = {self._master, self.slave}
         self.resize(columns, rows)
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None, foreground: bool = True) -> None:
+    def start(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        foreground: bool = True,
+        new_interpreter: bool = False,
+    ) -> None:
+        variables = environment({"TERM": "xterm-256color", "COLORTERM": "", "CI": "", "NO_COLOR": "", **(env or {})})
+        if foreground and not new_interpreter:
+            self.process = start_session(*arguments, env=variables, terminal=self.slave)
+            return
         self.process = subprocess.Popen(
             [sys.executable, "-c", _LEADER if foreground else _BACKGROUND, *arguments],
-            env=environment({"TERM": "xterm-256color", "COLORTERM": "", "CI": "", "NO_COLOR": "", **(env or {})}),
+            env=variables,
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -122,10 +132,11 @@ def on_terminal(
     rows: int = 24,
     env: Mapping[str, str] | None = None,
     foreground: bool = True,
+    new_interpreter: bool = False,
 ) -> Iterator[Terminal]:
-    """Start `harvester ARGUMENTS` on a new terminal, and end it."""
+    """Start `harvester ARGUMENTS` on a new terminal, and end it; `commands.start` says what new_interpreter is for."""
     terminal = Terminal(columns, rows)
-    terminal.start(*arguments, env=env, foreground=foreground)
+    terminal.start(*arguments, env=env, foreground=foreground, new_interpreter=new_interpreter)
     try:
         yield terminal
     finally:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -22,11 +23,10 @@ import pytest
 import harvester
 from harvester.config.keywords import HarvestKeywords, StreamKeywords, run_options
 from harvester.config.options import AccessOptions, RunOptions, names_in
-from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
 from tests.support.commands import harvester as command
-from tests.support.output_checks import check_reconciled, failures, manifest, rows
+from tests.support.output_checks import check_reconciled, expected_metrics, failures, manifest, rows
 from tests.support.scripted_bitly import scripted
 
 AHEAD = 1500
@@ -414,7 +414,7 @@ async def test_a_stream_gives_every_row_once(serve: Callable[..., Served]) -> No
     names = [f"bit.ly/{i}" for i in range(700)]
     found = [row async for row in harvester.stream([*names, *names[:50]], **options(served.url))]
     assert sorted(row["bitlink"] for row in found) == sorted(names)
-    assert all(row["metrics"] == metrics_for(row["bitlink"], "referrers", 50)["metrics"] for row in found)
+    assert all(row["metrics"] == expected_metrics(row) for row in found)
 
 
 async def test_a_stream_of_no_links_is_empty(serve: Callable[..., Served]) -> None:
@@ -745,11 +745,76 @@ async def test_a_token_is_given_once() -> None:
         await harvester.metrics("bit.ly/a", token=TOKEN, token_file="token")
 
 
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+class Notebook:
+    """Stands in for IPython with a kernel: what is displayed, and what takes its place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shown: list[str] = []
+        shell = SimpleNamespace(kernel=object())
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+        monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=self.display))
+
+    def display(self, text: Any, *, display_id: bool) -> Any:
+        assert display_id
+        self.shown.append(text.plain)
+        return SimpleNamespace(update=lambda text: self.shown.append(text.plain))
+
+
+async def test_a_notebook_shows_a_line_of_a_harvest_and_of_a_stream(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook, url, links = Notebook(monkeypatch), serve().url, ["bit.ly/a", "bit.ly/b", "bit.ly/missing-c"]
+    await harvester.harvest(links, out=tmp_path / "out", **options(url))
+    assert "3 of 3 links ━" in notebook.shown[-1]
+    assert " · 2 rows · 1 refused · 0 failed · " in notebook.shown[-1]
+    notebook.shown.clear()
+    assert len([row async for row in harvester.stream(links, **options(url))]) == 2
+    assert " · 2 rows · 1 refused · 0 failed · " in notebook.shown[-1]
+
+
+async def test_progress_false_leaves_the_line_out(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook, url = Notebook(monkeypatch), serve().url
+    await harvester.harvest(["bit.ly/a"], out=tmp_path / "out", progress=False, **options(url))
+    assert [row async for row in harvester.stream(["bit.ly/a"], progress=False, **options(url))]
+    assert notebook.shown == []
+
+
+async def test_a_front_end_that_fails_does_not_end_a_harvest(
+    tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("the front end has gone")
+
+    Notebook(monkeypatch)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=broken))
+    found = await harvester.harvest(["bit.ly/a"], out=tmp_path / "out", **options(serve().url))
+    assert found["complete"]
+
+
+async def test_outside_a_notebook_progress_is_shown_only_when_it_is_asked_for(
+    tmp_path: Path, serve: Callable[..., Served], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harvester.reporting.reporter.FIRST_SECONDS", 0.0)
+    url = serve().url
+    for name, progress in (("default", None), ("off", False)):
+        await harvester.harvest(["bit.ly/a"], out=tmp_path / name, progress=progress, **options(url))
+        assert capfd.readouterr() == ("", "")
+    await harvester.harvest(["bit.ly/a"], out=tmp_path / "on", progress=True, **options(url))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert " UTC 0 rows, 0 refused, 0 failed" in said.err
+
+
 # --- options --------------------------------------------------------------------------------------------------------
 
 
 def test_the_keywords_are_the_options_of_run() -> None:
-    beside = {"out", "quiet", "log_format"}  # an argument of its own; nothing is said anyway
+    beside = {"out", "quiet", "log_format", "on_end"}  # an argument of its own; nothing is said, and the end is known
     assert set(get_type_hints(HarvestKeywords)) == set(names_in(RunOptions)) - beside
 
 

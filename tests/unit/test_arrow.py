@@ -18,11 +18,11 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format
 from harvester.rows.row import RowBuilder
-from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
-from tests.support.output_checks import rows
+from tests.support.output_checks import expected_metrics, rows
 
+QUERY = ("facet", "size", "unit", "units", "unit_reference")
 NAMES = [f"bit.ly/{i}" for i in range(60)]
 
 
@@ -131,10 +131,11 @@ def test_a_row_of_megabytes_is_read(tmp_path: Path) -> None:
 
 async def test_some_columns_are_enough(tmp_path: Path, serve: Callable[..., Served]) -> None:
     out = await harvested(tmp_path / "out", serve())
+    query = harvester.read(out, columns=["bitlink", *QUERY]).to_pylist()
     table = harvester.read(out, columns=["bitlink", "metrics"])
     assert table.column_names == ["bitlink", "metrics"]
     assert {row["bitlink"]: row["metrics"] for row in table.to_pylist()} == {
-        name: metrics_for(name, "referrers", 50)["metrics"] for name in NAMES
+        row["bitlink"]: expected_metrics(row) for row in query
     }
     with pytest.raises(harvester.UsageError, match="clickz is none of record_id"):
         harvester.read(out, columns=["clickz"])

@@ -3,13 +3,13 @@
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from harvester import clock as clocks
-from harvester.clock import Clock, from_epoch, month_of, next_month, parse_http_date
+from harvester.clock import Clock, from_epoch, month_of, next_month, parse_http_date, utc_text
 from tests.support.commands import ROOT, environment
 
 
@@ -138,3 +138,18 @@ def test_a_month_is_in_utc(when: datetime, month: str) -> None:
 )
 def test_the_next_month_begins_on_its_first_in_utc(when: datetime, expected: datetime) -> None:
     assert next_month(when) == expected
+
+
+@pytest.mark.parametrize(
+    ("moment", "round_up", "text"),
+    [
+        (datetime(2026, 12, 1, tzinfo=UTC), True, "2026-12-01 00:00 UTC"),
+        (datetime(2026, 12, 1, 0, 0, 59, tzinfo=UTC), False, "2026-12-01 00:00 UTC"),
+        (datetime(2026, 11, 30, 23, 59, 1, tzinfo=UTC), True, "2026-12-01 00:00 UTC"),
+        (datetime(2026, 12, 1, 1, tzinfo=timezone(timedelta(hours=1))), False, "2026-12-01 00:00 UTC"),
+        ("2026-12-01T00:00:00Z", False, "2026-12-01 00:00 UTC"),
+    ],
+    ids=["whole", "cut", "up", "offset", "text"],
+)
+def test_people_are_shown_a_moment_in_utc(moment: datetime | str, round_up: bool, text: str) -> None:
+    assert utc_text(moment, round_up=round_up) == text

@@ -584,12 +584,16 @@ EVENTS = st.lists(
 BEGINNINGS = [NOON, DECEMBER - 10 * SECOND, DECEMBER - 90 * MINUTE, JANUARY - 40 * SECOND]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(BEGINNINGS), LIMITS, EVENTS)
-def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
+@pytest.mark.parametrize("examples", [75, pytest.param(1500, marks=pytest.mark.nightly)])
+def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(examples: int) -> None:
+    """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
+    searched = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    searched(given(st.sampled_from(BEGINNINGS), LIMITS, EVENTS)(check_a_world))()
+
+
+def check_a_world(
     begin: datetime, limits: tuple[int | None, int | None, int], events: list[tuple[str, dict[str, object]]]
 ) -> None:
-    """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
     with quick_folder() as folder, closing(World(folder / "budget.sqlite", begin)) as world:
         world.start(0, limits, ACCOUNT.token, "clicks")
         for name, arguments in events:
@@ -1703,13 +1707,35 @@ def test_a_file_of_another_user_is_refused_with_what_to_do(quick_path: Path, mod
     assert path.read_bytes() == before
 
 
+def test_a_link_in_place_of_the_file_is_not_followed_however_late_it_was_planted(quick_path: Path) -> None:
+    victim, path = quick_path / "victim", quick_path / "budget.sqlite"
+    victim.touch()
+    path.symlink_to(victim)
+    with pytest.raises(OutputError, match="is a symbolic link, which is not followed"):
+        use(path)
+    assert victim.read_bytes() == b""
+
+
+def test_a_report_that_the_month_is_spent_holds_until_bitlys_next_month(machine: Machine, start: Start) -> None:
+    machine.wrong = 300 * DAY.total_seconds()
+    budget = start()
+    budget.month.see_date(machine.date)
+    assert budget.month.next_begins() == DECEMBER
+    machine.go(DECEMBER + SECOND)  # the refusal was sent in November
+    assert budget.month.next_begins() == DECEMBER
+    machine.go(DECEMBER + 5 * MINUTE)
+    assert budget.month.next_begins() == JANUARY
+    budget.month.see_date(JANUARY + 40 * DAY)  # neither clock knows it
+    assert budget.month.next_begins() == datetime(2027, 3, 1, tzinfo=UTC)
+
+
 @pytest.mark.parametrize("mode", ["BEGIN EXCLUSIVE", "PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; COMMIT"])
 def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = quick_path / "budget.sqlite"
     used(path)
-    monkeypatch.setattr("harvester.budget.database._BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("harvester.budget.database.BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.executescript(mode)
         with pytest.raises(BudgetBusy, match="held by another process"):

@@ -33,7 +33,7 @@ def test_what_fits_into_the_room_left_goes_as_fast_as_bitly_answers() -> None:
     assert seconds(100, USUAL, Start(NOON, minute_used=1)) > 60
 
 
-@pytest.mark.parametrize("links", [2_500, 12_000])
+@pytest.mark.parametrize("links", [2_500, pytest.param(12_000, marks=pytest.mark.nightly)])
 def test_it_ends_when_a_harvest_in_virtual_time_does(
     quick_path: Path, links: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,14 +75,19 @@ def test_a_months_end_gives_new_calls_to_a_run_that_is_under_way() -> None:
     assert found.ends.strftime("%Y-%m-%d %H") == "2026-12-01 00"
 
 
-def test_what_nobody_will_live_to_see_has_no_end() -> None:
-    assert forecast(10**7, Limits(1, 1, 1), Start(NOON)).ends is None
+@pytest.mark.parametrize(
+    ("attempts", "month_left"),
+    [(10**4, 1), pytest.param(10**7, None, marks=pytest.mark.nightly)],
+    ids=["month", "hour"],
+)
+def test_what_nobody_will_live_to_see_has_no_end(attempts: int, month_left: int | None) -> None:
+    assert forecast(attempts, Limits(1, 1, 1), Start(NOON, month_left=month_left)).ends is None
 
 
 def test_shorter_names_plans_the_reserve_and_wider_windows_but_only_what_helps() -> None:
     limits, whole = Limits(90, 900, 4500), Limits(100, 1000, 5000)
     options = [each.option for each in suggestions_for(100_000, limits, limits, whole, Start(NOON, month_left=4500))]
-    assert options == ["--reserve 0%", "--per-month 5000", "--per-month 25000", "--per-month 50000"]
+    assert options == ["--reserve 0%", "--plan core", "--plan growth", "--plan premium"]
     options = [each.option for each in suggestions_for(2_000, USUAL, USUAL, USUAL, Start(NOON))]
     assert options == ["--per-hour 2000 --per-minute 200"]
     assert suggestions_for(10, USUAL, USUAL, USUAL, Start(NOON)) == []

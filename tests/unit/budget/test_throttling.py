@@ -1,5 +1,6 @@
 """Throttled answers: until when nobody asks, who asks first, and how much may pass from then on."""
 
+import asyncio
 import math
 import random
 from collections import Counter, deque
@@ -9,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from aioresponses import aioresponses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.bitly.verdicts import hint
+from harvester.bitly.verdicts import Answer, hint
 from harvester.budget import throttling as throttle
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
@@ -21,6 +23,9 @@ from harvester.budget.throttling import PROBE_SECONDS, AdaptiveLimit, hinted_sec
 from tests.conftest import quick_folder
 from tests.support.virtual_time import VirtualClock
 from tests.unit.budget.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window
+from tests.unit.client.test_client import OK as ANSWER
+from tests.unit.client.test_client import THROTTLED as ANSWER_429
+from tests.unit.client.test_client import Bitly, Entry, Unpaced, rigged
 
 LIMITS = {MINUTE: 100, HOUR: 1000}
 
@@ -192,6 +197,33 @@ def test_late_throttled_answers_of_attempts_already_under_way_say_nothing_new(st
     second = probe(budget, machine)
     budget.throttled(None, sent_at=second)
     assert seconds_paused(budget) == pytest.approx(120.0)  # the second strike, not the sixth
+
+
+async def test_several_throttled_answers_of_one_moment_are_one_strike() -> None:
+    """An attempt is compared by when it was sent. It counts from the next tenth of a second on, which is later than
+    the first of the answers, so that each of the others would seem to be one more strike."""
+    all_sent = asyncio.Event()
+    with aioresponses() as mocked:
+        bitly = Bitly(mocked)
+        async with rigged(wanted=RequestedLimits(100, 1000, 0)) as rig:
+            rig.client.pace_by(Unpaced())
+            rig.clock.seconds += 0.03
+
+            async def throttled() -> Entry:
+                if len(bitly.requests) == 5:
+                    all_sent.set()
+                await all_sent.wait()
+                rig.clock.seconds += 0.01
+                return ANSWER_429
+
+            bitly.answers(*[throttled] * 5, *[ANSWER] * 5)
+            fetching = [asyncio.create_task(rig.client.fetch(f"bit.ly/{number}")) for number in range(5)]
+            rig.shutdown.end.clear()  # all pauses last
+            while rig.client.sender.counters.throttled < 5:
+                await asyncio.sleep(0)
+            assert 0.0 < rig.budget.opens_in() <= 60.0  # a second strike would add a minute
+            rig.shutdown.end.set()
+            assert {type(verdict) for verdict in await asyncio.gather(*fetching)} == {Answer}
 
 
 def test_a_late_good_answer_of_an_attempt_already_under_way_opens_nothing(start: Start, machine: Machine) -> None:
@@ -738,7 +770,7 @@ def test_a_limit_that_nobody_told_is_found_at_the_price_of_one_call_in_a_hundred
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 5])
 @pytest.mark.parametrize("limits", [*UNKNOWN, {60.0: 50, 3600.0: 600}])
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_so_it_is_however_its_windows_are_aligned(limits: dict[float, int], at_once: int, seed: int) -> None:
     outcome = Outcome(FixedWindows, limits, at_once, seed, calls=10_000)
     assert outcome.throttled <= 0.01
@@ -746,9 +778,16 @@ def test_so_it_is_however_its_windows_are_aligned(limits: dict[float, int], at_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_once", [1, 5])
-@pytest.mark.parametrize("limits", [*UNKNOWN, {60.0: 50, 3600.0: 600}])
-@pytest.mark.parametrize("kind", [SlidingWindows, Buckets])
+@pytest.mark.parametrize(
+    ("kind", "limits", "at_once"),
+    [
+        # The suite tries each pair of two of these; the nightly form the others as well.
+        pytest.param(kind, limits, at_once, marks=() if (first + second + third) % 2 else pytest.mark.nightly)
+        for first, kind in enumerate((SlidingWindows, Buckets))
+        for second, limits in enumerate([*UNKNOWN, {60.0: 50, 3600.0: 600}])
+        for third, at_once in enumerate((1, 5))
+    ],
+)
 def test_a_server_of_another_kind_is_not_asked_too_much_either_and_still_used(
     kind: type[Server], limits: dict[float, int], at_once: int
 ) -> None:

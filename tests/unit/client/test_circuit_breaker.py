@@ -143,7 +143,8 @@ def test_an_outages_probes_go_after_5_seconds_and_then_rarer_down_to_one_a_minut
 
 def test_a_breaker_that_is_open_for_weeks_still_knows_how_long_to_wait() -> None:
     clock = Ticking()
-    breaker = out(clock)
+    breaker = CircuitBreaker(BreakerRules(jitter=0.0, limit_seconds=30 * 86400.0), clock, random.Random(1))
+    fail(breaker, clock, ENOUGH)
     for _ in range(1100):
         fail_probe(breaker, clock)
     assert seconds_open(breaker) == pytest.approx(60.0)
@@ -275,6 +276,19 @@ def test_an_outage_that_comes_back_within_five_minutes_is_the_same(calm: float, 
     fail(breaker, clock, 1)
     assert breaker.is_open
     assert breaker.over_limit is over
+
+
+@pytest.mark.parametrize("limit", [3.0, 5.0, 10.0, 20.0, 60.0, 200.0])
+@pytest.mark.parametrize("jitter", [0.0, 0.1])
+def test_an_outage_is_over_the_limit_at_the_limit(limit: float, jitter: float) -> None:
+    clock = Ticking()
+    breaker = CircuitBreaker(BreakerRules(limit_seconds=limit, jitter=jitter), clock, random.Random(1))
+    fail(breaker, clock, ENOUGH)
+    began = clock()
+    while not breaker.over_limit:
+        fail_probe(breaker, clock)
+    assert clock() - began == pytest.approx(limit)
+    assert breaker.refuse(may_probe=False) == RetryAfter(0.0, OUTAGE)  # and nobody waits any longer
 
 
 def test_time_without_an_outage_is_never_over_the_limit() -> None:

@@ -165,7 +165,7 @@ def test_the_first_line_of_a_file_and_of_what_a_command_prints_is_the_token(tmp_
 def test_a_secret_in_place_of_its_file_is_not_repeated(option: str) -> None:
     with pytest.raises(UsageError) as refused:
         secret_in_file(option, TOKEN, "token", silent)
-    assert str(refused.value) == f"{option} names no file: give the path of one that holds the token"
+    assert str(refused.value) == f"{option} names no file: it must be the path of one that holds the token"
     assert token_origin(AccessOptions(token_file=TOKEN)) == "--token-file …"
 
 

@@ -32,6 +32,7 @@ from harvester.config.parsing import (
     check_counts,
     checked_base_url,
     failure_limit_of,
+    filled_path,
     future_reference,
     query_of,
     requested_limits,
@@ -205,6 +206,8 @@ def test_the_query_is_pinned_in_utc_and_whole_seconds() -> None:
         "units": 3,
         "unit_reference": "2026-11-23T06:00:00Z",
         "size": 7,
+        "period_start": None,
+        "period_end": None,
     }
     assert not moment_is_now
 
@@ -542,3 +545,41 @@ def test_a_name_that_is_no_option_is_refused_with_the_nearest() -> None:
         refuse_unknown(["per_minut"], known)
     with pytest.raises(UsageError, match="the options are out, work_dir"):
         refuse_unknown(["zzz"], known)
+
+
+# --- plan and home ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "per_month"),
+    [
+        ({}, 1000),
+        ({"plan": "free"}, 1000),
+        ({"plan": "core"}, 5000),
+        ({"plan": "growth"}, 25_000),
+        ({"plan": "premium"}, 50_000),
+        ({"plan": "premium", "per_month": 30_000}, 30_000),
+        ({"plan": "premium", "per_month": 0}, 0),
+    ],
+)
+def test_the_plan_sets_the_month_unless_a_number_is_named(changes: dict[str, Any], per_month: int) -> None:
+    assert requested_limits(run_options(**changes).limits).limits().per_month == per_month
+
+
+def test_an_unknown_plan_is_refused() -> None:
+    with pytest.raises(UsageError, match="--plan gold: must be one of free, core, growth, premium"):
+        requested_limits(run_options(plan="gold").limits)
+
+
+@pytest.mark.parametrize("option", ["out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store"])
+def test_the_home_folder_is_expanded_in_every_path(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert by_name(run_options(**{option: "~/x"}))[option] == "/home/me/x"
+    assert by_name(run_options(**{option: "./~/x"}))[option] == "./~/x"
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} ~nobody-here/x: this home folder is not known"):
+        run_options(**{option: "~nobody-here/x"})
+
+
+def test_the_home_folder_is_expanded_in_the_path_of_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert filled_path("OUT", "~/{facet}", "countries", None) == "/home/me/countries"

@@ -434,4 +434,4 @@ def test_without_the_extra_its_install_line_is_said(tmp_path: Path, serve: Calla
 def test_another_store_than_the_two_is_refused() -> None:
     code, said = keep(BITLY, "--store", "cloud", env=NONE)
     assert code == 2
-    assert 'Choose from: "keyring", "file"' in said
+    assert "--store cloud: must be one of keyring, file" in said

@@ -37,7 +37,7 @@ from harvester.rows.encode import (
     write_part,
 )
 from harvester.rows.row import RowBuilder
-from harvester.rows.schema import COLUMNS, Shape
+from harvester.rows.schema import Shape, columns_of
 from harvester.storage.folders import resolve
 from tests.conftest import Served
 from tests.crash.test_kill_at_every_operation import published
@@ -48,7 +48,7 @@ from tests.support.output_checks import check_reconciled, manifest
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 MAKER = RowBuilder(QUERY, "9a0822b22f12")
-MAKINGS = [PartFormat(form, shape) for form in Format for shape in Shape]
+MAKINGS = [PartFormat(form, shape, "referrers") for form in Format for shape in Shape]
 FETCHED_AT = "2026-11-23T07:08:09Z"
 
 # Often with what a flat record_id is made of: U+001F, which joins, and numbers.
@@ -80,7 +80,7 @@ def poured(rows: list[bytes], making: PartFormat) -> bytes:
 
 
 def read_back(data: bytes, making: PartFormat) -> list[Any]:
-    return [row for _, row in rows_of(HashingReader(io.BytesIO(data)), *making)]
+    return [row for _, row in rows_of(HashingReader(io.BytesIO(data)), making)]
 
 
 def expected(rows: list[bytes], shape: Shape) -> list[Any]:
@@ -117,13 +117,16 @@ def test_a_link_without_referrers_has_a_row(making: PartFormat) -> None:
     else:
         assert (row["value"], row["clicks"]) == (None, None)
     assert (row["bitlink"], row["clicks_listed"], row["truncated"]) == ("bit.ly/none", 0, False)
-    assert list(row) == [column.name for column in COLUMNS[making.shape]]
+    assert list(row) == [column.name for column in columns_of(making.shape, making.facet)]
 
 
 def test_parquet_is_written_in_row_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harvester.rows.encode._BLOCK_BYTES", 1000)
     monkeypatch.setattr("harvester.rows.encode._GROUP_BYTES", 10_000)
-    making, rows = PartFormat(Format.PARQUET, Shape.NESTED), [line(str(number), []) for number in range(200)]
+    making, rows = (
+        PartFormat(Format.PARQUET, Shape.NESTED, "referrers"),
+        [line(str(number), []) for number in range(200)],
+    )
     data = poured(rows, making)
     assert parquet.ParquetFile(io.BytesIO(data)).num_row_groups > 3
     assert read_back(data, making) == expected(rows, Shape.NESTED)
@@ -148,10 +151,10 @@ def test_nothing_is_written_any_more_once_writing_has_failed(making: PartFormat)
 
 
 def test_a_flipped_bit_in_a_zstandard_part_is_seen() -> None:
-    data = bytearray(poured([line("a", [])], PartFormat(Format.NDJSON_ZST, Shape.NESTED)))
+    data = bytearray(poured([line("a", [])], PartFormat(Format.NDJSON_ZST, Shape.NESTED, "referrers")))
     data[-1] ^= 1  # of the checksum
     with pytest.raises(UnreadableFile, match="checksum"):
-        read_back(bytes(data), PartFormat(Format.NDJSON_ZST, Shape.NESTED))
+        read_back(bytes(data), PartFormat(Format.NDJSON_ZST, Shape.NESTED, "referrers"))
 
 
 # --- flat record_ids -----------------------------------------------------------------------------------------------
@@ -218,18 +221,19 @@ def test_a_missing_library_is_named_before_anything_is_created(
 @pytest.mark.parametrize("asked", [RequestedPartFormat(Format.NDJSON_GZ), RequestedPartFormat(shape=Shape.FLAT)])
 def test_only_a_folder_has_parts_of_another_form(asked: RequestedPartFormat) -> None:
     with pytest.raises(UsageError, match="only a folder has parts"):
-        asked.for_new(folder=False)
+        asked.for_new("referrers", folder=False)
 
 
 def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
     facts = {"format": "parquet", "shape": "flat"}
-    assert RequestedPartFormat().for_begun(facts, "out") == PartFormat(Format.PARQUET, Shape.FLAT)
-    assert RequestedPartFormat(Format.PARQUET, Shape.FLAT).for_begun(facts, "out") == PartFormat(
-        Format.PARQUET, Shape.FLAT
+    assert RequestedPartFormat().for_begun(facts, "referrers", "out") == PartFormat(
+        Format.PARQUET, Shape.FLAT, "referrers"
     )
-    assert RequestedPartFormat().for_begun({}, "out") == PartFormat(Format.NDJSON, Shape.NESTED)
+    assert RequestedPartFormat(Format.PARQUET, Shape.FLAT).for_begun(facts, "referrers", "out") == PartFormat(
+        Format.PARQUET, Shape.FLAT, "referrers"
+    )
     with pytest.raises(UsageError, match="begun with --format parquet --shape flat"):
-        RequestedPartFormat(Format.NDJSON_GZ).for_begun(facts, "out")
+        RequestedPartFormat(Format.NDJSON_GZ).for_begun(facts, "referrers", "out")
 
 
 # --- the same folder published again -------------------------------------------------------------------------------
@@ -244,7 +248,9 @@ def settle(store: Dataset, *names: str, metrics: int = 1) -> None:
 
 def dataset(out: Path, making: PartFormat, policy: PartLimits | None = None) -> Any:
     chosen = policy or PartLimits(1000, 1_000_000)
-    return open_dataset(resolve(str(out)), QUERY, chosen, list[str]().append, asked=RequestedPartFormat(*making))
+    return open_dataset(
+        resolve(str(out)), QUERY, chosen, list[str]().append, asked=RequestedPartFormat(making.format, making.shape)
+    )
 
 
 def publish(out: Path, making: PartFormat) -> dict[str, bytes]:
@@ -318,7 +324,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_part_ends_when_its_first_row_is_old(tmp_path: Path, clock: Clock) -> None:
-    making = PartFormat(Format.NDJSON_GZ, Shape.NESTED)
+    making = PartFormat(Format.NDJSON_GZ, Shape.NESTED, "referrers")
     with dataset(tmp_path / "out", making, PartLimits(1000, 1_000_000, 3600.0)) as store:
         clock.now += 10_000  # without a row nothing grows old
         keep(store)
@@ -379,7 +385,7 @@ def test_what_a_row_adds_to_a_part_is_known_before_the_part_is_made(
 
 
 def test_a_flat_part_ends_by_its_own_rows(tmp_path: Path) -> None:
-    making, policy = PartFormat(Format.NDJSON, Shape.FLAT), PartLimits(20, 1_000_000)
+    making, policy = PartFormat(Format.NDJSON, Shape.FLAT, "referrers"), PartLimits(20, 1_000_000)
     with dataset(tmp_path / "out", making, policy) as store:
         settle(store, "a", metrics=8)
         settle(store, "b", metrics=0)

@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import CallState
@@ -24,11 +26,15 @@ from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
 from harvester.storage import appended_file
 from harvester.storage.folders import located, resolve
+from harvester.verify.repair import repair
 from tests.support.committing import keep
 from tests.support.output_checks import rows
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
 FORMS = ["out", "results.ndjson"]
+ANY_CUT = pytest.mark.parametrize(
+    "stride", [37, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
+)
 
 
 @contextmanager
@@ -91,11 +97,11 @@ def each_cut(source: Path, form: str, sizes: Iterable[int]) -> Iterator[tuple[in
         shutil.rmtree(copy)
 
 
-def telling_cuts(whole: bytes) -> list[int]:
-    """Give the sizes about each line's end and about what stands before its JSON, and every eleventh."""
+def cuts(whole: bytes, stride: int) -> list[int]:
+    """Give the sizes about each line's end and about what stands before its JSON, and others with a stride."""
     ends = [0, *(place for place, byte in enumerate(whole, 1) if byte == ord("\n"))]
     near = {end + step for end in ends for step in (-2, -1, 0, 1, 7, 8, 9, 10, 41, 42, 43, 44, 45)}
-    return sorted(size for size in near | set(range(0, len(whole), 11)) if 0 <= size < len(whole))
+    return sorted(size for size in near | set(range(0, len(whole), stride)) if 0 <= size < len(whole))
 
 
 def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
@@ -108,7 +114,8 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form: str, stride: int) -> None:
     source = quick_path / "source"
     source.mkdir()
     names = ["a", "no-b", "c"]
@@ -116,7 +123,7 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
         settle(store, *names)
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, range(len(whole) + 1)):
+    for cut, out in each_cut(source, form, [*cuts(whole, stride), len(whole)]):
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out) as store:
             assert sorted(known(store, *names)) == sorted(there)
@@ -125,7 +132,10 @@ def test_a_journal_cut_at_any_byte_keeps_every_whole_line(quick_path: Path, form
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(
+    quick_path: Path, form: str, stride: int
+) -> None:
     source = quick_path / "source"
     source.mkdir()
     names = ["a", "no-b", "c", "d"]
@@ -138,7 +148,7 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
         )
     whole = journal(source / form).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut, out in each_cut(source, form, telling_cuts(whole)):
+    for cut, out in each_cut(source, form, cuts(whole, stride)):
         warnings: list[str] = []
         there = names[: sum(end <= cut for end in ends)]
         with dataset(out, warnings) as store:
@@ -150,7 +160,8 @@ def test_a_journal_shorter_than_committed_unsettles_its_calls_and_counts_them(qu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str) -> None:
+@ANY_CUT
+def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: str, stride: int) -> None:
     """Failed twice, failed and then a row, refused and then a row, all in one journal: never two rows, never stuck."""
     source = quick_path / "source"
     source.mkdir()
@@ -161,7 +172,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
             settle_as(store, name, state)
             keep(store)
     whole = journal(source / form).read_bytes()
-    for _, out in each_cut(source, form, telling_cuts(whole)):
+    for _, out in each_cut(source, form, cuts(whole, stride)):
         with dataset(out) as store:
             known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
@@ -184,8 +195,9 @@ def settle_as(store: Dataset, name: str, state: CallState) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("committed", [False, True])
 @pytest.mark.parametrize("form", FORMS)
+@ANY_CUT
 def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
-    quick_path: Path, form: str, committed: bool
+    quick_path: Path, form: str, committed: bool, stride: int
 ) -> None:
     query, names, source = replace(QUERY, units=90, size=2), ["whole", "cut-a", "no-b", "cut-c"], quick_path / "source"
     source.mkdir()
@@ -194,7 +206,7 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
         if committed:
             keep(store)
     whole = journal(source / form).read_bytes()
-    for _, out in each_cut(source, form, telling_cuts(whole)):
+    for _, out in each_cut(source, form, cuts(whole, stride)):
         with dataset(out, query=query) as store:
             left, totals = known(store, *names), store.totals
             lacking = sum(name.startswith("cut") for name in left)
@@ -336,7 +348,7 @@ def test_a_bad_last_line_that_was_not_committed_is_a_torn_write(quick_path: Path
         settle(store, "a", "b", "c")
     damage(quick_path / form, 3)
     with dataset(quick_path / form, warnings) as store:
-        assert known(store, "a", "b", "c") == ["a", "b"]
+        assert sorted(known(store, "a", "b", "c")) == ["a", "b"]
     assert warnings == []
     assert finish(quick_path / form) == ["a", "b"]
 
@@ -423,6 +435,7 @@ class Stalling:
     """A reader that takes a row, is slow until it is given up, and then goes on."""
 
     uncommitted_limit = 100
+    awaits_reader = False
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -680,3 +693,116 @@ def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
     shutil.rmtree(work)
     with pytest.raises(OutputError, match="was begun before"), dataset(quick_path / "out", work_dir=work):
         pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("answer", [True, False], ids=["by an answer", "at the end"])
+def test_a_state_that_is_gone_when_a_journal_ends_is_written_again(tmp_path: Path, form: str, answer: bool) -> None:
+    """The journal is full, or the run over, and no other journal can be created."""
+    location, limits = resolve(str(tmp_path / form)), PartLimits(3, 2**20)
+    with open_dataset(location, QUERY, limits, print) as store:
+        settle(store, "a")
+        store.commit(store.take_batch())
+        settle(store, "b")
+        shutil.rmtree(location.private)
+        with pytest.raises(OutputError) as raised:
+            settle(store, "c") if answer else store.end_part()
+        error = store.cause_of(raised.value)
+        assert "by another program while the run had it open" in str(error)
+        assert os.path.exists(location.ledger)
+    with open_dataset(location, QUERY, limits, print) as store:
+        assert sorted(known(store, "a", "b", "c")) == ["a", "b", *(["c"] if answer else [])]
+
+
+@pytest.mark.parametrize("damage", ["an old backup", "a byte of its log"])
+def test_a_ledger_older_than_the_growing_file_is_refused_and_repaired(tmp_path: Path, damage: str) -> None:
+    """What SQLite does not find in a damaged log it drops without a word."""
+    out, names = tmp_path / "was" / "results.ndjson", [f"n{number}" for number in range(12)]
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 2**20), print) as store:
+        ledger = Path(store.location.ledger)
+        for number, name in enumerate(names):
+            settle(store, name)
+            store.commit(store.take_batch())
+            if number == 4:
+                log = ledger.with_name("ledger.sqlite-wal").stat().st_size
+                shutil.copytree(tmp_path / "was", tmp_path / "then")
+        shutil.copytree(tmp_path / "was", tmp_path / "killed")
+    out = tmp_path / "killed" / "results.ndjson"
+    private = out.with_name("results.ndjson.harvester")
+    if damage == "an old backup":
+        for name in ("ledger.sqlite", "ledger.sqlite-wal"):
+            shutil.copy(tmp_path / "then" / private.name / name, private / name)
+    else:
+        with (private / "ledger.sqlite-wal").open("r+b") as stream:
+            stream.seek(log + 1000)
+            stream.write(b"\xff\x00\xff")
+    with pytest.raises(OutputError, match=r"is older than .*harvester repair .* --apply"):
+        finish(out)
+    assert repair(str(out), None, None, apply=True, ask_again=False).applied
+    with dataset(out) as store:
+        assert sorted(known(store, *names)) == sorted(names)
+    assert sorted(finish(out)) == sorted(names)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_ledger_that_does_not_know_a_part_is_refused_and_repaired(tmp_path: Path, number: int) -> None:
+    """The older one may even be as it was before the first call, when a run may still choose another query."""
+    out, names = tmp_path / "was" / "out", [f"n{number}" for number in range(6)]
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 2**20), print) as store:
+        for name in [*names, ""]:
+            if name == names[number]:
+                shutil.copytree(out / "_harvester", tmp_path / "then")
+            if name:
+                settle(store, name)
+            store.commit(store.take_batch())
+            store.publish()
+        shutil.copytree(tmp_path / "was", tmp_path / "killed")
+    out = tmp_path / "killed" / "out"
+    for path in (out / "_harvester").iterdir():
+        path.unlink()
+    for name in ("ledger.sqlite", "ledger.sqlite-wal"):
+        shutil.copy(tmp_path / "then" / name, out / "_harvester" / name)
+    with pytest.raises(OutputError, match=r"part-.*-0000[01]\..* is unknown to the ledger.*harvester repair"):
+        finish(out)
+    assert repair(str(out), None, None, apply=True, ask_again=False).applied
+    with dataset(out) as store:
+        assert sorted(known(store, *names)) == sorted(names)
+    assert sorted(finish(out)) == sorted(names)
+
+
+def test_a_damaged_row_in_the_growing_file_is_no_bug(tmp_path: Path) -> None:
+    out = tmp_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        store.commit(store.take_batch())
+    journal(out).unlink()
+    out.write_bytes(out.read_bytes().replace(b'"record_id":"', b'"record_id":"\xff', 1))
+    with suppress(OutputError), dataset(out) as store:
+        store.end_part()
+        keep(store)
+    with pytest.raises(UnicodeDecodeError):
+        rows(out)  # it was left as it was
+
+
+def test_an_error_that_nobody_else_has_caused_stays_what_it_is(tmp_path: Path) -> None:
+    with dataset(tmp_path / "out") as store:
+        error = OutputError("no space left")
+        assert store.cause_of(error) is error
+
+
+def test_a_reader_that_takes_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(stream_publisher, "_STDOUT", writing)
+    monkeypatch.setattr(stream_publisher, "_POLL_MILLISECONDS", 1)
+    sink = stream_publisher.StdoutSink()
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(sink.write, b"x" * 2**20)
+        while not sink.awaits_reader:
+            time.sleep(0.001)
+        read = 0
+        while read < 2**20:
+            read += len(os.read(reading, 2**20))
+        written.result()
+    assert not sink.awaits_reader
+    os.close(reading)
+    os.close(writing)

@@ -178,8 +178,10 @@ def test_links_that_stand_in_one_line_without_a_separator_are_seen(tmp_path: Pat
     ],
 )
 def test_a_cell_that_hides_many_links_is_an_error(tmp_path: Path, name: str, content: str) -> None:
-    with pytest.raises(InputBroken, match=r"line \d: 3 or more links"):
+    with pytest.raises(InputBroken, match=r"line \d: 3 or more links") as broken:
         read_list(write(tmp_path, content.encode(), name))
+    if not name.endswith("ndjson"):
+        assert "--list-format" not in str(broken.value)  # it is read as a table already
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_two_links_in_one_line_are_one_invalid_line_with_that_reason(tmp_path: P
     assert {line.reason for line in batch.invalid} == {"two links in one line; write one a line"}
     assert places(batch) == [("bit.ly/e", 3)]
     table = read_list(write(tmp_path, b"n,link\n1,bit.ly/a bit.ly/b\n", "links.csv"))
-    assert [line.reason for line in table.invalid] == ["two links in one cell; write one a line"]
+    assert [line.reason for line in table.invalid] == ["two links in one cell; write one a record"]
 
 
 @pytest.mark.parametrize(
@@ -529,3 +531,8 @@ def test_a_file_whose_name_is_a_pattern_is_itself(tmp_path: Path) -> None:
     path = write(tmp_path, b"bit.ly/a\n", "[a]*.txt")
     write(tmp_path, b"bit.ly/b\n", "ab.txt")
     assert [source.path for source in resolve_lists([path])] == [path]
+
+
+def test_a_list_that_cannot_be_read_from_its_beginning_on_is_told_without_a_line_0(tmp_path: Path) -> None:
+    _, broken = read_until_broken(write(tmp_path, "bit.ly/a\n".encode("utf-16") + b"bit.ly/b\n" * 100))
+    assert "links.txt: cannot be read from line 1 on: " in str(broken)

@@ -102,6 +102,18 @@ def test_a_record_without_the_cell_of_the_link_is_blank(tmp_path: Path) -> None:
     assert (batch.blank, places(batch), batch.invalid) == (2, [("bit.ly/a", 4)], [])
 
 
+@pytest.mark.parametrize(("name", "tab"), [("links.csv", ","), ("links.tsv", "\t")])
+def test_a_record_that_has_lost_a_cell_before_its_link_is_an_invalid_line(tmp_path: Path, name: str, tab: str) -> None:
+    lines = ["date,name,link", "2026-11-23,x,bit.ly/a", "2026-11-24,https://bit.ly/b", "2026-11-25,y", "bit.ly/c"]
+    batch = read_list(write(tmp_path, "\n".join([*lines, ""]).replace(",", tab).encode(), name))
+    assert [link.bitlink for link in batch.links] == ["bit.ly/a"]
+    assert [(line.line, line.reason) for line in batch.invalid] == [
+        (3, "2 of 3 cells, and a link that is not in column link"),
+        (5, "1 of 3 cells, and a link that is not in column link"),
+    ]
+    assert batch.blank == 1
+
+
 def test_a_record_with_too_many_filled_cells_is_an_invalid_line(tmp_path: Path) -> None:
     path = write(tmp_path, b"link,n\nbit.ly/a,1,2\nbit.ly/c,3\n", "links.csv")
     batch = read_list(path)

@@ -199,7 +199,7 @@ def test_a_list_without_links_is_an_event(tmp_path: Path, serve: Callable[..., S
 def test_another_format_is_refused(tmp_path: Path) -> None:
     done = harvester("run", "-", "--out", str(tmp_path / "out"), "--log-format", "xml")
     assert done.returncode == 2
-    assert 'Choose from: "text", "json"' in done.stderr
+    assert "must be one of text, json" in done.stderr
 
 
 def test_a_bug_is_an_event_with_its_traceback(

@@ -1,16 +1,16 @@
 """What a person sees on a terminal: read from the screen of a pseudo-terminal that the real command writes to."""
 
-import os
 import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
-from harvester.reporting.live_display import frame
+from harvester.reporting.live_display import frame, title
 from harvester.run.telemetry import Minute
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS
@@ -18,7 +18,7 @@ from tests.support.output_checks import check_reconciled
 from tests.support.terminals import Terminal, on_terminal
 
 AN_HOUR = ("--per-minute", "0", "--per-hour", "20", "--per-month", "1000")
-WAITING = re.compile(r"waiting for the hour's limit of 20, until (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d")
+WAITING = re.compile(r"waiting for the hour's limit of 20, until \d{4}-\d\d-\d\d \d\d:\d\d UTC \(in")
 CHART = "last minute"
 
 
@@ -44,15 +44,23 @@ def test_a_run_shows_calls_results_end_speed_windows_and_what_it_waits_for(
     with on_terminal(*command(links, tmp_path, serve(), *AN_HOUR)) as terminal:
         terminal.until(lambda: WAITING.search(terminal.text) and "20 rows" in terminal.text)
         shown = terminal.text
-        for said in ("20 of 60 calls ━", "33 %", "20 rows · 0 refused · 0 failed", "left · until about", CHART):
+        for said in (
+            "referrers of links.txt → ",
+            "20 of 60 links ━",
+            "33 %",
+            "20 rows · 0 refused · 0 failed",
+            " elapsed · ",
+            CHART,
+        ):
             assert said in shown
-        assert "hour 20/20 · month 21/1,000" in shown  # a helper request, too
-        assert re.search(r"(\d+ min( \d+ s)?|1 h) from now", shown)
+        assert re.search(
+            r"^hour   ━{20} 20 of 20\nmonth  ╌{20} 21 of 1,000$", shown, re.MULTILINE
+        )  # a helper request, too
         assert frames(terminal) == 1
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end() == 5
         assert frames(terminal) == 0
-        for said in ("stopped: SIGTERM was received", "result  20 rows, 0 refused, 0 failed", "carries on"):
+        for said in ("stopped: SIGTERM was received", "results   20 rows, 0 refused, 0 failed", "carries on"):
             assert said in terminal.text
 
 
@@ -61,7 +69,8 @@ def test_the_summary_remains_when_the_display_goes(tmp_path: Path, links: str, s
         assert terminal.end() == 0
         assert CHART.encode() in terminal.raw
         assert frames(terminal) == 0
-        assert "every call is settled" in terminal.text
+        assert "every link has an answer" in terminal.text
+        assert "\x1b[32m✓ finished in ".encode() in terminal.raw
         assert b"\x1b[?25l" not in terminal.raw  # the cursor is never hidden: a kill would leave it so
 
 
@@ -71,8 +80,8 @@ def test_on_forty_columns_everything_is_told_on_more_lines(
     with on_terminal(*command(links, tmp_path, serve(), *AN_HOUR), columns=40, rows=20) as terminal:
         terminal.until(lambda: WAITING.search(" ".join(terminal.lines)) and "20 rows" in terminal.text)
         assert frames(terminal) == 1
-        assert "…" not in terminal.text
-        assert "20 of 60 calls ━" in terminal.text
+        assert "…" not in terminal.text[terminal.text.index("20 of 60 links") :]  # the title alone is shortened
+        assert "20 of 60 links ━" in terminal.text
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(10, 2), (1, 1)])
@@ -82,7 +91,7 @@ def test_a_tiny_terminal_does_no_harm(
     command_ = command(links, tmp_path, serve(latency_ms=20), *NO_LIMITS)
     with on_terminal(*command_, columns=columns, rows=rows) as terminal:
         assert terminal.end() == 0
-        assert "every call is settled" in terminal.everything() or columns < 10
+        assert "every link has an answer" in terminal.everything() or columns < 10
 
 
 def test_a_terminal_without_a_size_is_taken_for_a_usual_one(
@@ -118,13 +127,14 @@ def test_what_the_shell_wrote_while_it_was_stopped_remains(
     with on_terminal(*command(links, tmp_path, serve(), *AN_HOUR)) as terminal:
         terminal.until(lambda: WAITING.search(terminal.text))
         terminal.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, terminal.process.pid, os.WSTOPPED | os.WNOWAIT)
+        stopped = psutil.Process(terminal.process.pid)
+        terminal.until(lambda: stopped.status() == psutil.STATUS_STOPPED)
         terminal.write_as_shell("\n[1]+  Stopped   harvester\n$ fg\n")
         terminal.until(lambda: "$ fg" in terminal.text)
         seen = len(terminal.raw)
         terminal.process.send_signal(signal.SIGCONT)
         terminal.until(lambda: terminal.raw.count(CHART.encode(), seen) >= 2)
-        assert "[1]+  Stopped   harvester\n$ fg\n20 of 60 calls" in terminal.text
+        assert "[1]+  Stopped   harvester\n$ fg\nreferrers of links.txt" in terminal.text
 
 
 def test_in_the_background_nothing_is_drawn_and_what_is_told_is(
@@ -133,7 +143,7 @@ def test_in_the_background_nothing_is_drawn_and_what_is_told_is(
     run = command(links, tmp_path, serve(latency_ms=50), *NO_LIMITS)
     with on_terminal(*run, foreground=False) as terminal:
         assert terminal.end() == 0
-        assert "every call is settled" in terminal.text
+        assert "every link has an answer" in terminal.text
         assert CHART.encode() not in terminal.raw
 
 
@@ -156,7 +166,7 @@ def test_a_terminal_that_takes_nothing_does_not_hold_up_the_calls(
         terminal.until(lambda: served.sandbox.requests.total() == 60)
         terminal.press(b"\x11")
         assert terminal.end() == 0
-        assert "every call is settled" in terminal.text
+        assert "every link has an answer" in terminal.text
 
 
 @pytest.mark.slow
@@ -176,7 +186,8 @@ def test_where_hang_ups_are_ignored_the_run_goes_on_without_its_terminal(
 ) -> None:
     signal_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; children have it too
     try:
-        with on_terminal(*command(links, tmp_path, serve(latency_ms=100), *NO_LIMITS)) as terminal:
+        run = command(links, tmp_path, serve(latency_ms=100), *NO_LIMITS)
+        with on_terminal(*run, new_interpreter=True) as terminal:
             terminal.until(lambda: CHART in terminal.text)
             terminal.hang_up()
             assert terminal.process.wait(30) == 0
@@ -262,24 +273,23 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_without_a_count_there_is_no_bar_and_no_end() -> None:
     shown = text_of(RunProgress(rows=1234))
-    assert "1,234 calls settled" in shown
+    assert "1,234 links done" in shown
     assert "%" not in shown
     assert "left" not in shown
 
 
 def test_a_list_read_to_its_end_is_counted() -> None:
-    assert "75 of 100 calls" in text_of(RunProgress(read_to_end=True, rows=70, refused=5, pending=25))
+    assert "75 of 100 links" in text_of(RunProgress(read_to_end=True, rows=70, refused=5, pending=25))
 
 
 def test_calls_beyond_the_most_are_not_awaited() -> None:
-    assert "5 of 20 calls" in text_of(RunProgress(read_to_end=True, rows=5, pending=1000, max_calls=20))
+    assert "5 of 20 links" in text_of(RunProgress(read_to_end=True, rows=5, pending=1000, max_calls=20))
 
 
 def test_a_month_that_will_be_spent_before_the_end_is_said() -> None:
     now = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
     status = RunProgress(to_make=100, ends=now + timedelta(days=60), spent=now + timedelta(days=2))
-    local = (now + timedelta(days=2)).astimezone()
-    assert f"the month is spent about {local:%Y-%m-%d %H:%M}" in text_of(status)
+    assert "the month's calls are used up about 2026-11-25 12:00 UTC" in text_of(status)
 
 
 def test_the_pace_is_no_reason_to_worry() -> None:
@@ -314,3 +324,44 @@ def test_calls_are_counted_in_the_seconds_in_which_they_were_settled() -> None:
     minute.see(103.0, 8)
     minute.see(1000.0, 8 + 897)
     assert minute.seconds() == pytest.approx([1.0] * 60)
+
+
+def test_limits_are_bars_below_one_another() -> None:
+    now = datetime.now(UTC)
+    windows = [
+        WindowState("minute", 100, 25, None, "asked"),
+        WindowState("hour", 0, 200, None, "asked"),
+        WindowState("month", 25_000, 12_500, now, "asked"),
+    ]
+    shown = text_of(RunProgress(windows=windows)).split("\n")[-2:]
+    assert shown == [
+        "minute " + "━" * 5 + "╌" * 15 + "     25 of 100",
+        "month  " + "━" * 10 + "╌" * 10 + " 12,500 of 25,000",
+    ]
+    assert text_of(RunProgress(windows=windows), 22).split("\n")[-1] == "month  12,500 of 25,0…"
+
+
+def test_a_limit_below_what_was_sent_is_no_fraction() -> None:
+    shown = text_of(RunProgress(windows=[WindowState("minute", 15, 98, None, "throttled")]))
+    assert "minute " + "━" * 20 + " 98 sent; the limit is 15 now" in shown
+    assert "98/15" not in shown
+
+
+@pytest.mark.parametrize(("limit", "speed"), [(100, "90 calls/min"), (0, "1.5 calls/s")], ids=["a minute", "no limit"])
+def test_the_speed_is_in_the_unit_of_the_limits(limit: int, speed: str) -> None:
+    windows = [WindowState("minute", limit, 1, None, "asked")]
+    assert speed in text_of(RunProgress(windows=windows, per_second=[1.5] * 20))
+
+
+def test_the_time_since_the_start_is_shown() -> None:
+    assert "0 s elapsed" in [line.plain for line in frame(RunProgress(), 80, elapsed=0.2)]
+    assert "1 h 2 min elapsed" in [line.plain for line in frame(RunProgress(), 80, elapsed=3725.0)]
+
+
+def test_the_title_names_facet_list_and_output_and_is_shortened_in_its_middle() -> None:
+    named = title({"facet": "countries", "lists": ["/srv/lists/links.csv"], "out": "/srv/lake/dt=2026-11-23"})
+    assert named == "countries of links.csv → /srv/lake/dt=2026-11-23"
+    short = next(frame(RunProgress(), 30, named)).plain
+    assert (len(short), short[-13:]) == (29, "dt=2026-11-23")
+    assert title({"facet": "referrers", "lists": ["a", "b", "c"], "out": "-"}) == "referrers of a and 2 more"
+    assert title({"facet": "referrers", "lists": [], "out": "lake\x1b[2J"}) == "referrers of links → lake\\u001b[2J"

@@ -273,7 +273,10 @@ IDLE = WRITTEN["invocation"] | {"last_verdict": None, "started": "2026-11-23T13:
 
 
 def waiting_for(window: str, until: str | None = "2026-11-23T15:20:00Z") -> dict[str, Any]:
-    return {**WRITTEN["budget"], "limited_by": {"window": window, "limit": None, "until": until}}
+    return {
+        **WRITTEN["budget"],
+        "limited_by": {"window": window, "limit": None, "until": until, "since": None, "why": None},
+    }
 
 
 def at(hours: float) -> dict[str, str]:

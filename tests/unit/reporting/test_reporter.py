@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from harvester.progress import RunProgress, WaitReason
+from harvester.events import RunOutcome
+from harvester.progress import InvalidLine, ListCounts, RunProgress, WaitReason
 from harvester.reporting import reporter as progress
 from harvester.reporting.reporter import Reporter, status_line
 
@@ -27,20 +28,18 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when() -> None:
-    until = datetime.now().astimezone().replace(hour=14, minute=0, second=7)  # a later day is named too
+    until = (datetime.now(UTC) + timedelta(minutes=26)).replace(second=0, microsecond=0)
     line = status_line(RunProgress(rows=1000, waiting=WaitReason("hour", 1000, until)), 600.0)
     assert "1,000 rows" in line
-    assert f"waiting for the hour's limit of 1,000, until {until:%H:%M:%S}" in line
+    assert f"waiting for the hour's limit of 1,000, until {until:%Y-%m-%d %H:%M} UTC (in 2" in line
 
 
 def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_counted() -> None:
     ends = datetime(2026, 11, 24, 3, 10, tzinfo=UTC)
     status = RunProgress(to_make=12_400, rows=50, refused=5, ends=ends)
-    assert f"; 12,345 left, until about {ends.astimezone():%Y-%m-%d %H:%M}" in status_line(status, 10.0)
+    assert "; 12,345 left, until about 2026-11-24 03:10 UTC" in status_line(status, 10.0)
     status.spent = ends - timedelta(hours=2)
-    assert f"; 12,345 left, the month is spent about {status.spent.astimezone():%Y-%m-%d %H:%M}" in status_line(
-        status, 1
-    )
+    assert "; 12,345 left, the month's calls are used up about 2026-11-24 01:10 UTC" in status_line(status, 1)
     assert "left" not in status_line(RunProgress(rows=50), 10.0)
 
 
@@ -66,7 +65,7 @@ def test_a_rate_does_not_count_the_time_that_counting_the_list_took(
     status.attempts.total = 100
     time.seconds = 660.0
     observer.progress(status)
-    assert "100 attempts (100/min)" in capsys.readouterr().err
+    assert "100 requests (100/min)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("window", ["pace", "minute", "hour", "month", "throttled", "outage", "connections"])
@@ -109,3 +108,50 @@ def test_quiet_says_nothing_of_it(time: Time, capsys: pytest.CaptureFixture[str]
     status.waiting = WaitReason("hour", 1000, datetime.now(UTC) + timedelta(minutes=50))
     observer.progress(status)
     assert capsys.readouterr().err == ""
+
+
+def bad_lines(observer: Reporter, count: int) -> None:
+    for number in range(1, count + 1):
+        observer.invalid(InvalidLine(f"bad {number}", "no slash", "links.txt", number))
+
+
+def test_bad_lines_are_one_line_with_an_example(time: Time, capsys: pytest.CaptureFixture[str]) -> None:
+    observer = Reporter()
+    bad_lines(observer, 1200)
+    observer.progress(RunProgress())
+    bad_lines(observer, 5)
+    observer.progress(RunProgress())
+    observer.close()
+    assert capsys.readouterr().err == (
+        '1,200 lines so far are not bitlinks, such as: links.txt:1: "bad 1" (no slash); _failures.ndjson lists them\n'
+    )
+
+
+def test_where_no_file_lists_bad_lines_the_first_are_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = Reporter(show_failures=True)
+    bad_lines(observer, 25)
+    observer.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[1]) == (21, "links.txt:2: not a bitlink: no slash: bad 2")
+    assert lines[-1] == "further invalid lines are only counted here"
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "whole", "told"),
+    [(3, 0, True, True), (3, 3, True, False), (3, 3, False, False), (1, 3, False, False), (1, 3, True, True)],
+    ids=["new", "the same", "the same so far", "a part", "fewer"],
+)
+def test_quiet_reports_bad_lines_whose_number_has_changed(
+    capsys: pytest.CaptureFixture[str], found: int, before: int, whole: bool, told: bool
+) -> None:
+    observer = Reporter(quiet=True)
+    bad_lines(observer, found)
+    status = RunProgress(listed=ListCounts(invalid=found), read_to_end=whole, invalid_before=before)
+    observer.ended(RunOutcome(True, None, status), "lake", 0)
+    observer.close()
+    assert bool(capsys.readouterr().err) is told
+
+
+def test_a_wait_of_less_than_a_minute_has_its_seconds_and_no_date() -> None:
+    waiting = WaitReason("minute", 100, datetime.now(UTC) + timedelta(seconds=20.5))
+    assert status_line(RunProgress(waiting=waiting), 1.0).endswith("waiting for the minute's limit of 100, 20 s")

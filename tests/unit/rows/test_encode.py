@@ -25,7 +25,9 @@ def test_the_flat_lines_of_one_long_answer_are_encoded_in_bounded_blocks() -> No
     metrics = [{"value": str(number), "clicks": 1} for number in range(20_000)]
     row = {**named, "unit_reference": "2026-11-23T06:00:00Z", "metrics": metrics, "schema_version": 1}
     stream = _Sizes()
-    counts = write_part([orjson.dumps(row) + b"\n"], HashingWriter(stream), PartFormat(Format.NDJSON, Shape.FLAT))
+    counts = write_part(
+        [orjson.dumps(row) + b"\n"], HashingWriter(stream), PartFormat(Format.NDJSON, Shape.FLAT, "referrers")
+    )
     assert (counts.rows, counts.calls) == (20_000, 1)
     longest_line = max(map(len, stream.getvalue().splitlines(keepends=True)))
     assert len(stream.sizes) > 1

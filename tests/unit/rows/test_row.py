@@ -52,6 +52,8 @@ def test_a_row_has_exactly_these_keys_and_values() -> None:
         "unit_reference": "2026-11-23T06:00:00Z",
         "size": 50,
         "fetched_at": FETCHED_AT,
+        "period_start": None,
+        "period_end": None,
         "units_returned": 30,
         "unit_reference_returned": "2026-11-23T06:00:00Z",
         "clicks_listed": 3,
@@ -67,6 +69,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
     types: dict[str, tuple[type, ...]] = {
         **dict.fromkeys(("record_id", "run_id", "bitlink", "facet", "unit", "unit_reference", "fetched_at"), (str,)),
         **dict.fromkeys(("units", "size", "clicks_listed", "schema_version"), (int,)),
+        **dict.fromkeys(("period_start", "period_end"), (str, type(None))),
         "units_returned": (int, type(None)),
         "unit_reference_returned": (str, type(None)),
         "truncated": (bool,),

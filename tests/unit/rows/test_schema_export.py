@@ -19,18 +19,20 @@ from pyarrow import parquet
 from sqlglot import exp
 
 import harvester
+from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format, arrow_schema, flattened
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
-from harvester.rows.schema import COLUMNS, METRIC, Column, Kind, Shape
-from harvester.rows.schema_export import Target, schema_for
+from harvester.rows.schema import Column, Kind, Shape, columns_of, metric_columns
+from harvester.rows.schema_export import Rows, Target, schema_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN
 from tests.support.in_process import command
 
 PUBLISHED = ROOT / "tests" / "published"
 SHAPES = list(Shape)
+FACET = "referrers"
 EVERY = [(target, shape, form) for target in Target for shape in Shape for form in Format]
 
 
@@ -39,12 +41,12 @@ def described(columns: tuple[Column, ...]) -> list[dict[str, Any]]:
 
 
 CHECKER = FormatChecker(formats=[])
-CHECKER.checks("date-time", ValueError)(lambda text: isinstance(datetime.fromisoformat(text), datetime))
+CHECKER.checks("date-time", ValueError)(lambda text: text is None or isinstance(datetime.fromisoformat(text), datetime))
 
 
 @cache
 def validator(shape: Shape) -> Draft202012Validator:
-    schema = json.loads(schema_for(Target.JSON_SCHEMA, shape, Format.NDJSON_GZ))
+    schema = json.loads(schema_for(Target.JSON_SCHEMA, Rows(shape, Format.NDJSON_GZ, FACET)))
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=CHECKER)
 
@@ -62,19 +64,28 @@ NONE = Answer([], 0, None, None)
 # --- version 1 ------------------------------------------------------------------------------------------------------
 
 
+def described_rows() -> dict[str, Any]:
+    return {
+        facet: {
+            **{shape.value: described(columns_of(shape, facet)) for shape in Shape},
+            "metric": described(metric_columns(facet)),
+        }
+        for facet in FACETS
+    }
+
+
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("row-*.json")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_was_published_once_stays_as_it_was(path: Path, shape: Shape) -> None:
-    published = json.loads(path.read_text())
-    for columns, before in ((COLUMNS[shape], published[shape]), (METRIC, published["metric"])):
-        names = {each["name"] for each in before}
-        assert [each for each in described(columns) if each["name"] in names] == before
+def test_what_was_published_once_stays_as_it_was(path: Path) -> None:
+    now = described_rows()
+    for facet, published in json.loads(path.read_text()).items():
+        for part, before in published.items():
+            names = {each["name"] for each in before}
+            assert [each for each in now[facet][part] if each["name"] in names] == before
 
 
 def test_this_version_is_held_as_it_is() -> None:
     """A new column is a new version: tests/published gets a file, and those before it stay."""
-    held = json.loads((PUBLISHED / f"row-{SCHEMA_VERSION}.json").read_text())
-    assert held == {**{shape.value: described(COLUMNS[shape]) for shape in Shape}, "metric": described(METRIC)}
+    assert json.loads((PUBLISHED / f"row-{SCHEMA_VERSION}.json").read_text()) == described_rows()
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------
@@ -82,8 +93,8 @@ def test_this_version_is_held_as_it_is() -> None:
 
 @pytest.mark.parametrize(("target", "shape", "form"), EVERY)
 def test_every_target_has_every_column_in_the_rows_order(target: Target, shape: Shape, form: Format) -> None:
-    printed, place = schema_for(target, shape, form), -1
-    for column in COLUMNS[shape]:
+    printed, place = schema_for(target, Rows(shape, form, FACET)), -1
+    for column in columns_of(shape, FACET):
         place = printed.index(column.name, place + 1)
         quote = "''" if target in {Target.SNOWFLAKE, Target.CLICKHOUSE} else "'"
         assert column.means.replace("'", quote) in printed
@@ -92,7 +103,9 @@ def test_every_target_has_every_column_in_the_rows_order(target: Target, shape: 
 @pytest.mark.parametrize("target", list(Target))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_format_changes_how_files_are_read_and_no_column(target: Target, shape: Shape) -> None:
-    tables = {schema_for(target, shape, form).partition("\n);")[0].partition("\n)\n")[0] for form in Format}
+    tables = {
+        schema_for(target, Rows(shape, form, FACET)).partition("\n);")[0].partition("\n)\n")[0] for form in Format
+    }
     tables = {table.partition("\n")[2] if table.startswith("--") else table for table in tables}
     assert len(tables) == 1
 
@@ -100,7 +113,7 @@ def test_the_format_changes_how_files_are_read_and_no_column(target: Target, sha
 def test_the_schema_goes_to_standard_output_alone_and_is_a_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
     done = command(capsys, "schema", "--for", "json-schema", "--shape", "flat")
     assert (done.code, done.err) == (0, "")
-    assert done.out == schema_for(Target.JSON_SCHEMA, Shape.FLAT, Format.NDJSON_GZ) + "\n"
+    assert done.out == schema_for(Target.JSON_SCHEMA, Rows(Shape.FLAT, Format.NDJSON_GZ, FACET)) + "\n"
     assert json.loads(done.out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -114,13 +127,13 @@ def test_the_schema_needs_no_token_and_a_target(
     assert "--for" in done.err
     wrong = command(capsys, "schema", "--for", "snowfalke")
     assert wrong.code == 2
-    assert 'Did you mean "snowflake"?' in wrong.err
+    assert "did you mean snowflake?" in wrong.err
 
 
 def test_shape_and_format_may_be_those_of_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "my.toml").write_text('shape = "flat"\nformat = "parquet"\n')
     done = command(capsys, "--config", str(tmp_path / "my.toml"), "schema", "--for", "athena")
-    assert done.out == schema_for(Target.ATHENA, Shape.FLAT, Format.PARQUET) + "\n"
+    assert done.out == schema_for(Target.ATHENA, Rows(Shape.FLAT, Format.PARQUET, FACET)) + "\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes what is always full")
@@ -148,11 +161,13 @@ def test_rows_are_valid_and_so_are_those_of_a_later_version(shape: Shape, answer
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("column", COLUMNS[Shape.NESTED] + METRIC, ids=lambda column: column.name)
+@pytest.mark.parametrize(
+    "column", columns_of(Shape.NESTED, FACET) + metric_columns(FACET), ids=lambda column: column.name
+)
 def test_a_row_without_a_key_or_with_another_type_is_not_valid(shape: Shape, column: Column) -> None:
     row = rows_of(MANY, shape)[0]
     if column.name not in row:
-        column = COLUMNS[shape][0]
+        column = columns_of(shape, FACET)[0]
     without = {name: value for name, value in row.items() if name != column.name}
     wrong: Any = 7 if column.kind is Kind.TEXT else "seven"
     for bad in (without, {**row, column.name: wrong}, {**row, column.name: {}}):
@@ -162,7 +177,7 @@ def test_a_row_without_a_key_or_with_another_type_is_not_valid(shape: Shape, col
 
 def test_null_is_valid_only_where_a_column_may_be_null() -> None:
     for shape in SHAPES:
-        for column in COLUMNS[shape]:
+        for column in columns_of(shape, FACET):
             row = {**rows_of(MANY, shape)[0], column.name: None}
             assert validator(shape).is_valid(row) == column.nullable, column.name
 
@@ -194,7 +209,7 @@ async def test_real_parts_load_into_duckdb_with_the_printed_table(
 ) -> None:
     out = await harvested(tmp_path / "dt=2026-11-23", serve(), numbers, shape, form)
     with duckdb.connect(config={"threads": 1}) as database:
-        database.execute(schema_for(Target.DUCKDB, shape, form))
+        database.execute(schema_for(Target.DUCKDB, Rows(shape, form, FACET)))
         database.execute(f"INSERT INTO bitly_metrics FROM bitly_parts('{tmp_path}/dt=*/part-*.{form}')")
         loaded: pa.Table = database.sql("FROM bitly_metrics ORDER BY record_id").to_arrow_table()
     read = harvester.read(out).sort_by("record_id")
@@ -219,9 +234,9 @@ async def test_published_rows_are_valid(tmp_path: Path, serve: Callable[..., Ser
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape) -> None:
-    parquet.write_table(arrow_schema(shape).empty_table(), tmp_path / "part.parquet")
+    parquet.write_table(arrow_schema(shape, FACET).empty_table(), tmp_path / "part.parquet")
     with duckdb.connect() as database:
-        database.execute(schema_for(Target.DUCKDB, shape, Format.PARQUET))
+        database.execute(schema_for(Target.DUCKDB, Rows(shape, Format.PARQUET, FACET)))
         table = database.execute("SELECT column_name, column_type FROM (DESCRIBE bitly_metrics)").fetchall()
         part = f"SELECT column_name, column_type FROM (DESCRIBE FROM '{tmp_path}/part.parquet')"
         assert database.execute(part).fetchall() == table
@@ -230,14 +245,16 @@ def test_parquet_has_the_types_of_the_printed_table(tmp_path: Path, shape: Shape
 def printed_schema(target: Target, shape: Shape) -> Any:
     """The schema that the printed Python makes."""
     names: dict[str, Any] = {}
-    exec(schema_for(target, shape, Format.NDJSON_GZ), names)
+    exec(schema_for(target, Rows(shape, Format.NDJSON_GZ, FACET)), names)
     return names["schema"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_printed_python_makes_the_schema_of_parquet(shape: Shape) -> None:
-    assert printed_schema(Target.PYARROW, shape).equals(arrow_schema(shape))
-    assert pl.Schema(printed_schema(Target.POLARS, shape)) == pl.DataFrame(arrow_schema(shape).empty_table()).schema
+    assert printed_schema(Target.PYARROW, shape).equals(arrow_schema(shape, FACET))
+    assert (
+        pl.Schema(printed_schema(Target.POLARS, shape)) == pl.DataFrame(arrow_schema(shape, FACET).empty_table()).schema
+    )
 
 
 # --- what cannot be tried here --------------------------------------------------------------------------------------
@@ -257,16 +274,19 @@ def test_the_printed_python_makes_the_schema_of_parquet(shape: Shape) -> None:
 def test_sql_is_read_by_a_parser_of_its_dialect(
     target: Target, statements: list[type], shape: Shape, form: Format
 ) -> None:
-    parsed = sqlglot.parse(schema_for(target, shape, form), read=target.value)
+    parsed = sqlglot.parse(schema_for(target, Rows(shape, form, FACET)), read=target.value)
     assert [type(each) for each in parsed] == statements
     assert parsed[0] is not None
     table = parsed[0].find(exp.Schema)
     assert table is not None
-    assert [column.name for column in table.expressions] == [column.name for column in COLUMNS[shape]]
+    assert [column.name for column in table.expressions] == [column.name for column in columns_of(shape, FACET)]
 
 
 def test_bigquery_has_a_repeated_record_of_metrics_and_says_what_may_be_null() -> None:
-    fields = {each["name"]: each for each in json.loads(schema_for(Target.BIGQUERY, Shape.NESTED, Format.NDJSON_GZ))}
+    fields = {
+        each["name"]: each
+        for each in json.loads(schema_for(Target.BIGQUERY, Rows(Shape.NESTED, Format.NDJSON_GZ, FACET)))
+    }
     metrics = fields["metrics"]
     assert (metrics["type"], metrics["mode"]) == ("RECORD", "REPEATED")
     assert [(each["name"], each["type"], each["mode"]) for each in metrics["fields"]] == [
@@ -278,7 +298,7 @@ def test_bigquery_has_a_repeated_record_of_metrics_and_says_what_may_be_null() -
 
 
 def test_spark_has_a_struct_type() -> None:
-    struct = json.loads(schema_for(Target.SPARK, Shape.NESTED, Format.PARQUET))
+    struct = json.loads(schema_for(Target.SPARK, Rows(Shape.NESTED, Format.PARQUET, FACET)))
     fields = {each["name"]: each for each in struct["fields"]}
     assert struct["type"] == "struct"
     assert all(set(each) == {"name", "type", "nullable", "metadata"} for each in struct["fields"])
@@ -287,8 +307,8 @@ def test_spark_has_a_struct_type() -> None:
 
 
 def write_published() -> None:
-    held = {**{shape.value: described(COLUMNS[shape]) for shape in Shape}, "metric": described(METRIC)}
-    (PUBLISHED / f"row-{SCHEMA_VERSION}.json").write_text(json.dumps(held, indent=1) + "\n")
+    text = json.dumps(described_rows(), indent=1)
+    (PUBLISHED / f"row-{SCHEMA_VERSION}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

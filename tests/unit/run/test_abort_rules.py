@@ -88,8 +88,15 @@ def test_the_first_50_calls_refused_alike_stop(verdict: Refused) -> None:
     assert reason_after(first_rules(), *[verdict] * 60) == (50, StopReason.ALL_REFUSED)
 
 
-def test_refusals_for_different_reasons_are_the_links_own() -> None:
-    assert reason_after(first_rules(), NOT_YOURS, *[NOT_FOUND] * 500) is None
+def test_the_first_50_calls_refused_for_whatever_reasons_stop() -> None:
+    mixed: list[Verdict] = [NOT_YOURS, NOT_FOUND, Refused(410, "GONE"), NO_ROUTE]
+    assert reason_after(first_rules(), *mixed * 20) == (50, StopReason.ALL_REFUSED)
+    assert reason_after(first_rules(), NOT_YOURS, *[NOT_FOUND] * 500) == (50, StopReason.ALL_REFUSED)
+
+
+def test_calls_that_failed_in_passing_do_not_hide_that_all_others_are_refused() -> None:
+    mixed: list[Verdict] = [NOT_FOUND, UNKNOWN]
+    assert reason_after(first_rules(), *mixed * 100) == (99, StopReason.ALL_REFUSED)
 
 
 def test_one_row_in_between_clears_the_suspicion_for_good() -> None:
@@ -132,8 +139,11 @@ def test_plain_404s_that_name_their_path_mean_a_wrong_base_url_too() -> None:
 
 
 def test_another_answer_among_the_first_means_that_the_route_exists() -> None:
-    for other in (ROW, NOT_FOUND, FAILED):
-        assert reason_after(first_rules(), other, *[NO_ROUTE] * 500) is None
+    assert reason_after(first_rules(), ROW, *[NO_ROUTE] * 500) is None
+    for other in (NOT_FOUND, FAILED):
+        found = reason_after(first_rules(), other, *[NO_ROUTE] * 500)
+        assert found is not None
+        assert found[1] is StopReason.ALL_REFUSED
 
 
 # --- too many failures ----------------------------------------------------------------------------------------------

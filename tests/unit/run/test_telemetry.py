@@ -1,9 +1,10 @@
 """What a status is told of its end: by the budget's rules, and by the server's speed where nothing of ours binds."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,9 +185,11 @@ class Told(Listener):
             raise asyncio.CancelledError
 
 
-async def reported(book: BudgetDatabase, sender: Stub, **progress: Any) -> Told:
+async def reported(
+    book: BudgetDatabase, sender: Stub, awaits_reader: Callable[[], bool] = lambda: False, **progress: Any
+) -> Told:
     """What an observer is told in some seconds in which nothing happens."""
-    outlook_of = outlook.Telemetry(budget(book), 1, [])
+    outlook_of = outlook.Telemetry(budget(book), 1, [], None, awaits_reader)
     outlook_of.begin(sender, 5, to_make=None, max_calls=None)
     for name, value in progress.items():
         setattr(outlook_of.progress, name, value)
@@ -202,6 +205,12 @@ async def test_a_list_that_brings_no_line_is_waited_for(book: BudgetDatabase, mo
     assert set(told.windows) == {"list"}
     assert set((await reported(book, Stub(), read_to_end=True)).windows) == {None}
     assert set((await reported(book, Stub(), pending=1)).windows) == {None}
+
+
+async def test_a_reader_that_takes_no_rows_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook.Minute, "seconds", lambda _: [0.0] * 3)
+    for progress in ({}, {"pending": 5}, {"read_to_end": True}):
+        assert set((await reported(book, Stub(), lambda: True, **progress)).windows) == {"reader"}
 
 
 async def test_a_pause_of_the_last_calls_is_waited_for(book: BudgetDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +229,38 @@ async def test_a_stopped_process_that_holds_the_connections_is_warned_of_once(bo
     assert set(told.windows) == {"connections"}
     (warning,) = told.said
     assert "process 12 is stopped" in warning
+
+
+async def test_what_begins_to_block_is_reported_once_with_its_beginning(book: BudgetDatabase) -> None:
+    sender = Stub()
+    telemetry = outlook.Telemetry(budget(book), 1, [])
+    telemetry.begin(sender, 5, to_make=None, max_calls=None)
+    assert not telemetry.begins_to_block
+    sender.waiting = WaitReason("pace", 100, None)
+    assert not telemetry.begins_to_block
+    limited_by = telemetry.report(None).budget.limited_by
+    assert limited_by is not None
+    assert (limited_by.window, limited_by.since) == ("pace", None)
+    sender.waiting = WaitReason("hour", 1000, None)
+    assert telemetry.begins_to_block
+    limited_by = telemetry.report(None).budget.limited_by
+    assert limited_by is not None
+    assert limited_by.since is not None
+    assert not telemetry.begins_to_block
+    sender.waiting = None
+    assert telemetry.report(None).budget.limited_by is None
+
+
+async def test_an_outage_goes_on_while_an_attempt_tests_the_server(book: BudgetDatabase) -> None:
+    sender = Stub()
+    telemetry = outlook.Telemetry(budget(book), 1, [])
+    telemetry.begin(sender, 5, to_make=None, max_calls=None)
+    sender.waiting = WaitReason("outage", 0, datetime.now(UTC), "it does not answer" + "!" * 1000)
+    first = telemetry.report(None).budget.limited_by
+    assert first is not None
+    assert str(first.why).startswith("it does not answer!")
+    assert len(str(first.why)) == 200
+    sender.waiting = None
+    assert telemetry.report(None).budget.limited_by == replace(first, until=None)
+    telemetry.progress.rows += 1
+    assert telemetry.report(None).budget.limited_by is None

@@ -1,5 +1,6 @@
 """Where the state of a machine's runs is kept, and when it may be kept somewhere else."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ import platformdirs
 import psutil
 import pytest
 
-from harvester.errors import OutputError
-from harvester.storage.folders import lock_folder, state_folder
+from harvester.errors import OutputError, UsageError
+from harvester.storage.folders import check_unused, lock_folder, resolve, state_folder
 
 NOBODY = 65534
 IMPORTED = (platformdirs, psutil)
@@ -122,3 +123,30 @@ def test_locks_that_cannot_be_made_are_refused(home: Path) -> None:
     home.chmod(0o555)
     with as_somebody(), pytest.raises(OutputError, match="connections"):
         lock_folder(str(home), "api.example:443")
+
+
+# --- what is there already ------------------------------------------------------------------------------------------
+
+
+def test_parts_of_another_program_are_named_as_what_they_are(quick_path: Path) -> None:
+    for number in range(3):
+        (quick_path / f"part-0000{number}-3f2a-c000.snappy.parquet").touch()
+    said = f"{quick_path} has files of another program, .*part-00000-3f2a-c000.snappy.parquet and 2 more.*another --out"
+    with pytest.raises(UsageError, match=said):
+        check_unused(resolve(str(quick_path)))
+
+
+def test_a_part_of_harvesters_shows_that_the_ledger_is_lost(quick_path: Path) -> None:
+    (quick_path / "part-9a0822b22f12-00000.ndjson.gz").touch()
+    with pytest.raises(OutputError, match="was begun before, and its ledger"):
+        check_unused(resolve(str(quick_path)))
+
+
+@pytest.mark.parametrize("asked", [None, "another"])
+def test_a_work_dir_that_was_forgotten_is_named(quick_path: Path, asked: str | None) -> None:
+    work_dir = quick_path / "my state"
+    (quick_path / "_manifest.json").write_text(json.dumps({"work_dir": str(work_dir)}))
+    with pytest.raises(OutputError, match=f"was begun with --work-dir '{work_dir}', where its ledger is: add --work"):
+        check_unused(resolve(str(quick_path), asked))
+    with pytest.raises(OutputError, match=r"its ledger .* is gone"):
+        check_unused(resolve(str(quick_path), str(work_dir)))

@@ -142,3 +142,29 @@ def test_a_new_file_takes_the_place_of_another_with_its_log(tmp_path: Path) -> N
         "db.aside": "db",
         "db.aside-wal": "db-wal",
     }
+
+
+def test_a_link_that_is_planted_after_the_check_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "db"
+    victim.touch()
+
+    def planted_behind(checked: str) -> bool:
+        path.symlink_to(victim)
+        return False
+
+    monkeypatch.setattr(os.path, "islink", planted_behind)
+    with pytest.raises(OutputError, match="is a symbolic link, which is not followed"):
+        database(path)
+    assert victim.read_bytes() == b""
+    assert not victim.with_name("victim-wal").exists()
+
+
+def test_a_file_in_a_folder_whose_name_is_no_text_is_opened(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"no-text-\xff")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder / "db", tmp_path / "link" / "db"):
+        with closing(database(path)) as file:
+            add(file, 1)
