@@ -1,7 +1,8 @@
 """The sandbox's groups and their bitlinks, a function of the options alone: the routes of groups, with paging.
 
-Of the links of the large group, one in ten is active: the back-halves of the others begin with `idle`. Some have custom
-bitlinks, some are archived, and some have tags. The newest comes first, and each is an hour older than the one before.
+Nine in ten links have no clicks: their back-halves, and those of their custom bitlinks, begin with `idle`. Some have
+custom bitlinks, some are archived, and some have tags. The newest comes first, and each is an hour older than the one
+before.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from itertools import islice
 from typing import Any
 
 from aiohttp import web
+
+from harvester.sandbox.clicks import IDLE
 
 ORGANIZATION = "Osandbox"
 LARGE, SMALL = "Gsandbox", "Gsmall"
@@ -42,7 +45,7 @@ def group_of(guid: str) -> dict[str, Any]:
 def link_of(guid: str, number: int) -> dict[str, Any]:
     """Return a bitlink of a group. number: its place, from 0 for the newest."""
     seed = hashlib.sha256(f"{guid} {number}".encode()).digest()
-    idle = "idle" if number % 10 else ""
+    idle = IDLE if number % 10 else ""
     back_half = idle + "".join(_DIGITS[byte % len(_DIGITS)] for byte in seed[:7])
     custom_count = (number % 7 == 3) + (number % 21 == 3)
     customs = [f"https://bit.ly/{idle}custom-{guid}-{number}-{i}" for i in range(custom_count)]

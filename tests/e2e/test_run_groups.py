@@ -202,6 +202,9 @@ async def test_a_group_is_harvested_from_python(serve: Callable[..., Served], tm
     options: dict[str, Any] = {"token": TOKEN, "base_url": serve(links=30).url, "per_minute": 0}
     manifest = await package.harvest(group=SMALL, out=tmp_path / "out", **options)
     assert manifest["complete"]
+    await package.harvest(group=SMALL, out=tmp_path / "begun", max_calls=1, **options)
+    step = json.loads(harvester("status", str(tmp_path / "begun"), "--json").stdout)["next"]["command"]
+    assert step.startswith(f"harvester run --group={SMALL} --out ")
     rows = [row["bitlink"] async for row in package.stream(all_groups=True, **options)]
     assert sorted(rows) == sorted(names_of(expected(30) + expected(7, SMALL)))
     with pytest.raises(package.UsageError, match="take the place of LINKS"):

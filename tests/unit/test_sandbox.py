@@ -15,6 +15,7 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import endpoint_of
 from harvester.bitly.verdicts import Answer, ParameterRefused, Refused, classify
 from harvester.sandbox import Sandbox, SandboxOptions, metrics_for, serving
+from harvester.sandbox.groups import link_of
 
 FREE: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0, "latency_ms": 0, "errors": 0.0}
 
@@ -253,6 +254,17 @@ async def test_a_groups_links_come_in_pages_newest_first_and_each_once(session: 
         assert len((await pages(server, "archived=both"))[0]) == 50
         fifties = [link for page in await pages(server, "archived=both&size=50") for link in page]
         assert fifties == links
+
+
+def test_nine_in_ten_links_of_a_group_have_no_clicks_under_any_of_their_names() -> None:
+    clicked = set()
+    for number in range(100):
+        link = link_of("Gsandbox", number)
+        for url in (link["link"], *link["custom_bitlinks"]):
+            body = metrics_for(url.removeprefix("https://"), "clicks_summary")
+            clicked |= {number} if body["total_clicks"] else set()
+    assert clicked
+    assert clicked <= set(range(0, 100, 10))
 
 
 async def test_the_filters_of_a_groups_links_let_through_what_they_name(session: aiohttp.ClientSession) -> None:
