@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from tests.support.s3_server import S3, Case
 
 # An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
-hypothesis.settings.register_profile("loaded machine", deadline=None)
-hypothesis.settings.load_profile("loaded machine")
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=500)
+hypothesis.settings.load_profile("suite")
 
 # What the collection makes lives to the end: looking through it again and again takes each worker a second and more.
 gc.disable()
