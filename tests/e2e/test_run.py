@@ -92,11 +92,11 @@ def test_the_growing_file_holds_every_row(tmp_path: Path, serve: Callable[..., S
 def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]) -> None:
     served, pipe = serve(), tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = subprocess.Popen(["sh", "-c", f"seq -f bit.ly/%g 2000 > {pipe}"])
+    writer = subprocess.Popen(["sh", "-c", f"seq -f bit.ly/%g 300 > {pipe}"])
     done = harvester("run", str(pipe), "--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
     assert writer.wait(timeout=10) == 0
     assert done.returncode == 0, done.stderr
-    assert len(rows(tmp_path / "out")) == 2000
+    assert len(rows(tmp_path / "out")) == 300
 
 
 def test_help_and_version_import_neither_aiohttp_nor_a_command() -> None:
