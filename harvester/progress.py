@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 
 class WindowState(NamedTuple):
@@ -24,6 +24,10 @@ class WindowState(NamedTuple):
     def remaining(self) -> int | None:
         """Attempts that may still be sent; None without a limit."""
         return max(self.limit - self.used, 0) if self.limit else None
+
+
+Carried: TypeAlias = Mapping[str, str | None] | None
+"""What a list says of a link in the columns that --carry names, by their names; None if it names none."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
+from harvester.progress import Carried
 from harvester.rows.schema import SEPARATOR, WHOLE, Shortfall, is_clipped
 
 SCHEMA_VERSION = 2
@@ -30,10 +31,10 @@ class RowBuilder:
         """
         return hashlib.sha256(bitlink.encode() + self._window).digest()[:16]
 
-    def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str) -> bytes:
+    def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str, carried: Carried = None) -> bytes:
         """Return a published line, without its line feed; it always has every key.
 
-        fetched_at: when the response was read, UTC with `Z`.
+        fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link.
         """
         query = self._query
         return one_line(
@@ -54,6 +55,7 @@ class RowBuilder:
                 "clicks_listed": answer.clicks_listed,
                 "truncated": self._is_truncated(answer),
                 **answer.totals,
+                "carried": carried,
                 "metrics": answer.metrics,
                 "schema_version": SCHEMA_VERSION,
             }

@@ -27,7 +27,9 @@ _TYPES: dict[Kind, type] = {
     Kind.BOOLEAN: bool,
     Kind.MOMENT: str,
     Kind.METRICS: list,
+    Kind.MAP: dict,
 }
+_CARRIED_TYPES = {str, NoneType}
 _PINNED = ("run_id", *(field.name for field in fields(Query)))
 _IDS = frozenset({"record_id", "call_id"})
 
@@ -126,6 +128,8 @@ class _Common:
             self._fetched_at = row["fetched_at"]
             self.earliest = min(self.earliest or self._fetched_at, self._fetched_at)
             self.latest = max(self.latest, self._fetched_at)
+        if row["carried"] is not None and not {*map(type, row["carried"].values())} <= _CARRIED_TYPES:
+            return "a value of carried is not text, or null"
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
