@@ -63,7 +63,10 @@ class WaitReason(NamedTuple):
 
 @dataclass(slots=True)
 class ListCounts:
-    """Lines of the present list: lines = blank + comments + headers + invalid + duplicates + links."""
+    """Lines of the present list: lines = blank + comments + headers + invalid + duplicates + links.
+
+    differing: the duplicates that have other values to carry than the first line of their link.
+    """
 
     lines: int = 0
     blank: int = 0
@@ -72,6 +75,7 @@ class ListCounts:
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
+    differing: int = 0
 
 
 class CallHistory(Protocol):
@@ -192,6 +196,14 @@ class RunProgress:
     refused_by: Counter[int | None] = field(default_factory=Counter)
     invalid_before: int = 0
     spent_before: str = ""
+
+    def count_row(self, call: CallHistory, *, truncated: bool, clipped: bool) -> None:
+        """Count a call that has its row."""
+        self.pending -= 1
+        self.repeated -= call.is_repeated
+        self.rows += 1
+        self.truncated += truncated
+        self.clipped += clipped
 
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""

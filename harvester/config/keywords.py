@@ -52,6 +52,7 @@ class StreamKeywords(MetricsKeywords, total=False):
     max_calls: int | None
     strict: bool
     column: str | None
+    carry: str | None
     list_format: str | None
 
 

@@ -134,6 +134,9 @@ class ListOptions:
     column: str | None = None
     "Column of the links in CSV, TSV, NDJSON and Parquet: its name, or its number from 1 if there is no header."
 
+    carry: str | None = None
+    "Columns of the list that come along into each row as `carried`, such as campaign,channel."
+
     list_format: ListFormatName | None = None
     "Format of the lists; overrides the file ending."
 

@@ -26,7 +26,7 @@ from harvester.config.parsing import TypedOptions, future_reference, typed
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command
 from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import BudgetBusy
+from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
@@ -226,8 +226,10 @@ def build_job(
 
 def _input_of(lists: Sequence[str] | IterableFeed, options: RunOptions) -> tuple[list[Source], IterableFeed | None]:
     if isinstance(lists, IterableFeed):
+        if options.list.carry is not None:
+            raise UsageError(": links from Python have no columns; pairs of a link and a mapping do", option="--carry")
         return [], lists
-    return resolve_lists(lists, options.list.column, options.list.list_format), None
+    return resolve_lists(lists, options.list.column, options.list.list_format, options.list.carry), None
 
 
 def _client_settings(values: TypedOptions, limits: LimitOptions) -> ClientSettings:

@@ -59,7 +59,16 @@ WRITTEN: dict[str, Any] = {
     "complete": False,
     "stopped": None,
     "input_read_to_end": True,
-    "list": {"lines": 5, "blank": 0, "comments": 0, "headers": 0, "invalid": 0, "duplicates": 0, "links": 5},
+    "list": {
+        "lines": 5,
+        "blank": 0,
+        "comments": 0,
+        "headers": 0,
+        "invalid": 0,
+        "duplicates": 0,
+        "links": 5,
+        "differing": 0,
+    },
     "ended": None,
     "invocation": {
         "number": 2,
