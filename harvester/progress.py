@@ -125,8 +125,8 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     """Return what rows lack, and what to do: a sentence each on those truncated and those clipped, if there are any."""
     sentences, of_rows = [], f"of {rows:,} {'row is' if rows == 1 else 'rows are'}"
     if truncated:
-        why = "Bitly returned as many metrics as --size requests"
-        todo = "a larger --size, which needs a new --out, fetches the rest"
+        why = "Bitly returned as many metrics as were requested"
+        todo = "a larger --size or --max-size, with a new --out, fetches the rest"
         sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
     if clipped:
         why = "the account's plan keeps a shorter history than --units requests"

@@ -25,6 +25,8 @@ class MetricsKeywords(TypedDict, total=False):
     units: int
     unit_reference: str | datetime | None
     size: int
+    max_size: int
+    complete: bool
     connections: int
     plan: str | None
     per_minute: int | None

@@ -69,7 +69,7 @@ class _Paths:
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that is made for each link; it is fixed when the output is begun."""
+    """The query that is made for each link; it is fixed when the output is begun, but for what completes an answer."""
 
     facet: FacetName = "referrers"
     "Bitly's breakdown of the clicks."
@@ -84,7 +84,13 @@ class QueryOptions:
     "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is begun."
 
     size: int = 50
-    "Maximum number of metrics in a row."
+    "Maximum number of metrics in an answer."
+
+    max_size: int = 1000
+    "Maximum number of metrics in a second request, which is made where an answer has as many as --size."
+
+    complete: bool = True
+    "Make that second request; --no-complete leaves such rows truncated."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))

@@ -48,7 +48,7 @@ class RowBuilder:
                 "unit_reference": query.unit_reference,
                 "period_start": query.period_start,
                 "period_end": query.period_end,
-                "size": query.size,
+                "size": answer.larger_size or query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
@@ -68,10 +68,7 @@ class RowBuilder:
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def _is_truncated(self, answer: Answer) -> bool:
-        metrics, name = answer.metrics, self._facet.grouped_by
-        return self._facet.is_truncated(
-            [each[name] for each in metrics] if name else (), len(metrics), self._query.size
-        )
+        return self._facet.is_full(answer.metrics, answer.larger_size or self._query.size)
 
     def failure(
         self,
