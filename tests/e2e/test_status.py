@@ -192,7 +192,7 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
-    query = ("--facet", "countries", "--size", "7", "--account", "team")
+    query = ("--facet", "countries", "--size", "7", "--no-complete", "--account", "team")
     limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
     words = ("run", links, "--out", out, *query, *limits, "--per-month", "20")
     done = harvester(*words)
