@@ -8,7 +8,7 @@ CONTRIBUTING.md, "Add a facet", has the steps.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -118,6 +118,11 @@ class Facet:
             return metrics == size
         members = Counter(groups)
         return size in {metrics, len(members), *members.values()}
+
+    def is_full(self, metrics: Sequence[Metric], size: int | None) -> bool:
+        """Return whether metrics are as many as were requested, as `is_truncated` says."""
+        name = self.grouped_by
+        return self.is_truncated([each[name] for each in metrics] if name else (), len(metrics), size)
 
     def identity(self, metric: Mapping[str, Any]) -> str:
         """Return the text by which a metric differs from the others of its call: all that is no count.

@@ -34,7 +34,16 @@ def test_a_list_becomes_rows_refusals_and_a_success(tmp_path: Path, serve: Calla
     assert (out / "_SUCCESS").exists()
     assert served.sandbox.requests.total() == 3
     listed = manifest(out)["list"]
-    assert listed == {"lines": 7, "blank": 1, "comments": 1, "headers": 0, "invalid": 1, "duplicates": 1, "links": 3}
+    assert listed == {
+        "lines": 7,
+        "blank": 1,
+        "comments": 1,
+        "headers": 0,
+        "invalid": 1,
+        "duplicates": 1,
+        "links": 3,
+        "differing": 0,
+    }
     assert [line["kind"] for line in failures(out)] == ["refused", "invalid"]
 
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -274,7 +275,9 @@ CSV_PIECES = st.lists(
 def test_records_do_not_depend_on_how_lines_arrive(content: str, size: int, column: str | None) -> None:
     lines: list[bytes | None] = [line.encode() for line in content.split("\n")]
 
-    def together(groups: list[list[bytes | None]]) -> tuple[int, int, list[BadRecord], list[tuple[int, str]]] | str:
+    def together(
+        groups: list[list[bytes | None]],
+    ) -> tuple[int, int, list[BadRecord], list[Any]] | str:
         whole: list[ColumnBatch] = []
         try:
             whole.extend(read_csv(groups, column, "f"))
