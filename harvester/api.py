@@ -89,9 +89,9 @@ async def harvest(
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
     Raises:
-        UsageError: nothing was asked of Bitly. DatasetBusy: another process writes this output. ConnectionsBusy: other
-        processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
-        so far has been published.
+        UsageError: no request was sent. DatasetBusy: another process writes this output. ConnectionsBusy: other
+            processes use all connections. OutputError: the output cannot be written. An exception of links is raised
+            too, after every answer so far has been published.
     """
     target = path_text("out", out)
     if target == STDOUT:

@@ -19,7 +19,10 @@ from tests.support.in_process import command
         ("run l --out a --out b", "--out is there twice; it takes one value"),
         ("run", "LINKS is missing, as in: harvester run links.txt --out lake/dt=2026-11-23; see harvester run --help"),
         ("verify", "--out is missing, as in: harvester verify lake/dt=2026-11-23; see harvester verify --help"),
-        ("schema", "--for is missing, as in: harvester schema --for json-schema > row.json; see harvester schema --help"),
+        (
+            "schema",
+            "--for is missing, as in: harvester schema --for json-schema > row.json; see harvester schema --help",
+        ),
         ("run l --out a --per-mnth 3", "unknown option --per-mnth; did you mean --per-month? See harvester run --help"),
         ("status lake --zzz", "unknown option --zzz; see harvester status --help"),
         ("verify lake --jsn=1", "unknown option --jsn; did you mean --json? See harvester verify --help"),
