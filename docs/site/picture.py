@@ -1,4 +1,4 @@
-"""Makes docs/live-display.svg: `harvester demo` in a terminal of 100 columns, at about two thirds of its list."""
+"""Makes docs/live-display.svg: the live display of `harvester demo`, at about two thirds of its list."""
 
 import fcntl
 import os
@@ -7,7 +7,9 @@ import re
 import select
 import struct
 import sys
+import tempfile
 import termios
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -16,17 +18,25 @@ from rich.style import Style
 from rich.text import Text
 
 PICTURE = Path(__file__).resolve().parents[1] / "live-display.svg"
-_COLUMNS, _ROWS = 100, 24
+_COLUMNS, _ROWS = 90, 40
 _SHARE = 60
 """The picture shows the first frame from this percentage on."""
+_COMMAND = ["harvester", "demo", "--out", "lake"]
 
 
 def main() -> int:
-    """Run the demo, and save the screen when enough of the list is done."""
+    """Run the demo, and save the display when enough of the list is done."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(folder)
+
+
+def save(folder: str) -> int:
+    """Run the demo in a folder, with a terminal of its own, and save the picture. Return 1 if there is none."""
     process, terminal = pty.fork()
     if not process:
-        os.environ |= {"TERM": "xterm-256color", "COLORTERM": "", "PYTHONUNBUFFERED": "1"}
-        os.execv(sys.executable, [sys.executable, "-m", "harvester", "demo"])
+        os.chdir(folder)
+        os.environ |= {"TERM": "xterm-256color", "PYTHONPATH": str(PICTURE.parents[1])}
+        os.execv(sys.executable, [sys.executable, "-m", *_COMMAND])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
     screen = pyte.Screen(_COLUMNS, _ROWS)
     stream = pyte.ByteStream(screen)
@@ -36,43 +46,39 @@ def main() -> int:
             stream.feed(os.read(terminal, 1 << 16))
         except OSError:  # the end of the demo
             break
-        share = re.search(r"(\d+) %", "\n".join(screen.display[-_ROWS:]))
+        share = re.search(r"^\d+ of \d+ links .* (\d+) %", "\n".join(screen.display), re.MULTILINE)
         if not picture and share and int(share[1]) >= _SHARE:
             picture = lines_of(screen)
     os.close(terminal)
     failed = os.waitpid(process, 0)[1] != 0
     if failed or not picture:
         return 1
-    console = Console(record=True, width=_COLUMNS, file=Path(os.devnull).open("w"), force_terminal=True)
-    console.print(Text("$ harvester demo", style="bold"))
-    for line in picture:
-        console.print(line, no_wrap=True)
-    PICTURE.write_text(console.export_svg(title="harvester demo", unique_id="harvester"))
+    with Path(os.devnull).open("w") as nowhere:
+        console = Console(record=True, width=_COLUMNS, file=nowhere, force_terminal=True)
+        console.print(Text("$ " + " ".join(_COMMAND)), highlight=False)
+        for line in picture:
+            console.print(line, no_wrap=True)
+    PICTURE.write_text(console.export_svg(title="harvester", unique_id="harvester"))
     return 0
 
 
 def lines_of(screen: pyte.Screen) -> list[Text]:
-    """Return the screen's lines down to the last that is not blank, with their colours."""
+    """Return the display's lines with their colours: from its title on, below the messages that scroll away."""
     lines = []
     for row in range(_ROWS):
         line = Text()
-        for column in range(_COLUMNS):
-            cell = screen.buffer[row][column]
-            line.append(cell.data, Style(color=_colour(cell.fg), bold=cell.bold, reverse=cell.reverse))
+        cells = [screen.buffer[row][column] for column in range(_COLUMNS)]
+        for (colour, bold), run in groupby(cells, lambda cell: (cell.fg, cell.bold)):
+            line.append("".join(cell.data for cell in run), Style(color=_colour(colour), bold=bold))
         line.rstrip()
         lines.append(line)
-    while lines and not lines[-1].plain:
-        lines.pop()
-    return lines
+    first = next(number for number, line in enumerate(lines) if line.plain.startswith("referrers of "))
+    return [line for line in lines[first:] if line.plain]
 
 
 def _colour(name: str) -> str | None:
     """Return rich's name for a colour of pyte's."""
-    if name == "default":
-        return None
-    if re.fullmatch(r"[0-9a-f]{6}", name):
-        return f"#{name}"
-    return name.replace("brown", "yellow").replace("brightbrown", "bright_yellow").replace("brightb", "bright_b")
+    return {"default": None, "brown": "yellow"}.get(name, name)
 
 
 if __name__ == "__main__":
