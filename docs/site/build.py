@@ -35,9 +35,8 @@ def copy_pages() -> None:
 
 
 def _with_site_links(text: str) -> str:
-    """Let links lead to index.md, also those to a folder, and those to the page that only the site has to that page."""
+    """Let links lead to index.md, also those to a folder."""
     text = re.sub(r"(\]\([^)\s:]*?)README\.md", r"\1index.md", text)
-    text = re.sub(r"(\]\([^)\s:]*?)site/api\.md", r"\1api.md", text)
     return re.sub(r"\]\(((?:docs/)?decisions)\)", r"](\1/index.md)", text)
 
 
