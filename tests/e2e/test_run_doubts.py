@@ -488,7 +488,7 @@ async def test_a_verdict_for_every_call_where_nobody_was_answered_stops_at_once(
     outcome = await harvest(bitly.url, quick_path, many("ok", 60))
     assert outcome.stop is not None
     assert (exit_code(outcome), outcome.stop.reason) == FOR_EVERY_CALL[behaviour]
-    assert len(bitly.requests) <= MAX_CONNECTIONS
+    assert len(bitly.requests) <= MAX_CONNECTIONS + 1  # a second link has to get it, too
     assert failures(quick_path / "out") == []
 
 

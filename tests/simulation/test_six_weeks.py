@@ -122,7 +122,7 @@ def test_links_that_always_fail_at_the_end_of_a_list_are_not_taken_for_an_outage
     assert weeks.stops == []
     assert outcome.status.failed == poisoned
     assert outcome.status.rows == 500
-    assert weeks.repeated <= 2 + poisoned // 10
+    assert weeks.repeated <= 2 + poisoned // 8
     assert weeks.bitly.failed <= 6 * poisoned
 
 

@@ -156,7 +156,7 @@ def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> No
     def last(status: RunProgress, stop: Stop | None, out: str = "lake") -> str:
         return summary(RunOutcome(not stop, stop, status), out, 1.0, command).splitlines()[-1]
 
-    line = f"  command {command}"
+    line = f"  command   {command}"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
     assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line

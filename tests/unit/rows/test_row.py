@@ -69,6 +69,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
     types: dict[str, tuple[type, ...]] = {
         **dict.fromkeys(("record_id", "run_id", "bitlink", "facet", "unit", "unit_reference", "fetched_at"), (str,)),
         **dict.fromkeys(("units", "size", "clicks_listed", "schema_version"), (int,)),
+        **dict.fromkeys(("period_start", "period_end"), (str, type(None))),
         "units_returned": (int, type(None)),
         "unit_reference_returned": (str, type(None)),
         "truncated": (bool,),
