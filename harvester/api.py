@@ -57,8 +57,8 @@ Lists = list[str] | IterableFeed
 
 _CANCELLED = "cancelled"
 _CUT = (
-    "the stream has ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
-    "notebook's interrupt, or its event loop is over. Begin another, with the timeout around the whole loop, or "
+    "the stream ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
+    "notebook's interrupt, or its event loop has ended. Start another, with the timeout around the whole loop, or "
     "read it in a task of its own"
 )
 _AT_ONCE = 2
@@ -95,7 +95,9 @@ async def harvest(
     """
     target = path_text("out", out)
     if target == STDOUT:
-        raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
+        raise UsageError(
+            "out: must be a folder, or a file that ends in .ndjson or .jsonl; for rows alone use harvester.stream"
+        )
     chosen = fill_output(_options(options, HarvestKeywords, target, token))
     lists, observer = lists_of(links), LoggingObserver()
     read_token = token_reader(token, chosen)
@@ -130,7 +132,7 @@ def stream(
         RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
-        raise UsageError("on_failure: a plain function was expected")
+        raise UsageError("on_failure: must be a plain function")
     chosen = _options(options, StreamKeywords, STDOUT, token)
     return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure, progress))
 
@@ -145,7 +147,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
         link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if not isinstance(bitlink, str):
-        raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
+        raise UsageError(f"bitlink: must be text, not {type(bitlink).__name__}")
     name = parse(bitlink)
     chosen = _options(options, MetricsKeywords, STDOUT, token)
     rows, failures = list[bytes](), list[Row]()

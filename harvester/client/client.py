@@ -53,7 +53,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How to make calls. attempts: tries before a call has failed. timeout_seconds: for one try in all."""
+    """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt."""
 
     base_url: str
     connections: int

@@ -114,7 +114,7 @@ class OutputOptions(_Paths):
     "Format of a folder's parts; by default ndjson.gz, which every loader reads."
 
     shape: ShapeName | None = None
-    "What a row holds: a call with the list of its metrics (nested, the default), or one metric (flat)."
+    "What a row is: a call with the list of its metrics (nested, the default), or one metric (flat)."
 
     metrics_file: str | None = None
     "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute."

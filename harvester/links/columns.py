@@ -94,12 +94,12 @@ def find_column(names: Sequence[str], column: str | None, file: str, hint: str =
         if len(same) == 1:
             return same[0]
         if same:
-            way = f"Say --column with the number of one{hint.removeprefix(', or its number')}" if hint else "Rename one"
+            way = f"Use --column with the number of one{hint.removeprefix(', or its number')}" if hint else "Rename one"
             raise InputBroken(readable(f"{file}: {len(same)} columns are called {name}. {way}"))
     looked_for = column if column is not None else " or ".join(NAMES)
     shown = ", ".join(name[:_SHOWN_NAME] for name in names[:_SHOWN_NAMES]) or "none"
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    text = f"{file}: no column is called {looked_for}; there are: {shown}{more}. Say --column NAME{hint}"
+    text = f"{file}: no column is called {looked_for}; the columns are {shown}{more}. Use --column NAME{hint}"
     raise InputBroken(readable(text))
 
 
@@ -114,7 +114,7 @@ def refuse_crowded(links: int, place: str, *, in_table: bool = False) -> None:
         if in_table:
             advice = " a record"
         raise InputBroken(
-            f"{place}: {CROWDED} or more links in one place, of which none would be asked for; write one link{advice}"
+            f"{place}: {CROWDED} or more links in one place, none of which would be fetched; write one link{advice}"
         )
 
 

@@ -82,7 +82,7 @@ def _check_footer(stream: io.BufferedIOBase) -> None:
     stream.seek(0)
     if _FOOTER_BYTES < footer < size:  # a footer that is larger than the file is pyarrow's error
         raise OSError(
-            f"its footer has {footer:,} bytes, and {_FOOTER_BYTES:,} are read; write fewer or larger row groups"
+            f"its footer has {footer:,} bytes, and the limit is {_FOOTER_BYTES:,}; write fewer or larger row groups"
         )
 
 
@@ -91,7 +91,7 @@ def _check_text(arrow: Any, column: Any, file: str) -> None:
     kind = column.type.value_type if arrow.types.is_dictionary(column.type) else column.type
     tests = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view")
     if not any(getattr(arrow.types, test)(kind) for test in tests):
-        raise InputBroken(f"{file}: column {column.name} holds {column.type}, not text. Say --column NAME")
+        raise InputBroken(f"{file}: column {column.name} has the type {column.type}, not text. Use --column NAME")
 
 
 def _column_batch(arrow: Any, values: Any, before: int, column: str) -> ColumnBatch:
@@ -175,7 +175,7 @@ def _pages_of(stream: io.BufferedIOBase, group: Any, leaves: list[int]) -> _Page
             if header.kind == _DICTIONARY_PAGE:
                 pages = pages._replace(dictionary=max(pages.dictionary, header.unpacked))
                 continue
-            fewest = min(pages.fewest or rows, rows)  # of the page before, which is not the last one
+            fewest = min(pages.fewest or rows, rows)  # counts complete pages only: the last page may hold fewer rows
             shares = pages.shares or header.encoding == _DELTA
             largest = max(pages.largest, header.unpacked)
             pages = pages._replace(number=pages.number + 1, largest=largest, fewest=fewest, shares=shares)
@@ -217,7 +217,7 @@ def _read_header(stream: io.BufferedIOBase, start: int, end: int) -> tuple[_Page
     size = max(header.packed, header.unpacked)
     repeats = header.kind == _DICTIONARY_PAGE or header.encoding == _DELTA
     if size > (limit := _REPEATING_PAGE_BYTES if repeats else _PAGE_BYTES):
-        raise OSError(f"a page of it has {size:,} bytes, and {limit:,} are read; write smaller pages or row groups")
+        raise OSError(f"a page of it has {size:,} bytes, and the limit is {limit:,}; write smaller pages or row groups")
     return header, length
 
 

@@ -192,11 +192,11 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     assert seen["state"] == "stopped"
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
-    assert (seen["settled"], seen["calls"]["pending"]) == (20, 40)
+    assert (seen["done"], seen["calls"]["pending"]) == (20, 40)
     assert seen["next"]["command"] == shlex.join(["harvester", *words])
     again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
     assert again.returncode == 0, again.stderr
-    assert status(out)["settled"] == 60
+    assert status(out)["done"] == 60
 
 
 @pytest.mark.parametrize("name", ["out", "results.ndjson"])
@@ -209,7 +209,7 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     command = status(out)["next"]["command"]
     assert command == shlex.join(["harvester", *words, "3"])
     assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
-    assert status(out)["settled"] == 60
+    assert status(out)["done"] == 60
 
 
 def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_is_said(

@@ -163,7 +163,7 @@ def test_the_command_says_what_does_not_hold_and_exits_with_8(made: Made, capsys
     assert done.code == 8
     assert done.out.startswith(f"{part}:1: clicks_listed is 1")
     told = json.loads(command(capsys, "verify", str(out), "--json").out)
-    assert told["holds"] is False
+    assert told["ok"] is False
     assert told["problem_count"] == len(told["problems"]) == 2
     assert told["problems"][0]["file"] == str(part)
     assert told["problems"][0]["line"] == 1
@@ -186,7 +186,7 @@ def test_a_folder_whose_name_is_not_utf_8_is_verified(made: Made, capsys: pytest
     out = made()
     odd = str(out.rename(out.with_name(os.fsdecode(b"o\xfft"))))
     told = json.loads(command(capsys, "verify", odd, "--json").out)
-    assert (told["holds"], told["ledger_checked"], told["out"]) == (True, True, str(out.with_name("o\\udcfft")))
+    assert (told["ok"], told["ledger_checked"], told["out"]) == (True, True, str(out.with_name("o\\udcfft")))
     assert json.loads(command(capsys, "status", odd, "--json").out)["state"] == "complete"
 
 
@@ -215,7 +215,7 @@ def test_a_part_that_is_missing_is_a_problem_unless_a_loader_may_take_parts_away
     )
     assert done.out.splitlines()[-1] == f"FAILED: 1 problem; {45 - rows} of 45 published rows are here"
     told = json.loads(command(capsys, "verify", str(out), "--json").out)
-    assert (told["holds"], told["rows"], told["published_rows"]) == (False, 45 - rows, 45)
+    assert (told["ok"], told["rows"], told["published_rows"]) == (False, 45 - rows, 45)
     done = command(capsys, "verify", str(out), "--allow-moved")
     assert done.code == 0
     assert done.out.splitlines()[0] == f"moved away, not read: {part}"
@@ -356,7 +356,7 @@ def verdict_soon(out: Path) -> str:
 
     def work() -> None:
         try:
-            told.append("holds" if verify(out).ok else "does not hold")
+            told.append("ok" if verify(out).ok else "failed")
         except OutputError:
             told.append("unreadable")
 
@@ -374,7 +374,7 @@ def test_a_folder_or_a_pipe_in_the_place_of_a_file_holds_nothing_up(made: Made, 
     for make in (Path.mkdir, os.mkfifo):
         path.unlink() if path.is_file() else path.rmdir()
         make(path)
-        assert verdict_soon(out) != "holds"
+        assert verdict_soon(out) != "ok"
 
 
 # --- what does not -------------------------------------------------------------------------------------------------
