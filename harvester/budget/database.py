@@ -172,7 +172,7 @@ class BudgetDatabase:
         version = self._version()
         if version > _VERSION:
             raise OutputError(
-                f"{self.path} has version {version}, and this harvester supports {_VERSION}: update it (pip install "
+                f"{self.path}: has version {version}, but this harvester supports {_VERSION}: update it (pip install "
                 "--upgrade bitly-harvester). Or use another --state-dir, where counting starts from zero"
             )
         if version or self._db.execute("SELECT 1 FROM sqlite_master").fetchone():

@@ -99,7 +99,7 @@ def find_column(names: Sequence[str], column: str | None, file: str, hint: str =
     looked_for = column if column is not None else " or ".join(NAMES)
     shown = ", ".join(name[:_SHOWN_NAME] for name in names[:_SHOWN_NAMES]) or "none"
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    text = f"{file}: no column is called {looked_for}; the columns are {shown}{more}. Use --column NAME{hint}"
+    text = f"{file}: no column is called {looked_for}; found: {shown}{more}. Use --column NAME{hint}"
     raise InputBroken(readable(text))
 
 

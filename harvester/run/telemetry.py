@@ -64,8 +64,8 @@ class Telemetry:
     """The progress of one run, reported to the observer every second, and in the manifest.
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. invocation: this run's number
-    within the dataset, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader: tells
-    whether the reader of standard output takes no rows.
+    within the dataset, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader:
+    tells whether the reader of standard output takes no rows.
     """
 
     def __init__(

@@ -326,7 +326,7 @@ class _Repairing:
                 found.ledger = f"is older than its output: it lacks {tally.unknown_to_ledger} calls with a row"
             elif not self._location.in_parts and (missing := self._cut_off(present)) > 0:
                 found.ledger = f"counts rows that {self._location.out} no longer has"
-                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: put it back")
+                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: restore it")
         found.whole = not found.ledger
         if found.whole:
             return

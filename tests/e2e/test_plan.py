@@ -91,7 +91,7 @@ def test_a_plan_warns_of_too_many_invalid_lines_as_the_run_would(
     path.write_text("".join(f"bit.ly/{n}\nbit.ly/{n}\n" for n in range(10)) + "not a link\n" * invalid)
     done = harvester("plan", str(path), "--out", str(tmp_path / "out"), "--offline", *options)
     assert done.returncode == 0
-    words = f"{invalid} of {20 + invalid} lines are no bitlinks, more than --max-invalid allows"
+    words = f"{invalid} of {20 + invalid} lines are not bitlinks, more than --max-invalid allows"
     assert (words in done.stderr) is warned
     assert ("--max-invalid 100%" in done.stderr) is warned
 

@@ -319,7 +319,7 @@ def test_a_link_to_no_growing_file_is_refused(quick_path: Path, run: Callable[..
     for name in ("x.ndjson", "circle.ndjson"):
         said = run(quick_path / name)
         assert said.code == 2
-        assert "ends in .ndjson or .jsonl was expected" in said.err
+        assert "must lead to a file that ends in .ndjson or .jsonl" in said.err
     assert sorted(os.listdir(quick_path)) == ["circle.ndjson", "links.txt", "victim", "x.ndjson"]
 
 

@@ -73,7 +73,7 @@ def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
 @pytest.mark.parametrize(
     ("spoil", "wrong"),
     [
-        (lambda part: part.unlink(), "is gone"),
+        (lambda part: part.unlink(), "is missing"),
         (lambda part: part.write_bytes(b"{}\n"), "has changed"),
         (lambda part: part.with_name("part-1.ndjson").write_bytes(b'{"torn'), "part-1.ndjson is torn"),
     ],
@@ -117,7 +117,7 @@ def test_another_form_of_parts_is_refused_when_a_run_is_resumed(
     done = harvester(*command, *option)
     assert done.returncode == 2
     assert (
-        f"{out} was begun with --format ndjson.gz --shape nested: leave them out, or name another --out" in done.stderr
+        f"{out} was started with --format ndjson.gz --shape nested: leave them out, or use another --out" in done.stderr
     )
     assert published(out) == before
     assert (out / "_SUCCESS").exists()

@@ -287,7 +287,7 @@ def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., 
     python = WRITTEN["invocation"] | {"command": None}
     seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python, work_dir="/a{b}"), NOW)
     assert str(seen.next.command).endswith(" --work-dir '/a{{b}}'")
-    assert seen.next.summary.startswith("the same call from Python carries on")
+    assert seen.next.summary.startswith("the same call from Python resumes")
     assert str(seen.next.command).startswith("harvester run links.txt --out ")
     seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python | {"lists": ["<links>"]}), NOW)
     assert seen.next.command is None
@@ -313,7 +313,7 @@ def test_another_user_sees_the_status_without_reading_the_private_folder(
     )
     private.chmod(0o700)
     assert done.returncode == 0, done.stderr
-    assert "complete: every call is settled" in done.stdout
+    assert "complete: every link has an answer" in done.stdout
 
 
 def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_path: Path) -> None:
@@ -350,9 +350,9 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
     [
         ({}, "running", "nothing: the run continues when that is over"),
         ({"budget": WRITTEN["budget"] | {"limited_by": None}}, "running", "nothing: the run continues"),
-        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
+        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command resumes"),
         ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
-        (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
+        (ENDED | {"stopped": STOPPED}, "stopped", "the same command resumes"),
         (ENDED, "failures", "makes the failed calls again"),
         (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
         (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
@@ -383,7 +383,7 @@ def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str],
 
 def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:
     seen = read_status(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
-    assert "carries on" in seen.next.summary
+    assert "resumes" in seen.next.summary
 
 
 def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
@@ -414,7 +414,7 @@ def test_the_estimate_follows_the_hourly_limit(written: Callable[..., str]) -> N
     seen = read_status(written(), NOW)
     assert seen.ends is not None
     assert 3 <= (seen.ends - NOW) / timedelta(hours=1) <= 4.1
-    assert "would end about" in tell.as_text(seen)
+    assert "estimated end" in tell.as_text(seen)
 
 
 def test_a_list_of_unknown_length_has_no_estimate(written: Callable[..., str]) -> None:
@@ -520,7 +520,7 @@ def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -
     (tmp_path / "links.txt").write_text("bit.ly/a\n")
     done = harvester("status", name, cwd=tmp_path)
     assert done.returncode == 2
-    assert "nothing was begun" in done.stderr or "standard output leave no manifest" in done.stderr
+    assert "no run has started" in done.stderr or "standard output leave no manifest" in done.stderr
     assert done.stdout == ""
 
 
@@ -652,7 +652,7 @@ def test_on_a_terminal_the_status_is_drawn_in_place(written: Callable[..., str])
     os.close(controller)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert b"complete: every call is settled" in shown
+    assert b"complete: every link has an answer" in shown
     assert b"\x1b[1A" in shown
 
 

@@ -133,7 +133,7 @@ def test_where_no_file_lists_bad_lines_the_first_are_lines_of_their_own(capsys: 
     observer.close()
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[1]) == (21, "links.txt:2: not a bitlink: no slash: bad 2")
-    assert lines[-1] == "further invalid lines are only counted here"
+    assert lines[-1] == "more invalid lines follow; they are only counted here"
 
 
 @pytest.mark.parametrize(
