@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
-from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
+from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
 from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
 
@@ -68,7 +68,7 @@ _VERSION = 1
 class ScopeState:
     """An endpoint's state as the file keeps it, as JSON."""
 
-    throttle: AdaptiveLimit
+    throttle: EndpointThrottle
     reported: ReportedLimits | None = None
 
     @classmethod
@@ -77,7 +77,9 @@ class ScopeState:
         stored = orjson.loads(text)
         throttle, reported = stored.get("throttle") or {}, stored.get("reported")
         learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
-        return cls(AdaptiveLimit(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None)
+        return cls(
+            EndpointThrottle(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None
+        )
 
     def to_json(self) -> str:
         """Return the state as JSON."""
@@ -87,7 +89,7 @@ class ScopeState:
         """Return what still holds when the times of an earlier boot mean nothing any more."""
         answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
         reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
-        return ScopeState(AdaptiveLimit(learned_limits=self.throttle.learned_limits), reported)
+        return ScopeState(EndpointThrottle(learned_limits=self.throttle.learned_limits), reported)
 
 
 class BudgetDatabase:

@@ -64,7 +64,7 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
     """Return the current state to start a forecast from. windows: the budget's. Raises OutputError for its file."""
     return Start(
         budget.at(budget.opens_in()),
-        leaving=budget.leaving(),
+        leaving=budget.hour_releases(),
         minute_used=windows[0].used,
         month_left=windows[-1].remaining,
         connections=connections,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 MINUTE, HOUR = "minute", "hour"
 SPANS = {MINUTE: 60.0, HOUR: 3600.0}
 """Seconds of the sliding windows."""
-LATE_SECONDS = 0.5
+ARRIVAL_MARGIN_SECONDS = 0.5
 """Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
 closer together than they were sent."""
-COUNTED_SECONDS = {window: span + LATE_SECONDS for window, span in SPANS.items()}
+COUNTED_SECONDS = {window: span + ARRIVAL_MARGIN_SECONDS for window, span in SPANS.items()}
 """How long an attempt counts in each sliding window."""
 THROTTLED = "throttled"
 """RetryAfter.window while an endpoint is paused."""

@@ -28,7 +28,7 @@ from harvester.bitly.verdicts import (
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
+from harvester.client.http import Body, Pool, SlotSession, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
@@ -133,7 +133,7 @@ class AttemptSender:
         # budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget
         # counts the attempt before it is sent, so a kill can leave too much counted, never too little. An attempt that
         # may not go gives its slot back before it waits: a waiter never holds a connection.
-        refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
+        refusal = self._breaker.wait_before_sending(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
@@ -157,7 +157,7 @@ class AttemptSender:
         await self._wait(refusal)
         return None
 
-    async def _wait_for_slot(self) -> Slot:
+    async def _wait_for_slot(self) -> SlotSession:
         if self.pool.empty_handed:
             self.waiting = WaitReason("connections", 0, None)
         return await self.pool.get(self._shutdown)
@@ -186,7 +186,7 @@ class AttemptSender:
         if budget.account.token != self._budget.account.token:  # it was rotated since
             budget.use_token(self._budget.account.token)
 
-    async def _send_helper(self, slot: Slot, target: str, budget: Budget) -> HelperResponse | None:
+    async def _send_helper(self, slot: SlotSession, target: str, budget: Budget) -> HelperResponse | None:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
         self._begin(slot, budget)
         self.counters.helper += 1
@@ -198,7 +198,7 @@ class AttemptSender:
                     async with slot.get(url, self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
-                if lost or not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+                if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                     return None
                 return HelperResponse(response.status, response.headers, body.content)
             finally:
@@ -210,7 +210,7 @@ class AttemptSender:
         finally:
             await slot.line.closed()
 
-    async def _doubt(self, slot: Slot, exhausted: MonthExhausted) -> RetryAfter:
+    async def _doubt(self, slot: SlotSession, exhausted: MonthExhausted) -> RetryAfter:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
@@ -253,7 +253,7 @@ class AttemptSender:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: Slot, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
+    def _enter(self, slot: SlotSession, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
         """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
@@ -306,14 +306,14 @@ class AttemptSender:
         self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
         return RunStopping()
 
-    def _begin(self, slot: Slot, budget: Budget) -> None:
+    def _begin(self, slot: SlotSession, budget: Budget) -> None:
         """Prepare a slot for the attempt that a budget has just counted."""
         slot.counted = counted = budget.counted
         slot.counted_at, slot.line.unsent = counted.at, False
         if slot.counted_by is not budget:
             slot.counted_by, slot.line.ready = budget, partial(slot.count_when_sent, budget, self._clock)
 
-    def _given_back(self, slot: Slot, budget: Budget) -> bool:
+    def _given_back(self, slot: SlotSession, budget: Budget) -> bool:
         """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
         if slot.counted is None:
             return False
@@ -334,14 +334,14 @@ class AttemptSender:
         with suppress(OutputError):  # then one too many is recorded until the next attempt
             self._record_attempts(self.counters)
 
-    async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
+    async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         self.in_flight += 1
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
                     body = await read_bounded(response)
-            if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+            if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "the server sent more than one response, so none can be matched to the request")
             connection = response.headers.get("Connection", "keep-alive")

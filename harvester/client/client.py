@@ -5,8 +5,8 @@ repeated and the call is charged nothing. Three kinds of verdicts are doubted be
 
 - No answer (Transient, Unreadable, Unknown): before a call is written off as failed, it must be shown that the server
   answers others: most calls since it first failed were answered, and one recently.
-- A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
-  be the server that says no to everything.
+- A definite no: one that stands among answers is the link's own. After STREAK of them without an answer in between it
+  may be the server that says no to everything.
 - A verdict for every call, such as a refused token: it may be that of this link alone. Where nobody was ever answered
   a second link must get it too. The same holds for a throttled response: a link that is throttled again although
   others have passed in between is charged for it.
@@ -38,7 +38,7 @@ from harvester.bitly.verdicts import (
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
-from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks, Place
+from harvester.client.known_good import STREAK, HeldVerdicts, KnownGoodLinks, Place
 from harvester.client.pacer import Backoff, RemainingCalls, UnreadableTwice, last_verdict
 from harvester.errors import OutputError
 
@@ -357,7 +357,7 @@ class Client:
         self._unanswered += not again
         # The breaker leaves calls out that failed in an earlier run. A list of nothing else must not be asked to its
         # end all the same, if nobody is answered.
-        if not fresh and self._unanswered >= ROW and not self._breaker.blames(self._clock()):
+        if not fresh and self._unanswered >= STREAK and not self._breaker.blames(self._clock()):
             self._breaker.suspect()
 
     def _enough_to_be_out(self, verdict: Verdict) -> int:

@@ -70,7 +70,7 @@ class LimitDiscovery:
             text = f"Bitly gave no limits ({why}); using {_in_words(self._budget)}"
             return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._limits()})
         sensible = reported.count <= reported.limit * _COUNTED_OVER
-        others = self._budget.observe(reported.limit, min(reported.count, reported.limit) if sensible else None)
+        others = self._budget.record_reported(reported.limit, min(reported.count, reported.limit) if sensible else None)
         changed = self._budget.limits != before
         news, self._reported = changed or others or not self._reported, True
         return self._news(reported.limit, reported.count, others, sensible=sensible, changed=changed) if news else None

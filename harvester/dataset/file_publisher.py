@@ -98,7 +98,7 @@ class FilePublisher:
         checkpoint = self._checkpoint
         if segment < checkpoint.segment or segment <= self._ledger.ended():
             return
-        start = checkpoint.place if segment == checkpoint.segment else 0
+        start = checkpoint.position if segment == checkpoint.segment else 0
         size, rows, missing = checkpoint.bytes, checkpoint.rows, bytearray()
         for line in rows_in(self._location, segment, start, end):
             missing += line[self._ahead :]
@@ -145,7 +145,7 @@ class FilePublisher:
             self._checkpoint, self._synced = reach, None
         self._ahead = end - self._checkpoint.bytes
         if self._is_renamed():
-            self._ledger.repin({"out": self._location.name})
+            self._ledger.replace_facts({"out": self._location.name})
 
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
@@ -196,7 +196,7 @@ class FilePublisher:
         size, rows = 0, 0
         for segment in kept:
             for line in rows_in(
-                self._location, segment, 0, checkpoint.place if segment == checkpoint.segment else sizes[segment]
+                self._location, segment, 0, checkpoint.position if segment == checkpoint.segment else sizes[segment]
             ):
                 size += len(line)
                 rows += 1
@@ -251,7 +251,7 @@ class FilePublisher:
         """Yield the journals' rows behind a checkpoint."""
         for segment, size in sorted(sizes.items()):
             if segment >= start.segment and segment > self._ledger.ended():
-                yield from rows_in(self._location, segment, start.place if segment == start.segment else 0, size)
+                yield from rows_in(self._location, segment, start.position if segment == start.segment else 0, size)
 
     def _check_origin(self, end: int) -> None:
         """Check the first row and the one before `end`, which no journal has any more, as far as they tell.
@@ -305,7 +305,7 @@ class FilePublisher:
         if size < self._checkpoint.bytes:
             raise self._not_whole(size, self._checkpoint)
         self._checkpoint = self._checkpoint._replace(
-            place=min(self._checkpoint.place, sizes.get(self._checkpoint.segment, 0))
+            position=min(self._checkpoint.position, sizes.get(self._checkpoint.segment, 0))
         )
         end = self._compare(self._checkpoint, sizes, size, lossy=True)
         self._ahead = end - self._checkpoint.bytes
@@ -317,7 +317,7 @@ class FilePublisher:
             self._file.truncate(end)
         self._sync()
         # Before this position the file has rows that no journal has any more.
-        self._ledger.repin({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
+        self._ledger.replace_facts({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
         self._ledger.set_checkpoint(self._checkpoint)
 
     def _accept_rows(self, start: int, sizes: Mapping[int, int]) -> int:
@@ -330,8 +330,8 @@ class FilePublisher:
         rows = self._checkpoint.rows + sum(
             1 for at, _ in whole_lines(self._location.out, self._checkpoint.bytes) if at <= end
         )
-        segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
-        self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
+        segment, position = max(sizes.items(), default=(self._checkpoint.segment, 0))
+        self._checkpoint, self._ahead = FileCheckpoint(segment, position, end, rows), 0
         return end
 
 

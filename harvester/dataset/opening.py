@@ -135,7 +135,7 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
     # Without a verdict the query may still change: a refused run pins nothing.
     if ledger.unused and not any(os.path.getsize(path) for path in journals):
         # The run_id stays: by it the parts and rows are known that a ledger lacks which is older than they are.
-        ledger.repin(facts | {"run_id": ledger.facts()["run_id"]})
+        ledger.replace_facts(facts | {"run_id": ledger.facts()["run_id"]})
 
 
 def _publisher_for(

@@ -268,7 +268,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
     secret = ledger.facts().get("claim")
     if secret is None:
         secret = secrets.token_hex(16)
-        ledger.repin({"claim": secret})
+        ledger.replace_facts({"claim": secret})
     found = store.get(CLAIM)
     if found is None:
         # Without a claim a prefix is new, or somebody has deleted the claim so that a ledger that is not new can go on.

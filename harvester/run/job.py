@@ -197,7 +197,9 @@ async def _harvest(
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
-                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered})
+                    dataset.ledger.replace_facts(
+                        {_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered}
+                    )
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
@@ -210,7 +212,7 @@ def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
         spent = stop.until
     if (invalid, spent) != (status.invalid_before, status.spent_before):
         with suppress(OutputError):  # the run has ended; at worst it is reported once more
-            dataset.ledger.repin({_INVALID: invalid, _SPENT: spent})
+            dataset.ledger.replace_facts({_INVALID: invalid, _SPENT: spent})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:

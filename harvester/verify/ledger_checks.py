@@ -142,7 +142,7 @@ def _extents(snapshot: Snapshot) -> Iterator[tuple[int, int, int]]:
     checkpoint = snapshot.checkpoint  # at the very beginning where there is no growing file
     for segment, end in snapshot.journals.items():
         if segment not in meant and segment >= checkpoint.segment:
-            yield segment, checkpoint.place if segment == checkpoint.segment else 0, end
+            yield segment, checkpoint.position if segment == checkpoint.segment else 0, end
 
 
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:

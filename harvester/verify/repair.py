@@ -97,8 +97,10 @@ class _Repairing:
         self._location = location
         self._stack = stack
         self._found = Repair(location.out)
-        self._beside: Storage = open_store(location.out) if location.in_store else LocalStorage(location.public)
-        self._shelves = [self._beside, *([LocalStorage(parts_at)] if parts_at else [])]
+        self._sidecar_storage: Storage = (
+            open_store(location.out) if location.in_store else LocalStorage(location.public)
+        )
+        self._storages = [self._sidecar_storage, *([LocalStorage(parts_at)] if parts_at else [])]
         # A copy, because even reading leaves a write-ahead log beside a ledger, and nothing is to be changed.
         self._folder = stack.enter_context(scratch_folder(None))
         self._copy = os.path.join(self._folder, "ledger.sqlite")
@@ -147,8 +149,8 @@ class _Repairing:
 
     def _read_manifest(self) -> Manifest | None:
         try:
-            text = self._beside.get(MANIFEST)
-            return manifests.parse(text, self._beside.path(MANIFEST)) if text is not None else None
+            text = self._sidecar_storage.get(MANIFEST)
+            return manifests.parse(text, self._sidecar_storage.path(MANIFEST)) if text is not None else None
         except manifests.NewerForm:
             raise
         except (UsageError, NotADirectoryError) as error:
@@ -210,7 +212,7 @@ class _Repairing:
         for name in self._part_names():
             form = Format(PART_NAME.fullmatch(name)["format"])  # type: ignore[index]
             for candidate in map(PartFormat._make, product([form], Shape, FACETS)):
-                with suppress(UnreadableFile, StopIteration), closing(self._beside.open(name)) as stream:
+                with suppress(UnreadableFile, StopIteration), closing(self._sidecar_storage.open(name)) as stream:
                     row = next(row for _, row in rows_of(HashingReader(stream), candidate))
                     yield form, Shape.FLAT if "call_id" in row else Shape.NESTED, row
                     break
@@ -224,7 +226,7 @@ class _Repairing:
         if not self._location.in_parts:
             return []
         try:
-            return [name for name in self._beside.names() if PART_NAME.fullmatch(name)]
+            return [name for name in self._sidecar_storage.names() if PART_NAME.fullmatch(name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -242,7 +244,7 @@ class _Repairing:
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
         facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}
         if self._location.in_store:
-            claim = object_in(self._beside.get(CLAIM))
+            claim = object_in(self._sidecar_storage.get(CLAIM))
             secret = self._remains.facts.get("claim")
             if secret is None and claim.get("run_id") == origin.run_id:
                 secret = claim.get("claim")
@@ -268,9 +270,9 @@ class _Repairing:
             work.take_growing_file(self._location.out, settled_before)
         work.take_recent_failures()
         work.take_failures(self._remains.failures)
-        with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
+        with suppress(FileNotFoundError, NotADirectoryError), closing(self._sidecar_storage.open(FAILURES)) as stream:
             work.take_failures(stream)
-        work.take_tries(self._remains.tries())
+        work.take_failed_runs(self._remains.failed_runs())
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:
@@ -299,7 +301,7 @@ class _Repairing:
         return os.path.exists(os.path.join(self._location.public, name))
 
     def _open(self, name: str) -> BinaryIO | None:
-        for shelf in self._shelves:
+        for shelf in self._storages:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return shelf.open(name)
         return None

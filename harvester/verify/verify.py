@@ -173,8 +173,8 @@ class _Rows:
     """Reads each file of rows once; and a second time to locate repeated keys."""
 
     def __init__(self, output: Output, manifest: Manifest, query: Query, found: Findings) -> None:
-        self._shelf = output.rows
-        self._beside = output.beside
+        self._row_storage = output.rows
+        self._sidecar_storage = output.beside
         self._growing = output.growing
         self._manifest = manifest
         self._query = query
@@ -203,9 +203,9 @@ class _Rows:
             self._found.remarks.append(f"{text}manifest's started and updated: a clock was set")
 
     def _check_file(self, file: PublishedPart) -> None:
-        path = self._shelf.path(file.path)
+        path = self._row_storage.path(file.path)
         try:
-            stream = self._shelf.open(file.path)
+            stream = self._row_storage.open(file.path)
         except FileNotFoundError:
             self._report_gone(file, path)
             return
@@ -290,7 +290,7 @@ class _Rows:
         for name in ("truncated", "clipped") if found.ended else ():
             has, said = getattr(found, name), getattr(counts, name)
             if has > said or (has < said and found.calls == counts.rows):
-                path = self._beside.path(MANIFEST)
+                path = self._sidecar_storage.path(MANIFEST)
                 found.problem(path, None, f"dataset.{name} is {said}, but {has} of the rows are")
 
     # --- repeated keys ---------------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class _Rows:
             return
         repeated, first, reported = set(some), dict[bytes, str](), set[bytes]()
         for file in files:
-            path, last = self._shelf.path(file.path), b""
+            path, last = self._row_storage.path(file.path), b""
             for number, key in self._again(file, key_of):
                 if key in repeated and not (grouped and key == last):
                     if key in first:
@@ -323,11 +323,11 @@ class _Rows:
                 last = key
         if count > len(reported):  # very many; or a file has changed since it was read
             text = f"{count - len(reported):,} more keys of rows are duplicates"
-            self._found.problem(self._shelf.path(""), None, text)
+            self._found.problem(self._row_storage.path(""), None, text)
 
     def _again(self, file: PublishedPart, key_of: Callable[[Any], bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and keys of a file's rows once more, as far as it can be read and they have one."""
-        with suppress(OSError, UnreadableFile), closing(self._shelf.open(file.path)) as stream:
+        with suppress(OSError, UnreadableFile), closing(self._row_storage.open(file.path)) as stream:
             for number, row in rows_of(self._hashed(stream, file), self._part_format(file.path)):
                 with suppress(TypeError, KeyError, ValueError, AttributeError):
                     yield number, key_of(row)

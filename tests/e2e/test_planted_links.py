@@ -135,7 +135,7 @@ def test_a_ledger_that_another_process_has_open_by_a_second_name_is_left_to_it(
     assert run(out, "--max-calls", "1").code == 9
     ledger, other = out / "_harvester" / "ledger.sqlite", quick_path / "other.sqlite"
     os.link(ledger, other)
-    use = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT * FROM meta'); print(flush=True)"
+    use = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT * FROM facts'); print(flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", f"{use}; sys.stdin.read()", str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

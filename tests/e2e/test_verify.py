@@ -682,7 +682,7 @@ def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -
     ("statement", "text"),
     [
         ("UPDATE parts SET calls = 'x'", "the ledger is damaged (a value that cannot be there)"),
-        ("UPDATE meta SET value = 'x' WHERE name = 'invocation'", "the ledger is damaged (a value that cannot be"),
+        ("UPDATE facts SET value = 'x' WHERE name = 'invocation'", "the ledger is damaged (a value that cannot be"),
         ("UPDATE journals SET committed = -1", "the ledger is damaged (a value that cannot be there)"),
         ("UPDATE failures SET line = 'x'", "not the line that the ledger has"),
         ("DROP TABLE failures", "the ledger is damaged (no such table: failures)"),
@@ -701,7 +701,7 @@ def test_a_ledger_that_disagrees_is_named(made: Made, statement: str, text: str)
 
 def test_a_ledger_whose_damage_sqlite_cannot_put_into_words_is_named(made: Made) -> None:
     path = made() / "_harvester" / "ledger.sqlite"
-    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE mark", b"CREATE TABL\xff\xfemark"))
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE checkpoint", b"CREATE TABL\xff\xfecheckpoint"))
     (problem,) = verify(path.parent.parent).problems
     assert problem.file == str(path)
     assert problem.text.startswith("the ledger is damaged (")

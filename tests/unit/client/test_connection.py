@@ -433,7 +433,7 @@ async def test_an_attempt_whose_connection_took_its_time_counts_from_when_it_goe
         async with reaching(peer.url) as rig:
             assert await rig.client.fetch("bit.ly/x") == ROW
             assert late == []
-            monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
+            monkeypatch.setattr("harvester.client.http._RECOUNT_AFTER_SECONDS", -1.0)
             assert await rig.client.fetch("bit.ly/x") == ROW
     assert len(late) == 1
 

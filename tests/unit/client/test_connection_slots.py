@@ -18,7 +18,7 @@ import pytest
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.client import connection_slots as slots
 from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
-from harvester.client.http import Pool, Slot
+from harvester.client.http import Pool, SlotSession
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
@@ -188,9 +188,9 @@ class Sessions:
     opened: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
 
-    def open_slot(self, number: int) -> Slot:
+    def open_slot(self, number: int) -> SlotSession:
         self.opened.append(number)
-        return Slot(number, cast("aiohttp.ClientSession", Session(self, number)))
+        return SlotSession(number, cast("aiohttp.ClientSession", Session(self, number)))
 
 
 @dataclass

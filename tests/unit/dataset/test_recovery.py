@@ -267,7 +267,7 @@ def test_a_ledger_of_another_version_is_refused(quick_path: Path, form: str) -> 
     with dataset(out) as store:
         settle(store, "a")
         keep(store)
-        store.ledger.repin({"schema": 2})
+        store.ledger.replace_facts({"schema": 2})
     message = "schema 2, and this harvester supports 3; use the one that made it"
     with pytest.raises(OutputError, match=message), dataset(out):
         pass

@@ -102,7 +102,7 @@ async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
         await ahead.update(status)
         time.seconds += 0.9
     assert len(asked) == 1
-    ours.observe(3000, 0)
+    ours.record_reported(3000, 0)
     await ahead.update(status)
     assert len(asked) == 2
     time.seconds += 11
