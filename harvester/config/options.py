@@ -69,7 +69,7 @@ class _Paths:
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that is made for each link; it is fixed when the output is begun."""
+    """The query that is made for each link; it is fixed when the output is started."""
 
     facet: FacetName = "referrers"
     "Bitly's breakdown of the clicks."
@@ -81,7 +81,7 @@ class QueryOptions:
     "Number of units back from --unit-reference; -1 for all that the plan keeps."
 
     unit_reference: str | None = None
-    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is begun."
+    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is started."
 
     size: int = 50
     "Maximum number of metrics in a row."

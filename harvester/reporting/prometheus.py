@@ -160,7 +160,7 @@ class _Numbers(Collector):
         yield self._moment("updated", "When these numbers were taken.", manifest.updated)
         text = "When a call of this run last got its verdict; 0 for none."
         yield self._moment("last_verdict", text, run.last_verdict)
-        yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest.ended)
+        yield self._moment("ended", "When the run ended; 0 during the run.", manifest.ended)
         yield self._gauge("complete", "1 if every link has an answer.", {"": int(manifest.complete)})
         reasons = {stopped.reason: 1} if stopped else {}
         yield self._gauge("stopped", "1 for the reason why the run ended before its list did.", reasons, "reason")

@@ -209,7 +209,7 @@ def trouble_of(status: RunProgress) -> str:
     waits = status.waiting is not None and status.waiting.window != "pace"
     if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
         return ""
-    return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): retrying"
+    return f"no good answer lately: {status.trouble[:_SHOWN_TEXT].removeprefix('no answer ')}; retrying"
 
 
 def wait_in_words(waiting: WaitReason) -> str:

@@ -43,7 +43,7 @@ _HINTS = {
     "ExpiredToken": "The credentials in the environment have expired",
     "RequestTimeTooSkewed": "Set this machine's clock",
     "AuthorizationHeaderMalformed": "Is AWS_REGION the bucket's?",
-    "EntityTooLarge": "Begin a new --out with smaller --part-bytes",
+    "EntityTooLarge": "Start a new --out with smaller --part-bytes",
 }
 
 T = TypeVar("T")

@@ -308,7 +308,7 @@ def test_what_a_server_says_of_its_outage_is_cut_and_does_not_steer_the_terminal
 
 def test_how_attempts_fail_is_shown_while_nothing_moves() -> None:
     still = RunProgress(trouble="no answer: connection refused", per_second=[0.0] * 3)
-    assert "no good answer lately (no answer: connection refused)" in text_of(still)
+    assert "no good answer lately: no answer: connection refused" in text_of(still)
 
 
 def test_a_minute_without_calls_is_an_empty_chart_and_the_latest_call_is_at_its_right() -> None:

@@ -48,7 +48,7 @@ def test_a_status_line_says_how_attempts_fail_while_nothing_comes_of_them() -> N
         trouble="503 " + "x" * 500, per_second=[5.0, 0.0, 0.0, 0.0], waiting=WaitReason("pace", 100, None)
     )
     line = status_line(still, 1.0)
-    assert "no good answer lately (503 xxx" in line
+    assert "no good answer lately: 503 xxx" in line
     assert len(line) < 500
     for moving in ([5.0, 0.0, 0.0, 1.0], [0.0]):
         assert "no good answer" not in status_line(RunProgress(trouble="503", per_second=moving), 1.0)
