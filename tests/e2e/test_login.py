@@ -435,7 +435,7 @@ def test_a_token_from_standard_input_is_kept_and_forgotten(serve: Callable[..., 
     first, again = (harvester("logout", "--base-url", url, env=NONE) for _ in range(2))
     assert (first.returncode, again.returncode) == (0, 0)
     assert f"deleted: {os.environ[TOKEN_STORE]}" in first.stderr
-    assert "stays valid until it is revoked" in first.stdout
+    assert "revoke it at Bitly to invalidate it" in first.stdout
     assert "no token was stored" in again.stdout
 
 

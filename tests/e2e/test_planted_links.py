@@ -194,7 +194,7 @@ def test_a_state_folder_that_a_link_shares_is_refused(quick_path: Path, run: Cal
     (other / "_harvester").symlink_to(one / "_harvester")
     said = run(other)
     assert said.code == 2
-    assert f"the state of --out {one}, which a symbolic link leads to" in said.err
+    assert f"the state of --out {one}, reached by a symbolic link" in said.err
     assert run(one).code == 0
     assert len(rows(one)) == 3
 
@@ -376,5 +376,5 @@ def test_a_link_to_a_folder_that_is_not_there_is_refused(quick_path: Path, run: 
     (quick_path / "out").symlink_to(quick_path / "nowhere")
     said = run(quick_path / "out")
     assert said.code == 2
-    assert "which is not there" in said.err
+    assert "which does not exist" in said.err
     assert not (quick_path / "nowhere").exists()

@@ -520,7 +520,7 @@ def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -
     (tmp_path / "links.txt").write_text("bit.ly/a\n")
     done = harvester("status", name, cwd=tmp_path)
     assert done.returncode == 2
-    assert "no run has started" in done.stderr or "standard output leave no manifest" in done.stderr
+    assert "no run has started" in done.stderr or "standard output have no manifest" in done.stderr
     assert done.stdout == ""
 
 

@@ -257,7 +257,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
     os.truncate(out, size - 10)
     assert problems(out) == [
         "results.ndjson:45: incomplete: it has no line feed at its end",
-        f"results.ndjson: {size - 10} bytes, and {size} in the manifest",
+        f"results.ndjson: {size - 10} bytes, but {size} in the manifest",
     ]
     out.unlink()
     assert problems(out) == ["results.ndjson: it is missing, with 45 rows; restore it"]
@@ -407,8 +407,8 @@ SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "another query": (edited(facet="countries"), "facet is 'countries', and 'referrers' in the manifest"),
     "another version": (edited(schema_version=3), "schema_version is 3, and 2 is the newest known here"),
     "a version before the first": (edited(schema_version=0), "schema_version is 0, and 2 is the newest known here"),
-    "local time": (edited(fetched_at="2026-11-23T06:00:00+01:00"), "fetched_at is no moment in UTC"),
-    "no such day": (edited(fetched_at="2026-02-30T06:00:00Z"), "fetched_at is no moment in UTC"),
+    "local time": (edited(fetched_at="2026-11-23T06:00:00+01:00"), "fetched_at is not a UTC time"),
+    "no such day": (edited(fetched_at="2026-02-30T06:00:00Z"), "fetched_at is not a UTC time"),
     "another link": (edited(bitlink="bit.ly/other"), "record_id is not that of its call"),
     "another id": (edited(record_id="0" * 32), "record_id is not that of its call"),
     "clicks": (edited(clicks_listed=10**6), "clicks_listed is 1000000, but its metrics add up to "),
@@ -421,11 +421,11 @@ SPOILED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "many units": (edited(units_returned=2**63), "units_returned has more than 64 bits"),
     "a key twice": (
         lambda lines: [*lines[:2], lines[2].replace(b'"size":', b'"size":1,"size":'), *lines[3:]],
-        "size is there twice",
+        "duplicate key: size",
     ),
     "a metric's key twice": (
         lambda lines: [*lines[:2], lines[2].replace(b'"clicks":', b'"clicks":1,"clicks":', 1), *lines[3:]],
-        "clicks is there twice",
+        "duplicate key: clicks",
     ),
     "depths": (lambda lines: [*lines[:2], b"[" * 1000 + b"]" * 1000 + b"\n", *lines[3:]], "it is nested too"),
 }
@@ -507,7 +507,7 @@ def test_a_row_that_stands_in_two_parts_is_named_with_both(made: Made, shape: st
     rewrite(out, lambda lines: lines + whole, 1)
     told = [problem for problem in problems(out) if "already" in problem]
     assert told[0].startswith(f"{part_of(out, 1).name}:")
-    assert told[0].endswith(f"its record_id stands in {part_of(out)}:1 already")
+    assert told[0].endswith(f"its record_id is already in {part_of(out)}:1")
     assert len(told) == (len(whole) if shape == "nested" else len(whole) + 1)
 
 
@@ -585,17 +585,17 @@ def test_leftovers_of_a_killed_run_are_named_and_are_not_a_problem(made: Made) -
         (lambda m: m["dataset"].update(rows=44), "dataset.calls is not rows + refused"),
         (lambda m: m["dataset"].update(rows=44, calls=45), "its parts have 45 calls, but dataset.rows is 44"),
         (lambda m: m["list"].update(lines=99), "list.lines is not blank + comments"),
-        (lambda m: m.update(updated="yesterday"), "started or updated is no moment"),
-        (lambda m: m.update(input_read_to_end=False), "complete, and yet stopped"),
+        (lambda m: m.update(updated="yesterday"), "started or updated is not a UTC time"),
+        (lambda m: m.update(input_read_to_end=False), "complete, but also stopped"),
         (lambda m: m["parts"].append(m["parts"][0]), "it lists part-"),
         (lambda m: m["parts"][0].update(path="../other"), "which is not a part name of this run"),
         (lambda m: m["query"].update(units=0), "query.units is neither -1"),
         (lambda m: m["query"].update(facet=5), "query.facet is not as expected"),
         (lambda m: m.update(shape="round"), "shape is neither nested nor flat"),
         (lambda m: m.update(run_id="0a"), "run_id is 0a, and the ledger's is "),
-        (lambda m: m["dataset"].update(failed=1, calls=47), "dataset.failed is 1, and 0 in the ledger"),
-        (lambda m: m["dataset"].update(truncated=1), "dataset.truncated is 1, and 0 of the rows are"),
-        (lambda m: m["dataset"].update(clipped=1), "dataset.clipped is 1, and 0 in the ledger"),
+        (lambda m: m["dataset"].update(failed=1, calls=47), "dataset.failed is 1, but 0 in the ledger"),
+        (lambda m: m["dataset"].update(truncated=1), "dataset.truncated is 1, but 0 of the rows are"),
+        (lambda m: m["dataset"].update(clipped=1), "dataset.clipped is 1, but 0 in the ledger"),
         (lambda m: m["dataset"].update(truncated=47), "dataset.truncated or dataset.clipped is more than dataset.rows"),
         (lambda m: m["parts"].pop(), "it does not list part-"),
         (lambda m: m["parts"][0].update(calls=3), "calls of part-"),
@@ -661,8 +661,8 @@ def test_failures_that_are_not_well_formed_are_named_with_their_line(made: Made)
         (first + second.replace(b'"bitlink":null', b'"bitlink":"x"'), ":2: a bitlink belongs in every line"),
         (first + b"{}\n" + second, ":2: bitlink is missing"),
         (first + second[:-1], ":2: torn"),
-        (first, ": 0 lines are invalid, and 1 in the manifest"),
-        (first.replace(b"NOT_FOUND", b"not_found") + second, ":1: not the line that the ledger has"),
+        (first, ": 0 lines are invalid, but 1 in the manifest"),
+        (first.replace(b"NOT_FOUND", b"not_found") + second, ":1: differs from the ledger"),
     ):
         path.write_bytes(changed)
         assert any(problem.startswith(f"_failures.ndjson{text}") for problem in problems(out)), text
@@ -684,9 +684,9 @@ def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -
         ("UPDATE parts SET calls = 'x'", "the ledger is damaged (a value that cannot be there)"),
         ("UPDATE facts SET value = 'x' WHERE name = 'invocation'", "the ledger is damaged (a value that cannot be"),
         ("UPDATE journals SET committed = -1", "the ledger is damaged (a value that cannot be there)"),
-        ("UPDATE failures SET line = 'x'", "not the line that the ledger has"),
+        ("UPDATE failures SET line = 'x'", "differs from the ledger"),
         ("DROP TABLE failures", "the ledger is damaged (no such table: failures)"),
-        ("DELETE FROM calls WHERE state = 1", "dataset.refused is 1, and 0 in the ledger"),
+        ("DELETE FROM calls WHERE state = 1", "dataset.refused is 1, but 0 in the ledger"),
         ("UPDATE parts SET sealed = 0", "which the ledger does not know as published"),
     ],
 )
