@@ -323,7 +323,7 @@ class Committer:
             self._shutdown.request(
                 Stop(
                     StopReason.OUTPUT,
-                    f"{free // 2**20} MiB is free at {self._dataset.location.disk}, and {self._least_free // 2**20} "
+                    f"{free // 2**20} MiB are free at {self._dataset.location.disk}, and {self._least_free // 2**20} "
                     "MiB is needed: free some space, then run the same command again",
                 )
             )

@@ -215,11 +215,11 @@ class Flat(_Common):
         if not misfit:
             key = self._key(row)
             if row["call_id"] != self._call_id:
-                misfit = "call_id is not the one of its call"
+                misfit = "call_id is not that of its call"
             elif key.hex() == row["record_id"]:
                 return key
             else:
-                misfit = "record_id is not the one of its call and metric"
+                misfit = "record_id is not that of its call and metric"
         self._found(number, misfit)
         return None
 

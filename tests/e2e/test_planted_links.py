@@ -351,7 +351,7 @@ def test_an_out_that_is_no_file_is_refused(
 def test_an_out_in_dev_is_refused_with_what_to_do(run: Callable[..., Said], out: str) -> None:
     said = run(out)
     assert said.code == 2
-    assert "name -" in said.err or "--out - > /dev/null" in said.err
+    assert "use -" in said.err or "--out - > /dev/null" in said.err
 
 
 @pytest.mark.parametrize("name", ["_manifest.json", "_failures.ndjson", "_harvester", "._manifest.json.tmp"])

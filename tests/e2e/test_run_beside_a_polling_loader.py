@@ -73,7 +73,7 @@ def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
 @pytest.mark.parametrize(
     ("spoil", "wrong"),
     [
-        (lambda part: part.unlink(), "is missing"),
+        (lambda part: part.unlink(), "is gone"),
         (lambda part: part.write_bytes(b"{}\n"), "has changed"),
         (lambda part: part.with_name("part-1.ndjson").write_bytes(b'{"torn'), "part-1.ndjson is torn"),
     ],

@@ -257,7 +257,7 @@ def test_bitlys_own_limits_replace_the_defaults(tmp_path: Path, serve: Serve) ->
     done = machine.run("out", 4)
     assert done.returncode == 0, done.stderr
     assert (
-        "Bitly allows 3,000 calls an hour for this endpoint and counts 0; keeping 300 a minute and 3,000 an hour"
+        "Bitly allows 3,000 calls an hour for this endpoint and counts 0; limiting to 300 a minute and 3,000 an hour"
         in done.stderr
     )
     assert kept(machine.out("out")) == {"minute": (300, "bitly"), "hour": (3000, "bitly"), "month": (1000, "default")}
@@ -304,7 +304,7 @@ def test_what_others_have_used_of_the_same_token_is_counted(tmp_path: Path, serv
             pass
     done = machine.run("out", 4, "--per-minute", "100")
     assert done.returncode == 0, done.stderr
-    assert "has counted 20, 20 from elsewhere)" in done.stderr
+    assert "counts 20 (20 from elsewhere)" in done.stderr
     assert windows(machine.out("out"))["hour"]["used"] == 24
 
 

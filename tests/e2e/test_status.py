@@ -356,7 +356,7 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
         (ENDED, "failures", "makes the failed calls again"),
         (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
         (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
-        (ENDED | {"complete": True, "remaining": 0}, "complete", "every call is settled"),
+        (ENDED | {"complete": True, "remaining": 0}, "complete", "every link has an answer"),
     ],
 )
 def test_each_state_is_told_from_the_others_and_has_its_next_step(
@@ -493,14 +493,14 @@ def test_text_from_a_manifest_is_escaped_for_a_terminal(written: Callable[..., s
     [
         ("", "not JSON"),
         (json.dumps(WRITTEN)[:-40], "not JSON"),
-        ("[]", "not a manifest"),
-        ("null", "not a manifest"),
-        ('{"name": "app", "version": 3}', "not a manifest .*schema_version is missing"),
+        ("[]", "not a harvester manifest"),
+        ("null", "not a harvester manifest"),
+        ('{"name": "app", "version": 3}', "not a harvester manifest .*schema_version is missing"),
         (json.dumps(WRITTEN | {"schema_version": 2, "tool": "harvester 9.0"}), "harvester 9.0.*update"),
-        (json.dumps(WRITTEN | {"updated": "yesterday"}), "not a manifest"),
-        (json.dumps(WRITTEN | {"updated": "2026-11-23T14:04:30"}), "not a manifest"),
+        (json.dumps(WRITTEN | {"updated": "yesterday"}), "not a harvester manifest"),
+        (json.dumps(WRITTEN | {"updated": "2026-11-23T14:04:30"}), "not a harvester manifest"),
         (json.dumps(WRITTEN | {"dataset": WRITTEN["dataset"] | {"rows": -1}}), "dataset.rows"),
-        (json.dumps(WRITTEN | {"budget": []}), "budget is no object"),
+        (json.dumps(WRITTEN | {"budget": []}), "budget is not an object"),
         (json.dumps({key: WRITTEN[key] for key in WRITTEN if key != "ended"}), "ended is missing"),
         (json.dumps(WRITTEN | {"parts": [{"path": 3}]}), "parts.path"),
         (json.dumps(WRITTEN | {"remaining": 10**18}), None),
@@ -576,7 +576,7 @@ def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsy
         "referrers/dt=2026-11-23",
     ]
     assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
-    assert "not a manifest" in seen[2]["summary"]
+    assert "not a harvester manifest" in seen[2]["summary"]
     assert seen[4]["next"]["after"] == STOPPED["until"]
 
 

@@ -478,7 +478,7 @@ def nothing_and(value: str, **more: Any) -> Callable[[list[bytes]], list[bytes]]
         (nothing_and("direct", units_returned=3), ":2: a metric follows the row"),
         (edited(clicks=-5), ":3: clicks is not a count"),
         (edited(value=None), ":3: value is not text"),
-        (edited(call_id="0" * 32), ":3: call_id is not the one of its call"),
+        (edited(call_id="0" * 32), ":3: call_id is not that of its call"),
         (without("call_id"), ":3: call_id is missing"),
         (edited(value="another"), ":3: record_id is not that of its call and metric"),
         (cut_call, "clicks_listed is "),
@@ -557,7 +557,7 @@ def test_parquet_of_other_columns_is_named(made: Made) -> None:
     parquet.write_table(
         table.set_column(table.schema.get_field_index("size"), "size", table["size"].cast(pa.int32())), part
     )
-    assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
+    assert f"{part.name}:1: its column size is int32, expected int64" in problems(out)[0]
 
 
 def test_an_unlisted_part_is_named(made: Made) -> None:
@@ -592,7 +592,7 @@ def test_leftovers_of_a_killed_run_are_named_and_are_not_a_problem(made: Made) -
         (lambda m: m["query"].update(units=0), "query.units is neither -1"),
         (lambda m: m["query"].update(facet=5), "query.facet is not as expected"),
         (lambda m: m.update(shape="round"), "shape is neither nested nor flat"),
-        (lambda m: m.update(run_id="0a"), "run_id is 0a, and the ledger's is "),
+        (lambda m: m.update(run_id="0a"), "run_id is 0a, but the ledger's is "),
         (lambda m: m["dataset"].update(failed=1, calls=47), "dataset.failed is 1, but 0 in the ledger"),
         (lambda m: m["dataset"].update(truncated=1), "dataset.truncated is 1, but 0 of the rows are"),
         (lambda m: m["dataset"].update(clipped=1), "dataset.clipped is 1, but 0 in the ledger"),
@@ -660,7 +660,7 @@ def test_failures_that_are_not_well_formed_are_named_with_their_line(made: Made)
         (first.replace(b'"referrers"', b'"countries"') + second, ":1: facet is 'countries'"),
         (first + second.replace(b'"bitlink":null', b'"bitlink":"x"'), ":2: a bitlink belongs in every line"),
         (first + b"{}\n" + second, ":2: bitlink is missing"),
-        (first + second[:-1], ":2: torn"),
+        (first + second[:-1], ":2: incomplete"),
         (first, ": 0 lines are invalid, but 1 in the manifest"),
         (first.replace(b"NOT_FOUND", b"not_found") + second, ":1: differs from the ledger"),
     ):
