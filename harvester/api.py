@@ -33,7 +33,7 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import TOKEN_OPTIONS, RunOptions
-from harvester.config.parsing import fill_output
+from harvester.config.parsing import fill_output, groups_of
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.events import Event, RunOutcome
@@ -72,7 +72,7 @@ _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 async def harvest(
-    links: Links,
+    links: Links | None = None,
     *,
     out: AnyPath,
     token: TokenGiven = None,
@@ -82,9 +82,10 @@ async def harvest(
     """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, yields links. out: as in `run`, with {facet} and {dt}. token: a text, or a callable that
-    returns one, which is called again when Bitly refuses it; by default the sources of the command. progress: True
-    shows it, False does not; by default a notebook shows a line. options: those of `run`.
+    also an asynchronous one, yields links. None with group or all_groups. out: as in `run`, with {facet} and {dt}.
+    token: a text, or a callable that returns one, which is called again when Bitly refuses it; by default the sources
+    of the command. progress: True shows it, False does not; by default a notebook shows a line. options: those of
+    `run`.
 
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
@@ -99,7 +100,7 @@ async def harvest(
             "out: must be a folder, or a file that ends in .ndjson or .jsonl; for rows alone use harvester.stream"
         )
     chosen = fill_output(_options(options, HarvestKeywords, target, token))
-    lists, observer = lists_of(links), LoggingObserver()
+    lists, observer = _lists_of(links, chosen), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
@@ -116,7 +117,7 @@ async def harvest(
 
 
 def stream(
-    links: Links,
+    links: Links | None = None,
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
@@ -134,7 +135,7 @@ def stream(
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
         raise UsageError("on_failure: must be a plain function")
     chosen = _options(options, StreamKeywords, STDOUT, token)
-    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure, progress))
+    return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure, progress))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -163,6 +164,12 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+def _lists_of(links: Links | None, options: RunOptions) -> Lists:
+    """Return the lists, none where the options name groups. Raises UsageError as `lists_of`, also for None."""
+    named = groups_of(options.list.group, all_groups=options.list.all_groups)
+    return [] if links is None and named is not None else lists_of(cast("Links", links))
 
 
 def _options(given: Mapping[str, Any], allowed: type, out: str, token: TokenGiven) -> RunOptions:

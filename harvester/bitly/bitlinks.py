@@ -90,6 +90,17 @@ def parse(text: str) -> Bitlink:
     return Bitlink(f"{domain}/{back_half}")
 
 
+def bitlink(text: str) -> str:
+    """Return the bitlink that a text names, as rows have it: `harvester.bitlink("https://bit.ly/x?utm=1")`.
+
+    Raises:
+        InvalidBitlink: it names none, which is a ValueError; the message is the reason.
+    """
+    if not isinstance(text, str):
+        raise InvalidBitlink(f"a text was expected, not {type(text).__name__}")
+    return parse(text)
+
+
 def is_bitlink(text: str) -> bool:
     """Return True if a text names a bitlink."""
     try:

@@ -1,8 +1,9 @@
-"""Exit codes and the errors that lead to one, and the observer that errors are reported to.
+"""How a command ends: exit codes, the errors and signals that lead to one, and the observer they are reported to.
 
 `shutdown.CONSEQUENCES` has the reasons to stop.
 """
 
+import asyncio
 import os
 import shlex
 import signal
@@ -10,7 +11,15 @@ import traceback
 from collections.abc import Callable
 
 from harvester.config import sources
-from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
+from harvester.errors import (
+    ConnectionsBusy,
+    DatasetBusy,
+    HarvesterError,
+    OutputError,
+    ReaderClosed,
+    RunStopped,
+    UsageError,
+)
 from harvester.events import Event, RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.shutdown import (
@@ -25,6 +34,9 @@ from harvester.shutdown import (
     STOPPED,
     TOO_MANY_FAILED,
     USAGE,
+    ShutdownSignal,
+    Stop,
+    StopReason,
 )
 
 _LONGEST_ERROR = 4000
@@ -71,6 +83,8 @@ def report_error(error: Exception, observer: Reporter) -> int:
     observer.close()
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
+        if isinstance(error, RunStopped):
+            code = CONSEQUENCES[StopReason(error.reason)].exit_code
         if code != OK:
             text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
@@ -148,3 +162,37 @@ def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = 
         route_warnings_to(log)
         observer.write_to(log)
     return observer
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def die_of_signals() -> None:
+    """Install handlers that end the process; without them, PID 1 would ignore these signals until the run has begun."""
+
+    def exit_with(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, exit_with)
+
+
+def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
+    """Install handlers that stop the run at the first signal and end the process at the second.
+
+    To end at once loses no answer: each is in the journal as soon as it is known.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
+            observer.close()
+            os._exit(128 + number)
+        text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
+        observer.tell(Event.RUN_STOPPING, text, signal=number.name)
+        shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup and by shells for background jobs: keep it
+            loop.add_signal_handler(number, stop, number)

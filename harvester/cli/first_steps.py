@@ -22,6 +22,7 @@ from harvester.config.options import (
     FormatName,
     LoginOptions,
     PlanName,
+    RowsName,
     ShapeName,
     TargetName,
     TokenStoreOptions,
@@ -198,6 +199,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
 def schema(
     *,
     target: Annotated[TargetName, Parameter(name="--for")],
+    rows: RowsName = "metrics",
     facet: FacetName = "referrers",
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
@@ -208,6 +210,8 @@ def schema(
     ----------
     target:
         Target system.
+    rows:
+        The rows of `run`, or the table of `links --out`, which has one shape.
     facet:
         The --facet of the rows, which have its columns.
     shape:
@@ -215,6 +219,13 @@ def schema(
     format:
         The --format of the parts; it changes how they are read, not the columns.
     """
+    if rows == "links":
+        from harvester.groups import table
+
+        if format == "ndjson.zst":
+            raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
+        print_out(table.schema_for(target, format))
+        return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
     from harvester.rows.schema_export import Rows, Target, schema_for
@@ -248,6 +259,7 @@ def sandbox(
     per_month: int = 5000,
     latency_ms: float = 80.0,
     errors: float = 0.01,
+    links: int = 300,
 ) -> int:
     """Serve a Bitly look-alike on 127.0.0.1, until interrupted.
 
@@ -267,10 +279,12 @@ def sandbox(
         Time that an answer takes, in milliseconds.
     errors:
         Share of answers that are 500 or 503, from 0 to 1.
+    links:
+        Bitlinks in the larger of its two groups.
     """
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
-    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors)
+    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links)
 
     async def serve() -> None:
         stop = asyncio.Event()

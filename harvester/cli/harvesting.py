@@ -17,8 +17,15 @@ import orjson
 
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.cli.exit_codes import exit_code, observer_for, report_error, run_on_end, words_of
-from harvester.cli.signals import die_of_signals, stop_on_signals
+from harvester.cli.exit_codes import (
+    die_of_signals,
+    exit_code,
+    observer_for,
+    report_error,
+    run_on_end,
+    stop_on_signals,
+    words_of,
+)
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
 from harvester.config.sources import PREFIX, typed, undashed
@@ -43,22 +50,23 @@ default of 5 ms, calls were up to 9 % slower while a part was written (benchmark
 """
 
 
-def run(links: list[str], /, *, options: RunOptions) -> int:
+def run(links: list[str] | None = None, /, *, options: RunOptions) -> int:
     """Harvest every bitlink of LINKS; the same command again resumes.
 
     Parameters
     ----------
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
+        None with --group or --all-groups.
     """
-    code = _observed(_run, links, options, live=True)
+    code = _observed(_run, links or [], options, live=True)
     if options.log.on_end is not None:
         die_of_signals()  # the loop, which had the signals, is over
         run_on_end(options.log.on_end, _manifest_of(options), code, observer_for(options.log.log_format).warn)
     return code
 
 
-def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
+def plan(links: list[str] | None = None, /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
     """Show what `run` with the same options would cost and when it would end, without fetching metrics.
 
     Parameters
@@ -70,7 +78,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits, which would take up to three helper requests.
     """
-    return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
+    return _observed(partial(_plan, json=json, offline=offline), links or [], options, live=False)
 
 
 def _manifest_of(options: RunOptions) -> str:

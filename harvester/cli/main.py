@@ -16,8 +16,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from harvester import _version
 from harvester._version import __version__
-from harvester.cli.exit_codes import observer_for, report_error
-from harvester.cli.signals import die_of_signals
+from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
 from harvester.config import sources
 from harvester.config.files import files_read
 from harvester.config.mistakes import parse_error_text
@@ -203,6 +202,25 @@ _register(
     "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
     "harvester show --help-all                     all options",
+)
+_register(
+    "harvester.cli.account:groups",
+    "List the account's groups, whose guids `links` and `run --group` take. Costs two requests of the month.",
+    "harvester groups",
+    "harvester groups --json | jq -r .guid",
+)
+_register(
+    "harvester.cli.account:links",
+    "List the bitlinks of groups: one a line for `run -`, a row each, or (--out) as a table for a loader.",
+    "harvester links --group Ba1bc23dE4F > links.txt",
+    "harvester links --all --archived both --json | jq .tags",
+    "harvester links --group Ba1bc23dE4F --out lake/links/dt=2026-11-23",
+)
+_register(
+    "harvester.cli.account:normalize",
+    "Print the bitlink that each line of LINKS names, or the reason why it names none, as JSON. Asks nobody.",
+    "harvester normalize links.txt | jq -r .bitlink",
+    "harvester normalize campaigns.csv --column url > campaigns.ndjson",
 )
 _register(
     "harvester.cli.outputs:status",

@@ -12,8 +12,7 @@ import orjson
 from cyclopts import Parameter
 
 from harvester.bitly.facets import FacetName
-from harvester.cli.exit_codes import observer_for
-from harvester.cli.signals import stop_on_signals
+from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import ShowOptions
 from harvester.config.parsing import filled_path, seconds_of
 from harvester.config.sources import undashed

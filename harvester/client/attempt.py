@@ -10,9 +10,9 @@ import aiohttp
 from yarl import URL
 
 from harvester.bearer import Token
-from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, platform_limits_target
-from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, path
+from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, limits_target
+from harvester.bitly.query import Query
+from harvester.bitly.requests import FacetRequests, Requests
 from harvester.bitly.verdicts import (
     Answer,
     MonthSpent,
@@ -21,7 +21,6 @@ from harvester.bitly.verdicts import (
     Transient,
     Unreadable,
     Verdict,
-    classify,
     reason,
     truncate,
 )
@@ -78,7 +77,7 @@ class AttemptSender:
     """
 
     def __init__(
-        self, pool: Pool, query: Query, context: ClientContext, *, base_url: str, timeout_seconds: float
+        self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
         self.not_sent = self.in_flight = 0
@@ -95,19 +94,17 @@ class AttemptSender:
         self._clock = context.clock
         self._record_attempts = context.record_attempts
         self._helpers = context.helpers
-        self._facet = FACETS[query.facet]
+        self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
-        self._parameters = query.parameters
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
     def _url(self, bitlink: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
-        base, target, query = self._base, self._base_path + path(bitlink, self._facet), self._parameters
-        return URL.build(
-            scheme=base.scheme, authority=base.raw_authority, path=target, query_string=query, encoded=True
-        )
+        base, (path, query) = self._base, self._requests.target(bitlink)
+        path = self._base_path + path
+        return URL.build(scheme=base.scheme, authority=base.raw_authority, path=path, query_string=query, encoded=True)
 
     async def send(
         self,
@@ -214,7 +211,7 @@ class AttemptSender:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
-            response = await self._send_helper(slot, platform_limits_target(self._facet), helpers)
+            response = await self._send_helper(slot, limits_target(self._requests.endpoint), helpers)
             if slot.counted is not None:  # it was sent
                 date = response.headers.get("Date", "") if response is not None else ""
                 self._see_date(date, slot.counted_at, asked=True)
@@ -359,10 +356,10 @@ class AttemptSender:
 
     def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
         content = body.content
-        verdict = classify(response.status, response.headers, content, self._facet, whole=body.whole)
+        verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):
             content = self._token.redact(content.decode(errors="replace")).encode()
-            return classify(response.status, response.headers, content, self._facet, whole=body.whole)
+            return self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if body.flaw and not isinstance(verdict, Answer):
             why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})".lstrip())
             if body.cut and isinstance(verdict, Unreadable):

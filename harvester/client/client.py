@@ -23,6 +23,7 @@ from functools import partial
 import tenacity
 
 from harvester.bitly.query import Query
+from harvester.bitly.requests import Requests
 from harvester.bitly.verdicts import (
     Answer,
     No,
@@ -78,9 +79,9 @@ class Client:
     given up by later runs, so that a few strange answers are doubted too where nobody was answered.
     """
 
-    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
+    def __init__(self, pool: Pool, settings: ClientSettings, asked: Query | Requests, context: ClientContext) -> None:
         self.sender = AttemptSender(
-            pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
+            pool, asked, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
         self.charges_tries = False
@@ -371,8 +372,8 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    slots: ConnectionSlots, settings: ClientSettings, query: Query, context: ClientContext
+    slots: ConnectionSlots, settings: ClientSettings, asked: Query | Requests, context: ClientContext
 ) -> AsyncIterator[Client]:
     """Open a client, and close its connections at the end. slots, Raises: as `pooled`."""
     async with pooled(slots, context.shutdown, settings.base_url) as pool:
-        yield Client(pool, settings, query, context)
+        yield Client(pool, settings, asked, context)

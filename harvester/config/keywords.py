@@ -53,6 +53,8 @@ class StreamKeywords(MetricsKeywords, total=False):
     strict: bool
     column: str | None
     list_format: str | None
+    group: str | None
+    all_groups: bool
 
 
 class HarvestKeywords(StreamKeywords, total=False):

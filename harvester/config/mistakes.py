@@ -62,7 +62,8 @@ def _missing(error: MissingArgumentError, name: str) -> str:
         gone = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing{_as_in(error)}"
         return f"{gone}; see {_help(error)}"
     if name == "*":  # the options of a run, of which one has no default
-        return _OUT
+        bare = list(error.root_input_tokens or ()) == list(error.command_chain or ())
+        return f"LINKS is missing{_as_in(error)}; see {_help(error)}" if bare else _OUT
     return f"{name} is missing{_as_in(error)}; see {_help(error)}"
 
 

@@ -23,6 +23,7 @@ StoreName = Literal["keyring", "file"]
 PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
+RowsName = Literal["metrics", "links"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal[
     "json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena", "clickhouse", "pyarrow", "polars"
@@ -124,6 +125,12 @@ class OutputOptions(_Paths):
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
     """How the list is read, and which of its calls are made again."""
+
+    group: str | None = None
+    "Harvest the links of a group instead of LINKS: its guid, or several with commas (`harvester groups` lists them)."
+
+    all_groups: bool = False
+    "Harvest the links of all groups of the account instead of LINKS."
 
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."

@@ -24,6 +24,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SIZE = re.compile(r"(\d{1,18})\s*([kmg]i?|)b?")
+_GUID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -224,6 +225,30 @@ def _check_range(option: str, value: int, least: int, hint: str = "") -> None:
         raise UsageError(f"{value}: must be at most {_MAX_COUNT}", option=option)
     if value < least:
         raise UsageError(f"{value}: must be at least {least}{f' ({hint})' if hint else ''}", option=option)
+
+
+def groups_of(group: str | None, *, all_groups: bool) -> tuple[str, ...] | None:
+    """Return the guids of the groups whose links are asked for; empty for all groups, None if none are asked for.
+
+    Raises:
+        UsageError: both were given, or a guid is empty or has a space or a slash.
+    """
+    if group is None:
+        return () if all_groups else None
+    if all_groups:
+        raise UsageError(f"{group}: name groups, or ask for all of them, not both", option="--group")
+    guids = tuple(dict.fromkeys(guid.strip() for guid in group.split(",")))
+    if not all(_GUID.fullmatch(guid) for guid in guids):
+        raise UsageError(f"{group}: a guid such as Ba1bc23dE4F was expected", option="--group")
+    return guids
+
+
+def moment_of(option: str, text: str) -> datetime:
+    """Parse a moment, which is UTC unless it has an offset. Raises UsageError."""
+    try:
+        return _moment(text)
+    except UsageError as error:
+        raise UsageError(f"{text}: a moment such as 2026-11-23T00:00:00Z was expected", option=option) from error
 
 
 def _moment(text: str) -> datetime:

@@ -258,6 +258,8 @@ def parse(text: bytes, path: str) -> Manifest:
     if isinstance(version, int) and version > NEWEST:
         tool = content.get("tool")
         raise NewerForm(f"{path}: written by {tool}, in a newer format than this harvester supports: update it")
+    if isinstance(content, dict) and content.get("rows") == "links":
+        raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
     try:
         manifest: Manifest = _decode(Manifest, content)
     except _Misfit as error:

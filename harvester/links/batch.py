@@ -15,11 +15,12 @@ BATCH_LINES = GROUP_LINES
 
 
 class Link(NamedTuple):
-    """A bitlink, and the file and line that name it."""
+    """A bitlink, the file and line that name it, and the text there."""
 
     bitlink: Bitlink
     file: str
     line: int
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ def batch_of_column(records: ColumnBatch, file: str) -> Batch:
     batch.invalid = [InvalidLine(bad.text, bad.reason, file, bad.line) for bad in records.bad]
     for number, text in records.values:
         try:
-            batch.links.append(Link(parse(text), file, number))
+            batch.links.append(Link(parse(text), file, number, text))
         except InvalidBitlink as error:
             shown = readable(text)
             reason = str(error) if shown == text else "not UTF-8"
@@ -105,7 +106,7 @@ def batch_of_lines(lines: Sequence[bytes | None], file: str, first: int) -> Batc
             link = text.decode(errors="replace")
             try:
                 link = _link_in(text)
-                batch.links.append(Link(parse(link), file, number))
+                batch.links.append(Link(parse(link), file, number, link))
             except InvalidBitlink as error:
                 reason = str(error)
                 if (links := links_in(link)) > 1:

@@ -141,7 +141,11 @@ class _Numbers(Collector):
         text = "Attempts that retried one that had failed transiently."
         yield self._counter("attempts_retried", text, made.retried)
         yield self._counter("attempts_throttled", "Attempts that Bitly throttled.", made.throttled)
-        yield self._counter("helper_requests", "Helper requests, which ask for Bitly's own limits.", made.helper)
+        yield self._counter(
+            "helper_requests",
+            "Helper requests, which ask for Bitly's own limits, groups and pages of links.",
+            made.helper,
+        )
 
     def _budget(self) -> Iterator[Metric]:
         windows, limited_by = self._manifest.budget.windows, self._manifest.budget.limited_by

@@ -284,6 +284,13 @@ def _folder() -> str | None:
         return None
 
 
+def _word(name: str) -> str:
+    """Return a list's name as a word of the command. The links of groups go by the option that asks for them."""
+    if name in {"-", "--all-groups"} or name.startswith("--group="):
+        return name
+    return f"./{name}" if name.startswith("-") else name
+
+
 def _equivalent_of(found: Found) -> str | None:
     """Return the command that continues an output, as far as its manifest knows the options."""
     from harvester.links.feed import GIVEN  # noqa: PLC0415 - what a run from a command needs none of
@@ -291,7 +298,7 @@ def _equivalent_of(found: Found) -> str | None:
     manifest = found.content
     if GIVEN in manifest.invocation.lists:
         return None
-    lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
+    lists = [_word(name) for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
     for option in fields(QueryOptions):
         value = manifest.query.get(option.name, option.default)

@@ -4,7 +4,9 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from harvester.budget.budget import Budget
 from harvester.dataset import opening
@@ -12,20 +14,27 @@ from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import UNANSWERED
 from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
-from harvester.errors import OutputError, RunStopping
+from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver, RunOutcome
+from harvester.groups.journal import ListRequest
+from harvester.groups.listing import AccountReader, stopped
+from harvester.groups.spool import COLUMN, Spooled, read_before, spooled
 from harvester.links.batch import Feed
+from harvester.links.columns import ListFormat
 from harvester.links.feed import GIVEN, FileFeed
+from harvester.links.files import Source
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
+from harvester.storage.watch import FolderLock
 from harvester.threads import in_daemon
 
 _KNOWN_GOOD = "known_good"
@@ -37,6 +46,13 @@ up: --quiet reports both only when they change.
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
+
+
+class PlannedPages(NamedTuple):
+    """Pages of groups' links. read: for the plan, now or before; again: by the run, as its output keeps none."""
+
+    read: int
+    again: int
 
 
 async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunOutcome:
@@ -59,7 +75,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
         try:
             async with AsyncExitStack() as opened:
-                spools = opened.enter_context(spool_paths(location.private, len(job.sources)))
+                spools = opened.enter_context(spool_paths(location.private, max(len(job.sources), 1)))
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
                 budgets = await opened.enter_async_context(opening_budgets)
                 await budgets.slots.join()
@@ -68,8 +84,11 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
                 heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
+                    job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
+                return await _harvest(
+                    job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls, asked=asked
+                )
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -151,7 +170,80 @@ def preflight_of(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> P
 
 def _names_of(job: Job) -> list[str]:
     """Return the lists' names for the manifest."""
+    if job.listed is not None:
+        return [job.listed.words]
     return [GIVEN] if job.feed else [source.name for source in job.sources]
+
+
+async def list_groups(
+    listed: ListRequest, folder: str, clients: AccountClients, shutdown: ShutdownSignal, observer: RunObserver
+) -> Spooled:
+    """Read the links of groups into a folder, unless they were read before. Raises as `spooled`."""
+    reader = AccountReader(clients.open, clients.next_begins, shutdown, observer)
+    found = await spooled(folder, listed, reader.complete)
+    state = found.state
+    when = "read now" if clients.sent else f"read before, until {state.ended}"
+    text = f"{listed.words}: {state.words}, {when}"
+    observer.note(text, Event.LIST_READING, lines=state.links)
+    return found
+
+
+def source_of(listed: ListRequest, found: Spooled) -> Source:
+    """Return the spooled links of groups as a list."""
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN)
+
+
+async def _list_groups(
+    job: Job, dataset: Dataset, budgets: Budgets, shutdown: ShutdownSignal, observer: RunObserver
+) -> tuple[Job, int]:
+    """Return the job with the links of its groups as its list, if it has groups, and the requests that this took."""
+    if job.listed is None:
+        return job, 0
+    clients = AccountClients(job, budgets, shutdown, dataset.record_attempts)
+    found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
+    dataset.count("helper", clients.sent)
+    return replace(job, sources=[source_of(job.listed, found)]), clients.sent
+
+
+async def list_for_plan(
+    job: Job,
+    listed: ListRequest,
+    private: str | None,
+    scratch: str,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    *,
+    asks: bool,
+) -> tuple[Job, PlannedPages]:
+    """Return the job with the links of its groups as its list, and their pages, without harvesting.
+
+    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
+    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
+
+    Raises:
+        UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
+    """
+    found = read_before(private, listed) if private else None
+    if found is None and not asks:
+        raise UsageError(
+            f"{listed.words}: its links were not read yet, which takes a token and a request for every hundred of them"
+        )
+    if found is None:
+        async with AsyncExitStack() as stack:
+            if private:
+                with as_output_error(private):
+                    stack.callback(remove_empty, make_folder(private))
+                    stack.enter_context(FolderLock(private, job.out))
+            opening_budgets = open_budgets(job, job.query.facet, private or scratch, observer, shutdown)
+            budgets = await stack.enter_async_context(opening_budgets)
+            await budgets.slots.join()
+            clients = AccountClients(job, budgets, shutdown)
+            try:
+                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
+            except RunStopping as error:
+                raise stopped(shutdown) from error
+    pages = found.state.pages
+    return replace(job, sources=[source_of(listed, found)]), PlannedPages(pages, 0 if private else pages)
 
 
 async def _check_list(
@@ -176,12 +268,15 @@ async def _harvest(
     heartbeat: Heartbeat,
     *,
     to_make: int | None,
+    asked: int,
 ) -> RunOutcome:
+    """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
+        client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
         known_good = client.known_good

@@ -20,7 +20,7 @@ from harvester.events import RunObserver
 from harvester.progress import WindowState, duration
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
-from harvester.run.job import preflight_of
+from harvester.run.job import PlannedPages, list_for_plan, preflight_of
 from harvester.run.preflight import ListCount, ListSurvey
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
@@ -58,14 +58,15 @@ class Duration:
 class Plan:
     """The cost and the end of a run that has not begun.
 
-    found: the list, counted. survey: what it looks like. attempts: for its calls, with as many retries as this dataset
-    needed so far. account, windows: None and empty without a token. plan_limits: what Bitly reports of the account's
-    plan, only shown. now: the moment from which the forecast counts, UTC. durations: those of this list and of others,
-    for each of Bitly's plans.
+    found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
+    groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
+    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans.
     """
 
     found: ListCount
     survey: ListSurvey
+    pages: PlannedPages | None
     attempts: int
     limits: Limits
     account: str | None
@@ -91,16 +92,20 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
+        pages = None
+        if job.listed is not None:
+            private, asks = location.private if location else None, token_known and not offline
+            job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
         preflight = preflight_of(job, shutdown, observer)
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
         if not token_known:
-            return _plan(job, found, survey, snapshot, None, [])
+            return _plan(job, found, survey, snapshot, None, [], pages)
         private = location.private if location and location.begun else folder
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
-        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits)
+        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -142,6 +147,7 @@ def _plan(
     snapshot: DatasetSnapshot,
     budget: Budget | None,
     plan_limits: list[PlanLimit],
+    pages: PlannedPages | None,
 ) -> Plan:
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
@@ -150,7 +156,7 @@ def _plan(
     windows = budget.windows() if budget else []
     calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
     each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0))
+    attempts = ceil(calls * max(each, 1.0)) + (pages.again if pages else 0)
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -159,6 +165,7 @@ def _plan(
     return Plan(
         found=found,
         survey=survey,
+        pages=pages,
         attempts=attempts,
         limits=limits,
         account=budget.account.name if budget else None,
@@ -194,6 +201,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "duplicates": found.duplicates,
             "invalid": found.invalid,
         },
+        "pages": plan.pages.read if plan.pages else None,
         "domains": dict(plan.survey.domains.most_common(_MOST_DOMAINS)),
         "other_domains": _elsewhere(plan.survey),
         "invalid_lines": [each._asdict() for each in plan.survey.examples],
@@ -240,7 +248,13 @@ def _list_lines(plan: Plan) -> list[str]:
     lines.append(f"{'=':>3}{found.links:>9,}  links")
     lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in done if number]
     lines.append(f"{'=':>3}{found.calls:>9,}  calls to make")
-    if plan.attempts > found.calls:
+    again = 0
+    if plan.pages is not None:
+        read, again = plan.pages
+        kept = "the run reads them again, which is among its requests" if again else "kept for the run"
+        pages = "page" if read == 1 else "pages"
+        lines.append(f"{read:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
+    if plan.attempts - again > found.calls:
         lines.append(f"{plan.attempts:>12,}  requests, with as many retries as this output has needed so far")
     return lines
 

@@ -141,7 +141,7 @@ class Preflight:
             nobody named. RunStopping: the run is ending. InputBroken: a source cannot be read. OutputError: no copy.
         """
         if self._strict:
-            pairs = zip(sources, spools, strict=True)
+            pairs = zip(sources, spools, strict=False)  # there may be more paths than sources
             sources = [source if source.rereadable else await self._spool(source, path) for source, path in pairs]
         countable = [source for source in sources if source.rereadable]
         most, left = self._max_calls, budget.windows()[-1].remaining

@@ -73,7 +73,7 @@ def test_unknown_limits_are_found_at_the_price_of_one_call_in_a_hundred(
     allowed = max(per_minute * 60, per_hour) / 3600 * weeks.bitly.seconds
     weeks.report(f"unknown {per_minute}/min {per_hour}/h", weeks.bitly.answered.total() / allowed)
     assert weeks.bitly.throttled <= 0.01 * weeks.bitly.attempts
-    assert weeks.repeated == 0
+    assert weeks.repeated <= links // 5000  # known-good links, of which one is asked when a link fails five times
 
 
 def test_ten_minutes_of_outage_cost_no_link_and_few_calls(quick_path: Path) -> None:
