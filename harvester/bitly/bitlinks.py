@@ -97,7 +97,7 @@ def bitlink(text: str) -> str:
         InvalidBitlink: it names none, which is a ValueError; the message is the reason.
     """
     if not isinstance(text, str):
-        raise InvalidBitlink(f"a text was expected, not {type(text).__name__}")
+        raise InvalidBitlink(f"must be text, not {type(text).__name__}")
     return parse(text)
 
 

@@ -218,7 +218,7 @@ _register(
 )
 _register(
     "harvester.cli.account:normalize",
-    "Print the bitlink that each line of LINKS names, or the reason why it names none, as JSON. Asks nobody.",
+    "Print the bitlink of each line of LINKS, or why it has none, as JSON. Sends no request.",
     "harvester normalize links.txt | jq -r .bitlink",
     "harvester normalize campaigns.csv --column url > campaigns.ndjson",
 )

@@ -250,7 +250,7 @@ def test_the_table_is_published_once_and_bought_once(said: Run, serve: Callable[
     assert served.sandbox.helped == helped
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
     shown = harvester("status", str(out))
-    assert (shown.returncode, "of a table of links" in shown.stderr) == (2, True)
+    assert (shown.returncode, "describes a table of links" in shown.stderr) == (2, True)
     (part,) = out.glob("part-*")
     part.write_bytes(part.read_bytes() + b"x")
     assert said(served.url, *words).code == 8
