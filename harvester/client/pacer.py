@@ -191,8 +191,8 @@ class Completion:
     """Asks a link again for more metrics where its answer lists as many as were requested.
 
     Whether Bitly answers a larger size is not documented. If it refuses the size, it is not asked again in this run.
-    query: None for
-    requests that are none. max_size: the metrics to ask for; None to ask no link again. attempts, backoff_seconds: as for a call.
+    query: None for requests that have no facet. max_size: the metrics to ask for; None to ask no link again. attempts,
+    backoff_seconds: as for a call.
     """
 
     def __init__(
