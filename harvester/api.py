@@ -57,8 +57,8 @@ Lists = list[str] | IterableFeed
 
 _CANCELLED = "cancelled"
 _CUT = (
-    "the stream has ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
-    "notebook's interrupt, or its event loop is over. Begin another, with the timeout around the whole loop, or "
+    "the stream ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
+    "notebook's interrupt, or its event loop has ended. Start another, with the timeout around the whole loop, or "
     "read it in a task of its own"
 )
 _AT_ONCE = 2
@@ -90,13 +90,15 @@ async def harvest(
     A run that was stopped returns its manifest too, whose `stopped` says why.
 
     Raises:
-        UsageError: nothing was asked of Bitly. DatasetBusy: another process writes this output. ConnectionsBusy: other
-        processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
-        so far has been published.
+        UsageError: no request was sent. DatasetBusy: another process writes this output. ConnectionsBusy: other
+            processes use all connections. OutputError: the output cannot be written. An exception of links is raised
+            too, after every answer so far has been published.
     """
     target = path_text("out", out)
     if target == STDOUT:
-        raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
+        raise UsageError(
+            "out: must be a folder, or a file that ends in .ndjson or .jsonl; for rows alone use harvester.stream"
+        )
     chosen = fill_output(_options(options, HarvestKeywords, target, token))
     lists, observer = _lists_of(links, chosen), LoggingObserver()
     read_token = token_reader(token, chosen)
@@ -131,7 +133,7 @@ def stream(
         RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
-        raise UsageError("on_failure: a plain function was expected")
+        raise UsageError("on_failure: must be a plain function")
     chosen = _options(options, StreamKeywords, STDOUT, token)
     return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure, progress))
 
@@ -146,7 +148,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
         link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if not isinstance(bitlink, str):
-        raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
+        raise UsageError(f"bitlink: must be text, not {type(bitlink).__name__}")
     name = parse(bitlink)
     chosen = _options(options, MetricsKeywords, STDOUT, token)
     rows, failures = list[bytes](), list[Row]()

@@ -188,7 +188,7 @@ def _following(pagination: object) -> str | None:
 def _link(entry: object, bad: list[NoLink]) -> GroupLink | None:
     """Return the link of a page's entry; None if it has no name. bad: gets what is no bitlink in it."""
     if not isinstance(entry, dict):
-        bad.append(NoLink(str(entry)[:_MOST_TEXT], "an entry of the page that is no object"))
+        bad.append(NoLink(str(entry)[:_MOST_TEXT], "an entry of the page that is not an object"))
         return None
     written, customs = entry.get("id") or entry.get("link"), entry.get("custom_bitlinks")
     ids = list(_bitlinks([written], bad))

@@ -42,7 +42,7 @@ class Month(Protocol):
 
 
 class Budget(Protocol):
-    """A token's windows at one endpoint, and its account's month."""
+    """Decides whether a token's next attempt at one endpoint may be sent, by its windows and its account's month."""
 
     @property
     def month(self) -> Month:

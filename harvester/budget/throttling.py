@@ -17,7 +17,7 @@ _JITTER = 0.1
 """A pause is lengthened by up to this fraction, so that several hosts do not send their probes at the same moment. It
 is never shortened: a probe before the time asked for would be throttled again."""
 _MINUTE_STRIKES = 2
-"""A sliding minute frees within this many pauses; after more of them it was the hour."""
+"""A full minute window frees within this many pauses; if more were needed, the hourly limit was hit."""
 _LONGEST_MINUTE_SECONDS = 150.0
 """The longest wait of two strikes (60 s each, plus jitter) and some time for the response."""
 _NEARLY_FULL, _HALF_FULL = 0.9, 0.5

@@ -230,7 +230,10 @@ class MonthlyQuota:
         return reported is not None and utc - reported < _TRUSTED_SECONDS
 
     def renew_report(self, utc: float) -> None:
-        """Trust the report for another day: the attempt that is sent now checks it, and all others wait."""
+        """Keep the month marked as spent for another day.
+
+        Only the attempt being sent now checks whether that is still true.
+        """
         self._set_reported(month_of(utc), utc)
 
     def ask_again(self, utc: float) -> None:

@@ -181,7 +181,7 @@ def normalize(
     column: str | None = None,
     list_format: ListFormatName | None = None,
 ) -> int:
-    """Print the bitlink that each line of LINKS names, or the reason why it names none, as JSON. Asks nobody.
+    """Print the bitlink of each line of LINKS, or why it has none, as JSON. Sends no request.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ _END_SECONDS = 30.0
 """The longest that the command of --on-end may take."""
 
 EXIT_CODES: dict[int, str] = {
-    OK: "every call is settled",
+    OK: "every link has an answer",
     BUG: "a bug in harvester",
     USAGE: "usage, configuration or input: repeating it will not help",
     SOME_FAILED: "finished, but some calls failed: repeat it later; "
@@ -57,7 +57,7 @@ EXIT_CODES: dict[int, str] = {
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written, or is damaged (verify, repair)",
-    BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
+    BOUND_REACHED: "stopped at a limit that you set (--max-calls, --max-time): repeat it when you want to continue",
 }
 
 _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
@@ -141,7 +141,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
         status = process.wait(_END_SECONDS)
         ended = True
     except subprocess.TimeoutExpired:
-        warn(f"--on-end {words[0]} was ended: it took longer than {_END_SECONDS:g} s")
+        warn(f"--on-end {words[0]} was killed: it took longer than {_END_SECONDS:g} s")
         return
     finally:
         if not ended:

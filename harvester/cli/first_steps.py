@@ -112,7 +112,7 @@ def _answer(option: str, question: str, choices: tuple[str, ...] = (), default: 
         if default:
             return default
         which = f": one of {', '.join(choices)}" if choices else ""
-        raise UsageError(f"is missing, and there is no terminal to ask on{which}", option=option)
+        raise UsageError(f"is missing, and without a terminal harvester cannot ask{which}", option=option)
     hint = f" {', '.join(choices)}" if choices else ""
     say(f"{question}{hint}{f' [{default}]' if default else ''}")
     while True:

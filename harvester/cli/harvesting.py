@@ -1,7 +1,6 @@
 """`harvester run` and `harvester plan`: options and lists become a job, and its end an exit code.
 
-What takes long to import is imported within the functions: to check a file or the variables, any command, also a
-`status` that is run as a probe, loads this module for its options.
+Slow imports are local: every command, even `status` as a probe, loads this module to validate config and variables.
 """
 
 import asyncio
@@ -152,7 +151,7 @@ def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bo
 
     token_known = has_token(options.access)
     if not token_known:
-        observer.warn("no token: what has been spent is unknown, and Bitly is not asked for its limits")
+        observer.warn("no token: the calls used so far are unknown, and Bitly was not asked for its limits")
     exporter_for(options.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, options, observer.warn, None if token_known else lambda: "-")
     found = plans.make_plan(job, observer, token_known=token_known, offline=offline)

@@ -150,7 +150,7 @@ app = App(
     version=__version__,
     version_flags=["--version", "-V"],
     help_formatter=_help,
-    help="Harvest Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out, each call made once.",
+    help="Harvest Bitly metrics in bulk: bitlinks in, rows for a data lake out. Every answer is paid for once.",
     help_format="plaintext",
     help_epilogue=_examples(
         "harvester demo                        see it work, without a token",
@@ -197,7 +197,7 @@ _register(
 )
 _register(
     "harvester.cli.outputs:show",
-    "Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.",
+    "Show the metrics of a few LINKS. Waits up to --max-time (1 minute by default) when a limit is used up.",
     "harvester show https://bit.ly/3lU6hRt",
     "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
@@ -218,7 +218,7 @@ _register(
 )
 _register(
     "harvester.cli.account:normalize",
-    "Print the bitlink that each line of LINKS names, or the reason why it names none, as JSON. Asks nobody.",
+    "Print the bitlink of each line of LINKS, or why it has none, as JSON. Sends no request.",
     "harvester normalize links.txt | jq -r .bitlink",
     "harvester normalize campaigns.csv --column url > campaigns.ndjson",
 )
@@ -242,7 +242,7 @@ _register(
     "harvester.cli.outputs:repair",
     "Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.",
     "harvester repair lake                 what is lost, and what can be rebuilt",
-    "harvester repair lake --apply         rebuild it; then the same run goes on",
+    "harvester repair lake --apply         rebuild it; then the same run resumes",
     "harvester repair lake --parts /loaded --apply   parts were moved there",
 )
 _register(

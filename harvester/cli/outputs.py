@@ -159,7 +159,7 @@ def _print_report(text: str) -> None:
 def show(
     links: list[str], /, *, options: ShowOptions = _SHOW_DEFAULTS, json: Annotated[bool, Parameter(negative="")] = False
 ) -> int:
-    """Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.
+    """Show the metrics of a few LINKS. Waits up to --max-time (1 minute by default) when a limit is used up.
 
     Parameters
     ----------

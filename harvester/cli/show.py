@@ -170,7 +170,8 @@ class _Waits:
             say(f"waiting for {wait_in_words(waiting)}; for {self._most} at most (--max-time)")
         elif waiting is None and status.trouble and not self._retry_reported:
             self._retry_reported = True
-            say(f"no good answer yet ({status.trouble}); retrying, for {self._most} at most (--max-time)")
+            cause = status.trouble.removeprefix("no answer ")
+            say(f"no good answer yet: {cause}; retrying, for {self._most} at most (--max-time)")
 
     def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
         if waiting is None or waiting.window in _UNREPORTED:

@@ -280,12 +280,12 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
+            message = "the server was out for longer than --outage-limit; run the same command again later"
             self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
-                "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
-                "others use up this token's limits. Look at the account's usage; the same command tries again"
+                "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
+                "other programs use up this token's limits. Check the account's usage, then run the same command again"
             )
             self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
@@ -344,7 +344,7 @@ class AttemptSender:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
-                return Transient(None, "more came than one answer, so it is not certain what this one answers")
+                return Transient(None, "the server sent more than one response, so none can be matched to the request")
             connection = response.headers.get("Connection", "keep-alive")
             kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
             return self._classify(response, body, slot.counted_at)
@@ -391,5 +391,5 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return kind(None, f"no whole answer within {self._timeout_seconds:g} s")
+            return kind(None, f"no complete answer within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])

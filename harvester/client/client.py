@@ -63,7 +63,7 @@ class _Throttling:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How to make calls. attempts: tries before a call has failed. timeout_seconds: for one try in all.
+    """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt.
 
     max_size: the metrics to ask for once more where an answer lists as many as the query's size; None to leave it.
     """

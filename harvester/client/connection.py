@@ -266,7 +266,7 @@ class Connector(aiohttp.TCPConnector):
             if protocol.is_new:
                 await protocol.read_news()
                 if not protocol.is_quiet:
-                    raise NotQuiet("the server sent something before it was asked")
+                    raise NotQuiet("the server sent data before the request")
                 if not protocol.is_connected():
                     raise aiohttp.ClientConnectionResetError("the server closed the new connection")
             self._line.ready()

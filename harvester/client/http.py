@@ -40,8 +40,8 @@ _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 """OpenSSL's reasons for a server that speaks plain text. Any other failed handshake may succeed the next time."""
 _CLOCK = (
-    "Set this machine's clock if it is wrong; otherwise whoever runs the server, or the proxy that inspects TLS before "
-    "it, must renew it (SSL_CERT_FILE does not help)"
+    "Set this machine's clock if it is wrong; otherwise the operator of the server, or of the proxy that inspects TLS, "
+    "must renew it (SSL_CERT_FILE does not help)"
 )
 _NAME = (
     "Another server answers at this address: check --base-url, DNS, and whether a proxy that inspects TLS is in "
@@ -109,7 +109,7 @@ class SlotSession:
             try:
                 moved = budget.sent_late(self.counted) if moves < _MOST_MOVES else None
             except OutputError as error:  # the next attempt meets it and reports it
-                raise _TooLate("not sent, because its count could not be moved to when it was ready") from error
+                raise _TooLate("not sent: its count could not be moved to the time of sending") from error
             if moved is None:
                 raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
             self.counted, self.counted_at = moved, moved.at
@@ -244,7 +244,7 @@ def _proxy_for(base: URL) -> str | None:
     proxies = getproxies()
     proxy = proxies.get(base.scheme) or proxies.get("all")
     if proxy and not _PROXY.fullmatch(proxy):
-        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
+        raise UsageError("HTTPS_PROXY: must be the URL of an HTTP proxy, such as http://proxy.example:3128")
     return proxy
 
 
@@ -289,7 +289,7 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     if plain and length is not None and length <= BODY_LIMIT:
         return Body(await response.read())
     if not plain and encoding not in _ENCODINGS:
-        return _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+        return _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not requested")
     unpack = None if plain else _Unpacker(encoding)
     body, taken = bytearray(), 0
     async for chunk in response.content.iter_chunked(_READ_BYTES):
@@ -372,7 +372,7 @@ def _missing_authority() -> str:
     if file:
         has = "; what it names now " + ("does not have it" if os.access(file, os.R_OK) else "cannot be read")
     advice = "A proxy that inspects TLS has a certificate authority of its own"
-    return f"{advice}: set SSL_CERT_FILE to a PEM file that holds it{has}"
+    return f"{advice}: set SSL_CERT_FILE to a PEM file that contains it{has}"
 
 
 def transient_cause(error: Exception) -> str:

@@ -46,7 +46,7 @@ def _text(error: CycloptsError) -> str:
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             return f"{bounded(word)} is one argument too many; see {_help(error)}"
         case RepeatArgumentError():
-            return f"{error.token.keyword} is there twice; it takes one value"
+            return f"{error.token.keyword} was given twice; it takes one value"
         case MissingArgumentError(argument=argument) if argument is not None:
             return _missing(error, argument.name)
         case CoercionError(argument=argument, token=token) if argument and token and not error.msg:

@@ -70,7 +70,7 @@ class _Paths:
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that is made for each link; it is fixed when the output is begun, but for what completes an answer."""
+    """The query for each link; it is fixed when the output is started, except what completes an answer."""
 
     facet: FacetName = "referrers"
     "Bitly's breakdown of the clicks."
@@ -82,7 +82,7 @@ class QueryOptions:
     "Number of units back from --unit-reference; -1 for all that the plan keeps."
 
     unit_reference: str | None = None
-    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is begun."
+    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is started."
 
     size: int = 50
     "Maximum number of metrics in an answer."
@@ -121,7 +121,7 @@ class OutputOptions(_Paths):
     "Format of a folder's parts; by default ndjson.gz, which every loader reads."
 
     shape: ShapeName | None = None
-    "What a row holds: a call with the list of its metrics (nested, the default), or one metric (flat)."
+    "What a row is: a call with the list of its metrics (nested, the default), or one metric (flat)."
 
     metrics_file: str | None = None
     "A .prom file in the folder of Prometheus' textfile collector; it is replaced every minute."

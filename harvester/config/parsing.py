@@ -237,10 +237,10 @@ def groups_of(group: str | None, *, all_groups: bool) -> tuple[str, ...] | None:
     if group is None:
         return () if all_groups else None
     if all_groups:
-        raise UsageError(f"{group}: name groups, or ask for all of them, not both", option="--group")
+        raise UsageError(f"{group}: name groups, or all of them, not both", option="--group")
     guids = tuple(dict.fromkeys(guid.strip() for guid in group.split(",")))
     if not all(_GUID.fullmatch(guid) for guid in guids):
-        raise UsageError(f"{group}: a guid such as Ba1bc23dE4F was expected", option="--group")
+        raise UsageError(f"{group}: must be a guid such as Ba1bc23dE4F", option="--group")
     return guids
 
 
@@ -249,7 +249,7 @@ def moment_of(option: str, text: str) -> datetime:
     try:
         return _moment(text)
     except UsageError as error:
-        raise UsageError(f"{text}: a moment such as 2026-11-23T00:00:00Z was expected", option=option) from error
+        raise UsageError(f"{text}: must be a moment such as 2026-11-23T00:00:00Z", option=option) from error
 
 
 def _moment(text: str) -> datetime:

@@ -174,7 +174,7 @@ def effective(app: App, words: list[str]) -> list[Setting]:
     """
     name, known = words[0], commands_of(app)
     if name not in known:
-        raise UsageError(f"there is no command {name}{nearest_of(name, known, '; `harvester --help` lists them')}")
+        raise UsageError(f"unknown command {name}{nearest_of(name, known, '; `harvester --help` lists them')}")
     found: list[Setting] = []
 
     def record(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001

@@ -136,7 +136,7 @@ def _keyring() -> "KeyringBackend":
         import keyring  # noqa: PLC0415 - an extra, and slow to import
         from keyring.backends import fail, null  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise _NoKeyring(f"the system keyring needs an extra ({install_line('keyring')})") from error
+        raise _NoKeyring(f"no keyring support is installed ({install_line('keyring')})") from error
     with _explained():
         backend = keyring.get_keyring()
     if isinstance(backend, fail.Keyring):

@@ -17,8 +17,8 @@ _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
 _ADVICE = (
-    "Without it nobody knows which calls were paid for: put a backup of it back; or else keep this output as it is and "
-    "begin a new --out with the links that it lacks"
+    "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
+    "start a new --out with the links that are missing from it"
 )
 
 UNANSWERED = "unanswered"
@@ -378,7 +378,7 @@ class Ledger:
         version = self.facts().get("schema")
         if version != _VERSION:
             raise OutputError(
-                f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
+                f"{self._path}: schema {version}, and this harvester supports {_VERSION}; use the one that made it"
             )
 
     def _rows(self, select: str, *parameters: Any) -> list[Any]:

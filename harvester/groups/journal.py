@@ -147,8 +147,8 @@ class PageJournal:
                 if content is None:
                     if position < size:
                         raise OutputError(
-                            f"{self._path} is damaged: put a copy of it back. If nothing of this output was published "
-                            "yet it may also be removed, and its pages are asked for again"
+                            f"{self._path} is damaged: restore a copy of it. If nothing of this output was published "
+                            "yet it may also be removed; its pages are then requested again"
                         )
                     break
                 first = first or content
@@ -160,8 +160,8 @@ class PageJournal:
                 self._append({"request": request.as_dict(), "id": new_id, "started": now})
             elif first.get("request") != request.as_dict():
                 raise UsageError(
-                    f"{os.path.dirname(self._path)} was begun with another choice of links: it has "
-                    f"{_shown(first.get('request'))}, asked {_shown(request.as_dict())}. Name another --out"
+                    f"{os.path.dirname(self._path)} was started with another choice of links: it has "
+                    f"{_shown(first.get('request'))}, requested {_shown(request.as_dict())}. Use another --out"
                 )
 
     def close(self) -> None:

@@ -95,7 +95,7 @@ class AccountReader:
         if isinstance(verdict, MonthSpent | TokenRefused):
             self._shutdown.request(stop_for(verdict, "the default group", self._next_begins))
             raise RunStopping
-        self._observer.warn(f"Bitly did not tell the default group ({reason(verdict)})")
+        self._observer.warn(f"Bitly did not name the default group ({reason(verdict)})")
         return ""
 
     async def complete(self, journal: PageJournal, request: ListRequest, on_page: OnPage = lambda _, __: None) -> None:
@@ -177,7 +177,7 @@ def _why_nothing_comes(client: Client) -> str:
     if waiting is not None:
         until = f" (until {utc_iso(waiting.until)})" if waiting.until else ""
         return f"waiting for {limit_in_words(waiting.window, waiting.limit)}{until}"
-    return f"no good answer yet ({trouble}); asking again" if trouble else ""
+    return f"no good answer yet ({trouble}); retrying" if trouble else ""
 
 
 async def _ask(client: Client, name: str) -> Verdict:
@@ -221,7 +221,7 @@ def stop_for(verdict: Verdict, what: str, next_begins: Callable[[], datetime]) -
         case Refused():
             return Stop(
                 StopReason.INPUT,
-                f"{what}: there is no such group ({reason(verdict)}); `harvester groups` lists the account's",
+                f"{what}: no such group ({reason(verdict)}); `harvester groups` lists the account's",
             )
         case ParameterRefused() | Unknown(status=400):
             return Stop(

@@ -155,14 +155,14 @@ def opened(
         raise UsageError(f"{out}: the table of links has no facet and no day to fill in", option="--out")
     location = resolve(out, work_dir)
     if location.kind is not OutputKind.FOLDER:
-        raise UsageError(f"{out}: a folder on a local disk was expected", option="--out")
+        raise UsageError(f"{out}: must be a folder on a local disk", option="--out")
     folder, path = location.out, os.path.join(location.private, JOURNAL)
     if has_ledger(location):
-        raise UsageError(f"{folder} is the output of `harvester run`: name another --out", option="--out")
+        raise UsageError(f"{folder} is the output of `harvester run`: use another --out", option="--out")
     with as_output_error(folder):
         names = os.listdir(folder) if os.path.isdir(folder) else []
         if not os.path.exists(path) and any(name == MANIFEST or name.startswith("part-") for name in names):
-            raise OutputError(f"{folder} was begun before, and {path} is gone: put it back, or name another --out")
+            raise OutputError(f"{folder} was started before, and {path} is missing: restore it, or use another --out")
         make_folder(folder)
         make_folder(location.private)
     with ExitStack() as stack:
@@ -173,7 +173,7 @@ def opened(
         journal.open(request, new_id, utc_iso(datetime.now(UTC)))
         existing = {part.path.partition(".")[2] for part in journal.state.parts}
         if existing - {format_}:
-            raise UsageError(f"{folder} was begun with --format {existing.pop()}: name another --out")
+            raise UsageError(f"{folder} was started with --format {existing.pop()}: use another --out")
         with suppress(OSError):
             os.unlink(os.path.join(location.private, _SCRATCH))
         yield LinksOutput(folder, location.private, journal, request, format_)

@@ -74,7 +74,7 @@ def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
     for number, (link, text) in enumerate(zip(links, texts, strict=True), first):
         if text is None:
             batch.blank -= 1  # it was encoded as an empty line
-            batch.invalid.append(InvalidLine("", f"a text was expected, not {type(link).__name__}", name, number))
+            batch.invalid.append(InvalidLine("", f"must be text, not {type(link).__name__}", name, number))
     return _with_carried(batch, pairs) if pairs else batch
 
 
@@ -172,7 +172,7 @@ def _link_in(text: bytes) -> str:
     try:
         record = lenient_json(text)
     except ValueError as error:
-        raise InvalidBitlink("begins like a JSON object, and is none") from error
+        raise InvalidBitlink("begins like a JSON object, but is not one") from error
     link = record.get("bitlink") or record.get("text")
     if not isinstance(link, str):
         raise InvalidBitlink("a JSON object without a bitlink")

@@ -97,11 +97,11 @@ def find_column(names: Sequence[str], column: str | None, file: str, hint: str =
     Raises:
         InputBroken: no such column, or several.
     """
-    way = f"Say --column with the number of one{hint.removeprefix(', or its number')}" if hint else "Rename one"
+    way = f"Use --column with the number of one{hint.removeprefix(', or its number')}" if hint else "Rename one"
     for name in (column,) if column is not None else NAMES:
         if (index := _index_of(names, name, file, way)) is not None:
             return index
-    raise _no_column(names, column if column is not None else " or ".join(NAMES), file, f"Say --column NAME{hint}")
+    raise _no_column(names, column if column is not None else " or ".join(NAMES), file, f"Use --column NAME{hint}")
 
 
 def find_carried(names: Sequence[str], carry: Sequence[str], file: str) -> list[tuple[str, int]]:
@@ -131,7 +131,7 @@ def _index_of(names: Sequence[str], name: str, file: str, way: str) -> int | Non
 def _no_column(names: Sequence[str], looked_for: str, file: str, advice: str) -> InputBroken:
     shown = ", ".join(name[:_SHOWN_NAME] for name in names[:_SHOWN_NAMES]) or "none"
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return InputBroken(readable(f"{file}: no column is called {looked_for}; there are: {shown}{more}. {advice}"))
+    return InputBroken(readable(f"{file}: no column is called {looked_for}; found: {shown}{more}. {advice}"))
 
 
 def flaw_in(carried: Mapping[str, str | None]) -> str | None:
@@ -159,7 +159,7 @@ def refuse_crowded(links: int, place: str, *, in_table: bool = False) -> None:
         if in_table:
             advice = " a record"
         raise InputBroken(
-            f"{place}: {CROWDED} or more links in one place, of which none would be asked for; write one link{advice}"
+            f"{place}: {CROWDED} or more links in one place, none of which would be fetched; write one link{advice}"
         )
 
 

@@ -56,7 +56,7 @@ class IterableFeed:
                 links = iter(links)
             except TypeError as error:
                 raise UsageError(
-                    f"links: a path, or an iterable of links, was expected, not {type(links).__name__}"
+                    f"links: must be a path, or an iterable of links, not {type(links).__name__}"
                 ) from error
         self.error: BaseException | None = None
         self._links = links
@@ -185,10 +185,10 @@ def lists_of(links: Links) -> list[str] | IterableFeed:
     if isinstance(links, str | os.PathLike):
         path = os.fsdecode(links)
         if not os.path.exists(path) and is_bitlink(path):
-            raise UsageError(f'{path}: a text is the path of a list, and there is none; for links, give ["{path}"]')
+            raise UsageError(f'{path}: no such file; text is the path of a list. For links, pass ["{path}"]')
         return [path]
     if isinstance(links, list | tuple) and links and all(isinstance(each, os.PathLike) for each in links):
         return [os.fsdecode(each) for each in links]
     if isinstance(links, bytes | bytearray | memoryview):
-        raise UsageError(f"links: a path, or an iterable of links, was expected, not {type(links).__name__}")
+        raise UsageError(f"links: must be a path, or an iterable of links, not {type(links).__name__}")
     return IterableFeed(links)

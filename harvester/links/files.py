@@ -68,15 +68,15 @@ def resolve_lists(
         InputBroken: a list lacks a column.
     """
     if not paths:
-        raise UsageError("no list of links was named: give a file, or - for standard input")
+        raise UsageError("no list of links was named: name a file, or - for standard input")
     if list(paths).count(STDIN) > 1:
         raise UsageError("standard input (-) can be read only once")
     if list_format is not None and list_format not in list(ListFormat):
-        raise UsageError(f"{list_format}: one of {', '.join(ListFormat)} was expected", option="--list-format")
+        raise UsageError(f"{list_format}: must be one of {', '.join(ListFormat)}", option="--list-format")
     sources = [_source(path, column, list_format) for argument in paths for path in _matches(argument)]
     if column is not None and all(source.format is ListFormat.LINES for source in sources):
         raise UsageError(
-            f"{column}: a list of lines has no columns; say what it is with --list-format", option="--column"
+            f"{column}: a list of lines has no columns; name its format with --list-format", option="--column"
         )
     if carry is not None:
         sources = [source._replace(carry=columns_in(carry)) for source in sources]
@@ -113,7 +113,7 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
             place = f"past line {last}" if last else "from line 1 on"
             raise InputBroken(
                 f"{source.name}: cannot be read {place}: {error}. "
-                "What was harvested stays; fix the list and run the same command again"
+                "The rows so far are kept; fix the list and run the same command again"
             ) from error
 
 
@@ -150,7 +150,7 @@ def _refuse_bitlink(path: str) -> None:
     with suppress(InvalidBitlink):
         link = parse(path)
         raise UsageError(
-            f"{path}: there is no such file. For the metrics of this link: harvester show {link}; for many links, "
+            f"{path}: no such file. For the metrics of this link: harvester show {link}; for many links, "
             "write them into a file, one a line"
         )
 
@@ -241,4 +241,4 @@ def _check_parquet(head: bytes) -> None:
         raise OSError("compressed, but Parquet compresses by itself; unpack it first")
     if not head.startswith(b"PAR"):
         others = ", ".join(each for each in ListFormat if each is not ListFormat.PARQUET)
-        raise OSError(f"not a Parquet file; say what it is with --list-format ({others})")
+        raise OSError(f"not a Parquet file; name its format with --list-format ({others})")

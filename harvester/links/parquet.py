@@ -105,14 +105,14 @@ def _check_footer(stream: io.BufferedIOBase) -> None:
     stream.seek(0)
     if _FOOTER_BYTES < footer < size:  # a footer that is larger than the file is pyarrow's error
         raise OSError(
-            f"its footer has {footer:,} bytes, and {_FOOTER_BYTES:,} are read; write fewer or larger row groups"
+            f"its footer has {footer:,} bytes, and the limit is {_FOOTER_BYTES:,}; write fewer or larger row groups"
         )
 
 
 def _check_text(arrow: Any, column: Any, file: str) -> None:
     """Raise InputBroken if a column is not text. Binary counts as text, because Impala and Hive write text so."""
     if not _is_text(arrow, column.type):
-        raise InputBroken(f"{file}: column {column.name} holds {column.type}, not text. Say --column NAME")
+        raise InputBroken(f"{file}: column {column.name} has the type {column.type}, not text. Use --column NAME")
 
 
 def _is_text(arrow: Any, kind: Any) -> bool:
@@ -241,7 +241,7 @@ def _pages_of(stream: io.BufferedIOBase, group: Any, leaves: list[int]) -> _Page
             if header.kind == _DICTIONARY_PAGE:
                 pages = pages._replace(dictionary=max(pages.dictionary, header.unpacked))
                 continue
-            fewest = min(pages.fewest or rows, rows)  # of the page before, which is not the last one
+            fewest = min(pages.fewest or rows, rows)  # counts complete pages only: the last page may hold fewer rows
             shares = pages.shares or header.encoding == _DELTA
             largest = max(pages.largest, header.unpacked)
             pages = pages._replace(number=pages.number + 1, largest=largest, fewest=fewest, shares=shares)
@@ -283,7 +283,7 @@ def _read_header(stream: io.BufferedIOBase, start: int, end: int) -> tuple[_Page
     size = max(header.packed, header.unpacked)
     repeats = header.kind == _DICTIONARY_PAGE or header.encoding == _DELTA
     if size > (limit := _REPEATING_PAGE_BYTES if repeats else _PAGE_BYTES):
-        raise OSError(f"a page of it has {size:,} bytes, and {limit:,} are read; write smaller pages or row groups")
+        raise OSError(f"a page of it has {size:,} bytes, and the limit is {limit:,}; write smaller pages or row groups")
     return header, length
 
 

@@ -89,7 +89,7 @@ def read_ndjson(
                 else:
                     if isinstance(value, list):
                         refuse_crowded(links_in(str(value)), f"{file}: line {number}")
-                    batch.bad.append(_bad_record(number, line, "no JSON object with text where the link should be"))
+                    batch.bad.append(_bad_record(number, line, "not a JSON object with text for the link"))
         last, batch.column = batch.last, " or ".join(keys or ())
         yield batch
 
@@ -236,7 +236,7 @@ class _Table:
             most = self._width + CROWDED - 1  # each cell of a good record may be a link
             if links_in(line, most) == most:
                 refuse_crowded(most, f"{self._file}: line {number}", in_table=True)
-            reason = f"not {self._width} columns, as the first line has, but {len(record)}"
+            reason = f"{len(record)} columns, but the first line has {self._width}"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
 
     def _add_ragged(self, batch: ColumnBatch, number: int, record: list[str], line: str) -> None:

@@ -18,7 +18,7 @@ from harvester.config.parsing import escape_braces
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
-from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
+from harvester.shutdown import CONSEQUENCES, RESUMES, STOPPED, Consequence, StopReason
 
 
 class RunState(StrEnum):
@@ -92,7 +92,7 @@ def read_status(out: str, now: datetime | None = None) -> RunStatus:
     try:
         return _status_of(found, now or datetime.now(UTC))
     except (ValueError, OverflowError) as error:  # a text that is no moment, or a number beyond any date
-        raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
+        raise UsageError(f"{found.path}: not a harvester manifest ({error})") from error
 
 
 class Unreadable(NamedTuple):
@@ -213,14 +213,14 @@ def _next_step(found: Found, state: RunState) -> NextStep:
 
 def _step_after(found: Found, state: RunState) -> NextStep:
     manifest, command = found.content, command_of(found)
-    piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
+    piped = "; pass it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
             return NextStep(_while_running(manifest.budget.limited_by))
         case RunState.CLOCK_SKEW:
             return NextStep("look again in a minute: a live run writes its manifest once a minute")
         case RunState.STALE:
-            return NextStep(f"{CARRIES_ON}; if the run is still alive, it says so and sends nothing{piped}", command)
+            return NextStep(f"{RESUMES}; if the run is still alive, it says so and sends nothing{piped}", command)
         case RunState.STOPPED:
             assert manifest.stopped is not None  # as `_state` has found
             return _after_stop(manifest.stopped, command, piped)
@@ -233,7 +233,7 @@ def _step_after(found: Found, state: RunState) -> NextStep:
         case RunState.EMPTY:
             return NextStep("use a list that has bitlinks; --allow-empty accepts one that has none", command)
         case RunState.COMPLETE:
-            return NextStep("nothing: every call is settled")
+            return NextStep("nothing: every link has an answer")
 
 
 _RETRY = "--retry-failed"

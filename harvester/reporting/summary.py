@@ -122,13 +122,13 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     if stop and stop.reason is StopReason.CONSUMER_GONE:
         return
     if stop and out == "-":
-        yield "the same command starts over: with a folder or a file as --out it would carry on"
+        yield "the same command starts over; with a folder or a file as --out it would resume"
     elif stop and stop.until:
         yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield "nothing was lost; fix this first, the same command alone will fail again"
     elif stop:
-        yield "nothing was lost; the same command carries on"
+        yield "nothing was lost; the same command resumes"
     elif out == "-":
         return
     elif again := status.failed - status.exhausted:

@@ -88,8 +88,8 @@ class RequestedPartFormat(NamedTuple):
         existing = PartFormat(Format(facts["format"]), Shape(facts["shape"]), facet)
         if self._applied_to(existing) != existing:
             raise UsageError(
-                f"{out} was begun with --format {existing.format} --shape {existing.shape}: "
-                "leave them out, or name another --out"
+                f"{out} was started with --format {existing.format} --shape {existing.shape}: "
+                "leave them out, or use another --out"
             )
         _check_available(existing)
         return existing

@@ -312,7 +312,7 @@ def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
     windows = budget.windows()
-    text = f"budget of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
+    text = f"limits of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
     reports = [window_report(state) for state in windows]
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
 

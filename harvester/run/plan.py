@@ -116,8 +116,8 @@ def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
     if too_many_invalid(found.invalid, lines, job.invalid_limit):
         accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
         observer.warn(
-            f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would "
-            f"fail. Fix the list (is it the one that was meant, and the column?){accept}"
+            f"{found.invalid:,} of {lines:,} lines are not bitlinks, more than --max-invalid allows: the run would "
+            f"fail. Fix the list (is it the right file, and the right column?){accept}"
         )
 
 
@@ -209,8 +209,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "domains": dict(plan.survey.domains.most_common(_MOST_DOMAINS)),
         "other_domains": _elsewhere(plan.survey),
         "invalid_lines": [each._asdict() for each in plan.survey.examples],
-        "settled": found.settled,
-        "given_up": found.links - found.settled - found.calls,
+        "done": found.done,
+        "given_up": found.links - found.done - found.calls,
         "calls": found.calls,
         "attempts": plan.attempts,
         "completed_from": plan.completed_from,
@@ -245,8 +245,8 @@ def _list_lines(plan: Plan) -> list[str]:
         ("repeated links", found.duplicates),
     )
     done = (
-        ("already done", found.settled),
-        ("failed in three runs (made again with --retry-failed)", found.links - found.settled - found.calls),
+        ("already done", found.done),
+        ("failed in three runs (made again with --retry-failed)", found.links - found.done - found.calls),
     )
     lines = [f"{found.lines:>12,}  {'line' if found.lines == 1 else 'lines'}"]
     lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in beside if number]
@@ -300,8 +300,8 @@ _SOURCES = {
 
 def _budget_lines(plan: Plan) -> list[str]:
     if plan.account is None:
-        return ["budget: unknown without a token"]
-    lines = [f"budget of account {plan.account}"]
+        return ["limits: unknown without a token"]
+    lines = [f"limits of account {plan.account}"]
     digits = max((len(f"{state.remaining:,}") for state in plan.windows if state.remaining is not None), default=0)
     lines += [_window_line(state, digits) for state in plan.windows]
     for limit in plan.plan_limits:

@@ -33,13 +33,13 @@ _SPOOL = "spool-"
 
 @dataclass(slots=True)
 class ListCount:
-    """What a list holds. links: distinct bitlinks; settled: with a row or a refusal; calls: those that need a call."""
+    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call."""
 
     lines: int = 0
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
-    settled: int = 0
+    done: int = 0
     calls: int = 0
 
 
@@ -192,7 +192,7 @@ class Preflight:
                 known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
             )
             found.calls += pending
-            found.settled += known is not None and not pending and known.state is not CallState.FAILED
+            found.done += known is not None and not pending and known.state is not CallState.FAILED
 
         with DistinctKeys(os.path.join(folder, SCRATCH)) as distinct:
             for batch in keys():
@@ -213,7 +213,7 @@ class Preflight:
                 raise RunStopping
             if time.monotonic() - reported > _REPORT_SECONDS:
                 reported = time.monotonic()
-                text = f"reading the list through before the first call: {lines:,} lines so far"
+                text = f"reading the whole list before the first call: {lines:,} lines so far"
                 self._observer.note(text, Event.LIST_READING, lines=lines)
 
         return check
@@ -226,7 +226,7 @@ class Preflight:
 
     def _refuse_invalid(self, found: ListCount) -> None:
         if self._strict and found.invalid:
-            raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): no request was sent")
+            raise UsageError(f"{found.invalid} of {found.lines} lines are not bitlinks (--strict): no request was sent")
 
     def _compare_with_month(self, found: ListCount, budget: Budget) -> None:
         """Report a month that covers only a part of the list; refuse it if the month's limit is only the default.
@@ -240,14 +240,14 @@ class Preflight:
             return
         if month.source == "default" and needed > month.limit:
             raise UsageError(
-                f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
-                "plan: no request was sent. Name your plan with --plan core, growth or premium, or its calls a month "
+                f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
+                "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "
                 "with --per-month (0: no limit); `harvester plan` asks Bitly. When a month's calls are used up, the "
-                "run stops, and the same command goes on in the next month. Or take a part of the list with --max-calls"
+                "run stops, and the same command resumes next month. Or fetch a part of the list with --max-calls"
             )
         if month.until is None:
             self._observer.note(
-                f"this machine's clocks do not agree on the month, of which {month.used:,} of {month.limit:,} attempts "
+                f"this machine's clocks disagree about the month, of which {month.used:,} of {month.limit:,} attempts "
                 f"seem to be used: Bitly's date decides whether it is enough for the {needed:,} calls"
             )
             return

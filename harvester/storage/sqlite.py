@@ -145,8 +145,8 @@ class SqliteFile:
                 set_aside(self._path)
             _delete(hidden)
             self._lost = OutputError(
-                f"{self._path}: another program has written to {self._name} while the run had it open; what is left is "
-                f"kept beside it, as .aside. {self._advice}"
+                f"{self._path}: another program has written to {self._name} while the run had it open; its content is "
+                f"kept beside it as .aside. {self._advice}"
             )
             raise self._lost
 

@@ -167,9 +167,9 @@ class Rebuilding:
             self.tally.unreadable.append(f"{part.path}: {error}")
         hashed.drain()
         if bad:
-            self.tally.unreadable.append(f"{part.path}: {bad} rows that cannot be read, or are another run's")
+            self.tally.unreadable.append(f"{part.path}: {bad} rows that cannot be read, or belong to another run")
         if part.sha256 and hashed.sha256 != part.sha256:
-            self.tally.unreadable.append(f"{part.path}: it was changed since it was published")
+            self.tally.unreadable.append(f"{part.path}: it was changed after it was published")
         return PublishedPart(part.path, rows, calls, hashed.size, hashed.sha256)
 
     def _part_that_is_gone(self, segment: int, part: PublishedPart, keys: list[bytes] | None) -> PublishedPart:
@@ -221,7 +221,7 @@ class Rebuilding:
         # Rows that are in the file are blanked out of the journals, so all that is left there comes behind it.
         self._ledger.set_checkpoint(FileCheckpoint(bytes=end, rows=rows))
         if bad:
-            self.tally.unreadable.append(f"{path}: {bad} lines that cannot be read, or are another run's")
+            self.tally.unreadable.append(f"{path}: {bad} lines that cannot be read, or belong to another run")
 
     def _entry_of(self, row: Any) -> Entry | None:
         """Return a published row's call; None for a row that cannot be read, or is none of this dataset's."""

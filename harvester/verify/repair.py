@@ -83,7 +83,7 @@ def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool,
         OutputError: a file cannot be read or written.
     """
     if out == STDOUT:
-        raise UsageError("rows on standard output leave nothing behind to repair: name a folder, a file or a store")
+        raise UsageError("rows on standard output leave nothing to repair: name a folder, a file or a store")
     location = resolve(out, work_dir)
     refuse_second_work_dir(location)
     with ExitStack() as stack, as_output_error(location.out):
@@ -200,7 +200,7 @@ class _Repairing:
                 part_format = PartFormat(form, shape, query.facet)
                 return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
         raise UsageError(
-            f"nothing to repair at {self._location.out}: there is neither a manifest, nor a ledger, nor a row of "
+            f"nothing to repair at {self._location.out}: it has no manifest, no ledger and no rows of "
             "harvester's (was there a --work-dir?)"
         )
 
@@ -251,7 +251,7 @@ class _Repairing:
                 owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "made"))
                 self._found.remarks.append(
                     f"{self._location.out} is claimed by another work dir ({owner}), which is taken for lost: make "
-                    "sure that no run goes on there"
+                    "sure that no run uses it"
                 )
             if isinstance(secret, str):
                 facts["claim"] = secret
@@ -321,28 +321,30 @@ class _Repairing:
             known = {part.name for part in present.parts()}
             unknown = sorted(set(self._listed(origin.run_id)) - known)
             if present.facts().get("run_id") != origin.run_id:
-                found.ledger = "is another run's than the rows"
+                found.ledger = "belongs to another run than the rows"
             elif unknown:
-                found.ledger = f"is older than its output: it does not know {', '.join(unknown)}"
+                found.ledger = f"is older than its output: it lacks {', '.join(unknown)}"
             elif tally.unknown_to_ledger:
-                found.ledger = f"is older than its output: it does not know {tally.unknown_to_ledger} calls with a row"
+                found.ledger = f"is older than its output: it lacks {tally.unknown_to_ledger} calls with a row"
             elif not self._location.in_parts and (missing := self._cut_off(present)) > 0:
-                found.ledger = f"counts rows that {self._location.out} has no more"
-                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: put it back")
+                found.ledger = f"counts rows that {self._location.out} no longer has"
+                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: restore it")
         found.whole = not found.ledger
         if found.whole:
             return
         found.losses += tally.unreadable
         if tally.lost_parts:
             found.losses.append(
-                f"{tally.lost_calls:,} calls of {', '.join(tally.lost_parts)}, moved away since: name the folder where "
-                "they are now with --parts"
+                f"{tally.lost_calls:,} calls of {', '.join(tally.lost_parts)}, moved away since: name the folder that "
+                "has them now with --parts"
             )
         counts = self._manifest.dataset if self._manifest else None
         if counts and (missing := counts.rows - tally.row_calls - tally.lost_calls) > 0 and not found.losses:
-            found.losses.append(f"{missing:,} calls that the manifest counts with a row: a journal or a part is gone")
+            found.losses.append(
+                f"{missing:,} calls that the manifest counts with a row: a journal or a part is missing"
+            )
         if counts and (missing := counts.refused - tally.refused) > 0:
-            found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is gone, or older")
+            found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is missing, or older")
 
     def _cut_off(self, present: Ledger) -> int:
         """Return how many rows were cut off the growing file and are in no journal; with those a run completes it."""
@@ -376,10 +378,10 @@ def _lines(found: Repair) -> Iterator[str]:
     yield from (f"lost: {text}" for text in found.losses)
     if found.applied:
         aside = f"; the old one is {found.set_aside}" if found.set_aside else ""
-        yield f"{found.out} is repaired{aside}: the same run command goes on"
+        yield f"{found.out} is repaired{aside}: the same run command resumes"
     elif found.losses:
         yield (
-            f"{found.out} can be repaired in part: put back what is lost, or let those calls be asked for again with "
+            f"{found.out} can be repaired in part: restore what is lost, or make those calls again with "
             "--apply --ask-again"
         )
     else:

@@ -169,7 +169,7 @@ def test_a_token_command_leaves_no_zombie(tmp_path: Path, links: str, serve: Ser
 
 def check_the_budget_is_kept_in_the_output(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert done.returncode == 0, done.stderr
-    assert "cannot hold the budget" in done.stderr
+    assert "cannot contain the budget" in done.stderr
     assert "--state-dir" in done.stderr
     assert (out / "_harvester" / "budget.sqlite").exists()
 
@@ -210,7 +210,7 @@ def test_a_month_that_is_spent_is_not_spent_again_because_its_count_cannot_be_wr
         out = Path(name) if name == "-" else tmp_path / name
         done = harvester(*command_for(links, out, served.url, limits=month), env=env, wrapper=wrapper)
         assert done.returncode == 8, done.stderr
-        assert "holds what was spent of this month" in done.stderr
+        assert "has the counts of this month" in done.stderr
     assert served.sandbox.requests.total() == spent
 
 

@@ -117,7 +117,7 @@ def test_another_form_of_parts_is_refused_when_a_run_is_resumed(
     done = harvester(*command, *option)
     assert done.returncode == 2
     assert (
-        f"{out} was begun with --format ndjson.gz --shape nested: leave them out, or name another --out" in done.stderr
+        f"{out} was started with --format ndjson.gz --shape nested: leave them out, or use another --out" in done.stderr
     )
     assert published(out) == before
     assert (out / "_SUCCESS").exists()

@@ -94,7 +94,7 @@ def test_a_later_run_may_carry_something_else_and_rows_that_are_written_stay(
 @pytest.mark.parametrize(
     ("name", "carry", "said"),
     [
-        ("links.csv", "campaign,chanel", "no column is called chanel; there are: link, campaign, channel"),
+        ("links.csv", "campaign,chanel", "no column is called chanel; found: link, campaign, channel"),
         ("links.txt", "campaign", "--carry links.txt: a list of lines has no columns"),
     ],
 )

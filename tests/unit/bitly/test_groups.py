@@ -115,7 +115,7 @@ def test_what_is_no_bitlink_is_reported_and_takes_nothing_else_with_it() -> None
     assert [(bad.text, bool(bad.reason)) for bad in found.bad] == [
         ("text", True), ("", True), ("bit.ly/a/b", True), ("nothing", True), ("", True),
     ]  # fmt: skip
-    assert found.bad[0] == NoLink("text", "an entry of the page that is no object")
+    assert found.bad[0] == NoLink("text", "an entry of the page that is not an object")
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------

@@ -1653,7 +1653,7 @@ def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(quick_path: Path
     path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
         file.executescript("CREATE TABLE other (name TEXT); PRAGMA user_version = 2;")
-    with pytest.raises(OutputError, match="of version 2, and this harvester knows 1: update it") as error:
+    with pytest.raises(OutputError, match="has version 2, but this harvester supports 1: update it") as error:
         use(path)
     assert explains(error, path)
     assert tables_in(path) == ["other"]
@@ -1663,7 +1663,7 @@ def test_a_file_with_tables_that_are_not_ours_is_refused_and_left_as_it_is(quick
     path = quick_path / "budget.sqlite"
     with closing(sqlite3.connect(path)) as file:
         file.executescript("CREATE TABLE months (month TEXT, spent INTEGER)")
-    with pytest.raises(OutputError, match=r"no budget of harvester's.*Move it away") as error:
+    with pytest.raises(OutputError, match=r"not a harvester budget.*Move it away") as error:
         use(path)
     assert explains(error, path)
     assert tables_in(path) == ["months"]
@@ -1738,7 +1738,7 @@ def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
     monkeypatch.setattr("harvester.budget.database.BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.executescript(mode)
-        with pytest.raises(BudgetBusy, match="held by another process"):
+        with pytest.raises(BudgetBusy, match="locked by another process"):
             use(path)
     use(path)
 
@@ -1753,7 +1753,7 @@ def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
     if replaced:
         start(100)
     machine.seconds += 1.0
-    with pytest.raises(OutputError, match="taken away or replaced"):
+    with pytest.raises(OutputError, match="removed or replaced"):
         budget.try_acquire()
 
 

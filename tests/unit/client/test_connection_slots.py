@@ -131,7 +131,7 @@ def test_stopped_processes_that_use_up_the_connections_are_named(
     monkeypatch.setattr(slots, "_is_stopped", lambda _: True)
     with joined(quick_path, *[5] * MOST_PROCESSES):
         sixth = ConnectionSlots(str(quick_path), 5)
-        with pytest.raises(ConnectionsBusy, match="are stopped and hold on to their connections: kill -CONT"):
+        with pytest.raises(ConnectionsBusy, match="are suspended and keep their connections: resume them"):
             sit(sixth)
 
 

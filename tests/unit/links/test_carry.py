@@ -130,7 +130,7 @@ def test_what_is_not_utf_8_makes_its_line_invalid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(4))
 def test_an_unknown_column_is_refused_with_those_that_there_are(tmp_path: Path, at: int) -> None:
-    with pytest.raises(InputBroken, match="no column is called channel; there are: link, note"):
+    with pytest.raises(InputBroken, match="no column is called channel; found: link, note"):
         resolve_lists([forms(tmp_path, "x")[at]], carry="note,channel")
 
 

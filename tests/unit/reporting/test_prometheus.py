@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert err.count(b"warning: --metrics-file") == 1
-    assert b"No such file or directory; the run goes on" in err
+    assert b"No such file or directory; the run continues" in err
 
 
 # --- before a run ---------------------------------------------------------------------------------------------------
@@ -152,9 +152,9 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("metrics.txt", "a name such as harvester.prom"),
-        (".prom", "a name such as harvester.prom"),
-        ("nowhere/a.prom", "there is no folder"),
+        ("metrics.txt", "must be a name such as harvester.prom"),
+        (".prom", "must be a name such as harvester.prom"),
+        ("nowhere/a.prom", "the folder"),
         ("folder.prom", "a folder"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_at_once_says_only_that() -> None:
     assert told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received")) == [
         "✗ stopped: SIGINT was received",
         "  output    lake",
-        "  next      nothing was lost; the same command carries on",
+        "  next      nothing was lost; the same command resumes",
     ]
 
 
@@ -107,7 +107,7 @@ def test_a_spent_month_names_the_day_to_go_on() -> None:
 
 @pytest.mark.parametrize("reason", [StopReason.TOKEN_REFUSED, StopReason.OUTPUT, StopReason.INPUT])
 def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
-    assert "carries on" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
+    assert "the same command resumes" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
 
 
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:

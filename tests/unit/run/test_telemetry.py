@@ -228,7 +228,7 @@ async def test_a_stopped_process_that_holds_the_connections_is_warned_of_once(bo
     told = await reported(book, sender)
     assert set(told.windows) == {"connections"}
     (warning,) = told.said
-    assert "process 12 is stopped" in warning
+    assert "process 12 is suspended" in warning
 
 
 async def test_what_begins_to_block_is_reported_once_with_its_beginning(book: BudgetDatabase) -> None:
