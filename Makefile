@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n 4
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos lint bench clean
+.PHONY: demo test fast nightly chaos lint docs dockerfile picture bench clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -20,10 +20,11 @@ fast: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m "not slow and not nightly and not chaos"
 
-# The long forms of simulations, kills and cuts; make test has a short form of each.
+# The long forms of simulations, kills and cuts, and ten times the examples; make test has a short form of each.
 nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
+	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
 
 # Each operation on a file fails, and the power is cut after each; make test tries some of them.
 chaos: .venv/dev
@@ -34,6 +35,17 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; a broken link, a bad anchor and a docstring that cannot be parsed are errors.
+docs: .venv/docs
+	$(BIN)/python docs/site/build.py
+
+dockerfile: .venv/docs
+	$(BIN)/hadolint Dockerfile
+
+# docs/live-display.svg, from a real demo in a terminal of its own.
+picture: .venv/dev
+	$(BIN)/python docs/site/picture.py
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.cost
@@ -55,6 +67,9 @@ bench: .venv/dev
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(INSTALL) '.[dev]' && touch $@ .venv/run
+
+.venv/docs: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) '.[docs]' && touch $@ .venv/run
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from harvester._version import __version__ as __version__
 if TYPE_CHECKING:
     from harvester.api import harvest, metrics, stream
     from harvester.arrow import read
+    from harvester.bitly.bitlinks import bitlink
     from harvester.errors import (
         ConnectionsBusy,
         DatasetBusy,
@@ -33,13 +34,14 @@ __all__ = [
     "OutputError",
     "RunStopped",
     "UsageError",
+    "bitlink",
     "harvest",
     "metrics",
     "read",
     "stream",
 ]
 
-_HOMES = {"harvest": "api", "metrics": "api", "stream": "api", "read": "arrow"}
+_HOMES = {"bitlink": "bitly.bitlinks", "harvest": "api", "metrics": "api", "stream": "api", "read": "arrow"}
 
 
 def __getattr__(name: str) -> Any:

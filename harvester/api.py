@@ -34,9 +34,10 @@ from harvester.config.keywords import (
     token_reader,
 )
 from harvester.config.options import TOKEN_OPTIONS, RunOptions
+from harvester.config.parsing import groups_of
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import InputBroken, LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
-from harvester.events import Event, RunOutcome
+from harvester.events import Event, RunObserver, RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
 from harvester.reporting.exporter import exporter_for
@@ -45,7 +46,6 @@ from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon
 from harvester.run import job as jobs
 from harvester.run.assembly import Job, build_job
-from harvester.run.job import RowStream
 from harvester.series.expansion import jobs_of, rounds_of
 from harvester.series.several import run_all
 from harvester.series.window import WindowChecks
@@ -60,8 +60,8 @@ Lists = list[str] | IterableFeed
 
 _CANCELLED = "cancelled"
 _CUT = (
-    "the stream has ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
-    "notebook's interrupt, or its event loop is over. Begin another, with the timeout around the whole loop, or "
+    "the stream ended before its list: a wait for a row was cancelled, as by asyncio.timeout around anext or a "
+    "notebook's interrupt, or its event loop has ended. Start another, with the timeout around the whole loop, or "
     "read it in a task of its own"
 )
 _AT_ONCE = 2
@@ -75,7 +75,7 @@ _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 
 
 async def harvest(
-    links: Links,
+    links: Links | None = None,
     *,
     out: AnyPath,
     token: TokenGiven = None,
@@ -85,24 +85,27 @@ async def harvest(
     """Harvest links into a folder or a growing file, and return `_manifest.json`. The same call again resumes.
 
     links: a str or a path object is the path of a list, a list or tuple of path objects several; any other iterable,
-    also an asynchronous one, yields links. out: as in `run`, with {facet} and {dt}. token: a text, or a callable that
-    returns one, which is called again when Bitly refuses it; by default the sources of the command. progress: True
-    shows it, False does not; by default a notebook shows a line. options: those of `run`.
+    also an asynchronous one, yields links. None with group or all_groups. out: as in `run`, with {facet} and {dt}.
+    token: a text, or a callable that returns one, which is called again when Bitly refuses it; by default the sources
+    of the command. progress: True shows it, False does not; by default a notebook shows a line. options: those of
+    `run`.
 
     A run that was stopped returns its manifest too, whose `stopped` says why. With several facets or periods `complete`
     and `outputs` are returned: the manifests of those that were begun. Links of an iterable are then all read first.
 
     Raises:
-        UsageError: nothing was asked of Bitly. DatasetBusy: another process writes this output. ConnectionsBusy: other
-        processes use all connections. OutputError: the output cannot be written. What links raises, after every answer
-        so far has been published.
+        UsageError: no request was sent. DatasetBusy: another process writes this output. ConnectionsBusy: other
+            processes use all connections. OutputError: the output cannot be written. An exception of links is raised
+            too, after every answer so far has been published.
     """
     target = path_text("out", out)
     if target == STDOUT:
-        raise UsageError("out: a folder, or a file that ends in .ndjson or .jsonl; harvester.stream gives rows alone")
+        raise UsageError(
+            "out: must be a folder, or a file that ends in .ndjson or .jsonl; for rows alone use harvester.stream"
+        )
     rounds = rounds_of(_options(options, HarvestKeywords, target, token))
     chosen, several = rounds[0][0], len(rounds) > 1 or len(rounds[0]) > 1
-    lists, observer = lists_of(links), LoggingObserver()
+    lists, observer = _lists_of(links, chosen), LoggingObserver()
     read_token = token_reader(token, chosen)
     exporter = exporter_for(chosen.output, observer.warn)
     job = await in_daemon(partial(build_job, lists, chosen, observer.warn, read_token, exporter=exporter))
@@ -144,7 +147,7 @@ async def _manifest_at(path: Path) -> dict[str, Any]:
 
 
 def stream(
-    links: Links,
+    links: Links | None = None,
     *,
     token: TokenGiven = None,
     on_failure: Callable[[Row], object] | None = None,
@@ -160,9 +163,9 @@ def stream(
         RunStopped: the run ended before the list did. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if on_failure is not None and (not callable(on_failure) or inspect.iscoroutinefunction(on_failure)):
-        raise UsageError("on_failure: a plain function was expected")
+        raise UsageError("on_failure: must be a plain function")
     chosen = _options(options, StreamKeywords, STDOUT, token)
-    return _Stream(_rows(lists_of(links), chosen, token_reader(token, chosen), on_failure, progress))
+    return _Stream(_rows(_lists_of(links, chosen), chosen, token_reader(token, chosen), on_failure, progress))
 
 
 async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[MetricsKeywords]) -> Row:
@@ -175,7 +178,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
         link, such as the token or the month. UsageError, ConnectionsBusy, OutputError: as for `harvest`.
     """
     if not isinstance(bitlink, str):
-        raise UsageError(f"bitlink: a text was expected, not {type(bitlink).__name__}")
+        raise UsageError(f"bitlink: must be text, not {type(bitlink).__name__}")
     name = parse(bitlink)
     chosen = _options(options, MetricsKeywords, STDOUT, token)
     rows, failures = list[bytes](), list[Row]()
@@ -191,6 +194,12 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+def _lists_of(links: Links | None, options: RunOptions) -> Lists:
+    """Return the lists, none where the options name groups. Raises UsageError as `lists_of`, also for None."""
+    named = groups_of(options.list.group, all_groups=options.list.all_groups)
+    return [] if links is None and named is not None else lists_of(cast("Links", links))
 
 
 def _options(given: Mapping[str, Any], allowed: type, out: str, token: TokenGiven) -> RunOptions:
@@ -318,3 +327,50 @@ def _raise_stopped(outcome: RunOutcome, lists: Lists | None = None) -> None:
     _raise_broken(outcome, lists)
     if stop := outcome.stop:
         raise RunStopped(stop.reason.value, stop.message, stop.until)
+
+
+class RowStream:
+    """The rows of a run in the background, each with its line feed: an asynchronous context manager and iterator.
+
+    Leaving it early ends the run, and returns when nothing of it is left. sink: the job's.
+    """
+
+    def __init__(self, job: Job, sink: QueueSink, shutdown: ShutdownSignal, observer: RunObserver) -> None:
+        self._sink = sink
+        self._run = asyncio.create_task(jobs.run(job, shutdown, observer))
+        self._run.add_done_callback(lambda _: sink.channel.end())
+
+    async def __aenter__(self) -> "RowStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sink.leave()
+        await _cancel_and_wait(self._run)
+
+    def __aiter__(self) -> "RowStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        rows = await self._sink.channel.take(1)
+        if not rows:
+            raise StopAsyncIteration
+        return rows[0]
+
+    def outcome(self) -> RunOutcome:
+        """Return the outcome of a run that has ended. Raises what `run` raised."""
+        return self._run.result()
+
+
+async def _cancel_and_wait(run: asyncio.Task[RunOutcome]) -> None:
+    """Cancel a run unless it is over, and wait for its end even if cancelled meanwhile."""
+    run.cancel()
+    cancelled: asyncio.CancelledError | None = None
+    while not run.done():
+        try:
+            await asyncio.wait({run})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not run.cancelled():
+        run.exception()  # or asyncio would log that nobody retrieved it
+    if cancelled is not None:
+        raise cancelled

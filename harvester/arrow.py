@@ -6,12 +6,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harvester.config.parsing import filled_path
+from harvester.config.placeholders import filled_path
 from harvester.dataset.manifest import Manifest, parse
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
-from harvester.rows.encode import Format, arrow_schema
+from harvester.rows.encode import Format, arrow_schema, table_of
 from harvester.rows.schema import Shape
 from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
@@ -43,9 +43,9 @@ def read(
         UsageError: pyarrow is not installed, or harvester wrote nothing there. OutputError: the output is damaged.
     """
     if not isinstance(out, str | bytes | os.PathLike):
-        raise UsageError(f"out: a path was expected, not {type(out).__name__}")
+        raise UsageError(f"out: must be a path, not {type(out).__name__}")
     if isinstance(columns, str):
-        raise UsageError(f'columns: a list was expected; for this one, give ["{columns}"]')
+        raise UsageError(f'columns: must be a list, such as ["{columns}"]')
     moment = unit_reference.isoformat() if isinstance(unit_reference, datetime) else unit_reference
     arrow = import_pyarrow("harvester.read needs pyarrow", extra="arrow")
     path = filled_path("out", os.fsdecode(out), facet, moment)
@@ -56,14 +56,14 @@ def read(
         chosen = schema.names if columns is None else list(columns)
         for name in chosen:
             if name not in schema.names:
-                raise UsageError(f"columns: {name} is none of {', '.join(schema.names)}")
+                raise UsageError(f"columns: unknown column {name}; the columns are {', '.join(schema.names)}")
         tables = [_growing(arrow, path, manifest, schema)] if growing else _parts(arrow, storage, path, schema)
         wanted = arrow.schema([schema.field(name) for name in chosen])
         return arrow.concat_tables([wanted.empty_table(), *(table.select(chosen) for table in tables)])
     except PermissionError as error:
         raise OutputError(f"{error.filename or path}: {error.strerror}") from error
     except (arrow.ArrowInvalid, OSError) as error:
-        raise OutputError(f"{path} has something in it that is no row: {error}") from error
+        raise OutputError(f"{path} contains something that is not a row: {error}") from error
 
 
 def _located(path: str) -> tuple[Storage, bool]:
@@ -74,7 +74,7 @@ def _located(path: str) -> tuple[Storage, bool]:
         return LocalStorage(path), False
     if path.lower().endswith(GROWING_ENDINGS):
         return LocalStorage(followed(path) + BESIDE), True
-    raise UsageError(f"{path}: a folder, or a file that ends in .ndjson or .jsonl, was expected")
+    raise UsageError(f"{path}: must be a folder, or a file that ends in .ndjson or .jsonl")
 
 
 def _manifest_in(storage: Storage) -> Manifest | None:
@@ -84,7 +84,7 @@ def _manifest_in(storage: Storage) -> Manifest | None:
     try:
         return parse(text, path)
     except UsageError as error:
-        raise OutputError(f"{path}: no manifest of harvester's; run the harvest again, which writes it anew") from error
+        raise OutputError(f"{path}: not a harvester manifest; run the harvest again, which replaces it") from error
 
 
 def _parts(arrow: Any, storage: Storage, path: str, schema: "pa.Schema") -> Iterator["pa.Table"]:
@@ -92,7 +92,7 @@ def _parts(arrow: Any, storage: Storage, path: str, schema: "pa.Schema") -> Iter
     names = storage.names()
     parts = [match for match in map(PART_NAME.fullmatch, names) if match]
     if not parts and MANIFEST not in names and "_harvester" not in names:
-        raise UsageError(f"{path}: nothing in it was written by harvester")
+        raise UsageError(f"{path}: nothing here was written by harvester")
     for part in parts:
         with suppress(FileNotFoundError):  # a loader has taken it since the listing
             yield _part(arrow, storage, part[0], Format(part["format"]), schema)
@@ -112,7 +112,7 @@ def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schem
     """Return the growing file's rows as far as the manifest counts them; the bytes behind may be half a row."""
     folder = followed(path) + BESIDE
     if manifest is None and not os.path.isdir(folder):
-        raise UsageError(f"{path}: not begun by harvester, or its folder {folder} is gone")
+        raise UsageError(f"{path}: not started by harvester, or its folder {folder} is missing")
     committed = sum(part.bytes for part in manifest.parts) if manifest else 0
     if not committed:
         return schema.empty_table()
@@ -120,7 +120,7 @@ def _growing(arrow: Any, path: str, manifest: Manifest | None, schema: "pa.Schem
         with arrow.memory_map(path) as whole:
             data = whole.read_buffer(committed)
     except FileNotFoundError as error:
-        raise OutputError(f"{path} is gone; its folder {folder} is still there") from error
+        raise OutputError(f"{path} is missing; its folder {folder} still exists") from error
     if data.size < committed:
         raise OutputError(f"{path} has {data.size} bytes, expected {committed}: it was truncated")
     return _parsed(arrow, arrow.BufferReader(data), schema)
@@ -132,9 +132,4 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
         data = stream.read_buffer()
     if not data.size:  # Arrow reports an empty file as damaged
         return schema.empty_table()
-    table = arrow.json.read_json(
-        arrow.BufferReader(data),
-        arrow.json.ReadOptions(block_size=_BLOCK_BYTES),
-        arrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-    )
-    return table.cast(schema)  # the cast sets which columns are never null
+    return table_of(arrow, data, schema, arrow.json.ReadOptions(block_size=_BLOCK_BYTES), later_columns=True)

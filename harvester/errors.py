@@ -25,7 +25,7 @@ class HarvesterError(Exception):
     """Any error that harvester explains; its text says what to do next."""
 
 
-class InvalidBitlink(HarvesterError):
+class InvalidBitlink(HarvesterError, ValueError):
     """A line is not a bitlink; the text is the reason, without the line."""
 
 

@@ -39,7 +39,7 @@ class StopReason(StrEnum):
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT, BOUND_REACHED = range(10)
 """Exit codes of the command; `cli.exit_codes` says what each means."""
 
-CARRIES_ON = "the same command carries on, with the options it was begun with"
+RESUMES = "the same command resumes, with the options it was started with"
 
 
 class Consequence(NamedTuple):
@@ -50,7 +50,7 @@ class Consequence(NamedTuple):
     """
 
     exit_code: int
-    next_step: str = CARRIES_ON
+    next_step: str = RESUMES
     repeating_helps: bool = True
     same_command: bool = True
 
@@ -58,19 +58,19 @@ class Consequence(NamedTuple):
 CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.SIGNAL: Consequence(STOPPED),
     # Not STOPPED, which schedulers repeat at once: that would undo the bound.
-    StopReason.MAX_TIME: Consequence(BOUND_REACHED, f"when you want to go on, {CARRIES_ON}"),
-    StopReason.MAX_CALLS: Consequence(BOUND_REACHED, f"when you want to go on, {CARRIES_ON}"),
-    StopReason.OUTAGE: Consequence(STOPPED, f"when Bitly answers again, {CARRIES_ON}"),
-    StopReason.THROTTLED: Consequence(STOPPED, f"in an hour or so, {CARRIES_ON}"),
+    StopReason.MAX_TIME: Consequence(BOUND_REACHED, f"when you want to continue, {RESUMES}"),
+    StopReason.MAX_CALLS: Consequence(BOUND_REACHED, f"when you want to continue, {RESUMES}"),
+    StopReason.OUTAGE: Consequence(STOPPED, f"when Bitly answers again, {RESUMES}"),
+    StopReason.THROTTLED: Consequence(STOPPED, f"in an hour or so, {RESUMES}"),
     StopReason.MONTH_SPENT: Consequence(MONTH_SPENT),
     StopReason.TOKEN_REFUSED: Consequence(
         REFUSED,
-        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly accepts; then {CARRIES_ON}",
+        f"set BITLY_TOKEN, --token-file or --token-command to a token that Bitly accepts; then {RESUMES}",
         repeating_helps=False,
     ),
     StopReason.PLAN_REFUSED: Consequence(
         REFUSED,
-        f"choose another --facet with another --out; or when the plan has been upgraded, {CARRIES_ON}",
+        f"choose another --facet with another --out; or when the plan has been upgraded, {RESUMES}",
         repeating_helps=False,
     ),
     StopReason.PARAMETER_REFUSED: Consequence(
@@ -80,26 +80,26 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         same_command=False,
     ),
     StopReason.CONNECTION_REFUSED: Consequence(
-        USAGE, f"fix the connection to Bitly (certificate, proxy); then {CARRIES_ON}", repeating_helps=False
+        USAGE, f"fix the connection to Bitly (certificate, proxy); then {RESUMES}", repeating_helps=False
     ),
-    StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.NO_ROUTE: Consequence(USAGE, f"correct --base-url; then {RESUMES}", repeating_helps=False),
     StopReason.TOO_MANY_FAILURES: Consequence(
-        TOO_MANY_FAILED, f"see _failures.ndjson for the reasons; then {CARRIES_ON}, or with a larger --max-failures"
+        TOO_MANY_FAILED, f"see _failures.ndjson for the reasons; then {RESUMES}, or with a larger --max-failures"
     ),
     StopReason.TOO_MANY_INVALID: Consequence(
         SOME_FAILED,
-        f"fix the list, or accept its invalid lines with --max-invalid 100%; then {CARRIES_ON}",
+        f"fix the list, or accept its invalid lines with --max-invalid 100%; then {RESUMES}",
         repeating_helps=False,
     ),
     StopReason.ALL_REFUSED: Consequence(
         TOO_MANY_FAILED,
-        "make sure that the links belong to the token's account; then the same command carries on, "
+        "check that the links belong to the token's account; then the same command resumes, "
         "or with --max-failures 100% if they do",
         repeating_helps=False,
     ),
-    StopReason.OUTPUT: Consequence(OUTPUT, f"fix what the message names; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.OUTPUT: Consequence(OUTPUT, f"fix what the message names; then {RESUMES}", repeating_helps=False),
     StopReason.CONSUMER_GONE: Consequence(OK),
-    StopReason.INPUT: Consequence(USAGE, f"fix the list; then {CARRIES_ON}", repeating_helps=False),
+    StopReason.INPUT: Consequence(USAGE, f"fix the list; then {RESUMES}", repeating_helps=False),
     StopReason.WINDOW_MISMATCH: Consequence(
         USAGE,
         "Bitly's windows are not what these options take them for: choose another window (--unit, --units, "
@@ -107,9 +107,9 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         repeating_helps=False,
         same_command=False,
     ),
-    StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {CARRIES_ON}"),
+    StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {RESUMES}"),
 }
-"""The one table by reason: exit code, advice, and whether an orchestrator may simply repeat the command."""
+"""For every StopReason: exit code, next step for a person, and whether repeating the command helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def refuses_everything(answer: str, *, no_route: bool) -> Stop:
     return Stop(
         StopReason.OUTAGE,
         f"links were refused one after another, and so was one that was answered before ({answer}): "
-        "the server refuses everything. None of them is written off; run it again later",
+        "the server refuses everything. None of them is marked as refused; run the same command again later",
     )
 
 

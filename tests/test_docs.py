@@ -1,5 +1,6 @@
 """The documents say what is so: options, exit codes, help texts, reasons, keys, links between pages."""
 
+import ast
 import gzip
 import json
 import re
@@ -27,12 +28,16 @@ README = (ROOT / "README.md").read_text()
 CLI = ROOT / "docs" / "cli.md"
 OUTPUT = (ROOT / "docs" / "output.md").read_text()
 STATUS = (ROOT / "docs" / "status.md").read_text()
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 COMMANDS = [
     "run",
     "plan",
     "show",
+    "groups",
+    "links",
+    "normalize",
     "status",
     "verify",
     "repair",
@@ -140,7 +145,7 @@ def test_the_glossary_is_in_order_and_says_each_word_in_one_sentence() -> None:
 
 def test_the_glossary_has_the_words_of_the_output() -> None:
     words = set(re.findall(r"^\*\*(.+?)\*\*: ", GLOSSARY, re.MULTILINE))
-    work = {"attempt", "bitlink", "call", "facet", "failed", "query", "refused", "row", "settled", "verdict"}
+    work = {"attempt", "bitlink", "call", "done", "facet", "failed", "query", "refused", "row", "verdict"}
     assert work | {"budget", "circuit breaker", "journal", "ledger", "manifest", "part", "slot", "window"} <= words
 
 
@@ -160,6 +165,25 @@ def test_every_page_is_in_the_index() -> None:
     assert {name for name in pages if f"({name}" not in index} == set()
 
 
+def texts_of_the_code() -> str:
+    """The texts in the code, a line each, with U+2026 for what is filled in."""
+    lines = []
+    for path in (ROOT / "harvester").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            lines.append("".join(str(each.value) if isinstance(each, ast.Constant) else "…" for each in parts))
+    return "\n".join(lines)
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    code = texts_of_the_code()
+    shown = re.findall(r"^\| (`.+?) \| ", TROUBLESHOOTING, re.MULTILINE)
+    messages = [text for cell in shown for text in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) >= 30
+    pieces = {piece.strip(" ,;:()?").removeprefix("waiting for ") for text in messages for piece in text.split("…")}
+    assert sorted(piece for piece in pieces if piece not in code) == []
+
+
 def test_the_changelog_knows_this_version_or_has_it_coming() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## [{__version__}]" in changelog or "## [Unreleased]" in changelog
@@ -168,11 +192,12 @@ def test_the_changelog_knows_this_version_or_has_it_coming() -> None:
 def examples() -> list[str]:
     """The README's commands that harvest, without their comments."""
     blocks = "\n".join(README.split("```")[1::2])
-    return [line.partition("  #")[0].strip() for line in blocks.splitlines() if "harvester run" in line]
+    lines = [line.removeprefix("$ ") for line in blocks.splitlines() if line.startswith("$ ")]
+    return [line.partition("  #")[0].strip() for line in lines if "harvester run" in line]
 
 
 def test_there_are_examples() -> None:
-    assert len(examples()) == 4
+    assert len(examples()) == 5
 
 
 @pytest.mark.parametrize("example", examples())
@@ -180,6 +205,7 @@ def test_an_example_of_the_readme_runs(tmp_path: Path, serve: Callable[..., Serv
     served = serve()
     names = "".join(f"bit.ly/{i}\n" for i in range(30))
     (tmp_path / "links.txt").write_text(names)
+    (tmp_path / "big.csv").write_text("short_url\n" + names)
     (tmp_path / "links.gz").write_bytes(gzip.compress(names.encode()))
     (tmp_path / "sandbox.toml").write_text(f'[run]\nbase_url = "{served.url}"\n')
     env = environment({"HARVESTER_CONFIG": str(tmp_path / "sandbox.toml")})

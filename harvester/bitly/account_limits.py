@@ -12,7 +12,6 @@ from harvester.bitly.verdicts import truncate
 from harvester.jsonlines import object_in
 
 PLATFORM_LIMITS = "/user/platform_limits"
-GROUPS = "/groups"
 NOT_ASKED = 0
 """The status of a helper request that was not sent."""
 _MOST_LIMIT = 2**31 - 1
@@ -50,7 +49,12 @@ class PlanLimit:
 
 def platform_limits_target(facet: Facet) -> str:
     """Return the path and query that ask for a facet's limits: https://dev.bitly.com/api-reference/#getPlatformLimits."""
-    return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint_of(facet)})}"
+    return limits_target(endpoint_of(facet))
+
+
+def limits_target(endpoint: str) -> str:
+    """Return the path and query that ask for an endpoint's limits. endpoint: its path template."""
+    return f"{PLATFORM_LIMITS}?{urlencode({'path': endpoint})}"
 
 
 def plan_limits_target(organization: str) -> str:

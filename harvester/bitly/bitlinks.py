@@ -78,7 +78,7 @@ def parse(text: str) -> Bitlink:
     if len(bare) > MAX_CHARACTERS:
         raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters")
     if "\ufffd" in bare:
-        raise InvalidBitlink("U+FFFD stands for text that was lost")
+        raise InvalidBitlink("U+FFFD: part of the text was lost")
     domain, slash, back_half = bare.partition("/")
     if not slash:
         raise InvalidBitlink("no slash: a bitlink is domain/back-half")
@@ -88,6 +88,17 @@ def parse(text: str) -> Bitlink:
     if not back_half.isascii() and len(quote(back_half)) > MAX_CHARACTERS:
         raise InvalidBitlink(f"longer than {MAX_CHARACTERS} characters as it is sent")
     return Bitlink(f"{domain}/{back_half}")
+
+
+def bitlink(text: str) -> str:
+    """Return the bitlink that a text names, as rows have it: `harvester.bitlink("https://bit.ly/x?utm=1")`.
+
+    Raises:
+        InvalidBitlink: it names none, which is a ValueError; the message is the reason.
+    """
+    if not isinstance(text, str):
+        raise InvalidBitlink(f"must be text, not {type(text).__name__}")
+    return parse(text)
 
 
 def is_bitlink(text: str) -> bool:
@@ -186,12 +197,12 @@ def _ascii_domain(domain: str) -> str:
     if not domain:
         raise InvalidBitlink("no domain before the slash")
     if ":" in domain or "@" in domain:
-        raise InvalidBitlink("a scheme, port or user name where a domain was expected")
+        raise InvalidBitlink("a port, a user name, or a scheme other than http(s)")
     domain = domain.lower() if domain.isascii() else _encode_domain(domain)
     if not _DOMAIN.fullmatch(domain):
         raise InvalidBitlink("the part before the slash is not a domain")
     if numbered := _NUMBERED.fullmatch(domain):
-        raise InvalidBitlink(f"{domain} is no domain of Bitly's: is {numbered[1]} the number of a list's entry?")
+        raise InvalidBitlink(f"{domain} cannot be a Bitly domain; is {numbered[1]} the number of a list entry?")
     return domain
 
 
@@ -221,6 +232,6 @@ def _check_back_half(back_half: str) -> None:
         if character.isspace() or character in _BLANK or unicodedata.category(character) in _INVISIBLE:
             raise InvalidBitlink(f"a space, control or invisible character (U+{ord(character):04X}) inside")
         if character in _NEVER:
-            raise InvalidBitlink(f"{character} is in no bitlink")
+            raise InvalidBitlink(f"a bitlink cannot contain {character}")
     if found := _VARIATIONS.search(back_half):
         raise InvalidBitlink(f"a space, control or invisible character (U+{ord(found[0][1]):04X}) inside")

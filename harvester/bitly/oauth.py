@@ -51,13 +51,13 @@ class Redirect:
         except ValueError as error:
             raise ForeignRedirect("it cannot be read") from error
         if not hmac.compare_digest(_only(fields, "state").encode(), self._state.encode()):
-            raise ForeignRedirect("its state is not this login's")
+            raise ForeignRedirect("its state belongs to another login")
         if self._received:
-            raise ForeignRedirect("it has come before")
+            raise ForeignRedirect("it was received before")
         self._received = True
         if "error" in fields:
-            why = _error_code(fields, ()).strip() or "no reason is told"
-            raise UsageError(f"no access was given ({why}): harvester login asks again")
+            why = _error_code(fields, ()).strip() or "no reason given"
+            raise UsageError(f"access was not granted ({why}): run harvester login again")
         code = _only(fields, "code")
         if not _SECRET.fullmatch(code):
             raise UsageError("Bitly's redirect has no code in it: run harvester login again")
@@ -101,7 +101,7 @@ def parse_token_response(status: int, body: bytes, hidden: tuple[str, ...]) -> s
         return token
     raise UsageError(
         f"the exchange was refused ({status}{_error_code(fields, hidden)}): check the client's id, its secret and its "
-        "redirect URI; a code is good once and for a short time, so run harvester login again"
+        "redirect URI; a code works once and expires soon, so run harvester login again"
     )
 
 

@@ -12,6 +12,8 @@ BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
 """Connections that Bitly accepts at once from one IP address: https://dev.bitly.com/docs/getting-started/rate-limits."""
 
+GROUPS = "/groups"
+"""The route that lists the account's groups."""
 UNITS = ("minute", "hour", "day", "week", "month")
 
 
@@ -65,6 +67,11 @@ def query_for_period(facet: str, period: Period, size: int) -> Query:
     """Return the query of a facet for a calendar period."""
     query = query_for(facet, period.unit, 1, period.start, size)
     return replace(query, period_start=period.start, period_end=period.end)
+
+
+def larger(query: Query, size: int | None) -> Query | None:
+    """Return a query that asks for more metrics; None if size is no more than its own, or the facet has none."""
+    return replace(query, size=size) if query.size is not None and size is not None and size > query.size else None
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

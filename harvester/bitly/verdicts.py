@@ -12,7 +12,7 @@ Every rule has a sample in tests/samples.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -47,6 +47,7 @@ class Answer:
 
     clicks_listed: the sum over metrics. units_returned: the units that Bitly used, fewer than requested where the plan
     limits history; None if the response does not say. totals: counts beside the metrics, by the row's columns.
+    larger_size: that of the request, if it asked for more metrics than the query; None for the query's own.
     """
 
     metrics: list[Metric]
@@ -54,6 +55,14 @@ class Answer:
     units_returned: int | None
     unit_reference_returned: str | None
     totals: Mapping[str, int | None] = field(default_factory=dict)
+    larger_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document(Answer):
+    """The answer of a route that is no facet's. content: what was read in it."""
+
+    content: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,32 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         unit_reference_returned=_reference_text(record.get("unit_reference")),
         totals=facet.totals_in(record),
     )
+
+
+def classify_document(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    read: Callable[[Mapping[str, Any]], object],
+    *,
+    whole: bool = True,
+) -> Verdict:
+    """Return the verdict on a response of a route that is no facet's; a good one is a Document.
+
+    read: the decoded JSON object of a 200 → its content; raises NotTheFacet. The rest as for `classify`.
+    """
+    if status != 200:
+        return classify_error(status, headers, body)
+    try:
+        if not whole:
+            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
+        record = _object_in_answer(body)
+        if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
+            return limit
+        content = read(record)
+    except NotTheFacet as error:
+        return Unreadable(200, str(error), body_excerpt(body))
+    return Document(metrics=[], clicks_listed=0, units_returned=None, unit_reference_returned=None, content=content)
 
 
 def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:

@@ -42,7 +42,7 @@ class Month(Protocol):
 
 
 class Budget(Protocol):
-    """A token's windows at one endpoint, and its account's month."""
+    """Decides whether a token's next attempt at one endpoint may be sent, by its windows and its account's month."""
 
     @property
     def month(self) -> Month:
@@ -126,7 +126,7 @@ class Budget(Protocol):
     def not_answered(self) -> None:
         """Record that the request for the limits did not reach Bitly: it may be repeated before long."""
 
-    def observe(self, limit: int, count: int | None) -> int:
+    def record_reported(self, limit: int, count: int | None) -> int:
         """Record Bitly's hourly limit and count, and return how many attempts of other clients they reveal.
 
         Those are counted in our windows, as if they had been made now. count: None if it makes no sense.
@@ -140,7 +140,7 @@ class Budget(Protocol):
     def windows(self) -> list[WindowState]:
         """Return the state of minute, hour and month, in this order."""
 
-    def leaving(self) -> list[tuple[float, int]]:
+    def hour_releases(self) -> list[tuple[float, int]]:
         """Return pairs, in order: seconds from now (whole minutes), and attempts that leave the hour's window then."""
 
     def opens_in(self) -> float:

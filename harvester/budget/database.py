@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
-from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
+from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
 from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
 
@@ -68,7 +68,7 @@ _VERSION = 1
 class ScopeState:
     """An endpoint's state as the file keeps it, as JSON."""
 
-    throttle: AdaptiveLimit
+    throttle: EndpointThrottle
     reported: ReportedLimits | None = None
 
     @classmethod
@@ -77,7 +77,9 @@ class ScopeState:
         stored = orjson.loads(text)
         throttle, reported = stored.get("throttle") or {}, stored.get("reported")
         learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
-        return cls(AdaptiveLimit(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None)
+        return cls(
+            EndpointThrottle(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None
+        )
 
     def to_json(self) -> str:
         """Return the state as JSON."""
@@ -87,7 +89,7 @@ class ScopeState:
         """Return what still holds when the times of an earlier boot mean nothing any more."""
         answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
         reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
-        return ScopeState(AdaptiveLimit(learned_limits=self.throttle.learned_limits), reported)
+        return ScopeState(EndpointThrottle(learned_limits=self.throttle.learned_limits), reported)
 
 
 class BudgetDatabase:
@@ -172,13 +174,13 @@ class BudgetDatabase:
         version = self._version()
         if version > _VERSION:
             raise OutputError(
-                f"{self.path}: of version {version}, and this harvester knows {_VERSION}: update it (pip install "
-                "--upgrade bitly-harvester). Or name another --state-dir, where counting begins anew"
+                f"{self.path}: has version {version}, but this harvester supports {_VERSION}: update it (pip install "
+                "--upgrade bitly-harvester). Or use another --state-dir, where counting starts from zero"
             )
         if version or self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise OutputError(
-                f"{self.path}: no budget of harvester's, or of another version ({version}). Move it away (counting "
-                "begins anew; then give --per-month only what is left of this month), or name another --state-dir"
+                f"{self.path}: not a harvester budget, or one of another version ({version}). Move it away (counting "
+                "starts from zero; then set --per-month to what is left of this month), or use another --state-dir"
             )
 
     def close(self) -> None:
@@ -222,12 +224,12 @@ class BudgetDatabase:
             found = None
         if found != self._inode:
             raise OutputError(
-                f"{self.path} was taken away or replaced while it was in use: what is counted in it is lost to others. "
-                "Run the same command again; it begins with the file that is there then"
+                f"{self.path} was removed or replaced while it was in use: other runs no longer see its counts. "
+                "Run the same command again; it uses the file that exists then"
             )
 
     def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
-        """Execute a statement, inside `transaction`."""
+        """Execute a statement. Call only inside `transaction`."""
         return self._db.execute(statement, parameters)
 
     @contextmanager
@@ -256,12 +258,12 @@ class BudgetDatabase:
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
             if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                 raise BudgetBusy(
-                    f"{self.path} is held by another process for longer than it should be: see which one (lsof), and "
-                    "run this again"
+                    f"{self.path} has been locked by another process for too long: find out which (lsof), and "
+                    "run the same command again"
                 ) from error
             raise OutputError(
-                f"{self.path}: {error}. The budget is counted there before each attempt; fix it, or name another "
-                "--state-dir (if it is damaged: move it away, and the month's count begins anew)"
+                f"{self.path}: {error}. Each attempt is counted there before it is sent; fix it, or use another "
+                "--state-dir (if it is damaged: move it away, and the month's count starts from zero)"
             ) from error
 
     # --- clocks ----------------------------------------------------------------------------------------------------
@@ -274,8 +276,8 @@ class BudgetDatabase:
             meta = self._meta()
             if self._entered and meta.get("boot") != self.clock.boot:
                 raise OutputError(
-                    f"{self.path}: a program whose seconds since boot are not this one's has used it meanwhile, from "
-                    "another machine or another time namespace. Give each a --state-dir and a share of the limits"
+                    f"{self.path} was used meanwhile by a program whose clock since boot differs from this one's, on "
+                    "another machine or in another time namespace. Give each a --state-dir and a share of the limits"
                 )
             if "anchor_wall" in meta:
                 self._anchor_elapsed, self._anchor_wall = meta["anchor_elapsed"], meta["anchor_wall"]

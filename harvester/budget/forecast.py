@@ -64,7 +64,7 @@ def beginning(budget: Budget, windows: Sequence[WindowState], connections: int) 
     """Return the current state to start a forecast from. windows: the budget's. Raises OutputError for its file."""
     return Start(
         budget.at(budget.opens_in()),
-        leaving=budget.leaving(),
+        leaving=budget.hour_releases(),
         minute_used=windows[0].used,
         month_left=windows[-1].remaining,
         connections=connections,
@@ -136,10 +136,7 @@ class _Course:
 def suggestions_for(
     attempts: int, limits: Limits, own: Limits, without_reserve: Limits, start: Start
 ) -> list[Suggestion]:
-    """Return the changes that would make the calls end earlier, each on its own.
-
-    own: the limits without what was learned from throttled responses.
-    """
+    """Return each single option change that would finish the calls earlier. own: limits excluding learned ones."""
     ends = forecast(attempts, limits, start).ends
     found = []
     for option, why, changed in _changes(limits, own, without_reserve):
@@ -154,9 +151,9 @@ def suggestions_for(
 
 def _changes(limits: Limits, own: Limits, without_reserve: Limits) -> Iterable[tuple[str, str, Limits]]:
     if own != limits:
-        yield "patience", "if Bitly lets pass again what it did before it throttled", own
+        yield "patience", "if Bitly stops throttling", own
     if without_reserve != own:
-        yield "--reserve 0%", "leaving nothing to others", without_reserve
+        yield "--reserve 0%", "leaves no share to other programs", without_reserve
     for name, per_month in PLAN_MONTHS.items():
         if limits.per_month and per_month > limits.per_month:
             yield f"--plan {name}", f"if that is your plan: {per_month:,} a month", replace(limits, per_month=per_month)

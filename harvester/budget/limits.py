@@ -9,10 +9,10 @@ from typing import NamedTuple
 MINUTE, HOUR = "minute", "hour"
 SPANS = {MINUTE: 60.0, HOUR: 3600.0}
 """Seconds of the sliding windows."""
-LATE_SECONDS = 0.5
+ARRIVAL_MARGIN_SECONDS = 0.5
 """Safety margin: an attempt counts for its window and half a second, because network delay can make two requests arrive
 closer together than they were sent."""
-COUNTED_SECONDS = {window: span + LATE_SECONDS for window, span in SPANS.items()}
+COUNTED_SECONDS = {window: span + ARRIVAL_MARGIN_SECONDS for window, span in SPANS.items()}
 """How long an attempt counts in each sliding window."""
 THROTTLED = "throttled"
 """RetryAfter.window while an endpoint is paused."""
@@ -109,7 +109,10 @@ class RetryAfter(NamedTuple):
 
 
 class MonthExhausted(NamedTuple):
-    """No attempt may be sent this month. until: its end. reported: Bitly reported it, whatever was counted here."""
+    """No attempt may be sent this month.
+
+    until: when the month ends, UTC. reported: Bitly says it is spent, regardless of our count.
+    """
 
     until: datetime
     reported: bool = False
@@ -117,8 +120,10 @@ class MonthExhausted(NamedTuple):
     def describe(self, account: str, limit: int) -> str:
         """Return what to tell a person. limit: attempts a month."""
         if self.reported:
-            return f"Bitly has said that the month of account {account} is spent; it is asked again once a day"
+            return (
+                f"Bitly reported that account {account} has no calls left this month; harvester checks again once a day"
+            )
         return (
-            f"account {account} has used its {limit:,} calls for this month; if your plan has more, say so with --plan "
+            f"account {account} has used its {limit:,} calls for this month; if your plan has more, set --plan "
             "or --per-month (`harvester plan` asks Bitly)"
         )

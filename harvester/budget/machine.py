@@ -22,7 +22,7 @@ from harvester.budget.limits import (
     RequestedLimits,
     RetryAfter,
 )
-from harvester.budget.throttling import AdaptiveLimit, LearnedLimit, ReportedLimits
+from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
 from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError
@@ -144,7 +144,7 @@ class MachineBudget:
         return max(min(rooms, default=math.inf), 0)
 
     def _refuse(self, now: float) -> RetryAfter | MonthExhausted | None:
-        if refusal := self.month.refuse(self.limits.per_month, now) or self._throttled_wait(now):
+        if refusal := self.month.why_blocked(self.limits.per_month, now) or self._throttled_wait(now):
             return refusal
         return self._window_wait(now)
 
@@ -310,7 +310,7 @@ class MachineBudget:
                 reported.ask_soon(now)
                 self._usage.save()
 
-    def observe(self, limit: int, count: int | None) -> int:
+    def record_reported(self, limit: int, count: int | None) -> int:
         with self._transaction() as now:
             reported = self._usage.state.reported or ReportedLimits(now, self._usage.total)
             others = 0
@@ -340,7 +340,7 @@ class MachineBudget:
                 spent = max(spent, limit)
         return [*states, WindowState("month", limit, spent, self.month.ends_at(now), source)]
 
-    def leaving(self) -> list[tuple[float, int]]:
+    def hour_releases(self) -> list[tuple[float, int]]:
         with self._transaction() as now:
             records = self._usage.records(now)
         by_minute: Counter[int] = Counter()
@@ -372,7 +372,7 @@ class MachineBudget:
         return "bitly" if self.reported_per_hour is not None else "default"
 
     @property
-    def _throttle(self) -> AdaptiveLimit:
+    def _throttle(self) -> EndpointThrottle:
         return self._usage.state.throttle
 
     @contextmanager

@@ -17,7 +17,7 @@ _JITTER = 0.1
 """A pause is lengthened by up to this fraction, so that several hosts do not send their probes at the same moment. It
 is never shortened: a probe before the time asked for would be throttled again."""
 _MINUTE_STRIKES = 2
-"""A sliding minute frees within this many pauses; after more of them it was the hour."""
+"""A full minute window frees within this many pauses; if more were needed, the hourly limit was hit."""
 _LONGEST_MINUTE_SECONDS = 150.0
 """The longest wait of two strikes (60 s each, plus jitter) and some time for the response."""
 _NEARLY_FULL, _HALF_FULL = 0.9, 0.5
@@ -56,7 +56,7 @@ class LearnedLimit:
 
 
 @dataclass(slots=True)
-class AdaptiveLimit:
+class EndpointThrottle:
     """The throttling of one token at one endpoint: open, paused, or paused with a probe in flight.
 
     Times are seconds since boot. opens_at: when the probe may be sent, or, once it is sent, when it counts as lost;
@@ -93,8 +93,8 @@ class AdaptiveLimit:
         return limit if learned is None else min(limit or learned.limit, learned.limit)
 
 
-def pause(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str, int]) -> None:
-    """Pause the endpoint for `seconds` after a throttled response. passed: as in AdaptiveLimit."""
+def pause(state: EndpointThrottle, *, now: float, seconds: float, passed: dict[str, int]) -> None:
+    """Pause the endpoint for `seconds` after a throttled response. passed: as in EndpointThrottle."""
     if not state.paused:
         state.passed, state.full, state.began_at = dict(passed), False, now
     state.strikes += 1
@@ -103,22 +103,22 @@ def pause(state: AdaptiveLimit, *, now: float, seconds: float, passed: dict[str,
     state.probing = False
 
 
-def note_late(state: AdaptiveLimit) -> None:
+def note_late(state: EndpointThrottle) -> None:
     """Correct `passed` by one attempt: it was sent before the pause began, and its response was throttled, too."""
     state.passed = {window: max(passed - 1, 0) for window, passed in state.passed.items()}
 
 
-def note_full(state: AdaptiveLimit) -> None:
+def note_full(state: EndpointThrottle) -> None:
     """Record that Bitly reports its hour as used up, where our own hourly limit is no larger than Bitly's."""
     state.full = state.paused
 
 
-def begin_probe(state: AdaptiveLimit, now: float) -> None:
+def begin_probe(state: EndpointThrottle, now: float) -> None:
     """Make the attempt that is sent now the probe."""
     state.probing, state.opens_at = True, now + PROBE_SECONDS
 
 
-def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
+def reopen(state: EndpointThrottle, *, sent_at: float, total: int, limits: dict[str, int]) -> None:
     """Reopen the endpoint for all processes after a probe that passed, and lower the window whose limit was hit, once
     that is confirmed.
 
@@ -144,7 +144,7 @@ def reopen(state: AdaptiveLimit, *, sent_at: float, total: int, limits: dict[str
         state.reopened[inner] = total - 1
 
 
-def _is_confirmed(state: AdaptiveLimit, window: str, sent_at: float, limits: dict[str, int]) -> bool:
+def _is_confirmed(state: EndpointThrottle, window: str, sent_at: float, limits: dict[str, int]) -> bool:
     """Return whether a throttled response was no exception; if it may be one, remember what had passed before it."""
     passed, suspected = state.passed.get(window, 0), state.suspected.get(window)
     again = window in state.learned_limits or state.strikes > 1 or sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
@@ -159,7 +159,7 @@ def _is_confirmed(state: AdaptiveLimit, window: str, sent_at: float, limits: dic
     return False
 
 
-def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, int]) -> LearnedLimit:
+def _learned(state: EndpointThrottle, window: str, total: int, limits: dict[str, int]) -> LearnedLimit:
     passed, limit = state.passed.get(window, 0), limits[window]
     if window == HOUR and not limit:  # nothing is known of the hour, except that it holds a minute
         passed = max(passed, limits[MINUTE] or _LEAST_HOUR)
@@ -171,7 +171,7 @@ def _learned(state: AdaptiveLimit, window: str, total: int, limits: dict[str, in
     return _lower(state.learned_limits.get(window), passed, total)
 
 
-def _to_blame(state: AdaptiveLimit, sent_at: float, limits: dict[str, int]) -> str:
+def _to_blame(state: EndpointThrottle, sent_at: float, limits: dict[str, int]) -> str:
     long = sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
     lowest = limits[MINUTE] == 1  # the minute cannot be lowered any further
     if long or lowest or state.strikes > _MINUTE_STRIKES:
@@ -189,7 +189,7 @@ def _lower(learned: LearnedLimit | None, limit: int, total: int) -> LearnedLimit
     return LearnedLimit(limit, total, patience, max(1 + (learned.step - 1) / 2, _LEAST_STEP), learned.own)
 
 
-def raise_learned_limits(state: AdaptiveLimit, *, total: int, limits: dict[str, int]) -> bool:
+def raise_learned_limits(state: EndpointThrottle, *, total: int, limits: dict[str, int]) -> bool:
     """Raise each learned limit whose patience is over; return True if the state changed.
 
     limits: the windows' own, without what was learned; 0 for none.
@@ -272,7 +272,7 @@ class ReportedLimits:
     base_count: int = 0
     base_total: int = 0
 
-    def asking_pays(self, throttle: AdaptiveLimit, *, total: int, now: float, begin: bool) -> bool:
+    def asking_pays(self, throttle: EndpointThrottle, *, total: int, now: float, begin: bool) -> bool:
         """Return whether to ask Bitly again. total: our attempts ever. begin: True at the start of a run."""
         age = now - self.asked_at
         if self.limit is None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
-from harvester.budget.throttling import AdaptiveLimit
+from harvester.budget.throttling import EndpointThrottle
 from harvester.clock import from_epoch, month_of, next_month
 
 _RECORDS_PER_SECOND = 10
@@ -28,7 +28,7 @@ class EndpointUsage:
     """
 
     def __init__(self, database: BudgetDatabase, server: str, token: str, endpoint: str) -> None:
-        self.state = ScopeState(AdaptiveLimit())
+        self.state = ScopeState(EndpointThrottle())
         self.total = 0
         self.last_at = 0.0
         self.token = token
@@ -185,7 +185,7 @@ class MonthlyQuota:
         """Return the end of the month at `now` seconds since boot; None while our clocks disagree on the month."""
         return None if self._database.clocks_parted(now) else next_month(from_epoch(self._database.utc(now)))
 
-    def refuse(self, limit: int, now: float) -> RetryAfter | MonthExhausted | None:
+    def why_blocked(self, limit: int, now: float) -> RetryAfter | MonthExhausted | None:
         """Return None if the month has room for an attempt at `now` seconds since boot, otherwise why not.
 
         limit: attempts a month, 0 for none.
@@ -230,7 +230,10 @@ class MonthlyQuota:
         return reported is not None and utc - reported < _TRUSTED_SECONDS
 
     def renew_report(self, utc: float) -> None:
-        """Trust the report for another day: the attempt that is sent now checks it, and all others wait."""
+        """Keep the month marked as spent for another day.
+
+        Only the attempt being sent now checks whether that is still true.
+        """
         self._set_reported(month_of(utc), utc)
 
     def ask_again(self, utc: float) -> None:

@@ -39,7 +39,7 @@ def run_demo(out: str | None) -> RunOutcome:
     try:
         folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
     except OSError as error:
-        raise OutputError("no temporary folder can be written: name a folder with --out") from error
+        raise OutputError("cannot create a temporary folder: name a folder with --out") from error
     began = time.monotonic()
     with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))

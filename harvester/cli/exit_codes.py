@@ -1,8 +1,9 @@
-"""Exit codes and the errors that lead to one, and the observer that errors are reported to.
+"""How a command ends: exit codes, the errors and signals that lead to one, and the observer they are reported to.
 
 `shutdown.CONSEQUENCES` has the reasons to stop.
 """
 
+import asyncio
 import os
 import shlex
 import signal
@@ -10,7 +11,15 @@ import traceback
 from collections.abc import Callable, Collection
 
 from harvester.config import sources
-from harvester.errors import ConnectionsBusy, DatasetBusy, HarvesterError, OutputError, ReaderClosed, UsageError
+from harvester.errors import (
+    ConnectionsBusy,
+    DatasetBusy,
+    HarvesterError,
+    OutputError,
+    ReaderClosed,
+    RunStopped,
+    UsageError,
+)
 from harvester.events import Event, RunOutcome
 from harvester.reporting.reporter import Reporter
 from harvester.shutdown import (
@@ -25,6 +34,9 @@ from harvester.shutdown import (
     STOPPED,
     TOO_MANY_FAILED,
     USAGE,
+    ShutdownSignal,
+    Stop,
+    StopReason,
 )
 
 _LONGEST_ERROR = 4000
@@ -34,7 +46,7 @@ _END_SECONDS = 30.0
 """The longest that the command of --on-end may take."""
 
 EXIT_CODES: dict[int, str] = {
-    OK: "every call is settled",
+    OK: "every link has an answer",
     BUG: "a bug in harvester",
     USAGE: "usage, configuration or input: repeating it will not help",
     SOME_FAILED: "finished, but some calls failed: repeat it later; "
@@ -45,7 +57,7 @@ EXIT_CODES: dict[int, str] = {
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written, or is damaged (verify, repair)",
-    BOUND_REACHED: "stopped at a bound that you set (--max-calls, --max-time): repeat it when you want to go on",
+    BOUND_REACHED: "stopped at a limit that you set (--max-calls, --max-time): repeat it when you want to continue",
 }
 
 _MOST_URGENT = (BUG, OUTPUT, USAGE, REFUSED, TOO_MANY_FAILED, MONTH_SPENT, STOPPED, BOUND_REACHED, SOME_FAILED, OK)
@@ -79,6 +91,8 @@ def report_error(error: Exception, observer: Reporter) -> int:
     observer.close()
     if isinstance(error, HarvesterError):
         code = next((code for kind, code in _BY_ERROR if isinstance(error, kind)), BUG)
+        if isinstance(error, RunStopped):
+            code = CONSEQUENCES[StopReason(error.reason)].exit_code
         if code != OK:
             text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
@@ -135,7 +149,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
         status = process.wait(_END_SECONDS)
         ended = True
     except subprocess.TimeoutExpired:
-        warn(f"--on-end {words[0]} was ended: it took longer than {_END_SECONDS:g} s")
+        warn(f"--on-end {words[0]} was killed: it took longer than {_END_SECONDS:g} s")
         return
     finally:
         if not ended:
@@ -156,3 +170,37 @@ def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = 
         route_warnings_to(log)
         observer.write_to(log)
     return observer
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def die_of_signals() -> None:
+    """Install handlers that end the process; without them, PID 1 would ignore these signals until the run has begun."""
+
+    def exit_with(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, exit_with)
+
+
+def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
+    """Install handlers that stop the run at the first signal and end the process at the second.
+
+    To end at once loses no answer: each is in the journal as soon as it is known.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
+            observer.close()
+            os._exit(128 + number)
+        text = f"{number.name}: stopping; calls in flight get 5 s (a second signal ends at once)"
+        observer.tell(Event.RUN_STOPPING, text, signal=number.name)
+        shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup and by shells for background jobs: keep it
+            loop.add_signal_handler(number, stop, number)

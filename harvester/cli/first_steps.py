@@ -20,14 +20,14 @@ from harvester.config import files, sources, starter
 from harvester.config.options import (
     AccessOptions,
     FormatName,
-    LoginOptions,
     PlanName,
+    RowsName,
     ShapeName,
     TargetName,
-    TokenStoreOptions,
     made_of,
     names_in,
 )
+from harvester.config.token_store import LoginOptions, TokenStoreOptions
 from harvester.errors import UsageError
 from harvester.reporting.terminal import print_out, say
 from harvester.shutdown import OK
@@ -111,7 +111,7 @@ def _answer(option: str, question: str, choices: tuple[str, ...] = (), default: 
         if default:
             return default
         which = f": one of {', '.join(choices)}" if choices else ""
-        raise UsageError(f"is missing, and there is no terminal to ask on{which}", option=option)
+        raise UsageError(f"is missing, and without a terminal harvester cannot ask{which}", option=option)
     hint = f" {', '.join(choices)}" if choices else ""
     say(f"{question}{hint}{f' [{default}]' if default else ''}")
     while True:
@@ -198,6 +198,7 @@ def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.S
 def schema(
     *,
     target: Annotated[TargetName, Parameter(name="--for")],
+    rows: RowsName = "metrics",
     facet: FacetName = "referrers",
     shape: ShapeName = "nested",
     format: FormatName = "ndjson.gz",  # noqa: A002 - the option's name
@@ -208,6 +209,8 @@ def schema(
     ----------
     target:
         Target system.
+    rows:
+        The rows of `run`, or the table of `links --out`, which has one shape.
     facet:
         The --facet of the rows, which have its columns.
     shape:
@@ -215,6 +218,13 @@ def schema(
     format:
         The --format of the parts; it changes how they are read, not the columns.
     """
+    if rows == "links":
+        from harvester.groups import table
+
+        if format == "ndjson.zst":
+            raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
+        print_out(table.schema_for(target, format))
+        return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
     from harvester.rows.schema_export import Rows, Target, schema_for
@@ -248,6 +258,7 @@ def sandbox(
     per_month: int = 5000,
     latency_ms: float = 80.0,
     errors: float = 0.01,
+    links: int = 300,
 ) -> int:
     """Serve a Bitly look-alike on 127.0.0.1, until interrupted.
 
@@ -267,10 +278,12 @@ def sandbox(
         Time that an answer takes, in milliseconds.
     errors:
         Share of answers that are 500 or 503, from 0 to 1.
+    links:
+        Bitlinks in the larger of its two groups.
     """
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
-    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors)
+    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links)
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -1,7 +1,6 @@
 """`harvester run` and `harvester plan`: options and lists become a job, and its end an exit code.
 
-What takes long to import is imported within the functions: to check a file or the variables, any command, also a
-`status` that is run as a probe, loads this module for its options.
+Slow imports are local: every command, even `status` as a probe, loads this module to validate config and variables.
 """
 
 import asyncio
@@ -18,8 +17,16 @@ import orjson
 
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.cli.exit_codes import exit_code, most_urgent, observer_for, report_error, run_on_end, words_of
-from harvester.cli.signals import die_of_signals, stop_on_signals
+from harvester.cli.exit_codes import (
+    die_of_signals,
+    exit_code,
+    most_urgent,
+    observer_for,
+    report_error,
+    run_on_end,
+    stop_on_signals,
+    words_of,
+)
 from harvester.config.options import RunOptions
 from harvester.config.sources import PREFIX, typed, undashed
 from harvester.dataset.manifest import locate
@@ -46,23 +53,24 @@ default of 5 ms, calls were up to 9 % slower while a part was written (benchmark
 """
 
 
-def run(links: list[str], /, *, options: RunOptions) -> int:
+def run(links: list[str] | None = None, /, *, options: RunOptions) -> int:
     """Harvest every bitlink of LINKS; the same command again resumes.
 
     Parameters
     ----------
     links:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
+        None with --group or --all-groups.
     """
     deciding = [STDOUT]
-    code = _observed(partial(_run, deciding=deciding), links, options, live=True)
+    code = _observed(partial(_run, deciding=deciding), links or [], options, live=True)
     if options.log.on_end is not None:
         die_of_signals()  # the loop, which had the signals, is over
         run_on_end(options.log.on_end, _manifest_at(deciding[-1]), code, observer_for(options.log.log_format).warn)
     return code
 
 
-def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
+def plan(links: list[str] | None = None, /, *, options: RunOptions, json: bool = False, offline: bool = False) -> int:
     """Show what `run` with the same options would cost and when it would end, without fetching metrics.
 
     Parameters
@@ -74,7 +82,7 @@ def plan(links: list[str], /, *, options: RunOptions, json: bool = False, offlin
     offline:
         Do not ask Bitly for its limits, which would take up to three helper requests.
     """
-    return _observed(partial(_plan, json=json, offline=offline), links, options, live=False)
+    return _observed(partial(_plan, json=json, offline=offline), links or [], options, live=False)
 
 
 def _manifest_at(out: str) -> str:
@@ -198,22 +206,22 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:
     from harvester.config.credentials import has_token
-    from harvester.run import plan as plans
     from harvester.run.assembly import build_job
     from harvester.series.expansion import jobs_of, rounds_of
+    from harvester.series.plan_text import as_dict, as_text
     from harvester.series.planning import make_plan
     from harvester.series.window import WindowChecks
 
     token_known = has_token(options.access)
     if not token_known:
-        observer.warn("no token: what has been spent is unknown, and Bitly is not asked for its limits")
+        observer.warn("no token: the calls used so far are unknown, and Bitly was not asked for its limits")
     rounds = rounds_of(options)
     first = rounds[0][0]
     exporter_for(first.output, observer.warn)  # a wrong --metrics-file is refused here as it would be by run
     job = build_job(lists, first, observer.warn, None if token_known else lambda: "-")
     jobs = [each for round_ in jobs_of(job, rounds, WindowChecks().open_guard, lambda _: None) for each in round_]
     found = make_plan(jobs, observer, token_known=token_known, offline=offline)
-    print_out(as_json(plans.as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(plans.as_text(found)))
+    print_out(as_json(as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(as_text(found)))
     return OK
 
 

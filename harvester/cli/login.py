@@ -28,8 +28,7 @@ from harvester.bitly.oauth import (
 )
 from harvester.client.http import post_form
 from harvester.config import credentials, parsing
-from harvester.config.options import LoginOptions, TokenStoreOptions
-from harvester.config.token_store import TokenStore
+from harvester.config.token_store import LoginOptions, TokenStore, TokenStoreOptions
 from harvester.errors import UsageError
 from harvester.threads import in_daemon
 
@@ -76,7 +75,7 @@ def log_out(options: TokenStoreOptions, tell: Tell) -> str:
     tokens = TokenStore(parsing.checked_base_url(options.base_url), options.token_store)
     if not tokens.forget(tell):
         return f"no token was stored for {tokens.server}"
-    return f"the token for {tokens.server} is deleted; it stays valid until it is revoked at Bitly"
+    return f"the stored token for {tokens.server} was deleted; revoke it at Bitly to invalidate it"
 
 
 # --- from a person or a pipe ----------------------------------------------------------------------------------

@@ -16,13 +16,11 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from harvester import _version
 from harvester._version import __version__
-from harvester.cli.exit_codes import observer_for, report_error
-from harvester.cli.signals import die_of_signals
+from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
 from harvester.config import sources
 from harvester.config.files import files_read
-from harvester.config.mistakes import parse_error_text
 from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
-from harvester.config.sources import DASH
+from harvester.config.sources import DASH, parse_error_text
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.reporting.terminal import discard_output, open_closed_streams, say
@@ -151,7 +149,7 @@ app = App(
     version=__version__,
     version_flags=["--version", "-V"],
     help_formatter=_help,
-    help="Harvest Bitly metrics in bulk: a file of bitlinks in, NDJSON rows out, each call made once.",
+    help="Harvest Bitly metrics in bulk: bitlinks in, rows for a data lake out. Every answer is paid for once.",
     help_format="plaintext",
     help_epilogue=_examples(
         "harvester demo                        see it work, without a token",
@@ -200,11 +198,30 @@ _register(
 )
 _register(
     "harvester.cli.outputs:show",
-    "Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.",
+    "Show the metrics of a few LINKS. Waits up to --max-time (1 minute by default) when a limit is used up.",
     "harvester show https://bit.ly/3lU6hRt",
     "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
     "harvester show bit.ly/3lU6hRt --json | jq .metrics",
     "harvester show --help-all                     all options",
+)
+_register(
+    "harvester.cli.account:groups",
+    "List the account's groups, whose guids `links` and `run --group` take. Costs two requests of the month.",
+    "harvester groups",
+    "harvester groups --json | jq -r .guid",
+)
+_register(
+    "harvester.cli.account:links",
+    "List the bitlinks of groups: one a line for `run -`, a row each, or (--out) as a table for a loader.",
+    "harvester links --group Ba1bc23dE4F > links.txt",
+    "harvester links --all --archived both --json | jq .tags",
+    "harvester links --group Ba1bc23dE4F --out lake/links/dt=2026-11-23",
+)
+_register(
+    "harvester.cli.account:normalize",
+    "Print the bitlink of each line of LINKS, or why it has none, as JSON. Sends no request.",
+    "harvester normalize links.txt | jq -r .bitlink",
+    "harvester normalize campaigns.csv --column url > campaigns.ndjson",
 )
 _register(
     "harvester.cli.outputs:status",
@@ -226,7 +243,7 @@ _register(
     "harvester.cli.outputs:repair",
     "Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.",
     "harvester repair lake                 what is lost, and what can be rebuilt",
-    "harvester repair lake --apply         rebuild it; then the same run goes on",
+    "harvester repair lake --apply         rebuild it; then the same run resumes",
     "harvester repair lake --parts /loaded --apply   parts were moved there",
 )
 _register(

@@ -11,10 +11,10 @@ from typing import Annotated
 import orjson
 from cyclopts import Parameter
 
-from harvester.cli.exit_codes import observer_for
-from harvester.cli.signals import stop_on_signals
+from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import Facets, ShowOptions, facets_in
-from harvester.config.parsing import day_of, filled_path, seconds_of
+from harvester.config.parsing import day_of, seconds_of
+from harvester.config.placeholders import filled_path
 from harvester.config.sources import undashed
 from harvester.dataset import manifest
 from harvester.errors import UsageError
@@ -182,7 +182,7 @@ def _print_report(text: str) -> None:
 def show(
     links: list[str], /, *, options: ShowOptions = _SHOW_DEFAULTS, json: Annotated[bool, Parameter(negative="")] = False
 ) -> int:
-    """Show the metrics of a few LINKS, for interactive use. Waits if a limit is used up, but not for long.
+    """Show the metrics of a few LINKS. Waits up to --max-time (1 minute by default) when a limit is used up.
 
     Parameters
     ----------

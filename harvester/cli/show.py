@@ -170,7 +170,8 @@ class _Waits:
             say(f"waiting for {wait_in_words(waiting)}; for {self._most} at most (--max-time)")
         elif waiting is None and status.trouble and not self._retry_reported:
             self._retry_reported = True
-            say(f"no good answer yet ({status.trouble}); retrying, for {self._most} at most (--max-time)")
+            cause = status.trouble.removeprefix("no answer ")
+            say(f"no good answer yet: {cause}; retrying, for {self._most} at most (--max-time)")
 
     def _too_long(self, waiting: WaitReason | None, trouble: str | None) -> str:
         if waiting is None or waiting.window in _UNREPORTED:
@@ -239,7 +240,7 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     if not row["metrics"]:
         remarks.append("no clicks in this window")
     if row["truncated"]:
-        remarks.append(f"truncated: Bitly returned the {row['size']:,} that --size requests; there may be more")
+        remarks.append(f"truncated: Bitly returned the {row['size']:,} that were requested; there may be more")
     returned = row["units_returned"]
     if returned is not None and returned < row["units"]:
         remarks.append(f"{row['units']:,} {row['unit']}s were requested: the plan keeps no more than {returned:,}")

@@ -3,32 +3,29 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 
 import aiohttp
 from yarl import URL
 
 from harvester.bearer import Token
-from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, platform_limits_target
-from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, path
+from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, limits_target
+from harvester.bitly.query import Query
+from harvester.bitly.requests import FacetRequests, Requests
 from harvester.bitly.verdicts import (
     Answer,
-    MonthSpent,
     NoAnswer,
     Throttled,
     Transient,
     Unreadable,
     Verdict,
-    classify,
     reason,
     truncate,
 )
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.http import Body, Pool, Slot, permanent_cause, read_bounded, transient_cause
+from harvester.client.http import Body, Pool, SlotSession, permanent_cause, read_bounded, transient_cause
 from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
@@ -78,7 +75,7 @@ class AttemptSender:
     """
 
     def __init__(
-        self, pool: Pool, query: Query, context: ClientContext, *, base_url: str, timeout_seconds: float
+        self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
         self.not_sent = self.in_flight = 0
@@ -95,18 +92,21 @@ class AttemptSender:
         self._clock = context.clock
         self._record_attempts = context.record_attempts
         self._helpers = context.helpers
-        self._facet = FACETS[query.facet]
+        self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
-        self._parameters = query.parameters
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def _url(self, bitlink: str) -> URL:
+    def _url(self, bitlink: str, parameters: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
-        base, target, query = self._base, self._base_path + path(bitlink, self._facet), self._parameters
+        base, (path, query) = self._base, self._requests.target(bitlink)
         return URL.build(
-            scheme=base.scheme, authority=base.raw_authority, path=target, query_string=query, encoded=True
+            scheme=base.scheme,
+            authority=base.raw_authority,
+            path=self._base_path + path,
+            query_string=parameters or query,
+            encoded=True,
         )
 
     async def send(
@@ -118,12 +118,13 @@ class AttemptSender:
         evidence: bool,
         known_good: bool = False,
         throttled_alone: bool = False,
+        parameters: str = "",
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
         something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
-        says nothing about the limits, because others pass.
+        says nothing about the limits, because others pass. parameters: instead of the query's.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -133,7 +134,7 @@ class AttemptSender:
         # budget are asked last, with the slot in hand and nothing awaited between their yes and the request: the budget
         # counts the attempt before it is sent, so a kill can leave too much counted, never too little. An attempt that
         # may not go gives its slot back before it waits: a waiter never holds a connection.
-        refusal = self._breaker.refuse(may_probe=may_probe) if self._breaker.is_open else None
+        refusal = self._breaker.wait_before_sending(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
             await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
@@ -143,7 +144,7 @@ class AttemptSender:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
-                    verdict = await self._request(slot, self._url(bitlink), header)
+                    verdict = await self._request(slot, self._url(bitlink, parameters), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -157,7 +158,7 @@ class AttemptSender:
         await self._wait(refusal)
         return None
 
-    async def _wait_for_slot(self) -> Slot:
+    async def _wait_for_slot(self) -> SlotSession:
         if self.pool.empty_handed:
             self.waiting = WaitReason("connections", 0, None)
         return await self.pool.get(self._shutdown)
@@ -186,7 +187,7 @@ class AttemptSender:
         if budget.account.token != self._budget.account.token:  # it was rotated since
             budget.use_token(self._budget.account.token)
 
-    async def _send_helper(self, slot: Slot, target: str, budget: Budget) -> HelperResponse | None:
+    async def _send_helper(self, slot: SlotSession, target: str, budget: Budget) -> HelperResponse | None:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
         self._begin(slot, budget)
         self.counters.helper += 1
@@ -198,7 +199,7 @@ class AttemptSender:
                     async with slot.get(url, self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
-                if lost or not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+                if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                     return None
                 return HelperResponse(response.status, response.headers, body.content)
             finally:
@@ -210,11 +211,11 @@ class AttemptSender:
         finally:
             await slot.line.closed()
 
-    async def _doubt(self, slot: Slot, exhausted: MonthExhausted) -> RetryAfter:
+    async def _doubt(self, slot: SlotSession, exhausted: MonthExhausted) -> RetryAfter:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
-            response = await self._send_helper(slot, platform_limits_target(self._facet), helpers)
+            response = await self._send_helper(slot, limits_target(self._requests.endpoint), helpers)
             if slot.counted is not None:  # it was sent
                 date = response.headers.get("Date", "") if response is not None else ""
                 self._see_date(date, slot.counted_at, asked=True)
@@ -253,7 +254,7 @@ class AttemptSender:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: Slot, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
+    def _enter(self, slot: SlotSession, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
         """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
@@ -279,12 +280,12 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            message = "the server has answered next to nothing for a long while (--outage-limit); run it again later"
+            message = "the server was out for longer than --outage-limit; run the same command again later"
             self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
-                "for two hours Bitly has given nothing but throttled answers: the account's month may be spent, or "
-                "others use up this token's limits. Look at the account's usage; the same command tries again"
+                "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
+                "other programs use up this token's limits. Check the account's usage, then run the same command again"
             )
             self._shutdown.request(Stop(StopReason.THROTTLED, message))
 
@@ -306,14 +307,14 @@ class AttemptSender:
         self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
         return RunStopping()
 
-    def _begin(self, slot: Slot, budget: Budget) -> None:
+    def _begin(self, slot: SlotSession, budget: Budget) -> None:
         """Prepare a slot for the attempt that a budget has just counted."""
         slot.counted = counted = budget.counted
         slot.counted_at, slot.line.unsent = counted.at, False
         if slot.counted_by is not budget:
             slot.counted_by, slot.line.ready = budget, partial(slot.count_when_sent, budget, self._clock)
 
-    def _given_back(self, slot: Slot, budget: Budget) -> bool:
+    def _given_back(self, slot: SlotSession, budget: Budget) -> bool:
         """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
         if slot.counted is None:
             return False
@@ -334,16 +335,16 @@ class AttemptSender:
         with suppress(OutputError):  # then one too many is recorded until the next attempt
             self._record_attempts(self.counters)
 
-    async def _request(self, slot: Slot, url: URL, authorization: str) -> Verdict:
+    async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         self.in_flight += 1
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
                     body = await read_bounded(response)
-            if not (slot.line.seems_sole(body.content) or await slot.line.proves_sole()):
+            if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
-                return Transient(None, "more came than one answer, so it is not certain what this one answers")
+                return Transient(None, "the server sent more than one response, so none can be matched to the request")
             connection = response.headers.get("Connection", "keep-alive")
             kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
             return self._classify(response, body, slot.counted_at)
@@ -359,10 +360,10 @@ class AttemptSender:
 
     def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
         content = body.content
-        verdict = classify(response.status, response.headers, content, self._facet, whole=body.whole)
+        verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):
             content = self._token.redact(content.decode(errors="replace")).encode()
-            return classify(response.status, response.headers, content, self._facet, whole=body.whole)
+            return self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if body.flaw and not isinstance(verdict, Answer):
             why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})".lstrip())
             if body.cut and isinstance(verdict, Unreadable):
@@ -390,11 +391,5 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return kind(None, f"no whole answer within {self._timeout_seconds:g} s")
+            return kind(None, f"no complete answer within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])
-
-
-def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
-    """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
-    message = f"Bitly says that the account's month is spent ({reason(verdict)})"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))

@@ -110,7 +110,7 @@ class CircuitBreaker:
 
     # --- may an attempt pass? --------------------------------------------------------------------------------------
 
-    def refuse(self, *, may_probe: bool = True) -> RetryAfter | None:
+    def wait_before_sending(self, *, may_probe: bool = True) -> RetryAfter | None:
         """Return None if an attempt may try to enter now, otherwise how long to wait.
 
         may_probe: False for a call that has failed before.
@@ -130,7 +130,7 @@ class CircuitBreaker:
         """Return None if the attempt passes, otherwise how long to wait; half-open, the first to pass is the probe."""
         if not self.is_open:
             return None
-        wait = self.refuse(may_probe=may_probe)
+        wait = self.wait_before_sending(may_probe=may_probe)
         self._probing = self._probing or wait is None
         return wait
 

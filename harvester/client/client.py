@@ -5,8 +5,8 @@ repeated and the call is charged nothing. Three kinds of verdicts are doubted be
 
 - No answer (Transient, Unreadable, Unknown): before a call is written off as failed, it must be shown that the server
   answers others: most calls since it first failed were answered, and one recently.
-- A definite no: one that stands among answers is the link's own. After ROW of them without an answer in between it may
-  be the server that says no to everything.
+- A definite no: one that stands among answers is the link's own. After STREAK of them without an answer in between it
+  may be the server that says no to everything.
 - A verdict for every call, such as a refused token: it may be that of this link alone. Where nobody was ever answered
   a second link must get it too. The same holds for a throttled response: a link that is throttled again although
   others have passed in between is charged for it.
@@ -16,13 +16,15 @@ Where the answers to others do not decide, a known-good link does (`known_good`)
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import tenacity
 
 from harvester.bitly.query import Query
+from harvester.bitly.requests import Requests
 from harvester.bitly.verdicts import (
     Answer,
     No,
@@ -38,8 +40,8 @@ from harvester.bitly.verdicts import (
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
-from harvester.client.known_good import ROW, HeldVerdicts, KnownGoodLinks, Place
-from harvester.client.pacer import Backoff, RemainingCalls, UnreadableTwice, last_verdict
+from harvester.client.known_good import STREAK, HeldVerdicts, KnownGoodLinks, Place
+from harvester.client.pacer import Backoff, Completion, RemainingCalls, UnreadableTwice, last_verdict
 from harvester.errors import OutputError
 
 _ENOUGH_CALLS = 5
@@ -52,23 +54,27 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """How to make calls. attempts: tries before a call has failed. timeout_seconds: for one try in all."""
-
-    base_url: str
-    connections: int
-    attempts: int
-    timeout_seconds: float
-    backoff_seconds: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class _Throttling:
     """A call's last throttled response. times: in a row. alone: others had passed since the one before."""
 
     moment: int
     times: int
     alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt.
+
+    max_size: the metrics to ask for once more where an answer lists as many as the query's size; None to leave it.
+    """
+
+    base_url: str
+    connections: int
+    attempts: int
+    timeout_seconds: float
+    backoff_seconds: float = 1.0
+    max_size: int | None = None
 
 
 class Client:
@@ -78,9 +84,9 @@ class Client:
     given up by later runs, so that a few strange answers are doubted too where nobody was answered.
     """
 
-    def __init__(self, pool: Pool, settings: ClientSettings, query: Query, context: ClientContext) -> None:
+    def __init__(self, pool: Pool, settings: ClientSettings, asked: Query | Requests, context: ClientContext) -> None:
         self.sender = AttemptSender(
-            pool, query, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
+            pool, asked, context, base_url=settings.base_url, timeout_seconds=settings.timeout_seconds
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
         self.charges_tries = False
@@ -89,6 +95,14 @@ class Client:
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
+        self._completion = Completion(
+            self._send_query,
+            context.shutdown,
+            asked if isinstance(asked, Query) else None,
+            settings.max_size,
+            attempts=settings.attempts,
+            backoff_seconds=settings.backoff_seconds,
+        )
         self.token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
@@ -266,7 +280,13 @@ class Client:
                 self._throttled.pop(bitlink, None)
                 if isinstance(verdict, Answer):
                     self.known_good.answered(bitlink, begun)
-                return verdict
+                return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
+
+    async def _send_query(self, bitlink: str, query: Query, again: bool) -> Verdict | None:
+        header, parameters = self.token.header, query.parameters
+        verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, parameters=parameters)
+        self.sender.counters.retried += again and verdict is not None and not isinstance(verdict, NotSent)
+        return verdict
 
     async def _renew_token(self, header: str) -> bool:
         renewed = await self.token.renewed(header, self._shutdown)
@@ -357,7 +377,7 @@ class Client:
         self._unanswered += not again
         # The breaker leaves calls out that failed in an earlier run. A list of nothing else must not be asked to its
         # end all the same, if nobody is answered.
-        if not fresh and self._unanswered >= ROW and not self._breaker.blames(self._clock()):
+        if not fresh and self._unanswered >= STREAK and not self._breaker.blames(self._clock()):
             self._breaker.suspect()
 
     def _enough_to_be_out(self, verdict: Verdict) -> int:
@@ -371,14 +391,9 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    connections: ConnectionSlots | Pool, settings: ClientSettings, query: Query, context: ClientContext
+    connections: ConnectionSlots | Pool, settings: ClientSettings, asked: Query | Requests, context: ClientContext
 ) -> AsyncIterator[Client]:
-    """Open a client. connections: a pool that others share and close; or the slots of one, which is closed at the end.
-
-    Raises: as `pooled`.
-    """
-    if isinstance(connections, Pool):
-        yield Client(connections, settings, query, context)
-        return
-    async with pooled(connections, context.shutdown, settings.base_url) as pool:
-        yield Client(pool, settings, query, context)
+    """Open a client. connections: a pool that others share and close; or the slots of one. Raises: as `pooled`."""
+    shared = nullcontext(connections) if isinstance(connections, Pool) else None
+    async with shared or pooled(cast("ConnectionSlots", connections), context.shutdown, settings.base_url) as pool:
+        yield Client(pool, settings, asked, context)

@@ -95,7 +95,7 @@ class _Protocol(ResponseHandler):
     connection all that time.
     """
 
-    def __init__(self, line: "Line", peer: Peer) -> None:
+    def __init__(self, line: "SlotConnection", peer: Peer) -> None:
         super().__init__(asyncio.get_running_loop())
         self._line = line
         self._peer = peer
@@ -144,7 +144,7 @@ class _Protocol(ResponseHandler):
         """True as long as nothing was read but one answer to each request."""
         return not self._unasked and self._answers <= self._requests
 
-    def seems_sole(self, content: bytes) -> bool:
+    def looks_sole(self, content: bytes) -> bool:
         """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
         # An answer too many, sent while a request is out, is taken for that request's answer, and so on with each that
         # follows: as long as the connection has no rest, nothing unasked is ever seen. What is sent too often is mostly
@@ -156,8 +156,8 @@ class _Protocol(ResponseHandler):
         self._last, self._took = content, self._loop.time() - self._began_at
         return not (rests or self._unasked or self._answers > self._requests or self.has_news())
 
-    async def proves_sole(self) -> bool:
-        """Look closer at an answer of which `seems_sole` has returned False."""
+    async def confirm_sole(self) -> bool:
+        """Look closer at an answer of which `looks_sole` has returned False."""
         if self.transport is not None:
             await asyncio.sleep(self._rest)
         await self.read_news()
@@ -201,7 +201,7 @@ class _Protocol(ResponseHandler):
         super().connection_lost(exc)
 
 
-class Line:
+class SlotConnection:
     """A slot's connection in the course of an attempt.
 
     deadline: for its attempts. ready: called when the connection is ready, right before a request is written; what it
@@ -225,13 +225,13 @@ class Line:
                 return
             await asyncio.sleep(0)
 
-    def seems_sole(self, content: bytes) -> bool:
+    def looks_sole(self, content: bytes) -> bool:
         """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
-        return self.protocol is None or self.protocol.seems_sole(content)
+        return self.protocol is None or self.protocol.looks_sole(content)
 
-    async def proves_sole(self) -> bool:
-        """Look closer at an answer of which `seems_sole` has returned False."""
-        return self.protocol is None or await self.protocol.proves_sole()
+    async def confirm_sole(self) -> bool:
+        """Look closer at an answer of which `looks_sole` has returned False."""
+        return self.protocol is None or await self.protocol.confirm_sole()
 
 
 def _nothing() -> None:
@@ -241,7 +241,7 @@ def _nothing() -> None:
 class Connector(aiohttp.TCPConnector):
     """Makes one connection at a time, to one address after the other, and keeps it while nothing unasked comes."""
 
-    def __init__(self, line: Line, peer: Peer) -> None:
+    def __init__(self, line: SlotConnection, peer: Peer) -> None:
         # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
         super().__init__(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
         self._line = line
@@ -266,7 +266,7 @@ class Connector(aiohttp.TCPConnector):
             if protocol.is_new:
                 await protocol.read_news()
                 if not protocol.is_quiet:
-                    raise NotQuiet("the server sent something before it was asked")
+                    raise NotQuiet("the server sent data before the request")
                 if not protocol.is_connected():
                     raise aiohttp.ClientConnectionResetError("the server closed the new connection")
             self._line.ready()

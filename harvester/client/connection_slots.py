@@ -43,8 +43,8 @@ class Holders(NamedTuple):
             return ""
         numbers = " ".join(map(str, self.stopped))
         if len(self.stopped) == 1:
-            return f"process {numbers} is stopped and holds on to its connections: let it go on (kill -CONT {numbers})"
-        return f"processes {numbers} are stopped and hold on to their connections: kill -CONT {numbers}"
+            return f"process {numbers} is suspended and keeps its connections: resume it (kill -CONT {numbers})"
+        return f"processes {numbers} are suspended and keep their connections: resume them (kill -CONT {numbers})"
 
     def __str__(self) -> str:
         if self.stopped:
@@ -87,10 +87,10 @@ class ConnectionSlots:
         self._empty_since: float | None = None
 
     async def join(self) -> None:
-        """Take a process lock.
+        """Register this process for a share of the connections; retries for about 1 s.
 
         Raises:
-            ConnectionsBusy: all are taken.
+            ConnectionsBusy: MOST_PROCESSES already share them.
         """
         with self._explained():
             os.makedirs(self._folder, exist_ok=True)
@@ -100,8 +100,8 @@ class ConnectionSlots:
             if self._lock_process():
                 return
         raise ConnectionsBusy(
-            f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: run this "
-            f"one when one of them has ended (their locks are in {self._folder}){self._stopped_in_words()}"
+            f"{MOST_PROCESSES} harvests already share this machine's {MOST_PROCESSES} connections to Bitly: "
+            f"run this command again when one has ended (their locks are in {self._folder}){self._stopped_in_words()}"
         )
 
     def _stopped_in_words(self) -> str:
@@ -199,4 +199,4 @@ class ConnectionSlots:
             yield
         except OSError as error:
             name = error.filename or self._folder
-            raise OutputError(f"{name}: {error.strerror}; give it back, or name another --state-dir") from error
+            raise OutputError(f"{name}: {error.strerror}; restore access to it, or use another --state-dir") from error

@@ -21,7 +21,7 @@ from harvester._version import __version__
 from harvester.bitly.verdicts import BODY_LIMIT
 from harvester.budget.budget import Budget
 from harvester.budget.limits import Counted
-from harvester.client.connection import HEAD_LIMIT, HEADERS_LIMIT, Connector, Line, Peer
+from harvester.client.connection import HEAD_LIMIT, HEADERS_LIMIT, Connector, Peer, SlotConnection
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.errors import OutputError, UsageError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -40,8 +40,8 @@ _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 """OpenSSL's reasons for a server that speaks plain text. Any other failed handshake may succeed the next time."""
 _CLOCK = (
-    "Set this machine's clock if it is wrong; otherwise whoever runs the server, or the proxy that inspects TLS before "
-    "it, must renew it (SSL_CERT_FILE does not help)"
+    "Set this machine's clock if it is wrong; otherwise the operator of the server, or of the proxy that inspects TLS, "
+    "must renew it (SSL_CERT_FILE does not help)"
 )
 _NAME = (
     "Another server answers at this address: check --base-url, DNS, and whether a proxy that inspects TLS is in "
@@ -49,7 +49,7 @@ _NAME = (
 )
 _ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _NAME, 64: _NAME}
 """By OpenSSL's X509_V_ERR: not yet valid, expired, host name mismatch, IP address mismatch."""
-_LATE_SECONDS = 0.2
+_RECOUNT_AFTER_SECONDS = 0.2
 """If an attempt goes later than this after its count, too little of the budget's safety margin of 0.5 s is left for the
 network."""
 _MOST_MOVES = 5
@@ -76,7 +76,7 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 
 
 @dataclass(slots=True)
-class Slot:
+class SlotSession:
     """One of the machine's connections, held by this process: a session of one connection.
 
     line: that connection. counted: where its current attempt was counted; None once that was given back.
@@ -85,7 +85,7 @@ class Slot:
 
     number: int
     session: aiohttp.ClientSession
-    line: Line = field(default_factory=Line)
+    line: SlotConnection = field(default_factory=SlotConnection)
     counted: Counted | None = None
     counted_at: float = 0.0
     counted_by: Budget | None = None
@@ -105,11 +105,11 @@ class Slot:
         # The time of the count, not of its commit, is what the windows go by. Moving the count may be held up, too, so
         # the clock is read again after it. From here to the write nothing waits.
         late, moves = clock() - self.counted_at, 0
-        while late > _LATE_SECONDS and self.counted is not None:
+        while late > _RECOUNT_AFTER_SECONDS and self.counted is not None:
             try:
                 moved = budget.sent_late(self.counted) if moves < _MOST_MOVES else None
             except OutputError as error:  # the next attempt meets it and reports it
-                raise _TooLate("not sent, because its count could not be moved to when it was ready") from error
+                raise _TooLate("not sent: its count could not be moved to the time of sending") from error
             if moved is None:
                 raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
             self.counted, self.counted_at = moved, moved.at
@@ -122,11 +122,11 @@ class Pool:
     slots: this process's. open_slot: opens a slot's session.
     """
 
-    def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
+    def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], SlotSession]) -> None:
         self.slots = slots
         self._open_slot = open_slot
-        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
-        self._surplus: list[Slot] = []
+        self._free: asyncio.LifoQueue[SlotSession] = asyncio.LifoQueue()
+        self._surplus: list[SlotSession] = []
         self._too_many = 0
 
     @property
@@ -134,11 +134,11 @@ class Pool:
         """True until other processes have released a connection."""
         return self.slots.held == 0
 
-    def take(self) -> Slot | None:
+    def take(self) -> SlotSession | None:
         """Return a slot if one is free; the caller returns it with `put`."""
         return None if self._free.empty() else self._free.get_nowait()
 
-    async def get(self, shutdown: ShutdownSignal) -> Slot:
+    async def get(self, shutdown: ShutdownSignal) -> SlotSession:
         """Return a free slot as soon as there is one; the caller returns it with `put`.
 
         Raises:
@@ -148,7 +148,7 @@ class Pool:
             slot = await shutdown.unless_stopping(self._free.get())
         return slot
 
-    def put(self, slot: Slot) -> None:
+    def put(self, slot: SlotSession) -> None:
         """Return a slot to the pool; one beyond this process's share is closed by the next `rebalance`."""
         if self._too_many > 0:
             self._too_many -= 1
@@ -200,9 +200,9 @@ async def pooled(slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str
     """
     proxy, peer = _proxy_for(URL(base_url)), Peer()
 
-    def open_slot(number: int) -> Slot:
-        line = Line()
-        return Slot(number, _session(None, proxy, Connector(line, peer)), line)
+    def open_slot(number: int) -> SlotSession:
+        line = SlotConnection()
+        return SlotSession(number, _session(None, proxy, Connector(line, peer)), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()
@@ -244,7 +244,7 @@ def _proxy_for(base: URL) -> str | None:
     proxies = getproxies()
     proxy = proxies.get(base.scheme) or proxies.get("all")
     if proxy and not _PROXY.fullmatch(proxy):
-        raise UsageError("HTTPS_PROXY: an HTTP proxy's URL, such as http://proxy.example:3128, was expected")
+        raise UsageError("HTTPS_PROXY: must be the URL of an HTTP proxy, such as http://proxy.example:3128")
     return proxy
 
 
@@ -257,7 +257,7 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
         UsageError: there was no response, or it could not be read.
     """
     target, headers = URL(url), {"Accept": "*/*"}
-    session = _session(timeout_seconds, _proxy_for(target), Connector(Line(), Peer()))
+    session = _session(timeout_seconds, _proxy_for(target), Connector(SlotConnection(), Peer()))
     try:
         async with session, session.post(target, data=dict(form), headers=headers, allow_redirects=False) as response:
             return response.status, (await read_bounded(response)).content
@@ -289,7 +289,7 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     if plain and length is not None and length <= BODY_LIMIT:
         return Body(await response.read())
     if not plain and encoding not in _ENCODINGS:
-        return _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not asked for")
+        return _undecoded(response, f"Content-Encoding {encoding[:40]!r}, which was not requested")
     unpack = None if plain else _Unpacker(encoding)
     body, taken = bytearray(), 0
     async for chunk in response.content.iter_chunked(_READ_BYTES):
@@ -372,7 +372,7 @@ def _missing_authority() -> str:
     if file:
         has = "; what it names now " + ("does not have it" if os.access(file, os.R_OK) else "cannot be read")
     advice = "A proxy that inspects TLS has a certificate authority of its own"
-    return f"{advice}: set SSL_CERT_FILE to a PEM file that holds it{has}"
+    return f"{advice}: set SSL_CERT_FILE to a PEM file that contains it{has}"
 
 
 def transient_cause(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Whom does a bad answer concern? A known-good link decides: one that was answered before, asked again.
 
 It costs a call, so it is asked only where the answers to other calls have not decided: before a call is written off as
-failed, before a verdict that is for every call stops the run, and after a row of definite no's without an answer
+failed, before a verdict that is for every call stops the run, and after a streak of definite no's without an answer
 between them. All who doubt at the same time share one question.
 
 Where nobody was ever answered there is no known-good link, and a definite no waits for the first answer. A verdict that
@@ -35,24 +35,24 @@ from harvester.shutdown import ShutdownSignal, StopReason, refuses_everything
 
 KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""
-ROW = 20
+STREAK = 20
 """After this many definite no's without an answer in between a known-good link is asked."""
 BURST = 10
 """After this many of them that an answer has followed, one is asked again. In a list of which half is gone, one link in
-two thousand ends such a row."""
-LAST_ROW = 5
+two thousand ends such a streak."""
+LAST_STREAK = 5
 """This many at the end of a list are reason to ask a known-good link. Most lists end with fewer, and in a list of which
 half is gone one in 32 ends with as many."""
 _NEW = 5
-"""As many of a ROW must be this run's own: those of an earlier run may have been confirmed in it."""
+"""As many of a STREAK must be this run's own: those of an earlier run may have been confirmed in it."""
 
 
 @dataclass(slots=True)
-class Row:
+class Streak:
     """Definite no's without an answer between them. began: the first one's moment. size: how many they are.
 
-    ended: a moment before the attempt was sent whose answer ended the row; 0 while it goes on. A no whose attempt began
-    before that belongs to the row, although it came later. asked_again: one of them is, or was. stands: it was refused
+    ended: a moment before the attempt was sent whose answer ended the streak; 0 while it goes on. A no whose attempt
+    began before that belongs to it, although it came later. asked_again: one of them is, or was. stands: it was refused
     again; None before that is known.
     """
 
@@ -64,17 +64,17 @@ class Row:
 
 
 class Place(NamedTuple):
-    """A verdict's place among the others. came: its moment. row: the one that it belongs to, if it is a definite no."""
+    """A verdict's place among the others. came: its moment. streak: the one it belongs to, if it is a definite no."""
 
     came: int
-    row: Row
+    streak: Streak
 
 
 class KnownGoodLinks:
     """Bitlinks that were answered, and what became of asking one of them again.
 
     links: the latest answered last; those of an earlier run may be added. in_run: True once this run had an answer.
-    last: the latest verdict on a known-good link. asking: a question is under way. row: the latest definite no's.
+    last: the latest verdict on a known-good link. asking: a question is under way. streak: the latest definite no's.
     earlier_unanswered: those at the end of the run before. Moments are numbers that `moment` returns in their order.
     send: sends an attempt for a link, and returns None if it was not sent after all.
     """
@@ -84,7 +84,7 @@ class KnownGoodLinks:
         self.in_run = False
         self.last: Verdict | None = None
         self.asking = False
-        self.row, self.earlier_unanswered = Row(), 0
+        self.streak, self.earlier_unanswered = Streak(), 0
         self._send = send
         self._moments = count(1)
         self._under_way: set[int] = set()
@@ -99,7 +99,7 @@ class KnownGoodLinks:
     @property
     def unanswered(self) -> int:
         """Definite no's of this run since its last answer."""
-        return 0 if self.row.ended else self.row.size
+        return 0 if self.streak.ended else self.streak.size
 
     def begin(self) -> int:
         """Return the present moment, before an attempt is sent."""
@@ -118,8 +118,8 @@ class KnownGoodLinks:
     def answered(self, bitlink: str, begun: int) -> None:
         """Record an answer. begun: a moment before its attempt was sent."""
         self.in_run = True
-        if not self.row.ended and begun > self.row.began:
-            self.row.ended = begun
+        if not self.streak.ended and begun > self.streak.began:
+            self.streak.ended = begun
         if bitlink not in self.links:
             self.links.append(bitlink)
         self._answered_at = max(self._answered_at, begun)
@@ -210,9 +210,9 @@ class HeldVerdicts:
         self._carried = 0
         self._own: set[tuple[int, str]] = set()
         self._ended = self._list_ended = False
-        self._earlier = Row()
+        self._earlier = Streak()
         self._joined_earlier = 0
-        self._since_question = ROW
+        self._since_question = STREAK
 
     def calls_ended(self, *, list_ended: bool) -> None:
         """Let no verdict wait for the answers to other calls any more. list_ended: no later run will doubt them."""
@@ -223,7 +223,7 @@ class HeldVerdicts:
         """Return whether `confirmed` asks a known-good link about a verdict at once, or hears of others first."""
         if isinstance(verdict, ForEveryCall) and not self._known_good.links:
             return True
-        return self._is_reason_to_ask(verdict, self._row + 1)
+        return self._is_reason_to_ask(verdict, self._streak + 1)
 
     @property
     def hears_of_others(self) -> bool:
@@ -236,26 +236,26 @@ class HeldVerdicts:
         return alike > 1 and not self._known_good.links and not self._in_flight()
 
     @property
-    def _own_row(self) -> int:
+    def _own_streak(self) -> int:
         """How many verdicts of this run no answer has followed yet."""
         # An answer lets go of what came before it, but the tasks that wait for it have yet to run.
         return sum(not self._known_good.answered_since(since) for since in self._held)
 
     @property
-    def _row(self) -> int:
-        return self._own_row + (0 if self._known_good.in_run else min(self._carried, ROW - _NEW))
+    def _streak(self) -> int:
+        return self._own_streak + (0 if self._known_good.in_run else min(self._carried, STREAK - _NEW))
 
-    def _is_reason_to_ask(self, verdict: No, row: int) -> bool:
-        """Return whether an unconfirmed verdict is reason to ask a known-good link. row: this one and those before."""
+    def _is_reason_to_ask(self, verdict: No, streak: int) -> bool:
+        """Return whether an unconfirmed verdict is reason to ask a known-good link. streak: of it and those before."""
         if not self._known_good.links:
             return False
         if not isinstance(verdict, Refused):
-            return row >= (ROW if (verdict.status, verdict.message) in self._own else 1)
+            return streak >= (STREAK if (verdict.status, verdict.message) in self._own else 1)
         # Also those that were believed meanwhile: links whose retries end one after another are never held together.
-        last = max(self._own_row, self._known_good.unanswered)
-        if self._ended and (verdict.no_route or (self._list_ended and last >= LAST_ROW)):
+        last = max(self._own_streak, self._known_good.unanswered)
+        if self._ended and (verdict.no_route or (self._list_ended and last >= LAST_STREAK)):
             return True
-        return row >= ROW
+        return streak >= STREAK
 
     async def confirmed(
         self,
@@ -276,14 +276,14 @@ class HeldVerdicts:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        since, row = place
+        since, streak = place
         with self._holding(verdict, since, earlier=earlier):
             while not self._known_good.answered_since(since):
                 if self._known_good.asked_since(since) and self._known_good.last is not None:
                     return self._concerns_all(verdict, self._known_good.last)
                 if self._shutdown.stop is not None:
                     return self._unconfirmed(verdict, known=bool(self._known_good.links) or earlier)
-                if not earlier and not self._known_good.asking and self._is_reason_to_ask(verdict, self._row):
+                if not earlier and not self._known_good.asking and self._is_reason_to_ask(verdict, self._streak):
                     self._since_question = 0
                     await self._known_good.ask()
                 elif self._is_everybodys(verdict) or (self._ended and not self._known_good.asking):
@@ -294,7 +294,7 @@ class HeldVerdicts:
             return self._believed(verdict)
         if isinstance(verdict, Refused):
             followed = self._known_good.answered_since(since)
-            if followed and not await self._stands(row, ask_again):
+            if followed and not await self._stands(streak, ask_again):
                 return None
             return replace(verdict, no_route=False)
         self._own.add((verdict.status, verdict.message))
@@ -324,44 +324,44 @@ class HeldVerdicts:
 
     def place_of(self, verdict: Verdict, begun: int) -> Place:
         """Return the place of a verdict that has just come. begun: a moment before its attempt was sent."""
-        # Called at the moment at which the attempt ends, so that a no is either under way or in its row.
-        came, row = self._known_good.moment(), self._known_good.row
+        # Called at the moment at which the attempt ends, so that a no is either under way or in its streak.
+        came, streak = self._known_good.moment(), self._known_good.streak
         if isinstance(verdict, Refused):
-            if not row.size or 0 < row.ended < begun:
-                row = self._known_good.row = Row(came)
-            row.size += 1
+            if not streak.size or 0 < streak.ended < begun:
+                streak = self._known_good.streak = Streak(came)
+            streak.size += 1
             self._since_question += 1
-        return Place(came, row)
+        return Place(came, streak)
 
     def place_of_earlier(self) -> Place:
         """Return the place of a definite no of an earlier run; called for the latest first."""
         self._joined_earlier += 1
         self._earlier.size = self._known_good.earlier_unanswered
         belongs = self._joined_earlier <= self._earlier.size
-        return Place(self._known_good.moment(), self._earlier if belongs else Row())
+        return Place(self._known_good.moment(), self._earlier if belongs else Streak())
 
-    async def _stands(self, row: Row, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:
-        """Return whether the no's of a row that an answer has followed are believed: False if one that was asked again
-        is not refused any more.
+    async def _stands(self, streak: Streak, ask_again: Callable[[], Awaitable[Verdict]]) -> bool:
+        """Return whether the no's of a streak that an answer has followed are believed: False if one that was asked
+        again is not refused any more.
 
         Raises:
             RunStopping: the run ended before it was known.
         """
-        while row.size < BURST <= row.size + self._known_good.under_way_before(row.ended):
+        while streak.size < BURST <= streak.size + self._known_good.under_way_before(streak.ended):
             await self._known_good.news()
-        if row.stands is None and not row.asked_again:
-            row.asked_again = row.size >= BURST and self._since_question >= ROW
-            row.stands = None if row.asked_again else True
-            if row.asked_again:
+        if streak.stands is None and not streak.asked_again:
+            streak.asked_again = streak.size >= BURST and self._since_question >= STREAK
+            streak.stands = None if streak.asked_again else True
+            if streak.asked_again:
                 self._since_question = 0
                 try:
-                    row.stands = isinstance(await ask_again(), Refused)
+                    streak.stands = isinstance(await ask_again(), Refused)
                 finally:
-                    row.stands = bool(row.stands)
+                    streak.stands = bool(streak.stands)
                     self._known_good.notify_all()
-        while row.stands is None:
+        while streak.stands is None:
             await self._known_good.news()
-        return row.stands
+        return streak.stands
 
     def _concerns_all(self, verdict: No, known_good: Verdict) -> Verdict | None:
         """Return what a verdict means once a known-good link was not answered either; None to ask again.
@@ -395,6 +395,6 @@ class HeldVerdicts:
         if not known and too_many and isinstance(verdict, Refused):
             return verdict
         good = known and (self._known_good.last is None or isinstance(self._known_good.last, Answer))
-        if isinstance(verdict, Refused) and not verdict.no_route and good and self._row < ROW:
+        if isinstance(verdict, Refused) and not verdict.no_route and good and self._streak < STREAK:
             return verdict
         raise RunStopping

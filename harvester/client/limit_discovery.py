@@ -1,7 +1,6 @@
 """The limits that Bitly itself reports for an endpoint and an account, fetched over its helper routes."""
 
 from harvester.bitly.account_limits import (
-    GROUPS,
     NOT_ASKED,
     HelperResponse,
     PlanLimit,
@@ -12,9 +11,11 @@ from harvester.bitly.account_limits import (
     read_platform_limit,
 )
 from harvester.bitly.facets import FACETS
+from harvester.bitly.query import GROUPS
 from harvester.bitly.verdicts import MonthSpent, classify_error
 from harvester.budget.budget import Budget
-from harvester.client.attempt import AttemptSender, month_spent
+from harvester.client.attempt import AttemptSender
+from harvester.client.pacer import month_spent
 from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -67,22 +68,22 @@ class LimitDiscovery:
             if response is None or response.status in {NOT_ASKED, 429} or response.status >= 500:
                 self._budget.not_answered()
             why = _what_came(response)
-            text = f"Bitly did not tell its limits ({why}); going on with {_in_words(self._budget)}"
+            text = f"Bitly gave no limits ({why}); using {_in_words(self._budget)}"
             return EventMessage(Event.LIMITS_UNAVAILABLE, text, {"reason": why, **self._limits()})
         sensible = reported.count <= reported.limit * _COUNTED_OVER
-        others = self._budget.observe(reported.limit, min(reported.count, reported.limit) if sensible else None)
+        others = self._budget.record_reported(reported.limit, min(reported.count, reported.limit) if sensible else None)
         changed = self._budget.limits != before
         news, self._reported = changed or others or not self._reported, True
         return self._news(reported.limit, reported.count, others, sensible=sensible, changed=changed) if news else None
 
     def _news(self, limit: int, count: int, others: int, *, sensible: bool, changed: bool) -> EventMessage:
-        text = f"Bitly allows {limit:,} an hour here and has counted {count:,}"
+        text = f"Bitly allows {limit:,} calls an hour for this endpoint and counts {count:,}"
         if not sensible:
-            text += ", which makes no sense and is not relied upon"
+            text += " (implausible, so ignored)"
         if others:
-            text += f", {others:,} of them not by this machine"
+            text += f" ({others:,} from elsewhere)"
         if changed:
-            text += f"; keeping {_in_words(self._budget)}"
+            text += f"; limiting to {_in_words(self._budget)}"
         return EventMessage(
             Event.LIMITS_REPORTED, text, {"limit": limit, "count": count, "others": others, **self._limits()}
         )
@@ -118,5 +119,5 @@ def _what_came(response: HelperResponse | None) -> str:
     if response is None:
         return "no answer"
     if response.status == NOT_ASKED:
-        return "no call was left to ask"
-    return "an answer without them" if response.status == 200 else f"HTTP {response.status}"
+        return "no call was left for the question"
+    return "its answer has none" if response.status == 200 else f"HTTP {response.status}"

@@ -120,9 +120,7 @@ def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None
         return checked_secret(_first_line(text), f"{option} {path}", what)
     except OSError as error:
         if _may_be_secret(path):  # must not be repeated
-            raise UsageError(
-                f"names no file: it must be the path of one that holds the {what}", option=option
-            ) from None
+            raise UsageError(f"must be the path of a file that contains the {what}", option=option) from None
         raise UsageError(f"{path}: {error.strerror}", option=option) from error
 
 
@@ -141,7 +139,7 @@ def _text_from_pipe(option: str, path: str, what: str, warn: Callable[[str], Non
                 break
             waited = time.monotonic() - began
             if waited > _SOURCE_SECONDS:
-                raise UsageError(f"{path}: nothing has come from this pipe for {_SOURCE_SECONDS} s", option=option)
+                raise UsageError(f"{path}: nothing was written to this pipe for {_SOURCE_SECONDS} s", option=option)
             if waited > _SILENT_SECONDS and not warned:
                 warn(f"waiting for the {what}: {option} {path} is a named pipe to which nothing has been written yet")
                 warned = True
@@ -203,7 +201,7 @@ def _failure(error: Exception) -> str:
     """Return what happened to a token command, without its words and what it printed."""
     match error:
         case FileNotFoundError():
-            return "there is no such program"
+            return "no such program"
         case subprocess.CalledProcessError():
             return f"exit code {error.returncode}"
         case subprocess.TimeoutExpired():
@@ -244,7 +242,7 @@ def checked_secret(text: str, source: str, what: str) -> str:
     """Return a secret without surrounding white space. Raises UsageError if it is empty, or anything else is there."""
     secret = text.strip()
     if not secret:
-        raise UsageError(f"{source}: there is no {what} in it")
+        raise UsageError(f"{source}: contains no {what}")
     stands = text.rstrip().lstrip(" \t")
     # As Bitly's own are: in letters and digits alone no flaw can be, and compiling the patterns takes 2 ms.
     if stands.isascii() and stands.isalnum():

@@ -28,6 +28,8 @@ class MetricsKeywords(TypedDict, total=False):
     units: int
     unit_reference: str | datetime | None
     size: int
+    max_size: int
+    complete: bool
     connections: int
     plan: str | None
     per_minute: int | None
@@ -55,7 +57,10 @@ class StreamKeywords(MetricsKeywords, total=False):
     max_calls: int | None
     strict: bool
     column: str | None
+    carry: str | None
     list_format: str | None
+    group: str | None
+    all_groups: bool
 
 
 class HarvestKeywords(StreamKeywords, total=False):
@@ -100,13 +105,13 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             none = f"; the options are {', '.join(known)}"
-            raise UsageError(f"there is no option {name}{nearest_of(name, known, none)}")
+            raise UsageError(f"unknown option {name}{nearest_of(name, known, none)}")
 
 
 def path_text(name: str, value: object) -> str:
     """Return a path as text. Raises UsageError for a value that is neither a text nor a path object."""
     if not isinstance(value, str | os.PathLike):
-        raise UsageError(f"{name}: a path was expected, not {type(value).__name__}")
+        raise UsageError(f"{name}: must be a path, not {type(value).__name__}")
     return os.fsdecode(value)
 
 
@@ -124,7 +129,7 @@ def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | 
         return lambda: credentials.checked_secret(token, "token", "token")
     if callable(token):
         return lambda: _result_of(token)
-    raise UsageError(f"token: a text, or a callable that returns one, was expected, not {type(token).__name__}")
+    raise UsageError(f"token: must be text, or a callable that returns it, not {type(token).__name__}")
 
 
 def token_is_at_hand(token: TokenGiven, options: RunOptions) -> bool:
@@ -153,9 +158,9 @@ def _result_of(token: Callable[[], object]) -> str:
         raise UsageError(f"token: the callable raised {type(error).__name__}") from error
     if inspect.iscoroutine(found):
         found.close()
-        raise UsageError("token: a plain callable was expected, not an asynchronous one")
+        raise UsageError("token: must be a plain callable, not an asynchronous one")
     if not isinstance(found, str):
-        raise UsageError(f"token: the callable returned no text, but {type(found).__name__}")
+        raise UsageError(f"token: the callable must return text, not {type(found).__name__}")
     return credentials.checked_secret(found, "token", "token")
 
 
@@ -176,7 +181,7 @@ def _as(name: str, hint: Any, value: object) -> object:
     elif (text := _as_text(value)) is not None:
         return text
     expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise UsageError(f"{name}: {expected} was expected, not {type(value).__name__}")
+    raise UsageError(f"{name}: must be {expected}, not {type(value).__name__}")
 
 
 def _as_text(value: object) -> str | None:

@@ -24,6 +24,7 @@ PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 PeriodName = Literal["day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
+RowsName = Literal["metrics", "links"]
 ShapeName = Literal["nested", "flat"]
 TargetName = Literal[
     "json-schema", "bigquery", "spark", "duckdb", "snowflake", "athena", "clickhouse", "pyarrow", "polars"
@@ -31,7 +32,7 @@ TargetName = Literal[
 
 _QUERY = Group("Query", sort_key=1)
 _STOPPING = Group("Stopping", sort_key=4)
-_AUTHENTICATION = Group("Authentication", sort_key=5)
+AUTHENTICATION = Group("Authentication", sort_key=5)
 
 COMMON = frozenset(
     {"facet", "day", "since", "until", "units", "unit_reference", "column", "out", "work_dir", "format", "shape"}
@@ -54,7 +55,7 @@ def home_expanded(path: str, option: str) -> str:
     return expanded
 
 
-class _Paths:
+class PathOptions:
     """Options among which are paths: `~` is expanded, wherever a value comes from."""
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ Facets: TypeAlias = Annotated[tuple[FacetName, ...], Parameter(converter=_as_typ
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that is made for each link; it is fixed when the output is begun."""
+    """The query for each link; it is fixed when the output is started, except what completes an answer."""
 
     def __post_init__(self) -> None:
         # The instance is frozen, and not in use yet.
@@ -114,15 +115,21 @@ class QueryOptions:
     "Number of units back from --unit-reference; -1 for all that the plan keeps."
 
     unit_reference: str | None = None
-    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is begun."
+    "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is started."
 
     size: int = 50
-    "Maximum number of metrics in a row."
+    "Maximum number of metrics in an answer."
+
+    max_size: int = 1000
+    "Maximum number of metrics in a second request, which is made where an answer has as many as --size."
+
+    complete: bool = True
+    "Make that second request; --no-complete leaves such rows truncated."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(_Paths):
+class OutputOptions(PathOptions):
     """Where rows are written, and in which form."""
 
     out: Annotated[str, Parameter(alias="-o")]
@@ -147,7 +154,7 @@ class OutputOptions(_Paths):
     "Format of a folder's parts; by default ndjson.gz, which every loader reads."
 
     shape: ShapeName | None = None
-    "What a row holds: a call with the list of its metrics (nested, the default), or one metric (flat)."
+    "What a row is: a call with the list of its metrics (nested, the default), or one metric (flat)."
 
     metrics_file: str | None = None
     (
@@ -161,6 +168,12 @@ class OutputOptions(_Paths):
 class ListOptions:
     """How the list is read, and which of its calls are made again."""
 
+    group: str | None = None
+    "Harvest the links of a group instead of LINKS: its guid, or several with commas (`harvester groups` lists them)."
+
+    all_groups: bool = False
+    "Harvest the links of all groups of the account instead of LINKS."
+
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."
 
@@ -169,6 +182,9 @@ class ListOptions:
 
     column: str | None = None
     "Column of the links in CSV, TSV, NDJSON and Parquet: its name, or its number from 1 if there is no header."
+
+    carry: str | None = None
+    "Columns of the list that come along into each row as `carried`, such as campaign,channel."
 
     list_format: ListFormatName | None = None
     "Format of the lists; overrides the file ending."
@@ -185,7 +201,7 @@ class ListOptions:
 
 @Parameter(name="*", group=Group("Limits", sort_key=3))
 @dataclass(frozen=True, kw_only=True)
-class LimitOptions(_Paths):
+class LimitOptions(PathOptions):
     """How fast, how often and how long requests are made."""
 
     connections: int = MAX_CONNECTIONS
@@ -240,9 +256,9 @@ class StopOptions:
     "Stop after this many calls."
 
 
-@Parameter(name="*", group=_AUTHENTICATION)
+@Parameter(name="*", group=AUTHENTICATION)
 @dataclass(frozen=True, kw_only=True)
-class AccessOptions(_Paths):
+class AccessOptions(PathOptions):
     """The server, and the source of the token."""
 
     base_url: str = BASE_URL
@@ -285,47 +301,6 @@ class RunOptions:
     stopping: StopOptions = field(default_factory=StopOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     log: LogOptions = field(default_factory=LogOptions)
-
-
-@Parameter(name="*", group=_AUTHENTICATION)
-@dataclass(frozen=True, kw_only=True)
-class TokenStoreOptions(_Paths):
-    """The server whose stored token is meant, and the folder of the store."""
-
-    base_url: str = BASE_URL
-    "URL of the API that the token is for: Bitly's, or a sandbox's."
-
-    token_store: str | None = None
-    "Folder where tokens are stored in files; by default one in the user's data folder."
-
-
-@Parameter(name="*", negative="")
-@dataclass(frozen=True, kw_only=True)
-class LoginOptions(_Paths):
-    """The options of `harvester login`."""
-
-    with_token: bool = False
-    "Store a token that you have (Bitly: Settings > API); it is read from standard input, or prompted for."
-
-    client_id: str | None = None
-    "Client ID of your OAuth app at Bitly."
-
-    client_secret_file: str | None = None
-    "A file whose first line is the app's secret; otherwise it comes from HARVESTER_CLIENT_SECRET, or a prompt."
-
-    port: int = 8472
-    "Port of the app's redirect URI, which is http://127.0.0.1:PORT/callback; 0 for a free one."
-
-    no_browser: bool = False
-    "Only print the address to open, on any machine; then paste the address where the browser ends."
-
-    store: StoreName | None = None
-    "Where to store the token; by default the keyring, if there is one."
-
-    wait: str = "5m"
-    "How long to wait for the browser, such as 5m."
-
-    kept: TokenStoreOptions = field(default_factory=TokenStoreOptions)
 
 
 @Parameter(name="*")

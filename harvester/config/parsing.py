@@ -6,11 +6,9 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from difflib import get_close_matches
 from ipaddress import ip_address
-from string import Formatter
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -19,7 +17,7 @@ from harvester.bitly.periods import PERIOD_UNITS, Period, periods_between
 from harvester.bitly.query import BASE_URL, UNITS, Query, query_for, query_for_period
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions, home_expanded
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -28,6 +26,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SIZE = re.compile(r"(\d{1,18})\s*([kmg]i?|)b?")
+_GUID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -88,11 +87,12 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
 
     Raises UsageError for a value that Bitly does not know.
     """
-    facet, period = _only_one("--facet", facets_of(options)), _only_one("--since", periods_of(options) or [None])
+    facet, period = only_one("--facet", facets_of(options)), only_one("--since", periods_of(options) or [None])
     check_choice("--unit", options.unit, UNITS)
     if options.units != -1:
         _check_range("--units", options.units, 1, "or -1 for all")
     _check_range("--size", options.size, 1)
+    _check_range("--max-size", options.max_size, 1)
     if period is not None:
         return query_for_period(facet, period, options.size), False
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
@@ -107,7 +107,8 @@ def facets_of(options: QueryOptions) -> tuple[str, ...]:
     return options.facet
 
 
-def _only_one(option: str, values: Sequence[T]) -> T:
+def only_one(option: str, values: Sequence[T]) -> T:
+    """Return the only value. Raises UsageError if there are several."""
     if len(values) > 1:
         raise UsageError(": one is expected here, not several", option=option)
     return values[0]
@@ -305,88 +306,33 @@ def _check_range(option: str, value: int, least: int, hint: str = "") -> None:
         raise UsageError(f"{value}: must be at least {least}{f' ({hint})' if hint else ''}", option=option)
 
 
+def groups_of(group: str | None, *, all_groups: bool) -> tuple[str, ...] | None:
+    """Return the guids of the groups whose links are asked for; empty for all groups, None if none are asked for.
+
+    Raises:
+        UsageError: both were given, or a guid is empty or has a space or a slash.
+    """
+    if group is None:
+        return () if all_groups else None
+    if all_groups:
+        raise UsageError(f"{group}: name groups, or all of them, not both", option="--group")
+    guids = tuple(dict.fromkeys(guid.strip() for guid in group.split(",")))
+    if not all(_GUID.fullmatch(guid) for guid in guids):
+        raise UsageError(f"{group}: must be a guid such as Ba1bc23dE4F", option="--group")
+    return guids
+
+
+def moment_of(option: str, text: str) -> datetime:
+    """Parse a moment, which is UTC unless it has an offset. Raises UsageError."""
+    try:
+        return _moment(text)
+    except UsageError as error:
+        raise UsageError(f"{text}: must be a moment such as 2026-11-23T00:00:00Z", option=option) from error
+
+
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{text}: must be a moment such as 2026-11-23T00:00:00Z", option="--unit-reference") from error
-
-
-# --- placeholders ---------------------------------------------------------------------------------------------------
-
-_MEANINGS = {"dt": "the first UTC day of the period, else that of --unit-reference", "facet": "--facet"}
-_MIN_SIMILARITY = 0.3
-"""Low enough for `{day}` to be answered with `{dt}`."""
-_NO_DEFAULT_DAY = (
-    ": by default it is the moment of the first run, and tomorrow the same command would pay for the list again"
-)
-
-
-def fill_output(options: RunOptions) -> RunOptions:
-    """Return the options with the placeholders in --out and --work-dir filled in: `lake/{facet}/dt={dt}`.
-
-    To be called once: the filled path may contain braces, which a second call would read as placeholders.
-
-    Raises:
-        UsageError: an unknown placeholder, several facets or periods, or {dt} without a day.
-    """
-    query = options.query
-    facet, period = _only_one("--facet", facets_of(query)), _only_one("--since", periods_of(query) or [None])
-    reference = query.unit_reference if period is None else period.start
-
-    def filled(option: str, path: str) -> str:
-        return filled_path(option, path, facet, reference, because=_NO_DEFAULT_DAY)
-
-    output = options.output
-    out = filled("--out", output.out)
-    work_dir = None if output.work_dir is None else filled("--work-dir", output.work_dir)
-    return replace(options, output=replace(output, out=out, work_dir=work_dir))
-
-
-def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *, because: str = "") -> str:
-    """Return a path with `~` expanded, and its placeholders filled in; `{{` and `}}` stand for braces.
-
-    name: what the path is called in errors. facet, unit_reference: what {facet} and {dt} stand for. because: why the
-    day has no default, for the error.
-
-    Raises:
-        UsageError: an unknown facet, placeholder or home folder, {dt} without a moment, or an unbalanced brace.
-    """
-    path = home_expanded(path, name)
-    check_choice("--facet", facet, tuple(FACETS))
-    day = None if unit_reference is None else _moment(unit_reference).date().isoformat()
-    values = {"dt": day, "facet": facet}
-    try:
-        pieces = list(Formatter().parse(path))
-    except ValueError as error:
-        raise UsageError(f"{path}: an unmatched brace; write {{{{ or }}}} for a brace", option=name) from error
-    filled = ""
-    for text, field, form, conversion in pieces:
-        filled += text
-        if field is None:
-            continue
-        placeholder = field + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-        if placeholder not in values:
-            raise UsageError(f"{path}: {{{placeholder}}} is not a placeholder; {_nearest(placeholder)}", option=name)
-        value = values[placeholder]
-        if value is None:
-            raise UsageError(
-                f"{path}: {{{placeholder}}} is {_MEANINGS[placeholder]}, which is not set{because}. "
-                f"Today's would be --unit-reference {datetime.now(UTC).date()}; one day's metrics are --day yesterday",
-                option=name,
-            )
-        filled += value
-    return filled
-
-
-def _nearest(shown: str) -> str:
-    if nearest := get_close_matches(shown, _MEANINGS, 1, _MIN_SIMILARITY):
-        return f"did you mean {{{nearest[0]}}}, {_MEANINGS[nearest[0]]}? Write {{{{ and }}}} for braces"
-    known = " and ".join(f"{{{each}}}, {meaning}" for each, meaning in _MEANINGS.items())
-    return f"there are {known}. Write {{{{ and }}}} for braces"
-
-
-def escape_braces(path: str) -> str:
-    """Return a path as it must be written where placeholders are filled in: with its braces doubled."""
-    return path.replace("{", "{{").replace("}", "}}")

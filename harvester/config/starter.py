@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from harvester.budget.limits import PLAN_MONTHS
 from harvester.config.options import PlanName, home_expanded
-from harvester.config.parsing import filled_path
+from harvester.config.placeholders import filled_path
 from harvester.config.sources import toml_value
 from harvester.errors import UsageError
 

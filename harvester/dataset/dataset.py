@@ -121,7 +121,7 @@ class Dataset:
         self._journal = journal
         self._committed = ledger.journals()  # bytes committed, by segment
         self._batch = Batch()
-        self._to_end: list[int] = []
+        self._segments_to_publish: list[int] = []
         self._waiting = 0
         self._counts = list(ledger.totals())  # indexed by CallState, then by _TRUNCATED and _CLIPPED
         self._ended: dict[int, Journal] = {}  # committed and not published: open, because only that survives a removal
@@ -145,12 +145,12 @@ class Dataset:
     @property
     def due(self) -> bool:
         """True when a full journal waits to become a part."""
-        return bool(self._to_end)
+        return bool(self._segments_to_publish)
 
     @property
     def behind(self) -> bool:
         """True when _ENDED_LIMIT journals wait to become parts, so that commits should wait for them."""
-        return len(self._to_end) >= _ENDED_LIMIT
+        return len(self._segments_to_publish) >= _ENDED_LIMIT
 
     @property
     def waiting(self) -> int:
@@ -254,7 +254,7 @@ class Dataset:
     def _open_state(self) -> Iterator[Watched]:
         yield from list[Watched]([self.ledger, self._attempts, self._journal, *self._batch.ended])
         for segment, journal in list(self._ended.items()):
-            if segment not in self._to_end:
+            if segment not in self._segments_to_publish:
                 self._ended.pop(segment).close()
             elif journal.tampering() and segment > self.ledger.ended():  # else its part is sealed, and we deleted it
                 yield journal
@@ -288,12 +288,12 @@ class Dataset:
             OutputError: as for `commit`; the next call finishes what this one left half done.
         """
         self._watch.raise_spoiled()
-        ended = list(self._to_end)  # read before _committed, which then includes every journal that has ended
+        ended = list(self._segments_to_publish)  # before _committed, which then includes every journal that has ended
         with as_output_error(self.location.out):
             self._publisher.publish(dict(self._committed), ended)
         for segment in ended:
             del self._committed[segment]
-        del self._to_end[: len(ended)]
+        del self._segments_to_publish[: len(ended)]
 
     def _commit(self, batch: Batch) -> None:
         """Sync the journals, then commit their verdicts and lengths to the ledger in one transaction.
@@ -324,7 +324,7 @@ class Dataset:
         self._committed.update(sizes)
         for journal in batch.ended:
             self._ended[journal.segment] = journal
-            self._to_end.append(journal.segment)
+            self._segments_to_publish.append(journal.segment)
         batch.ended.clear()
 
     def free_bytes(self) -> int:

@@ -98,7 +98,7 @@ class FilePublisher:
         checkpoint = self._checkpoint
         if segment < checkpoint.segment or segment <= self._ledger.ended():
             return
-        start = checkpoint.place if segment == checkpoint.segment else 0
+        start = checkpoint.position if segment == checkpoint.segment else 0
         size, rows, missing = checkpoint.bytes, checkpoint.rows, bytearray()
         for line in rows_in(self._location, segment, start, end):
             missing += line[self._ahead :]
@@ -141,11 +141,11 @@ class FilePublisher:
         if end < size:
             self._file.truncate(end)
         if end < checkpoint.bytes:
-            warn(f"{self._location.out} had {checkpoint.bytes} bytes and has {size}: the rest is written again")
+            warn(f"{self._location.out} has {size} bytes, expected {checkpoint.bytes}: the rest is written again")
             self._checkpoint, self._synced = reach, None
         self._ahead = end - self._checkpoint.bytes
         if self._is_renamed():
-            self._ledger.repin({"out": self._location.name})
+            self._ledger.replace_facts({"out": self._location.name})
 
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
@@ -176,7 +176,7 @@ class FilePublisher:
                 keys.append(key)
         if len(self._ledger.known(keys)) < len(set(keys)):
             raise OutputError(
-                f"{self._location.ledger} is older than {self._location.out}, which has rows that it does not know: "
+                f"{self._location.ledger} is older than {self._location.out} and lacks some of its rows: "
                 f"{self._location.repair_advice}"
             )
 
@@ -196,7 +196,7 @@ class FilePublisher:
         size, rows = 0, 0
         for segment in kept:
             for line in rows_in(
-                self._location, segment, 0, checkpoint.place if segment == checkpoint.segment else sizes[segment]
+                self._location, segment, 0, checkpoint.position if segment == checkpoint.segment else sizes[segment]
             ):
                 size += len(line)
                 rows += 1
@@ -238,12 +238,12 @@ class FilePublisher:
             return
         if end < self._checkpoint.bytes:
             raise OutputError(
-                f"{self._location.out} is not as it was written, from byte {end} on: put the file back that was there. "
-                f"If there is none, cut what is wrong (truncate --size={end} {self._location.out}), then run the same "
-                "command again"
+                f"{self._location.out} was changed from byte {end} on, after it was written: restore the original. "
+                f"If there is none, cut off the changes (truncate --size={end} {self._location.out}), then run the "
+                "same command again"
             )
         raise OutputError(
-            f"{self._location.out} was written to by another program, behind byte {end}: take that away "
+            f"{self._location.out} was written to by another program, after byte {end}: cut that off "
             f"(truncate --size={end} {self._location.out}), then run the same command again"
         )
 
@@ -251,7 +251,7 @@ class FilePublisher:
         """Yield the journals' rows behind a checkpoint."""
         for segment, size in sorted(sizes.items()):
             if segment >= start.segment and segment > self._ledger.ended():
-                yield from rows_in(self._location, segment, start.place if segment == start.segment else 0, size)
+                yield from rows_in(self._location, segment, start.position if segment == start.segment else 0, size)
 
     def _check_origin(self, end: int) -> None:
         """Check the first row and the one before `end`, which no journal has any more, as far as they tell.
@@ -265,9 +265,9 @@ class FilePublisher:
         first = next((line for _, line in whole_lines(self._location.out, 0)), b"")
         if any(object_in(line).get("run_id") != run_id for line in (first, self._file.line_before(end))):
             raise OutputError(
-                f"{self._location.out} does not hold the rows that were written to it: another file is in its place. "
-                f"Put the right one back, then run the same command again. If it is lost, {advice}. Or keep it where "
-                "it is and begin a new --out with the links that it lacks"
+                f"{self._location.out} does not contain the rows that were written to it: another file took its place. "
+                f"Restore the right one, then run the same command again. If it is lost, {advice}. Or keep it where "
+                "it is and start a new --out with the links that are missing from it"
             )
 
     def _not_whole(self, size: int, reach: FileCheckpoint) -> OutputError:
@@ -276,23 +276,23 @@ class FilePublisher:
         if size:
             enough = f" (its first {reach.bytes} bytes are enough)" if reach.bytes < had else ""
             return OutputError(
-                f"{out} has {size} bytes, expected {had}: it was truncated. Put the rows back{enough}. If they "
-                f"are lost, {self._location.repair_advice}. Or keep the file where it is and begin a new --out with "
-                "the links that it lacks"
+                f"{out} has {size} bytes, expected {had}: it was truncated. Restore the rows{enough}. If they "
+                f"are lost, {self._location.repair_advice}. Or keep the file where it is and start a new --out with "
+                "the links that are missing from it"
             )
         what = f"{out} has no bytes, expected {had}: it was moved, removed or emptied."
         if os.path.exists(self._saved_as) and os.path.getsize(self._saved_as) >= reach.bytes:
             return OutputError(
-                f"{what} It was saved when it was removed: move it back (mv {self._saved_as} {out}), then run the same "
-                "command again"
+                f"{what} It was saved when it was removed: move it back (mv {self._saved_as} {out}), then run the "
+                "same command again"
             )
         if reach.bytes:
             return OutputError(
-                f"{what} Put it back, then run the same command again. If it is lost, {self._location.repair_advice}. "
-                "Or keep it where it is and begin a new --out with the links that it lacks"
+                f"{what} Restore it, then run the same command again. If it is lost, {self._location.repair_advice}. "
+                "Or keep it where it is and start a new --out with the links that are missing from it"
             )
         return OutputError(
-            f"{what} Put it back, then run the same command again. If it is lost, its rows can be written once more, "
+            f"{what} Restore it, then run the same command again. If it is lost, its rows can be written once more, "
             f"without a call: mv {self._location.private} NEW.ndjson.harvester, then run with --out NEW.ndjson"
             + (" and without --work-dir" if self._location.work_dir else "")
         )
@@ -305,7 +305,7 @@ class FilePublisher:
         if size < self._checkpoint.bytes:
             raise self._not_whole(size, self._checkpoint)
         self._checkpoint = self._checkpoint._replace(
-            place=min(self._checkpoint.place, sizes.get(self._checkpoint.segment, 0))
+            position=min(self._checkpoint.position, sizes.get(self._checkpoint.segment, 0))
         )
         end = self._compare(self._checkpoint, sizes, size, lossy=True)
         self._ahead = end - self._checkpoint.bytes
@@ -313,11 +313,11 @@ class FilePublisher:
         if self._ahead == expected:
             end = self._accept_rows(end, sizes)
         if end < size:
-            warn(f"{self._location.out}: a torn last row was cut, its call is asked again")
+            warn(f"{self._location.out}: the incomplete last row was removed; its call is made again")
             self._file.truncate(end)
         self._sync()
         # Before this position the file has rows that no journal has any more.
-        self._ledger.repin({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
+        self._ledger.replace_facts({_REACH: orjson.dumps(list(self._checkpoint)).decode()})
         self._ledger.set_checkpoint(self._checkpoint)
 
     def _accept_rows(self, start: int, sizes: Mapping[int, int]) -> int:
@@ -330,8 +330,8 @@ class FilePublisher:
         rows = self._checkpoint.rows + sum(
             1 for at, _ in whole_lines(self._location.out, self._checkpoint.bytes) if at <= end
         )
-        segment, place = max(sizes.items(), default=(self._checkpoint.segment, 0))
-        self._checkpoint, self._ahead = FileCheckpoint(segment, place, end, rows), 0
+        segment, position = max(sizes.items(), default=(self._checkpoint.segment, 0))
+        self._checkpoint, self._ahead = FileCheckpoint(segment, position, end, rows), 0
         return end
 
 

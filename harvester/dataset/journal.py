@@ -303,8 +303,8 @@ class Journal:
         """Return what another program has done to the file. For the event loop's thread."""
         size = os.fstat(self._descriptor).st_size
         if size != self.size:
-            text = f"was cut or written to by another program (it has {size} bytes, expected {self.size})"
-            then = "The same command goes on, and asks again for the calls whose answers are lost with it"
+            text = f"was truncated or changed by another program (it has {size} bytes, expected {self.size})"
+            then = "Run the same command again; it repeats the calls whose answers were lost"
             return Tampering(self._path, text, False, then)
         if not leads_to(self._path, self._descriptor):
             return Tampering(self._path, "was removed or replaced by another program")

@@ -17,8 +17,8 @@ _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
 _PAGE_LINES = 1000
 _ADVICE = (
-    "Without it nobody knows which calls were paid for: put a backup of it back; or else keep this output as it is and "
-    "begin a new --out with the links that it lacks"
+    "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
+    "start a new --out with the links that are missing from it"
 )
 
 UNANSWERED = "unanswered"
@@ -58,11 +58,11 @@ class Entry(NamedTuple):
 class FileCheckpoint(NamedTuple):
     """The growing file's length in bytes and rows, when it contained all rows of the journals before a position.
 
-    segment, place: that position: the journal, and the bytes before it there.
+    segment, position: the journal, and the bytes before that position there.
     """
 
     segment: int = 0
-    place: int = 0
+    position: int = 0
     bytes: int = 0
     rows: int = 0
 
@@ -159,9 +159,9 @@ class Ledger:
 
     def facts(self) -> dict[str, str | int]:
         """Return the dataset's facts by name."""
-        return dict(self._rows("SELECT name, value FROM meta"))
+        return dict(self._rows("SELECT name, value FROM facts"))
 
-    def repin(self, facts: dict[str, str | int]) -> None:
+    def replace_facts(self, facts: dict[str, str | int]) -> None:
         """Store facts in place of those that were stored before."""
         with self._file.transaction():
             self._set_facts(facts)
@@ -198,9 +198,9 @@ class Ledger:
             for start in range(0, len(keys), _VARIABLES):
                 some = keys[start : start + _VARIABLES]
                 marks = ",".join("?" * len(some))
-                select = f"SELECT key, state, tries, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
-                for key, state, tries, seen in self._file.connection.execute(select, some):
-                    found[key] = Known(CallState(state), tries, seen)
+                select = f"SELECT key, state, failed_runs, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
+                for key, state, failed_runs, seen in self._file.connection.execute(select, some):
+                    found[key] = Known(CallState(state), failed_runs, seen)
         return found
 
     def commit(
@@ -229,7 +229,7 @@ class Ledger:
             self._file.connection.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
             self._file.connection.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
             self._set_checkpoint(checkpoint)
-            add = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
+            add = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
             self._file.connection.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
@@ -241,7 +241,7 @@ class Ledger:
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
         self._file.connection.executemany(
             "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
-            "tries = calls.tries + excluded.tries * (calls.state <> 1), seen = excluded.seen, "
+            "failed_runs = calls.failed_runs + excluded.failed_runs * (calls.state <> 1), seen = excluded.seen, "
             "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
             "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
@@ -262,16 +262,16 @@ class Ledger:
             [(e.line, e.key, segment) for e in last.values() if e.line is not None],
         )
 
-    def set_tries(self, tries: Iterable[tuple[bytes, int]]) -> None:
+    def set_failed_runs(self, failed_runs: Iterable[tuple[bytes, int]]) -> None:
         """Set in how many runs calls have failed, by key; those that have not failed last stay as they are."""
         with self._file.transaction():
-            update = "UPDATE calls SET tries = ? WHERE key = ? AND state = 2"
-            self._file.connection.executemany(update, ((count, key) for key, count in tries))
+            update = "UPDATE calls SET failed_runs = ? WHERE key = ? AND state = 2"
+            self._file.connection.executemany(update, ((count, key) for key, count in failed_runs))
 
-    def take_back_tries(self, keys: Iterable[bytes]) -> None:
+    def take_back_failed_runs(self, keys: Iterable[bytes]) -> None:
         """Count one run less in which these calls have failed."""
         with self._file.transaction():
-            update = "UPDATE calls SET tries = max(tries - 1, 0) WHERE key = ? AND state = 2"
+            update = "UPDATE calls SET failed_runs = max(failed_runs - 1, 0) WHERE key = ? AND state = 2"
             self._file.connection.executemany(update, ((key,) for key in sorted(keys)))
 
     def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
@@ -283,7 +283,7 @@ class Ledger:
         """Record the refusals that a killed run has ended with. refused: their keys, and of some that it took back."""
         standing = [key for key, known in self.known(list(refused)).items() if known.state is CallState.REFUSED]
         if len(standing) > int(self.facts().get(UNANSWERED, 0)):
-            self.repin({UNANSWERED: len(standing)})
+            self.replace_facts({UNANSWERED: len(standing)})
 
     def calls_of(self, segment: int) -> int:
         """Count the calls whose last verdict is in this journal. Reads the whole table."""
@@ -324,7 +324,7 @@ class Ledger:
 
     def checkpoint(self) -> FileCheckpoint:
         """Return the growing file's last checkpoint."""
-        found = self._rows("SELECT segment, place, bytes, rows FROM mark")
+        found = self._rows("SELECT segment, position, bytes, rows FROM checkpoint")
         return FileCheckpoint(*found[0]) if found else FileCheckpoint()
 
     def set_checkpoint(self, checkpoint: FileCheckpoint) -> None:
@@ -369,7 +369,7 @@ class Ledger:
         found = self._rows("PRAGMA quick_check(1)")[0][0]
         if found != "ok":
             raise self._file.damaged(found)
-        for table in ("calls", "failures", "invalid", "journals", "mark", "parts"):  # one that is gone is damage
+        for table in ("calls", "failures", "invalid", "journals", "checkpoint", "parts"):  # one that is gone is damage
             self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours
         self.check_version()
 
@@ -378,7 +378,7 @@ class Ledger:
         version = self.facts().get("schema")
         if version != _VERSION:
             raise OutputError(
-                f"{self._path}: schema {version}, and this harvester writes {_VERSION}; use the version that began it"
+                f"{self._path}: schema {version}, and this harvester supports {_VERSION}; use the one that made it"
             )
 
     def _rows(self, select: str, *parameters: Any) -> list[Any]:
@@ -394,7 +394,7 @@ class Ledger:
 
     def _set_checkpoint(self, checkpoint: FileCheckpoint | None) -> None:
         if checkpoint is not None:
-            self._file.connection.execute("INSERT OR REPLACE INTO mark VALUES (0, ?, ?, ?, ?)", checkpoint)
+            self._file.connection.execute("INSERT OR REPLACE INTO checkpoint VALUES (0, ?, ?, ?, ?)", checkpoint)
 
     def _set_facts(self, values: dict[str, str | int]) -> None:
-        self._file.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        self._file.connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", values.items())

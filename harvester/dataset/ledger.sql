@@ -1,15 +1,15 @@
 -- The dataset's facts.
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- A call: key is the record_id's 16 bytes, tries the invocations it failed in, seen the last invocation whose list
+CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- A call: key is the record_id's 16 bytes, failed_runs the invocations it failed in, seen the last invocation whose list
 -- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, tries INTEGER, seen INTEGER, segment INTEGER,
+CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, failed_runs INTEGER, seen INTEGER, segment INTEGER,
                     truncated INTEGER, clipped INTEGER) WITHOUT ROWID;
 CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.
 CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
 -- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
-CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, place INTEGER, bytes INTEGER,
+CREATE TABLE checkpoint (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, position INTEGER, bytes INTEGER,
                    rows INTEGER);
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
                     sha256 TEXT, calls INTEGER, sealed INTEGER);

@@ -270,15 +270,17 @@ def parse(text: bytes, path: str) -> Manifest:
     try:
         content: Any = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise UsageError(f"{path}: not JSON ({error}); it is torn, or no manifest of harvester's") from error
+        raise UsageError(f"{path}: not JSON ({error}); it is incomplete, or not a harvester manifest") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > NEWEST:
         tool = content.get("tool")
-        raise NewerForm(f"{path}: written by {tool}, in a form newer than this harvester knows: update it")
+        raise NewerForm(f"{path}: written by {tool}, in a newer format than this harvester supports: update it")
+    if isinstance(content, dict) and content.get("rows") == "links":
+        raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
     try:
         manifest: Manifest = _decode(Manifest, content)
     except _Misfit as error:
-        raise UsageError(f"{path}: not a manifest of harvester's ({error})") from error
+        raise UsageError(f"{path}: not a harvester manifest ({error})") from error
     return manifest
 
 
@@ -300,7 +302,7 @@ def _decode(form: Any, value: Any, name: str = "") -> Any:
         return _decode_object(form, value, name)
     if get_origin(form) is tuple:
         if not isinstance(value, list):
-            raise _Misfit(f"{name} is no list")
+            raise _Misfit(f"{name} is not a list")
         return tuple(_decode(get_args(form)[0], item, name) for item in value)
     kind = (int, float) if form is float else get_origin(form) or form
     if not isinstance(value, kind) or (isinstance(value, int | float) and value < 0):
@@ -310,7 +312,7 @@ def _decode(form: Any, value: Any, name: str = "") -> Any:
 
 def _decode_object(form: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
-        raise _Misfit(f"{name or 'it'} is no object")
+        raise _Misfit(f"{name or 'it'} is not an object")
     found = {}
     for key, (inner, required) in _fields_of(form).items():
         path = f"{name}.{key}" if name else key
@@ -335,7 +337,7 @@ def locate(out: str) -> tuple[str, str]:
         UsageError: rows on standard output have no manifest.
     """
     if out == "-":
-        raise UsageError("rows on standard output leave no manifest behind: name a folder or a file")
+        raise UsageError("rows on standard output have no manifest: name a folder or a file")
     out = os.path.abspath(out)
     if os.path.basename(out) == MANIFEST:
         path = out
@@ -370,7 +372,7 @@ def _text_in_store(url: str) -> bytes:
     except OutputError as error:
         raise UsageError(str(error)) from error
     if text is None:
-        raise UsageError(f"nothing was begun at {url}: there is no {url}/{MANIFEST}")
+        raise UsageError(f"no run has started at {url}: {url}/{MANIFEST} does not exist")
     return text
 
 
@@ -383,7 +385,7 @@ def _text_of(path: str, out: str) -> bytes:
                 raise UsageError(f"{path}: not a file")
             return stream.read(_MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"nothing was begun at {out}: there is no {path}") from error
+        raise UsageError(f"no run has started at {out}: {path} does not exist") from error
     except OSError as error:
         if error.errno == errno.ESTALE:  # replaced meanwhile, on a network file system
             return _text_of(path, out)

@@ -135,7 +135,7 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
     # Without a verdict the query may still change: a refused run pins nothing.
     if ledger.unused and not any(os.path.getsize(path) for path in journals):
         # The run_id stays: by it the parts and rows are known that a ledger lacks which is older than they are.
-        ledger.repin(facts | {"run_id": ledger.facts()["run_id"]})
+        ledger.replace_facts(facts | {"run_id": ledger.facts()["run_id"]})
 
 
 def _publisher_for(
@@ -203,17 +203,17 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
     ):  # first: another output may well have another query
         if location.work_dir is None:
             raise UsageError(
-                f"{location.private} is the state of --out {other}, which a symbolic link leads to: an output needs a "
+                f"{location.private} is the state of --out {other}, reached by a symbolic link: each output needs a "
                 "state of its own, so remove the link"
             )
         raise UsageError(
-            f"{location.private} belongs to --out {other}, not to {location.out}: name another", option="--work-dir"
+            f"{location.private} belongs to --out {other}, not to {location.out}: use another", option="--work-dir"
         )
     if begun != query:
         raise UsageError(
-            f"{location.out} was begun with another query:\n  it has  {begun.as_options()}\n"
-            f"  asked   {query.as_options()}\n"
-            "Name another --out for the new query, or give the options it has"
+            f"{location.out} was started with another query:\n  existing   {begun.as_options()}\n"
+            f"  requested  {query.as_options()}\n"
+            "Use another --out for the new query, or the existing options"
         )
     return begun
 
@@ -349,7 +349,7 @@ class _Recovery:
             stream.seek(end)
             torn = not following.startswith(stream.read(len(following) + 1))
         if torn:
-            self.warn(f"{out}: a torn last row was cut, its call is asked again")
+            self.warn(f"{out}: the incomplete last row was removed; its call is made again")
             truncate_file(out, end)
         sync_path(out)
         self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
@@ -370,13 +370,12 @@ class _Recovery:
             path, lines = segment_path(self.folder, scan.segment), ", ".join(map(str, scan.mended[:_LINES_NAMED]))
             self.warn(
                 f"{path}:{lines}: {count} damaged line{'s' if count > 1 else ''} in the journal (a failing disk, or "
-                "another program?). What stood there is asked for again unless its row is published; every other line "
-                "is kept"
+                "another program?). Its calls are made again unless their rows are published; all other lines "
+                "are kept"
             )
             return
         self.warn(
-            f"{max(lost, 0)} committed calls are not in the journal any more (a power failure?): "
-            "they are asked for again"
+            f"{max(lost, 0)} committed calls are missing from the journal (a power failure?): they are made again"
         )
 
     def _replay(self, segment: int, start: int) -> None:

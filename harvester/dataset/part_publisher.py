@@ -52,8 +52,7 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     if end is not None and position < end:
         if not os.path.exists(path):
             raise OutputError(
-                f"{path} is gone: it was moved or removed, or its folder was. Put it back, then run the same "
-                "command again"
+                f"{path} is missing: it or its folder was moved or removed. Restore it, then run the same command again"
             )
         raise damaged(path, position)
 
@@ -61,8 +60,8 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
 def damaged(path: str, position: int) -> OutputError:
     """Return the error for a journal that is damaged within its committed bytes."""
     return OutputError(
-        f"{path} is damaged at byte {position}, inside what was committed: run the same command again, which takes "
-        "every line that is whole, asks again for the others, and says which"
+        f"{path} is damaged at byte {position}, within what was committed: run the same command again. It keeps "
+        "the intact lines, makes the other calls again, and lists them"
     )
 
 
@@ -151,7 +150,7 @@ class PartPublisher:
                 return
             else:
                 # The hidden name was durable before the intent, and only publishing takes it away.
-                warn(f"{part.name} was published before the last crash and has been moved away since: taken as loaded")
+                warn(f"{part.name} was published before the last crash and moved away since: taken as loaded")
         self._seal(part)
         remove(self._location.private, part.segment)
 
@@ -163,7 +162,7 @@ class PartPublisher:
         """
         found = self._storage.digest(part.name)
         if found is not None and found != (part.bytes, part.sha256):
-            raise OutputError(f"{self._storage.path(part.name)} is in the way of a part: move it away")
+            raise OutputError(f"{self._storage.path(part.name)} has the name of a new part: move it away")
         return found is not None
 
     def _put(self, part: Part) -> None:
@@ -177,7 +176,9 @@ class PartPublisher:
             if (created and self._storage.moves_files) or self._is_published(part) or created:
                 return
         path = self._storage.path(part.name)
-        raise OutputError(f"{path} comes and goes: let nobody take parts, then run again")
+        raise OutputError(
+            f"{path} appears and disappears: stop the program that moves parts, then run the same command again"
+        )
 
     def _seal(self, part: Part) -> None:
         """Record the seal, then delete the hidden file if publishing has left it."""
@@ -224,14 +225,14 @@ class PartPublisher:
             path, match = self._storage.path(name), PART_NAME.fullmatch(name)
             if self._location.in_store:  # the prefix is claimed: nobody else's parts belong there
                 raise OutputError(
-                    f"{path} is unknown to the ledger in {self._location.private}: the ledger is older than this "
-                    "output, or the part is another program's. Put the newer work dir back, or move the part away. "
-                    f"{self._location.repair_advice}. Or begin a new --out"
+                    f"{path} is not in the ledger in {self._location.private}: the ledger is older than this "
+                    "output, or another program wrote the part. Restore the newer work dir, or move the part away. "
+                    f"{self._location.repair_advice}. Or start a new --out"
                 )
             if match and match["run_id"] == self._run_id:  # no copy, and no other program's, beside the parts
                 raise OutputError(
-                    f"{path} is unknown to the ledger, which is older than this output. Put the newer ledger back. "
-                    f"{self._location.repair_advice}. Or keep this output as it is and begin a new --out"
+                    f"{path} is not in the ledger, which is older than this output. Restore the newer ledger. "
+                    f"{self._location.repair_advice}. Or keep this output as it is and start a new --out"
                 )
 
 
@@ -267,7 +268,7 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
     secret = ledger.facts().get("claim")
     if secret is None:
         secret = secrets.token_hex(16)
-        ledger.repin({"claim": secret})
+        ledger.replace_facts({"claim": secret})
     found = store.get(CLAIM)
     if found is None:
         # Without a claim a prefix is new, or somebody has deleted the claim so that a ledger that is not new can go on.
@@ -278,8 +279,8 @@ def claim_prefix(store: Storage, location: OutputLocation, ledger: Ledger) -> No
         # Some stores that speak S3 ignore If-None-Match: one run could replace what another has published.
         if store.create(CLAIM, text):
             raise OutputError(
-                f"{location.out}: this store replaces what is there when it is asked to create only: harvester "
-                "cannot publish safely there. Update the store, or name another --out"
+                f"{location.out}: this store replaces an object that harvester asked it only to create, so harvester "
+                "cannot publish safely there. Update the store, or use another --out"
             )
     claim = object_in(found)
     if claim.get("claim") != secret:
@@ -299,17 +300,17 @@ def _claim_of(location: OutputLocation, ledger: Ledger, secret: str) -> dict[str
 
 def _begun_before(location: OutputLocation) -> OutputError:
     return OutputError(
-        f"{location.out} was begun before, and not with --work-dir {location.private}. Without the work dir that it "
-        "was begun with nobody knows which calls were paid for: name that one. If it is lost, "
-        f"{location.repair_advice}. Or begin a new --out with the links that this one lacks"
+        f"{location.out} was started with another --work-dir than {location.private}. That work dir "
+        "records which calls were paid for: name it. If it is lost, "
+        f"{location.repair_advice}. Or start a new --out with the links that are missing from this one"
     )
 
 
 def _claimed_by_another(location: OutputLocation, claim: Mapping[str, Any]) -> OutputError:
     owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "run_id", "made"))
     return OutputError(
-        f"{location.out} belongs to another work dir ({owner}), which knows what was paid for and published: run "
+        f"{location.out} belongs to another work dir ({owner}), which records what was paid for and published: run "
         f"there, or bring that work dir here. If it is lost, {location.repair_advice}. Or keep this output as it is "
-        "and begin a new --out with the links that it lacks; only when all there is to be thrown away, delete every "
+        "and start a new --out with the links that are missing from it. To discard all of it, delete every "
         f"object under {location.out}, {CLAIM} last, and run the same command again"
     )

@@ -76,7 +76,7 @@ class Sidecars:
             if last or isinstance(error, StoreRefused):
                 raise
             if not self._warned:
-                self._warn(f"{error}; it is tried again later, and the run goes on")
+                self._warn(f"{error}; the run continues, and tries again later")
             self._warned = True
         else:
             self._warned = False

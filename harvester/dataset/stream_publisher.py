@@ -127,7 +127,7 @@ class StdoutSink:
                     self.awaits_reader = False
                     line = line[os.write(_STDOUT, line[: select.PIPE_BUF]) :]
                 elif self._abandoned:
-                    raise OutputError("standard output takes no more rows: those that it did not take are lost")
+                    raise OutputError("standard output accepts no more rows: those that were not written are lost")
                 else:
                     self.awaits_reader = True
         except BrokenPipeError as error:
@@ -154,13 +154,13 @@ class QueueSink:
 
     def check(self) -> None:
         if self.channel.closed:
-            raise ReaderClosed("nobody takes rows any more")
+            raise ReaderClosed("the reader has stopped taking rows")
 
     def write(self, line: bytes) -> None:
         try:
             self.channel.put(line)
         except QueueClosed as error:
-            raise ReaderClosed("nobody takes rows any more") from error
+            raise ReaderClosed("the reader has stopped taking rows") from error
 
     def shorten_waits(self) -> None:
         pass  # a reader in the same process is waited for

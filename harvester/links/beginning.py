@@ -89,7 +89,7 @@ class CheckedText(io.BufferedIOBase):
         """As `_decides`, for a first line in a format whose lines may be JSON."""
         if _ARRAY.match(line):
             raise InputBroken(
-                f"{self._name}: a JSON array, not a list of lines; write an entry a line first: {self._jq('.[]')}"
+                f"{self._name}: a JSON array, not a list of lines; write one entry a line: {self._jq('.[]')}"
             )
         if not line.startswith(b"{"):
             return True
@@ -108,13 +108,13 @@ class CheckedText(io.BufferedIOBase):
         if record and not {"bitlink", "text"} & set(record):
             shown = ", ".join(record)[:_SHOWN_KEYS]
             raise InputBroken(
-                f"{self._name}: lines of JSON without a bitlink ({shown}). Say --list-format ndjson, and --column KEY "
+                f"{self._name}: lines of JSON without a bitlink ({shown}). Use --list-format ndjson, and --column KEY "
                 f"if none is called {', '.join(NAMES)}"
             )
 
     def _refuse_object(self) -> None:
         raise InputBroken(
-            f"{self._name}: one JSON object, not a list of lines; write an entry a line first, such as "
+            f"{self._name}: one JSON object, not a list of lines; write one entry a line, such as "
             f"{self._jq('.links[]')}"
         )
 

@@ -185,7 +185,7 @@ def _foreign(stream: "PeekedStream") -> tuple[str, str] | None:
         return "Parquet inside another format", "unpack it first"
     sample = head[:_SAMPLE]
     if _is_binary(sample):
-        return "no text, for it has NUL bytes", f"{AS_TEXT}; where NUL separates them: tr '\\0' '\\n'"
+        return "not text: it has NUL bytes", f"{AS_TEXT}; where NUL separates them: tr '\\0' '\\n'"
     return None
 
 
@@ -338,6 +338,6 @@ class _TranscodedStream(io.BufferedIOBase):
             text = _SWAPPED[0]
         if any(mark in text for mark in _SWAPPED) or len(_NARROW_LINK.findall(recent)) >= _NARROW_LINKS:
             raise OSError(
-                f"it begins in {self._encoding.upper()} and goes on in another encoding; write all of it in UTF-8"
+                f"it begins in {self._encoding.upper()} and continues in another encoding; write all of it in UTF-8"
             )
         return text

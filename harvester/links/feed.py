@@ -9,7 +9,7 @@ import inspect
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -57,7 +57,7 @@ class IterableFeed:
                 links = iter(links)
             except TypeError as error:
                 raise UsageError(
-                    f"links: a path, or an iterable of links, was expected, not {type(links).__name__}"
+                    f"links: must be a path, or an iterable of links, not {type(links).__name__}"
                 ) from error
         self.error: BaseException | None = None
         self._links = links
@@ -176,13 +176,16 @@ class _TaskReader:
             await self._queue.put(_END)
 
 
-Links: TypeAlias = AnyPath | Iterable[str] | Iterable[os.PathLike[str]] | AsyncIterable[str]
+LinkGiven: TypeAlias = str | tuple[str, Mapping[str, Any]]
+"""A link, alone or with what its row is to carry."""
+Links: TypeAlias = AnyPath | Iterable[LinkGiven] | Iterable[os.PathLike[str]] | AsyncIterable[LinkGiven]
 
 
 def lists_of(links: Links) -> list[str] | IterableFeed:
     """Return the paths of lists, or the feed of an iterable.
 
-    A path names one list, a list or tuple of path objects several. Any other iterable yields links.
+    A path names one list, a list or tuple of path objects several. Any other iterable yields links, or pairs of a link
+    and a mapping, whose items its row carries.
 
     Raises:
         UsageError: links is neither, or a string that is a bitlink where a path was expected.
@@ -190,10 +193,10 @@ def lists_of(links: Links) -> list[str] | IterableFeed:
     if isinstance(links, str | os.PathLike):
         path = os.fsdecode(links)
         if not os.path.exists(path) and is_bitlink(path):
-            raise UsageError(f'{path}: a text is the path of a list, and there is none; for links, give ["{path}"]')
+            raise UsageError(f'{path}: no such file; text is the path of a list. For links, pass ["{path}"]')
         return [path]
     if isinstance(links, list | tuple) and links and all(isinstance(each, os.PathLike) for each in links):
         return [os.fsdecode(each) for each in links]
     if isinstance(links, bytes | bytearray | memoryview):
-        raise UsageError(f"links: a path, or an iterable of links, was expected, not {type(links).__name__}")
+        raise UsageError(f"links: must be a path, or an iterable of links, not {type(links).__name__}")
     return IterableFeed(links)

@@ -18,5 +18,7 @@ def exporter_for(options: OutputOptions, warn: Callable[[str], None]) -> Callabl
     try:
         from harvester.reporting.prometheus import TextfileExporter  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UsageError(f"needs another library: {install_line('metrics')}", option="--metrics-file") from error
+        raise UsageError(
+            f"needs the package prometheus-client: {install_line('metrics')}", option="--metrics-file"
+        ) from error
     return TextfileExporter(options.metrics_file, options.out, warn).export

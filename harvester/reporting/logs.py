@@ -175,7 +175,7 @@ class LoggingObserver:
             result = self._on_failure(orjson.loads(line))
             if inspect.iscoroutine(result):
                 result.close()
-                raise UsageError("on_failure: a plain function was expected, not one that returns a coroutine")
+                raise UsageError("on_failure: must be a plain function, not one that returns a coroutine")
         except (Exception, asyncio.CancelledError) as error:  # the caller's own error: the stream raises it later
             self.error = error
             if self._give_up:

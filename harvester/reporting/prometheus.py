@@ -51,7 +51,7 @@ class TextfileExporter:
         except (OSError, ValueError) as error:
             if not self._warned:
                 reason = getattr(error, "strerror", None) or str(error) or "it took too long"
-                self._warn(f"--metrics-file {self._path}: {reason}; the run goes on, and tries again every minute")
+                self._warn(f"--metrics-file {self._path}: {reason}; the run continues, and tries again every minute")
             self._warned = True
 
     def _write(self, manifest: Manifest) -> None:
@@ -80,9 +80,9 @@ def _replace(path: str, content: bytes) -> None:
 def _checked(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not name.endswith(ENDING) or name == ENDING:
-        misfit = f"a name such as harvester{ENDING} was expected; the collector reads no other"
+        misfit = f"must be a name such as harvester{ENDING}; the collector reads no other"
     elif not os.path.isdir(folder):
-        misfit = f"there is no folder {folder}; use the textfile collector's"
+        misfit = f"the folder {folder} does not exist; use the textfile collector's"
     elif not os.access(folder, os.W_OK | os.X_OK):
         misfit = f"Permission denied; this user must be able to write to {folder}"
     elif os.path.isdir(path):
@@ -141,7 +141,11 @@ class _Numbers(Collector):
         text = "Attempts that retried one that had failed transiently."
         yield self._counter("attempts_retried", text, made.retried)
         yield self._counter("attempts_throttled", "Attempts that Bitly throttled.", made.throttled)
-        yield self._counter("helper_requests", "Helper requests, which ask for Bitly's own limits.", made.helper)
+        yield self._counter(
+            "helper_requests",
+            "Helper requests, which ask for Bitly's own limits, groups and pages of links.",
+            made.helper,
+        )
 
     def _budget(self) -> Iterator[Metric]:
         windows, limited_by = self._manifest.budget.windows, self._manifest.budget.limited_by
@@ -160,8 +164,8 @@ class _Numbers(Collector):
         yield self._moment("updated", "When these numbers were taken.", manifest.updated)
         text = "When a call of this run last got its verdict; 0 for none."
         yield self._moment("last_verdict", text, run.last_verdict)
-        yield self._moment("ended", "When the run ended; 0 while it goes on.", manifest.ended)
-        yield self._gauge("complete", "1 if every call is settled.", {"": int(manifest.complete)})
+        yield self._moment("ended", "When the run ended; 0 during the run.", manifest.ended)
+        yield self._gauge("complete", "1 if every link has an answer.", {"": int(manifest.complete)})
         reasons = {stopped.reason: 1} if stopped else {}
         yield self._gauge("stopped", "1 for the reason why the run ended before its list did.", reasons, "reason")
 

@@ -101,7 +101,7 @@ class Reporter:
         message = f"{line.file}:{line.line}: not a bitlink: {line.reason}: {text}"
         self.tell(Event.LINE_INVALID, message, file=line.file, line=line.line, reason=line.reason, text=text)
         if self._invalid == _SHOWN_INVALID:
-            self.tell(Event.LINES_SUPPRESSED, "further invalid lines are only counted here")
+            self.tell(Event.LINES_SUPPRESSED, "more invalid lines follow; they are only counted here")
 
     def _report_invalid(self, so_far: str = "") -> None:
         """Write one line on the bad lines until now, unless there is one; the summary has their final number."""
@@ -216,7 +216,7 @@ def trouble_of(status: RunProgress) -> str:
     waits = status.waiting is not None and status.waiting.window != "pace"
     if waits or status.trouble is None or moves(status) or len(status.per_second) < _STILL_SECONDS:
         return ""
-    return f"no good answer lately ({status.trouble[:_SHOWN_TEXT]}): retrying"
+    return f"no good answer lately: {status.trouble[:_SHOWN_TEXT].removeprefix('no answer ')}; retrying"
 
 
 def wait_in_words(waiting: WaitReason) -> str:

@@ -15,11 +15,11 @@ from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month
 from harvester.config.options import QueryOptions
-from harvester.config.parsing import escape_braces
+from harvester.config.placeholders import escape_braces
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
-from harvester.shutdown import CARRIES_ON, CONSEQUENCES, STOPPED, Consequence, StopReason
+from harvester.shutdown import CONSEQUENCES, RESUMES, STOPPED, Consequence, StopReason
 
 
 class RunState(StrEnum):
@@ -93,7 +93,7 @@ def read_status(out: str, now: datetime | None = None) -> RunStatus:
     try:
         return _status_of(found, now or datetime.now(UTC))
     except (ValueError, OverflowError) as error:  # a text that is no moment, or a number beyond any date
-        raise UsageError(f"{found.path}: not a manifest of harvester's ({error})") from error
+        raise UsageError(f"{found.path}: not a harvester manifest ({error})") from error
 
 
 class Unreadable(NamedTuple):
@@ -214,14 +214,14 @@ def _next_step(found: Found, state: RunState) -> NextStep:
 
 def _step_after(found: Found, state: RunState) -> NextStep:
     manifest, command = found.content, command_of(found)
-    piped = "; give it the same list on standard input" if "-" in manifest.invocation.lists else ""
+    piped = "; pass it the same list on standard input" if "-" in manifest.invocation.lists else ""
     match state:
         case RunState.RUNNING:
             return NextStep(_while_running(manifest.budget.limited_by))
         case RunState.CLOCK_SKEW:
             return NextStep("look again in a minute: a live run writes its manifest once a minute")
         case RunState.STALE:
-            return NextStep(f"{CARRIES_ON}; if the run is still alive, it says so and sends nothing{piped}", command)
+            return NextStep(f"{RESUMES}; if the run is still alive, it says so and sends nothing{piped}", command)
         case RunState.STOPPED:
             assert manifest.stopped is not None  # as `_state` has found
             return _after_stop(manifest.stopped, command, piped)
@@ -234,7 +234,7 @@ def _step_after(found: Found, state: RunState) -> NextStep:
         case RunState.EMPTY:
             return NextStep("use a list that has bitlinks; --allow-empty accepts one that has none", command)
         case RunState.COMPLETE:
-            return NextStep("nothing: every call is settled")
+            return NextStep("nothing: every link has an answer")
 
 
 _RETRY = "--retry-failed"
@@ -285,6 +285,13 @@ def _folder() -> str | None:
         return None
 
 
+def _word(name: str) -> str:
+    """Return a list's name as a word of the command. The links of groups go by the option that asks for them."""
+    if name in {"-", "--all-groups"} or name.startswith("--group="):
+        return name
+    return f"./{name}" if name.startswith("-") else name
+
+
 def _equivalent_of(found: Found) -> str | None:
     """Return the command that continues an output, as far as its manifest knows the options."""
     from harvester.links.feed import GIVEN  # noqa: PLC0415 - what a run from a command needs none of
@@ -292,7 +299,7 @@ def _equivalent_of(found: Found) -> str | None:
     manifest = found.content
     if GIVEN in manifest.invocation.lists:
         return None
-    lists = [f"./{name}" if name.startswith("-") and name != "-" else name for name in manifest.invocation.lists]
+    lists = [_word(name) for name in manifest.invocation.lists]
     words = ["harvester", "run", *(lists or ["LINKS"]), "--out", escape_braces(found.out)]
     defaults, period = QueryOptions(), period_options(manifest.query)
     # unit_reference is pinned in the dataset: a command without it continues with the pinned one.

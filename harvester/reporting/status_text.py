@@ -23,7 +23,7 @@ _STATES = {
     RunState.STOPPED: "stopped before the end of the list",
     RunState.FAILURES: "finished, but some calls failed",
     RunState.EMPTY: "ended: there are no bitlinks in the list",
-    RunState.COMPLETE: "complete: every call is settled",
+    RunState.COMPLETE: "complete: every link has an answer",
 }
 _PASSED_ON = (
     "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",
@@ -70,7 +70,7 @@ def as_dict(seen: RunStatus) -> dict[str, Any]:
         "updated": manifest["updated"],
         "age_seconds": round(seen.age_seconds, 1),
         "ended": utc_iso(seen.ended) if seen.ended else None,
-        "settled": seen.manifest.dataset.settled,
+        "done": seen.manifest.dataset.settled,
         "calls": manifest["dataset"],
         "remaining": manifest["remaining"],
         "calls_per_hour": None if per_hour is None else round(per_hour, 1),
@@ -102,13 +102,13 @@ def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
 
 def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
     counts, remaining, rate = seen.manifest.dataset, seen.manifest.remaining, seen.manifest.invocation.rate
-    yield "settled", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
+    yield "done", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
     for number, text in enumerate(shortfalls_in_words(counts.rows, counts.truncated, counts.clipped)):
         yield "" if number else "lacking", text
     yield "failed", f"{counts.failed:,}"
     yield "pending", f"{counts.pending:,}"
     if remaining is not None:
-        end = f"; would end about {_shown(seen.ends)}" if seen.ends else ""
+        end = f"; estimated end {_shown(seen.ends)}" if seen.ends else ""
         yield "left", f"{remaining:,} calls of the list{end}"
     if rate.per_hour is not None:
         yield "rate", f"{rate.per_hour:,.0f} calls an hour ({rate.calls:,} in {duration(rate.seconds)})"

@@ -79,6 +79,9 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         links, repeated = counted(listed.links, "link"), f"{listed.duplicates:,} repeated"
         wrong = counted(listed.invalid, "line is not a bitlink", "lines are not bitlinks")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {repeated}; {wrong}"
+    if listed.differing:
+        have = counted(listed.differing, "repeated line has", "repeated lines have")
+        yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
         yield "list", f"{counted(status.known, 'link was', 'links were')} already done"
 
@@ -125,13 +128,13 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
     if stop and stop.reason is StopReason.CONSUMER_GONE:
         return
     if stop and out == "-":
-        yield "the same command starts over: with a folder or a file as --out it would carry on"
+        yield "the same command starts over; with a folder or a file as --out it would resume"
     elif stop and stop.until:
         yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield "nothing was lost; fix this first, the same command alone will fail again"
     elif stop:
-        yield "nothing was lost; the same command carries on"
+        yield "nothing was lost; the same command resumes"
     elif out == "-":
         return
     elif again := status.failed - status.exhausted:
@@ -160,6 +163,7 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "lines": status.listed.lines,
         "links": status.listed.links,
         "duplicates": status.listed.duplicates,
+        "differing": status.listed.differing,
         "invalid": status.listed.invalid,
         "known": status.known,
         "given_up": status.given_up + status.exhausted,

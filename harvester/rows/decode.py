@@ -108,7 +108,7 @@ def _parsed(line: bytes | BadRow) -> Any:
     except orjson.JSONDecodeError as error:
         return BadRow(f"not JSON: {error}")
     except _RepeatedKey as error:
-        return BadRow(f"{error} is there twice")
+        return BadRow(f"duplicate key: {error}")
     except (orjson.JSONEncodeError, RecursionError):
         return BadRow("it is nested too deeply")
     return row
@@ -141,7 +141,7 @@ def _lines(stream: HashingReader, format_: Format) -> Iterator[bytes | BadRow]:
     except errors as error:
         raise UnreadableFile(f"cannot be read further: {error}") from error
     if rest:
-        yield BadRow("torn: it has no line feed at its end")
+        yield BadRow("incomplete: it has no line feed at its end")
 
 
 def _decompressed(stream: HashingReader, format_: Format) -> tuple[Any, tuple[type[Exception], ...]]:
@@ -182,10 +182,10 @@ def _parquet_rows(stream: HashingReader, part_format: PartFormat) -> Iterator[di
 def _difference(found: Any, expected: Any) -> str | None:
     """Return how a file's Arrow schema differs from the expected one, or None if it does not."""
     if found.names != expected.names:
-        return f"its columns are {', '.join(found.names)}, and not {', '.join(expected.names)}"
+        return f"its columns are {', '.join(found.names)}, expected {', '.join(expected.names)}"
     for ours, theirs in zip(expected, found, strict=True):
         if not ours.equals(theirs):
-            return f"its column {ours.name} is {theirs.type}, and not {ours.type}, or differs in what may be null"
+            return f"its column {ours.name} is {theirs.type}, expected {ours.type}, or differs in what may be null"
     return None
 
 
@@ -201,16 +201,24 @@ def _values(array: Any, kind: Kind) -> list[Any]:
     """Return the values of a column, one for each row."""
     if kind is Kind.MOMENT:
         return [None if moment is None else _moment_text(moment) for moment in array.cast("int64").to_pylist()]
+    if kind is Kind.MAP:
+        return [None if pairs is None else _map_of(pairs) for pairs in array.to_pylist()]
     if kind is not Kind.METRICS or array.null_count:
         plain: list[Any] = array.to_pylist()
         return plain
     entries = array.flatten()
-    # All metrics of the batch at once, then cut by the lists' lengths: converting list by list is far slower.
+    # Convert all metrics of the batch at once, then split them by list length: list by list is far slower.
     names = [field.name for field in entries.type]
     moments = {field.name for field in entries.type if str(field.type).startswith("timestamp")}
     values = [_values(entries.field(name), Kind.MOMENT if name in moments else Kind.TEXT) for name in names]
     metrics = (dict(zip(names, metric, strict=True)) for metric in zip(*values, strict=True))
     return [list(islice(metrics, count)) for count in array.value_lengths().to_pylist()]
+
+
+def _map_of(pairs: list[tuple[str, str | None]]) -> Any:
+    """Return a map as NDJSON has it; the pairs themselves, which are none, if a key is there twice."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
 
 
 @lru_cache(1024)

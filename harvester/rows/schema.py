@@ -17,13 +17,17 @@ SEPARATOR = "\x1f"
 
 
 class Kind(StrEnum):
-    """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON."""
+    """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON.
+
+    map: texts, or nulls, by names that the row's reader cannot know.
+    """
 
     TEXT = "text"
     INTEGER = "integer"
     BOOLEAN = "boolean"
     MOMENT = "moment"
     METRICS = "metrics"
+    MAP = "map"
 
 
 class Shape(StrEnum):
@@ -48,21 +52,27 @@ _CALL = (
     Column("bitlink", Kind.TEXT, "domain/back-half"),
     Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("unit", Kind.TEXT, "what units counts: minute, hour, day, week or month"),
-    Column("units", Kind.INTEGER, "units asked for, back from unit_reference; -1 for all"),
+    Column("units", Kind.INTEGER, "units requested, back from unit_reference; -1 for all"),
     Column("unit_reference", Kind.MOMENT, "end of the window, pinned for the dataset"),
     Column("period_start", Kind.MOMENT, "beginning of the calendar period; null if the window is none", nullable=True),
     Column("period_end", Kind.MOMENT, "its end, which it does not include", nullable=True),
-    Column("size", Kind.INTEGER, "metrics asked for at most; null for a facet that has no such limit", nullable=True),
+    Column("size", Kind.INTEGER, "metrics requested at most; null for a facet that has no such limit", nullable=True),
     Column("fetched_at", Kind.MOMENT, "when the answer was read"),
     Column(
-        "units_returned", Kind.INTEGER, "units that Bitly used; fewer than asked for where the plan cuts", nullable=True
+        "units_returned",
+        Kind.INTEGER,
+        "units that Bitly used; fewer than requested where the plan keeps less",
+        nullable=True,
     ),
     Column("unit_reference_returned", Kind.TEXT, "end of the window as Bitly wrote it", nullable=True),
     Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
-    Column("truncated", Kind.BOOLEAN, "as many metrics came as were asked for: the tail was probably cut"),
+    Column("truncated", Kind.BOOLEAN, "as many metrics as requested: the rest was probably cut off"),
 )
 _ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
 _CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
+_CARRIED = Column(
+    "carried", Kind.MAP, "the columns of the list that --carry names, as texts; null without it", nullable=True
+)
 _METRICS = Column("metrics", Kind.METRICS, "the breakdown, in Bitly's order")
 _VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
 _KINDS = {FieldKind.TEXT: Kind.TEXT, FieldKind.COUNT: Kind.INTEGER, FieldKind.MOMENT: Kind.MOMENT}
@@ -73,8 +83,8 @@ def columns_of(shape: Shape, facet: str) -> tuple[Column, ...]:
     """Return the columns of a facet's rows in a shape, in order."""
     totals = tuple(map(_column, FACETS[facet].totals))
     if shape is Shape.NESTED:
-        return (*_CALL, *totals, _METRICS, _VERSION)
-    return (_ROW_ID, _CALL_ID, *_CALL[1:], *totals, *map(_or_none, metric_columns(facet)), _VERSION)
+        return (*_CALL, *totals, _CARRIED, _METRICS, _VERSION)
+    return (_ROW_ID, _CALL_ID, *_CALL[1:], *totals, _CARRIED, *map(_or_none, metric_columns(facet)), _VERSION)
 
 
 @lru_cache
@@ -93,15 +103,15 @@ def _or_none(column: Column) -> Column:
 
 
 FAILURE: tuple[Column, ...] = (
-    Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is none", nullable=True),
-    Column("text", Kind.TEXT, "the line that is no bitlink; null for a bitlink", nullable=True),
+    Column("bitlink", Kind.TEXT, "domain/back-half; null for a line that is not a bitlink", nullable=True),
+    Column("text", Kind.TEXT, "the line that is not a bitlink; null for a bitlink", nullable=True),
     Column("facet", Kind.TEXT, "Bitly's breakdown, such as referrers"),
     Column("kind", Kind.TEXT, "refused, failed or invalid"),
-    Column("status", Kind.INTEGER, "HTTP's; null where no answer came", nullable=True),
-    Column("message", Kind.TEXT, "Bitly's, or the reason"),
-    Column("attempts", Kind.INTEGER, "HTTP tries that were made"),
-    Column("file", Kind.TEXT, "the list in which it stood first"),
-    Column("line", Kind.INTEGER, "the line there"),
+    Column("status", Kind.INTEGER, "HTTP status; null without an answer", nullable=True),
+    Column("message", Kind.TEXT, "Bitly's message, or the reason"),
+    Column("attempts", Kind.INTEGER, "attempts that were made"),
+    Column("file", Kind.TEXT, "the list in which it first appeared"),
+    Column("line", Kind.INTEGER, "the line in that list"),
     Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
 )
 """The keys of a line in `_failures.ndjson`, in order."""

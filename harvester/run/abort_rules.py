@@ -14,7 +14,7 @@ from harvester.bitly.verdicts import (
     Verdict,
     reason,
 )
-from harvester.client.attempt import month_spent
+from harvester.client.pacer import month_spent
 from harvester.clock import next_month
 from harvester.links.batch import Link
 from harvester.progress import ListCounts
@@ -106,8 +106,8 @@ class AbortRules:
             return Stop(
                 StopReason.ALL_REFUSED,
                 f"{self._refused} calls were refused before any had a row (lately: {reason(verdict)}). Check that the "
-                "links belong to the token's account; to go on all the same, say --max-failures 100%. None is written "
-                "off",
+                "links belong to the token's account; to continue anyway, use --max-failures 100%. None is marked as "
+                "refused",
             )
         return None
 
@@ -126,15 +126,15 @@ class AbortRules:
         return Stop(
             StopReason.TOO_MANY_FAILURES,
             f"{self.failed} of {self.calls} calls were refused or failed, more than --max-failures allows. "
-            "_failures.ndjson says which and why",
+            "_failures.ndjson lists them with the reasons",
         )
 
 
 def nobody_answered(refused: int) -> str:
     """Return the warning at the end of a list whose new links were all refused, if no link was ever answered."""
     return (
-        f"no link was ever answered, only refused ({refused:,}). That may be the links', the token's or the server's "
-        "doing, so they count as failed and are asked again by the next runs. _failures.ndjson has the answers; check "
+        f"no link was ever answered, only refused ({refused:,}). The cause may be the links, the token or the "
+        "server, so they count as failed and the next runs try them again. _failures.ndjson has the answers; check "
         "that the links belong to the token's account"
     )
 
@@ -146,9 +146,9 @@ def stop_for_invalid(listed: ListCounts, limit: FailureLimit | None) -> Stop | N
         return None
     return Stop(
         StopReason.TOO_MANY_INVALID,
-        f"{listed.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows; _failures.ndjson "
-        "says which and why. Repeating the command changes nothing: fix the list (is it the one that was meant, "
-        "and the column?), or accept its invalid lines with --max-invalid 100%",
+        f"{listed.invalid:,} of {lines:,} lines are not bitlinks, more than --max-invalid allows; _failures.ndjson "
+        "lists them with the reasons. Repeating the command changes nothing: fix the list (is it the right file, "
+        "and the right column?), or accept its invalid lines with --max-invalid 100%",
     )
 
 

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from harvester.bearer import Token
 from harvester.bitly.facets import FACETS
+from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
+from harvester.bitly.requests import Requests
 from harvester.budget.budget import Budget
 from harvester.budget.database import BUSY_SECONDS, BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
@@ -23,13 +25,16 @@ from harvester.client.http import Pool, pooled
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
-from harvester.config.options import LimitOptions, RunOptions
-from harvester.config.parsing import TypedOptions, future_reference, typed
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
+from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import BudgetBusy
+from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
+from harvester.groups.journal import ListRequest
+from harvester.groups.spool import COLUMN, Spooled
+from harvester.links.columns import ListFormat
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
 from harvester.progress import AttemptCounts
@@ -78,16 +83,16 @@ class Window:
 class Job:
     """The settings of one run.
 
-    sources: the lists; feed: links from Python instead. sink: the reader of rows that go to no file, None for
-    standard output. pin_reference: the query's unit_reference is the present moment, and nobody asked for it, so that
-    a dataset begun earlier keeps its own. account: the name under which the month is counted, None for the token's
-    own. state_dir: where the budget is kept, None for the user's state folder. exporter: called with each manifest.
-    max_calls: the most calls of this run. retry_*: make calls again that failed or were refused. allow_empty: a list
-    without links is complete. commit_seconds: the longest that a verdict waits for its commit. report_seconds:
-    the interval between two reports of the progress. command: what was typed, for the manifest; None from Python.
-    pool: connections that several runs of this process share, None for some of its own. allowance: keeps count of
-    max_calls over several runs. open_guard: see OpensGuard; None for no check of the window.
-    outputs: those of the command that need the list's calls each, to compare them with the month.
+    sources: the lists; feed: links from Python instead; listed: the links of groups instead. sink: the reader of rows
+    that go to no file, None for standard output. pin_reference: the query's unit_reference is the present moment, and
+    nobody asked for it, so that a dataset begun earlier keeps its own. account: the name under which the month is
+    counted, None for the token's own. state_dir: where the budget is kept, None for the user's state folder. exporter:
+    called with each manifest. max_calls: the most calls of this run. retry_*: make calls again that failed or were
+    refused. allow_empty: a list without links is complete. commit_seconds: the longest that a verdict waits for its
+    commit. report_seconds: the interval between two reports of the progress. command: what was typed, for the manifest;
+    None from Python. pool: connections that several runs of this process share, None for some of its own. allowance:
+    keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
+    those of the command that need the list's calls each, to compare them with the month.
     """
 
     sources: list[Source]
@@ -116,6 +121,7 @@ class Job:
     exporter: ManifestExporter | None = None
     feed: IterableFeed | None = None
     sink: RowSink | None = None
+    listed: ListRequest | None = None
     command: Command | None = None
     pool: Pool | None = None
     allowance: Allowance | None = None
@@ -125,10 +131,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The budgets of the facet's endpoint and of the helper routes, and this process's share of the connections."""
+    """The budgets of the endpoints of the facet, of the helper routes and of groups' pages, and this process's share of
+    the connections.
+    """
 
     facet: Budget
     helpers: Budget
+    pages: Budget
     slots: ConnectionSlots
     clock: Clock
 
@@ -151,12 +160,14 @@ async def open_budgets(
         helpers = MachineBudget(
             database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
         )
+        pages = MachineBudget(database, account, LINKS_ENDPOINT, job.limits)
         database.sync_each_commit(not budget.high_rate)
         try:
-            yield Budgets(budget, helpers, slots, database.clock)
+            yield Budgets(budget, helpers, pages, slots, database.clock)
         finally:
             if not job.pool:
                 slots.leave()
+            pages.close()
             budget.close()
 
 
@@ -235,6 +246,52 @@ async def open_client(
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 
+class _AtOnce:
+    """A worklist that is never paced: pages are asked for one after another, and the windows bound them."""
+
+    remaining = 0
+
+
+class AccountClients:
+    """Opens clients for the routes of groups, one at a time, each counted in the budget of its endpoint.
+
+    record_attempts: as in ClientContext; these requests are helper requests. sent: by all of these clients.
+    next_begins: as in budget.Month.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        budgets: Budgets,
+        shutdown: ShutdownSignal,
+        record_attempts: Callable[[AttemptCounts], None] = record_nothing,
+    ) -> None:
+        self.sent = 0
+        self.next_begins = budgets.facet.month.next_begins
+        self._job = job
+        self._budgets = budgets
+        self._shutdown = shutdown
+        self._record_attempts = record_attempts
+
+    @asynccontextmanager
+    async def open(self, requests: Requests) -> AsyncIterator[Client]:
+        """Open a client for the requests of one endpoint. Raises UsageError as `open_client`."""
+        job, budgets, earlier = self._job, self._budgets, self.sent
+
+        def record(counts: AttemptCounts) -> None:
+            self.sent = earlier + counts.total + counts.helper
+            self._record_attempts(AttemptCounts(helper=self.sent))
+
+        budget = budgets.pages if requests.endpoint == LINKS_ENDPOINT else budgets.helpers
+        clock = budgets.clock.boot_seconds
+        breaker = CircuitBreaker(job.breaker_rules, clock)
+        context = ClientContext(job.token, budget, breaker, self._shutdown, clock, record, budgets.helpers)
+        async with opened(budgets.slots, job.client_settings, requests, context) as client:
+            client.pace_by(_AtOnce())
+            client.calls_ended()  # no other call's answer is waited for
+            yield client
+
+
 def build_job(
     lists: Sequence[str] | IterableFeed,
     options: RunOptions,
@@ -255,10 +312,11 @@ def build_job(
     values, output = typed(options), options.output
     if warning := future_reference(values.query):
         warn(warning)
-    sources, feed = _input_of(lists, options)
+    sources, feed, listed = _input_of(lists, options)
     return Job(
         sources=sources,
         feed=feed,
+        listed=listed,
         strict=options.list.strict,
         token=Token(read_token or token_source(options.access, warn)),
         query=values.query,
@@ -272,7 +330,7 @@ def build_job(
         limits=values.limits,
         account=values.account,
         state_dir=options.limits.state_dir,
-        client_settings=_client_settings(values, options.limits),
+        client_settings=_client_settings(values, options.limits, options.query),
         breaker_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
@@ -284,16 +342,30 @@ def build_job(
     )
 
 
-def _input_of(lists: Sequence[str] | IterableFeed, options: RunOptions) -> tuple[list[Source], IterableFeed | None]:
+def _input_of(
+    lists: Sequence[str] | IterableFeed, options: RunOptions
+) -> tuple[list[Source], IterableFeed | None, ListRequest | None]:
+    if (groups := groups_of(options.list.group, all_groups=options.list.all_groups)) is not None:
+        if isinstance(lists, IterableFeed) or lists:
+            raise UsageError("--group and --all-groups take the place of LINKS: leave one of them out")
+        return [], None, ListRequest(groups)
     if isinstance(lists, IterableFeed):
-        return [], lists
-    return resolve_lists(lists, options.list.column, options.list.list_format), None
+        if options.list.carry is not None:
+            raise UsageError(": links from Python have no columns; pairs of a link and a mapping do", option="--carry")
+        return [], lists, None
+    return resolve_lists(lists, options.list.column, options.list.list_format, options.list.carry), None, None
 
 
-def _client_settings(values: TypedOptions, limits: LimitOptions) -> ClientSettings:
+def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:
     return ClientSettings(
         base_url=values.base_url,
         connections=limits.connections,
         attempts=limits.attempts,
         timeout_seconds=values.timeout_seconds,
+        max_size=query.max_size if query.complete else None,
     )
+
+
+def source_of(listed: ListRequest, found: Spooled) -> Source:
+    """Return the spooled links of groups as a list."""
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN)

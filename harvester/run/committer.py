@@ -70,7 +70,7 @@ class Heartbeat:
         return now >= self._written_at + self._seconds / _SOONEST and self.telemetry.begins_to_block
 
     async def write(self, outcome: RunOutcome | None, in_thread: InThread | None = None) -> Manifest:
-        """Replace the manifest. outcome: None while the run goes on. in_thread: runs what blocks; by default a daemon.
+        """Replace the manifest. outcome: None during the run. in_thread: runs what blocks; by default a daemon.
 
         Raises:
             OutputError: it cannot be written.
@@ -82,7 +82,7 @@ class Heartbeat:
 
     @asynccontextmanager
     async def before_harvest(self, shutdown: ShutdownSignal) -> AsyncIterator[None]:
-        """Write the manifest at once and keep it fresh; an error inside is written down as how the run ended.
+        """Write the manifest at once and keep it fresh; an error inside the block is recorded as the run's stop.
 
         Raises:
             OutputError: the manifest cannot be written.
@@ -324,6 +324,6 @@ class Committer:
                 Stop(
                     StopReason.OUTPUT,
                     f"{free // 2**20} MiB are free at {self._dataset.location.disk}, and {self._least_free // 2**20} "
-                    "are needed: make room, then run the same command again",
+                    "MiB is needed: free some space, then run the same command again",
                 )
             )

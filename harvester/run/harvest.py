@@ -15,7 +15,7 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import ROW, Place
+from harvester.client.known_good import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
@@ -147,7 +147,7 @@ class Harvest:
     async def _make_calls(self) -> None:
         async with asyncio.TaskGroup() as group:
             self._feeder = self._spawn(group, self._feed())
-            doubted = 0 if self._options.retry_refused else ROW + self._options.workers  # else both take them back
+            doubted = 0 if self._options.retry_refused else STREAK + self._options.workers  # else both take them back
             for key, line in self._dataset.ledger.last_refused(doubted):
                 self._spawn(group, self._doubt_again(key, line))
             workers = [self._spawn(group, self._work(group)) for _ in range(self._options.workers)]
@@ -235,8 +235,8 @@ class Harvest:
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
-        # nearly everything fails. A definite no gets a task, in which it is doubted: at most a ROW of them, and one for
-        # each worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
+        # nearly everything fails. A definite no gets a task, in which it is doubted: at most a STREAK, and one for each
+        # worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
         # waits for the first answer to anybody. The connections stay those of the pool: repeats and first attempts
         # share them.
         try:
@@ -341,15 +341,12 @@ class Harvest:
             self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        line = self._dataset.rows.row(call.link.bitlink, call.key, answer, iso_second(int(time.time())))
+        link, fetched_at = call.link, iso_second(int(time.time()))
+        line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried)
         shortfall = self._dataset.rows.shortfall(answer)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
-        self.progress.pending -= 1
-        self.progress.repeated -= call.is_repeated
-        self.progress.rows += 1
-        self.progress.truncated += shortfall.truncated
-        self.progress.clipped += shortfall.clipped
+        self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
         # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with

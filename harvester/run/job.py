@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import orjson
@@ -15,14 +15,23 @@ from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import UNANSWERED
 from harvester.dataset.manifest import WindowCheck
-from harvester.dataset.stream_publisher import QueueSink, RowSink, StdoutSink
+from harvester.dataset.stream_publisher import RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
+from harvester.groups.listing import list_groups
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Budgets, Job, Window, open_budgets, open_client
+from harvester.run.assembly import (
+    AccountClients,
+    Budgets,
+    Job,
+    Window,
+    open_budgets,
+    open_client,
+    source_of,
+)
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
@@ -65,7 +74,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
         try:
             async with AsyncExitStack() as opened:
-                spools = opened.enter_context(spool_paths(location.private, len(job.sources)))
+                spools = opened.enter_context(spool_paths(location.private, max(len(job.sources), 1)))
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
                 budgets = await opened.enter_async_context(opening_budgets)
                 if job.pool is None:
@@ -75,8 +84,11 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
                 heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
+                    job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
-                return await _harvest(job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls)
+                return await _harvest(
+                    job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls, asked=asked
+                )
         except RunStopping:
             return RunOutcome(complete=False, stop=shutdown.stop, status=RunProgress())
         finally:
@@ -132,7 +144,21 @@ async def enter_in_thread(
 
 def _names_of(job: Job) -> list[str]:
     """Return the lists' names for the manifest."""
+    if job.listed is not None:
+        return [job.listed.words]
     return [GIVEN] if job.feed else [source.name for source in job.sources]
+
+
+async def _list_groups(
+    job: Job, dataset: Dataset, budgets: Budgets, shutdown: ShutdownSignal, observer: RunObserver
+) -> tuple[Job, int]:
+    """Return the job with the links of its groups as its list, if it has groups, and the requests that this took."""
+    if job.listed is None:
+        return job, 0
+    clients = AccountClients(job, budgets, shutdown, dataset.record_attempts)
+    found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
+    dataset.count("helper", clients.sent)
+    return replace(job, sources=[source_of(job.listed, found)]), clients.sent
 
 
 async def _check_list(
@@ -157,12 +183,15 @@ async def _harvest(
     heartbeat: Heartbeat,
     *,
     to_make: int | None,
+    asked: int,
 ) -> RunOutcome:
+    """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
+        client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
         known_good = client.known_good
@@ -181,7 +210,9 @@ async def _harvest(
         finally:
             if known_good.in_run:
                 with suppress(OutputError):  # the run's own error is the one to report
-                    dataset.ledger.repin({_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered})
+                    dataset.ledger.replace_facts(
+                        {_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered}
+                    )
 
 
 def _window_of(
@@ -204,7 +235,7 @@ def _window_of(
     async def keep(check: WindowCheck) -> None:
         note(check)
         if check != known:
-            await harvest.in_thread(dataset.ledger.repin, {_WINDOW: orjson.dumps(asdict(check)).decode()})
+            await harvest.in_thread(dataset.ledger.replace_facts, {_WINDOW: orjson.dumps(asdict(check)).decode()})
 
     private, record = dataset.location.private, dataset.record_attempts
     return Window(job, dataset.query, client, private, shutdown, observer, record, known, note, keep)
@@ -220,7 +251,7 @@ def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
         spent = stop.until
     if (invalid, spent) != (status.invalid_before, status.spent_before):
         with suppress(OutputError):  # the run has ended; at worst it is reported once more
-            dataset.ledger.repin({_INVALID: invalid, _SPENT: spent})
+            dataset.ledger.replace_facts({_INVALID: invalid, _SPENT: spent})
 
 
 def _keep_window(dataset: Dataset, heartbeat: Heartbeat) -> None:
@@ -228,12 +259,12 @@ def _keep_window(dataset: Dataset, heartbeat: Heartbeat) -> None:
     check = heartbeat.telemetry.window_check
     if check is not None and check.ok is not False:
         with suppress(OutputError):  # the next run's answers are a check, too
-            dataset.ledger.repin({_WINDOW: orjson.dumps(asdict(check)).decode()})
+            dataset.ledger.replace_facts({_WINDOW: orjson.dumps(asdict(check)).decode()})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
     windows = budget.windows()
-    text = f"budget of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
+    text = f"limits of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
     reports = [window_report(state) for state in windows]
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
 
@@ -262,50 +293,3 @@ def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions
         report_seconds=job.report_seconds,
         invalid_limit=job.invalid_limit,
     )
-
-
-class RowStream:
-    """The rows of a run in the background, each with its line feed: an asynchronous context manager and iterator.
-
-    Leaving it early ends the run, and returns when nothing of it is left. sink: the job's.
-    """
-
-    def __init__(self, job: Job, sink: QueueSink, shutdown: ShutdownSignal, observer: RunObserver) -> None:
-        self._sink = sink
-        self._run = asyncio.create_task(run(job, shutdown, observer))
-        self._run.add_done_callback(lambda _: sink.channel.end())
-
-    async def __aenter__(self) -> "RowStream":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._sink.leave()
-        await _cancel_and_wait(self._run)
-
-    def __aiter__(self) -> "RowStream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        rows = await self._sink.channel.take(1)
-        if not rows:
-            raise StopAsyncIteration
-        return rows[0]
-
-    def outcome(self) -> RunOutcome:
-        """Return the outcome of a run that has ended. Raises what `run` raised."""
-        return self._run.result()
-
-
-async def _cancel_and_wait(run: asyncio.Task[RunOutcome]) -> None:
-    """Cancel a run unless it is over, and wait for its end even if cancelled meanwhile."""
-    run.cancel()
-    cancelled: asyncio.CancelledError | None = None
-    while not run.done():
-        try:
-            await asyncio.wait({run})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if not run.cancelled():
-        run.exception()  # or asyncio would log that nobody retrieved it
-    if cancelled is not None:
-        raise cancelled

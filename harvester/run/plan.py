@@ -2,40 +2,40 @@
 
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
-from typing import Any
+from typing import NamedTuple
 
-from harvester.bitly.account_limits import PlanLimit, api_month
+from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.query import larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
-from harvester.budget.limits import DEFAULTS, PLAN_MONTHS, Limits, option_for
-from harvester.clock import next_month, utc_iso, utc_text
+from harvester.budget.limits import PLAN_MONTHS, Limits
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
-from harvester.errors import ConnectionsBusy, RunStopping
+from harvester.errors import ConnectionsBusy, RunStopping, UsageError, as_output_error
 from harvester.events import RunObserver
-from harvester.progress import WindowState, duration
+from harvester.groups.journal import ListRequest
+from harvester.groups.listing import list_groups, stopped
+from harvester.groups.spool import read_before
+from harvester.progress import WindowState
 from harvester.run.abort_rules import too_many_invalid
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client, source_of
 from harvester.run.preflight import ListCount, ListSurvey, Preflight
-from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
+from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import resolve
 from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
+from harvester.storage.watch import FolderLock
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
 
-_COMPARED = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}
+COMPARED_PLANS = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}
 """Bitly's plans by their calls a month, which the table compares."""
 _SIZES = (1_000, 10_000, 100_000)
-_MOST_DOMAINS = 10
-_SHOWN_TEXT = 80
-_YEARS = 120
-"""From this number of months on, a time is shown in years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +52,28 @@ class Duration:
     months: int
 
 
+class PlannedPages(NamedTuple):
+    """Pages of groups' links. read: for the plan, now or before; again: by the run, as its output keeps none."""
+
+    read: int
+    again: int
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
 
-    found: the list, counted. survey: what it looks like. attempts: for its calls, with as many retries as this dataset
-    needed so far. account, windows: None and empty without a token. plan_limits: what Bitly reports of the account's
-    plan, only shown. now: the moment from which the forecast counts, UTC. durations: those of this list and of others,
-    for each of Bitly's plans. facets, periods: those that each link is asked for; found counts the calls of all.
+    found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
+    groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
+    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
+    the metrics of an answer from which on its link takes a second request; None if none does. facets, periods: those
+    that each link is asked for; found counts the calls of all.
     """
 
     found: ListCount
     survey: ListSurvey
+    pages: PlannedPages | None
     attempts: int
     limits: Limits
     account: str | None
@@ -73,6 +83,7 @@ class Plan:
     plan_limits: list[PlanLimit]
     now: datetime
     durations: list[Duration]
+    completed_from: int | None
     facets: int = 1
     periods: int = 1
 
@@ -96,16 +107,20 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
         snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
+        pages = None
+        if job.listed is not None:
+            private, asks = location.private if location else None, token_known and not offline
+            job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
         preflight = Preflight(shutdown, observer, job)
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
         if not token_known:
-            return _plan(job, found, survey, snapshot, None, [])
+            return _plan(job, found, survey, snapshot, None, [], pages)
         private = location.private if location and location.begun else folder
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
-        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits)
+        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -113,8 +128,8 @@ def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
     if too_many_invalid(found.invalid, lines, job.invalid_limit):
         accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
         observer.warn(
-            f"{found.invalid:,} of {lines:,} lines are no bitlinks, more than --max-invalid allows: the run would "
-            f"fail. Fix the list (is it the one that was meant, and the column?){accept}"
+            f"{found.invalid:,} of {lines:,} lines are not bitlinks, more than --max-invalid allows: the run would "
+            f"fail. Fix the list (is it the right file, and the right column?){accept}"
         )
 
 
@@ -147,6 +162,7 @@ def _plan(
     snapshot: DatasetSnapshot,
     budget: Budget | None,
     plan_limits: list[PlanLimit],
+    pages: PlannedPages | None,
 ) -> Plan:
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
@@ -155,7 +171,7 @@ def _plan(
     windows = budget.windows() if budget else []
     calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
     each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0))
+    attempts = ceil(calls * max(each, 1.0)) + (pages.again if pages else 0)
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -164,202 +180,69 @@ def _plan(
     return Plan(
         found=found,
         survey=survey,
+        pages=pages,
         attempts=attempts,
         limits=limits,
         account=budget.account.name if budget else None,
         windows=windows,
         forecast=forecast(attempts, limits, start),
-        suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
+        suggestions=[] if month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
         now=now,
         durations=list(durations(attempts, limits, start)),
+        completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
     )
 
 
 def durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
     """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans."""
     for links in sorted({*_SIZES, attempts} - {0}):
-        for per_month, name in _COMPARED.items():
+        for per_month, name in COMPARED_PLANS.items():
             found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=per_month))
             yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
 
 
-def _month_is_spent(windows: list[WindowState]) -> bool:
+def month_is_spent(windows: list[WindowState]) -> bool:
     """True if Bitly has reported it, which no option changes."""
     return bool(windows) and windows[-1].source == "bitly"
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Return the plan for a program: counts, and moments in UTC as text."""
-    found, ahead = plan.found, plan.forecast
-    return {
-        "list": {
-            "lines": found.lines,
-            "links": found.links,
-            "duplicates": found.duplicates,
-            "invalid": found.invalid,
-        },
-        "domains": dict(plan.survey.domains.most_common(_MOST_DOMAINS)),
-        "other_domains": _elsewhere(plan.survey),
-        "invalid_lines": [each._asdict() for each in plan.survey.examples],
-        "settled": found.settled,
-        "facets": plan.facets,
-        "periods": plan.periods,
-        "given_up": plan.wanted - found.settled - found.calls,
-        "calls": found.calls,
-        "attempts": plan.attempts,
-        "limits": asdict(plan.limits),
-        "account": plan.account,
-        "windows": [window_report(state) for state in plan.windows],
-        "plan_limits": [asdict(limit) for limit in plan.plan_limits],
-        "plan_option": _option_for_month(plan),
-        "now": utc_iso(plan.now),
-        "this_month": ahead.this_month,
-        "pauses": [utc_iso(pause) for pause in ahead.pauses],
-        "ends": utc_iso(ahead.ends) if ahead.ends else None,
-        "suggestions": [
-            {"option": each.option, "why": each.why, "ends": utc_iso(each.ends)} for each in plan.suggestions
-        ],
-        "durations": [{**asdict(each), "ends": utc_iso(each.ends) if each.ends else None} for each in plan.durations],
-    }
+async def list_for_plan(
+    job: Job,
+    listed: ListRequest,
+    private: str | None,
+    scratch: str,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    *,
+    asks: bool,
+) -> tuple[Job, PlannedPages]:
+    """Return the job with the links of its groups as its list, and their pages, without harvesting.
 
+    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
+    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
 
-def as_text(plan: Plan) -> str:
-    """Format the plan for a person."""
-    parts = [_list_lines(plan), _survey_lines(plan.survey), _budget_lines(plan), _end_lines(plan), _table(plan)]
-    return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def _list_lines(plan: Plan) -> list[str]:
-    """Return a calculation from the lines of the list to the calls to make."""
-    found = plan.found
-    beside = (
-        ("blank lines, comments and headers", found.lines - found.invalid - found.duplicates - found.links),
-        ("not bitlinks", found.invalid),
-        ("repeated links", found.duplicates),
-    )
-    done = (
-        ("already done", found.settled),
-        ("failed in three runs (made again with --retry-failed)", plan.wanted - found.settled - found.calls),
-    )
-    lines = [f"{found.lines:>12,}  {'line' if found.lines == 1 else 'lines'}"]
-    lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in beside if number]
-    lines.append(f"{'=':>3}{found.links:>9,}  links")
-    if plan.wanted > found.links:
-        lines += [f"{'×':>3}{plan.facets:>9,}  facets", f"{'×':>3}{plan.periods:>9,}  periods"]
-        lines.append(f"{'=':>3}{plan.wanted:>9,}  calls in all")
-    lines += [f"{'-':>3}{number:>9,}  {what}" for what, number in done if number]
-    lines.append(f"{'=':>3}{found.calls:>9,}  calls to make")
-    if plan.attempts > found.calls:
-        lines.append(f"{plan.attempts:>12,}  requests, with as many retries as this output has needed so far")
-    return lines
-
-
-def _survey_lines(survey: ListSurvey) -> list[str]:
-    """Return the domains of the list, the most frequent first, and the first bad lines."""
-    lines = []
-    if survey.domains:
-        lines.append("lines by domain")
-        lines += [f"{count:>12,}  {domain}" for domain, count in survey.domains.most_common(_MOST_DOMAINS)]
-    if elsewhere := _elsewhere(survey):
-        more = "" if survey.elsewhere else f"{len(survey.domains) - _MOST_DOMAINS:,} "
-        lines.append(f"{elsewhere:>12,}  {more}other domains")
-    if survey.examples:
-        lines += ["", "the first lines that are not bitlinks"] if lines else ["the first lines that are not bitlinks"]
-    for bad in survey.examples:
-        text = bad.text[:_SHOWN_TEXT].replace("\n", " ")
-        lines.append(f'  {bad.file}:{bad.line}: "{text}" ({bad.reason})')
-    return lines
-
-
-def _elsewhere(survey: ListSurvey) -> int:
-    """Return the lines of all domains beyond the most frequent ones."""
-    return sum(count for _, count in survey.domains.most_common()[_MOST_DOMAINS:]) + survey.elsewhere
-
-
-_SOURCES = {
-    "asked": "as requested",
-    "default": "default: Bitly's own limit is not known",
-    "bitly": "from Bitly",
-    "throttled": "lowered after throttling",
-}
-
-
-def _budget_lines(plan: Plan) -> list[str]:
-    if plan.account is None:
-        return ["budget: unknown without a token"]
-    lines = [f"budget of account {plan.account}"]
-    digits = max((len(f"{state.remaining:,}") for state in plan.windows if state.remaining is not None), default=0)
-    lines += [_window_line(state, digits) for state in plan.windows]
-    for limit in plan.plan_limits:
-        lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})")
-    if option := _option_for_month(plan):
-        lines.append(f"  the month above is only the default: use {option}")
-    return lines
-
-
-def _option_for_month(plan: Plan) -> str | None:
-    """Return the option that sets the month to what Bitly reports, if nobody named one and the default is another."""
-    reported = api_month(plan.plan_limits)
-    if reported is None or not plan.windows or plan.windows[-1].source != "default":
-        return None
-    return option_for(reported.limit) if reported.limit != DEFAULTS.per_month else None
-
-
-def _window_line(state: WindowState, digits: int) -> str:
-    if not state.limit:
-        return f"  {state.window:<8}no limit; {state.used:,} used"
-    line = f"  {state.window:<8}{state.remaining:>{digits},} of {state.limit:,} left ({_SOURCES[state.source]})"
-    if state.until is None:
-        return line
-    return f"{line}; {'a new month begins' if state.window == 'month' else 'more from'} {utc_text(state.until)}"
-
-
-def _end_lines(plan: Plan) -> list[str]:
-    ahead = plan.forecast
-    if not plan.attempts:
-        return ["no calls are left to make"]
-    if ahead.ends:
-        lines = [f"estimated end: {utc_text(ahead.ends)} (in {duration((ahead.ends - plan.now).total_seconds())})"]
-    else:
-        lines = ["estimated end: in more than two hundred years"]
-    if ahead.pauses:
-        months = f"{len(ahead.pauses):,} more month" + "s" * (len(ahead.pauses) > 1)
-        enough = f"{ahead.this_month:,} of {plan.attempts:,}"
-        lines.append(f"  this month's calls are enough for {enough}; the run then stops with exit code 7")
-        again = utc_text(next_month(ahead.pauses[0]))
-        lines.append(f"  run the same command again from {again}; it will take {months}")
-    if plan.suggestions:
-        lines.append("  sooner with")
-        lines += [f"    {each.option} ({each.why}): {utc_text(each.ends)}" for each in plan.suggestions]
-        lines.append("    a shorter list: each link costs a call, whether it was ever clicked or not")
-    return lines
-
-
-def _table(plan: Plan) -> list[str]:
-    """Return a table of links and Bitly's plans, with how long each takes; an arrow stands before this list."""
-    limits = plan.limits
-    rates = [f"{limits.per_minute:,} a minute" if limits.per_minute else ""]
-    rates.append(f"{limits.per_hour:,} an hour" if limits.per_hour else "")
-    rate = " and ".join(filter(None, rates)) or "no limit a minute or an hour"
-    lines = [
-        f"how long it takes by plan and calls a month, at {rate}",
-        f"{'':>12}" + "".join(f"{name:>12}" for name in _COMPARED.values()),
-        f"{'links':>12}" + "".join(f"{per_month:>12,}" for per_month in _COMPARED),
-    ]
-    sizes = dict.fromkeys(each.links for each in plan.durations)
-    for links in sizes:
-        cells = [_cell(each, plan.now) for each in plan.durations if each.links == links]
-        mark = "→" if links == plan.attempts else ""
-        lines.append(f"{mark:<2}{links:>10,}" + "".join(f"{cell:>12}" for cell in cells))
-    if any(each.months > 1 for each in plan.durations):
-        lines.append("  (N months: the command is run again in each of N calendar months)")
-    return lines
-
-
-def _cell(each: Duration, now: datetime) -> str:
-    if each.ends is None:
-        return "–"
-    if each.months >= _YEARS:
-        return f"{each.months // 12:,} years"
-    return f"{each.months} months" if each.months > 1 else duration(round((each.ends - now).total_seconds()))
+    Raises:
+        UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
+    """
+    found = read_before(private, listed) if private else None
+    if found is None and not asks:
+        raise UsageError(
+            f"{listed.words}: its links were not read yet, which takes a token and a request for every hundred of them"
+        )
+    if found is None:
+        async with AsyncExitStack() as stack:
+            if private:
+                with as_output_error(private):
+                    stack.callback(remove_empty, make_folder(private))
+                    stack.enter_context(FolderLock(private, job.out))
+            opening_budgets = open_budgets(job, job.query.facet, private or scratch, observer, shutdown)
+            budgets = await stack.enter_async_context(opening_budgets)
+            await budgets.slots.join()
+            clients = AccountClients(job, budgets, shutdown)
+            try:
+                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
+            except RunStopping as error:
+                raise stopped(shutdown) from error
+    pages = found.state.pages
+    return replace(job, sources=[source_of(listed, found)]), PlannedPages(pages, 0 if private else pages)

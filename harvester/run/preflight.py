@@ -21,7 +21,7 @@ from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.progress import InvalidLine
 from harvester.rows.row import RowBuilder
-from harvester.run.worklist import hide_token, should_retry
+from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
@@ -29,18 +29,18 @@ from harvester.threads import in_daemon
 _REPORT_SECONDS = 10.0
 _MOST_DOMAINS = 1000
 _MOST_EXAMPLES = 3
-_SCRATCH, _SPOOL = "scratch.sqlite", "spool-"
+_SPOOL = "spool-"
 
 
 @dataclass(slots=True)
 class ListCount:
-    """What a list holds. links: distinct bitlinks; settled: with a row or a refusal; calls: those that need a call."""
+    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call."""
 
     lines: int = 0
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
-    settled: int = 0
+    done: int = 0
     calls: int = 0
 
 
@@ -75,7 +75,7 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
     with as_output_error(folder):
         names = os.listdir(folder)
     for name in names:
-        if name == _SCRATCH or name.startswith(_SPOOL):
+        if name == SCRATCH or name.startswith(_SPOOL):
             with suppress(OSError):
                 os.unlink(os.path.join(folder, name))
     paths = [os.path.join(folder, f"{_SPOOL}{number}") for number in range(count)]
@@ -160,7 +160,7 @@ class Preflight:
             nobody named. RunStopping: the run is ending. InputBroken: a source cannot be read. OutputError: no copy.
         """
         if self._strict:
-            pairs = zip(sources, spools, strict=True)
+            pairs = zip(sources, spools, strict=False)  # there may be more paths than sources
             sources = [source if source.rereadable else await self._spool(source, path) for source, path in pairs]
         countable = [source for source in sources if source.rereadable]
         most, left = self._max_calls, budget.windows()[-1].remaining
@@ -211,9 +211,9 @@ class Preflight:
                 known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
             )
             found.calls += pending
-            found.settled += known is not None and not pending and known.state is not CallState.FAILED
+            found.done += known is not None and not pending and known.state is not CallState.FAILED
 
-        with DistinctKeys(os.path.join(folder, _SCRATCH)) as distinct:
+        with DistinctKeys(os.path.join(folder, SCRATCH)) as distinct:
             for batch in keys():
                 listed = sorted(set(batch))
                 known = ledger.known(listed)
@@ -232,7 +232,7 @@ class Preflight:
                 raise RunStopping
             if time.monotonic() - reported > _REPORT_SECONDS:
                 reported = time.monotonic()
-                text = f"reading the list through before the first call: {lines:,} lines so far"
+                text = f"reading the whole list before the first call: {lines:,} lines so far"
                 self._observer.note(text, Event.LIST_READING, lines=lines)
 
         return check
@@ -245,7 +245,7 @@ class Preflight:
 
     def _refuse_invalid(self, found: ListCount) -> None:
         if self._strict and found.invalid:
-            raise UsageError(f"{found.invalid} of {found.lines} lines are no bitlinks (--strict): no request was sent")
+            raise UsageError(f"{found.invalid} of {found.lines} lines are not bitlinks (--strict): no request was sent")
 
     def _compare_with_month(self, found: ListCount, budget: Budget) -> None:
         """Report a month that covers only a part of the list; refuse it if the month's limit is only the default.
@@ -260,14 +260,14 @@ class Preflight:
             return
         if month.source == "default" and needed > month.limit:
             raise UsageError(
-                f"this list needs {needed:,} calls, and a month is taken to have {month.limit:,}, as on Bitly's free "
-                "plan: no request was sent. Name your plan with --plan core, growth or premium, or its calls a month "
+                f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
+                "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "
                 "with --per-month (0: no limit); `harvester plan` asks Bitly. When a month's calls are used up, the "
-                "run stops, and the same command goes on in the next month. Or take a part of the list with --max-calls"
+                "run stops, and the same command resumes next month. Or fetch a part of the list with --max-calls"
             )
         if month.until is None:
             self._observer.note(
-                f"this machine's clocks do not agree on the month, of which {month.used:,} of {month.limit:,} attempts "
+                f"this machine's clocks disagree about the month, of which {month.used:,} of {month.limit:,} attempts "
                 f"seem to be used: Bitly's date decides whether it is enough for the {needed:,} calls"
             )
             return

@@ -64,15 +64,15 @@ class _Block:
 class Telemetry:
     """The progress of one run, reported to the observer every second, and in the manifest.
 
-    It lives as long as the run. Until `begin` it reports a run that has read nothing yet. number: the run's, among the
-    dataset's runs, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader: tells
-    whether the reader of standard output takes no rows.
+    It lives as long as the run. Until `begin` it reports a run that has read nothing yet. invocation: this run's number
+    within the dataset, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader:
+    tells whether the reader of standard output takes no rows.
     """
 
     def __init__(
         self,
         budget: Budget,
-        number: int,
+        invocation: int,
         lists: Sequence[str],
         command: Command | None = None,
         awaits_reader: Callable[[], bool] = lambda: False,
@@ -82,7 +82,7 @@ class Telemetry:
         self._lists, self._command = lists, command
         self._awaits_reader = awaits_reader
         self._budget = budget
-        self._number = number
+        self._invocation = invocation
         self._sender: Sender | None = None
         self._warned = ""
         self._lines, self._list_is_still = 0, False
@@ -150,7 +150,7 @@ class Telemetry:
         """Return the run's part of the manifest. outcome: None while the run goes on."""
         limited_by = self._limited_by()
         self._reported = limited_by.window if limited_by else ""
-        invocation = self.throughput.report(self._number, self._lists, self._command)
+        invocation = self.throughput.report(self._invocation, self._lists, self._command)
         report = run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
         return replace(report, window_check=self.window_check)
 

@@ -43,7 +43,7 @@ HISTORY = 30
 """The most units that a window can have, whatever the request says."""
 _MOST_DAYS = 92
 """The days of history that are kept: fewer units of a week or a month fit into them."""
-_NOTHING = "idle"
+IDLE = "idle"
 """Links whose back-half begins with it have no clicks."""
 
 
@@ -102,7 +102,7 @@ def clicks_on(bitlink: str, day: date) -> tuple[Click, ...]:
     """Return a link's clicks of a day."""
     back_half = bitlink.partition("/")[2]
     link = hashlib.sha256(bitlink.encode()).digest()
-    if back_half.startswith(_NOTHING) or link[0] % 10 == 0:
+    if back_half.startswith(IDLE) or link[0] % 10 == 0:
         return ()
     draw = hashlib.sha256(f"{bitlink} {day}".encode()).digest()
     popular = 2 ** (link[1] % 8)  # a few links have nearly all clicks

@@ -1,5 +1,7 @@
 """A fake Bitly on loopback for trials, demos and tests: the metrics routes, the limits, the errors and the login.
 
+`groups` has the routes of groups.
+
 Responses depend on the link's name and the window alone. Back-halves that begin with `missing`, `gone` or `foreign` get
 404, 410 and 403; all others get metrics. The token `revoked` is rejected, every other one accepted.
 """
@@ -20,10 +22,11 @@ from urllib.parse import urlencode
 import orjson
 from aiohttp import web
 
-from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS, plan_limits_target
+from harvester.bitly.account_limits import PLATFORM_LIMITS, plan_limits_target
 from harvester.bitly.facets import FACETS, Facet
 from harvester.bitly.query import MAX_CONNECTIONS, UNITS, endpoint_of
 from harvester.sandbox.clicks import metrics_for
+from harvester.sandbox.groups import ORGANIZATION, Groups
 
 _REFUSALS = {
     "missing": (404, "NOT_FOUND", "What you are looking for cannot be found."),
@@ -31,18 +34,6 @@ _REFUSALS = {
     "foreign": (403, "FORBIDDEN", "You are forbidden."),
 }
 """Back-halves by their beginning: status, message and description of the response."""
-_ORGANIZATION = "Osandbox"
-_GROUP = {
-    "guid": "Gsandbox",
-    "organization_guid": _ORGANIZATION,
-    "name": "sandbox",
-    "created": "2026-01-01T00:00:00+0000",
-    "modified": "2026-01-01T00:00:00+0000",
-    "is_active": True,
-    "role": "org-admin",
-    "bsds": [],
-}
-"""The only group, with the fields that the specification requires."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 CLIENT_SECRETS = {"sandbox": "sandbox-secret", "denied": "denied-secret"}
 """OAuth apps by client_id; a login of `denied` ends without access."""
@@ -51,7 +42,10 @@ _LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
 
 @dataclass(frozen=True, slots=True)
 class SandboxOptions:
-    """The sandbox's limits (0: none) and its behaviour. errors: the share of responses that are 500 or 503."""
+    """The sandbox's limits (0: none) and its behaviour.
+
+    errors: the share of responses that are 500 or 503. links: bitlinks in the larger of its groups.
+    """
 
     connections: int = MAX_CONNECTIONS
     per_minute: int = 100
@@ -59,6 +53,7 @@ class SandboxOptions:
     per_month: int = 5000
     latency_ms: float = 80.0
     errors: float = 0.01
+    links: int = 300
 
 
 class Sandbox:
@@ -89,8 +84,14 @@ class Sandbox:
             for bitlink in ("{domain}/{back_half}", "{bitlink}"):  # the second for a slash that is written as %2F
                 app.router.add_get(f"/v4/bitlinks/{bitlink}{facet.path}", self._handler(facet))
         app.router.add_get("/v4" + PLATFORM_LIMITS, self._platform_limits)
-        app.router.add_get("/v4" + GROUPS, self._groups)
-        app.router.add_get("/v4" + plan_limits_target(_ORGANIZATION), self._plan_limits)
+        groups = Groups(
+            self.options.links,
+            self._reject_helper,
+            delay_seconds=self.options.latency_ms / 1000,
+            errors=self.options.errors,
+        )
+        groups.add_to(app.router, "/v4")
+        app.router.add_get("/v4" + plan_limits_target(ORGANIZATION), self._plan_limits)
         app.router.add_route("*", "/{path:.*}", _no_route)
         return app
 
@@ -169,7 +170,7 @@ class Sandbox:
 
     async def _platform_limits(self, request: web.Request) -> web.Response:
         """Report limit and count of the hour, as Bitly does; an empty list without an hourly limit."""
-        if refusal := self._reject_helper(request):
+        if refusal := self._reject_helper(request, PLATFORM_LIMITS):
             return refusal
         endpoint, hour = request.query.get("path", ""), int((time.monotonic() - self._began) // 3600)
         known = endpoint in {endpoint_of(facet) for facet in FACETS.values()}
@@ -179,9 +180,6 @@ class Sandbox:
         method = {"name": "GET", "limit": self.options.per_hour, "count": self._used[window, hour]}
         return _json(200, {"platform_limits": [{"endpoint": endpoint, "methods": [method]}]})
 
-    async def _groups(self, request: web.Request) -> web.Response:
-        return self._reject_helper(request) or _json(200, {"groups": [_GROUP]})
-
     async def _plan_limits(self, request: web.Request) -> web.Response:
         limit = {
             "name": "api_requests",
@@ -189,14 +187,13 @@ class Sandbox:
             "limit": self.options.per_month,
             "count": self._used[("month",), datetime.now(UTC).month],
         }
-        return self._reject_helper(request) or _json(
-            200, {"organization_guid": _ORGANIZATION, "plan_limits": [limit] if self.options.per_month else []}
+        return self._reject_helper(request, request.path.removeprefix("/v4")) or _json(
+            200, {"organization_guid": ORGANIZATION, "plan_limits": [limit] if self.options.per_month else []}
         )
 
-    def _reject_helper(self, request: web.Request) -> web.Response | None:
-        route = request.path.removeprefix("/v4")
-        self.helped[route] += 1
-        return self._reject(request, route)
+    def _reject_helper(self, request: web.Request, endpoint: str) -> web.Response | None:
+        self.helped[request.path.removeprefix("/v4")] += 1
+        return self._reject(request, endpoint)
 
 
 def _window_of(query: Mapping[str, str]) -> dict[str, Any]:

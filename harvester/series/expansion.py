@@ -8,7 +8,8 @@ from typing import cast
 
 from harvester.bitly.periods import Period
 from harvester.config.options import OutputOptions, PeriodName, RunOptions, facets_in
-from harvester.config.parsing import facets_of, fill_output, periods_of, query_of
+from harvester.config.parsing import facets_of, periods_of, query_of
+from harvester.config.placeholders import fill_output
 from harvester.dataset.opening import peek
 from harvester.errors import HarvesterError, UsageError
 from harvester.run.assembly import Job, OpensGuard
@@ -31,6 +32,12 @@ def rounds_of(options: RunOptions) -> Rounds:
     if options.output.out == STDOUT and (len(facets) > 1 or len(periods) > 1):
         raise UsageError(
             "-: several facets or periods need a folder each: name a path with {facet}, {dt}", option="--out"
+        )
+    if (options.list.group or options.list.all_groups) and (len(facets) > 1 or len(periods) > 1):
+        raise UsageError(
+            ": with several facets or periods each would read the group anew. Read it once, `harvester links --group "
+            "GUID > links.txt`, and name that file as the list",
+            option="--group",
         )
     rounds = [
         [fill_output(_of_one(options, facet, period, several=len(facets) > 1)) for facet in facets]

@@ -35,7 +35,7 @@ def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
     """Return the plan of several outputs: facets go side by side, each with its endpoint's windows, in one month."""
     first, facets = plans[0], len({job.query.facet for job in jobs})
     calls, most = sum(plan.found.calls for plan in plans), jobs[0].max_calls
-    found = replace(first.found, calls=calls, settled=sum(plan.found.settled for plan in plans))
+    found = replace(first.found, calls=calls, done=sum(plan.found.done for plan in plans))
     attempts = sum(plan.attempts for plan in plans)
     attempts = attempts if most is None else min(attempts, most)
     limits = first.limits

@@ -64,12 +64,10 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
         file; or the private state would lie on a network file system.
     """
     if not out:
-        raise UsageError(
-            ": a folder, a file that ends in .ndjson or .jsonl, or - was expected, not nothing", option="--out"
-        )
+        raise UsageError(": must be a folder, a file that ends in .ndjson or .jsonl, or -", option="--out")
     for option, path in (("--out", out), ("--work-dir", work_dir or "")):
         if "\0" in path:
-            raise UsageError(": a path has no NUL character", option=option)
+            raise UsageError(": a path cannot contain NUL", option=option)
     private = os.path.abspath(work_dir) if work_dir else None
     location = _in_store(normal(out), private) if is_url(out) else _on_disk(os.path.abspath(out), private)
     _check_local(location.private)
@@ -79,7 +77,7 @@ def resolve(out: str, work_dir: str | None = None) -> OutputLocation:
 def _in_store(url: str, private: str | None) -> OutputLocation:
     if not private:
         raise UsageError(
-            f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it holds what was "
+            f"{url} needs a --work-dir, a folder on a local disk that is kept from run to run: it records what was "
             "paid for and published, such as --work-dir /var/lib/harvester/bitly",
             option="--out",
         )
@@ -95,13 +93,13 @@ def _on_disk(out: str, private: str | None) -> OutputLocation:
     if not os.path.isdir(out):
         if os.path.islink(out) and not os.path.exists(out):
             raise UsageError(
-                f"{out} is a symbolic link to {os.readlink(out)}, which is not there: make that folder first"
+                f"{out} is a symbolic link to {os.readlink(out)}, which does not exist: create that folder first"
             )
         if os.path.exists(out):
             raise UsageError(f"{out} is a file; --out takes a folder, a file that ends in .ndjson or .jsonl, or -")
         if out.lower().endswith(_FILE_ENDINGS):
             raise UsageError(
-                f"{out}: harvester writes no {os.path.splitext(out)[1]} file; --out takes a folder, a file that ends "
+                f"{out}: {os.path.splitext(out)[1]} files are not supported; --out takes a folder, a file that ends "
                 "in .ndjson or .jsonl, or - for standard output"
             )
     return OutputLocation(OutputKind.FOLDER, out, out, private or os.path.join(out, "_harvester"))
@@ -116,7 +114,7 @@ def _refuse_special(out: str) -> None:
     if stat.S_ISDIR(mode):
         return
     if _STDOUT_PATH.fullmatch(out):
-        raise UsageError(f"{out}: for rows on standard output, name -", option="--out")
+        raise UsageError(f"{out}: for rows on standard output, use -", option="--out")
     if stat.S_ISSOCK(mode):
         then = "name -, and pipe the rows into a program that writes to it"
     else:
@@ -138,7 +136,7 @@ def _growing_file(out: str) -> str:
         raise UsageError(f"{out} is a symbolic link that another user has made: name the file itself", option="--out")
     if os.path.islink(file) or not is_growing_file(file):
         raise UsageError(
-            f"{out} is a symbolic link to {file}: one to a file that ends in .ndjson or .jsonl was expected",
+            f"{out} is a symbolic link to {file}: it must lead to a file that ends in .ndjson or .jsonl",
             option="--out",
         )
     if os.path.isdir(out + BESIDE):
@@ -220,21 +218,21 @@ def check_unused(location: OutputLocation) -> None:
     if any(map(OUR_FILES.fullmatch, names)):
         if os.path.abspath(work_dir) != location.private:
             asked = f"--work-dir {shlex.quote(work_dir)}"
-            raise OutputError(f"{location.out} was begun with {asked}, where its ledger is: add {asked}")
+            raise OutputError(f"{location.out} was started with {asked}, where its ledger is: add {asked}")
         raise OutputError(
-            f"{location.out} was begun before, and its ledger {location.ledger} is gone. Without it nobody knows which "
-            f"calls were paid for. Put it back (was there a --work-dir?). {location.repair_advice}. Or keep this "
-            "output as it is and begin a new --out with the links that it lacks"
+            f"{location.out} was started before, and its ledger {location.ledger} is missing. It records which "
+            f"calls were paid for: restore it (was there a --work-dir?). {location.repair_advice}. Or keep this "
+            "output as it is and start a new --out with the links that are missing from it"
         )
     if others := sorted(name for name in names if name.startswith("part-")):
         more = f" and {len(others) - 1:,} more" if others[1:] else ""
         raise UsageError(
             f"{location.out} has files of another program, which a loader would take for rows of this output "
-            f"({others[0]}{more}): name another --out"
+            f"({others[0]}{more}): use another --out"
         )
     if location.kind is OutputKind.FILE and os.path.exists(location.out) and os.path.getsize(location.out):
         raise UsageError(
-            f"{location.out} is not empty, and has no state of harvester's beside it: name another --out; or if it is "
+            f"{location.out} is not empty, and has no harvester state beside it: use another --out; or if it is "
             f"harvester's, {location.repair_advice}"
         )
 
@@ -273,8 +271,8 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
             raise _unwritable(folder, budget, why, error) from error
         private = private() if callable(private) else private
         warn(
-            f"{folder} cannot hold the budget ({why}): it is kept in {private}, and what the runs of other outputs "
-            "spend is not seen. Name a --state-dir that can be written"
+            f"{folder} cannot contain the budget ({why}): it is kept in {private}, and the calls of other outputs' "
+            "runs are not counted there. Use a --state-dir that is writable"
         )
         return private
     return folder
@@ -284,12 +282,12 @@ def _unwritable(folder: str, budget: str, why: str, error: Exception) -> OutputE
     """Return the error for a state folder that no other may stand in for: each output would spend the month again."""
     if os.path.isabs(folder) and _may_be_there(budget):
         return OutputError(
-            f"{budget} cannot be written ({why}), and holds what was spent of this month, hour and minute: make it "
-            "writable again. Or name another --state-dir, where counting begins anew, and with --per-month what is left"
+            f"{budget} cannot be written ({why}), and has the counts of this month, hour and minute: make it "
+            "writable again. Or use another --state-dir, whose counts start from zero, and a smaller --per-month"
         )
     file = getattr(error, "filename", None)
     why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
-    return OutputError(f"--state-dir {folder}: {why}. It cannot hold the budget: name a folder that can be written")
+    return OutputError(f"--state-dir {folder}: {why}. It cannot contain the budget: use a writable folder")
 
 
 def _may_be_there(path: str) -> bool:
@@ -320,11 +318,11 @@ def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
     elif os.path.islink(path):
         raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", path)
     elif not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "it is no file", path)
+        raise OSError(errno.EINVAL, "it is not a file", path)
     elif os.path.getsize(path) == 0 and time.time() - os.path.getmtime(path) > _YOUNG_SECONDS:
         warn(
-            f"{path} was empty: what was spent of this month, hour and minute is not known any more, and is counted "
-            "from now on. Put a backup of it back, or name with --per-month what is left"
+            f"{path} was empty: the counts of this month, hour and minute are lost, and start from zero "
+            "now. Restore a backup of it, or set --per-month to what is left"
         )
 
 
@@ -339,7 +337,7 @@ def lock_folder(state: str, server: str) -> str:
         folder = os.path.join(folder, name)
         if os.path.islink(folder):
             raise OutputError(
-                f"{folder} is a symbolic link, by which others could be given other connections: remove it, or name "
+                f"{folder} is a symbolic link, which could lead other users' runs to other locks: remove it, or use "
                 "another --state-dir"
             )
         if not os.path.isdir(folder):
@@ -359,6 +357,6 @@ def _check_local(private: str) -> None:
     found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
     if found and found.fstype.lower() in _NETWORK:
         raise UsageError(
-            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not hold: "
-            "name a folder on a local disk"
+            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not work: "
+            "use a folder on a local disk"
         )

@@ -95,8 +95,8 @@ class OutputLocation:
         """What to do about a ledger that is lost or damaged, as a sentence."""
         work_dir = f" --work-dir {shlex.quote(self.private)}" if self.work_dir else ""
         return (
-            f"`harvester repair {shlex.quote(self.out)}{work_dir}` says what can be rebuilt from rows, journal and "
-            "failures, and does it with --apply"
+            f"`harvester repair {shlex.quote(self.out)}{work_dir}` shows what can be rebuilt from rows, journal and "
+            "failures; --apply rebuilds it"
         )
 
     @property
@@ -144,16 +144,14 @@ def normal(url: str) -> str:
             f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
         )
     if "@" in rest.split("/")[0]:
-        raise UsageError(f"{scheme}://: credentials stand in the environment, never in the address", option="--out")
+        raise UsageError(f"{scheme}://: credentials belong in the environment, never in the address", option="--out")
     path = rest.rstrip("/")
     bucket, _, prefix = path.partition("/")
     if (not bucket and scheme != "file") or not prefix:
-        raise UsageError(
-            f"{url}: a bucket and a prefix were expected, such as {scheme}://my-bucket/bitly", option="--out"
-        )
+        raise UsageError(f"{url}: must be a bucket and a prefix, such as {scheme}://my-bucket/bitly", option="--out")
     if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
         raise UsageError(
-            f"{url}: a prefix is made of letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
+            f"{url}: a prefix may have letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",
             option="--out",
         )
     return f"{scheme}://{path}"

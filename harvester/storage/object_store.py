@@ -40,10 +40,10 @@ _WRONG_REGION = "incorrectly configured region"
 # "The upload should be retried": https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 _CONFLICTS = {"ConditionalRequestConflict", "OperationAborted"}
 _HINTS = {
-    "ExpiredToken": "The credentials of the environment have expired",
+    "ExpiredToken": "The credentials in the environment have expired",
     "RequestTimeTooSkewed": "Set this machine's clock",
     "AuthorizationHeaderMalformed": "Is AWS_REGION the bucket's?",
-    "EntityTooLarge": "Begin a new --out with smaller --part-bytes",
+    "EntityTooLarge": "Start a new --out with smaller --part-bytes",
 }
 
 T = TypeVar("T")
@@ -112,9 +112,9 @@ def _check_endpoint() -> None:
     except ValueError:  # not a port, or not an address
         fine = False
     if not fine:
-        raise UsageError("AWS_ENDPOINT_URL: a URL such as https://s3.example.com was expected")
+        raise UsageError("AWS_ENDPOINT_URL: must be a URL such as https://s3.example.com")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not _http_allowed():
-        raise UsageError("AWS_ENDPOINT_URL: plain HTTP can be read on the way: use https, or set AWS_ALLOW_HTTP=true")
+        raise UsageError("AWS_ENDPOINT_URL: plain HTTP is not encrypted: use https, or set AWS_ALLOW_HTTP=true")
 
 
 class ObjectStorage:
@@ -263,7 +263,7 @@ class ObjectStorage:
         elif refused:
             what += ". The credentials of the environment must be able to list, read, write and delete there"
         elif isinstance(error, FileNotFoundError) or _status(error) == 404:
-            what += ". Is there such a bucket?"
+            what += ". Does the bucket exist?"
         kind = StoreRefused if refused or _code(error) in _HINTS else OutputError
         return kind(f"{what}; then run the same command again (docs/object-stores.md)")
 

@@ -26,7 +26,7 @@ def scratch_folder(parent: str | None) -> Iterator[str]:
     try:
         parent = parent or tempfile.gettempdir()
     except OSError as error:
-        raise OutputError("no temporary folder can be written: name one that can (TMPDIR)") from error
+        raise OutputError("cannot create a temporary folder: name a writable one (TMPDIR)") from error
     _sweep(parent)
     path, lock = _make_locked(parent)
     try:
@@ -42,7 +42,7 @@ def _make_locked(parent: str) -> tuple[str, int | None]:
         try:
             path = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         except OSError as error:
-            raise OutputError(f"{parent}: {error.strerror}; give a --work-dir") from error
+            raise OutputError(f"{parent}: {error.strerror}; use a --work-dir") from error
         try:
             lock = _lock_folder(path)
         except FileNotFoundError:

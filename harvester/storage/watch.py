@@ -70,7 +70,7 @@ class StateWatch:
         if restored is not None and self.spoiled is None:
             raise _error(
                 restored,
-                "What was open has been written again, and no answer is lost: keep other programs out of "
+                "The run wrote it again from what it had open, and no answer is lost: keep other programs out of "
                 f"{self._folder}, then run the same command again",
             )
 
@@ -180,7 +180,7 @@ def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
     """
     folder = location.private
     if os.path.islink(folder) and not is_own_link(folder):
-        raise OutputError(f"{folder} is a symbolic link that another user has made: remove it")
+        raise OutputError(f"{folder} is a symbolic link of another user: remove it")
     shared: list[str] = []
     with as_output_error(folder), os.scandir(folder) as entries:
         for entry in entries:
@@ -189,7 +189,7 @@ def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode):
                 raise OutputError(
-                    f"{entry.path} is {kind_of(found.st_mode)}, not a file of harvester's: put the file itself there, "
+                    f"{entry.path} is {kind_of(found.st_mode)}, not a harvester file: restore the file itself, "
                     "or remove it if there was none"
                 )
             if found.st_nlink > 1:
@@ -199,7 +199,7 @@ def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
             _refuse_open_ledger(location.ledger)
         for path in sorted(shared):
             unshare(path)
-            warn(f"{path} had a second name (a hard link, as cp -al makes them): it is a file of its own now")
+            warn(f"{path} had a second name (a hard link, as cp -al makes them): it is a separate file now")
 
 
 def _refuse_open_ledger(path: str) -> None:

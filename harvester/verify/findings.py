@@ -64,7 +64,7 @@ class Findings:
 
 def as_dict(found: Findings) -> dict[str, Any]:
     """Return findings as an object for programs."""
-    return {"out": found.out, "holds": found.ok, **asdict(found)}
+    return {"out": found.out, "ok": found.ok, **asdict(found)}
 
 
 def as_text(found: Findings) -> str:

@@ -49,7 +49,7 @@ class LedgerCheck:
         """Compare manifest and ledger. name: the manifest's in messages. growing: the output has no parts."""
         facts, found = self._snapshot.facts, self._found
         if facts.get("run_id") != manifest.run_id:
-            text = f"run_id is {manifest.run_id}, and the ledger's is {facts.get('run_id')}"
+            text = f"run_id is {manifest.run_id}, but the ledger's is {facts.get('run_id')}"
             # A run begins a dataset without calls anew, and replaces its manifest a moment later.
             self._report_older(name, text, wrong=bool(manifest.dataset.settled or manifest.dataset.failed))
             return
@@ -66,7 +66,7 @@ class LedgerCheck:
         try:
             for number, (has, wanted) in enumerate(zip_longest(stream, lines), 1):
                 if has != wanted:
-                    self._found.problem(name, number, "not the line that the ledger has, or one of them has more")
+                    self._found.problem(name, number, "differs from the ledger, or one of them has more lines")
                     return
         except OutputError as error:
             self._found.problem(self._location.ledger, None, str(error))
@@ -75,7 +75,7 @@ class LedgerCheck:
         """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
         totals, journals = self._snapshot.totals, self._in_journals
         if journals is None:
-            text = "a journal that the ledger counts on is gone or damaged inside what was committed"
+            text = "a journal that the ledger refers to is missing, or damaged within what was committed"
             self._found.problem(self._location.private, None, text)
             return
         # Parts or a growing file: the other one is empty in every ledger.
@@ -94,7 +94,7 @@ class LedgerCheck:
             for key in (field.name for field in fields(PublishedPart)):
                 has, wanted = getattr(entry, key), getattr(known[path], key)
                 if has != wanted:
-                    self._found.problem(name, None, f"{key} of {path} is {has}, and {wanted} in the ledger")
+                    self._found.problem(name, None, f"{key} of {path} is {has}, but {wanted} in the ledger")
         if missing := sorted(known.keys() - listed.keys()):
             text = f"it does not list {', '.join(missing)}, which the ledger knows as published"
             self._report_older(name, text, wrong=self._found.ended)
@@ -102,7 +102,7 @@ class LedgerCheck:
     def _reconcile_counts(self, counts: DatasetCounts, name: str) -> None:
         for key, has in self._snapshot.totals._asdict().items():
             if getattr(counts, key) != has:
-                self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, and {has} in the ledger")
+                self._found.problem(name, None, f"dataset.{key} is {getattr(counts, key)}, but {has} in the ledger")
 
     def _report_older(self, name: str, text: str, *, wrong: bool) -> None:
         """Report how the manifest differs from a ledger that may be newer. wrong: it cannot be newer."""
@@ -142,7 +142,7 @@ def _extents(snapshot: Snapshot) -> Iterator[tuple[int, int, int]]:
     checkpoint = snapshot.checkpoint  # at the very beginning where there is no growing file
     for segment, end in snapshot.journals.items():
         if segment not in meant and segment >= checkpoint.segment:
-            yield segment, checkpoint.place if segment == checkpoint.segment else 0, end
+            yield segment, checkpoint.position if segment == checkpoint.segment else 0, end
 
 
 def _rows_in(folder: str, segment: int, start: int, end: int) -> int | None:
@@ -168,7 +168,7 @@ def open_ledger(out: str, work_dir: str | None, found: Findings, stack: ExitStac
             if not ledger.fresh:
                 ledger.check()
                 return LedgerCheck(location, ledger, found)
-            why = f"{location.ledger} is empty: its run has hardly begun"
+            why = f"{location.ledger} is empty: its run has only just started"
         found.not_checked.append(f"the ledger: {why}")
     except OutputError as error:
         found.problem(location.ledger, None, str(error))
@@ -180,7 +180,7 @@ def _unreadable(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        return f"there is none at {path}; name its folder, --work-dir, if it lies elsewhere"
+        return f"{path} does not exist; if its folder is elsewhere, name it with --work-dir"
     except PermissionError as error:
         return f"{path}: {error.strerror}; only its owner's verify reads it"
     except OSError as error:
@@ -192,5 +192,5 @@ def _unreadable(path: str) -> str:
     log = path + "-wal"
     # Without its write-ahead log SQLite would show an older state than the last commit.
     if os.path.exists(log) and os.path.getsize(log) and not os.access(log, os.R_OK | os.W_OK):
-        return f"{log} cannot be written, which reading it takes; only its owner's verify reads it"
+        return f"{log} cannot be written, which reading it requires; run verify as its owner"
     return ""

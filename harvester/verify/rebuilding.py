@@ -47,11 +47,11 @@ class Remains(NamedTuple):
     failures: list[bytes]
     path: str
 
-    def tries(self) -> Iterator[tuple[bytes, int]]:
+    def failed_runs(self) -> Iterator[tuple[bytes, int]]:
         """Yield the failed calls, and in how many runs each has failed."""
-        for key, state, tries in rows_left(self.path, "calls", ("key", "state", "tries")):
-            if state == CallState.FAILED and isinstance(key, bytes) and type(tries) is int:
-                yield key, tries
+        for key, state, failed_runs in rows_left(self.path, "calls", ("key", "state", "failed_runs")):
+            if state == CallState.FAILED and isinstance(key, bytes) and type(failed_runs) is int:
+                yield key, failed_runs
 
     def calls_of(self, segment: int) -> list[bytes]:
         """Return the keys of the calls with a row whose last line was in this segment."""
@@ -61,7 +61,7 @@ class Remains(NamedTuple):
 
 def remains(path: str) -> Remains:
     """Read what can be read of a ledger, whatever has happened to it; nothing of one that is gone."""
-    facts = dict(rows_left(path, "meta", ("name", "value")))
+    facts = dict(rows_left(path, "facts", ("name", "value")))
     parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
     lines = {key: line for _, key, line in rows_left(path, "failures", ("id", "key", "line"))}
     return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)
@@ -167,9 +167,9 @@ class Rebuilding:
             self.tally.unreadable.append(f"{part.path}: {error}")
         hashed.drain()
         if bad:
-            self.tally.unreadable.append(f"{part.path}: {bad} rows that cannot be read, or are another run's")
+            self.tally.unreadable.append(f"{part.path}: {bad} rows that cannot be read, or belong to another run")
         if part.sha256 and hashed.sha256 != part.sha256:
-            self.tally.unreadable.append(f"{part.path}: it was changed since it was published")
+            self.tally.unreadable.append(f"{part.path}: it was changed after it was published")
         return PublishedPart(part.path, rows, calls, hashed.size, hashed.sha256)
 
     def _part_that_is_gone(self, segment: int, part: PublishedPart, keys: list[bytes] | None) -> PublishedPart:
@@ -221,7 +221,7 @@ class Rebuilding:
         # Rows that are in the file are blanked out of the journals, so all that is left there comes behind it.
         self._ledger.set_checkpoint(FileCheckpoint(bytes=end, rows=rows))
         if bad:
-            self.tally.unreadable.append(f"{path}: {bad} lines that cannot be read, or are another run's")
+            self.tally.unreadable.append(f"{path}: {bad} lines that cannot be read, or belong to another run")
 
     def _entry_of(self, row: Any) -> Entry | None:
         """Return a published row's call; None for a row that cannot be read, or is none of this dataset's."""
@@ -257,10 +257,10 @@ class Rebuilding:
             known = self._ledger.known([entry.key for entry in batch])
             self._settle(lowest, [entry for entry in batch if entry.key not in known])
 
-    def take_tries(self, tries: Iterable[tuple[bytes, int]]) -> None:
+    def take_failed_runs(self, failed_runs: Iterable[tuple[bytes, int]]) -> None:
         """Set in how many runs calls have failed, by an old ledger; one that it does not know has failed in one."""
-        for batch in _batches(tries):
-            self._ledger.set_tries(batch)
+        for batch in _batches(failed_runs):
+            self._ledger.set_failed_runs(batch)
 
     def look_at_journals(self) -> None:
         """Count what the journals hold, and find in them the rows that are published already.
@@ -275,7 +275,7 @@ class Rebuilding:
             for lines in _batches(good_lines(path)):
                 known = self._ledger.known([record.key for _, record in lines])
                 by_state = {state: {record.key for _, record in lines if record.state == state} for state in CallState}
-                self._ledger.take_back_tries(by_state[CallState.FAILED] - by_state[CallState.REFUSED])
+                self._ledger.take_back_failed_runs(by_state[CallState.FAILED] - by_state[CallState.REFUSED])
                 for start, record in lines:
                     has = known.get(record.key)
                     if record.state == CallState.ROW and has and has.state is CallState.ROW:

@@ -83,7 +83,7 @@ def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool,
         OutputError: a file cannot be read or written.
     """
     if out == STDOUT:
-        raise UsageError("rows on standard output leave nothing behind to repair: name a folder, a file or a store")
+        raise UsageError("rows on standard output leave nothing to repair: name a folder, a file or a store")
     location = resolve(out, work_dir)
     refuse_second_work_dir(location)
     with ExitStack() as stack, as_output_error(location.out):
@@ -97,8 +97,10 @@ class _Repairing:
         self._location = location
         self._stack = stack
         self._found = Repair(location.out)
-        self._beside: Storage = open_store(location.out) if location.in_store else LocalStorage(location.public)
-        self._shelves = [self._beside, *([LocalStorage(parts_at)] if parts_at else [])]
+        self._sidecar_storage: Storage = (
+            open_store(location.out) if location.in_store else LocalStorage(location.public)
+        )
+        self._storages = [self._sidecar_storage, *([LocalStorage(parts_at)] if parts_at else [])]
         # A copy, because even reading leaves a write-ahead log beside a ledger, and nothing is to be changed.
         self._folder = stack.enter_context(scratch_folder(None))
         self._copy = os.path.join(self._folder, "ledger.sqlite")
@@ -147,8 +149,8 @@ class _Repairing:
 
     def _read_manifest(self) -> Manifest | None:
         try:
-            text = self._beside.get(MANIFEST)
-            return manifests.parse(text, self._beside.path(MANIFEST)) if text is not None else None
+            text = self._sidecar_storage.get(MANIFEST)
+            return manifests.parse(text, self._sidecar_storage.path(MANIFEST)) if text is not None else None
         except manifests.NewerForm:
             raise
         except (UsageError, NotADirectoryError) as error:
@@ -198,7 +200,7 @@ class _Repairing:
                 part_format = PartFormat(form, shape, query.facet)
                 return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
         raise UsageError(
-            f"nothing to repair at {self._location.out}: there is neither a manifest, nor a ledger, nor a row of "
+            f"nothing to repair at {self._location.out}: it has no manifest, no ledger and no rows of "
             "harvester's (was there a --work-dir?)"
         )
 
@@ -210,7 +212,7 @@ class _Repairing:
         for name in self._part_names():
             form = Format(PART_NAME.fullmatch(name)["format"])  # type: ignore[index]
             for candidate in map(PartFormat._make, product([form], Shape, FACETS)):
-                with suppress(UnreadableFile, StopIteration), closing(self._beside.open(name)) as stream:
+                with suppress(UnreadableFile, StopIteration), closing(self._sidecar_storage.open(name)) as stream:
                     row = next(row for _, row in rows_of(HashingReader(stream), candidate))
                     yield form, Shape.FLAT if "call_id" in row else Shape.NESTED, row
                     break
@@ -224,7 +226,7 @@ class _Repairing:
         if not self._location.in_parts:
             return []
         try:
-            return [name for name in self._beside.names() if PART_NAME.fullmatch(name)]
+            return [name for name in self._sidecar_storage.names() if PART_NAME.fullmatch(name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -242,14 +244,14 @@ class _Repairing:
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
         facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}
         if self._location.in_store:
-            claim = object_in(self._beside.get(CLAIM))
+            claim = object_in(self._sidecar_storage.get(CLAIM))
             secret = self._remains.facts.get("claim")
             if secret is None and claim.get("run_id") == origin.run_id:
                 secret = claim.get("claim")
                 owner = " ".join(f"{name} {claim.get(name, 'unknown')}" for name in ("host", "work_dir", "made"))
                 self._found.remarks.append(
                     f"{self._location.out} is claimed by another work dir ({owner}), which is taken for lost: make "
-                    "sure that no run goes on there"
+                    "sure that no run uses it"
                 )
             if isinstance(secret, str):
                 facts["claim"] = secret
@@ -268,9 +270,9 @@ class _Repairing:
             work.take_growing_file(self._location.out, settled_before)
         work.take_recent_failures()
         work.take_failures(self._remains.failures)
-        with suppress(FileNotFoundError, NotADirectoryError), closing(self._beside.open(FAILURES)) as stream:
+        with suppress(FileNotFoundError, NotADirectoryError), closing(self._sidecar_storage.open(FAILURES)) as stream:
             work.take_failures(stream)
-        work.take_tries(self._remains.tries())
+        work.take_failed_runs(self._remains.failed_runs())
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:
@@ -299,7 +301,7 @@ class _Repairing:
         return os.path.exists(os.path.join(self._location.public, name))
 
     def _open(self, name: str) -> BinaryIO | None:
-        for shelf in self._shelves:
+        for shelf in self._storages:
             with suppress(FileNotFoundError, NotADirectoryError):
                 return shelf.open(name)
         return None
@@ -319,28 +321,30 @@ class _Repairing:
             known = {part.name for part in present.parts()}
             unknown = sorted(set(self._listed(origin.run_id)) - known)
             if present.facts().get("run_id") != origin.run_id:
-                found.ledger = "is another run's than the rows"
+                found.ledger = "belongs to another run than the rows"
             elif unknown:
-                found.ledger = f"is older than its output: it does not know {', '.join(unknown)}"
+                found.ledger = f"is older than its output: it lacks {', '.join(unknown)}"
             elif tally.unknown_to_ledger:
-                found.ledger = f"is older than its output: it does not know {tally.unknown_to_ledger} calls with a row"
+                found.ledger = f"is older than its output: it lacks {tally.unknown_to_ledger} calls with a row"
             elif not self._location.in_parts and (missing := self._cut_off(present)) > 0:
-                found.ledger = f"counts rows that {self._location.out} has no more"
-                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: put it back")
+                found.ledger = f"counts rows that {self._location.out} no longer has"
+                found.losses.append(f"{missing:,} calls whose rows are gone from {self._location.out}: restore it")
         found.whole = not found.ledger
         if found.whole:
             return
         found.losses += tally.unreadable
         if tally.lost_parts:
             found.losses.append(
-                f"{tally.lost_calls:,} calls of {', '.join(tally.lost_parts)}, moved away since: name the folder where "
-                "they are now with --parts"
+                f"{tally.lost_calls:,} calls of {', '.join(tally.lost_parts)}, moved away since: name the folder that "
+                "has them now with --parts"
             )
         counts = self._manifest.dataset if self._manifest else None
         if counts and (missing := counts.rows - tally.row_calls - tally.lost_calls) > 0 and not found.losses:
-            found.losses.append(f"{missing:,} calls that the manifest counts with a row: a journal or a part is gone")
+            found.losses.append(
+                f"{missing:,} calls that the manifest counts with a row: a journal or a part is missing"
+            )
         if counts and (missing := counts.refused - tally.refused) > 0:
-            found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is gone, or older")
+            found.losses.append(f"{missing:,} refusals that the manifest counts: {FAILURES} is missing, or older")
 
     def _cut_off(self, present: Ledger) -> int:
         """Return how many rows were cut off the growing file and are in no journal; with those a run completes it."""
@@ -374,10 +378,10 @@ def _lines(found: Repair) -> Iterator[str]:
     yield from (f"lost: {text}" for text in found.losses)
     if found.applied:
         aside = f"; the old one is {found.set_aside}" if found.set_aside else ""
-        yield f"{found.out} is repaired{aside}: the same run command goes on"
+        yield f"{found.out} is repaired{aside}: the same run command resumes"
     elif found.losses:
         yield (
-            f"{found.out} can be repaired in part: put back what is lost, or let those calls be asked for again with "
+            f"{found.out} can be repaired in part: restore what is lost, or make those calls again with "
             "--apply --ask-again"
         )
     else:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, fields
+from dataclasses import fields
 from datetime import datetime
 from itertools import product
 from operator import itemgetter
@@ -27,8 +27,11 @@ _TYPES: dict[Kind, type] = {
     Kind.BOOLEAN: bool,
     Kind.MOMENT: str,
     Kind.METRICS: list,
+    Kind.MAP: dict,
 }
-_PINNED = ("run_id", *(field.name for field in fields(Query)))
+_CARRIED_TYPES = {str, NoneType}
+_NAMES = tuple(field.name for field in fields(Query) if field.name != "size")
+_PINNED = ("run_id", *_NAMES)
 _IDS = frozenset({"record_id", "call_id"})
 
 
@@ -68,12 +71,12 @@ class ObjectShape:
                 return f"{name} is missing"
         for name in row:
             if name not in self._names:
-                return f"{name} is no key of a row"
+                return f"{name} is not a key of a row"
         for column in self._columns:
             if type(row[column.name]) not in _types_of(column):
                 null = ", or null" if column.nullable else ""
                 return f"{column.name} is not {column.kind}{null}"
-        return "its keys are not in their order"
+        return "its keys are not in order"
 
 
 def _types_of(column: Column) -> tuple[type, ...]:
@@ -101,7 +104,7 @@ class _Common:
         self._size = query.size
         self._rows = RowBuilder(query, run_id)
         self._pinned_of = itemgetter(*_PINNED)
-        self._pinned = (run_id, *astuple(query))
+        self._pinned = (run_id, *(getattr(query, name) for name in _NAMES))
         self._fetched_at = ""
 
     def _count_shortfall(self, row: Mapping[str, Any]) -> None:
@@ -116,32 +119,37 @@ class _Common:
         if self._pinned_of(row) != self._pinned:
             for name, actual, expected in zip(_PINNED, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
-                    return f"{name} is {actual!r:.60}, and {expected!r:.60} in the manifest"
+                    return f"{name} is {actual!r:.60}, but {expected!r:.60} in the manifest"
+        # Where an answer had as many metrics as the query's size, a second request may have asked for more.
+        if (size := row["size"]) != self._size and (size is None or self._size is None or size < self._size):
+            return f"size is {size!r:.60}, and {self._size!r:.60} in the manifest"
         # A run that was resumed after an update has rows of both versions.
         if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
-            return f"schema_version is {row['schema_version']}, and {SCHEMA_VERSION} is the newest known here"
+            return f"schema_version is {row['schema_version']}, but this harvester knows up to {SCHEMA_VERSION}"
         if row["fetched_at"] != self._fetched_at:
             if not is_moment(row["fetched_at"]):
-                return "fetched_at is no moment in UTC, such as 2026-11-23T06:00:00Z"
+                return "fetched_at is not a UTC time such as 2026-11-23T06:00:00Z"
             self._fetched_at = row["fetched_at"]
             self.earliest = min(self.earliest or self._fetched_at, self._fetched_at)
             self.latest = max(self.latest, self._fetched_at)
+        if row["carried"] is not None and not {*map(type, row["carried"].values())} <= _CARRIED_TYPES:
+            return "a value of carried is not text, or null"
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
         for name in ("clicks_listed", *self._totals):
             if row[name] is not None and not 0 <= row[name] <= INT64_MAX:
-                return f"{name} is no count"
+                return f"{name} is not a count"
         return None
 
     def _misfit_of_metric(self, metric: Mapping[str, Any]) -> str | None:
         """Return what is wrong with the values of a metric, whose types are right; None if nothing is."""
         for name in self._counts:
             if metric[name] is not None and not 0 <= metric[name] <= INT64_MAX:
-                return f"{name} is no count"
+                return f"{name} is not a count"
         for name in self._moments:
             if not is_moment(metric[name]):
-                return f"{name} is no moment in UTC, such as 2026-11-23T00:00:00Z"
+                return f"{name} is not a UTC time such as 2026-11-23T00:00:00Z"
         return None
 
     def _group_of(self, metric: Mapping[str, Any]) -> str | None:
@@ -150,9 +158,9 @@ class _Common:
     def _misfit_of_sums(self, row: Mapping[str, Any], clicks: int, groups: list[str | None]) -> str | None:
         """Return how the sums of a call differ from its metrics. groups: of each metric, see Facet.grouped_by."""
         if row["clicks_listed"] != clicks:
-            return f"clicks_listed is {row['clicks_listed']}, and its metrics add up to {clicks}"
-        if row["truncated"] is not self._facet.is_truncated(groups, len(groups), self._size):
-            return f"truncated is {str(row['truncated']).lower()}, and {len(groups)} of {self._size} metrics are there"
+            return f"clicks_listed is {row['clicks_listed']}, but its metrics add up to {clicks}"
+        if row["truncated"] is not self._facet.is_truncated(groups, len(groups), row["size"]):
+            return f"truncated is {str(row['truncated']).lower()}, but {len(groups)} of {row['size']} metrics are there"
         return None
 
 
@@ -171,7 +179,7 @@ class Nested(_Common):
             if key.hex() == row["record_id"]:
                 self._count_shortfall(row)
                 return key
-            misfit = "record_id is not the one of its call"
+            misfit = "record_id is not that of its call"
         self._found(number, misfit)
         return None
 
@@ -215,11 +223,11 @@ class Flat(_Common):
         if not misfit:
             key = self._key(row)
             if row["call_id"] != self._call_id:
-                misfit = "call_id is not the one of its call"
+                misfit = "call_id is not that of its call"
             elif key.hex() == row["record_id"]:
                 return key
             else:
-                misfit = "record_id is not the one of its call and metric"
+                misfit = "record_id is not that of its call and metric"
         self._found(number, misfit)
         return None
 

@@ -57,7 +57,7 @@ def _query_misfit(manifest: Manifest) -> str | None:
     if type(units) is not int or (units < 1 and units != -1) or not sized:
         return "query.units is neither -1 nor a count from 1 on, or query.size is not what the facet takes"
     if facet is None or query["unit"] not in UNITS or not is_moment(query["unit_reference"]):
-        return "query has a facet, a unit or a unit_reference that there is not"
+        return "query has a facet, a unit or a unit_reference that does not exist"
     if any(query.get(end) is not None and not is_moment(query[end]) for end in ("period_start", "period_end")):
         return "query.period_start or query.period_end is neither null nor a moment"
     if manifest.shape not in list(Shape):
@@ -72,14 +72,16 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     if max(counts.truncated, counts.clipped) > counts.rows:
         yield "dataset.truncated or dataset.clipped is more than dataset.rows"
     if manifest.list:
-        yield from _misfit_of_sum("list", manifest.list)
+        yield from _misfit_of_sum("list", manifest.list, but={"differing"})
+        if manifest.list.differing > manifest.list.duplicates:
+            yield "list.differing is more than list.duplicates"
     if not (is_moment(manifest.started) and is_moment(manifest.updated)):
-        yield "started or updated is no moment in UTC, such as 2026-11-23T06:00:00Z"
+        yield "started or updated is not a UTC time such as 2026-11-23T06:00:00Z"
     if manifest.complete and (manifest.stopped or not manifest.input_read_to_end or counts.pending):
-        yield "complete, and yet stopped, with calls pending, or with a list that was not read to its end"
+        yield "complete, but also stopped, with calls pending, or with a list that was not read to its end"
     calls = _calls_in_parts(manifest)
     if calls > counts.rows or (manifest.complete and calls != counts.rows):
-        yield f"its parts tell of {calls} calls, and dataset.rows is {counts.rows}"
+        yield f"its parts have {calls} calls, but dataset.rows is {counts.rows}"
     for name, times in Counter(part.path for part in manifest.parts).items():
         if times > 1:
             yield f"it lists {name} {times} times"
@@ -101,12 +103,12 @@ def check_names(manifest: Manifest, names: list[str], shelf: Storage, found: Fin
     """Check that _SUCCESS is there exactly when the list is complete, and report temporary files of killed runs."""
     path = shelf.path(SUCCESS)
     if found.ended and manifest.complete and SUCCESS not in names:
-        found.problem(path, None, "it is not there, and the manifest says complete: run the same command again")
+        found.problem(path, None, "it is missing, but the manifest says complete: run the same command again")
     if found.ended and not manifest.complete and SUCCESS in names:
-        found.problem(path, None, "it is there, and the manifest does not say complete")
+        found.problem(path, None, "it exists, but the manifest does not say complete")
     if has_ended(manifest) or _age_seconds(manifest) > _SILENT_SECONDS:
         for name in filter(_UNFINISHED_PART.fullmatch, names):
-            text = f"{shelf.path(name)} was left over by a run that was killed; the next run clears it away"
+            text = f"{shelf.path(name)} was left over by a run that was killed; the next run removes it"
             found.remarks.append(text)
 
 
@@ -123,7 +125,7 @@ def check_failures(
     path = shelf.path(FAILURES)
     if FAILURES not in names:
         if found.ended:
-            found.problem(path, None, "it is not there, though a run has ended: run the same command again")
+            found.problem(path, None, "it is missing, though a run has ended: run the same command again")
         return
     kinds: Counter[str] = Counter()
     with closing(shelf.open(FAILURES)) as stream:
@@ -143,7 +145,7 @@ def check_failures(
         counts["invalid"] = min(manifest.list.invalid, MOST_INVALID_LINES)
     for kind, count in counts.items():
         if kinds[kind] != count:
-            found.problem(path, None, f"{kinds[kind]} lines are {kind}, and {count} in the manifest")
+            found.problem(path, None, f"{kinds[kind]} lines are {kind}, but {count} in the manifest")
     if ledger:
         with closing(shelf.open(FAILURES)) as stream:
             ledger.reconcile_failures(stream, path)
@@ -153,9 +155,9 @@ def _failure_misfit(line: Any, facet: str) -> str | None:
     if misfit := _FAILURE.misfit(line):
         return misfit
     if line["kind"] not in _KINDS:
-        return f"kind is {line['kind']!r:.60}, and none of {', '.join(_KINDS)}"
+        return f"kind is {line['kind']!r:.60}, not one of {', '.join(_KINDS)}"
     if (line["bitlink"] is None) != (line["kind"] == "invalid"):
         return "a bitlink belongs in every line but those of kind invalid"
     if line["facet"] != facet:
-        return f"facet is {line['facet']!r:.60}, and {facet} in the manifest"
+        return f"facet is {line['facet']!r:.60}, but {facet} in the manifest"
     return None

@@ -111,7 +111,7 @@ def _read_consistently(output: Output) -> tuple[list[str], bytes]:
                 break
             time.sleep(_REREAD_SECONDS)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"nothing to verify at {output.name}: there is no {path}") from error
+        raise UsageError(f"nothing to verify at {output.name}: {path} does not exist") from error
     return names, text
 
 
@@ -132,12 +132,12 @@ def _files(
         match = PART_NAME.fullmatch(name)
         ours = name == os.path.basename(output.name) if output.growing else match and match["run_id"] == manifest.run_id
         if not ours:
-            found.problem(path, None, f"it lists {name!r:.80}, which is no name of a part of this run")
+            found.problem(path, None, f"it lists {name!r:.80}, which is not a part name of this run")
             continue
         if not output.growing and part.sha256 is None:
             found.problem(path, None, f"it has no sha256 of {name}")
         if _format_of(name) != manifest.format:
-            found.problem(path, None, f"it lists {name}, and its format is {manifest.format}")
+            found.problem(path, None, f"it lists {name}, but its format is {manifest.format}")
         yield part
     if output.growing:
         return
@@ -161,9 +161,9 @@ def _format_of(name: str) -> Format:
 def _report_unknown(name: str, path: str, found: Findings, *, known: bool) -> None:
     """Report a file that neither manifest nor ledger lists; a loader of `part-*` or of the folder would load it."""
     if not name.startswith("part-") or not name.endswith(tuple(Format)):
-        found.remarks.append(f"{path} is none of harvester's; a loader must not take it for a part")
+        found.remarks.append(f"{path} is not a harvester file; a loader must not take it for a part")
     elif found.ended or known:
-        text = "neither manifest nor ledger know it: a copy, a part of another output, or a lost ledger's"
+        text = "neither manifest nor ledger lists it: a copy, a part of another output, or one of a lost ledger"
         found.problem(path, None, text)
     else:
         found.remarks.append(f"{path} is newer than the manifest, and was not read: verify again in a minute")
@@ -173,8 +173,8 @@ class _Rows:
     """Reads each file of rows once; and a second time to locate repeated keys."""
 
     def __init__(self, output: Output, manifest: Manifest, query: Query, found: Findings) -> None:
-        self._shelf = output.rows
-        self._beside = output.beside
+        self._row_storage = output.rows
+        self._sidecar_storage = output.beside
         self._growing = output.growing
         self._manifest = manifest
         self._query = query
@@ -191,9 +191,9 @@ class _Rows:
             for file in files:
                 self._check_file(file)
             self._compare_shortfalls()
-            text = "its record_id stands in {first} already"
+            text = "its record_id is already in {first}"
             self._report_repeated(files, self._keys, lambda row: bytes.fromhex(row["record_id"]), text)
-            text = "the call of this row is told of in {first} already"
+            text = "the call of this row is already in {first}"
             self._report_repeated(files, self._calls, lambda row: call_key(row["bitlink"]), text, grouped=True)
         started, updated = self._manifest.started, self._manifest.updated
         # While a run goes on, parts may be newer than the manifest.
@@ -203,9 +203,9 @@ class _Rows:
             self._found.remarks.append(f"{text}manifest's started and updated: a clock was set")
 
     def _check_file(self, file: PublishedPart) -> None:
-        path = self._shelf.path(file.path)
+        path = self._row_storage.path(file.path)
         try:
-            stream = self._shelf.open(file.path)
+            stream = self._row_storage.open(file.path)
         except FileNotFoundError:
             self._report_gone(file, path)
             return
@@ -220,14 +220,14 @@ class _Rows:
     def _report_gone(self, file: PublishedPart, path: str) -> None:
         if self._growing:
             if file.bytes:
-                self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; put it back")
+                self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; restore it")
             return
         if not file.calls:  # its calls were made again: repair --ask-again
             self._found.remarks.append(f"{path} was lost, and the calls of its rows were made again")
             return
         self._found.moved_away.append(path)
         if not self._found.allow_moved:
-            text = f"it is missing, with {file.rows:,} rows; put it back, or use --allow-moved if a loader has taken it"
+            text = f"it is missing, with {file.rows:,} rows; restore it, or use --allow-moved if a loader has taken it"
             self._found.problem(path, None, text)
 
     def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:
@@ -251,7 +251,7 @@ class _Rows:
             self._found.problem(path, number + 1, f"cannot be read further: {error.strerror or error}")
             return None
         if self._growing and stream.read(1):
-            self._found.remarks.append(f"{path} goes on behind byte {file.bytes}: what is there is not yet certain")
+            self._found.remarks.append(f"{path} continues after byte {file.bytes}: those rows are not committed yet")
         self._fetched += filter(None, (check.earliest, check.latest))
         self._found.truncated += check.truncated
         self._found.clipped += check.clipped
@@ -277,11 +277,11 @@ class _Rows:
         found.calls += has.calls
         found.bytes += has.bytes
         if has.bytes != file.bytes:
-            found.problem(path, None, f"{has.bytes} bytes, and {file.bytes} in the manifest")
+            found.problem(path, None, f"{has.bytes} bytes, but {file.bytes} in the manifest")
         elif file.sha256 is not None and has.sha256 != file.sha256:
-            found.problem(path, None, f"its sha256 is {has.sha256}, and {file.sha256} in the manifest")
+            found.problem(path, None, f"its sha256 is {has.sha256}, but {file.sha256} in the manifest")
         if (has.rows, has.calls) != (file.rows, file.calls):
-            text = f"{has.rows} rows of {has.calls} calls, and {file.rows} of {file.calls} in the manifest"
+            text = f"{has.rows} rows of {has.calls} calls, but {file.rows} of {file.calls} in the manifest"
             found.problem(path, None, text)
 
     def _compare_shortfalls(self) -> None:
@@ -290,8 +290,8 @@ class _Rows:
         for name in ("truncated", "clipped") if found.ended else ():
             has, said = getattr(found, name), getattr(counts, name)
             if has > said or (has < said and found.calls == counts.rows):
-                path = self._beside.path(MANIFEST)
-                found.problem(path, None, f"dataset.{name} is {said}, and {has} of the rows are")
+                path = self._sidecar_storage.path(MANIFEST)
+                found.problem(path, None, f"dataset.{name} is {said}, but {has} of the rows are")
 
     # --- repeated keys ---------------------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class _Rows:
             return
         repeated, first, reported = set(some), dict[bytes, str](), set[bytes]()
         for file in files:
-            path, last = self._shelf.path(file.path), b""
+            path, last = self._row_storage.path(file.path), b""
             for number, key in self._again(file, key_of):
                 if key in repeated and not (grouped and key == last):
                     if key in first:
@@ -322,12 +322,12 @@ class _Rows:
                     first.setdefault(key, f"{path}:{number}")
                 last = key
         if count > len(reported):  # very many; or a file has changed since it was read
-            text = f"{count - len(reported):,} more of the rows' keys are there twice"
-            self._found.problem(self._shelf.path(""), None, text)
+            text = f"{count - len(reported):,} more keys of rows are duplicates"
+            self._found.problem(self._row_storage.path(""), None, text)
 
     def _again(self, file: PublishedPart, key_of: Callable[[Any], bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield the numbers and keys of a file's rows once more, as far as it can be read and they have one."""
-        with suppress(OSError, UnreadableFile), closing(self._shelf.open(file.path)) as stream:
+        with suppress(OSError, UnreadableFile), closing(self._row_storage.open(file.path)) as stream:
             for number, row in rows_of(self._hashed(stream, file), self._part_format(file.path)):
                 with suppress(TypeError, KeyError, ValueError, AttributeError):
                     yield number, key_of(row)

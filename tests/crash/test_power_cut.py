@@ -104,7 +104,7 @@ def known_to_the_ledger(out: Path) -> tuple[int, int]:
         return 0, 0
     with sqlite3.connect(path) as ledger:
         settled = ledger.execute("SELECT count(*) FROM calls WHERE state < 2").fetchone()[0]
-        marked = ledger.execute("SELECT max(bytes) FROM mark").fetchone()[0]
+        marked = ledger.execute("SELECT max(bytes) FROM checkpoint").fetchone()[0]
     ledger.close()
     path.with_name(path.name + "-wal").unlink(missing_ok=True)
     path.with_name(path.name + "-shm").unlink(missing_ok=True)

@@ -187,11 +187,11 @@ def test_a_journal_that_is_cut_ends_the_run_and_costs_what_it_held(
     case = Case(tmp_path, serve(latency_ms=40), form)
     code, seconds = case.disturbed(lambda case: os.truncate(case.journal, 0))
     assert (code, seconds < SECONDS + 1.0) == (8, True), case.stderr
-    assert "was cut or written to by another program" in case.stderr
+    assert "was truncated or changed by another program" in case.stderr
     answered = case.sandbox.answered.total()
     done = harvester(*case.command)
     assert done.returncode == 0, done.stderr
-    assert "committed calls are not in the journal any more" in done.stderr
+    assert "committed calls are missing from the journal" in done.stderr
     check_reconciled(case.out, set(LINKS))
     assert case.sandbox.answered.total() - len(LINKS) <= answered
 

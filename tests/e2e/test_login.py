@@ -165,7 +165,7 @@ def test_the_redirects_address_can_be_pasted(serve: Callable[..., Served]) -> No
         code, out, err = browser.ended(f"\n{wrong}\nnonsense\n{location}")
     assert code == 0, err
     assert fingerprint(served.sandbox.consent.tokens[-1]) in out
-    assert err.count("this address was refused: its state is not this login's") == 2
+    assert err.count("this address was refused: its state belongs to another login") == 2
 
 
 def test_with_standard_input_closed_the_login_still_waits_for_the_redirect(serve: Callable[..., Served]) -> None:
@@ -227,7 +227,7 @@ async def test_a_redirect_is_taken_once() -> None:
             async with session.get(f"{uri}?code=first&state=good") as answer:
                 assert answer.status == expected
         assert await code == "first"
-    assert said == ["a redirect was refused: it has come before; still waiting for the right one"]
+    assert said == ["a redirect was refused: it was received before; still waiting for the right one"]
 
 
 async def test_the_page_after_a_redirect_is_not_cached_and_loads_nothing() -> None:
@@ -435,7 +435,7 @@ def test_a_token_from_standard_input_is_kept_and_forgotten(serve: Callable[..., 
     first, again = (harvester("logout", "--base-url", url, env=NONE) for _ in range(2))
     assert (first.returncode, again.returncode) == (0, 0)
     assert f"deleted: {os.environ[TOKEN_STORE]}" in first.stderr
-    assert "stays valid until it is revoked" in first.stdout
+    assert "revoke it at Bitly to invalidate it" in first.stdout
     assert "no token was stored" in again.stdout
 
 

@@ -45,7 +45,7 @@ def test_a_plan_counts_the_list_and_makes_no_metrics_call(
         ("Growth", 1),
         ("Premium", 1),
     ]
-    assert (found["settled"], found["calls"], found["attempts"]) == (0, 300, 300)
+    assert (found["done"], found["calls"], found["attempts"]) == (0, 300, 300)
     assert found["ends"] > found["now"]
     assert [window["window"] for window in found["windows"]] == ["minute", "hour", "month"]
     assert [window["source"] for window in found["windows"]] == ["bitly", "bitly", "default"]
@@ -91,7 +91,7 @@ def test_a_plan_warns_of_too_many_invalid_lines_as_the_run_would(
     path.write_text("".join(f"bit.ly/{n}\nbit.ly/{n}\n" for n in range(10)) + "not a link\n" * invalid)
     done = harvester("plan", str(path), "--out", str(tmp_path / "out"), "--offline", *options)
     assert done.returncode == 0
-    words = f"{invalid} of {20 + invalid} lines are no bitlinks, more than --max-invalid allows"
+    words = f"{invalid} of {20 + invalid} lines are not bitlinks, more than --max-invalid allows"
     assert (words in done.stderr) is warned
     assert ("--max-invalid 100%" in done.stderr) is warned
 
@@ -124,11 +124,11 @@ def test_a_plan_knows_what_is_settled_even_during_a_run(
     served, out = serve(latency_ms=50), tmp_path / "out"
     command = (links, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     assert harvester("run", *command, "--max-calls", "100").returncode == 9
-    assert (plan(*command)["settled"], plan(*command)["calls"]) == (100, 200)
+    assert (plan(*command)["done"], plan(*command)["calls"]) == (100, 200)
     process = start("run", *command)
     while served.sandbox.answered.total() < 120:
         signal.sigtimedwait([], 0.01)
-    assert 100 <= plan(*command)["settled"] < 300
+    assert 100 <= plan(*command)["done"] < 300
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert served.sandbox.answered.total() == len(served.sandbox.answered)
@@ -137,7 +137,7 @@ def test_a_plan_knows_what_is_settled_even_during_a_run(
     assert harvester("run", *command).returncode == 0
     assert served.sandbox.requests.total() - before == rest
     found = plan(*command)
-    assert (found["settled"], found["calls"], found["ends"]) == (
+    assert (found["done"], found["calls"], found["ends"]) == (
         300,
         0,
         found["now"],

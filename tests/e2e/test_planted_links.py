@@ -135,7 +135,7 @@ def test_a_ledger_that_another_process_has_open_by_a_second_name_is_left_to_it(
     assert run(out, "--max-calls", "1").code == 9
     ledger, other = out / "_harvester" / "ledger.sqlite", quick_path / "other.sqlite"
     os.link(ledger, other)
-    use = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT * FROM meta'); print(flush=True)"
+    use = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT * FROM facts'); print(flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", f"{use}; sys.stdin.read()", str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -194,7 +194,7 @@ def test_a_state_folder_that_a_link_shares_is_refused(quick_path: Path, run: Cal
     (other / "_harvester").symlink_to(one / "_harvester")
     said = run(other)
     assert said.code == 2
-    assert f"the state of --out {one}, which a symbolic link leads to" in said.err
+    assert f"the state of --out {one}, reached by a symbolic link" in said.err
     assert run(one).code == 0
     assert len(rows(one)) == 3
 
@@ -319,7 +319,7 @@ def test_a_link_to_no_growing_file_is_refused(quick_path: Path, run: Callable[..
     for name in ("x.ndjson", "circle.ndjson"):
         said = run(quick_path / name)
         assert said.code == 2
-        assert "ends in .ndjson or .jsonl was expected" in said.err
+        assert "must lead to a file that ends in .ndjson or .jsonl" in said.err
     assert sorted(os.listdir(quick_path)) == ["circle.ndjson", "links.txt", "victim", "x.ndjson"]
 
 
@@ -351,7 +351,7 @@ def test_an_out_that_is_no_file_is_refused(
 def test_an_out_in_dev_is_refused_with_what_to_do(run: Callable[..., Said], out: str) -> None:
     said = run(out)
     assert said.code == 2
-    assert "name -" in said.err or "--out - > /dev/null" in said.err
+    assert "use -" in said.err or "--out - > /dev/null" in said.err
 
 
 @pytest.mark.parametrize("name", ["_manifest.json", "_failures.ndjson", "_harvester", "._manifest.json.tmp"])
@@ -376,5 +376,5 @@ def test_a_link_to_a_folder_that_is_not_there_is_refused(quick_path: Path, run: 
     (quick_path / "out").symlink_to(quick_path / "nowhere")
     said = run(quick_path / "out")
     assert said.code == 2
-    assert "which is not there" in said.err
+    assert "which does not exist" in said.err
     assert not (quick_path / "nowhere").exists()

@@ -83,7 +83,7 @@ def test_the_ledger_of_a_killed_run_is_rebuilt_and_nothing_is_bought_twice(
     refused = harvester(*case.command)
     assert refused.returncode == 8
     assert f"harvester repair {case.out}" in refused.stderr
-    assert refused.stderr.index("harvester repair") < refused.stderr.index("begin a new --out")
+    assert refused.stderr.index("harvester repair") < refused.stderr.index("start a new --out")
     before = case.snapshot()
     assert "can be repaired without a loss: add --apply" in case.repair(code=8)
     assert case.snapshot() == before, "nothing is changed without --apply"
@@ -207,8 +207,8 @@ def test_rows_that_are_cut_off_a_growing_file_are_asked_again_only_if_that_is_sa
     case.out.write_bytes(b"".join(lines[:150]))
     assert harvester(*case.command).returncode == 8
     said = case.repair("--apply", code=8)
-    assert said.startswith(f"the ledger counts rows that {case.out} has no more")
-    assert f"lost: {len(lines) - 150} calls whose rows are gone from {case.out}: put it back" in said
+    assert said.startswith(f"the ledger counts rows that {case.out} no longer has")
+    assert f"lost: {len(lines) - 150} calls whose rows are gone from {case.out}: restore it" in said
     case.repair("--apply", "--ask-again")
     case.finish(asked_again=len(lines) - 150)
 

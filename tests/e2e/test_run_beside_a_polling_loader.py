@@ -43,7 +43,7 @@ def polled(out: Path) -> Iterator[Callable[[], dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["ndjson.gz", "parquet"])
-@pytest.mark.parametrize("most", [6, pytest.param(12, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("most", [4, pytest.param(12, marks=pytest.mark.nightly)])
 def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
     tmp_path: Path, serve: Callable[..., Served], form: str, most: int
 ) -> None:
@@ -117,7 +117,7 @@ def test_another_form_of_parts_is_refused_when_a_run_is_resumed(
     done = harvester(*command, *option)
     assert done.returncode == 2
     assert (
-        f"{out} was begun with --format ndjson.gz --shape nested: leave them out, or name another --out" in done.stderr
+        f"{out} was started with --format ndjson.gz --shape nested: leave them out, or use another --out" in done.stderr
     )
     assert published(out) == before
     assert (out / "_SUCCESS").exists()

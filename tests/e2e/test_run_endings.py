@@ -44,7 +44,7 @@ def test_a_signal_commits_publishes_and_leaves_a_run_to_resume(
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 5, err
-    assert b"the same command carries on" in err
+    assert b"the same command resumes" in err
     answered = served.sandbox.answered.total()
     assert len(rows(out)) == answered < len(LINKS)
     assert manifest(out)["stopped"]["reason"] == "signal"
@@ -121,7 +121,7 @@ def test_a_bound_ends_with_9_and_status_and_log_say_that_the_same_command_goes_o
     assert ended["reason"] == bound[0].removeprefix("--").replace("-", "_")
     said = harvester("status", "out", cwd=tmp_path).stdout
     assert bound[0] in said
-    assert "when you want to go on, the same command carries on" in said
+    assert "when you want to continue, the same command resumes" in said
 
 
 def test_max_time_ends_with_9(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:
@@ -242,7 +242,7 @@ def test_a_lost_ledger_ends_with_8_and_says_what_to_do(
     shutil.rmtree(out / "_harvester")
     done = harvester(*command)
     assert done.returncode == 8
-    assert "begin a new --out" in done.stderr
+    assert "start a new --out" in done.stderr
     assert rows(out) == before
 
 
@@ -314,13 +314,13 @@ def test_strict_starts_nothing_when_a_line_is_bad(tmp_path: Path, serve: Callabl
 def test_a_list_that_breaks_off_keeps_what_could_be_read(tmp_path: Path, serve: Callable[..., Served]) -> None:
     served, out = serve(), tmp_path / "out"
     path = tmp_path / "links.gz"
-    many = [f"bit.ly/{i}-{hash(str(i))}" for i in range(6000)]
+    many = [f"bit.ly/{i}-{hash(str(i))}" for i in range(1500)]
     packed = gzip.compress("\n".join(many).encode())
     path.write_bytes(packed[: len(packed) // 3])
     done = harvester("run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     assert done.returncode == 2
     assert "cannot be read past line" in done.stderr
-    assert len(rows(out)) == served.sandbox.requests.total() > 1000
+    assert len(rows(out)) == served.sandbox.requests.total() > 250
     assert not (out / "_SUCCESS").exists()
 
 

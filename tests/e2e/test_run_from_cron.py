@@ -66,7 +66,7 @@ def test_a_spent_month_is_told_once(run: Callable[..., Said]) -> None:
 
 
 def test_nothing_to_do_says_nothing(run: Callable[..., Said]) -> None:
-    assert run().err.startswith("budget of account")
+    assert run().err.startswith("limits of account")
     assert run("--quiet") == (0, "", "")
 
 
@@ -130,7 +130,7 @@ def test_it_is_ended_with_all_its_processes_when_it_takes_too_long(
     monkeypatch.setattr("harvester.cli.exit_codes._END_SECONDS", 0.3)
     done = run("--on-end", script(tmp_path, "sleep 60 & sleep 60"), "--quiet")
     assert done.code == 0
-    assert "a script.sh was ended: it took longer than 0.3 s" in done.err
+    assert "a script.sh was killed: it took longer than 0.3 s" in done.err
 
 
 @pytest.mark.parametrize(

@@ -228,8 +228,8 @@ def test_a_file_that_is_removed_after_success_is_missed(growing: Growing) -> Non
     growing.finish()
     growing.out.rename(growing.out.with_name("results.ndjson.1"))
     said = growing.refused()
-    assert "it was moved, removed or emptied. Put it back" in said
+    assert "it was moved, removed or emptied. Restore it" in said
     growing.out.write_bytes(growing.out.with_name("results.ndjson.1").read_bytes().replace(b"run_id", b"run-id"))
-    assert "another file is in its place" in growing.refused()
+    assert "another file took its place" in growing.refused()
     put_back(growing.out)
     growing.finish()

@@ -50,7 +50,7 @@ def test_lists_of_several_forms_make_one_run(tmp_path: Path, serve: Callable[...
     assert done.returncode == 0, done.stderr
     check_reconciled(out, set(LINKS[:31]))
     listed = manifest(out)["list"]
-    counts = {"blank": 0, "comments": 0, "headers": 3, "invalid": 0, "duplicates": 5, "links": 31}
+    counts = {"blank": 0, "comments": 0, "headers": 3, "invalid": 0, "duplicates": 5, "links": 31, "differing": 0}
     assert listed == {"lines": 39, **counts}
     assert served.sandbox.requests.total() == 31
 
@@ -89,7 +89,7 @@ def test_a_bad_record_is_reported_where_it_begins_and_strict_refuses_it(
     options = ("--base-url", served.url, *NO_LIMITS)
     strict = harvester("run", str(path), "--out", str(out), *options, "--strict")
     assert (strict.returncode, served.sandbox.requests.total()) == (2, 0)
-    assert "2 of 4 lines are no bitlinks" in strict.stderr
+    assert "2 of 4 lines are not bitlinks" in strict.stderr
     done = harvester("run", str(path), "--out", str(out), *options)
     assert done.returncode == 0, done.stderr
     assert [(each["file"], each["line"], each["text"]) for each in failures(out)] == [
@@ -187,7 +187,7 @@ def test_a_column_that_a_later_list_lacks_stops_the_run_before_the_first_call(
     options = ("--out", str(tmp_path / "out"), "--base-url", served.url, *NO_LIMITS)
     done = harvester("run", write(tmp_path, "links.csv", LINKS), str(odd), *options)
     assert (done.returncode, served.sandbox.requests.total()) == (2, 0)
-    assert f"{odd}: no column is called bitlink or link or short_url or id; there are: title, url" in done.stderr
+    assert f"{odd}: no column is called bitlink or link or short_url or id; found: title, url" in done.stderr
     piped = harvester("run", "-", "--list-format", "csv", *options, stdin=odd.read_bytes())
     assert (piped.returncode, served.sandbox.requests.total()) == (2, 0)
     assert "-: no column is called bitlink" in piped.stderr

@@ -119,7 +119,7 @@ def test_a_stopped_process_that_holds_the_connections_is_named(bitly: Scripted, 
             time.sleep(0.02)
         process.suspend()
         with running(bitly, links, tmp_path / "out") as run:
-            run.warned("waiting for a connection", f"process {process.pid} is stopped", f"kill -CONT {process.pid}")
+            run.warned("waiting for a connection", f"process {process.pid} is suspended", f"kill -CONT {process.pid}")
             assert run.ended_by(signal.SIGTERM) == 5
         process.resume()
 

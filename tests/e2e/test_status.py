@@ -59,7 +59,16 @@ WRITTEN: dict[str, Any] = {
     "complete": False,
     "stopped": None,
     "input_read_to_end": True,
-    "list": {"lines": 5, "blank": 0, "comments": 0, "headers": 0, "invalid": 0, "duplicates": 0, "links": 5},
+    "list": {
+        "lines": 5,
+        "blank": 0,
+        "comments": 0,
+        "headers": 0,
+        "invalid": 0,
+        "duplicates": 0,
+        "links": 5,
+        "differing": 0,
+    },
     "ended": None,
     "invocation": {
         "number": 2,
@@ -184,7 +193,7 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
-    query = ("--facet", "countries", "--size", "7", "--account", "team")
+    query = ("--facet", "countries", "--size", "7", "--no-complete", "--account", "team")
     limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
     words = ("run", links, "--out", out, *query, *limits, "--per-month", "20")
     done = harvester(*words)
@@ -193,11 +202,11 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     assert seen["state"] == "stopped"
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
-    assert (seen["settled"], seen["calls"]["pending"]) == (20, 40)
+    assert (seen["done"], seen["calls"]["pending"]) == (20, 40)
     assert seen["next"]["command"] == shlex.join(["harvester", *words])
     again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
     assert again.returncode == 0, again.stderr
-    assert status(out)["settled"] == 60
+    assert status(out)["done"] == 60
 
 
 @pytest.mark.parametrize("name", ["out", "results.ndjson"])
@@ -210,7 +219,7 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     command = status(out)["next"]["command"]
     assert command == shlex.join(["harvester", *words, "3"])
     assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
-    assert status(out)["settled"] == 60
+    assert status(out)["done"] == 60
 
 
 def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_is_said(
@@ -288,7 +297,7 @@ def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., 
     python = WRITTEN["invocation"] | {"command": None}
     seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python, work_dir="/a{b}"), NOW)
     assert str(seen.next.command).endswith(" --work-dir '/a{{b}}'")
-    assert seen.next.summary.startswith("the same call from Python carries on")
+    assert seen.next.summary.startswith("the same call from Python resumes")
     assert str(seen.next.command).startswith("harvester run links.txt --out ")
     seen = read_status(written(**ENDED, stopped=STOPPED, invocation=python | {"lists": ["<links>"]}), NOW)
     assert seen.next.command is None
@@ -314,7 +323,7 @@ def test_another_user_sees_the_status_without_reading_the_private_folder(
     )
     private.chmod(0o700)
     assert done.returncode == 0, done.stderr
-    assert "complete: every call is settled" in done.stdout
+    assert "complete: every link has an answer" in done.stdout
 
 
 def test_a_manifest_that_is_replaced_while_it_is_read_is_one_or_the_other(tmp_path: Path) -> None:
@@ -351,13 +360,13 @@ EMPTY = dict.fromkeys(WRITTEN["list"], 0)
     [
         ({}, "running", "nothing: the run continues when that is over"),
         ({"budget": WRITTEN["budget"] | {"limited_by": None}}, "running", "nothing: the run continues"),
-        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command carries on"),
+        ({"updated": "2026-11-23T14:01:00Z"}, "stale", "the same command resumes"),
         ({"updated": "2026-11-23T14:07:00Z"}, "clock_skew", "look again in a minute"),
-        (ENDED | {"stopped": STOPPED}, "stopped", "the same command carries on"),
+        (ENDED | {"stopped": STOPPED}, "stopped", "the same command resumes"),
         (ENDED, "failures", "makes the failed calls again"),
         (ENDED | {"given_up": 5}, "failures", "--retry-failed"),
         (ENDED | {"list": EMPTY}, "empty", "a list that has bitlinks"),
-        (ENDED | {"complete": True, "remaining": 0}, "complete", "every call is settled"),
+        (ENDED | {"complete": True, "remaining": 0}, "complete", "every link has an answer"),
     ],
 )
 def test_each_state_is_told_from_the_others_and_has_its_next_step(
@@ -385,7 +394,7 @@ def test_every_reason_to_stop_has_its_own_next_step(written: Callable[..., str],
 
 def test_a_reason_of_a_later_version_does_no_harm(written: Callable[..., str]) -> None:
     seen = read_status(written(**ENDED, stopped=STOPPED | {"reason": "meteor"}), NOW)
-    assert "carries on" in seen.next.summary
+    assert "resumes" in seen.next.summary
 
 
 def test_a_refused_token_says_what_to_set(written: Callable[..., str]) -> None:
@@ -416,7 +425,7 @@ def test_the_estimate_follows_the_hourly_limit(written: Callable[..., str]) -> N
     seen = read_status(written(), NOW)
     assert seen.ends is not None
     assert 3 <= (seen.ends - NOW) / timedelta(hours=1) <= 4.1
-    assert "would end about" in tell.as_text(seen)
+    assert "estimated end" in tell.as_text(seen)
 
 
 def test_a_list_of_unknown_length_has_no_estimate(written: Callable[..., str]) -> None:
@@ -495,14 +504,14 @@ def test_text_from_a_manifest_is_escaped_for_a_terminal(written: Callable[..., s
     [
         ("", "not JSON"),
         (json.dumps(WRITTEN)[:-40], "not JSON"),
-        ("[]", "not a manifest"),
-        ("null", "not a manifest"),
-        ('{"name": "app", "version": 3}', "not a manifest .*schema_version is missing"),
+        ("[]", "not a harvester manifest"),
+        ("null", "not a harvester manifest"),
+        ('{"name": "app", "version": 3}', "not a harvester manifest .*schema_version is missing"),
         (json.dumps(WRITTEN | {"schema_version": 2, "tool": "harvester 9.0"}), "harvester 9.0.*update"),
-        (json.dumps(WRITTEN | {"updated": "yesterday"}), "not a manifest"),
-        (json.dumps(WRITTEN | {"updated": "2026-11-23T14:04:30"}), "not a manifest"),
+        (json.dumps(WRITTEN | {"updated": "yesterday"}), "not a harvester manifest"),
+        (json.dumps(WRITTEN | {"updated": "2026-11-23T14:04:30"}), "not a harvester manifest"),
         (json.dumps(WRITTEN | {"dataset": WRITTEN["dataset"] | {"rows": -1}}), "dataset.rows"),
-        (json.dumps(WRITTEN | {"budget": []}), "budget is no object"),
+        (json.dumps(WRITTEN | {"budget": []}), "budget is not an object"),
         (json.dumps({key: WRITTEN[key] for key in WRITTEN if key != "ended"}), "ended is missing"),
         (json.dumps(WRITTEN | {"parts": [{"path": 3}]}), "parts.path"),
         (json.dumps(WRITTEN | {"remaining": 10**18}), None),
@@ -522,7 +531,7 @@ def test_where_nothing_was_begun_the_exit_code_is_2(tmp_path: Path, name: str) -
     (tmp_path / "links.txt").write_text("bit.ly/a\n")
     done = harvester("status", name, cwd=tmp_path)
     assert done.returncode == 2
-    assert "nothing was begun" in done.stderr or "standard output leave no manifest" in done.stderr
+    assert "no run has started" in done.stderr or "standard output have no manifest" in done.stderr
     assert done.stdout == ""
 
 
@@ -578,7 +587,7 @@ def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsy
         "referrers/dt=2026-11-23",
     ]
     assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
-    assert "not a manifest" in seen[2]["summary"]
+    assert "not a harvester manifest" in seen[2]["summary"]
     assert seen[4]["next"]["after"] == STOPPED["until"]
 
 
@@ -654,7 +663,7 @@ def test_on_a_terminal_the_status_is_drawn_in_place(written: Callable[..., str])
     os.close(controller)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert b"complete: every call is settled" in shown
+    assert b"complete: every link has an answer" in shown
     assert b"\x1b[1A" in shown
 
 

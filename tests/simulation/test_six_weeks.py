@@ -73,7 +73,7 @@ def test_unknown_limits_are_found_at_the_price_of_one_call_in_a_hundred(
     allowed = max(per_minute * 60, per_hour) / 3600 * weeks.bitly.seconds
     weeks.report(f"unknown {per_minute}/min {per_hour}/h", weeks.bitly.answered.total() / allowed)
     assert weeks.bitly.throttled <= 0.01 * weeks.bitly.attempts
-    assert weeks.repeated == 0
+    assert weeks.repeated <= links // 5000  # known-good links, of which one is asked when a link fails five times
 
 
 def test_ten_minutes_of_outage_cost_no_link_and_few_calls(quick_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_links_that_always_fail_at_the_end_of_a_list_are_not_taken_for_an_outage
     assert weeks.stops == []
     assert outcome.status.failed == poisoned
     assert outcome.status.rows == 500
-    assert weeks.repeated <= 2 + poisoned // 10
+    assert weeks.repeated <= 2 + poisoned // 8
     assert weeks.bitly.failed <= 6 * poisoned
 
 
@@ -136,7 +136,9 @@ def test_a_server_that_goes_down_before_the_last_links_costs_none_of_them(quick_
     assert outcome.status.failed == 0
 
 
-@pytest.mark.parametrize("share", [0.95, 0.9, 0.8, 0.6])
+@pytest.mark.parametrize(
+    "share", [0.95, 0.6, *(pytest.param(share, marks=pytest.mark.nightly) for share in (0.9, 0.8))]
+)
 def test_ten_minutes_of_mostly_failing_answers_cost_almost_no_link(quick_path: Path, share: float) -> None:
     world = World(per_hour=0, errors=0.0, brown=[(300.0, 900.0, share)])
     weeks = Weeks(quick_path, world, RequestedLimits(per_hour=0, per_month=0), 2_000, promised=(100, 0))
@@ -216,7 +218,7 @@ def shared_world() -> World:
     return World(others_per_hour=150, others_busy=busy_hours, outages=[*outages, (200_000.0, 204_000.0)])
 
 
-@sizes(6_000, 30_000)
+@sizes(4_000, 30_000)
 @pytest.mark.parametrize(("seed", "counts_throttled"), [(2, False), (4, True)])
 def test_throttling_that_other_clients_cause_does_not_lower_what_we_ask_for(
     quick_path: Path, seed: int, counts_throttled: bool, links: int
@@ -250,7 +252,7 @@ def test_the_true_limit_is_found_although_bitly_reports_a_higher_one(
 
 @pytest.mark.parametrize(
     ("links", "per_month"),
-    [(12_000, 8_000), pytest.param(250_000, 150_000, marks=pytest.mark.nightly)],
+    [(8_000, 6_000), pytest.param(250_000, 150_000, marks=pytest.mark.nightly)],
 )
 def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
     """Harvest 1,000 calls an hour, shared with other clients at times, through outages and the ends of months.

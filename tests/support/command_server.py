@@ -114,6 +114,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
         _open_streams()
         os.environ.clear()
         os.environ.update(order["env"])
+        tempfile.tempdir = None  # the warm-up has looked it up in another environment
         os.chdir(order["cwd"])
         if order["session"]:
             os.setsid()

@@ -19,7 +19,7 @@ from yarl import URL
 
 from harvester.bitly.account_limits import PLATFORM_LIMITS
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, Slot
+from harvester.client.http import Pool, SlotSession
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
 from harvester.dataset.ledger import CallState, Entry, Known, Totals
@@ -282,7 +282,7 @@ class AllSlots(ConnectionSlots):
 
 async def pool_of(bitly: SimulatedBitly, connections: int) -> Pool:
     session: Any = Session(bitly)
-    pool = Pool(AllSlots(connections), lambda number: Slot(number, session))
+    pool = Pool(AllSlots(connections), lambda number: SlotSession(number, session))
     await pool.rebalance()
     return pool
 

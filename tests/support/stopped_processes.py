@@ -22,7 +22,7 @@ from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
-from harvester.client.http import Pool, Slot
+from harvester.client.http import Pool, SlotSession
 from harvester.errors import BudgetBusy
 from harvester.shutdown import ShutdownSignal
 from tests.support.simulated_bitly import ROW, AllSlots, Answer
@@ -162,10 +162,10 @@ class Storm:
 
             await asyncio.gather(work(), work())
 
-    def _slot(self, number: int) -> Slot:
+    def _slot(self, number: int) -> SlotSession:
         session: Any = _Session(self)
-        session.slot = Slot(number, session)
-        slot: Slot = session.slot
+        session.slot = SlotSession(number, session)
+        slot: SlotSession = session.slot
         return slot
 
 
@@ -233,7 +233,7 @@ class _Database(BudgetDatabase):
 class _Session:
     """Stands where aiohttp's session does, and treats its slot's connection as ours does."""
 
-    slot: Slot
+    slot: SlotSession
 
     def __init__(self, storm: Storm) -> None:
         self._storm = storm

@@ -206,7 +206,7 @@ async def test_invalid_links_are_reported_by_their_number(tmp_path: Path, serve:
         (line["file"], line["line"], line["message"].partition(":")[0]) for line in failures(tmp_path / "out")
     )
     assert [(file, line) for file, line, _ in found] == [("<links>", number) for number in (2, 4, 5, 6, 7, 8)]
-    assert found[0][2] == "a text was expected, not NoneType"
+    assert found[0][2] == "must be text, not NoneType"
     listed = given["list"]
     assert (listed["lines"], listed["blank"], listed["invalid"], listed["links"]) == (8, 1, 6, 1)
 
@@ -218,7 +218,7 @@ async def test_an_argument_that_yields_no_links_is_refused(tmp_path: Path, links
 
 
 async def test_a_link_where_a_path_was_expected_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(harvester.UsageError, match=r'give \["bit\.ly/a"\]'):
+    with pytest.raises(harvester.UsageError, match=r'pass \["bit\.ly/a"\]'):
         await harvester.harvest("bit.ly/a", out=tmp_path / "out", token=TOKEN)
 
 
@@ -278,7 +278,7 @@ async def test_an_output_that_cannot_be_written_raises(tmp_path: Path, serve: Ca
         await harvester.harvest(["bit.ly/a"], out=tmp_path / "file/out", **options(serve().url))
     for nothing in ("", 5, None):
         wrong: Any = nothing
-        with pytest.raises(harvester.UsageError, match="expected, not"):
+        with pytest.raises(harvester.UsageError, match="must be a "):
             await harvester.harvest(["bit.ly/a"], out=wrong, **options(serve().url))
     with pytest.raises(harvester.UsageError, match="stream"):
         await harvester.harvest(["bit.ly/a"], out="-", **options(serve().url))
@@ -509,7 +509,7 @@ def test_a_stream_that_ended_with_its_loop_does_not_look_complete_in_another(ser
         return found
 
     found = asyncio.run(begin())
-    with pytest.raises(harvester.RunStopped, match="event loop is over"):
+    with pytest.raises(harvester.RunStopped, match="event loop has ended"):
         asyncio.run(anext(found))
 
 
@@ -725,10 +725,10 @@ async def later() -> str:
 @pytest.mark.parametrize(
     ("token", "says"),
     [
-        (5, "a text, or a callable"),
+        (5, "must be text, or a callable"),
         ("two words", "no spaces"),
-        ("", "no token in it"),
-        (lambda: None, "returned no text"),
+        ("", "contains no token"),
+        (lambda: None, "must return text"),
         (later, "a plain callable"),
         ({}.popitem, "raised KeyError"),
         (sys.exit, "raised SystemExit"),
@@ -827,7 +827,7 @@ async def test_an_unknown_keyword_is_refused_with_the_nearest(tmp_path: Path) ->
         await harvester.metrics("bit.ly/a", **wrong)
     with pytest.raises(harvester.UsageError, match="did you mean facet"):
         harvester.stream([], **wrong)
-    with pytest.raises(harvester.UsageError, match="no option part_rows"):
+    with pytest.raises(harvester.UsageError, match="unknown option part_rows"):
         harvester.stream([], **not_for_streams)
 
 
@@ -835,7 +835,7 @@ async def test_an_unknown_keyword_is_refused_with_the_nearest(tmp_path: Path) ->
     ("name", "value"), [("size", "5"), ("size", True), ("strict", 1), ("facet", None), ("max_time", []), ("units", 1.0)]
 )
 async def test_a_value_of_another_kind_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(harvester.UsageError, match=f"{name}: .* was expected, not "):
+    with pytest.raises(harvester.UsageError, match=f"{name}: must be .*, not "):
         harvester.stream([], **{name: value})
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from harvester.bitly.account_limits import GROUPS, PLATFORM_LIMITS
+from harvester.bitly.account_limits import PLATFORM_LIMITS
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import endpoint_of
+from harvester.bitly.query import GROUPS, endpoint_of
 from harvester.bitly.verdicts import Answer, ParameterRefused, Refused, classify
 from harvester.sandbox import Sandbox, SandboxOptions, metrics_for, serving
+from harvester.sandbox.groups import link_of
 
 FREE: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0, "latency_ms": 0, "errors": 0.0}
 
@@ -148,7 +150,7 @@ async def test_a_group_has_every_field_that_the_specification_requires(session: 
         "guid": str, "organization_guid": str, "name": str, "created": str, "modified": str, "is_active": bool,
         "role": str, "bsds": list,
     }  # fmt: skip
-    assert [{name: type(value) for name, value in group.items()} for group in body["groups"]] == [kinds]
+    assert [{name: type(value) for name, value in group.items()} for group in body["groups"]] == [kinds, kinds]
 
 
 # --- wrong arguments ------------------------------------------------------------------------------------------------
@@ -222,3 +224,78 @@ async def test_what_is_no_bitlink_has_no_route(session: aiohttp.ClientSession, p
         status, body = await Server(url, session).get(f"/bitlinks/{path}/referrers")
     assert (status, body) == (404, "404 page not found")
     assert not sandbox.requests
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------
+
+
+async def pages(server: Server, query: str, guid: str = "Gsandbox") -> list[list[dict[str, Any]]]:
+    """Follow the pages of a group to their end."""
+    found, after = [], ""
+    while True:
+        status, body = await server.get(f"/groups/{guid}/bitlinks?{query}{after}")
+        assert status == 200, body
+        found.append(body["links"])
+        if not body["pagination"]["next"]:
+            assert body["pagination"]["search_after"] == ""
+            return found
+        after = f"&search_after={body['pagination']['search_after']}"
+
+
+async def test_a_groups_links_come_in_pages_newest_first_and_each_once(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE, links=230))) as url:
+        server = Server(url, session)
+        found = await pages(server, "size=100&archived=both")
+        assert [len(page) for page in found] == [100, 100, 30]
+        links = [link for page in found for link in page]
+        assert len({link["id"] for link in links}) == 230
+        assert [link["created_at"] for link in links] == sorted((each["created_at"] for each in links), reverse=True)
+        assert found == await pages(server, "size=100&archived=both")
+        assert len((await pages(server, "archived=both"))[0]) == 50
+        fifties = [link for page in await pages(server, "archived=both&size=50") for link in page]
+        assert fifties == links
+
+
+def test_nine_in_ten_links_of_a_group_have_no_clicks_under_any_of_their_names() -> None:
+    clicked = set()
+    for number in range(100):
+        link = link_of("Gsandbox", number)
+        for url in (link["link"], *link["custom_bitlinks"]):
+            body = metrics_for(url.removeprefix("https://"), "clicks_summary")
+            clicked |= {number} if body["total_clicks"] else set()
+    assert clicked
+    assert clicked <= set(range(0, 100, 10))
+
+
+async def test_the_filters_of_a_groups_links_let_through_what_they_name(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE, links=90))) as url:
+        server = Server(url, session)
+        every, off, on = [
+            [link for page in await pages(server, f"size=100&archived={word}") for link in page]
+            for word in ("both", "off", "on")
+        ]
+        assert off == [link for page in await pages(server, "size=100") for link in page]
+        assert {link["archived"] for link in on} == {True}
+        assert len(on) + len(off) == len(every)
+        tagged = (await pages(server, "size=100&archived=both&tags=email&tags=print"))[0]
+        assert tagged == [link for link in every if {"email", "print"} & set(link["tags"])]
+        custom = (await pages(server, "size=100&archived=both&custom_bitlink=on"))[0]
+        assert custom == [link for link in every if link["custom_bitlinks"]]
+        moment = int(datetime.fromisoformat(every[9]["created_at"]).timestamp())
+        assert (await pages(server, f"size=100&archived=both&created_after={moment}"))[0] == every[:9]
+        assert (await pages(server, f"size=100&archived=both&created_before={moment}"))[0] == every[10:]
+
+
+@pytest.mark.parametrize("argument", ["size=101", "size=0", "search_after=x", "archived=maybe", "created_after=today"])
+async def test_a_wrong_argument_for_a_groups_links_is_a_400(session: aiohttp.ClientSession, argument: str) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        status, body = await Server(url, session).get(f"/groups/Gsandbox/bitlinks?{argument}")
+    assert (status, body["message"]) == (400, f"INVALID_ARG_{argument.partition('=')[0].upper()}")
+
+
+async def test_a_group_that_is_none_is_not_found(session: aiohttp.ClientSession) -> None:
+    async with serving(Sandbox(SandboxOptions(**FREE))) as url:
+        server = Server(url, session)
+        assert (await server.get("/groups/Gsmall"))[1]["guid"] == "Gsmall"
+        for path in ("/groups/Gnone", "/groups/Gnone/bitlinks"):
+            assert (await server.get(path))[0] == 404

@@ -59,7 +59,7 @@ def seconds_open(breaker: CircuitBreaker) -> float:
 
 def probe(breaker: CircuitBreaker, clock: Ticking) -> float:
     """Wait until the breaker is half-open and send the probe; return when it was sent."""
-    refused = breaker.refuse()
+    refused = breaker.wait_before_sending()
     clock.seconds += refused.seconds if refused else 0.0
     assert breaker.enter() is None
     return clock()
@@ -74,7 +74,7 @@ def fail_probe(breaker: CircuitBreaker, clock: Ticking) -> None:
 
 def test_a_closed_breaker_lets_everyone_through() -> None:
     breaker = breaker_at(Ticking())
-    assert [breaker.refuse(may_probe=fresh) for fresh in (True, False)] == [None] * 2
+    assert [breaker.wait_before_sending(may_probe=fresh) for fresh in (True, False)] == [None] * 2
     assert [breaker.enter(may_probe=fresh) for fresh in (True, False)] == [None] * 2
 
 
@@ -165,7 +165,7 @@ def test_an_open_breaker_says_how_long_it_is_still_open_and_why() -> None:
     clock = Ticking()
     breaker = out(clock)
     clock.seconds += 3.0
-    assert breaker.refuse() == breaker.enter() == RetryAfter(2.0, OUTAGE)
+    assert breaker.wait_before_sending() == breaker.enter() == RetryAfter(2.0, OUTAGE)
 
 
 def test_late_failures_of_attempts_already_under_way_do_not_make_the_probes_rarer() -> None:
@@ -191,9 +191,9 @@ def test_to_look_whether_the_breaker_is_open_sends_no_probe() -> None:
     clock = Ticking()
     breaker = out(clock)
     clock.seconds += 5.0
-    assert breaker.refuse() is None
+    assert breaker.wait_before_sending() is None
     assert breaker.enter() is None
-    assert breaker.refuse() == RetryAfter(RULES.poll_seconds, OUTAGE)
+    assert breaker.wait_before_sending() == RetryAfter(RULES.poll_seconds, OUTAGE)
 
 
 def test_a_probe_that_was_not_sent_after_all_lets_another_go() -> None:
@@ -288,7 +288,7 @@ def test_an_outage_is_over_the_limit_at_the_limit(limit: float, jitter: float) -
     while not breaker.over_limit:
         fail_probe(breaker, clock)
     assert clock() - began == pytest.approx(limit)
-    assert breaker.refuse(may_probe=False) == RetryAfter(0.0, OUTAGE)  # and nobody waits any longer
+    assert breaker.wait_before_sending(may_probe=False) == RetryAfter(0.0, OUTAGE)  # and nobody waits any longer
 
 
 def test_time_without_an_outage_is_never_over_the_limit() -> None:

@@ -33,7 +33,7 @@ from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, Slot
+from harvester.client.http import Pool, SlotSession
 from harvester.clock import Clock
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.progress import AttemptCounts, WaitReason
@@ -236,7 +236,7 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
     """Open a pool whose slots share a session."""
     slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
-    pool = Pool(slots, lambda number: Slot(number, session))
+    pool = Pool(slots, lambda number: SlotSession(number, session))
     await pool.rebalance()
     yield pool
     slots.leave()

@@ -433,7 +433,7 @@ async def test_an_attempt_whose_connection_took_its_time_counts_from_when_it_goe
         async with reaching(peer.url) as rig:
             assert await rig.client.fetch("bit.ly/x") == ROW
             assert late == []
-            monkeypatch.setattr("harvester.client.http._LATE_SECONDS", -1.0)
+            monkeypatch.setattr("harvester.client.http._RECOUNT_AFTER_SECONDS", -1.0)
             assert await rig.client.fetch("bit.ly/x") == ROW
     assert len(late) == 1
 
@@ -711,7 +711,7 @@ async def test_an_answer_that_does_not_come_is_late_though_the_process_stood_sti
         async with reaching(peer.url, timeout_seconds=0.5) as rig:
             began = time.monotonic()
             asyncio.get_running_loop().call_later(0.1, time.sleep, frozen)
-            assert await rig.client.fetch("bit.ly/x") == Transient(None, "no whole answer within 0.5 s")
+            assert await rig.client.fetch("bit.ly/x") == Transient(None, "no complete answer within 0.5 s")
             assert time.monotonic() - began < max(frozen, 0.5) + 0.9
 
 
@@ -723,7 +723,7 @@ async def test_each_attempt_has_all_of_its_time_on_a_connection_that_was_used_be
         async with reaching(peer.url, timeout_seconds=0.2) as rig:
             for number in range(3):
                 began = time.monotonic()
-                assert await rig.client.fetch(f"bit.ly/{number}") == Transient(None, "no whole answer within 0.2 s")
+                assert await rig.client.fetch(f"bit.ly/{number}") == Transient(None, "no complete answer within 0.2 s")
                 assert 0.2 <= time.monotonic() - began < 0.3
 
 
@@ -803,7 +803,7 @@ async def test_an_answer_with_another_behind_it_is_asked_for_again() -> None:
     found = await fetched(named("stray") + named("x"), named("x"))
     assert isinstance(found, Transient)
     assert not isinstance(found, NotSent)
-    assert "more came" in found.message
+    assert "more than one response" in found.message
 
 
 @pytest.mark.parametrize("headers", [(), ("Connection: close",)], ids=["kept open", "closed"])

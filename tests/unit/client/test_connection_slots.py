@@ -18,7 +18,7 @@ import pytest
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.client import connection_slots as slots
 from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
-from harvester.client.http import Pool, Slot
+from harvester.client.http import Pool, SlotSession
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.e2e.test_run_against_a_hostile_server import many
@@ -131,7 +131,7 @@ def test_stopped_processes_that_use_up_the_connections_are_named(
     monkeypatch.setattr(slots, "_is_stopped", lambda _: True)
     with joined(quick_path, *[5] * MOST_PROCESSES):
         sixth = ConnectionSlots(str(quick_path), 5)
-        with pytest.raises(ConnectionsBusy, match="are stopped and hold on to their connections: kill -CONT"):
+        with pytest.raises(ConnectionsBusy, match="are suspended and keep their connections: resume them"):
             sit(sixth)
 
 
@@ -188,9 +188,9 @@ class Sessions:
     opened: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
 
-    def open_slot(self, number: int) -> Slot:
+    def open_slot(self, number: int) -> SlotSession:
         self.opened.append(number)
-        return Slot(number, cast("aiohttp.ClientSession", Session(self, number)))
+        return SlotSession(number, cast("aiohttp.ClientSession", Session(self, number)))
 
 
 @dataclass

@@ -165,7 +165,7 @@ def test_the_first_line_of_a_file_and_of_what_a_command_prints_is_the_token(tmp_
 def test_a_secret_in_place_of_its_file_is_not_repeated(option: str) -> None:
     with pytest.raises(UsageError) as refused:
         secret_in_file(option, TOKEN, "token", silent)
-    assert str(refused.value) == f"{option} names no file: it must be the path of one that holds the token"
+    assert str(refused.value) == f"{option} must be the path of a file that contains the token"
     assert token_origin(AccessOptions(token_file=TOKEN)) == "--token-file …"
 
 
@@ -259,7 +259,7 @@ def test_a_named_pipe_without_a_writer_is_an_error_after_a_while(
     monkeypatch.setattr(credentials, "_SILENT_SECONDS", 0.05)
     path, said = tmp_path / "token", list[str]()
     os.mkfifo(path, 0o600)
-    with pytest.raises(UsageError, match="nothing has come from this pipe"):
+    with pytest.raises(UsageError, match="nothing was written to this pipe"):
         token_source(AccessOptions(token_file=str(path)), said.append)()
     assert [text.partition(":")[0] for text in said] == ["waiting for the token"]
 

@@ -32,13 +32,13 @@ from harvester.config.parsing import (
     check_counts,
     checked_base_url,
     failure_limit_of,
-    filled_path,
     future_reference,
     periods_of,
     query_of,
     requested_limits,
     seconds_of,
 )
+from harvester.config.placeholders import filled_path
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -582,7 +582,7 @@ def test_options_by_name_are_those_that_they_were_made_of() -> None:
 def test_a_name_that_is_no_option_is_refused_with_the_nearest() -> None:
     known = names_in(RunOptions)
     refuse_unknown(known, known)
-    with pytest.raises(UsageError, match="there is no option per_minut; did you mean per_minute"):
+    with pytest.raises(UsageError, match="unknown option per_minut; did you mean per_minute"):
         refuse_unknown(["per_minut"], known)
     with pytest.raises(UsageError, match="the options are out, work_dir"):
         refuse_unknown(["zzz"], known)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config.options import OutputOptions, QueryOptions, RunOptions
-from harvester.config.parsing import escape_braces, fill_output, filled_path
+from harvester.config.placeholders import escape_braces, fill_output, filled_path
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, TOKEN
@@ -158,7 +158,7 @@ def test_a_run_and_all_that_is_asked_of_it_mean_the_same_folder(
     seen = json.loads(command("status", LAYOUT, "--unit-reference", DAY, *query, "--json").out)
     assert (seen["state"], seen["out"]) == ("complete", str(out))
     told = json.loads(command("verify", LAYOUT, *state, "--unit-reference", DAY, *query, "--json").out)
-    assert (told["holds"], told["out"], told["ledger_checked"]) == (True, str(out), True)
+    assert (told["ok"], told["out"], told["ledger_checked"]) == (True, str(out), True)
 
 
 def test_the_same_command_resumes_and_another_day_is_another_output(

@@ -455,7 +455,7 @@ def test_config_of_a_command_without_a_token_has_none() -> None:
 
 def test_config_refuses_what_is_no_command_or_no_option() -> None:
     done = harvester("config", "rum")
-    assert (done.returncode, done.stderr) == (2, "harvester: there is no command rum; did you mean run?\n")
+    assert (done.returncode, done.stderr) == (2, "harvester: unknown command rum; did you mean run?\n")
     assert harvester("config", "run", "--sise", "3").returncode == 2
 
 

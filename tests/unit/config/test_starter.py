@@ -132,8 +132,8 @@ def test_without_a_terminal_options_and_defaults_answer(home: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "--plan is missing, and there is no terminal to ask on: one of free, core, growth, premium"),
-        (("--plan", "free", "--token", "file"), "--token-file is missing, and there is no terminal to ask on"),
+        ((), "--plan is missing, and without a terminal harvester cannot ask: one of free, core, growth, premium"),
+        (("--plan", "free", "--token", "file"), "--token-file is missing, and without a terminal harvester cannot ask"),
         (("--plan", "free", "--token", "vault"), "--token: must be one of login, variable, file, command"),
         (("--plan", "free", "--token-file", "a", "--token-command", "b"), "use one of them"),
     ],

@@ -232,7 +232,7 @@ def test_what_is_not_asked_for_is_what_the_dataset_has() -> None:
     assert RequestedPartFormat(Format.PARQUET, Shape.FLAT).for_begun(facts, "referrers", "out") == PartFormat(
         Format.PARQUET, Shape.FLAT, "referrers"
     )
-    with pytest.raises(UsageError, match="begun with --format parquet --shape flat"):
+    with pytest.raises(UsageError, match="started with --format parquet --shape flat"):
         RequestedPartFormat(Format.NDJSON_GZ).for_begun(facts, "referrers", "out")
 
 

@@ -473,7 +473,7 @@ def test_a_format_that_is_said_holds_for_every_list(tmp_path: Path) -> None:
         ListFormat.TSV,
         ListFormat.TSV,
     ]
-    with pytest.raises(UsageError, match="--list-format xml: one of lines, csv"):
+    with pytest.raises(UsageError, match="--list-format xml: must be one of lines, csv"):
         resolve_lists([path], list_format="xml")
 
 

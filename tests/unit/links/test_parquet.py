@@ -63,13 +63,13 @@ def test_bytes_of_parquet_that_are_no_text_are_an_invalid_line(tmp_path: Path) -
 
 @pytest.mark.parametrize("values", [[1, 2], [[b"bit.ly/a"]], [{"link": "bit.ly/a"}]])
 def test_a_column_of_parquet_that_is_not_text_is_refused(tmp_path: Path, values: list[object]) -> None:
-    with pytest.raises(UsageError, match=r"column link holds .*, not text"):
+    with pytest.raises(UsageError, match=r"column link has the type .*, not text"):
         resolve_lists([write_parquet(tmp_path, {"link": values})])
 
 
 def test_a_column_that_is_not_in_parquet_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, {"title": ["x"], "url": ["bit.ly/a"]})
-    with pytest.raises(UsageError, match="there are: title, url"):
+    with pytest.raises(UsageError, match="found: title, url"):
         resolve_lists([path])
     with pytest.raises(UsageError, match="no column is called 2"):
         resolve_lists([path], "2")

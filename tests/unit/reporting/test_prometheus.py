@@ -120,14 +120,13 @@ def test_a_run_that_has_just_begun_is_written_and_a_kill_leaves_a_whole_file(
     assert value(samples_in(path), "harvester_ended_timestamp_seconds") == 0
 
 
-@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("027", 0o640)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_the_umask_gives_the_file_its_mode(
-    tmp_path: Path, links: str, serve: Callable[..., Served], umask: str, mode: int
+    tmp_path: Path, links: str, serve: Callable[..., Served], umask: int, mode: int
 ) -> None:
     path = tmp_path / "mine.prom"
     options = ("--out", str(tmp_path / "out"), "--metrics-file", str(path), "--base-url", serve().url, *NO_LIMITS)
-    wrapper = ("sh", "-c", f'umask {umask}; exec "$@"', "sh")
-    assert harvester("run", links, *options, wrapper=wrapper).returncode == 0
+    assert harvester("run", links, *options, umask=umask).returncode == 0
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
@@ -144,7 +143,7 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert err.count(b"warning: --metrics-file") == 1
-    assert b"No such file or directory; the run goes on" in err
+    assert b"No such file or directory; the run continues" in err
 
 
 # --- before a run ---------------------------------------------------------------------------------------------------
@@ -153,9 +152,9 @@ def test_a_file_that_cannot_be_written_any_more_is_said_once_and_the_run_goes_on
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("metrics.txt", "a name such as harvester.prom"),
-        (".prom", "a name such as harvester.prom"),
-        ("nowhere/a.prom", "there is no folder"),
+        ("metrics.txt", "must be a name such as harvester.prom"),
+        (".prom", "must be a name such as harvester.prom"),
+        ("nowhere/a.prom", "the folder"),
         ("folder.prom", "a folder"),
     ],
 )

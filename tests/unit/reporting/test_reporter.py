@@ -48,7 +48,7 @@ def test_a_status_line_says_how_attempts_fail_while_nothing_comes_of_them() -> N
         trouble="503 " + "x" * 500, per_second=[5.0, 0.0, 0.0, 0.0], waiting=WaitReason("pace", 100, None)
     )
     line = status_line(still, 1.0)
-    assert "no good answer lately (503 xxx" in line
+    assert "no good answer lately: 503 xxx" in line
     assert len(line) < 500
     for moving in ([5.0, 0.0, 0.0, 1.0], [0.0]):
         assert "no good answer" not in status_line(RunProgress(trouble="503", per_second=moving), 1.0)
@@ -133,7 +133,7 @@ def test_where_no_file_lists_bad_lines_the_first_are_lines_of_their_own(capsys: 
     observer.close()
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[1]) == (21, "links.txt:2: not a bitlink: no slash: bad 2")
-    assert lines[-1] == "further invalid lines are only counted here"
+    assert lines[-1] == "more invalid lines follow; they are only counted here"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_at_once_says_only_that() -> None:
     assert told(RunProgress(), Stop(StopReason.SIGNAL, "SIGINT was received")) == [
         "✗ stopped: SIGINT was received",
         "  output    lake",
-        "  next      nothing was lost; the same command carries on",
+        "  next      nothing was lost; the same command resumes",
     ]
 
 
@@ -107,7 +107,7 @@ def test_a_spent_month_names_the_day_to_go_on() -> None:
 
 @pytest.mark.parametrize("reason", [StopReason.TOKEN_REFUSED, StopReason.OUTPUT, StopReason.INPUT])
 def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
-    assert "carries on" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
+    assert "the same command resumes" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
 
 
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:
@@ -123,10 +123,10 @@ def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
     result, *lacking = told(status, complete=True)[1:4]
     assert result == "  results   20 rows, 0 refused, 0 failed"
     assert [line.partition(":")[0] for line in lacking] == [
-        "            19 of 20 rows are truncated (Bitly returned as many metrics as --size requests)",
+        "            19 of 20 rows are truncated (Bitly returned as many metrics as were requested)",
         "            1 of 20 rows are clipped (the account's plan keeps a shorter history than was requested)",
     ]
-    assert "a larger --size, which needs a new --out, fetches the rest" in lacking[0]
+    assert "a larger --size or --max-size, with a new --out, fetches the rest" in lacking[0]
 
 
 def test_a_filter_keeps_nothing_to_carry_on_with() -> None:
@@ -156,7 +156,7 @@ def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> No
     def last(status: RunProgress, stop: Stop | None, out: str = "lake") -> str:
         return summary(RunOutcome(not stop, stop, status), out, 1.0, command).splitlines()[-1]
 
-    line = f"  {'command':<10}{command}"
+    line = f"  command   {command}"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
     assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line

@@ -102,7 +102,7 @@ async def test_a_forecast_is_made_now_and_then_and_at_once_when_limits_change(
         await ahead.update(status)
         time.seconds += 0.9
     assert len(asked) == 1
-    ours.observe(3000, 0)
+    ours.record_reported(3000, 0)
     await ahead.update(status)
     assert len(asked) == 2
     time.seconds += 11
@@ -228,7 +228,7 @@ async def test_a_stopped_process_that_holds_the_connections_is_warned_of_once(bo
     told = await reported(book, sender)
     assert set(told.windows) == {"connections"}
     (warning,) = told.said
-    assert "process 12 is stopped" in warning
+    assert "process 12 is suspended" in warning
 
 
 async def test_what_begins_to_block_is_reported_once_with_its_beginning(book: BudgetDatabase) -> None:

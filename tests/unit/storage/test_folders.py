@@ -90,7 +90,7 @@ def test_the_budget_lies_in_the_users_state_folder(home: Path) -> None:
 def test_a_budget_that_is_there_and_cannot_be_written_is_refused(home: Path, spoil: Callable[[Path], None]) -> None:
     found()
     spoil(home)
-    with pytest.raises(OutputError, match=r"holds what was spent of this month.*--state-dir"):
+    with pytest.raises(OutputError, match=r"has the counts of this month.*--state-dir"):
         found()
 
 
@@ -115,7 +115,7 @@ def test_a_state_dir_that_was_named_and_cannot_be_written_is_refused(home: Path,
     if exists:
         (home / "state").mkdir()
     home.chmod(0o555)
-    with pytest.raises(OutputError, match="cannot hold the budget"):
+    with pytest.raises(OutputError, match="cannot contain the budget"):
         found(str(home / "state"))
 
 
@@ -138,7 +138,7 @@ def test_parts_of_another_program_are_named_as_what_they_are(quick_path: Path) -
 
 def test_a_part_of_harvesters_shows_that_the_ledger_is_lost(quick_path: Path) -> None:
     (quick_path / "part-9a0822b22f12-00000.ndjson.gz").touch()
-    with pytest.raises(OutputError, match="was begun before, and its ledger"):
+    with pytest.raises(OutputError, match="was started before, and its ledger"):
         check_unused(resolve(str(quick_path)))
 
 
@@ -146,7 +146,7 @@ def test_a_part_of_harvesters_shows_that_the_ledger_is_lost(quick_path: Path) ->
 def test_a_work_dir_that_was_forgotten_is_named(quick_path: Path, asked: str | None) -> None:
     work_dir = quick_path / "my state"
     (quick_path / "_manifest.json").write_text(json.dumps({"work_dir": str(work_dir)}))
-    with pytest.raises(OutputError, match=f"was begun with --work-dir '{work_dir}', where its ledger is: add --work"):
+    with pytest.raises(OutputError, match=f"was started with --work-dir '{work_dir}', where its ledger is: add --work"):
         check_unused(resolve(str(quick_path), asked))
-    with pytest.raises(OutputError, match=r"its ledger .* is gone"):
+    with pytest.raises(OutputError, match=r"its ledger .* is missing"):
         check_unused(resolve(str(quick_path), str(work_dir)))

@@ -98,7 +98,7 @@ def test_a_file_that_is_not_good_any_more_is_set_aside_and_stays_lost(tmp_path: 
     with closing(database(path)) as file:
         add(file, 10)
         path.unlink()
-        with pytest.raises(OutputError, match=r"kept beside it, as \.aside\. Mend it"):
+        with pytest.raises(OutputError, match=r"kept beside it as \.aside\. Mend it"):
             file.restore(lambda: False)
         with pytest.raises(OutputError, match="Mend it"):
             counted(file)
