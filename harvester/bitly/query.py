@@ -3,9 +3,10 @@
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from harvester.bitly.facets import FACETS, Facet
+from harvester.errors import UsageError
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
@@ -55,6 +56,29 @@ class Query:
 def query_for(facet: str, unit: str, units: int, unit_reference: str, size: int) -> Query:
     """Return the query of a facet; its size is None if the facet has no such parameter."""
     return Query(facet, unit, units, unit_reference, size if FACETS[facet].takes_size else None)
+
+
+def host_of(base_url: str) -> str:
+    """Return the host of a base URL, without the port: the server whose rows an output has."""
+    return urlsplit(base_url).hostname or ""
+
+
+def refuse_another(out: str, begun: Query, asked: Query) -> None:
+    """Raise UsageError if an output was begun with another query than it is asked to go on with."""
+    if begun != asked:
+        raise UsageError(
+            f"{out} was begun with another query:\n  it has  {begun.as_options()}\n  asked   {asked.as_options()}\n"
+            "Name another --out for the new query, or give the options it has"
+        )
+
+
+def refuse_another_server(out: str, begun: str, asked: str) -> None:
+    """Raise UsageError if an output was begun against another host than it is asked to go on with."""
+    if begun != asked:
+        raise UsageError(
+            f"{out} was begun against {begun}, and --base-url names {asked}: rows of two servers do not belong in one "
+            "output; name another --out"
+        )
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from harvester.bitly.query import host_of
 from harvester.budget.budget import Budget
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
@@ -112,6 +113,7 @@ async def _open_dataset(
         job.query,
         limits,
         observer.warn,
+        server=host_of(job.client_settings.base_url),
         pin_reference=job.pin_reference,
         asked=job.part_format,
         sink=sink,
