@@ -2,15 +2,21 @@
 
 import re
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from harvester.bitly.facets import FACETS, Facet
+from harvester.bitly.facets import FACETS, Facet, NotTheFacet
 from harvester.errors import UsageError
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
 """Connections that Bitly accepts at once from one IP address: https://dev.bitly.com/docs/getting-started/rate-limits."""
+
+_FAR = timedelta(days=31)
+_FAR_BY_MONTHS = timedelta(days=62)
+"""An answer whose unit_reference is farther from the requested one is for another time: Bitly repeats the request's."""
 
 UNITS = ("minute", "hour", "day", "week", "month")
 
@@ -79,6 +85,24 @@ def refuse_another_server(out: str, begun: str, asked: str) -> None:
             f"{out} was begun against {begun}, and --base-url names {asked}: rows of two servers do not belong in one "
             "output; name another --out"
         )
+
+
+def check_echo(unit: object, reference: str | None, asked: Query) -> None:
+    """Raise NotTheFacet if an answer says that it is for another unit or time than was asked."""
+    if unit != asked.unit and isinstance(unit, str) and unit.strip().lower() not in {"", asked.unit, f"{asked.unit}s"}:
+        raise NotTheFacet("the answer is for another unit")
+    if reference is not None and _is_far(reference, asked.unit_reference, asked.unit):
+        raise NotTheFacet("the answer is for another time")
+
+
+@lru_cache(16)
+def _is_far(returned: str, asked: str, unit: str) -> bool:
+    try:
+        moment, wanted = datetime.fromisoformat(returned), datetime.fromisoformat(asked)
+        # 1970, or the year 1, is the zero of a field that was not filled in.
+        return moment.year > 1970 and abs(moment - wanted) > (_FAR_BY_MONTHS if unit == "month" else _FAR)
+    except (ValueError, TypeError):  # a text that is no moment, or one without its zone
+        return False
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

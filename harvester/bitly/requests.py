@@ -26,6 +26,7 @@ class FacetRequests:
     """The requests of a query, one for each bitlink."""
 
     def __init__(self, query: Query) -> None:
+        self._query = query
         self._facet = FACETS[query.facet]
         self._parameters = query.parameters
         self.endpoint = endpoint_of(self._facet)
@@ -36,4 +37,4 @@ class FacetRequests:
 
     def classify(self, status: int, headers: Mapping[str, str], body: bytes, *, whole: bool) -> Verdict:
         """Return the verdict on a response to a call."""
-        return classify(status, headers, body, self._facet, whole=whole)
+        return classify(status, headers, body, self._facet, asked=self._query, whole=whole)

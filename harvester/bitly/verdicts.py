@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
+from harvester.bitly.query import Query, check_echo
 from harvester.clock import as_utc, from_epoch, utc_iso
 from harvester.jsonlines import lenient_json, object_in
 
@@ -162,10 +163,19 @@ _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOM
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
 
-def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    facet: Facet,
+    *,
+    asked: Query | None = None,
+    whole: bool = True,
+) -> Verdict:
     """Return the verdict on a response to a call.
 
-    headers: with case-insensitive names, as aiohttp has them. whole: False if the body was cut off at BODY_LIMIT.
+    headers: with case-insensitive names, as aiohttp has them. asked: the query that it answers, if what it repeats of
+    that is to be compared. whole: False if the body was cut off at BODY_LIMIT.
 
     Raises nothing: any bytes get a verdict.
     """
@@ -178,6 +188,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
             return limit
         metrics = facet.metrics_in(record)
+        reference = _reference_text(record.get("unit_reference"))
+        if asked is not None:
+            check_echo(record.get("unit"), reference, asked)
         clicks_listed = sum([metric["clicks"] or 0 for metric in metrics])
         if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
@@ -188,7 +201,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         metrics=metrics,
         clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
-        unit_reference_returned=_reference_text(record.get("unit_reference")),
+        unit_reference_returned=reference,
         totals=facet.totals_in(record),
     )
 

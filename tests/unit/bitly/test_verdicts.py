@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query
 from harvester.bitly.verdicts import (
     BODY_LIMIT,
     KEPT_BODY,
@@ -58,6 +59,7 @@ def test_each_sample_gets_its_verdict(sample: Path) -> None:
         CIMultiDict(said["headers"]),
         said["body"].encode(),
         FACETS[said.get("facet", "referrers")],
+        asked=Query(**said["asked"]) if "asked" in said else None,
         whole=said.get("whole", True),
     )
     assert type(found).__name__ == said["verdict"], said["rule"]
