@@ -87,7 +87,7 @@ def refuse_another_server(out: str, begun: str, asked: str) -> None:
         )
 
 
-def check_echo(unit: object, reference: str | None, asked: Query) -> None:
+def check_echo(asked: Query, unit: object, reference: str | None) -> None:
     """Raise NotTheFacet if an answer says that it is for another unit or time than was asked."""
     if unit != asked.unit and isinstance(unit, str) and unit.strip().lower() not in {"", asked.unit, f"{asked.unit}s"}:
         raise NotTheFacet("the answer is for another unit")
