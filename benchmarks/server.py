@@ -26,7 +26,6 @@ def answer(metrics: int = 0) -> bytes:
     """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link."""
     listed = [{"value": f"https://{number}.example/", "clicks": 1} for number in range(metrics)] or _ORDINARY
     content = {
-        "unit_reference": "2026-11-23T06:00:00+0000",
         "metrics": listed,
         "units": 30,
         "unit": "day",

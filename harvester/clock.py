@@ -1,7 +1,10 @@
-"""The machine's clocks, and the calendar by which Bitly counts months."""
+"""The machine's clocks, the calendar by which Bitly counts months, and the waits that servers ask for."""
 
+import math
 import os
+import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -114,3 +117,43 @@ def utc_iso(moment: datetime) -> str:
 def as_utc(moment: datetime) -> datetime:
     """Return a moment in UTC; one without a zone is taken to be in UTC."""
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+# --- the wait that a server asks for --------------------------------------------------------------------------------
+
+_EPOCHS = (1_577_836_800, 4_102_444_800)
+"""2020 and 2100 in seconds since 1970: no server asks for a wait of so many seconds."""
+_MILLISECOND_DIGITS = 13
+"""Digits of the present in milliseconds since 1970."""
+
+_DECIMAL = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
+
+Hint = float | datetime | None
+"""The wait that the server asks for: a number of seconds, or the moment (UTC) at which it ends."""
+
+
+def hint(headers: Mapping[str, str]) -> Hint:
+    """Return the wait that `Retry-After` asks for, or None if it is absent, zero or malformed; callers cap it.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. No recorded response of Bitly has it.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return _epoch_hint(text) or float(text[:9]) or None
+    if _DECIMAL.fullmatch(text):  # no valid form, and meant as seconds all the same
+        return float(math.ceil(float(text))) or None
+    try:
+        return as_utc(parsedate_to_datetime(text))
+    except (ValueError, IndexError, OverflowError):
+        return None
+
+
+def _epoch_hint(digits: str) -> datetime | None:
+    """Return the moment that digits name if they are seconds, or milliseconds, since 1970; None if they are a wait.
+
+    Some servers send the end of the wait in place of its length. As a length it would be fifty years.
+    """
+    if len(digits) > _MILLISECOND_DIGITS:
+        return None
+    seconds = int(digits) / (1000 if len(digits) == _MILLISECOND_DIGITS else 1)
+    return from_epoch(seconds) if _EPOCHS[0] <= seconds < _EPOCHS[1] else None

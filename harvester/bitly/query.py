@@ -2,11 +2,14 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
-from harvester.bitly.facets import FACETS, Facet
+from harvester.bitly.facets import FACETS, Facet, NotTheFacet
 from harvester.bitly.periods import Period, period_options
+from harvester.errors import UsageError
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5
@@ -14,6 +17,10 @@ MAX_CONNECTIONS = 5
 
 GROUPS = "/groups"
 """The route that lists the account's groups."""
+_FAR = timedelta(days=31)
+_FAR_BY_MONTHS = timedelta(days=62)
+"""An answer whose unit_reference is farther from the requested one is for another time: Bitly repeats the request's."""
+
 UNITS = ("minute", "hour", "day", "week", "month")
 
 
@@ -72,6 +79,48 @@ def query_for_period(facet: str, period: Period, size: int) -> Query:
 def larger(query: Query, size: int | None) -> Query | None:
     """Return a query that asks for more metrics; None if size is no more than its own, or the facet has none."""
     return replace(query, size=size) if query.size is not None and size is not None and size > query.size else None
+
+
+def host_of(base_url: str) -> str:
+    """Return the host of a base URL, without the port: the server whose rows an output has."""
+    return urlsplit(base_url).hostname or ""
+
+
+def refuse_another(out: str, begun: Query, asked: Query) -> None:
+    """Raise UsageError if an output was begun with another query than it is asked to go on with."""
+    if begun != asked:
+        raise UsageError(
+            f"{out} was started with another query:\n  existing   {begun.as_options()}\n"
+            f"  requested  {asked.as_options()}\n"
+            "Use another --out for the new query, or the existing options"
+        )
+
+
+def refuse_another_server(out: str, begun: str, asked: str) -> None:
+    """Raise UsageError if an output was begun against another host than it is asked to go on with."""
+    if begun != asked:
+        raise UsageError(
+            f"{out} was started against {begun}, and --base-url names {asked}: rows of two servers do not belong in "
+            "one output; use another --out"
+        )
+
+
+def check_echo(asked: Query, unit: object, reference: str | None) -> None:
+    """Raise NotTheFacet if an answer says that it is for another unit or time than was asked."""
+    if unit != asked.unit and isinstance(unit, str) and unit.strip().lower() not in {"", asked.unit, f"{asked.unit}s"}:
+        raise NotTheFacet("the answer is for another unit")
+    if reference is not None and _is_far(reference, asked.unit_reference, asked.unit):
+        raise NotTheFacet("the answer is for another time")
+
+
+@lru_cache(16)
+def _is_far(returned: str, asked: str, unit: str) -> bool:
+    try:
+        moment, wanted = datetime.fromisoformat(returned), datetime.fromisoformat(asked)
+        # 1970, or the year 1, is the zero of a field that was not filled in.
+        return moment.year > 1970 and abs(moment - wanted) > (_FAR_BY_MONTHS if unit == "month" else _FAR)
+    except (ValueError, TypeError):  # a text that is no moment, or one without its zone
+        return False
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

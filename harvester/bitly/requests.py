@@ -1,10 +1,11 @@
 """What a client sends for a name, and how it reads the answer: a bitlink's facet here, a page of links in `groups`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, endpoint_of, path
+from harvester.bitly.query import Query, check_echo, endpoint_of, path
 from harvester.bitly.verdicts import Verdict, classify
 
 
@@ -26,6 +27,7 @@ class FacetRequests:
     """The requests of a query, one for each bitlink."""
 
     def __init__(self, query: Query) -> None:
+        self._check_echo = partial(check_echo, query)
         self._facet = FACETS[query.facet]
         self._parameters = query.parameters
         self.endpoint = endpoint_of(self._facet)
@@ -36,4 +38,4 @@ class FacetRequests:
 
     def classify(self, status: int, headers: Mapping[str, str], body: bytes, *, whole: bool) -> Verdict:
         """Return the verdict on a response to a call."""
-        return classify(status, headers, body, self._facet, whole=whole)
+        return classify(status, headers, body, self._facet, check_echo=self._check_echo, whole=whole)

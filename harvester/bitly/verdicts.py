@@ -13,16 +13,15 @@ Every rule has a sample in tests/samples.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
-from harvester.clock import as_utc, from_epoch, utc_iso
+from harvester.clock import Hint, as_utc, from_epoch, hint, utc_iso
 from harvester.jsonlines import lenient_json, object_in
 
 BODY_LIMIT = 4 * 1024 * 1024
@@ -31,14 +30,6 @@ KEPT_BODY = 2048
 """Bytes kept from the beginning of a body that no rule covers."""
 _MESSAGE_LIMIT = 200
 """Characters kept of a text from Bitly."""
-
-_EPOCHS = (1_577_836_800, 4_102_444_800)
-"""2020 and 2100 in seconds since 1970: no server asks for a wait of so many seconds."""
-_MILLISECOND_DIGITS = 13
-"""Digits of the present in milliseconds since 1970."""
-
-Hint = float | datetime | None
-"""The wait that the server asks for: a number of seconds, or the moment (UTC) at which it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +155,20 @@ _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOM
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
 
-def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet, *, whole: bool = True) -> Verdict:
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    facet: Facet,
+    *,
+    check_echo: Callable[[object, str | None], None] | None = None,
+    whole: bool = True,
+) -> Verdict:
     """Return the verdict on a response to a call.
 
     headers: with case-insensitive names, as aiohttp has them. whole: False if the body was cut off at BODY_LIMIT.
+    check_echo: called with the unit and the unit_reference that an answer repeats; raises NotTheFacet if they are not
+    the request's.
 
     Raises nothing: any bytes get a verdict.
     """
@@ -180,6 +181,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
             return limit
         metrics = facet.metrics_in(record)
+        reference = _reference_text(record.get("unit_reference"))
+        if check_echo is not None:
+            check_echo(record.get("unit"), reference)
         clicks_listed = sum([metric["clicks"] or 0 for metric in metrics])
         if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
@@ -190,7 +194,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, facet: Facet,
         metrics=metrics,
         clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
-        unit_reference_returned=_reference_text(record.get("unit_reference")),
+        unit_reference_returned=reference,
         totals=facet.totals_in(record),
     )
 
@@ -265,31 +269,6 @@ def _classify_limit(status: int, headers: Mapping[str, str], message: str) -> Mo
     return None
 
 
-def hint(headers: Mapping[str, str]) -> Hint:
-    """Return the wait that `Retry-After` asks for, or None if it is absent, zero or malformed; callers cap it.
-
-    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after. No recorded response of Bitly has it.
-    """
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return _epoch_hint(text) or float(text[:9]) or None
-    try:
-        return as_utc(parsedate_to_datetime(text))
-    except (ValueError, IndexError, OverflowError):
-        return None
-
-
-def _epoch_hint(digits: str) -> datetime | None:
-    """Return the moment that digits name if they are seconds, or milliseconds, since 1970; None if they are a wait.
-
-    Some servers send the end of the wait in place of its length. As a length it would be fifty years.
-    """
-    if len(digits) > _MILLISECOND_DIGITS:
-        return None
-    seconds = int(digits) / (1000 if len(digits) == _MILLISECOND_DIGITS else 1)
-    return from_epoch(seconds) if _EPOCHS[0] <= seconds < _EPOCHS[1] else None
-
-
 def _reference_text(reference: object) -> str | None:
     """Return the response's own unit_reference in UTC, or unchanged if it cannot be parsed.
 
@@ -359,7 +338,22 @@ def reason(verdict: Verdict) -> str:
     """Return the status and message of a verdict that is no Answer."""
     assert not isinstance(verdict, Answer)
     status = "no answer" if verdict.status is None else str(verdict.status)
+    if verdict.message.startswith(("no ", f"{status} ") if verdict.status is None else (status, f"HTTP {status}")):
+        return verdict.message  # the text says it itself
     return f"{status} {verdict.message}".strip()
+
+
+def not_unpacked(verdict: Failure | Throttled | ForEveryCall, flaw: str, *, cut: bool) -> Verdict:
+    """Return what a verdict becomes if the response's body could not be unpacked. flaw: why; cut: its end is missing.
+
+    Nobody can read whose 404 it was, so it is one of those that are not final by themselves.
+    """
+    why = truncate(f"{verdict.message} (the body could not be unpacked: {flaw})".lstrip())
+    if cut and isinstance(verdict, Unreadable):
+        return Transient(verdict.status, why)
+    if isinstance(verdict, Unknown) and verdict.status == 404:
+        return Refused(404, why, no_route=True)
+    return replace(verdict, message=why)
 
 
 def body_excerpt(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import aiohttp
@@ -17,10 +17,9 @@ from harvester.bitly.verdicts import (
     NoAnswer,
     Throttled,
     Transient,
-    Unreadable,
     Verdict,
+    not_unpacked,
     reason,
-    truncate,
 )
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
@@ -365,10 +364,7 @@ class AttemptSender:
             content = self._token.redact(content.decode(errors="replace")).encode()
             return self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if body.flaw and not isinstance(verdict, Answer):
-            why = truncate(f"{verdict.message} (the body could not be unpacked: {body.flaw})".lstrip())
-            if body.cut and isinstance(verdict, Unreadable):
-                return Transient(response.status, why)
-            return replace(verdict, message=why)
+            return not_unpacked(verdict, body.flaw, cut=body.cut)
         if isinstance(verdict, Answer) and sent_at >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict

@@ -114,7 +114,6 @@ class Dataset:
         self.run_id, self.invocation = str(facts["run_id"]), int(facts["invocation"])
         self.rows = RowBuilder(query, self.run_id)
         self.part_format = part_format
-        self._started = str(facts["started"])
         self._limits = limits
         self._publisher = publisher
         self._sidecars = sidecars
@@ -348,11 +347,12 @@ class Dataset:
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
             run_id=self.run_id,
+            server=str(facts["server"]),
             work_dir=self.location.work_dir,
             query=self.query.as_dict(),
             format=self.part_format.format,
             shape=self.part_format.shape,
-            started=self._started,
+            started=str(facts["started"]),
             updated=utc_iso(datetime.now(UTC)),
             complete=report.complete,
             stopped=report.stopped,
@@ -373,9 +373,9 @@ class Dataset:
 
     def renew_manifest(self, manifest: Manifest) -> Manifest:
         """Write the run's latest manifest once more, with the present moment, without asking the ledger."""
-        renewed = replace(manifest, updated=utc_iso(datetime.now(UTC)))
-        self._sidecars.write_manifest(renewed.to_json(), last=renewed.ended is not None)
-        return renewed
+        manifest = replace(manifest, updated=utc_iso(datetime.now(UTC)))
+        self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
+        return manifest
 
     def write_failures(self) -> None:
         """Replace `_failures.ndjson` with the ledger's failures and invalid lines."""

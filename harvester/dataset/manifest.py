@@ -202,13 +202,14 @@ class RunReport:
 class Manifest:
     """The content of `_manifest.json`. All moments are UTC as text. For the fields of a run see RunReport.
 
-    query: unchecked, so that `verify` can name what is wrong in it. work_dir: None where the private state lies in or
-    beside the output. attempts: of all runs.
+    server: the host whose answers the rows are. query: unchecked, so that `verify` can name what is wrong in it.
+    work_dir: None where the private state lies in or beside the output. attempts: of all runs.
     """
 
     schema_version: int
     tool: str
     run_id: str
+    server: str
     work_dir: str | None
     query: dict[str, Any]
     format: str

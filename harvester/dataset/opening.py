@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from harvester.bitly.query import Query
+from harvester.bitly.query import BASE_URL, Query, host_of, refuse_another, refuse_another_server
 from harvester.clock import utc_iso
 from harvester.dataset.dataset import Dataset, Publisher
 from harvester.dataset.file_publisher import FilePublisher
@@ -49,6 +49,7 @@ from harvester.storage.watch import FolderLock, check_state
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
 _UNSPECIFIED = RequestedPartFormat()
+_BITLY = host_of(BASE_URL)
 
 
 @contextlib.contextmanager
@@ -58,6 +59,7 @@ def open_dataset(
     limits: PartLimits,
     warn: Callable[[str], None],
     *,
+    server: str = _BITLY,
     pin_reference: bool = True,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
@@ -65,15 +67,15 @@ def open_dataset(
 ) -> Iterator[Dataset]:
     """Open a dataset for one process at a time, beginning it if it is new.
 
-    pin_reference: True if the query's unit_reference is only the default, the present moment: an existing dataset keeps
-    its own. warn: called with warnings for people. asked: the part format, as far as options specify it.
-    sink: the reader of rows that are not kept, by default standard output. ending: set when the run is ending, so
-    that an unavailable object store is waited for only briefly.
+    server: the host that is asked. pin_reference: True if the query's unit_reference is only the default, the present
+    moment: an existing dataset keeps its own. warn: called with warnings for people. asked: the part format, as far as
+    options specify it. sink: the reader of rows that are not kept, by default standard output. ending: set when the run
+    is ending, so that an unavailable object store is waited for only briefly.
 
     Raises:
         DatasetBusy: another process has it open. OutputError: it is damaged, or cannot be written.
-        UsageError: it was begun with another query or part format, the format needs a missing library, or the limits
-        are too large for an object store.
+        UsageError: it was begun with another query, server or part format, the format needs a missing library, or the
+        limits are too large for an object store.
     """
     folders.refuse_second_work_dir(location)
     store = _open_store(location, limits, ending) if location.in_store else None
@@ -88,8 +90,8 @@ def open_dataset(
             stack.enter_context(lock or contextlib.nullcontext())
         check_state(location, warn)
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
-        _begin(location, ledger, query, new)
-        begun = _begun_query(location, ledger, query, pin_reference=pin_reference)
+        _begin(location, ledger, query, new, server)
+        begun = _begun_query(location, ledger, query, server, pin_reference=pin_reference)
         part_format = asked.for_begun(ledger.facts(), begun.facet, location.out)
         with as_output_error(location.private):
             if store:
@@ -116,11 +118,12 @@ def _open_store(location: OutputLocation, limits: PartLimits, ending: threading.
     return open_store(location.out, ending)
 
 
-def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat) -> None:
+def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: PartFormat, server: str) -> None:
     """Create a fresh ledger, check one that was begun before, and store the facts in one that is still unused."""
     facts: dict[str, str | int] = {
         "run_id": secrets.token_hex(6),
         "query": orjson.dumps(query.as_dict()).decode(),
+        "server": server,
         "started": utc_iso(datetime.now(UTC)),
         "out": location.name,
         "format": part_format.format,
@@ -136,6 +139,8 @@ def _begin(location: OutputLocation, ledger: Ledger, query: Query, part_format: 
     if ledger.unused and not any(os.path.getsize(path) for path in journals):
         # The run_id stays: by it the parts and rows are known that a ledger lacks which is older than they are.
         ledger.replace_facts(facts | {"run_id": ledger.facts()["run_id"]})
+    elif "server" not in ledger.facts():  # it was rebuilt from rows alone, which do not say
+        ledger.replace_facts({"server": server})
 
 
 def _publisher_for(
@@ -159,13 +164,15 @@ class DatasetSnapshot(NamedTuple):
 
 
 @contextlib.contextmanager
-def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool = True) -> Iterator[DatasetSnapshot]:
+def peek(
+    location: OutputLocation | None, query: Query, *, server: str = _BITLY, pin_reference: bool = True
+) -> Iterator[DatasetSnapshot]:
     """Open a dataset for reading, without its lock, even while a run has it; empty if it was not begun, or for None.
 
-    query, pin_reference: as for `open_dataset`.
+    query, server, pin_reference: as for `open_dataset`.
 
     Raises:
-        OutputError: it is damaged, or of another version. UsageError: it was begun with another query.
+        OutputError: it is damaged, or of another version. UsageError: it was begun with another query or server.
     """
     with contextlib.ExitStack() as stack:
         ledger = None
@@ -182,25 +189,24 @@ def peek(location: OutputLocation | None, query: Query, *, pin_reference: bool =
         else:
             ledger.check_version()
             if not ledger.unused:
-                query = _begun_query(location, ledger, query, pin_reference=pin_reference)
+                query = _begun_query(location, ledger, query, server, pin_reference=pin_reference)
         attempts, totals = int(ledger.facts().get("total", 0)), ledger.totals()
         calls = totals.rows + totals.refused + totals.failed
         yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
 
 
-def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_reference: bool) -> Query:
+def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, server: str, *, pin_reference: bool) -> Query:
     """Return the query that the dataset was begun with.
 
     Raises:
-        UsageError: it was begun with another query, or the work dir belongs to another output.
+        UsageError: it was begun with another query or server, or the work dir belongs to another output.
     """
     facts = ledger.facts()
     begun = Query(**orjson.loads(str(facts["query"])))
     if pin_reference:
         query = replace(query, unit_reference=begun.unit_reference)
-    if other := folders.owner_of_state(
-        location, str(facts["out"])
-    ):  # first: another output may well have another query
+    # First: another output may well have another query.
+    if other := folders.owner_of_state(location, str(facts["out"])):
         if location.work_dir is None:
             raise UsageError(
                 f"{location.private} is the state of --out {other}, reached by a symbolic link: each output needs a "
@@ -209,12 +215,8 @@ def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, *, pin_
         raise UsageError(
             f"{location.private} belongs to --out {other}, not to {location.out}: use another", option="--work-dir"
         )
-    if begun != query:
-        raise UsageError(
-            f"{location.out} was started with another query:\n  existing   {begun.as_options()}\n"
-            f"  requested  {query.as_options()}\n"
-            "Use another --out for the new query, or the existing options"
-        )
+    refuse_another_server(location.out, str(facts.get("server", server)), server)
+    refuse_another(location.out, begun, query)
     return begun
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import orjson
 
+from harvester.bitly.query import host_of
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.dataset import opening
@@ -112,6 +113,7 @@ async def _open_dataset(
         job.query,
         limits,
         observer.warn,
+        server=host_of(job.client_settings.base_url),
         pin_reference=job.pin_reference,
         asked=job.part_format,
         sink=sink,

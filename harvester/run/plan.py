@@ -8,7 +8,7 @@ from math import ceil
 from typing import NamedTuple
 
 from harvester.bitly.account_limits import PlanLimit
-from harvester.bitly.query import larger
+from harvester.bitly.query import host_of, larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
 from harvester.budget.limits import PLAN_MONTHS, Limits
@@ -106,7 +106,9 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(scratch_folder(None))
         location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
-        snapshot = stack.enter_context(opening.peek(location, job.query, pin_reference=job.pin_reference))
+        server = host_of(job.client_settings.base_url)
+        peeking = opening.peek(location, job.query, server=server, pin_reference=job.pin_reference)
+        snapshot = stack.enter_context(peeking)
         pages = None
         if job.listed is not None:
             private, asks = location.private if location else None, token_known and not offline

@@ -71,6 +71,7 @@ class Origin(NamedTuple):
     part_format: PartFormat
     started: str
     invocation: int
+    server: str | None = None
 
 
 def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool, ask_again: bool) -> Repair:
@@ -189,11 +190,12 @@ class _Repairing:
             if manifest:
                 query = Query(**manifest.query)
                 part_format = PartFormat(Format(manifest.format), Shape(manifest.shape), query.facet)
-                return Origin(manifest.run_id, query, part_format, manifest.started, number)
+                return Origin(manifest.run_id, query, part_format, manifest.started, number, manifest.server)
         with suppress(KeyError, TypeError, ValueError):
             query = Query(**orjson.loads(str(facts["query"])))
             part_format = PartFormat(Format(str(facts["format"])), Shape(str(facts["shape"])), query.facet)
-            return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number)
+            server = str(facts["server"])
+            return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number, server)
         for form, shape, row in self._first_rows():
             with suppress(KeyError, TypeError):
                 query = Query(**{field.name: row[field.name] for field in fields(Query)})
@@ -240,6 +242,7 @@ class _Repairing:
             "shape": origin.part_format.shape,
             "invocation": origin.invocation,
         }
+        facts |= {"server": origin.server} if origin.server else {}
         old = {name: value for name, value in self._remains.facts.items() if type(value) is int}
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
         facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}

@@ -154,6 +154,21 @@ def test_a_plan_with_another_query_than_the_outputs_is_refused(
     assert "another query" in done.stderr
 
 
+def test_an_output_goes_on_against_its_own_server_only(
+    tmp_path: Path, links: str, serve: Callable[..., Served]
+) -> None:
+    served, out = serve(), tmp_path / "out"
+    command = (links, "--out", str(out), *NO_LIMITS, "--base-url")
+    assert harvester("run", *command, served.url).returncode == 0
+    assert json.loads((out / "_manifest.json").read_bytes())["server"] == "127.0.0.1"
+    requests = served.sandbox.requests.total()
+    for words in ("run", "plan"):
+        refused = harvester(words, *command, served.url.replace("127.0.0.1", "localhost"))
+        assert refused.returncode == 2
+        assert "was begun against 127.0.0.1, and --base-url names localhost" in refused.stderr
+    assert served.sandbox.requests.total() == requests
+
+
 def test_a_plan_says_what_it_costs_when_it_ends_and_what_would_be_sooner(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harvester.storage.sqlite import rows_left
 from tests.conftest import Served
 from tests.crash.test_tampering import wait_for
 from tests.support.commands import NO_LIMITS, harvester, start
@@ -88,6 +89,7 @@ def test_the_ledger_of_a_killed_run_is_rebuilt_and_nothing_is_bought_twice(
     assert "can be repaired without a loss: add --apply" in case.repair(code=8)
     assert case.snapshot() == before, "nothing is changed without --apply"
     assert "is repaired" in case.repair("--apply")
+    assert ("server", "127.0.0.1") in rows_left(str(case.private / "ledger.sqlite"), "facts", ("name", "value"))
     case.finish()
 
 

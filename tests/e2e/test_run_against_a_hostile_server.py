@@ -464,10 +464,8 @@ def test_a_page_that_answers_instead_of_bitly_is_an_outage(bitly: Scripted, tmp_
     done = run(bitly, tmp_path, *many(back_half, 60), options=("--outage-limit", "1s"))
     assert done.code == 5, done.done.stderr
     assert manifest(done.out)["stopped"]["reason"] == "outage"
-    assert (
-        f"Lately: {'302' if back_half == 'redirect' else '200' if back_half == 'html' else back_half[:3]} "
-        in done.done.stderr
-    )
+    said = {"html": "200 ", "403-html": "HTTP 403", "520": "520 ", "redirect": "HTTP 302"}[back_half]
+    assert f"Lately: {said}" in done.done.stderr
     assert len(bitly.requests) < 30
     assert failures(done.out) == []
 

@@ -44,6 +44,7 @@ WRITTEN: dict[str, Any] = {
     "schema_version": 1,
     "tool": "harvester 0.1.0",
     "run_id": "9a0822b22f12",
+    "server": "api-ssl.bitly.com",
     "work_dir": None,
     "query": {
         "facet": "referrers",

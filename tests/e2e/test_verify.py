@@ -720,7 +720,8 @@ async def test_an_output_that_has_no_call_yet_is_begun_anew_as_the_same_run(tmp_
 def test_a_missing_journal_is_named(made: Made) -> None:
     out = made()
     query = Query(**orjson.loads((out / "_manifest.json").read_bytes())["query"])
-    with open_dataset(resolve(str(out)), query, PartLimits(1000, 1_000_000), list[str]().append) as store:
+    limits, warn = PartLimits(1000, 1_000_000), list[str]().append
+    with open_dataset(resolve(str(out)), query, limits, warn, server="127.0.0.1") as store:
         settle(store, "one-more")
         keep(store)
     found = verify(out)

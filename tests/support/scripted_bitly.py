@@ -88,7 +88,6 @@ def metrics_of(back_half: str) -> list[dict[str, Any]]:
 
 def good_body(back_half: str, **style: Any) -> bytes:
     said = {
-        "unit_reference": "2026-11-23T06:00:00+0000",
         "metrics": metrics_of(back_half),
         "units": 30,
         "unit": "day",

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Query, check_echo
 from harvester.bitly.verdicts import (
     BODY_LIMIT,
     KEPT_BODY,
     Answer,
     MonthSpent,
+    Refused,
     Throttled,
     TokenRefused,
     Transient,
@@ -25,8 +28,10 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
     classify,
-    hint,
+    not_unpacked,
+    reason,
 )
+from harvester.clock import hint
 
 REFERRERS = FACETS["referrers"]
 SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.json"))
@@ -36,7 +41,7 @@ VERDICTS: tuple[Any, ...] = get_args(Verdict)
 def load(sample: Path) -> dict[str, Any]:
     """A sample: rule (in words), status, headers, body, verdict (a class's name), fields (those that matter).
 
-    Optional: facet (default referrers), whole (default true).
+    Optional: facet (default referrers), whole (default true), asked (the query, whose echo is checked).
     """
     result: dict[str, Any] = json.loads(sample.read_text(encoding="utf-8"))
     return result
@@ -58,6 +63,7 @@ def test_each_sample_gets_its_verdict(sample: Path) -> None:
         CIMultiDict(said["headers"]),
         said["body"].encode(),
         FACETS[said.get("facet", "referrers")],
+        check_echo=partial(check_echo, Query(**said["asked"])) if "asked" in said else None,
         whole=said.get("whole", True),
     )
     assert type(found).__name__ == said["verdict"], said["rule"]
@@ -217,9 +223,10 @@ def test_the_body_limit_is_what_the_design_says() -> None:
         ("000", None),
         ("", None),
         ("-5", None),
-        ("1.5", None),
-        ("0.5", None),
-        ("30.0", None),
+        ("1.5", 2.0),
+        ("0.5", 1.0),
+        ("30.0", 30.0),
+        ("0.0", None),
         ("-0", None),
         ("+30", None),
         ("1e3", None),
@@ -276,3 +283,28 @@ def test_a_hint_of_any_text_is_positive_seconds_or_a_moment_in_utc_or_none(text:
         assert found.utcoffset() == timedelta(0)
     else:
         assert found is None or 0 < found < 1e10
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        (Transient(None, "no connection within 10 s"), "no connection within 10 s"),
+        (Transient(None, "api.example cannot be reached"), "no answer api.example cannot be reached"),
+        (Refused(404, "404 page not found", no_route=True), "404 page not found"),
+        (Unknown(403, "HTTP 403", ""), "HTTP 403"),
+        (Refused(404, "NOT_FOUND"), "404 NOT_FOUND"),
+    ],
+    ids=["no connection", "unreachable", "plain 404", "no message", "message"],
+)
+def test_a_reason_says_the_status_once(verdict: Verdict, text: str) -> None:
+    assert reason(verdict) == text
+
+
+def test_a_404_that_cannot_be_unpacked_is_not_final_by_itself() -> None:
+    verdict = classify(404, CIMultiDict({"Content-Type": "application/json"}), b"\x1f\x8b", REFERRERS)
+    assert isinstance(verdict, Unknown)
+    found = not_unpacked(verdict, "gzip", cut=False)
+    assert found == Refused(404, "HTTP 404 (the body could not be unpacked: gzip)", no_route=True)
+    assert not_unpacked(Unreadable(200, "not JSON", ""), "gzip", cut=True) == Transient(
+        200, "not JSON (the body could not be unpacked: gzip)"
+    )

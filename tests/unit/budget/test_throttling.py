@@ -14,12 +14,13 @@ from aioresponses import aioresponses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.bitly.verdicts import Answer, hint
+from harvester.bitly.verdicts import Answer
 from harvester.budget import throttling as throttle
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget
 from harvester.budget.throttling import PROBE_SECONDS, EndpointThrottle, hinted_seconds, pause_seconds
+from harvester.clock import hint
 from tests.conftest import quick_folder
 from tests.support.virtual_time import VirtualClock
 from tests.unit.budget.test_budget import ACCOUNT, NOON, Machine, Start, is_wait, starting, take_all, window

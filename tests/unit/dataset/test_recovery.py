@@ -684,6 +684,23 @@ def test_a_run_without_a_verdict_pins_nothing(quick_path: Path) -> None:
         assert store.query == other
 
 
+def test_rows_of_two_servers_do_not_come_into_one_dataset(quick_path: Path) -> None:
+    """Until there is a verdict the server may change, as the query may."""
+    location, limits, said = resolve(str(quick_path / "out")), PartLimits(1000, 1_000_000), list[str]()
+    with dataset(quick_path / "out"):
+        pass
+    with open_dataset(location, QUERY, limits, said.append, server="127.0.0.1") as store:
+        settle(store, "no")
+        keep(store)
+    refused = pytest.raises(UsageError, match=r"begun against 127\.0\.0\.1, and --base-url names api-ssl\.bitly\.com")
+    with refused, dataset(quick_path / "out"):
+        pass
+    with refused, peek(location, QUERY):
+        pass
+    with peek(location, QUERY, server="127.0.0.1") as snapshot:
+        assert snapshot.calls == 1
+
+
 def test_a_lost_work_dir_buys_nothing_twice(quick_path: Path) -> None:
     work = quick_path / "work"
     with dataset(quick_path / "out", work_dir=work) as store:
