@@ -165,7 +165,7 @@ def test_an_output_goes_on_against_its_own_server_only(
     for words in ("run", "plan"):
         refused = harvester(words, *command, served.url.replace("127.0.0.1", "localhost"))
         assert refused.returncode == 2
-        assert "was begun against 127.0.0.1, and --base-url names localhost" in refused.stderr
+        assert "was started against 127.0.0.1, and --base-url names localhost" in refused.stderr
     assert served.sandbox.requests.total() == requests
 
 

@@ -692,7 +692,7 @@ def test_rows_of_two_servers_do_not_come_into_one_dataset(quick_path: Path) -> N
     with open_dataset(location, QUERY, limits, said.append, server="127.0.0.1") as store:
         settle(store, "no")
         keep(store)
-    refused = pytest.raises(UsageError, match=r"begun against 127\.0\.0\.1, and --base-url names api-ssl\.bitly\.com")
+    refused = pytest.raises(UsageError, match=r"started against 127\.0\.0\.1, and --base-url names api-ssl\.bitly\.com")
     with refused, dataset(quick_path / "out"):
         pass
     with refused, peek(location, QUERY):
