@@ -5,7 +5,6 @@ Slow imports are local: every command, even `status` as a probe, loads this modu
 
 import asyncio
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -28,7 +27,7 @@ from harvester.cli.exit_codes import (
 )
 from harvester.config.options import RunOptions
 from harvester.config.parsing import fill_output
-from harvester.config.sources import PREFIX, typed, undashed
+from harvester.config.sources import typed, undashed, variables_used
 from harvester.dataset.manifest import locate
 from harvester.errors import HarvesterError
 from harvester.events import Event, RunOutcome
@@ -91,6 +90,7 @@ def _manifest_of(options: RunOptions) -> str:
 
 
 def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
+    from harvester.reporting.run_status import in_shell
     from harvester.run.assembly import build_job
 
     words_of(options.log.on_end)
@@ -101,7 +101,7 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
     command = _command(job.token)
     outcome = _run_job(replace(job, command=command), observer)
     code = exit_code(outcome)
-    observer.ended(outcome, out, code, shlex.join(command.words))
+    observer.ended(outcome, out, code, in_shell(command))
     if outcome.stop is None and code == USAGE:
         status, column = outcome.status, ""
         if status.column and (status.listed.blank or status.listed.invalid):
@@ -113,7 +113,7 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter) -> int:
 
 def _command(token: "Token") -> "Command":
     """Return the command line of this process for the manifest, which others may read: without any secret."""
-    from harvester.config.credentials import without_secrets
+    from harvester.config.credentials import may_hold_secret, without_secrets
     from harvester.dataset.manifest import Command
 
     def text(path: str) -> str:
@@ -122,8 +122,11 @@ def _command(token: "Token") -> "Command":
     words, cwd = ["harvester", *without_secrets(typed.words)], None
     with suppress(FileNotFoundError):  # the folder was deleted
         cwd = text(os.getcwd())
-    variables = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
-    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), tuple(variables))
+    variables: dict[str, str | None] = {}
+    for name, value in variables_used().items():
+        secret = may_hold_secret(name, value) or token.hidden_if_long(value) != value
+        variables[name] = None if secret else text(value)
+    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), variables)
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:

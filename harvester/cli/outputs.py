@@ -136,7 +136,8 @@ def repair(
     apply:
         Put the rebuilt ledger in place. The old one is kept beside it.
     ask_again:
-        Apply also if some calls are known nowhere any more: the next run makes them again.
+        Apply also if some calls are known nowhere any more: the next run makes them again, for another request each.
+        With a ledger that is whole: make the calls of parts that are gone again.
     parts:
         A folder to which a loader has moved parts; they are only read.
     """

@@ -184,6 +184,13 @@ def without_secrets(words: Iterable[str]) -> Iterator[str]:
             option = word if word in hide else ""
 
 
+def may_hold_secret(variable: str, value: str) -> bool:
+    """Return whether a variable's value may not be kept: a command with arguments, or a secret in a path's place."""
+    if variable.endswith("_TOKEN_FILE"):
+        return _may_be_secret(value)
+    return variable.endswith(("_TOKEN_COMMAND", "_ON_END")) and shown_command(value) != value
+
+
 def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
     try:
         printed = _printed_by(shlex.split(command), warn)

@@ -112,6 +112,12 @@ def _variables(command: str, option: str) -> tuple[str, ...]:
     return (own,) if command in SEPARATE else (own, shared)
 
 
+def variables_used() -> dict[str, str]:
+    """Return the variables that the present command's options came from, with their values."""
+    names = {PREFIX + "CONFIG", *(origin for origin in _origins.values() if origin.startswith(PREFIX))}
+    return {name: value for name in sorted(names) if (value := os.environ.get(name))}
+
+
 def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable whose name is almost that of an option's variable, with that name."""
     unknown = {name for name in environment if name.startswith(PREFIX)}

@@ -14,7 +14,7 @@ from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
 from harvester.progress import duration, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunState, RunStatus, Unreadable
-from harvester.reporting.terminal import escaped_lines, print_out
+from harvester.reporting.terminal import escaped_lines, for_stdout, print_out
 
 _STATES = {
     RunState.RUNNING: "it is running",
@@ -131,14 +131,12 @@ def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
         yield "stopped", stopped.message
     after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
     yield "next", after + step.summary
-    if step.command:
-        yield "", step.command
-    elif command:
-        yield "command", str(seen.command)
+    if text := step.command or (command and seen.command):
+        yield "command", text
     if command and command.config:
         yield "options", f"from {', '.join(command.config)}"
     if seen.unset:
-        yield "options", f"from variables that are not set here: {', '.join(seen.unset)}"
+        yield "options", f"from variables that are not kept, and not set here: {', '.join(seen.unset)}"
 
 
 def _window(window: WindowUsage) -> str:
@@ -183,7 +181,7 @@ def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
 
 def print_status(seen: RunStatus, *, json: bool) -> None:
     """Print the state of a run."""
-    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
+    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else for_stdout(as_text(seen)))
 
 
 def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> None:

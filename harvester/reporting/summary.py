@@ -39,9 +39,18 @@ def _facts(outcome: RunOutcome, out: str, seconds: float, command: str) -> Itera
     if out != "-":
         yield "output", out
     yield from (("next", text) for text in _next(outcome, out))
-    repeated = outcome.stop.reason is not StopReason.CONSUMER_GONE if outcome.stop else outcome.status.failed
-    if command and repeated and out != "-":
-        yield "command", command
+    if command and out != "-" and (flag := _repeated_with(outcome)) is not None:
+        yield "command", command if not flag or flag in command.split() else f"{command} {flag}"
+
+
+def _repeated_with(outcome: RunOutcome) -> str | None:
+    """Return the option that the same command needs to get further, which may be empty; None if it is not repeated."""
+    stop, status = outcome.stop, outcome.status
+    if stop:
+        return None if stop.reason is StopReason.CONSUMER_GONE else ""
+    if status.failed > status.exhausted:
+        return ""
+    return "--retry-failed" if status.failed or status.given_up else None
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:

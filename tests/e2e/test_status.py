@@ -68,7 +68,7 @@ WRITTEN: dict[str, Any] = {
             "words": ["harvester", "run", "links.txt", "--out", "lake"],
             "cwd": "/",
             "config": [],
-            "variables": [],
+            "variables": {},
         },
         "lists": ["links.txt"],
         "calls": 1500,
@@ -134,6 +134,11 @@ def status(*arguments: str) -> dict[str, Any]:
     return result
 
 
+def as_typed(command: str) -> str:
+    """A command without the variables before it, which the tests set, and without its folder."""
+    return command[command.index("harvester run") :]
+
+
 def wait_for_manifest(out: Path) -> None:
     while not (out / "_manifest.json").exists() and not Path(f"{out}.harvester/_manifest.json").exists():
         time.sleep(0.002)
@@ -170,7 +175,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     later = read_status(str(out), datetime.now(UTC) + timedelta(minutes=10))
     assert later.state is RunState.STALE
     assert "no update since" in tell.as_text(later)
-    command = later.next.command
+    command = as_typed(str(later.next.command))
     assert command == shlex.join(["harvester", *options, "--base-url", hanging.url])
     again = harvester(*shlex.split(command.replace(hanging.url, served.url))[1:])
     assert again.returncode == 0, again.stderr
@@ -193,8 +198,8 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
     assert (seen["done"], seen["calls"]["pending"]) == (20, 40)
-    assert seen["next"]["command"] == shlex.join(["harvester", *words])
-    again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
+    assert as_typed(seen["next"]["command"]) == shlex.join(["harvester", *words])
+    again = harvester(*shlex.split(as_typed(seen["next"]["command"]))[1:-1], "0")
     assert again.returncode == 0, again.stderr
     assert status(out)["done"] == 60
 
@@ -206,7 +211,7 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
     words = ("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), *options, "--max-calls")
     assert harvester(*words, "3").returncode == 9
-    command = status(out)["next"]["command"]
+    command = as_typed(status(out)["next"]["command"])
     assert command == shlex.join(["harvester", *words, "3"])
     assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
     assert status(out)["done"] == 60
@@ -224,7 +229,7 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
     assert harvester(*command).returncode == 3
     seen = status(out)
     assert (seen["state"], seen["given_up"]) == ("failures", 1)
-    assert seen["next"]["command"] == shlex.join(["harvester", *command, "--retry-failed"])
+    assert as_typed(seen["next"]["command"]) == shlex.join(["harvester", *command, "--retry-failed"])
 
 
 def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_variables(
@@ -237,22 +242,30 @@ def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_va
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HARVESTER_PER_HOUR", "0")
     monkeypatch.setenv("BITLY_TOKEN", TOKEN)
-    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out")
-    assert in_process(capsys, *words).code == 7
+    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out", "--state-dir", "state")
+    monkeypatch.setenv("HARVESTER_ON_END", "true secret")
+    monkeypatch.setenv("HARVESTER_SANDBOX_PORT", "80")
+    for name in ("HARVESTER_STATE_DIR", "HARVESTER_TOKEN_STORE"):  # the tests' own
+        monkeypatch.delenv(name)
+    done = in_process(capsys, *words)
+    assert done.code == 7
     command = manifest_of(folder / "out")["invocation"]["command"]
     assert command["words"] == ["harvester", *words]
     assert (command["cwd"], command["config"]) == (str(folder), [str(folder / "my.toml")])
-    assert "HARVESTER_PER_HOUR" in command["variables"]
+    assert command["variables"] == {"HARVESTER_ON_END": None, "HARVESTER_PER_HOUR": "0"}
+    whole = f"cd '{folder}' && HARVESTER_PER_HOUR=0 {shlex.join(['harvester', *words])}"
+    assert f"\n  command   {whole}\n" in done.err
     here = in_process(capsys, "status", "out").out
-    assert f"\n           {shlex.join(['harvester', *words])}\n" in here
+    assert f"\n  command  {whole}\n" in here
     assert "not set here" not in here
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HARVESTER_PER_HOUR")
+    monkeypatch.delenv("HARVESTER_ON_END")
     seen = json.loads(in_process(capsys, "status", "my job/out", "--json").out)
-    assert seen["next"]["command"] == f"cd '{folder}' && {shlex.join(['harvester', *words])}"
+    assert seen["next"]["command"] == whole
     text = in_process(capsys, "status", "my job/out").out
     assert f"options  from {folder / 'my.toml'}" in text
-    assert "options  from variables that are not set here: HARVESTER_PER_HOUR\n" in text
+    assert "options  from variables that are not kept, and not set here: HARVESTER_ON_END\n" in text
 
 
 def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
@@ -281,6 +294,29 @@ def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
 )
 def test_what_may_be_a_secret_is_hidden_in_the_words(words: list[str], kept: list[str]) -> None:
     assert [*without_secrets(words)] == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "variables", "moved"),
+    [
+        (["run", "links.txt"], (), {}, True),
+        (["run", "/a/links.txt", "--out", "s3://b/c", "--facet", "countries"], (), {}, False),
+        (["run", "/a/links.txt", "--out=lake/x"], (), {}, True),
+        (["run", "/a/links.txt", "--out", "lake-{dt}"], (), {}, True),
+        (["run", "/a/links.txt", "--token-command", "sh ./get"], (), {}, True),
+        (["run", "/a/links.txt"], ("{cwd}/harvester.toml",), {}, True),
+        (["run", "/a/links.txt"], ("/etc/harvester.toml",), {"HARVESTER_PLAN": "free"}, False),
+        (["run", "/a/links.txt"], (), {"HARVESTER_OUT": "links.txt"}, True),
+    ],
+)
+def test_the_command_goes_to_its_folder_only_where_it_depends_on_it(
+    tmp_path: Path, words: list[str], config: tuple[str, ...], variables: dict[str, str | None], moved: bool
+) -> None:
+    (tmp_path / "links.txt").touch()
+    files = tuple(path.format(cwd=tmp_path) for path in config)
+    command = manifest.Command(("harvester", *words), str(tmp_path), files, variables)
+    assert glance.in_shell(command).startswith(f"cd {tmp_path} && ") == moved
+    assert glance.in_shell(command, from_elsewhere=True).startswith(f"cd {tmp_path} && ")
 
 
 def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., str]) -> None:

@@ -211,7 +211,8 @@ def test_a_part_that_is_missing_is_a_problem_unless_a_loader_may_take_parts_away
     done = command(capsys, "verify", str(out))
     assert done.code == 8
     assert done.out.splitlines()[0] == (
-        f"{part}: it is missing, with {rows} rows; restore it, or use --allow-moved if a loader has taken it"
+        f"{part}: missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, or fetch "
+        f"its links again (`harvester repair {out} --ask-again` says at what cost)"
     )
     assert done.out.splitlines()[-1] == f"FAILED: 1 problem; {45 - rows} of 45 published rows are here"
     told = json.loads(command(capsys, "verify", str(out), "--json").out)
@@ -241,7 +242,8 @@ def test_a_missing_part_that_only_the_ledger_knows_is_a_problem(made: Made) -> N
     assert verify(out).ok
     part.unlink()
     assert problems(out) == [
-        f"{part.name}: it is missing, with {rows} rows; restore it, or use --allow-moved if a loader has taken it"
+        f"{part.name}: missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, "
+        f"or fetch its links again (`harvester repair {out} --ask-again` says at what cost)"
     ]
 
 
@@ -260,7 +262,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
         f"results.ndjson: {size - 10} bytes, but {size} in the manifest",
     ]
     out.unlink()
-    assert problems(out) == ["results.ndjson: it is missing, with 45 rows; restore it"]
+    assert problems(out) == ["results.ndjson: missing, with 45 rows; restore it"]
 
 
 def test_a_work_dir_that_is_named_is_verified(made: Made, tmp_path: Path) -> None:
@@ -644,7 +646,7 @@ def test_success_must_be_there_exactly_when_all_is_complete(made: Made, monkeypa
     monkeypatch.setattr(verifying, "_REREAD_SECONDS", 0.0)
     out = made()
     (out / "_SUCCESS").unlink()
-    assert problems(out) == ["_SUCCESS: it is missing, but the manifest says complete: run the same command again"]
+    assert problems(out) == ["_SUCCESS: missing, but the manifest says complete: run the same command again"]
     (out / "_SUCCESS").touch()
     edit_manifest(out, lambda manifest: manifest.update(complete=False))
     assert problems(out) == ["_SUCCESS: it exists, but the manifest does not say complete"]

@@ -159,6 +159,9 @@ def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> No
     line = f"  command   {command}"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
     assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
+    given_up = RunProgress(listed=ListCounts(lines=9, links=9), failed=1, exhausted=1, read_to_end=True)
+    assert last(given_up, None) == f"{line} --retry-failed"
+    assert last(RunProgress(listed=ListCounts(lines=9, links=9), given_up=1), None) == f"{line} --retry-failed"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line
     assert last(status, Stop(StopReason.CONSUMER_GONE, "gone")) != line
     assert last(status, None) != line
