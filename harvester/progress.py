@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 
@@ -188,6 +188,14 @@ class RunProgress:
     refused_by: Counter[int | None] = field(default_factory=Counter)
     invalid_before: int = 0
     spent_before: str = ""
+
+    @property
+    def likely_end(self) -> datetime | None:
+        """The estimate of the end; None for one that is over, or that comes before the end of the present wait."""
+        earliest = datetime.now(UTC)
+        if self.waiting and self.waiting.until:
+            earliest = max(earliest, self.waiting.until)
+        return self.ends if self.ends and self.ends >= earliest else None
 
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""

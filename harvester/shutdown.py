@@ -127,6 +127,20 @@ def refuses_everything(answer: str, *, no_route: bool) -> Stop:
     )
 
 
+def outage_over_limit(trouble: str, *, reached: bool) -> Stop:
+    """Return the stop for an outage longer than --outage-limit. reached: False if no attempt reached the server."""
+    if not reached:
+        why = trouble.removeprefix("no answer ")
+        return Stop(
+            StopReason.OUTAGE,
+            f"the server was never reached ({why}); check --base-url and the network, then run the same command again",
+        )
+    return Stop(
+        StopReason.OUTAGE,
+        f"the server was out for longer than --outage-limit; run the same command again later. Lately: {trouble}",
+    )
+
+
 class ShutdownSignal:
     """The signal that ends a run: any task may request it, once, and all tasks that wait are woken.
 

@@ -32,7 +32,7 @@ from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
@@ -276,8 +276,8 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            message = "the server was out for longer than --outage-limit; run the same command again later"
-            self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
+            reached = self.counters.total > self.in_flight or not self.not_sent  # those in flight have not arrived yet
+            self._shutdown.request(outage_over_limit(self.trouble or "", reached=reached))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
@@ -387,7 +387,8 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return kind(None, f"no complete answer within {self._timeout_seconds:g} s")
+            what = "connection" if kind is NotSent else "complete answer"
+            return kind(None, f"no {what} within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])
 
 

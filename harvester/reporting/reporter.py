@@ -151,6 +151,8 @@ class Reporter:
     def ended(self, outcome: RunOutcome, out: str, exit_code: int, command: str = "") -> None:
         """Write the summary; with quiet only that of a run that was stopped, and of each spent month once.
 
+        A run that has reached its user's own limit was not stopped in this sense.
+
         command: the one that was run.
         """
         status, stop = outcome.status, outcome.stop
@@ -158,8 +160,9 @@ class Reporter:
             self._invalid_reported = self._invalid
         self.close()
         seconds = time.monotonic() - self._began
-        known = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
-        if not self._quiet or (stop and not known):
+        own = stop is not None and stop.reason in {StopReason.MAX_TIME, StopReason.MAX_CALLS}
+        spent = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
+        if not self._quiet or (stop and not own and not spent):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
             self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command), fields)
 
@@ -196,7 +199,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
 def _end(status: RunProgress) -> str:
     if status.spent:
         return f", the month's calls are used up about {utc_text(status.spent)}"
-    return f", until about {utc_text(status.ends)}" if status.ends else ""
+    return f", until about {utc_text(ends)}" if (ends := status.likely_end) else ""
 
 
 def moves(status: RunProgress) -> bool:
@@ -246,7 +249,7 @@ def progress_fields(status: RunProgress) -> dict[str, Any]:
         "remaining": status.remaining,
         "attempts": attempts.total,
         "calls_last_minute": round(sum(status.per_second)),
-        "ends": status.ends,
+        "ends": status.likely_end,
         "month_spent": status.spent,
         "trouble": trouble_of(status) or None,
         "waiting": {"window": waiting.window, "limit": waiting.limit or None, "until": waiting.until}

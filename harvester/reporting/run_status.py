@@ -190,7 +190,9 @@ def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | No
         leaving=[(seconds, count) for seconds, count in minutes if seconds > 0 and count],
         month_left=limits.per_month if month_is_new and limits.per_month else windows["month"].remaining,
     )
-    return forecast(ceil(manifest.remaining * each), limits, start).ends
+    ends = forecast(ceil(manifest.remaining * each), limits, start).ends
+    until = _optional_moment(limited_by.until) if limited_by else None
+    return None if ends and until and ends < until else ends
 
 
 def _optional_moment(text: str | None) -> datetime | None:

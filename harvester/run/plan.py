@@ -21,7 +21,7 @@ from harvester.progress import WindowState, duration
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.run.job import PlannedPages, list_for_plan, preflight_of
-from harvester.run.preflight import ListCount, ListSurvey
+from harvester.run.preflight import ListCount, ListSurvey, month_must_be_named
 from harvester.run.telemetry import window_report
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.folders import resolve
@@ -44,6 +44,7 @@ _YEARS = 120
 class Duration:
     """How long a number of links takes with one of Bitly's plans, from now on, with its month still unused.
 
+    For this list, with what has been used of the present month.
     ends: None if that is more than 200 years away. months: calendar months in which the command has to be run.
     """
 
@@ -61,7 +62,8 @@ class Plan:
     found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
     groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
     empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
-    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans.
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. month_used: calls
+    of the present month. refused: the run would ask for the account's plan before its first call.
     """
 
     found: ListCount
@@ -76,6 +78,8 @@ class Plan:
     plan_limits: list[PlanLimit]
     now: datetime
     durations: list[Duration]
+    month_used: int
+    refused: bool
 
 
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
@@ -162,6 +166,7 @@ def _plan(
     start = Start(now, month_left=limits.per_month or None, connections=connections)
     if budget:
         start = beginning(budget, windows, connections)
+    used = windows[-1].used if windows else 0
     return Plan(
         found=found,
         survey=survey,
@@ -174,15 +179,18 @@ def _plan(
         suggestions=[] if _month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
         now=now,
-        durations=list(_durations(attempts, limits, start)),
+        durations=list(_durations(attempts, limits, start, used)),
+        month_used=used,
+        refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
     )
 
 
-def _durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
+def _durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterator[Duration]:
     """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans."""
     for links in sorted({*_SIZES, attempts} - {0}):
         for per_month, name in _COMPARED.items():
-            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=per_month))
+            left = max(per_month - used, 0) if links == attempts else per_month
+            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=left))
             yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
 
 
@@ -327,7 +335,10 @@ def _end_lines(plan: Plan) -> list[str]:
         lines = [f"estimated end: {utc_text(ahead.ends)} (in {duration((ahead.ends - plan.now).total_seconds())})"]
     else:
         lines = ["estimated end: in more than two hundred years"]
-    if ahead.pauses:
+    if plan.refused:
+        assumed = f"harvester assumes {plan.limits.per_month:,} calls a month, as on Bitly's free plan"
+        lines.append(f"  run asks for --plan or --per-month first: {assumed}, and the list needs more")
+    elif ahead.pauses:
         months = f"{len(ahead.pauses):,} more month" + "s" * (len(ahead.pauses) > 1)
         enough = f"{ahead.this_month:,} of {plan.attempts:,}"
         lines.append(f"  this month's calls are enough for {enough}; the run then stops with exit code 7")
@@ -358,6 +369,9 @@ def _table(plan: Plan) -> list[str]:
         lines.append(f"{mark:<2}{links:>10,}" + "".join(f"{cell:>12}" for cell in cells))
     if any(each.months > 1 for each in plan.durations):
         lines.append("  (N months: the command is run again in each of N calendar months)")
+    if plan.month_used:
+        used = f"{plan.month_used:,} {'call' if plan.month_used == 1 else 'calls'}"
+        lines.append(f"  (→ counts the {used} made this month; the other rows have a whole one)")
     return lines
 
 

@@ -18,7 +18,7 @@ from harvester.events import Event, RunObserver
 from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
-from harvester.progress import InvalidLine
+from harvester.progress import InvalidLine, WindowState
 from harvester.rows.row import RowBuilder
 from harvester.run.worklist import hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
@@ -84,6 +84,11 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
         for path in paths:
             with suppress(OSError):
                 os.unlink(path)
+
+
+def month_must_be_named(month: WindowState, needed: int) -> bool:
+    """Return whether a run is refused before its first call, because a month that nobody named is too small for it."""
+    return month.source == "default" and needed > month.limit
 
 
 class Preflight:
@@ -238,7 +243,7 @@ class Preflight:
         needed = found.calls if most is None else min(found.calls, most)
         if month.remaining is None or needed <= month.remaining:
             return
-        if month.source == "default" and needed > month.limit:
+        if month_must_be_named(month, needed):
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
                 "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "

@@ -47,6 +47,11 @@ from tests.support.s3_server import Case
 from tests.support.servers import in_thread
 from tests.unit.dataset.test_recovery import settle
 
+MISSING = (
+    "missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, or fetch its links again "
+    "(`harvester repair {out} --ask-again` says at what cost)"
+)
+
 NAMES = [f"bit.ly/{number}" for number in range(45)] + ["bit.ly/missing-1", "nonsense"]
 FORMS = [(form, shape) for form in Format for shape in Shape]
 GROWING = "results.ndjson"
@@ -210,10 +215,7 @@ def test_a_part_that_is_missing_is_a_problem_unless_a_loader_may_take_parts_away
     part.unlink()
     done = command(capsys, "verify", str(out))
     assert done.code == 8
-    assert done.out.splitlines()[0] == (
-        f"{part}: missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, or fetch "
-        f"its links again (`harvester repair {out} --ask-again` says at what cost)"
-    )
+    assert done.out.splitlines()[0] == f"{part}: {MISSING.format(rows=rows, out=out)}"
     assert done.out.splitlines()[-1] == f"FAILED: 1 problem; {45 - rows} of 45 published rows are here"
     told = json.loads(command(capsys, "verify", str(out), "--json").out)
     assert (told["ok"], told["rows"], told["published_rows"]) == (False, 45 - rows, 45)
@@ -241,10 +243,7 @@ def test_a_missing_part_that_only_the_ledger_knows_is_a_problem(made: Made) -> N
     (out / "_SUCCESS").unlink()
     assert verify(out).ok
     part.unlink()
-    assert problems(out) == [
-        f"{part.name}: missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, "
-        f"or fetch its links again (`harvester repair {out} --ask-again` says at what cost)"
-    ]
+    assert problems(out) == [f"{part.name}: {MISSING.format(rows=rows, out=out)}"]
 
 
 def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
