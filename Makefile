@@ -20,10 +20,11 @@ fast: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m "not slow and not nightly and not chaos"
 
-# The long forms of simulations, kills and cuts; make test has a short form of each.
+# The long forms of simulations, kills and cuts, and ten times the examples; make test has a short form of each.
 nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
+	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
 
 # Each operation on a file fails, and the power is cut after each; make test tries some of them.
 chaos: .venv/dev

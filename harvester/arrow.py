@@ -11,7 +11,7 @@ from harvester.dataset.manifest import Manifest, parse
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.extras import import_pyarrow
-from harvester.rows.encode import Format, arrow_schema
+from harvester.rows.encode import Format, arrow_schema, table_of
 from harvester.rows.schema import Shape
 from harvester.storage.location import BESIDE, GROWING_ENDINGS, MANIFEST, followed, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
@@ -132,9 +132,4 @@ def _parsed(arrow: Any, stream: Any, schema: "pa.Schema") -> "pa.Table":
         data = stream.read_buffer()
     if not data.size:  # Arrow reports an empty file as damaged
         return schema.empty_table()
-    table = arrow.json.read_json(
-        arrow.BufferReader(data),
-        arrow.json.ReadOptions(block_size=_BLOCK_BYTES),
-        arrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-    )
-    return table.cast(schema)  # the cast sets which columns are never null
+    return table_of(arrow, data, schema, arrow.json.ReadOptions(block_size=_BLOCK_BYTES), later_columns=True)

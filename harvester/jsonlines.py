@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -17,6 +18,14 @@ def object_in(text: bytes | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def object_with_numbers_as_written(text: bytes) -> dict[str, Any]:
+    """Return the JSON object in a text with its numbers as texts: `1.50` stays that. Empty if it is none."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text.decode("utf-8-sig"), parse_int=str, parse_float=str, parse_constant=str)
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def lenient_json(text: bytes) -> Any:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 
 class WindowState(NamedTuple):
@@ -24,6 +24,10 @@ class WindowState(NamedTuple):
     def remaining(self) -> int | None:
         """Attempts that may still be sent; None without a limit."""
         return max(self.limit - self.used, 0) if self.limit else None
+
+
+Carried: TypeAlias = Mapping[str, str | None] | None
+"""What a list says of a link in the columns that --carry names, by their names; None if it names none."""
 
 
 @dataclass(slots=True)
@@ -59,7 +63,10 @@ class WaitReason(NamedTuple):
 
 @dataclass(slots=True)
 class ListCounts:
-    """Lines of the present list: lines = blank + comments + headers + invalid + duplicates + links."""
+    """Lines of the present list: lines = blank + comments + headers + invalid + duplicates + links.
+
+    differing: the duplicates that have other values to carry than the first line of their link.
+    """
 
     lines: int = 0
     blank: int = 0
@@ -68,6 +75,7 @@ class ListCounts:
     invalid: int = 0
     duplicates: int = 0
     links: int = 0
+    differing: int = 0
 
 
 class CallHistory(Protocol):
@@ -117,8 +125,8 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     """Return what rows lack, and what to do: a sentence each on those truncated and those clipped, if there are any."""
     sentences, of_rows = [], f"of {rows:,} {'row is' if rows == 1 else 'rows are'}"
     if truncated:
-        why = "Bitly returned as many metrics as --size requests"
-        todo = "a larger --size, which needs a new --out, fetches the rest"
+        why = "Bitly returned as many metrics as were requested"
+        todo = "a larger --size or --max-size, with a new --out, fetches the rest"
         sentences.append(f"{truncated:,} {of_rows} truncated ({why}): {todo}")
     if clipped:
         why = "the account's plan keeps a shorter history than --units requests"
@@ -196,6 +204,14 @@ class RunProgress:
         if self.waiting and self.waiting.until:
             earliest = max(earliest, self.waiting.until)
         return self.ends if self.ends and self.ends >= earliest else None
+
+    def count_row(self, call: CallHistory, *, truncated: bool, clipped: bool) -> None:
+        """Count a call that has its row."""
+        self.pending -= 1
+        self.repeated -= call.is_repeated
+        self.rows += 1
+        self.truncated += truncated
+        self.clipped += clipped
 
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""

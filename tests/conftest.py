@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
     from tests.support.s3_server import S3, Case
 
 # An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
-hypothesis.settings.register_profile("loaded machine", deadline=None)
-hypothesis.settings.load_profile("loaded machine")
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=500)
+hypothesis.settings.load_profile("suite")
+
+# What the collection makes lives to the end: looking through it again and again takes each worker a second and more.
+gc.disable()
 
 remember_signatures()  # for the commands that run in the test's own process
 
@@ -72,6 +77,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     shares = [slow[number::workers] for number in range(workers)]
     items[:] = [item for share in shares for item in [*share, *islice(rest, max(0, first - len(share)))]]
     items.extend(rest)
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look through modules and tests from here on."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter's end find everything again: some modules say what they miss."""
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -39,8 +39,13 @@ def ground() -> set[str]:
     return set(re.findall(r"`(\w+)`", line))
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """The modules, ours by their names within the package, that a file imports anywhere, also for its types alone."""
+    return frozenset(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     known = {name_of(each) for each in FILES}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -8,7 +8,7 @@ CONTRIBUTING.md, "Add a facet", has the steps.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -119,6 +119,11 @@ class Facet:
         members = Counter(groups)
         return size in {metrics, len(members), *members.values()}
 
+    def is_full(self, metrics: Sequence[Metric], size: int | None) -> bool:
+        """Return whether metrics are as many as were requested, as `is_truncated` says."""
+        name = self.grouped_by
+        return self.is_truncated([each[name] for each in metrics] if name else (), len(metrics), size)
+
     def identity(self, metric: Mapping[str, Any]) -> str:
         """Return the text by which a metric differs from the others of its call: all that is no count.
 
@@ -208,13 +213,19 @@ def _single(fields: tuple[MetricField, ...], nested: str = "") -> Read:
 
 
 def _read_referrers_by_domain(body: Mapping[str, Any]) -> list[Metric]:
-    """Read `referrers_by_domain[] {network, referrers[] {value, clicks}}`, one metric for each referrer."""
+    """Read `referrers_by_domain[] {network, referrers[] {value, clicks}}`, one metric for each referrer.
+
+    That is recorded. Bitly's specification has `{key, value}` for the same two.
+    """
     metrics: list[Metric] = []
     for group in _objects_in(body, "referrers_by_domain"):
         if type(group.get("network")) is not str:
             raise NotTheFacet("a network is not a string")
         items = _objects_in(group, "referrers") if group.get("referrers") is not None else ()
-        metrics += [{"network": group["network"], **_metric(item, _VALUE_AND_CLICKS)} for item in items]
+        for item in items:
+            specified = "key" in item and "clicks" not in item
+            metric = _metric(item, _KEY_AND_VALUE if specified else _VALUE_AND_CLICKS)
+            metrics.append({"network": group["network"], **metric})
     return metrics
 
 
@@ -270,6 +281,7 @@ def _count(name: str, means: str, *, nullable: bool = False, source: str = "") -
 
 _CLICKS = _count("clicks", "clicks from there")
 _VALUE_AND_CLICKS = (_text("value", "what the clicks came from"), _CLICKS)
+_KEY_AND_VALUE = (_VALUE_AND_CLICKS[0]._replace(source="key"), _CLICKS._replace(source="value"))
 _NETWORK = _text("network", "the referring domain, by which Bitly groups referrers")
 # The specification requires none of a place's names.
 _CITY = (

@@ -1,7 +1,7 @@
 """The request for one bitlink: Bitly's base URL, the path of a facet and its query parameters."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -55,6 +55,11 @@ class Query:
 def query_for(facet: str, unit: str, units: int, unit_reference: str, size: int) -> Query:
     """Return the query of a facet; its size is None if the facet has no such parameter."""
     return Query(facet, unit, units, unit_reference, size if FACETS[facet].takes_size else None)
+
+
+def larger(query: Query, size: int | None) -> Query | None:
+    """Return a query that asks for more metrics; None if size is no more than its own, or the facet has none."""
+    return replace(query, size=size) if query.size is not None and size is not None and size > query.size else None
 
 
 _NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")

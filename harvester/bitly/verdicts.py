@@ -47,6 +47,7 @@ class Answer:
 
     clicks_listed: the sum over metrics. units_returned: the units that Bitly used, fewer than requested where the plan
     limits history; None if the response does not say. totals: counts beside the metrics, by the row's columns.
+    larger_size: that of the request, if it asked for more metrics than the query; None for the query's own.
     """
 
     metrics: list[Metric]
@@ -54,6 +55,7 @@ class Answer:
     units_returned: int | None
     unit_reference_returned: str | None
     totals: Mapping[str, int | None] = field(default_factory=dict)
+    larger_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,7 +240,7 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     if not row["metrics"]:
         remarks.append("no clicks in this window")
     if row["truncated"]:
-        remarks.append(f"truncated: Bitly returned the {row['size']:,} that --size requests; there may be more")
+        remarks.append(f"truncated: Bitly returned the {row['size']:,} that were requested; there may be more")
     returned = row["units_returned"]
     if returned is not None and returned < row["units"]:
         remarks.append(f"{row['units']:,} {row['unit']}s were requested: the plan keeps no more than {returned:,}")

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 
 import aiohttp
@@ -15,7 +14,6 @@ from harvester.bitly.query import Query
 from harvester.bitly.requests import FacetRequests, Requests
 from harvester.bitly.verdicts import (
     Answer,
-    MonthSpent,
     NoAnswer,
     Throttled,
     Transient,
@@ -100,11 +98,16 @@ class AttemptSender:
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def _url(self, bitlink: str) -> URL:
+    def _url(self, bitlink: str, parameters: str) -> URL:
         # Not parsed from a text, which takes twice as long: no two calls have the same.
         base, (path, query) = self._base, self._requests.target(bitlink)
-        path = self._base_path + path
-        return URL.build(scheme=base.scheme, authority=base.raw_authority, path=path, query_string=query, encoded=True)
+        return URL.build(
+            scheme=base.scheme,
+            authority=base.raw_authority,
+            path=self._base_path + path,
+            query_string=parameters or query,
+            encoded=True,
+        )
 
     async def send(
         self,
@@ -115,12 +118,13 @@ class AttemptSender:
         evidence: bool,
         known_good: bool = False,
         throttled_alone: bool = False,
+        parameters: str = "",
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
         something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
-        says nothing about the limits, because others pass.
+        says nothing about the limits, because others pass. parameters: instead of the query's.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -140,7 +144,7 @@ class AttemptSender:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
-                    verdict = await self._request(slot, self._url(bitlink), header)
+                    verdict = await self._request(slot, self._url(bitlink, parameters), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -390,9 +394,3 @@ class AttemptSender:
             what = "connection" if kind is NotSent else "complete answer"
             return kind(None, f"no {what} within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])
-
-
-def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
-    """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
-    message = f"Bitly says that the account's month is spent ({reason(verdict)})"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))

@@ -40,7 +40,7 @@ from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.http import Pool, pooled
 from harvester.client.known_good import STREAK, HeldVerdicts, KnownGoodLinks, Place
-from harvester.client.pacer import Backoff, RemainingCalls, UnreadableTwice, last_verdict
+from harvester.client.pacer import Backoff, Completion, RemainingCalls, UnreadableTwice, last_verdict
 from harvester.errors import OutputError
 
 _ENOUGH_CALLS = 5
@@ -53,23 +53,27 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt."""
-
-    base_url: str
-    connections: int
-    attempts: int
-    timeout_seconds: float
-    backoff_seconds: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class _Throttling:
     """A call's last throttled response. times: in a row. alone: others had passed since the one before."""
 
     moment: int
     times: int
     alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt.
+
+    max_size: the metrics to ask for once more where an answer lists as many as the query's size; None to leave it.
+    """
+
+    base_url: str
+    connections: int
+    attempts: int
+    timeout_seconds: float
+    backoff_seconds: float = 1.0
+    max_size: int | None = None
 
 
 class Client:
@@ -90,6 +94,14 @@ class Client:
         self._throttled: dict[str, _Throttling] = {}
         self._yielding = 0
         self._settings = settings
+        self._completion = Completion(
+            self._send_query,
+            context.shutdown,
+            asked if isinstance(asked, Query) else None,
+            settings.max_size,
+            attempts=settings.attempts,
+            backoff_seconds=settings.backoff_seconds,
+        )
         self.token = context.token
         self._budget = context.budget
         self._breaker = context.breaker
@@ -267,7 +279,13 @@ class Client:
                 self._throttled.pop(bitlink, None)
                 if isinstance(verdict, Answer):
                     self.known_good.answered(bitlink, begun)
-                return verdict
+                return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
+
+    async def _send_query(self, bitlink: str, query: Query, again: bool) -> Verdict | None:
+        header, parameters = self.token.header, query.parameters
+        verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, parameters=parameters)
+        self.sender.counters.retried += again and verdict is not None and not isinstance(verdict, NotSent)
+        return verdict
 
     async def _renew_token(self, header: str) -> bool:
         renewed = await self.token.renewed(header, self._shutdown)

@@ -14,7 +14,8 @@ from harvester.bitly.account_limits import (
 from harvester.bitly.facets import FACETS
 from harvester.bitly.verdicts import MonthSpent, classify_error
 from harvester.budget.budget import Budget
-from harvester.client.attempt import AttemptSender, month_spent
+from harvester.client.attempt import AttemptSender
+from harvester.client.pacer import month_spent
 from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
 from harvester.shutdown import ShutdownSignal, Stop, StopReason

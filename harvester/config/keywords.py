@@ -25,6 +25,8 @@ class MetricsKeywords(TypedDict, total=False):
     units: int
     unit_reference: str | datetime | None
     size: int
+    max_size: int
+    complete: bool
     connections: int
     plan: str | None
     per_minute: int | None
@@ -52,6 +54,7 @@ class StreamKeywords(MetricsKeywords, total=False):
     max_calls: int | None
     strict: bool
     column: str | None
+    carry: str | None
     list_format: str | None
     group: str | None
     all_groups: bool

@@ -70,7 +70,7 @@ class _Paths:
 @Parameter(name="*", group=_QUERY)
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The query that is made for each link; it is fixed when the output is started."""
+    """The query for each link; it is fixed when the output is started, except what completes an answer."""
 
     facet: FacetName = "referrers"
     "Bitly's breakdown of the clicks."
@@ -85,7 +85,13 @@ class QueryOptions:
     "End of the time window, in ISO 8601, UTC unless it has an offset; by default the moment the output is started."
 
     size: int = 50
-    "Maximum number of metrics in a row."
+    "Maximum number of metrics in an answer."
+
+    max_size: int = 1000
+    "Maximum number of metrics in a second request, which is made where an answer has as many as --size."
+
+    complete: bool = True
+    "Make that second request; --no-complete leaves such rows truncated."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))
@@ -140,6 +146,9 @@ class ListOptions:
 
     column: str | None = None
     "Column of the links in CSV, TSV, NDJSON and Parquet: its name, or its number from 1 if there is no header."
+
+    carry: str | None = None
+    "Columns of the list that come along into each row as `carried`, such as campaign,channel."
 
     list_format: ListFormatName | None = None
     "Format of the lists; overrides the file ending."

@@ -88,6 +88,7 @@ def query_of(options: QueryOptions) -> tuple[Query, bool]:
     if options.units != -1:
         _check_range("--units", options.units, 1, "or -1 for all")
     _check_range("--size", options.size, 1)
+    _check_range("--max-size", options.max_size, 1)
     reference = datetime.now(UTC) if options.unit_reference is None else _moment(options.unit_reference)
     query = query_for(options.facet, options.unit, options.units, utc_iso(reference), options.size)
     return query, options.unit_reference is None

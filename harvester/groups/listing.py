@@ -33,8 +33,8 @@ from harvester.bitly.verdicts import (
     Verdict,
     reason,
 )
-from harvester.client.attempt import month_spent
 from harvester.client.client import Client
+from harvester.client.pacer import month_spent
 from harvester.clock import utc_iso
 from harvester.errors import RunStopped, RunStopping
 from harvester.events import Event, RunObserver

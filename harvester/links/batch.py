@@ -1,26 +1,36 @@
 """Batches of links: consecutive lines of a list, each sorted into links, invalid lines, blanks and comments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
 from harvester.errors import InvalidBitlink
 from harvester.jsonlines import lenient_json
-from harvester.links.columns import GROUP_LINES, KEPT_TEXT, LINE_LIMIT, TOO_LONG, ColumnBatch, readable, refuse_crowded
-from harvester.progress import InvalidLine
+from harvester.links.columns import (
+    GROUP_LINES,
+    KEPT_TEXT,
+    LINE_LIMIT,
+    TOO_LONG,
+    ColumnBatch,
+    flaw_in,
+    readable,
+    refuse_crowded,
+)
+from harvester.progress import Carried, InvalidLine
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
 
 
 class Link(NamedTuple):
-    """A bitlink, the file and line that name it, and the text there."""
+    """A bitlink, the file and line that name it, the text there, and what its row has of the list's other columns."""
 
     bitlink: Bitlink
     file: str
     line: int
     text: str = ""
+    carried: Carried = None
 
 
 @dataclass(slots=True)
@@ -52,7 +62,12 @@ class Feed(Protocol):
 
 
 def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
-    """Return the batch of links from Python, each treated as a line. name: the file. first: the first link's number."""
+    """Return the batch of links from Python, each treated as a line. name: the file. first: the first link's number.
+
+    links: texts, or pairs of a text and a mapping, which becomes what the link's row carries.
+    """
+    pairs = {number: each for number, each in enumerate(links, first) if _is_pair(each)}
+    links = [each[0] if _is_pair(each) else each for each in links]
     texts = [link if isinstance(link, str) else None for link in links]
     raw = [b"" if text is None else text.encode(errors="surrogatepass") for text in texts]
     batch = batch_of_lines([line if len(line) <= LINE_LIMIT else None for line in raw], name, first)
@@ -60,7 +75,38 @@ def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:
         if text is None:
             batch.blank -= 1  # it was encoded as an empty line
             batch.invalid.append(InvalidLine("", f"must be text, not {type(link).__name__}", name, number))
+    return _with_carried(batch, pairs) if pairs else batch
+
+
+def _is_pair(link: object) -> TypeGuard[tuple[object, Mapping[object, object]]]:
+    return isinstance(link, tuple) and len(link) == 2 and isinstance(link[1], Mapping)
+
+
+def _with_carried(batch: Batch, pairs: Mapping[int, tuple[object, Mapping[object, object]]]) -> Batch:
+    """Return a batch whose links carry the mappings of their pairs. pairs: by the links' numbers."""
+    links, batch.links = batch.links, []
+    for link in links:
+        if link.line not in pairs:
+            batch.links.append(link)
+            continue
+        carried = {str(name): _text_of(value) for name, value in pairs[link.line][1].items()}
+        if flaw := _flaw_in_names(carried) or flaw_in(carried):
+            batch.invalid.append(InvalidLine(link.bitlink, flaw, link.file, link.line))
+        else:
+            batch.links.append(link._replace(carried=carried))
+    batch.invalid.sort(key=lambda each: each.line)
     return batch
+
+
+def _flaw_in_names(carried: Mapping[str, object]) -> str | None:
+    return flaw_in({f"the name of value {at}": name for at, name in enumerate(carried, 1)})
+
+
+def _text_of(value: object) -> str | None:
+    """Return a value from Python as rows carry it: as Python writes it, but a truth value as JSON does."""
+    if value is None or isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def batch_of_column(records: ColumnBatch, file: str) -> Batch:
@@ -72,9 +118,9 @@ def batch_of_column(records: ColumnBatch, file: str) -> Batch:
     lines = records.headers + records.blank + len(records.bad) + len(records.values)
     batch = Batch(records.column, last=records.last, lines=lines, blank=records.blank, headers=records.headers)
     batch.invalid = [InvalidLine(bad.text, bad.reason, file, bad.line) for bad in records.bad]
-    for number, text in records.values:
+    for number, text, carried in records.values:
         try:
-            batch.links.append(Link(parse(text), file, number, text))
+            batch.links.append(Link(parse(text), file, number, text, carried))
         except InvalidBitlink as error:
             shown = readable(text)
             reason = str(error) if shown == text else "not UTF-8"

@@ -9,7 +9,7 @@ import inspect
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeAlias
 
@@ -168,13 +168,16 @@ class _TaskReader:
             await self._queue.put(_END)
 
 
-Links: TypeAlias = AnyPath | Iterable[str] | Iterable[os.PathLike[str]] | AsyncIterable[str]
+LinkGiven: TypeAlias = str | tuple[str, Mapping[str, Any]]
+"""A link, alone or with what its row is to carry."""
+Links: TypeAlias = AnyPath | Iterable[LinkGiven] | Iterable[os.PathLike[str]] | AsyncIterable[LinkGiven]
 
 
 def lists_of(links: Links) -> list[str] | IterableFeed:
     """Return the paths of lists, or the feed of an iterable.
 
-    A path names one list, a list or tuple of path objects several. Any other iterable yields links.
+    A path names one list, a list or tuple of path objects several. Any other iterable yields links, or pairs of a link
+    and a mapping, whose items its row carries.
 
     Raises:
         UsageError: links is neither, or a string that is a bitlink where a path was expected.

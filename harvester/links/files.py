@@ -20,7 +20,7 @@ from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, re
 from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.parquet import read_parquet
-from harvester.links.tables import read_csv, read_ndjson, read_tsv
+from harvester.links.tables import columns_in, read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -39,13 +39,14 @@ class Source(NamedTuple):
     """A list to read.
 
     name: its name in messages and failures. path: None for standard input. column: the column of its links, by name or
-    number; None for the usual names.
+    number; None for the usual names. carry: the columns that rows carry.
     """
 
     name: str
     path: str | None
     format: ListFormat = ListFormat.LINES
     column: str | None = None
+    carry: tuple[str, ...] = ()
 
     @property
     def rereadable(self) -> bool:
@@ -53,15 +54,18 @@ class Source(NamedTuple):
         return self.path is not None and stat.S_ISREG(os.stat(self.path).st_mode)
 
 
-def resolve_lists(paths: Sequence[str], column: str | None = None, list_format: str | None = None) -> list[Source]:
+def resolve_lists(
+    paths: Sequence[str], column: str | None = None, list_format: str | None = None, carry: str | None = None
+) -> list[Source]:
     """Return the lists that paths and glob patterns name, each checked to exist and to be readable.
 
     column: the column of links in lists that have columns. list_format: the format of all lists; by default the one of
-    each file's ending.
+    each file's ending. carry: the columns that rows carry, separated by commas.
 
     Raises:
-        UsageError: no list, a list that is missing, unreadable, a folder or without that column, a pattern without a
-        match, standard input named twice, an unknown format, or a column although no list has columns.
+        UsageError: no list, a list that is missing, unreadable or a folder, a pattern without a match, standard input
+        named twice, an unknown format, or a column although no list has columns.
+        InputBroken: a list lacks a column.
     """
     if not paths:
         raise UsageError("no list of links was named: name a file, or - for standard input")
@@ -74,9 +78,21 @@ def resolve_lists(paths: Sequence[str], column: str | None = None, list_format: 
         raise UsageError(
             f"{column}: a list of lines has no columns; name its format with --list-format", option="--column"
         )
+    if carry is not None:
+        sources = [source._replace(carry=columns_in(carry)) for source in sources]
     for source in sources:
+        if source.path is None:
+            _check_has_columns(source)
         _check_beginning(source)
     return sources
+
+
+def _check_has_columns(source: Source) -> None:
+    """Raise UsageError for columns to carry although a list of lines has none."""
+    if source.carry and source.format is ListFormat.LINES:
+        raise UsageError(
+            f"{source.name}: a list of lines has no columns; say what it is with --list-format", option="--carry"
+        )
 
 
 def read(sources: Iterable[Source]) -> Iterator[Batch]:
@@ -186,6 +202,7 @@ def _batches(source: Source) -> Iterator[Batch]:
         stream = PeekedStream(raw)
         if is_parquet(stream.head):
             source = source._replace(format=ListFormat.PARQUET)
+        _check_has_columns(source)
         if source.format is not ListFormat.LINES:
             batches = (batch_of_column(records, source.name) for records in _records(source, raw, stream))
             yield from (batch for batch in batches if batch.lines)
@@ -200,9 +217,9 @@ def _batches(source: Source) -> Iterator[Batch]:
 def _records(source: Source, raw: io.BufferedReader, stream: PeekedStream) -> Iterator[ColumnBatch]:
     if source.format is ListFormat.PARQUET:
         _check_parquet(stream.head)
-        return read_parquet(raw if raw.seekable() else stream, source.column, source.name)
+        return read_parquet(raw if raw.seekable() else stream, source.column, source.name, source.carry)
     read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]
-    return read_table(_lines_of(source, stream), source.column, source.name)
+    return read_table(_lines_of(source, stream), source.column, source.name, source.carry)
 
 
 def _lines_of(source: Source, stream: PeekedStream) -> Iterator[list[bytes | None]]:

@@ -9,12 +9,22 @@ within `_BATCH_BYTES` if each value were as long as its page. A page that is too
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from harvester.errors import InputBroken
 from harvester.extras import import_pyarrow
-from harvester.links.columns import CHUNK, KEPT_TEXT, LINE_LIMIT, TOO_LONG, BadRecord, ColumnBatch, find_column
+from harvester.links.columns import (
+    CARRIED_LIMIT,
+    CHUNK,
+    KEPT_TEXT,
+    LINE_LIMIT,
+    TOO_LONG,
+    BadRecord,
+    ColumnBatch,
+    find_carried,
+    find_column,
+)
 
 _GROUP_ROWS = 250
 """Rows of a column batch."""
@@ -27,14 +37,19 @@ _PAGE_BYTES = 32 * 1024 * 1024
 """The largest page, packed and unpacked. Most programs write pages of 1 MiB; some one for each row group."""
 _REPEATING_PAGE_BYTES = 16 * 1024 * 1024
 """The largest page whose values can be repeated, because pyarrow copies these out of the page."""
+_MOST_BYTES = 4
+"""Bytes of the longest character in UTF-8."""
+_LONG = "." * (CARRIED_LIMIT + 1)
 _FOOTER_BYTES = 4 * 1024 * 1024
 """The largest footer. pyarrow needs up to 40 times as much for it; this one can list tens of thousands of groups."""
 _HEADER_BYTES = 1024 * 1024
 """The largest page header. It may hold the least and the greatest value of the page."""
 
 
-def read_parquet(raw: io.BufferedIOBase, column: str | None, file: str) -> Iterator[ColumnBatch]:
-    """Yield what each row has in a column.
+def read_parquet(
+    raw: io.BufferedIOBase, column: str | None, file: str, carry: Sequence[str] = ()
+) -> Iterator[ColumnBatch]:
+    """Yield what each row has in a column. carry: the columns that rows carry, of any type that has texts.
 
     A stream that cannot seek is first copied to an unnamed temporary file, because Parquet's index is at the end.
 
@@ -50,17 +65,25 @@ def read_parquet(raw: io.BufferedIOBase, column: str | None, file: str) -> Itera
             schema = opened.schema_arrow
             name = schema.names[find_column(schema.names, column, file)]
             _check_text(arrow, schema.field(name), file)
-            is_dictionary = arrow.types.is_dictionary(schema.field(name).type)
-            leaves = _leaves(opened.schema, name)
+            carried_at = [(each, schema.names[at]) for each, at in find_carried(schema.names, carry, file)]
+            for _, each in carried_at:
+                _check_has_text(arrow, schema.field(each), file)
+            columns = list(dict.fromkeys([name, *(each for _, each in carried_at)]))
             number = 0
             for group in range(opened.num_row_groups):
-                pages = _pages_of(stream, opened.metadata.row_group(group), leaves)
-                rows = pages.rows_at_once(is_dictionary=is_dictionary)
-                for batch in opened.iter_batches(rows, row_groups=[group], columns=[name], use_threads=False):
+                metadata = opened.metadata.row_group(group)
+                rows = min(
+                    _pages_of(stream, metadata, _leaves(opened.schema, each)).rows_at_once(
+                        _BATCH_BYTES // len(columns), is_dictionary=arrow.types.is_dictionary(schema.field(each).type)
+                    )
+                    for each in columns
+                )
+                for batch in opened.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                     for start in range(0, batch.num_rows, _GROUP_ROWS):
-                        values = batch.column(name).slice(start, _GROUP_ROWS)
-                        yield _column_batch(arrow, values, number, name)
-                        number += len(values)
+                        part = batch.slice(start, _GROUP_ROWS)
+                        carried = {each: _texts_in(arrow, part.column(at)) for each, at in carried_at}
+                        yield _column_batch(arrow, part.column(name), number, name, carried)
+                        number += part.num_rows
         except (arrow.ArrowException, UnicodeDecodeError) as error:  # the latter: a column's name is not UTF-8
             raise OSError(str(error)) from error
 
@@ -88,14 +111,53 @@ def _check_footer(stream: io.BufferedIOBase) -> None:
 
 def _check_text(arrow: Any, column: Any, file: str) -> None:
     """Raise InputBroken if a column is not text. Binary counts as text, because Impala and Hive write text so."""
-    kind = column.type.value_type if arrow.types.is_dictionary(column.type) else column.type
-    tests = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view")
-    if not any(getattr(arrow.types, test)(kind) for test in tests):
+    if not _is_text(arrow, column.type):
         raise InputBroken(f"{file}: column {column.name} has the type {column.type}, not text. Use --column NAME")
 
 
-def _column_batch(arrow: Any, values: Any, before: int, column: str) -> ColumnBatch:
-    """Return the batch of some rows. values: an Arrow array. before: the number of rows read earlier."""
+def _is_text(arrow: Any, kind: Any) -> bool:
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    tests = ("is_string", "is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view")
+    return any(getattr(arrow.types, test)(kind) for test in tests)
+
+
+def _check_has_text(arrow: Any, column: Any, file: str) -> None:
+    """Raise InputBroken if the values of a column cannot be written as texts, such as lists."""
+    if _is_text(arrow, column.type):
+        return
+    try:
+        _texts_in(arrow, arrow.nulls(0, column.type))
+    except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
+        raise InputBroken(f"{file}: column {column.name} holds {column.type}, which --carry does not take") from error
+
+
+def _texts_in(arrow: Any, values: Any) -> list[str | None]:
+    """Return the texts of an array: numbers, dates and truth values as Arrow writes them. What is not UTF-8 has
+    surrogates, as in other lists, and one that is too long is another long text.
+    """
+    is_dictionary = arrow.types.is_dictionary(values.type)
+    if not _is_text(arrow, values.type):
+        decoded = values.dictionary_decode() if is_dictionary else values
+        texts: list[str | None] = decoded.cast(arrow.string()).to_pylist()
+        return texts
+    buffers = [(each.value if is_dictionary else each).as_buffer() if each.is_valid else None for each in values]
+    return [
+        None
+        if each is None
+        else _LONG
+        if each.size > len(_LONG) * _MOST_BYTES
+        else each.to_pybytes().decode("utf-8", "surrogateescape")
+        for each in buffers
+    ]
+
+
+def _column_batch(
+    arrow: Any, values: Any, before: int, column: str, carried: Mapping[str, list[str | None]]
+) -> ColumnBatch:
+    """Return the batch of some rows. values: an Arrow array. before: the number of rows read earlier.
+
+    carried: the texts of the columns to carry.
+    """
     batch = ColumnBatch(column, last=before + len(values))
     is_dictionary = arrow.types.is_dictionary(values.type)
     for number, scalar in enumerate(values, before + 1):
@@ -108,7 +170,8 @@ def _column_batch(arrow: Any, values: Any, before: int, column: str) -> ColumnBa
         else:
             value = buffer.to_pybytes()
             try:
-                batch.add(number, value.decode())
+                row = number - before - 1
+                batch.add(number, value.decode(), {name: texts[row] for name, texts in carried.items()} or None)
             except UnicodeDecodeError:
                 batch.bad.append(BadRecord(number, value[:KEPT_TEXT].decode(errors="replace"), "not UTF-8"))
     return batch
@@ -137,10 +200,13 @@ class _Pages(NamedTuple):
     dictionary: int = 0
     shares: bool = False
 
-    def rows_at_once(self, *, is_dictionary: bool) -> int:
-        """Return how many rows may be read at a time. is_dictionary: values are read as numbers in the dictionary."""
+    def rows_at_once(self, most_bytes: int, *, is_dictionary: bool) -> int:
+        """Return how many rows may be read at a time, so that they unpack to at most so many bytes.
+
+        is_dictionary: values are read as numbers in the dictionary.
+        """
         rows = _DICTIONARY_ROWS if is_dictionary else _GROUP_ROWS
-        while rows > 1 and self._unpacked(rows, is_dictionary=is_dictionary) > _BATCH_BYTES:
+        while rows > 1 and self._unpacked(rows, is_dictionary=is_dictionary) > most_bytes:
             rows //= 2
         return rows
 

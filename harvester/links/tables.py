@@ -8,17 +8,18 @@ of them is reported as invalid, because the next one may begin a good record: an
 line, not the rest of the list.
 
 A record's line is the one on which it begins. Text that is not UTF-8 is carried as surrogates: it does no harm in other
-columns, and makes an invalid link in this one.
+columns, and makes an invalid line of a link, or of a value to carry.
 """
 
 import csv
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from harvester.bitly.bitlinks import links_in
-from harvester.errors import InputBroken
-from harvester.jsonlines import lenient_json
+from harvester.errors import InputBroken, UsageError
+from harvester.jsonlines import lenient_json, object_with_numbers_as_written
 from harvester.links.columns import (
     CROWDED,
     GROUP_LINES,
@@ -29,10 +30,12 @@ from harvester.links.columns import (
     BadRecord,
     ColumnBatch,
     Unended,
+    find_carried,
     find_column,
     readable,
     refuse_crowded,
 )
+from harvester.progress import Carried
 
 _FAILURE_NAMES = (*NAMES, "text")
 """A line of `_failures.ndjson` about an invalid line has its text under `text`."""
@@ -49,13 +52,18 @@ _EMPTY = ' "\r\n' + "".join(_DELIMITERS)
 _ABSENT = object()
 
 
-def read_ndjson(groups: Iterable[list[bytes | None]], column: str | None, file: str) -> Iterator[ColumnBatch]:
+def read_ndjson(
+    groups: Iterable[list[bytes | None]], column: str | None, file: str, carry: Sequence[str] = ()
+) -> Iterator[ColumnBatch]:
     """Yield what each line's object has under a key. Without `column`, a line that is a JSON string is a link, too.
+
+    carry: the keys whose values rows carry.
 
     Raises:
         InputBroken: the first object has no such key.
     """
     keys: Sequence[str] | None = None
+    carried_keys = {name: name for name in carry}
     last = 0
     for group in groups:
         batch = ColumnBatch(last=last + len(group))
@@ -73,9 +81,11 @@ def read_ndjson(groups: Iterable[list[bytes | None]], column: str | None, file: 
                     continue
                 if keys is None and isinstance(record, dict):
                     keys = _keys(record, column, file)
+                    names = list(record)
+                    carried_keys = {name: names[index] for name, index in find_carried(names, carry, file)}
                 value = _value_in(record, keys or (), strings=column is None)
                 if value is None or isinstance(value, str):
-                    batch.add(number, value)
+                    batch.add(number, value, _carried_in(record, line, carried_keys) if carry else None)
                 else:
                     if isinstance(value, list):
                         refuse_crowded(links_in(str(value)), f"{file}: line {number}")
@@ -101,6 +111,21 @@ def _value_in(record: object, keys: Sequence[str], *, strings: bool) -> object:
     return record if strings or isinstance(record, list) else _ABSENT
 
 
+def _carried_in(record: object, line: bytes, keys: Mapping[str, str]) -> Carried:
+    """Return what an object has under keys, as texts. keys: by the names that rows have for them."""
+    values = {name: record.get(key) if isinstance(record, dict) else None for name, key in keys.items()}
+    if all(value is None or isinstance(value, str) for value in values.values()):
+        return values
+    as_written = object_with_numbers_as_written(line)
+    return {name: _text_of(value, as_written.get(keys[name])) for name, value in values.items()}
+
+
+def _text_of(value: object, as_written: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return as_written if isinstance(as_written, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
 
@@ -113,8 +138,10 @@ def _bad_record(number: int, line: bytes, reason: str) -> BadRecord:
 # --- CSV and TSV --------------------------------------------------------------------------------------------------
 
 
-def read_tsv(groups: Iterable[list[bytes | None]], column: str | None, file: str) -> Iterator[ColumnBatch]:
-    """Yield what each line has in a column. The column and the header are found as in CSV.
+def read_tsv(
+    groups: Iterable[list[bytes | None]], column: str | None, file: str, carry: Sequence[str] = ()
+) -> Iterator[ColumnBatch]:
+    """Yield what each line has in a column. The columns and the header are found as in CSV.
 
     There is no quoting: a line is a record, and a quotation mark is text, as most programs write TSV. Where one does
     quote, a cell with a tab or line feed in it makes a record with another number of columns, which is reported.
@@ -122,7 +149,7 @@ def read_tsv(groups: Iterable[list[bytes | None]], column: str | None, file: str
     Raises:
         InputBroken: no such column.
     """
-    table = _Table(column, file)
+    table = _Table(column, file, carry)
     last = 0
     for group in groups:
         batch = ColumnBatch(last=last + len(group))
@@ -135,8 +162,12 @@ def read_tsv(groups: Iterable[list[bytes | None]], column: str | None, file: str
         yield batch
 
 
-def read_csv(groups: Iterable[list[bytes | None]], column: str | None, file: str) -> Iterator[ColumnBatch]:
+def read_csv(
+    groups: Iterable[list[bytes | None]], column: str | None, file: str, carry: Sequence[str] = ()
+) -> Iterator[ColumnBatch]:
     """Yield what each record has in a column. column: its name in the header, or its number from 1.
+
+    carry: the columns that rows carry, by their names in the header, or by their numbers where there is none.
 
     The first record is the header, with two exceptions, in which it is data: the column is given by number and the
     cell there has a slash; or the list has a single column and the cell has a slash.
@@ -144,10 +175,23 @@ def read_csv(groups: Iterable[list[bytes | None]], column: str | None, file: str
     Raises:
         InputBroken: no such column.
     """
-    records = _CsvRecords(_Table(column, file), column)
+    records = _CsvRecords(_Table(column, file, carry), column)
     for group in groups:
         yield from records.take(_decoded(group))
     yield from records.take([], final=True)
+
+
+def columns_in(carry: str) -> tuple[str, ...]:
+    """Return the names in --carry, which are written like a line of CSV. Raises UsageError."""
+    try:
+        names = [name.strip() for name in next(csv.reader([carry], skipinitialspace=True, strict=True), [])]
+    except csv.Error as error:
+        raise UsageError(f"{carry}: quotation marks that do not match", option="--carry") from error
+    if not names or not all(names):
+        raise UsageError(f"{carry}: must be names of columns, such as campaign,channel", option="--carry")
+    if len({*names}) < len(names):
+        raise UsageError(f"{carry}: a column is named twice", option="--carry")
+    return tuple(names)
 
 
 def _decoded(group: list[bytes | None]) -> list[str | None]:
@@ -158,16 +202,18 @@ def _decoded(group: list[bytes | None]) -> list[str | None]:
 
 
 class _Table:
-    """The state of a table while it is read: the column, its index, and the width of the records.
+    """The state of a table while it is read: the column, its index, those to carry, and the width of the records.
 
-    Both come from the first record that is not blank. Spreadsheets leave out empty cells at the end of a row, and some
+    All come from the first record that is not blank. Spreadsheets leave out empty cells at the end of a row, and some
     programs add them, so a record may be shorter, or longer by empty cells. One with more cells than that has a
     separator in a text without quotes: which cell has the link cannot be known.
     """
 
-    def __init__(self, column: str | None, file: str) -> None:
+    def __init__(self, column: str | None, file: str, carry: Sequence[str] = ()) -> None:
         self._column = column
         self._file = file
+        self._carry = carry
+        self._carried_at: list[tuple[str, int]] = []
         self.column = ""
         self._index = 0
         self._width = 0
@@ -175,7 +221,7 @@ class _Table:
     def add(self, batch: ColumnBatch, number: int, record: list[str], line: str) -> None:
         """Add a record to a batch. number, line: those on which it begins."""
         if len(record) == self._width > 1:
-            batch.add(number, record[self._index])
+            batch.add(number, record[self._index], self._carried(record) if self._carry else None)
         elif self._width and len(record) > 1 and not any(cell.strip() for cell in record[self._width :]):
             self._add_ragged(batch, number, record, line)
         elif not record or (len(record) == 1 and not record[0].strip()):
@@ -200,7 +246,7 @@ class _Table:
             reason = "the list ends within this record, so its link may be cut off"
             batch.bad.append(BadRecord(number, readable(line.strip())[:KEPT_TEXT], reason))
         elif self._index < len(record):
-            batch.add(number, record[self._index])
+            batch.add(number, record[self._index], self._carried(record) if self._carry else None)
         elif any(map(links_in, record)):
             # Spreadsheets leave out cells at the end alone: this one has lost a cell in front of its link.
             reason = f"{len(record)} of {self._width} cells, and a link that is not in column {self.column}"
@@ -208,9 +254,14 @@ class _Table:
         else:
             batch.blank += 1
 
+    def _carried(self, record: list[str]) -> Carried:
+        """Return what a record has in the columns to carry; an empty cell, or one that is missing, is null."""
+        return {name: record[at] or None if at < len(record) else None for name, at in self._carried_at}
+
     def _begins_with_header(self, record: list[str]) -> bool:
         """Find the column in the first record; return True if that is a header."""
         column, header = self._column, True
+        names = [_name_in(cell) for cell in record]
         if column is not None and _NUMBER.fullmatch(column):
             if not 0 < int(column) <= len(record):
                 raise InputBroken(
@@ -221,9 +272,10 @@ class _Table:
         elif column is None and len(record) == 1 and "/" in record[0]:
             header = False
         else:
-            names = [_name_in(cell) for cell in record]
             self._index = find_column(names, column, self._file, ", or its number, from 1")
             self.column = names[self._index]
+        numbers = [str(number) for number in range(1, len(record) + 1)]
+        self._carried_at = find_carried(names if header else numbers, self._carry, self._file)
         self._width = len(record)
         return header
 

@@ -82,6 +82,9 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         links, repeated = counted(listed.links, "link"), f"{listed.duplicates:,} repeated"
         wrong = counted(listed.invalid, "line is not a bitlink", "lines are not bitlinks")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {repeated}; {wrong}"
+    if listed.differing:
+        have = counted(listed.differing, "repeated line has", "repeated lines have")
+        yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
         yield "list", f"{counted(status.known, 'link was', 'links were')} already done"
 
@@ -163,6 +166,7 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "lines": status.listed.lines,
         "links": status.listed.links,
         "duplicates": status.listed.duplicates,
+        "differing": status.listed.differing,
         "invalid": status.listed.invalid,
         "known": status.known,
         "given_up": status.given_up + status.exhausted,

@@ -201,6 +201,8 @@ def _values(array: Any, kind: Kind) -> list[Any]:
     """Return the values of a column, one for each row."""
     if kind is Kind.MOMENT:
         return [None if moment is None else _moment_text(moment) for moment in array.cast("int64").to_pylist()]
+    if kind is Kind.MAP:
+        return [None if pairs is None else _map_of(pairs) for pairs in array.to_pylist()]
     if kind is not Kind.METRICS or array.null_count:
         plain: list[Any] = array.to_pylist()
         return plain
@@ -211,6 +213,12 @@ def _values(array: Any, kind: Kind) -> list[Any]:
     values = [_values(entries.field(name), Kind.MOMENT if name in moments else Kind.TEXT) for name in names]
     metrics = (dict(zip(names, metric, strict=True)) for metric in zip(*values, strict=True))
     return [list(islice(metrics, count)) for count in array.value_lengths().to_pylist()]
+
+
+def _map_of(pairs: list[tuple[str, str | None]]) -> Any:
+    """Return a map as NDJSON has it; the pairs themselves, which are none, if a key is there twice."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
 
 
 @lru_cache(1024)

@@ -10,6 +10,7 @@ parsed by one thread in one block, because pyarrow's chunks would else depend on
 import gzip
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -20,6 +21,7 @@ from harvester.bitly.facets import FACETS
 from harvester.errors import UsageError
 from harvester.extras import import_pyarrow, import_zstd
 from harvester.jsonlines import one_line
+from harvester.progress import Carried
 from harvester.rows.schema import SEPARATOR, Column, Kind, Shape, columns_of, metric_columns
 
 _GZIP_LEVEL = 6
@@ -29,6 +31,10 @@ _GROUP_BYTES = 32 * 1024 * 1024
 """NDJSON bytes of a Parquet row group, which is held in memory until it is written. A number of rows would be no bound:
 a row has from none to thousands of metrics."""
 _NESTED = Shape.NESTED
+_CARRIED = "carried"
+_CARRIED_OBJECT, _CARRIED_NULL = b',"carried":{', b',"carried":null'
+_CARRIES = re.compile(re.escape(_CARRIED_OBJECT))
+_OBJECT_END = re.compile(rb'(?:[^"}]|"(?:[^"\\]|\\.)*")*}')
 _FLAT_EXTRA = len(',"call_id":"","schema_version":2}\n') + 32
 """NDJSON bytes of a flat row beside what it has of the nested one."""
 
@@ -212,8 +218,9 @@ def encoded_size(row: bytes, shape: Shape) -> EncodedSize:
     """Return what a nested row, given without its line feed, adds to a part; flat bytes to within a few a row."""
     if shape is _NESTED:
         return EncodedSize(1, len(row) + 1)
-    # Neither text can occur in a value, where quotation marks are escaped.
-    before, metrics = row.index(b'"metrics":['), row.count(b'"clicks":')
+    # Neither text can occur in a value, where quotation marks are escaped, and no carried value is a list.
+    before = row.index(b'"metrics":[')
+    metrics = row.count(b'"clicks":', before)  # a carried column may have that name, too
     rows = max(metrics, 1)
     return EncodedSize(rows, rows * (before + _FLAT_EXTRA) + len(row) - before)
 
@@ -250,13 +257,8 @@ class _Parquet:
 
     def write(self, block: bytes) -> None:
         """Parse lines, and write a row group once _GROUP_BYTES are reached."""
-        json = self._arrow.json
-        table = json.read_json(
-            self._arrow.BufferReader(block),  # unlike a Python file, read without Python's lock
-            read_options=json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            parse_options=json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="error"),
-        )
-        self._group.append(table.cast(self._schema))
+        options = self._arrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+        self._group.append(table_of(self._arrow, block, self._schema, options))
         self._size += len(block)
         if self._size >= _GROUP_BYTES:
             self._write_group()
@@ -271,6 +273,42 @@ class _Parquet:
         table = self._arrow.concat_tables(self._group)
         self._group, self._size = [], 0
         self._writer.write_table(table, row_group_size=table.num_rows)
+
+
+def table_of(arrow: Any, lines: Any, schema: Any, options: Any, *, later_columns: bool = False) -> Any:
+    """Return lines of NDJSON as a pyarrow.Table. schema: from `arrow_schema`. options: pyarrow's, for reading.
+
+    lines: bytes or a pyarrow.Buffer, which are parsed without Python's lock. later_columns: ignore keys that the schema
+    lacks, instead of raising ArrowInvalid.
+    """
+    # pyarrow reads no map from JSON. Where rows carry something, their objects are taken out and parsed here.
+    place = schema.get_field_index(_CARRIED)
+    field, found = schema.field(place), None
+    if _CARRIES.search(lines):
+        taken = [_without_carried(line) for line in bytes(lines).splitlines(keepends=True)]
+        lines = b"".join(line for line, _ in taken)
+        found = arrow.array([carried and list(carried.items()) for _, carried in taken], field.type)
+    unexpected = "ignore" if later_columns else "error"
+    parsed = schema.set(place, arrow.field(_CARRIED, arrow.null()))
+    table = arrow.json.read_json(
+        arrow.BufferReader(lines),
+        read_options=options,
+        parse_options=arrow.json.ParseOptions(explicit_schema=parsed, unexpected_field_behavior=unexpected),
+    )
+    carried = arrow.nulls(table.num_rows, field.type) if found is None else found
+    return table.set_column(place, field, carried).cast(schema)  # the cast sets which columns are never null
+
+
+def _without_carried(line: bytes) -> tuple[bytes, Carried]:
+    """Return a row with null in place of what it carries, and that."""
+    before, begun, rest = line.partition(_CARRIED_OBJECT)
+    if not begun:
+        return line, None
+    # An object of texts and nulls ends with the first brace outside of a text, behind which comes the next column.
+    end = _OBJECT_END.match(rest)
+    if end is None:
+        return line, None  # no row of harvester's, which is pyarrow's error
+    return b"".join((before, _CARRIED_NULL, rest[end.end() :])), orjson.loads(b"{" + end[0])
 
 
 def arrow_schema(shape: Shape, facet: str) -> Any:
@@ -291,6 +329,7 @@ def arrow_schema(shape: Shape, facet: str) -> Any:
         return arrow.field(column.name, types[column.kind], nullable=column.nullable)
 
     metric = arrow.struct([field(column) for column in metric_columns(facet)])
+    types[Kind.MAP] = arrow.map_(arrow.string(), arrow.string())
     types[Kind.METRICS] = arrow.list_(arrow.field("element", metric, nullable=False))
     return arrow.schema([field(column) for column in columns_of(shape, facet)])
 

@@ -9,6 +9,7 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
+from harvester.progress import Carried
 from harvester.rows.schema import SEPARATOR, WHOLE, Shortfall, is_clipped
 
 SCHEMA_VERSION = 2
@@ -30,10 +31,10 @@ class RowBuilder:
         """
         return hashlib.sha256(bitlink.encode() + self._window).digest()[:16]
 
-    def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str) -> bytes:
+    def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str, carried: Carried = None) -> bytes:
         """Return a published line, without its line feed; it always has every key.
 
-        fetched_at: when the response was read, UTC with `Z`.
+        fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link.
         """
         query = self._query
         return one_line(
@@ -47,13 +48,14 @@ class RowBuilder:
                 "unit_reference": query.unit_reference,
                 "period_start": query.period_start,
                 "period_end": query.period_end,
-                "size": query.size,
+                "size": answer.larger_size or query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
                 "truncated": self._is_truncated(answer),
                 **answer.totals,
+                "carried": carried,
                 "metrics": answer.metrics,
                 "schema_version": SCHEMA_VERSION,
             }
@@ -66,10 +68,7 @@ class RowBuilder:
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def _is_truncated(self, answer: Answer) -> bool:
-        metrics, name = answer.metrics, self._facet.grouped_by
-        return self._facet.is_truncated(
-            [each[name] for each in metrics] if name else (), len(metrics), self._query.size
-        )
+        return self._facet.is_full(answer.metrics, answer.larger_size or self._query.size)
 
     def failure(
         self,

@@ -17,13 +17,17 @@ SEPARATOR = "\x1f"
 
 
 class Kind(StrEnum):
-    """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON."""
+    """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON.
+
+    map: texts, or nulls, by names that the row's reader cannot know.
+    """
 
     TEXT = "text"
     INTEGER = "integer"
     BOOLEAN = "boolean"
     MOMENT = "moment"
     METRICS = "metrics"
+    MAP = "map"
 
 
 class Shape(StrEnum):
@@ -66,6 +70,9 @@ _CALL = (
 )
 _ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
 _CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
+_CARRIED = Column(
+    "carried", Kind.MAP, "the columns of the list that --carry names, as texts; null without it", nullable=True
+)
 _METRICS = Column("metrics", Kind.METRICS, "the breakdown, in Bitly's order")
 _VERSION = Column("schema_version", Kind.INTEGER, "2; columns are only ever added")
 _KINDS = {FieldKind.TEXT: Kind.TEXT, FieldKind.COUNT: Kind.INTEGER, FieldKind.MOMENT: Kind.MOMENT}
@@ -76,8 +83,8 @@ def columns_of(shape: Shape, facet: str) -> tuple[Column, ...]:
     """Return the columns of a facet's rows in a shape, in order."""
     totals = tuple(map(_column, FACETS[facet].totals))
     if shape is Shape.NESTED:
-        return (*_CALL, *totals, _METRICS, _VERSION)
-    return (_ROW_ID, _CALL_ID, *_CALL[1:], *totals, *map(_or_none, metric_columns(facet)), _VERSION)
+        return (*_CALL, *totals, _CARRIED, _METRICS, _VERSION)
+    return (_ROW_ID, _CALL_ID, *_CALL[1:], *totals, _CARRIED, *map(_or_none, metric_columns(facet)), _VERSION)
 
 
 @lru_cache

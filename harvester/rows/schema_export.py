@@ -1,8 +1,11 @@
 """The row's schema in the languages of its loaders: JSON Schema, a type for Spark, DDL for each database, Python.
 
-All are derived from `schema.columns_of`. The format of the parts changes how they are read, never a column.
+All are derived from `schema.columns_of`. The format of the parts changes how they are read, never a column, with two
+exceptions for the map `carried`: BigQuery reads it from NDJSON as JSON and from Parquet as a record of pairs, and
+pyarrow does not read it from NDJSON at all.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -32,22 +35,37 @@ class Target(StrEnum):
 
 
 _TYPES: Mapping[Target, tuple[str, ...]] = {
-    # In the order of Kind: text, integer, boolean, moment, metrics. {} stands for the members of a metric.
-    Target.JSON_SCHEMA: ("string", "integer", "boolean", "string", "array"),
-    Target.BIGQUERY: ("STRING", "INTEGER", "BOOLEAN", "TIMESTAMP", "RECORD"),
-    Target.SPARK: ("string", "long", "boolean", "timestamp", "array"),
-    Target.DUCKDB: ("VARCHAR", "BIGINT", "BOOLEAN", "TIMESTAMPTZ", "STRUCT({})[]"),
-    Target.SNOWFLAKE: ("VARCHAR", "NUMBER(19, 0)", "BOOLEAN", "TIMESTAMP_LTZ", "ARRAY"),
-    Target.ATHENA: ("string", "bigint", "boolean", "timestamp", "array<struct<{}>>"),
-    Target.CLICKHOUSE: ("String", "Int64", "Bool", "DateTime('UTC')", "Array(Tuple({}))"),
+    # In the order of Kind: text, integer, boolean, moment, metrics, map. {} stands for the members of a metric.
+    Target.JSON_SCHEMA: ("string", "integer", "boolean", "string", "array", "object"),
+    Target.BIGQUERY: ("STRING", "INTEGER", "BOOLEAN", "TIMESTAMP", "RECORD", "JSON"),
+    Target.SPARK: ("string", "long", "boolean", "timestamp", "array", "map"),
+    Target.DUCKDB: ("VARCHAR", "BIGINT", "BOOLEAN", "TIMESTAMPTZ", "STRUCT({})[]", "MAP(VARCHAR, VARCHAR)"),
+    Target.SNOWFLAKE: ("VARCHAR", "NUMBER(19, 0)", "BOOLEAN", "TIMESTAMP_LTZ", "ARRAY", "OBJECT"),
+    Target.ATHENA: ("string", "bigint", "boolean", "timestamp", "array<struct<{}>>", "map<string,string>"),
+    Target.CLICKHOUSE: (
+        "String",
+        "Int64",
+        "Bool",
+        "DateTime('UTC')",
+        "Array(Tuple({}))",
+        "Map(String, Nullable(String))",
+    ),
     Target.PYARROW: (
         "pa.string()",
         "pa.int64()",
         "pa.bool_()",
         'pa.timestamp("ms", "UTC")',
         'pa.list_(pa.field("element", pa.struct([{}]), nullable=False))',
+        "pa.map_(pa.string(), pa.string())",
     ),
-    Target.POLARS: ("pl.String", "pl.Int64", "pl.Boolean", 'pl.Datetime("ms", "UTC")', "pl.List(pl.Struct({{{}}}))"),
+    Target.POLARS: (
+        "pl.String",
+        "pl.Int64",
+        "pl.Boolean",
+        'pl.Datetime("ms", "UTC")',
+        "pl.List(pl.Struct({{{}}}))",
+        "pl.Map(pl.String, pl.String)",
+    ),
 }
 
 _MEMBERS = {
@@ -77,7 +95,7 @@ def schema_for(target: Target, rows: Rows) -> str:
         case Target.JSON_SCHEMA:
             return _json(_json_schema(rows))
         case Target.BIGQUERY:
-            return _json([_bigquery_field(column, rows.facet) for column in rows.columns])
+            return _json([_bigquery_field(column, rows) for column in rows.columns])
         case Target.SPARK:
             return _json(_spark_struct(rows.columns, rows.facet))
         case Target.DUCKDB:
@@ -135,16 +153,26 @@ def _json_property(column: Column, facet: str) -> dict[str, Any]:
         schema |= {"format": "date-time", "pattern": "Z$"}
     if column.kind is Kind.METRICS:
         schema["items"] = _json_object(metric_columns(facet), facet)
+    if column.kind is Kind.MAP:
+        schema["additionalProperties"] = {"type": [_type(Target.JSON_SCHEMA, Kind.TEXT), "null"]}
     return schema
 
 
-def _bigquery_field(column: Column, facet: str) -> dict[str, Any]:
+_KEY_VALUE = Column("key", Kind.TEXT, "the column's name"), Column("value", Kind.TEXT, "its text", nullable=True)
+
+
+def _bigquery_field(column: Column, rows: Rows) -> dict[str, Any]:
     """Return the definition of a column: https://cloud.google.com/bigquery/docs/schemas#creating_a_JSON_schema_file."""
     mode = "REPEATED" if column.kind is Kind.METRICS else "NULLABLE" if column.nullable else "REQUIRED"
-    members = metric_columns(facet) if column.kind is Kind.METRICS else ()
-    fields = {"fields": [_bigquery_field(each, facet) for each in members]} if members else {}
-    kind = _type(Target.BIGQUERY, column.kind)
-    return {"name": column.name, "type": kind, "mode": mode, "description": column.means, **fields}
+    kind, fields = _type(Target.BIGQUERY, column.kind), list[dict[str, Any]]()
+    if column.kind is Kind.METRICS:
+        fields = [_bigquery_field(each, rows) for each in metric_columns(rows.facet)]
+    elif column.kind is Kind.MAP and rows.format is Format.PARQUET:
+        # https://cloud.google.com/bigquery/docs/reference/rest/v2/tables#ParquetOptions, mapTargetType
+        pairs = [_bigquery_field(each, rows) for each in _KEY_VALUE]
+        kind, fields = "RECORD", [{"name": "key_value", "type": "RECORD", "mode": "REPEATED", "fields": pairs}]
+    members = {"fields": fields} if fields else {}
+    return {"name": column.name, "type": kind, "mode": mode, "description": column.means, **members}
 
 
 def _spark_struct(columns: tuple[Column, ...], facet: str) -> dict[str, Any]:
@@ -156,6 +184,9 @@ def _spark_field(column: Column, facet: str) -> dict[str, Any]:
     kind: Any = _type(Target.SPARK, column.kind)
     if column.kind is Kind.METRICS:
         kind = {"type": kind, "elementType": _spark_struct(metric_columns(facet), facet), "containsNull": False}
+    if column.kind is Kind.MAP:
+        text = _type(Target.SPARK, Kind.TEXT)
+        kind = {"type": kind, "keyType": text, "valueType": text, "valueContainsNull": True}
     return {"name": column.name, "type": kind, "nullable": column.nullable, "metadata": {"comment": column.means}}
 
 
@@ -181,7 +212,9 @@ def _full_type(target: Target, column: Column, facet: str) -> str:
         for each in (metric_columns(facet) if column.kind is Kind.METRICS else ())
     )
     full = _type(target, column.kind).format(members)
-    return f"Nullable({full})" if target is Target.CLICKHOUSE and column.nullable else full
+    # ClickHouse has no null in place of a map: it reads an empty one.
+    may_be_null = column.nullable and column.kind is not Kind.MAP
+    return f"Nullable({full})" if target is Target.CLICKHOUSE and may_be_null else full
 
 
 def _column_lines(target: Target, rows: Rows) -> str:
@@ -284,13 +317,18 @@ CREATE TABLE IF NOT EXISTS {_FILES} AS {_TABLE};"""
 
 
 def _pyarrow(rows: Rows) -> str:
-    """Return a module whose `schema` equals `encode.arrow_schema`."""
-    return f"""# {_title(rows)}: a pyarrow.Schema
+    """Return a module whose `schema` equals `encode.arrow_schema`; for NDJSON without the map."""
+    lines = _column_lines(Target.PYARROW, rows)
+    if rows.format is not Format.PARQUET:
+        names = "|".join(column.name for column in rows.columns if column.kind is Kind.MAP)
+        unread = r"        # pyarrow does not read this from JSON, harvester.read does:\n        # \1"
+        lines = re.sub(rf'^ +(pa\.field\("(?:{names})".*)$', unread, lines, flags=re.MULTILINE)
+    return f"""# {_title(rows)}, in parts of --format {rows.format}: a pyarrow.Schema
 import pyarrow as pa
 
 schema = pa.schema(
     [
-{_column_lines(Target.PYARROW, rows)}
+{lines}
     ]
 )"""
 

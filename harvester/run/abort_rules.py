@@ -13,7 +13,7 @@ from harvester.bitly.verdicts import (
     Verdict,
     reason,
 )
-from harvester.client.attempt import month_spent
+from harvester.client.pacer import month_spent
 from harvester.clock import next_month
 from harvester.progress import ListCounts
 from harvester.shutdown import FailureLimit, Stop, StopReason

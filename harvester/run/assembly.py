@@ -23,7 +23,7 @@ from harvester.client.connection_slots import ConnectionSlots
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
 from harvester.config.credentials import token_source
-from harvester.config.options import LimitOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command
@@ -269,7 +269,7 @@ def build_job(
         limits=values.limits,
         account=values.account,
         state_dir=options.limits.state_dir,
-        client_settings=_client_settings(values, options.limits),
+        client_settings=_client_settings(values, options.limits, options.query),
         breaker_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
@@ -289,14 +289,17 @@ def _input_of(
             raise UsageError("--group and --all-groups take the place of LINKS: leave one of them out")
         return [], None, ListRequest(groups)
     if isinstance(lists, IterableFeed):
+        if options.list.carry is not None:
+            raise UsageError(": links from Python have no columns; pairs of a link and a mapping do", option="--carry")
         return [], lists, None
-    return resolve_lists(lists, options.list.column, options.list.list_format), None, None
+    return resolve_lists(lists, options.list.column, options.list.list_format, options.list.carry), None, None
 
 
-def _client_settings(values: TypedOptions, limits: LimitOptions) -> ClientSettings:
+def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:
     return ClientSettings(
         base_url=values.base_url,
         connections=limits.connections,
         attempts=limits.attempts,
         timeout_seconds=values.timeout_seconds,
+        max_size=query.max_size if query.complete else None,
     )

@@ -336,15 +336,12 @@ class Harvest:
             self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        line = self._dataset.rows.row(call.link.bitlink, call.key, answer, _iso_second(int(time.time())))
+        link, fetched_at = call.link, _iso_second(int(time.time()))
+        line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried)
         shortfall = self._dataset.rows.shortfall(answer)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
         self._telemetry.throughput.count_verdict()
-        self.progress.pending -= 1
-        self.progress.repeated -= call.is_repeated
-        self.progress.rows += 1
-        self.progress.truncated += shortfall.truncated
-        self.progress.clipped += shortfall.clipped
+        self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
 
     def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
         # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with

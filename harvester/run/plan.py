@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 from harvester.bitly.account_limits import PlanLimit, api_month
+from harvester.bitly.query import larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
 from harvester.budget.limits import DEFAULTS, PLAN_MONTHS, Limits, option_for
@@ -62,8 +63,9 @@ class Plan:
     found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
     groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
     empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
-    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. month_used: calls
-    of the present month. refused: the run would ask for the account's plan before its first call.
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
+    the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
+    present month. refused: the run would ask for the account's plan before its first call.
     """
 
     found: ListCount
@@ -78,6 +80,7 @@ class Plan:
     plan_limits: list[PlanLimit]
     now: datetime
     durations: list[Duration]
+    completed_from: int | None
     month_used: int
     refused: bool
 
@@ -182,6 +185,7 @@ def _plan(
         durations=list(_durations(attempts, limits, start, used)),
         month_used=used,
         refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
+        completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
     )
 
 
@@ -217,6 +221,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "given_up": found.links - found.done - found.calls,
         "calls": found.calls,
         "attempts": plan.attempts,
+        "completed_from": plan.completed_from,
         "limits": asdict(plan.limits),
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
@@ -264,6 +269,10 @@ def _list_lines(plan: Plan) -> list[str]:
         lines.append(f"{read:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
     if plan.attempts - again > found.calls:
         lines.append(f"{plan.attempts:>12,}  requests, with as many retries as this output has needed so far")
+    if plan.completed_from is not None and found.calls:
+        lines.append(
+            f"{'':>14}a link with {plan.completed_from} metrics or more takes two requests (--no-complete: one)"
+        )
     return lines
 
 

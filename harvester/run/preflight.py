@@ -20,7 +20,7 @@ from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.progress import InvalidLine, WindowState
 from harvester.rows.row import RowBuilder
-from harvester.run.worklist import hide_token, should_retry
+from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
@@ -28,7 +28,7 @@ from harvester.threads import in_daemon
 _REPORT_SECONDS = 10.0
 _MOST_DOMAINS = 1000
 _MOST_EXAMPLES = 3
-_SCRATCH, _SPOOL = "scratch.sqlite", "spool-"
+_SPOOL = "spool-"
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
     with as_output_error(folder):
         names = os.listdir(folder)
     for name in names:
-        if name == _SCRATCH or name.startswith(_SPOOL):
+        if name == SCRATCH or name.startswith(_SPOOL):
             with suppress(OSError):
                 os.unlink(os.path.join(folder, name))
     paths = [os.path.join(folder, f"{_SPOOL}{number}") for number in range(count)]
@@ -199,7 +199,7 @@ class Preflight:
             found.calls += pending
             found.done += known is not None and not pending and known.state is not CallState.FAILED
 
-        with DistinctKeys(os.path.join(folder, _SCRATCH)) as distinct:
+        with DistinctKeys(os.path.join(folder, SCRATCH)) as distinct:
             for batch in keys():
                 listed = sorted(set(batch))
                 known = ledger.known(listed)

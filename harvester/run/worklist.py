@@ -15,9 +15,14 @@ something to gain by sending at once (`remaining`).
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from hashlib import sha256
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
 
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
@@ -26,12 +31,15 @@ from harvester.dataset.ledger import CallState, Known
 from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
-from harvester.progress import InvalidLine, RunProgress
+from harvester.progress import Carried, InvalidLine, RunProgress
 from harvester.shutdown import ShutdownSignal
+from harvester.storage.sqlite import DistinctKeys
 
 LOW_WATER = 1000
 """The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""
 MOST_READ_AHEAD = 20_000
+SCRATCH = "scratch.sqlite"
+"""A temporary file in the private folder: for the count of the list, and then for what its lines carry."""
 FAILED_INVOCATIONS = 3
 """After this many invocations in which a call failed it is not made again without --retry-failed."""
 
@@ -56,8 +64,46 @@ class Call(NamedTuple):
         return self.failed_runs + tried >= FAILED_INVOCATIONS
 
 
-Lookup: TypeAlias = Callable[[Sequence[bytes]], dict[bytes, Known]]
-InThread: TypeAlias = Callable[[Lookup, list[bytes]], Awaitable[dict[bytes, Known]]]
+InThread: TypeAlias = Callable[..., Awaitable[Any]]
+"""Runs a function with its arguments in another thread and returns its result."""
+
+
+class CarriedValues:
+    """Counts the lines that name a link again with other values to carry than its first line; the first ones count.
+
+    A digest of each link's values is kept in a file, which is made when the first link carries something, so that
+    memory does not grow with the list. folder: returns where the file may be.
+    """
+
+    def __init__(self, folder: Callable[[], str]) -> None:
+        self._folder = folder
+        self._digests: DistinctKeys | None = None
+        self._turn = Lock()
+        self._closed = False
+
+    def see(self, links: Sequence[tuple[bytes, Carried]]) -> int:
+        """Return how many of these lines, each with its call's key, have other values than the first of their link.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        digests = [
+            (key, sha256(orjson.dumps(carried, option=orjson.OPT_SORT_KEYS)).digest()[:16]) for key, carried in links
+        ]
+        with self._turn:
+            if self._closed:
+                return 0
+            if self._digests is None:
+                self._digests = DistinctKeys(os.path.join(self._folder(), SCRATCH)).__enter__()
+            return self._digests.add_with_digests(digests)
+
+    def close(self) -> None:
+        """Delete the file."""
+        with self._turn:
+            self._closed = True
+            if self._digests is not None:
+                self._digests.__exit__()
+                self._digests = None
 
 
 class Worklist:
@@ -103,6 +149,7 @@ class Worklist:
         self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._closed = False
+        self._carried = CarriedValues(lambda: dataset.location.private)
 
     @property
     def remaining(self) -> int | None:
@@ -124,7 +171,10 @@ class Worklist:
         hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
-        known = await self._in_thread(self._dataset.known, [key for _, key in claimed])
+        known: dict[bytes, Known] = await self._in_thread(self._dataset.known, [key for _, key in claimed])
+        if any(link.carried is not None for link in batch.links):
+            lines = [(self._dataset.rows.key(link.bitlink), link.carried) for link in batch.links]
+            self.progress.listed.differing += await self._in_thread(self._carried.see, lines)
         return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
 
     def add(self, calls: list[Call]) -> None:
@@ -148,6 +198,7 @@ class Worklist:
         """Declare the list ended: workers that wait for a call get none."""
         self._closed = True
         self._filled.set()
+        self._carried.close()
 
     @property
     def _low_water(self) -> int:
@@ -230,11 +281,21 @@ def hide_token(batch: Batch, token: Token) -> None:
     """Replace the token where lines of a batch show it; a link that has it in its name becomes an invalid line.
 
     Such lines come from logs of requests, or from a token pasted into the list. What is stored or sent must not have
-    it.
+    it. So does a link whose row would carry the token.
     """
-    with_token = [link for link in batch.links if token.is_in(link.bitlink)]
+    with_token = [link for link in batch.links if token.is_in(link.bitlink) or _carries(link.carried, token)]
     if with_token:
-        batch.links = [link for link in batch.links if not token.is_in(link.bitlink)]
+        lines = {(link.file, link.line) for link in with_token}
+        batch.links = [link for link in batch.links if (link.file, link.line) not in lines]
         batch.invalid += [InvalidLine(link.bitlink, "contains the token", link.file, link.line) for link in with_token]
         batch.invalid.sort(key=lambda each: each.line)
     batch.invalid = [bad._replace(text=token.hidden_if_long(bad.text)) for bad in batch.invalid]
+
+
+def _carries(carried: Carried, token: Token) -> bool:
+    """Return whether a row would carry the token, in a value or in a name from Python."""
+    return carried is not None and any(token.is_in(each) for each in (*carried, *carried.values()) if each is not None)
+
+
+def _digest_of(carried: Carried) -> bytes:
+    return sha256(orjson.dumps(carried, option=orjson.OPT_SORT_KEYS)).digest()[:16]

@@ -212,6 +212,8 @@ def install(path: str, new: str) -> str | None:
 class DistinctKeys:
     """The distinct keys of a list in a temporary file, so that memory does not grow with the list; a context manager.
 
+    A key may have a digest, that of what the list says of it first.
+
     The file has no journal, so a kill may leave it malformed under its name: it is deleted before it is created.
     """
 
@@ -223,7 +225,7 @@ class DistinctKeys:
         advice = "It is a temporary file: run the same command again, which begins a new one"
         self._file = SqliteFile(self._path, "the count of the list", advice, pragmas=_TEMPORARY)
         with self._file.transaction():
-            self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,9 +238,23 @@ class DistinctKeys:
         Raises:
             OutputError: the temporary file cannot be written.
         """
-        insert = "INSERT OR IGNORE INTO listed VALUES (?)"
+        insert = "INSERT OR IGNORE INTO listed (key) VALUES (?)"
         with self._file.transaction():
             return [key for key in keys if self._file.connection.execute(insert, (key,)).rowcount]
+
+    def add_with_digests(self, digests: Sequence[tuple[bytes, bytes]]) -> int:
+        """Add keys with their digests, and return how many were there before with another digest, which they keep.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        differing, connection = 0, self._file.connection
+        with self._file.transaction():
+            for key, digest in digests:
+                if not connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (key, digest)).rowcount:
+                    first = connection.execute("SELECT digest FROM listed WHERE key = ?", (key,)).fetchone()
+                    differing += first[0] != digest
+        return differing
 
 
 class _Files(NamedTuple):

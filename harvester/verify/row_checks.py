@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, fields
+from dataclasses import fields
 from datetime import datetime
 from itertools import product
 from operator import itemgetter
@@ -27,8 +27,11 @@ _TYPES: dict[Kind, type] = {
     Kind.BOOLEAN: bool,
     Kind.MOMENT: str,
     Kind.METRICS: list,
+    Kind.MAP: dict,
 }
-_PINNED = ("run_id", *(field.name for field in fields(Query)))
+_CARRIED_TYPES = {str, NoneType}
+_NAMES = tuple(field.name for field in fields(Query) if field.name != "size")
+_PINNED = ("run_id", *_NAMES)
 _IDS = frozenset({"record_id", "call_id"})
 
 
@@ -101,7 +104,7 @@ class _Common:
         self._size = query.size
         self._rows = RowBuilder(query, run_id)
         self._pinned_of = itemgetter(*_PINNED)
-        self._pinned = (run_id, *astuple(query))
+        self._pinned = (run_id, *(getattr(query, name) for name in _NAMES))
         self._fetched_at = ""
 
     def _count_shortfall(self, row: Mapping[str, Any]) -> None:
@@ -117,6 +120,9 @@ class _Common:
             for name, actual, expected in zip(_PINNED, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
                     return f"{name} is {actual!r:.60}, but {expected!r:.60} in the manifest"
+        # Where an answer had as many metrics as the query's size, a second request may have asked for more.
+        if (size := row["size"]) != self._size and (size is None or self._size is None or size < self._size):
+            return f"size is {size!r:.60}, and {self._size!r:.60} in the manifest"
         # A run that was resumed after an update has rows of both versions.
         if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
             return f"schema_version is {row['schema_version']}, but this harvester knows up to {SCHEMA_VERSION}"
@@ -126,6 +132,8 @@ class _Common:
             self._fetched_at = row["fetched_at"]
             self.earliest = min(self.earliest or self._fetched_at, self._fetched_at)
             self.latest = max(self.latest, self._fetched_at)
+        if row["carried"] is not None and not {*map(type, row["carried"].values())} <= _CARRIED_TYPES:
+            return "a value of carried is not text, or null"
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
@@ -151,8 +159,8 @@ class _Common:
         """Return how the sums of a call differ from its metrics. groups: of each metric, see Facet.grouped_by."""
         if row["clicks_listed"] != clicks:
             return f"clicks_listed is {row['clicks_listed']}, but its metrics add up to {clicks}"
-        if row["truncated"] is not self._facet.is_truncated(groups, len(groups), self._size):
-            return f"truncated is {str(row['truncated']).lower()}, but {len(groups)} of {self._size} metrics are there"
+        if row["truncated"] is not self._facet.is_truncated(groups, len(groups), row["size"]):
+            return f"truncated is {str(row['truncated']).lower()}, but {len(groups)} of {row['size']} metrics are there"
         return None
 
 

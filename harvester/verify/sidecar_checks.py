@@ -72,7 +72,9 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     if max(counts.truncated, counts.clipped) > counts.rows:
         yield "dataset.truncated or dataset.clipped is more than dataset.rows"
     if manifest.list:
-        yield from _misfit_of_sum("list", manifest.list)
+        yield from _misfit_of_sum("list", manifest.list, but={"differing"})
+        if manifest.list.differing > manifest.list.duplicates:
+            yield "list.differing is more than list.duplicates"
     if not (is_moment(manifest.started) and is_moment(manifest.updated)):
         yield "started or updated is not a UTC time such as 2026-11-23T06:00:00Z"
     if manifest.complete and (manifest.stopped or not manifest.input_read_to_end or counts.pending):

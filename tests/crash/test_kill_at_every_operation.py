@@ -131,15 +131,14 @@ def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Ite
     """Yield this form's share: an operation's first time, before and after it, and of its others about a third.
 
     The forms take turns at what both of them do: where one is killed before an operation, the other is killed after it.
-    What one alone does is tried each time, in turn before and after it. The nightly form tries everything in each form.
+    An operation of one alone is tried each time, in turn before and after it. The nightly form tries everything.
     """
-    others = [every(theirs) for each, theirs in counts.items() if each != form]
-    common = set(every(counts[form])).intersection(*others)
+    common = set(counts[form]).intersection(*(theirs for each, theirs in counts.items() if each != form))
     turn = list(counts).index(form) + (when == "after")
 
     def is_ours(point: tuple[str, int]) -> bool:
-        _, nth = point
-        if point not in common:
+        operation, nth = point
+        if operation not in common:
             return nth == 1 or (nth + turn) % 2 == 0
         return (nth + turn) % (len(counts) * (1 if nth == 1 else 3)) == 0
 

@@ -121,8 +121,8 @@ def test_the_filters_are_bitlys(said: Run, serve: Callable[..., Served]) -> None
     [
         ((), "no group was named: --group GUID, or --all"),
         (("--group", "G", "--all"), "not both"),
-        (("--group", "a/b"), "--group a/b: a guid such as"),
-        (("--group", "G", "--created-after", "soon"), "--created-after soon: a moment such as"),
+        (("--group", "a/b"), "--group a/b: must be a guid such as"),
+        (("--group", "G", "--created-after", "soon"), "--created-after soon: must be a moment such as"),
         (("--group", "G", "--archived", "maybe"), "--archived"),
         (("--group", "G", "--out", "x", "--json"), "leave one of them out"),
         (("--group", "G", "--out", "x.ndjson"), "a folder on a local disk"),
@@ -189,7 +189,7 @@ def test_a_wait_says_what_for(said: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     with paged({"": [(503, {"message": "TEMPORARILY_UNAVAILABLE"}), page(["a"])]}) as group:
         shown = said(group.url, "links", "--group", "G")
     assert (shown.code, shown.out) == (0, "bit.ly/a\n")
-    assert "no good answer yet (503 TEMPORARILY_UNAVAILABLE); asking again" in shown.err
+    assert "no good answer yet (503 TEMPORARILY_UNAVAILABLE); retrying" in shown.err
 
 
 def test_a_full_window_is_waited_for_and_named() -> None:
@@ -336,7 +336,7 @@ def test_other_links_or_another_format_are_refused(said: Run, serve: Callable[..
     for words in (("--all",), ("--group", LARGE, "--archived", "on"), ("--group", LARGE, "--format", "parquet")):
         shown = said(served.url, "links", *words, "--out", str(out))
         assert shown.code == 2
-        assert "was begun with" in shown.err
+        assert "was started with" in shown.err
     (out / "_harvester" / "links.pages").unlink()
     assert said(served.url, "links", "--group", LARGE, "--out", str(out)).code == 8
 

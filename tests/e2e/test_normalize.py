@@ -51,5 +51,5 @@ def test_from_python_a_text_becomes_a_bitlink_or_a_value_error() -> None:
         harvester.bitlink("nothing")
     assert isinstance(refused.value, harvester.InvalidBitlink)
     wrong: Any = None
-    with pytest.raises(ValueError, match="a text was expected, not NoneType"):
+    with pytest.raises(ValueError, match="must be text, not NoneType"):
         harvester.bitlink(wrong)

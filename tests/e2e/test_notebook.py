@@ -9,7 +9,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
@@ -45,6 +44,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_notebook_shows_one_link_and_harvests_a_list(
     workplace: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from nbclient import NotebookClient  # noqa: PLC0415 - a quarter of a second that only this test needs
+
     served, links = serve(), {f"bit.ly/{i}" for i in range(40)}
     (workplace / "links.txt").write_text("".join(f"https://{link}\n" for link in sorted(links)))
     monkeypatch.setenv("BITLY_BASE_URL", served.url)

@@ -119,7 +119,7 @@ def test_pid_1_obeys_signals_commits_and_carries_on(
         itself(process, OWN_PIDS).send_signal(number)
         assert process.wait(timeout=SUPERVISOR_SECONDS) == 5
     assert len(rows(out)) == served.sandbox.answered.total() < len(LINKS)
-    assert harvester(*command, wrapper=OWN_PIDS).returncode == 0
+    assert harvester(*command).returncode == 0
     check_reconciled(out, set(LINKS))
     assert served.sandbox.requests.total() == len(LINKS)
 

@@ -14,13 +14,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import duckdb
-import pandas as pd
 import polars as pl
 import pyarrow.dataset
 import pytest
 import sqlglot
-from deltalake import DeltaTable
-from pyiceberg.catalog.sql import SqlCatalog
 
 import harvester
 from harvester.bitly.query import Query
@@ -328,6 +325,8 @@ def in_arrow(table: Any) -> tuple[int, Clicks]:
 def test_the_delta_recipe_keeps_nothing_stale(
     two_harvests: Callable[[Shape, Format], None], run_python: Callable[..., Any], shape: Shape
 ) -> None:
+    from deltalake import DeltaTable  # noqa: PLC0415 - as below
+
     two_harvests(shape, Format.NDJSON_GZ)
     (arrow,) = blocks(section(LOADING, "pyarrow and pandas"), "python")
     replace, merge = blocks(section(LOADING, "Delta Lake"), "python")
@@ -351,6 +350,8 @@ def test_the_iceberg_recipe_keeps_nothing_stale(
     tmp_path: Path,
     shape: Shape,
 ) -> None:
+    from pyiceberg.catalog.sql import SqlCatalog  # noqa: PLC0415 - 0.7 s, and every worker reads this file
+
     two_harvests(shape, Format.NDJSON_GZ)
     (arrow,) = blocks(section(LOADING, "pyarrow and pandas"), "python")
     (code,) = blocks(section(LOADING, "Iceberg"), "python")
@@ -370,6 +371,8 @@ def test_the_iceberg_recipe_keeps_nothing_stale(
 def test_loaders_that_guess_types_do_what_the_page_says_and_the_printed_schemas_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_python: Callable[..., Any]
 ) -> None:
+    import pandas as pd  # noqa: PLC0415 - as above
+
     monkeypatch.chdir(tmp_path)
     harvest: Metrics = {f"bit.ly/{i}": {} for i in range(30_000)} | {"bit.ly/last": {"direct": 7, "2026": 1}}
     publish(tmp_path / "lake", "0a", f"{DAY}T06:00:00Z", harvest, PartFormat(Format.NDJSON_GZ, Shape.FLAT, "referrers"))

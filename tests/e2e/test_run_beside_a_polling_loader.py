@@ -43,7 +43,7 @@ def polled(out: Path) -> Iterator[Callable[[], dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["ndjson.gz", "parquet"])
-@pytest.mark.parametrize("most", [6, pytest.param(12, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("most", [4, pytest.param(12, marks=pytest.mark.nightly)])
 def test_a_loader_that_polls_never_sees_a_part_torn_changed_or_gone(
     tmp_path: Path, serve: Callable[..., Served], form: str, most: int
 ) -> None:

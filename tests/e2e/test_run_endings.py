@@ -314,13 +314,13 @@ def test_strict_starts_nothing_when_a_line_is_bad(tmp_path: Path, serve: Callabl
 def test_a_list_that_breaks_off_keeps_what_could_be_read(tmp_path: Path, serve: Callable[..., Served]) -> None:
     served, out = serve(), tmp_path / "out"
     path = tmp_path / "links.gz"
-    many = [f"bit.ly/{i}-{hash(str(i))}" for i in range(6000)]
+    many = [f"bit.ly/{i}-{hash(str(i))}" for i in range(1500)]
     packed = gzip.compress("\n".join(many).encode())
     path.write_bytes(packed[: len(packed) // 3])
     done = harvester("run", str(path), "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     assert done.returncode == 2
     assert "cannot be read past line" in done.stderr
-    assert len(rows(out)) == served.sandbox.requests.total() > 1000
+    assert len(rows(out)) == served.sandbox.requests.total() > 250
     assert not (out / "_SUCCESS").exists()
 
 

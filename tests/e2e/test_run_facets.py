@@ -45,7 +45,7 @@ async def test_each_facet_is_harvested_verified_and_loaded(
 ) -> None:
     out = tmp_path / facet
     options: Any = {"base_url": serve().url, "per_minute": 0, "per_hour": 0, "per_month": 0, "token": TOKEN}
-    query: Any = {"facet": facet, "size": SIZE, "unit_reference": REFERENCE}
+    query: Any = {"facet": facet, "size": SIZE, "complete": False, "unit_reference": REFERENCE}
     found = await harvester.harvest(LINKS, out=out, format=form.value, shape=shape.value, **query, **options)
     assert found["complete"]
     assert command(capsys, "verify", str(out)).code == OK

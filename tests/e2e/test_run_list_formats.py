@@ -50,7 +50,7 @@ def test_lists_of_several_forms_make_one_run(tmp_path: Path, serve: Callable[...
     assert done.returncode == 0, done.stderr
     check_reconciled(out, set(LINKS[:31]))
     listed = manifest(out)["list"]
-    counts = {"blank": 0, "comments": 0, "headers": 3, "invalid": 0, "duplicates": 5, "links": 31}
+    counts = {"blank": 0, "comments": 0, "headers": 3, "invalid": 0, "duplicates": 5, "links": 31, "differing": 0}
     assert listed == {"lines": 39, **counts}
     assert served.sandbox.requests.total() == 31
 

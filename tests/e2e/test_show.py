@@ -61,9 +61,9 @@ def test_rows_for_a_program_are_those_of_run_in_the_order_asked(serve: Callable[
 
 
 def test_a_truncated_row_is_reported(serve: Callable[..., Served]) -> None:
-    done = show(serve().url, LINK, "--size", "2", "--units", "90")
+    done = show(serve().url, LINK, "--size", "2", "--no-complete", "--units", "90")
     assert done.returncode == 0
-    assert "truncated: Bitly returned the 2 that --size requests" in done.stdout
+    assert "truncated: Bitly returned the 2 that were requested" in done.stdout
     assert "90 days were requested: the plan keeps no more than 30" in done.stdout
     whole = show(serve().url, LINK)
     assert "truncated" not in whole.stdout

@@ -59,7 +59,16 @@ WRITTEN: dict[str, Any] = {
     "complete": False,
     "stopped": None,
     "input_read_to_end": True,
-    "list": {"lines": 5, "blank": 0, "comments": 0, "headers": 0, "invalid": 0, "duplicates": 0, "links": 5},
+    "list": {
+        "lines": 5,
+        "blank": 0,
+        "comments": 0,
+        "headers": 0,
+        "invalid": 0,
+        "duplicates": 0,
+        "links": 5,
+        "differing": 0,
+    },
     "ended": None,
     "invocation": {
         "number": 2,
@@ -188,7 +197,7 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     tmp_path: Path, links: str, serve: Callable[..., Served]
 ) -> None:
     out, served = str(tmp_path / "out"), serve()
-    query = ("--facet", "countries", "--size", "7", "--account", "team")
+    query = ("--facet", "countries", "--size", "7", "--no-complete", "--account", "team")
     limits = ("--per-minute", "0", "--per-hour", "0", "--base-url", served.url)
     words = ("run", links, "--out", out, *query, *limits, "--per-month", "20")
     done = harvester(*words)

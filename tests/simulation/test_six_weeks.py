@@ -136,7 +136,9 @@ def test_a_server_that_goes_down_before_the_last_links_costs_none_of_them(quick_
     assert outcome.status.failed == 0
 
 
-@pytest.mark.parametrize("share", [0.95, 0.9, 0.8, 0.6])
+@pytest.mark.parametrize(
+    "share", [0.95, 0.6, *(pytest.param(share, marks=pytest.mark.nightly) for share in (0.9, 0.8))]
+)
 def test_ten_minutes_of_mostly_failing_answers_cost_almost_no_link(quick_path: Path, share: float) -> None:
     world = World(per_hour=0, errors=0.0, brown=[(300.0, 900.0, share)])
     weeks = Weeks(quick_path, world, RequestedLimits(per_hour=0, per_month=0), 2_000, promised=(100, 0))
@@ -216,7 +218,7 @@ def shared_world() -> World:
     return World(others_per_hour=150, others_busy=busy_hours, outages=[*outages, (200_000.0, 204_000.0)])
 
 
-@sizes(6_000, 30_000)
+@sizes(4_000, 30_000)
 @pytest.mark.parametrize(("seed", "counts_throttled"), [(2, False), (4, True)])
 def test_throttling_that_other_clients_cause_does_not_lower_what_we_ask_for(
     quick_path: Path, seed: int, counts_throttled: bool, links: int
@@ -250,7 +252,7 @@ def test_the_true_limit_is_found_although_bitly_reports_a_higher_one(
 
 @pytest.mark.parametrize(
     ("links", "per_month"),
-    [(12_000, 8_000), pytest.param(250_000, 150_000, marks=pytest.mark.nightly)],
+    [(8_000, 6_000), pytest.param(250_000, 150_000, marks=pytest.mark.nightly)],
 )
 def test_six_weeks(quick_path: Path, links: int, per_month: int) -> None:
     """Harvest 1,000 calls an hour, shared with other clients at times, through outages and the ends of months.

@@ -18,7 +18,6 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import obstore
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -92,6 +91,9 @@ class S3:
 
 
 def _application(s3: S3) -> Callable[..., Iterable[bytes]]:
+    # Half a second, which a worker that serves no S3 need not wait for.
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: PLC0415
+
     moto = DomainDispatcherApplication(create_backend_app)
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -584,7 +584,7 @@ EVENTS = st.lists(
 BEGINNINGS = [NOON, DECEMBER - 10 * SECOND, DECEMBER - 90 * MINUTE, JANUARY - 40 * SECOND]
 
 
-@pytest.mark.parametrize("examples", [75, pytest.param(1500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [50, pytest.param(1500, marks=pytest.mark.nightly)])
 def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(examples: int) -> None:
     """Processes, crashes, reboots, steps of the wall clock, slow connections and answers, throttling, other limits."""
     searched = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))

@@ -185,7 +185,7 @@ def test_a_plan_without_a_token_warns_in_json(tmp_path: Path, links: str) -> Non
     ],
 )
 def test_an_error_is_an_event_too(tmp_path: Path, words: tuple[str, ...]) -> None:
-    done = harvester(*words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = harvester(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert one(events(done.stderr), "run.refused")["exit_code"] == 2
 

@@ -120,14 +120,13 @@ def test_a_run_that_has_just_begun_is_written_and_a_kill_leaves_a_whole_file(
     assert value(samples_in(path), "harvester_ended_timestamp_seconds") == 0
 
 
-@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("027", 0o640)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_the_umask_gives_the_file_its_mode(
-    tmp_path: Path, links: str, serve: Callable[..., Served], umask: str, mode: int
+    tmp_path: Path, links: str, serve: Callable[..., Served], umask: int, mode: int
 ) -> None:
     path = tmp_path / "mine.prom"
     options = ("--out", str(tmp_path / "out"), "--metrics-file", str(path), "--base-url", serve().url, *NO_LIMITS)
-    wrapper = ("sh", "-c", f'umask {umask}; exec "$@"', "sh")
-    assert harvester("run", links, *options, wrapper=wrapper).returncode == 0
+    assert harvester("run", links, *options, umask=umask).returncode == 0
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 

@@ -123,10 +123,10 @@ def test_rows_that_lack_something_are_counted_with_what_to_do() -> None:
     result, *lacking = told(status, complete=True)[1:4]
     assert result == "  results   20 rows, 0 refused, 0 failed"
     assert [line.partition(":")[0] for line in lacking] == [
-        "            19 of 20 rows are truncated (Bitly returned as many metrics as --size requests)",
+        "            19 of 20 rows are truncated (Bitly returned as many metrics as were requested)",
         "            1 of 20 rows are clipped (the account's plan keeps a shorter history than --units requests)",
     ]
-    assert "a larger --size, which needs a new --out, fetches the rest" in lacking[0]
+    assert "a larger --size or --max-size, with a new --out, fetches the rest" in lacking[0]
 
 
 def test_a_filter_keeps_nothing_to_carry_on_with() -> None:

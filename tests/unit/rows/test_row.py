@@ -58,6 +58,7 @@ def test_a_row_has_exactly_these_keys_and_values() -> None:
         "unit_reference_returned": "2026-11-23T06:00:00Z",
         "clicks_listed": 3,
         "truncated": False,
+        "carried": None,
         "metrics": metrics,
         "schema_version": 2,
     }
@@ -73,6 +74,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
         "units_returned": (int, type(None)),
         "unit_reference_returned": (str, type(None)),
         "truncated": (bool,),
+        "carried": (type(None),),
         "metrics": (list,),
     }
     assert row.keys() == types.keys()
@@ -80,6 +82,13 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
     assert row["schema_version"] == SCHEMA_VERSION == 2
     for metric in row["metrics"]:
         assert {name: type(value) for name, value in metric.items()} == {"value": str, "clicks": int}
+
+
+def test_what_the_list_says_of_a_link_stands_in_its_row_before_its_metrics() -> None:
+    carried = {"campaign": "autumn", "channel": None}
+    line = MAKER.row("bit.ly/x", MAKER.key("bit.ly/x"), Answer([], 0, None, None), FETCHED_AT, carried)
+    assert b',"carried":{"campaign":"autumn","channel":null},"metrics":[]' in line
+    assert json.loads(line) == {**row_of(Answer([], 0, None, None)), "carried": carried}
 
 
 def test_a_link_without_referrers_has_a_row() -> None:

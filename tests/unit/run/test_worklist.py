@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,9 @@ async def at_once(work: Callable[..., Any], *arguments: object) -> Any:
     return work(*arguments)
 
 
-def worklist(links: Sequence[str], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool) -> Worklist:
+def worklist(
+    links: Sequence[object], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool
+) -> Worklist:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
     dataset: Any = store or MemoryStore(invocation=2)
     feed, shutdown = IterableFeed(links), ShutdownSignal()
@@ -121,6 +124,33 @@ async def test_the_token_in_a_line_is_neither_stored_nor_asked_for() -> None:
     made = worklist([f"GET /v4/user?access_token={TOKEN}", f"bit.ly/{TOKEN}", "bit.ly/a"], store)
     assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/a"]
     assert made.progress.listed.invalid == 2
+    assert TOKEN not in repr(store.invalid)
+
+
+async def test_other_values_of_a_link_named_again_are_counted_and_the_first_ones_are_carried(tmp_path: Path) -> None:
+    store = MemoryStore({b"bit.ly/old": Known(CallState.ROW, 0, 1)}, invocation=2)
+    store.location.private = str(tmp_path)
+    rows = [("a", "1"), ("b", "1"), ("a", "2"), ("a", "1"), ("b", None), ("old", "1"), ("old", "2"), ("c", "1")]
+    made = worklist([(f"bit.ly/{name}", {"n": value, "m": "x"}) for name, value in rows] + ["bit.ly/d"], store)
+    calls = [(call.link.bitlink, call.link.carried) for call in await read_all(made)]
+    assert calls == [(f"bit.ly/{name}", {"n": "1", "m": "x"}) for name in "abc"] + [("bit.ly/d", None)]
+    listed = made.progress.listed
+    assert (listed.lines, listed.links, listed.duplicates, listed.differing) == (9, 5, 4, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_list_that_carries_nothing_writes_no_file(tmp_path: Path) -> None:
+    store = MemoryStore(invocation=1)
+    made = worklist(["bit.ly/a", "bit.ly/a"], store)  # the store has no folder
+    assert len(await read_all(made)) == 1
+
+
+async def test_the_token_is_not_carried() -> None:
+    pairs = [("bit.ly/a", {"url": f"https://x.example/?access_token={TOKEN}"}), ("bit.ly/b", {TOKEN: "x"})]
+    made = worklist([*pairs, ("bit.ly/c", {"url": None})], store := MemoryStore(invocation=1))
+    store.location.private = None
+    made._carried.close()
+    assert [call.link.bitlink for call in await read_all(made)] == ["bit.ly/c"]
     assert TOKEN not in repr(store.invalid)
 
 
