@@ -37,7 +37,7 @@ class StopReason(StrEnum):
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT, BOUND_REACHED = range(10)
 """Exit codes of the command; `cli.exit_codes` says what each means."""
 
-RESUMES = "the same command resumes, with the options it was started with"
+RESUMES = "the same command resumes, with the same options"
 
 
 class Consequence(NamedTuple):

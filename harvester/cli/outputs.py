@@ -88,8 +88,7 @@ def status(
     if below := manifest.below(path):
         if watch:
             raise UsageError(f"follows one output, and {path} has {len(below):,}: name one of them", option="--watch")
-        status_text.print_table(run_status.read_each(below), path, json=choice.json)
-        return OK
+        return OK if status_text.print_table(run_status.read_each(below), path, json=choice.json) else OUTPUT
     if not watch:
         status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK

@@ -265,7 +265,7 @@ def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_va
     whole = f"cd '{folder}' && HARVESTER_PER_HOUR=0 {shlex.join(['harvester', *words])}"
     assert f"\n  command   {whole}\n" in done.err
     here = in_process(capsys, "status", "out").out
-    assert f"\n  command  {whole}\n" in here
+    assert f"\n  command    {whole}\n" in here
     assert "not set here" not in here
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HARVESTER_PER_HOUR")
@@ -273,8 +273,8 @@ def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_va
     seen = json.loads(in_process(capsys, "status", "my job/out", "--json").out)
     assert seen["next"]["command"] == whole
     text = in_process(capsys, "status", "my job/out").out
-    assert f"options  from {folder / 'my.toml'}" in text
-    assert "options  from variables that are not kept, and not set here: HARVESTER_ON_END\n" in text
+    assert f"options    from {folder / 'my.toml'}" in text
+    assert "options    from variables that are not kept, and not set here: HARVESTER_ON_END\n" in text
 
 
 def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
@@ -445,7 +445,7 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
         "30 s old",
         "1,000 calls (990 rows, 10 refused)",
         "900 calls an hour (900 in 1 h)",
-        "the hour's limit of 1,000, since 2026-11-23 14:04:20 UTC (40 s), until 2026-11-23 14:30:00 UTC (in 25 min)",
+        "the hour's limit of 1,000, since 2026-11-23 14:04 UTC (40 s), until 2026-11-23 14:30 UTC (in 25 min)",
         "token d6a7cd2a7371",
         "minute 10 of 100 used",
         "month  2,000 used, no limit",
@@ -492,11 +492,11 @@ def test_during_an_outage_the_status_says_what_is_tried_and_since_when(written: 
     text = tell.as_text(seen)
     assert (
         "for the server to answer again (api.example cannot be reached: Connection refused), "
-        "since 2026-11-23 14:00:00 UTC (5 min), next attempt in 20 s\n"
+        "since 2026-11-23 14:00 UTC (5 min), next attempt in 20 s\n"
     ) in text
     assert "one attempt at a time tests whether the server answers again" in seen.next.summary
     assert "--outage-limit" in seen.next.summary
-    assert "since 2026-11-23 14:00:00 UTC" in tell.as_line(seen)
+    assert "since 2026-11-23 14:00 UTC" in tell.as_line(seen)
     assert seen.ends is None
     assert "next attempt" not in tell.as_text(read_status(seen.path, NOW + timedelta(minutes=1)))
 
@@ -598,20 +598,22 @@ def lake(tmp_path: Path) -> Path:
 
 def test_a_folder_of_outputs_is_a_table_with_a_line_each(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = in_process(capsys, "status", str(lake))
-    assert done.code == 0, done.err
+    assert done.code == 8, done.err
     head, *lines, last = done.out.splitlines()
     assert head.split() == ["STATE", "DONE", "FAILED", "LEFT", "UPDATED", "(UTC)", "OUTPUT"]
     assert [line.split()[0] for line in lines] == ["running:", "failures", "unreadable", "complete", "stopped:"]
-    assert lines[4] == "stopped: month_spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
+    assert lines[4] == "stopped: month spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
     assert lines[0].startswith("running: hour ")
     assert lines[1].endswith("  old.ndjson")
     assert "other: " in lines[2]
     assert last == "5 outputs: 1 running, 1 failures, 1 unreadable, 1 complete, 1 stopped"
-    assert len(in_process(capsys, "status", str(lake / "referrers")).out.splitlines()) == 4
+    below = in_process(capsys, "status", str(lake / "referrers"))
+    assert (below.code, len(below.out.splitlines())) == (0, 4)
 
 
 def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = in_process(capsys, "status", str(lake), "--json")
+    assert done.code == 8
     seen = [json.loads(line) for line in done.out.splitlines()]
     assert [os.path.relpath(each["out"], lake) for each in seen] == [
         "countries/dt=2026-11-23",
@@ -623,6 +625,25 @@ def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsy
     assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
     assert "not a harvester manifest" in seen[2]["summary"]
     assert seen[4]["next"]["after"] == STOPPED["until"]
+
+
+def test_a_folder_with_one_output_has_one(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "status", str(lake / "countries")).out.endswith("\n1 output: 1 running\n")
+
+
+def test_a_terminal_breaks_a_status_between_words_and_cuts_what_is_unreadable(
+    lake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    table = in_process(capsys, "status", str(lake)).out.splitlines()
+    assert max(len(line) for line in table if line.startswith("unreadable")) <= 60
+    lines = in_process(capsys, "status", str(lake / "referrers/dt=2026-11-23")).out.splitlines()
+    assert all(len(line) <= 60 or line.startswith("  command ") for line in lines[1:])
+    assert [line for line in lines if line.startswith("  command ")] == [
+        "  command    cd / && harvester run links.txt --out lake"
+    ]
 
 
 def test_one_output_can_be_watched_and_a_folder_of_them_cannot(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -708,7 +729,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str
     shown = os.read(controller, 65536)
     process.communicate(timeout=30)
     os.close(controller)
-    assert shown.startswith(b"2026-11-23 14:04:30 UTC complete: 990 rows")
+    assert shown.startswith(b"2026-11-23 14:04 UTC complete: 990 rows")
     assert b"\x1b" not in shown
 
 
