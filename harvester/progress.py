@@ -134,6 +134,11 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     return sentences
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """Return a number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time in words, in its two largest units unless the second is zero: `3.2 s`, `4 min 10 s`, `2 h`."""
     if seconds < 9.95:

@@ -26,7 +26,7 @@ _MUST_BE = {str: "text in quotes", int: "a whole number", float: "a number", boo
 _LONGEST_SHOWN = 60
 _OUT = (
     "--out is missing: where the rows are written, such as --out lake (a folder) or --out results.ndjson (a file that "
-    "grows); a config file can say it too (out)"
+    "grows); or set `out` in a config file"
 )
 
 
@@ -59,6 +59,8 @@ def _text(error: CycloptsError) -> str:
 
 def _missing(error: MissingArgumentError, name: str) -> str:
     if error.keyword or name.startswith("--"):
+        if name == "--out" and not error.keyword and (example := _example(error)):
+            return f"name the output: {example}; see {_help(error)}"
         gone = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing{_as_in(error)}"
         return f"{gone}; see {_help(error)}"
     if name == "*":  # the options of a run, of which one has no default

@@ -9,8 +9,8 @@ import orjson
 
 from harvester.clock import utc_text
 from harvester.events import Event, Field, RunOutcome, level
-from harvester.progress import InvalidLine, RunProgress, WaitReason, duration, limit_in_words
-from harvester.reporting.summary import counted, counts, summary
+from harvester.progress import InvalidLine, RunProgress, WaitReason, counted, duration, limit_in_words
+from harvester.reporting.summary import counts, summary
 from harvester.reporting.terminal import say
 from harvester.shutdown import StopReason
 

@@ -13,9 +13,8 @@ import orjson
 from harvester.clock import utc_iso, utc_text
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import duration, limit_in_words, shortfalls_in_words
+from harvester.progress import counted, duration, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunState, RunStatus, Unreadable
-from harvester.reporting.summary import counted
 from harvester.reporting.terminal import escaped_lines, for_stdout, print_out
 
 _STATES = {

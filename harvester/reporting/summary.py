@@ -6,7 +6,7 @@ from typing import Any
 
 from harvester.clock import utc_text
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, WindowState, duration, shortfalls_in_words
+from harvester.progress import RunProgress, WindowState, counted, duration, shortfalls_in_words
 from harvester.reporting.terminal import FAILURE_MARK, SUCCESS_MARK
 from harvester.shutdown import CONSEQUENCES, OK, StopReason
 
@@ -86,7 +86,9 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         have = counted(listed.differing, "repeated line has", "repeated lines have")
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
-        yield "list", f"{counted(status.known, 'link was', 'links were')} already done"
+        done, links = status.known - status.given_up, counted(listed.links, "link")
+        failed = f", {status.given_up:,} had failed in three runs" if status.given_up else ""
+        yield "list", f"{done:,} of {links} {'was' if done == 1 else 'were'} already done{failed}"
 
 
 def refusals_in_words(status: RunProgress) -> str:
@@ -116,7 +118,7 @@ def _requests(status: RunProgress) -> Iterator[str]:
     """Yield what was sent: requests for links, how many of them were repeated, and those for Bitly's own limits."""
     attempts = status.attempts
     again = counted(attempts.retried, "was a retry", "were retries")
-    limited = f", {attempts.throttled:,} over a rate limit of Bitly's" if attempts.throttled else ""
+    limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
     yield f"{attempts.total:,} for links, of which {again}{limited}"
     if attempts.helper:
         yield f"{attempts.helper:,} to ask Bitly for its limits"
@@ -177,8 +179,3 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "helper_requests": status.attempts.helper,
         "month_left": month.remaining if month else None,
     }
-
-
-def counted(number: int, one: str, more: str | None = None) -> str:
-    """Return a number with its noun: `1 row`, `2,000 rows`."""
-    return f"{number:,} {one if number == 1 else more or one + 's'}"

@@ -339,7 +339,7 @@ def _window_line(state: WindowState, digits: int) -> str:
 def _end_lines(plan: Plan) -> list[str]:
     ahead = plan.forecast
     if not plan.attempts:
-        return ["no calls are left to make"]
+        return ["no calls are left to make" if plan.found.links else "no links to fetch"]
     if ahead.ends:
         lines = [f"estimated end: {utc_text(ahead.ends)} (in {duration((ahead.ends - plan.now).total_seconds())})"]
     else:

@@ -18,7 +18,7 @@ from harvester.events import Event, RunObserver
 from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
-from harvester.progress import InvalidLine, WindowState
+from harvester.progress import InvalidLine, WindowState, counted
 from harvester.rows.row import RowBuilder
 from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
@@ -154,7 +154,8 @@ class Preflight:
         if not countable or not (self._strict or month_matters):
             return sources, None
         found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
-        text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
+        links, lines = counted(found.links, "link"), counted(found.lines, "line")
+        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
         self._compare_with_month(found, budget)

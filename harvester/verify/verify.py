@@ -164,7 +164,7 @@ def _report_unknown(name: str, path: str, found: Findings, *, known: bool) -> No
     if not name.startswith("part-") or not name.endswith(tuple(Format)):
         found.remarks.append(f"{path} is not a harvester file; a loader must not take it for a part")
     elif found.ended or known:
-        text = "neither manifest nor ledger lists it: a copy, a part of another output, or one of a lost ledger"
+        text = "listed in neither manifest nor ledger: a copy, a part of another output, or one of a lost ledger"
         found.problem(path, None, text)
     else:
         found.remarks.append(f"{path} is newer than the manifest, and was not read: verify again in a minute")

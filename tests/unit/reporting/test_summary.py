@@ -34,7 +34,7 @@ def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
         "  results   1,234 rows, 13 refused, 0 failed",
         "  refused   404 ×12, 410 ×1",
         "  list      1,300 lines: 1,236 links, 60 repeated; 2 lines are not bitlinks",
-        "            1 link was already done",
+        "            1 of 1,236 links was already done",
         "  requests  1,252 for links, of which 5 were retries; 2 to ask Bitly for its limits",
         "  time      2 min 5 s, 10.0 links/s",
         "  month     4,000 of 5,000 requests left; a new month begins 2026-12-01 00:00 UTC",
