@@ -165,6 +165,7 @@ class RunProgress:
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
+    connecting: those among `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
@@ -192,6 +193,7 @@ class RunProgress:
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
+    connecting: int = 0
     to_make: int | None = None
     max_calls: int | None = None
     windows: Sequence[WindowState] = ()

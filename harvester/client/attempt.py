@@ -70,7 +70,7 @@ class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
     timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
-    not_sent: attempts that did not reach the server, which are in no other count. in_flight: those that are being
+    not_sent: attempts that did not reach the server, which are in no other count. in_flight: the slots of those being
     answered. waiting: the limit that currently keeps an attempt from being sent. pauses: those of single calls.
     """
 
@@ -78,7 +78,8 @@ class AttemptSender:
         self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
-        self.not_sent = self.in_flight = 0
+        self.not_sent = 0
+        self.in_flight: list[SlotSession] = []
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -280,7 +281,9 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            reached = self.counters.total > self.in_flight or not self.not_sent  # those in flight have not arrived yet
+            reached = (
+                self.counters.total > len(self.in_flight) or not self.not_sent
+            )  # those in flight have not arrived yet
             self._shutdown.request(outage_over_limit(self.trouble or "", reached=reached))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
@@ -337,7 +340,7 @@ class AttemptSender:
 
     async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
         kept_alive = False
-        self.in_flight += 1
+        self.in_flight.append(slot)
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
@@ -351,7 +354,7 @@ class AttemptSender:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
-            self.in_flight -= 1
+            self.in_flight.remove(slot)
             if slot.line.unsent:
                 self.counters.total -= self._given_back(slot, self._budget)
                 self._record_fewer()

@@ -181,10 +181,11 @@ def _has_more_invalid(status: RunProgress) -> bool:
 
 def status_line(status: RunProgress, seconds: float) -> str:
     """Return a progress line. seconds: time since the first attempt."""
-    rate = status.attempts.total / seconds * 60 if seconds else 0.0
+    sent = status.attempts.total - status.connecting
+    rate = sent / seconds * 60 if seconds else 0.0
     line = (
         f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
-        f"{status.failed:,} failed, {status.attempts.total:,} requests ({rate:,.0f}/min)"
+        f"{status.failed:,} failed, {sent:,} requests ({rate:,.0f}/min)"
     )
     if status.truncated:
         line += f"; {status.truncated:,} rows truncated (--size)"

@@ -667,7 +667,7 @@ def test_failures_that_are_not_well_formed_are_named_with_their_line(made: Made)
         path.write_bytes(changed)
         assert any(problem.startswith(f"_failures.ndjson{text}") for problem in problems(out)), text
     path.unlink()
-    assert problems(out)[0].startswith("_failures.ndjson: it is missing")
+    assert problems(out)[0].startswith("_failures.ndjson: missing")
 
 
 def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from harvester.events import RunOutcome
-from harvester.progress import InvalidLine, ListCounts, RunProgress, WaitReason
+from harvester.progress import AttemptCounts, InvalidLine, ListCounts, RunProgress, WaitReason
 from harvester.reporting import reporter as progress
 from harvester.reporting.reporter import Reporter, status_line
 from harvester.shutdown import Stop, StopReason
@@ -166,6 +166,11 @@ def test_an_estimate_that_is_over_or_inside_of_a_wait_is_not_shown(minutes: int,
     waiting = WaitReason("outage", 0, now + timedelta(minutes=10))
     status = RunProgress(to_make=100, ends=now + timedelta(minutes=minutes), waiting=waiting)
     assert ("until about" in status_line(status, 1.0).partition("waiting")[0]) is told
+
+
+def test_an_attempt_without_a_connection_is_no_request() -> None:
+    status = RunProgress(attempts=AttemptCounts(total=5), connecting=5)
+    assert "0 requests (0/min)" in status_line(status, 4.0)
 
 
 @pytest.mark.parametrize("reason", [StopReason.MAX_TIME, StopReason.MAX_CALLS, StopReason.OUTAGE])
