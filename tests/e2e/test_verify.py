@@ -557,7 +557,7 @@ def test_parquet_of_other_columns_is_named(made: Made) -> None:
     assert "its columns are record_id, run_id" in problems(out)[0]
     place = table.column_names.index("size")
     parquet.write_table(table.set_column(place, "size", table["size"].cast(pa.int32())), part)
-    assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
+    assert f"{part.name}:1: its column size is int32, expected int64" in problems(out)[0]
 
 
 def test_an_unlisted_part_is_named(made: Made) -> None:
