@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol, TypeAlias
 
 
@@ -134,6 +134,11 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     return sentences
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """Return a number with its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time in words, in its two largest units unless the second is zero: `3.2 s`, `4 min 10 s`, `2 h`."""
     if seconds < 9.95:
@@ -160,6 +165,7 @@ class RunProgress:
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
     or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
+    connecting: those among `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
@@ -187,6 +193,7 @@ class RunProgress:
     trouble: str | None = None
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
+    connecting: int = 0
     to_make: int | None = None
     max_calls: int | None = None
     windows: Sequence[WindowState] = ()
@@ -196,6 +203,14 @@ class RunProgress:
     refused_by: Counter[int | None] = field(default_factory=Counter)
     invalid_before: int = 0
     spent_before: str = ""
+
+    @property
+    def likely_end(self) -> datetime | None:
+        """The estimate of the end; None for one that is over, or that comes before the end of the present wait."""
+        earliest = datetime.now(UTC)
+        if self.waiting and self.waiting.until:
+            earliest = max(earliest, self.waiting.until)
+        return self.ends if self.ends and self.ends >= earliest else None
 
     def count_row(self, call: CallHistory, *, truncated: bool, clipped: bool) -> None:
         """Count a call that has its row."""

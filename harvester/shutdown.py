@@ -39,7 +39,7 @@ class StopReason(StrEnum):
 OK, BUG, USAGE, SOME_FAILED, TOO_MANY_FAILED, STOPPED, REFUSED, MONTH_SPENT, OUTPUT, BOUND_REACHED = range(10)
 """Exit codes of the command; `cli.exit_codes` says what each means."""
 
-RESUMES = "the same command resumes, with the options it was started with"
+RESUMES = "the same command resumes, with the same options"
 
 
 class Consequence(NamedTuple):
@@ -133,6 +133,20 @@ def refuses_everything(answer: str, *, no_route: bool) -> Stop:
         StopReason.OUTAGE,
         f"links were refused one after another, and so was one that was answered before ({answer}): "
         "the server refuses everything. None of them is marked as refused; run the same command again later",
+    )
+
+
+def outage_over_limit(trouble: str, *, reached: bool) -> Stop:
+    """Return the stop for an outage longer than --outage-limit. reached: False if no attempt reached the server."""
+    if not reached:
+        why = trouble.removeprefix("no answer ")
+        return Stop(
+            StopReason.OUTAGE,
+            f"the server was never reached ({why}); check --base-url and the network, then run the same command again",
+        )
+    return Stop(
+        StopReason.OUTAGE,
+        f"the server was out for longer than --outage-limit; run the same command again later. Lately: {trouble}",
     )
 
 

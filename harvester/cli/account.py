@@ -31,9 +31,8 @@ from harvester.config.parsing import check_choice, groups_of, moment_of
 from harvester.config.sources import undashed
 from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
-from harvester.progress import InvalidLine
+from harvester.progress import InvalidLine, counted
 from harvester.reporting.reporter import Reporter
-from harvester.reporting.summary import counted
 from harvester.reporting.terminal import print_out
 from harvester.shutdown import OK, ShutdownSignal
 from harvester.storage.location import STDOUT

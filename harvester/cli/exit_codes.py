@@ -127,12 +127,13 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
     """
     import subprocess  # noqa: PLC0415 - few runs need these
 
-    from harvester.config.credentials import SECRET_VARIABLES  # noqa: PLC0415
+    from harvester.config.credentials import SECRET_VARIABLES, shell_hint  # noqa: PLC0415
 
     try:
         words = words_of(command)
     except UsageError:
         return  # the run was refused because of it
+    hint = f". {text}" if (text := shell_hint(words)) else ""
     about = {"HARVESTER_MANIFEST": manifest, "HARVESTER_EXIT_CODE": str(code)}
     environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES} | about
     try:
@@ -142,7 +143,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
             words, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True
         )
     except (OSError, ValueError) as error:
-        warn(f"--on-end {words[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}")
+        warn(f"--on-end {words[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}{hint}")
         return
     ended = False
     try:
@@ -157,7 +158,9 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
             process.wait()
     if status:
         ends = f"exit code {status}" if status > 0 else f"signal {-status}"
-        warn(f"--on-end {words[0]} failed ({ends})")
+        warn(f"--on-end {words[0]} failed ({ends}){hint}")
+    elif hint:
+        warn(f"--on-end {words[0]}{hint}")
 
 
 def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> Reporter:

@@ -92,7 +92,8 @@ def _token_place(place: str | None, path: str | None, command: str | None) -> tu
         raise UsageError("and --token-command: use one of them", option="--token-file")
     if place is None:
         named = "file" if path is not None else "command" if command is not None else None
-        place = named or _answer("--token", "Where does the token come from?", starter.TOKEN_PLACES, "login")
+        usual = "variable" if os.environ.get("BITLY_TOKEN", "").strip() else "login"
+        place = named or _answer("--token", "Where does the token come from?", starter.TOKEN_PLACES, usual)
     if place not in starter.TOKEN_PLACES:
         raise UsageError(f": must be one of {', '.join(starter.TOKEN_PLACES)}", option="--token")
     if place == "file":
@@ -117,6 +118,7 @@ def _answer(option: str, question: str, choices: tuple[str, ...] = (), default: 
     while True:
         try:
             answer = starter.checked_answer(option, input("> ").strip()) or default
+            answer = answer.lower() if choices else answer
         except EOFError as error:
             raise UsageError("has no answer; nothing was written", option=option) from error
         if answer and (not choices or answer in choices):

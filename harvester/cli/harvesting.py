@@ -5,7 +5,6 @@ Slow imports are local: every command, even `status` as a probe, loads this modu
 
 import asyncio
 import os
-import shlex
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
@@ -28,7 +27,7 @@ from harvester.cli.exit_codes import (
     words_of,
 )
 from harvester.config.options import RunOptions
-from harvester.config.sources import PREFIX, typed, undashed
+from harvester.config.sources import typed, undashed, variables_used
 from harvester.dataset.manifest import locate
 from harvester.errors import HarvesterError
 from harvester.events import Event, RunOutcome
@@ -120,7 +119,9 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter, *, deciding:
 
 
 def _words_of(job: "Job") -> str:
-    return shlex.join(job.command.words) if job.command else ""
+    from harvester.reporting.run_status import in_shell
+
+    return in_shell(job.command) if job.command else ""
 
 
 def _report_empty(outcome: RunOutcome, code: int, observer: Reporter) -> None:
@@ -168,7 +169,7 @@ def _details(ended: list["Ended"], decides: "Ended", not_begun: int) -> list[tup
 
 def _command(token: "Token") -> "Command":
     """Return the command line of this process for the manifest, which others may read: without any secret."""
-    from harvester.config.credentials import without_secrets
+    from harvester.config.credentials import may_hold_secret, without_secrets
     from harvester.dataset.manifest import Command
 
     def text(path: str) -> str:
@@ -177,8 +178,11 @@ def _command(token: "Token") -> "Command":
     words, cwd = ["harvester", *without_secrets(typed.words)], None
     with suppress(FileNotFoundError):  # the folder was deleted
         cwd = text(os.getcwd())
-    variables = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
-    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), tuple(variables))
+    variables: dict[str, str | None] = {}
+    for name, value in variables_used().items():
+        secret = may_hold_secret(name, value) or token.hidden_if_long(value) != value
+        variables[name] = None if secret else text(value)
+    return Command(tuple(map(text, words)), cwd, tuple(map(text, typed.files)), variables)
 
 
 def _run_job(job: "Job", observer: Reporter) -> RunOutcome:

@@ -105,8 +105,7 @@ def status(
     if below := manifest.below(path):
         if watch:
             raise UsageError(f"follows one output, and {path} has {len(below):,}: name one of them", option="--watch")
-        status_text.print_table(run_status.read_each(below), path, json=choice.json)
-        return OK
+        return OK if status_text.print_table(run_status.read_each(below), path, json=choice.json) else OUTPUT
     if not watch:
         status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK
@@ -156,7 +155,8 @@ def repair(
     apply:
         Put the rebuilt ledger in place. The old one is kept beside it.
     ask_again:
-        Apply also if some calls are known nowhere any more: the next run makes them again.
+        Apply also if some calls are known nowhere any more: the next run makes them again, for another request each.
+        With a ledger that is whole: make the calls of parts that are gone again.
     parts:
         A folder to which a loader has moved parts; they are only read.
     """

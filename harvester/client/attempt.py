@@ -29,7 +29,7 @@ from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
@@ -69,7 +69,7 @@ class AttemptSender:
     """Sends attempts; several tasks may use it at once.
 
     timeout_seconds: for one attempt in all. trouble: why the last attempt had no answer; None once one had.
-    not_sent: attempts that did not reach the server, which are in no other count. in_flight: those that are being
+    not_sent: attempts that did not reach the server, which are in no other count. in_flight: the slots of those being
     answered. waiting: the limit that currently keeps an attempt from being sent. pauses: those of single calls.
     """
 
@@ -77,7 +77,8 @@ class AttemptSender:
         self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
-        self.not_sent = self.in_flight = 0
+        self.not_sent = 0
+        self.in_flight: list[SlotSession] = []
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -279,8 +280,10 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            message = "the server was out for longer than --outage-limit; run the same command again later"
-            self._shutdown.request(Stop(StopReason.OUTAGE, f"{message}. Lately: {self.trouble}"))
+            reached = (
+                self.counters.total > len(self.in_flight) or not self.not_sent
+            )  # those in flight have not arrived yet
+            self._shutdown.request(outage_over_limit(self.trouble or "", reached=reached))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
             message = (
                 "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
@@ -336,7 +339,7 @@ class AttemptSender:
 
     async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
         kept_alive = False
-        self.in_flight += 1
+        self.in_flight.append(slot)
         try:
             with slot.line.deadline(self._timeout_seconds):
                 async with slot.get(url, authorization) as response:
@@ -350,7 +353,7 @@ class AttemptSender:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
-            self.in_flight -= 1
+            self.in_flight.remove(slot)
             if slot.line.unsent:
                 self.counters.total -= self._given_back(slot, self._budget)
                 self._record_fewer()
@@ -387,5 +390,6 @@ class AttemptSender:
             self._shutdown.request(Stop(StopReason.CONNECTION_REFUSED, stop))
             raise RunStopping from error
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-            return kind(None, f"no complete answer within {self._timeout_seconds:g} s")
+            what = "connection" if kind is NotSent else "complete answer"
+            return kind(None, f"no {what} within {self._timeout_seconds:g} s")
         return kind(None, self._token.redact(transient_cause(error))[:200])

@@ -109,7 +109,7 @@ class Client:
         self._shutdown = context.shutdown
         self._clock = context.clock
         self._held = HeldVerdicts(
-            self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: self.sender.in_flight
+            self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: len(self.sender.in_flight)
         )
 
     def pace_by(self, worklist: RemainingCalls) -> None:

@@ -81,7 +81,7 @@ class LimitDiscovery:
         if not sensible:
             text += " (implausible, so ignored)"
         if others:
-            text += f" ({others:,} from elsewhere)"
+            text += f" ({others:,} of them not in this budget)"
         if changed:
             text += f"; limiting to {_in_words(self._budget)}"
         return EventMessage(

@@ -10,6 +10,7 @@ import atexit
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import time
@@ -28,6 +29,8 @@ _SILENT_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 _LONGEST_BYTES = 64 * 1024
 _SHORTEST_SECRET = 20
+_WITHOUT_SHELL = "runs without a shell, so pipes, variables and ~ are not understood; for those, use sh -c '…'"
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
 """Not handed to the commands of --token-command and --on-end, which need neither."""
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
@@ -184,17 +187,39 @@ def without_secrets(words: Iterable[str]) -> Iterator[str]:
             option = word if word in hide else ""
 
 
+def may_hold_secret(variable: str, value: str) -> bool:
+    """Return whether a variable's value may not be kept: a command with arguments, or a secret in a path's place."""
+    if variable.endswith("_TOKEN_FILE"):
+        return _may_be_secret(value)
+    return variable.endswith(("_TOKEN_COMMAND", "_ON_END")) and shown_command(value) != value
+
+
 def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
     try:
         printed = _printed_by(shlex.split(command), warn)
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
         # Without the exception's text, which may contain what the command printed.
         raise UsageError(
-            f"failed ({_failure(error)}). It runs without a shell, so pipes, variables and ~ are not understood; for "
-            "those, use sh -c '…'. Run it by hand to see what is wrong",
+            f"failed ({_failure(error)}). It {_WITHOUT_SHELL}. Run it by hand to see what is wrong",
             option="--token-command",
         ) from error
-    return checked_secret(_first_line(printed), "--token-command", "token")
+    try:
+        return checked_secret(_first_line(printed), "--token-command", "token")
+    except UsageError as error:
+        if hint := shell_hint(shlex.split(command)):
+            raise UsageError(f"{error}. {hint}") from None
+        raise
+
+
+def shell_hint(words: list[str]) -> str:
+    """Return what to do if a command that runs without a shell seems to need one; empty if not."""
+    if os.path.basename(words[0]) in _SHELLS:
+        return ""
+    if any("|" in word or "$" in word or "`" in word or word.startswith("~") for word in words):
+        return f"It {_WITHOUT_SHELL}"
+    if os.sep not in words[0] and os.path.isfile(words[0]) and shutil.which(words[0]) is None:
+        return f"It runs without a shell and is looked for in PATH: for the file in this folder, use ./{words[0]}"
+    return ""
 
 
 def _failure(error: Exception) -> str:

@@ -163,7 +163,7 @@ class File:
                 raise self._error(
                     name,
                     table,
-                    f"{shown}: a token never stands in this file, which people copy and publish. Remove it, and store "
+                    f"{shown}: do not put a token in this file, which people copy and publish. Remove it, and store "
                     "it with `harvester login --with-token`, set BITLY_TOKEN, or name its place with token_file or "
                     "token_command",
                 )

@@ -135,6 +135,12 @@ def _variables(command: str, option: str) -> tuple[str, ...]:
     return (own, shared) if takes_shared(command, option) else (own,)
 
 
+def variables_used() -> dict[str, str]:
+    """Return the variables that the present command's options came from, with their values."""
+    names = {PREFIX + "CONFIG", *(origin for origin in _origins.values() if origin.startswith(PREFIX))}
+    return {name: value for name in sorted(names) if (value := os.environ.get(name))}
+
+
 def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable whose name is almost that of an option's variable, with that name."""
     unknown = {name for name in environment if name.startswith(PREFIX)}
@@ -293,7 +299,7 @@ _MUST_BE = {str: "text in quotes", int: "a whole number", float: "a number", boo
 _LONGEST_SHOWN = 60
 _OUT = (
     "--out is missing: where the rows are written, such as --out lake (a folder) or --out results.ndjson (a file that "
-    "grows); a config file can say it too (out)"
+    "grows); or set `out` in a config file"
 )
 
 
@@ -326,6 +332,8 @@ def _in_words(error: CycloptsError) -> str:
 
 def _missing(error: MissingArgumentError, name: str) -> str:
     if error.keyword or name.startswith("--"):
+        if name == "--out" and not error.keyword and (example := _example(error)):
+            return f"name the output: {example}; see {_help(error)}"
         gone = f"{error.keyword} needs a value" if error.keyword else f"{name} is missing{_as_in(error)}"
         return f"{gone}; see {_help(error)}"
     if name == "*":  # the options of a run, of which one has no default

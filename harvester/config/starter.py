@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, get_args
@@ -111,13 +112,16 @@ def next_steps(answers: Answers, path: str, *, found: bool, today: date) -> str:
     reference = "" if answers.every == "once" else f" --unit-reference {_last(answers.every, today)}"
     token = {
         "login": "harvester login --with-token",
-        "variable": "export BITLY_TOKEN=…",
+        "variable": "" if os.environ.get("BITLY_TOKEN", "").strip() else "export BITLY_TOKEN=…",
     }.get(answers.token)
     steps = [
         *([f"{token}   # the token, from Bitly: Settings > API"] if token else []),
         f"{program} plan links.txt{reference}   # what it costs and when it ends",
         f"{program} run links.txt{reference}",
     ]
+    if answers.every == "day":  # % ends a crontab's command
+        daily = rf"{program} run links.txt --unit-reference $(date -u -d yesterday +\%F)"
+        steps.append(f"0 6 * * * cd {shlex.quote(os.getcwd())} && {daily}   # each day, in a crontab (GNU date)")
     return "\n".join([f"wrote {path}", "next, with your links in links.txt:", *(f"  {step}" for step in steps)])
 
 

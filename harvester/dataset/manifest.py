@@ -60,13 +60,14 @@ class Rate:
 class Command:
     """The command that was run. words: as they were typed; `…` stands for what may be a secret. cwd: its folder.
 
-    config: the absolute paths of the files of options. variables: the names of those that were set.
+    config: the absolute paths of the files of options. variables: those that options came from, by name; None stands
+    for a value that may hold a secret.
     """
 
     words: tuple[str, ...]
     cwd: str | None
     config: tuple[str, ...]
-    variables: tuple[str, ...]
+    variables: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)

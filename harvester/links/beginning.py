@@ -8,7 +8,9 @@ lines are never held back.
 import codecs
 import io
 import json
+import os
 import re
+import shlex
 
 from harvester.errors import InputBroken
 from harvester.jsonlines import object_in
@@ -16,6 +18,7 @@ from harvester.links.columns import AS_TEXT, LINE_LIMIT, NAMES, ListFormat
 
 _SHOWN_KEYS = 200
 """Characters of the keys that an error message lists."""
+_UNPACKERS = {".gz": "zcat", ".zst": "zstdcat", ".bz2": "bzcat", ".xz": "xzcat"}
 _LINE_ENDS = re.compile(rb"[\r\n]+")
 _MARKUP = re.compile(rb"</?(?:!--|(?:!doctype|\?xml|[a-z][a-z0-9]*)(?:[\s/>]|$))", re.IGNORECASE)
 """A page's tag. `<https://bit.ly/x>`, as mail programs write a link, is none."""
@@ -89,7 +92,7 @@ class CheckedText(io.BufferedIOBase):
         """As `_decides`, for a first line in a format whose lines may be JSON."""
         if _ARRAY.match(line):
             raise InputBroken(
-                f"{self._name}: a JSON array, not a list of lines; write one entry a line: {self._jq('.[]')}"
+                f"{self._name}: a JSON array, not a list of lines; write one entry per line: {self._jq('.[]')}"
             )
         if not line.startswith(b"{"):
             return True
@@ -114,13 +117,17 @@ class CheckedText(io.BufferedIOBase):
 
     def _refuse_object(self) -> None:
         raise InputBroken(
-            f"{self._name}: one JSON object, not a list of lines; write one entry a line, such as "
-            f"{self._jq('.links[]')}"
+            f"{self._name}: a JSON object over several lines, not a list of lines; write one entry per line: "
+            f"{self._jq('.')} for objects one after another, {self._jq('.links[]')} for a list inside of one"
         )
 
     def _jq(self, path: str) -> str:
         """Return the shell command that writes the entries of a JSON file as lines."""
-        return f"jq -c '{path}' {'' if self._name == '-' else self._name + ' '}> links.ndjson"
+        path = path if path == "." else f"'{path}'"
+        if self._name == "-":
+            return f"jq -c {path} > links.ndjson"
+        unpack, name = _UNPACKERS.get(os.path.splitext(self._name)[1].lower()), shlex.quote(self._name)
+        return f"{unpack} {name} | jq -c {path} > links.ndjson" if unpack else f"jq -c {path} {name} > links.ndjson"
 
 
 def _is_open(line: bytes) -> bool:

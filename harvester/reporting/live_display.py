@@ -299,10 +299,10 @@ def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
         yield Text.assemble("the month's calls are used up about ", (utc_text(status.spent), "bold"))
         if status.ends:
             yield Text(f"all done about {utc_text(status.ends)}")
-    elif status.ends:
-        left = round(max(seconds_until(status.ends), 0.0))
+    elif ends := status.likely_end:
+        left = round(max(seconds_until(ends), 0.0))
         yield Text.assemble((duration(left), "bold"), " left")
-        yield Text(f"until about {utc_text(status.ends)}")
+        yield Text(f"until about {utc_text(ends)}")
 
 
 def _speed(status: RunProgress) -> str:

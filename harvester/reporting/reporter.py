@@ -9,8 +9,8 @@ import orjson
 
 from harvester.clock import utc_text
 from harvester.events import Event, Field, RunOutcome, level
-from harvester.progress import InvalidLine, RunProgress, WaitReason, duration, limit_in_words
-from harvester.reporting.summary import counted, counts, summary
+from harvester.progress import InvalidLine, RunProgress, WaitReason, counted, duration, limit_in_words
+from harvester.reporting.summary import counts, summary
 from harvester.reporting.terminal import say
 from harvester.shutdown import StopReason
 
@@ -158,6 +158,8 @@ class Reporter:
     ) -> None:
         """Write the summary; with quiet only that of a run that was stopped, and of each spent month once.
 
+        A run that has reached its user's own limit was not stopped in this sense.
+
         command: the one that was run. details: as in `summary`.
         """
         status, stop = outcome.status, outcome.stop
@@ -165,8 +167,9 @@ class Reporter:
             self._invalid_reported = self._invalid
         self.close()
         seconds = time.monotonic() - self._began
-        known = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
-        if not self._quiet or (stop and not known):
+        own = stop is not None and stop.reason in {StopReason.MAX_TIME, StopReason.MAX_CALLS}
+        spent = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
+        if not self._quiet or (stop and not own and not spent):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
             self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command, details), fields)
 
@@ -185,10 +188,11 @@ def _has_more_invalid(status: RunProgress) -> bool:
 
 def status_line(status: RunProgress, seconds: float) -> str:
     """Return a progress line. seconds: time since the first attempt."""
-    rate = status.attempts.total / seconds * 60 if seconds else 0.0
+    sent = status.attempts.total - status.connecting
+    rate = sent / seconds * 60 if seconds else 0.0
     line = (
         f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
-        f"{status.failed:,} failed, {status.attempts.total:,} requests ({rate:,.0f}/min)"
+        f"{status.failed:,} failed, {sent:,} requests ({rate:,.0f}/min)"
     )
     if status.truncated:
         line += f"; {status.truncated:,} rows truncated (--size)"
@@ -203,7 +207,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
 def _end(status: RunProgress) -> str:
     if status.spent:
         return f", the month's calls are used up about {utc_text(status.spent)}"
-    return f", until about {utc_text(status.ends)}" if status.ends else ""
+    return f", until about {utc_text(ends)}" if (ends := status.likely_end) else ""
 
 
 def moves(status: RunProgress) -> bool:
@@ -253,7 +257,7 @@ def progress_fields(status: RunProgress) -> dict[str, Any]:
         "remaining": status.remaining,
         "attempts": attempts.total,
         "calls_last_minute": round(sum(status.per_second)),
-        "ends": status.ends,
+        "ends": status.likely_end,
         "month_spent": status.spent,
         "trouble": trouble_of(status) or None,
         "waiting": {"window": waiting.window, "limit": waiting.limit or None, "until": waiting.until}

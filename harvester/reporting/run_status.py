@@ -1,6 +1,7 @@
 """`harvester status`: the state of a run, from its manifest alone: no lock, no private file, no token."""
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from harvester.clock import next_month
 from harvester.config.options import QueryOptions
 from harvester.config.placeholders import escape_braces
 from harvester.dataset import manifest as manifests
-from harvester.dataset.manifest import Found, LimitedBy, Manifest, Stopped
+from harvester.dataset.manifest import Command, Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
 from harvester.shutdown import CONSEQUENCES, RESUMES, STOPPED, Consequence, StopReason
 
@@ -49,6 +50,9 @@ AHEAD_SECONDS = 60.0
 ENDED = frozenset({RunState.STOPPED, RunState.FAILURES, RunState.EMPTY, RunState.COMPLETE})
 _ENOUGH_CALLS = 100
 """Calls from which on the attempts per call are estimated from the output itself."""
+_NAME = re.compile(r"HARVESTER_\w+\Z", re.ASCII)
+_IN_PATHS = "/*?[{~"
+"""Characters of paths, glob patterns and names with `{dt}` that no other word has."""
 _MOST_HOURS = 50_000
 """Longer forecasts are not made: nobody plans for five years, and the simulation would take too long."""
 
@@ -59,7 +63,8 @@ class RunStatus:
 
     ends: estimate of when every call of the list has a verdict, None without one. waiting_since: when the limit that
     blocks sending began to do so. parts: number of files, rows, bytes.
-    command: the run's, for a shell; None where there is none. unset: variables that it had, and this process has not.
+    command: the run's, for a shell; None where there is none. unset: variables that it had, whose values are not kept,
+    and that this process has not.
     """
 
     out: str
@@ -186,7 +191,9 @@ def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | No
         leaving=[(seconds, count) for seconds, count in minutes if seconds > 0 and count],
         month_left=limits.per_month if month_is_new and limits.per_month else windows["month"].remaining,
     )
-    return forecast(ceil(manifest.remaining * each), limits, start).ends
+    ends = forecast(ceil(manifest.remaining * each), limits, start).ends
+    until = _optional_moment(limited_by.until) if limited_by else None
+    return None if ends and until and ends < until else ends
 
 
 def _optional_moment(text: str | None) -> datetime | None:
@@ -268,14 +275,44 @@ def command_of(found: Found) -> str | None:
     command = found.content.invocation.command
     if command is None:
         return _equivalent_of(found)
-    text = shlex.join(command.words)
-    return text if command.cwd in {None, _folder()} else f"cd {shlex.quote(str(command.cwd))} && {text}"
+    return in_shell(command, from_elsewhere=command.cwd != _folder())
+
+
+def in_shell(command: Command, *, from_elsewhere: bool = False) -> str:
+    """Return a command for a shell: with the variables that it had, and from its own folder where it depends on that.
+
+    from_elsewhere: go to its folder in any case.
+    """
+    kept = [(name, str(value)) for name, value in command.variables.items() if value is not None and _NAME.match(name)]
+    text = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in kept), shlex.join(command.words)])
+    if command.cwd is None or not (from_elsewhere or _depends_on_folder(command, [value for _, value in kept])):
+        return text
+    return f"cd {shlex.quote(command.cwd)} && {text}"
+
+
+def _depends_on_folder(command: Command, values: list[str]) -> bool:
+    """Return whether a command may name a relative path, or has read a file of options in its folder.
+
+    Which words are paths is not known here: a word counts that looks like one, or is the name of a file there.
+    """
+    cwd = str(command.cwd)
+    if any(os.path.dirname(path) == cwd for path in command.config):
+        return True
+    words = (word for text in (*command.words[1:], *values) for word in re.split(r"[=\s]", text))
+    return any(
+        word
+        and not os.path.isabs(word)
+        and "://" not in word
+        and (not {*word}.isdisjoint(_IN_PATHS) or os.path.exists(os.path.join(cwd, word)))
+        for word in words
+    )
 
 
 def unset_variables(manifest: Manifest) -> list[str]:
-    """Return the variables with options that the run had, and this process has not."""
+    """Return the variables whose values the manifest does not keep, and that this process has not."""
     command = manifest.invocation.command
-    return [name for name in command.variables if not os.environ.get(name)] if command else []
+    variables = command.variables if command else {}
+    return [name for name, value in variables.items() if value is None and not os.environ.get(name)]
 
 
 def _folder() -> str | None:

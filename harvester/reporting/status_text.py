@@ -1,6 +1,7 @@
 """The state of a run as text for a person, as a line for a log, and as an object for a program."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,12 +10,12 @@ from typing import Any
 
 import orjson
 
-from harvester.clock import utc_iso
+from harvester.clock import utc_iso, utc_text
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import duration, limit_in_words, shortfalls_in_words
+from harvester.progress import counted, duration, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunState, RunStatus, Unreadable
-from harvester.reporting.terminal import escaped_lines, print_out
+from harvester.reporting.terminal import escaped_lines, for_stdout, print_out
 
 _STATES = {
     RunState.RUNNING: "it is running",
@@ -25,6 +26,7 @@ _STATES = {
     RunState.EMPTY: "ended: there are no bitlinks in the list",
     RunState.COMPLETE: "complete: every link has an answer",
 }
+_UNREADABLE = "unreadable"
 _PASSED_ON = (
     "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",
     "given_up", "attempts", "budget",
@@ -34,7 +36,7 @@ _PASSED_ON = (
 
 def as_text(seen: RunStatus) -> str:
     """Return the lines for a person."""
-    lines = [f"  {name:<9}{text}" for part in (_news, _calls, _budget, _end) for name, text in part(seen)]
+    lines = [f"  {name:<11}{text}" for part in (_news, _calls, _budget, _end) for name, text in part(seen)]
     return "\n".join([f"{seen.out}: {_sentence(seen)}", *lines])
 
 
@@ -42,7 +44,7 @@ def as_line(seen: RunStatus) -> str:
     """Return one line for a log."""
     counts, per_hour = seen.manifest.dataset, seen.manifest.invocation.rate.per_hour
     line = (
-        f"{_shown(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
+        f"{utc_text(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
         f"{counts.failed:,} failed, {counts.pending:,} pending"
     )
     if counts.truncated:
@@ -88,27 +90,27 @@ def as_dict(seen: RunStatus) -> dict[str, Any]:
 
 
 def _sentence(seen: RunStatus) -> str:
-    return _STATES[seen.state].format(updated=_shown(seen.updated))
+    return _STATES[seen.state].format(updated=utc_text(seen.updated))
 
 
 def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
     age, run = seen.age_seconds, seen.manifest.invocation
     old = f"{duration(age)} old" if age >= 0 else f"{duration(-age)} ahead of this machine's clock"
-    yield "updated", f"{_shown(seen.updated)}, {old}"
-    yield "run", f"number {run.number}, started {run.started}, list: {', '.join(run.lists)}"
+    yield "updated", f"{utc_text(seen.updated)}, {old}"
+    yield "run", f"number {run.number}, started {utc_text(run.started)}, list: {', '.join(run.lists)}"
     if seen.ended:
-        yield "ended", _shown(seen.ended)
+        yield "ended", utc_text(seen.ended)
 
 
 def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
     counts, remaining, rate = seen.manifest.dataset, seen.manifest.remaining, seen.manifest.invocation.rate
     yield "done", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
     for number, text in enumerate(shortfalls_in_words(counts.rows, counts.truncated, counts.clipped)):
-        yield "" if number else "lacking", text
+        yield "" if number else "truncated" if counts.truncated else "clipped", text
     yield "failed", f"{counts.failed:,}"
     yield "pending", f"{counts.pending:,}"
     if remaining is not None:
-        end = f"; estimated end {_shown(seen.ends)}" if seen.ends else ""
+        end = f"; estimated end {utc_text(seen.ends)}" if seen.ends else ""
         yield "left", f"{remaining:,} calls of the list{end}"
     if rate.per_hour is not None:
         yield "rate", f"{rate.per_hour:,.0f} calls an hour ({rate.calls:,} in {duration(rate.seconds)})"
@@ -129,21 +131,19 @@ def _end(seen: RunStatus) -> Iterator[tuple[str, str]]:
     yield "parts", f"{files:,} with {rows:,} rows, {size:,} bytes"
     if stopped:
         yield "stopped", stopped.message
-    after = f"from {_shown(step.after)} on ({_until(step.after, seen.now)}): " if step.after else ""
+    after = f"from {utc_text(step.after, round_up=True)} on ({_until(step.after, seen.now)}): " if step.after else ""
     yield "next", after + step.summary
-    if step.command:
-        yield "", step.command
-    elif command:
-        yield "command", str(seen.command)
+    if text := step.command or (command and seen.command):
+        yield "command", text
     if command and command.config:
         yield "options", f"from {', '.join(command.config)}"
     if seen.unset:
-        yield "options", f"from variables that are not set here: {', '.join(seen.unset)}"
+        yield "options", f"from variables that are not kept, and not set here: {', '.join(seen.unset)}"
 
 
 def _window(window: WindowUsage) -> str:
     limit = f"of {window.limit:,} used" if window.limit else "used, no limit"
-    until = f", until {window.until}" if window.until else ""
+    until = f", until {utc_text(window.until, round_up=True)}" if window.until else ""
     return f"{window.window:<7}{window.used:,} {limit}{until}"
 
 
@@ -156,20 +156,16 @@ def _waiting(seen: RunStatus) -> str | None:
     if limited_by.why:
         text += f" ({limited_by.why.removeprefix('no answer ')})"
     if seen.waiting_since:
-        text += f", since {_shown(seen.waiting_since)} ({duration(_seconds_between(seen.waiting_since, seen.now))})"
+        text += f", since {utc_text(seen.waiting_since)} ({duration(_seconds_between(seen.waiting_since, seen.now))})"
     if not until:
         return text
     if limited_by.window == "outage":
         return f"{text}, next attempt {_until(until, seen.now)}" if until > seen.now else text
-    return f"{text}, until {_shown(until)} ({_until(until, seen.now)})"
+    return f"{text}, until {utc_text(until, round_up=True)} ({_until(until, seen.now)})"
 
 
 def _seconds_between(earlier: datetime, later: datetime) -> float:
     return max((later - earlier).total_seconds(), 0.0)
-
-
-def _shown(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _until(moment: datetime, now: datetime) -> str:
@@ -183,32 +179,40 @@ def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
 
 def print_status(seen: RunStatus, *, json: bool) -> None:
     """Print the state of a run."""
-    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else as_text(seen))
+    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else for_stdout(as_text(seen)))
 
 
-def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> None:
-    """Print the states of the runs below a folder: a table for a person; for a program an object a line."""
+def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> bool:
+    """Print the states of the runs below a folder: a table for a person; for a program an object a line.
+
+    Return whether all could be read.
+    """
     if json:
+        good = True
         for seen in states:
+            good = good and isinstance(seen, RunStatus)
             print_out(as_json(as_dict(seen) if isinstance(seen, RunStatus) else _unreadable(seen)))
-        return
+        return good
     shown = [*states]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     rows = [("STATE", "DONE", "FAILED", "LEFT", "UPDATED (UTC)", "OUTPUT"), *(_row(seen, folder) for seen in shown)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for state, *numbers, updated, out in rows:
         aligned = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False))
-        print_out(f"{state:<{widths[0]}}  {aligned}  {updated:<{widths[4]}}  {out}")
-    counts = Counter(seen.state if isinstance(seen, RunStatus) else "unreadable" for seen in shown)
-    print_out(f"{len(shown):,} outputs: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+        line = f"{state:<{widths[0]}}  {aligned}  {updated:<{widths[4]}}  {out}"
+        print_out(f"{line[: width - 1]}…" if width and state == _UNREADABLE and len(line) > width else line)
+    counts = Counter(seen.state if isinstance(seen, RunStatus) else _UNREADABLE for seen in shown)
+    print_out(f"{counted(len(shown), 'output')}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+    return not counts[_UNREADABLE]
 
 
 def _row(seen: RunStatus | Unreadable, folder: str) -> tuple[str, ...]:
     out = os.path.relpath(seen.out, folder)
     if isinstance(seen, Unreadable):
-        return ("unreadable", "", "", "", "", f"{out}: {seen.message}")
+        return (_UNREADABLE, "", "", "", "", f"{out}: {seen.message}")
     manifest, state, why = seen.manifest, str(seen.state), ""
     if seen.state is RunState.STOPPED and manifest.stopped:
-        why = manifest.stopped.reason
+        why = manifest.stopped.reason.replace("_", " ")
     elif seen.state is RunState.RUNNING and seen.waiting_since and manifest.budget.limited_by:
         why = manifest.budget.limited_by.window
     counts, left = manifest.dataset, "?" if manifest.remaining is None else f"{manifest.remaining:,}"
@@ -223,7 +227,7 @@ def _row(seen: RunStatus | Unreadable, folder: str) -> tuple[str, ...]:
 
 
 def _unreadable(seen: Unreadable) -> dict[str, Any]:
-    return {"schema_version": 1, "out": seen.out, "state": "unreadable", "summary": seen.message}
+    return {"schema_version": 1, "out": seen.out, "state": _UNREADABLE, "summary": seen.message}
 
 
 def follow(states: Iterator[RunStatus], *, json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from harvester.clock import utc_text
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, WindowState, duration, shortfalls_in_words
+from harvester.progress import RunProgress, WindowState, counted, duration, shortfalls_in_words
 from harvester.reporting.terminal import FAILURE_MARK, SUCCESS_MARK
 from harvester.shutdown import CONSEQUENCES, OK, StopReason
 
@@ -45,9 +45,18 @@ def _facts(
     if out != "-":
         yield "output", out
     yield from (("next", text) for text in _next(outcome, out))
-    repeated = outcome.stop.reason is not StopReason.CONSUMER_GONE if outcome.stop else outcome.status.failed
-    if command and repeated and out != "-":
-        yield "command", command
+    if command and out != "-" and (flag := _repeated_with(outcome)) is not None:
+        yield "command", command if not flag or flag in command.split() else f"{command} {flag}"
+
+
+def _repeated_with(outcome: RunOutcome) -> str | None:
+    """Return the option that the same command needs to get further, which may be empty; None if it is not repeated."""
+    stop, status = outcome.stop, outcome.status
+    if stop:
+        return None if stop.reason is StopReason.CONSUMER_GONE else ""
+    if status.failed > status.exhausted:
+        return ""
+    return "--retry-failed" if status.failed or status.given_up else None
 
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:
@@ -83,7 +92,9 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         have = counted(listed.differing, "repeated line has", "repeated lines have")
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
-        yield "list", f"{counted(status.known, 'link was', 'links were')} already done"
+        done, links = status.known - status.given_up, counted(listed.links, "link")
+        failed = f", {status.given_up:,} had failed in three runs" if status.given_up else ""
+        yield "list", f"{done:,} of {links} {'was' if done == 1 else 'were'} already done{failed}"
 
 
 def refusals_in_words(status: RunProgress) -> str:
@@ -113,7 +124,7 @@ def _requests(status: RunProgress) -> Iterator[str]:
     """Yield what was sent: requests for links, how many of them were repeated, and those for Bitly's own limits."""
     attempts = status.attempts
     again = counted(attempts.retried, "was a retry", "were retries")
-    limited = f", {attempts.throttled:,} over a rate limit of Bitly's" if attempts.throttled else ""
+    limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
     yield f"{attempts.total:,} for links, of which {again}{limited}"
     if attempts.helper:
         yield f"{attempts.helper:,} to ask Bitly for its limits"
@@ -174,8 +185,3 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "helper_requests": status.attempts.helper,
         "month_left": month.remaining if month else None,
     }
-
-
-def counted(number: int, one: str, more: str | None = None) -> str:
-    """Return a number with its noun: `1 row`, `2,000 rows`."""
-    return f"{number:,} {one if number == 1 else more or one + 's'}"

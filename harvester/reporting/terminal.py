@@ -15,6 +15,8 @@ SUCCESS_MARK, FAILURE_MARK = "✓", "✗"
 """The first character of a summary, which a terminal shows in colour."""
 _NAME = re.compile(r" +(?:\S+ {2,}| *)")
 """The beginning of a line whose text stands in a column: spaces, and a name with at least two spaces behind it."""
+_COMMAND = re.compile(r" +command +\S")
+"""The beginning of a line with a command: a line feed in it would run half of it where it is pasted."""
 _INDENT, _NARROW = 2, 20
 
 
@@ -32,7 +34,7 @@ def wrapped(text: str, width: int) -> str:
     """Break lines between words at a width, in columns; what a line continues with is indented like its text.
 
     A word that is longer, such as a path, stays whole: the terminal breaks it, and it can still be copied. A terminal
-    that is too narrow for words breaks all lines itself.
+    that is too narrow for words breaks all lines itself, and so does any terminal the line of a command.
     """
     if width < _NARROW:
         return text
@@ -40,7 +42,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _pieces(line: str, width: int) -> list[str]:
-    if len(line) <= width:
+    if len(line) <= width or _COMMAND.match(line):
         return [line]
     name = _NAME.match(line)
     indent = min(name.end() if name else _INDENT, width // 3)

@@ -22,7 +22,7 @@ from harvester.groups.spool import read_before
 from harvester.progress import WindowState
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client, source_of
-from harvester.run.preflight import ListCount, ListSurvey, Preflight
+from harvester.run.preflight import ListCount, ListSurvey, Preflight, month_must_be_named
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import resolve
@@ -42,6 +42,7 @@ _SIZES = (1_000, 10_000, 100_000)
 class Duration:
     """How long a number of links takes with one of Bitly's plans, from now on, with its month still unused.
 
+    For this list, with what has been used of the present month.
     ends: None if that is more than 200 years away. months: calendar months in which the command has to be run.
     """
 
@@ -67,8 +68,9 @@ class Plan:
     groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
     empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
     the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
-    the metrics of an answer from which on its link takes a second request; None if none does. facets, periods: those
-    that each link is asked for; found counts the calls of all.
+    the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
+    present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
+    each link is asked for; found counts the calls of all.
     """
 
     found: ListCount
@@ -84,6 +86,8 @@ class Plan:
     now: datetime
     durations: list[Duration]
     completed_from: int | None
+    month_used: int
+    refused: bool
     facets: int = 1
     periods: int = 1
 
@@ -179,6 +183,7 @@ def _plan(
     start = Start(now, month_left=limits.per_month or None, connections=connections)
     if budget:
         start = beginning(budget, windows, connections)
+    used = windows[-1].used if windows else 0
     return Plan(
         found=found,
         survey=survey,
@@ -191,16 +196,19 @@ def _plan(
         suggestions=[] if month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
         now=now,
-        durations=list(durations(attempts, limits, start)),
+        durations=list(durations(attempts, limits, start, used)),
+        month_used=used,
+        refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
     )
 
 
-def durations(attempts: int, limits: Limits, start: Start) -> Iterator[Duration]:
-    """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans."""
+def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterator[Duration]:
+    """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans. used: of this month."""
     for links in sorted({*_SIZES, attempts} - {0}):
         for per_month, name in COMPARED_PLANS.items():
-            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=per_month))
+            left = max(per_month - used, 0) if links == attempts else per_month
+            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=left))
             yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
 
 

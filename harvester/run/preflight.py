@@ -19,7 +19,7 @@ from harvester.events import Event, RunObserver
 from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
-from harvester.progress import InvalidLine
+from harvester.progress import InvalidLine, WindowState, counted
 from harvester.rows.row import RowBuilder
 from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
@@ -85,6 +85,11 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
         for path in paths:
             with suppress(OSError):
                 os.unlink(path)
+
+
+def month_must_be_named(month: WindowState, needed: int) -> bool:
+    """Return whether a run is refused before its first call, because a month that nobody named is too small for it."""
+    return month.source == "default" and needed > month.limit
 
 
 class ListSettings(Protocol):
@@ -168,7 +173,8 @@ class Preflight:
         if not countable or not (self._strict or month_matters):
             return sources, None
         found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
-        text = f"{found.links:,} links in {found.lines:,} lines; {found.calls:,} calls to make"
+        links, lines = counted(found.links, "link"), counted(found.lines, "line")
+        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
         self._compare_with_month(found, budget)
@@ -258,7 +264,7 @@ class Preflight:
         needed = calls if most is None else min(calls, most)
         if month.remaining is None or needed <= month.remaining:
             return
-        if month.source == "default" and needed > month.limit:
+        if month_must_be_named(month, needed):
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
                 "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "

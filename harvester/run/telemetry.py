@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
-from harvester.client.http import Pool
+from harvester.client.http import Pool, SlotSession
 from harvester.client.pacer import HintedPauses
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import (
@@ -41,7 +41,7 @@ class Sender(Protocol):
     """What is reported of the sender of attempts.
 
     trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server. pauses: those of
-    single calls. pool: its connections.
+    single calls. pool: its connections. in_flight: the slots of attempts that are being answered.
     """
 
     counters: AttemptCounts
@@ -50,6 +50,7 @@ class Sender(Protocol):
     pool: Pool
     trouble: str | None
     not_sent: int
+    in_flight: list[SlotSession]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Telemetry:
             if self._sender:
                 self._list_is_still, self._lines = self._lines == progress.listed.lines, progress.listed.lines
                 progress.waiting, progress.trouble = self._waiting(), self._sender.trouble
+                progress.connecting = sum(slot.line.unsent for slot in self._sender.in_flight)
                 self._warn_of_stopped(observer)
             await self._estimator.update(progress)
             observer.progress(progress)

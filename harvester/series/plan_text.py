@@ -159,12 +159,15 @@ def _window_line(state: WindowState, digits: int) -> str:
 def _end_lines(plan: Plan) -> list[str]:
     ahead = plan.forecast
     if not plan.attempts:
-        return ["no calls are left to make"]
+        return ["no calls are left to make" if plan.found.links else "no links to fetch"]
     if ahead.ends:
         lines = [f"estimated end: {utc_text(ahead.ends)} (in {duration((ahead.ends - plan.now).total_seconds())})"]
     else:
         lines = ["estimated end: in more than two hundred years"]
-    if ahead.pauses:
+    if plan.refused:
+        assumed = f"harvester assumes {plan.limits.per_month:,} calls a month, as on Bitly's free plan"
+        lines.append(f"  run asks for --plan or --per-month first: {assumed}, and the list needs more")
+    elif ahead.pauses:
         months = f"{len(ahead.pauses):,} more month" + "s" * (len(ahead.pauses) > 1)
         enough = f"{ahead.this_month:,} of {plan.attempts:,}"
         lines.append(f"  this month's calls are enough for {enough}; the run then stops with exit code 7")
@@ -195,6 +198,9 @@ def _table(plan: Plan) -> list[str]:
         lines.append(f"{mark:<2}{links:>10,}" + "".join(f"{cell:>12}" for cell in cells))
     if any(each.months > 1 for each in plan.durations):
         lines.append("  (N months: the command is run again in each of N calendar months)")
+    if plan.month_used:
+        used = f"{plan.month_used:,} {'call' if plan.month_used == 1 else 'calls'}"
+        lines.append(f"  (→ counts the {used} made this month; the other rows have a whole one)")
     return lines
 
 

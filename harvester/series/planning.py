@@ -48,7 +48,7 @@ def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
         attempts=attempts,
         forecast=forecast(attempts, together, start),
         suggestions=[],
-        durations=list(durations(attempts, together, start)),
+        durations=list(durations(attempts, together, start, first.month_used)),
         facets=facets,
         periods=len(jobs) // facets,
     )

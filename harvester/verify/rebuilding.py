@@ -7,7 +7,7 @@ by the next run, as after a kill. Lines whose rows are published already are bla
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -37,6 +37,17 @@ from harvester.storage.sqlite import rows_left
 T = TypeVar("T")
 _BATCH = 1000
 _FAILED = {"refused": CallState.REFUSED, "failed": CallState.FAILED}
+
+
+class Origin(NamedTuple):
+    """What a dataset was begun with, by whichever source still has it."""
+
+    run_id: str
+    query: Query
+    part_format: PartFormat
+    started: str
+    invocation: int
+    server: str | None = None
 
 
 class Remains(NamedTuple):
@@ -71,15 +82,16 @@ def remains(path: str) -> Remains:
 class Tally:
     """What a rebuilt ledger was made of.
 
-    parts, part_calls: parts that were read, and the calls of their rows. moved: parts that are not there, whose calls
-    another source names. lost_parts: those whose calls nothing names. row_calls: calls with a row, also in journals.
-    journal_lines: whole lines. file_bytes: whole rows of a growing file. unreadable: files with the reason.
+    parts, part_calls: parts that were read, and the calls of their rows. moved, moved_calls: parts that are not there,
+    whose calls another source names. lost_parts: those whose calls nothing names. row_calls: calls with a row, also in
+    journals. journal_lines: whole lines. file_bytes: whole rows of a growing file. unreadable: files with the reason.
     unknown_to_ledger: calls with a row that the present ledger does not know.
     """
 
     parts: int = 0
     part_calls: int = 0
     moved: list[str] = field(default_factory=list)
+    moved_calls: int = 0
     lost_parts: list[str] = field(default_factory=list)
     lost_calls: int = 0
     row_calls: int = 0
@@ -117,11 +129,14 @@ class Rebuilding:
         open_part: Callable[[str], BinaryIO | None],
         calls_of: Callable[[str], list[bytes] | None],
         settled_before: Callable[[list[bytes]], int],
+        *,
+        forget_moved: bool = False,
     ) -> None:
         """Settle the calls of all parts. listed: by name, with those of the manifest; others have no sha256.
 
         open_part: opens a part; None if it is not there. calls_of: the calls of one that is not there, by the present
         ledger; None if it does not know all. settled_before: how many of these calls the present ledger has a row of.
+        forget_moved: do not settle the calls of a part that is not there.
         """
         numbers = {int(match["number"]): name for name in listed if (match := PART_NAME.fullmatch(name))}
         count = max(numbers, default=-1) + 1
@@ -136,7 +151,7 @@ class Rebuilding:
                 self.tally.parts += 1
                 self.tally.part_calls += part.calls
             else:
-                part = self._part_that_is_gone(segment, part, calls_of(name))
+                part = self._part_that_is_gone(segment, part, calls_of(name), forget=forget_moved)
             row = Part(number, segment, name, part.rows, part.bytes, part.sha256 or "", part.calls, sealed=False)
             self._ledger.intend(row)
             self._ledger.seal(row)
@@ -172,18 +187,21 @@ class Rebuilding:
             self.tally.unreadable.append(f"{part.path}: it was changed after it was published")
         return PublishedPart(part.path, rows, calls, hashed.size, hashed.sha256)
 
-    def _part_that_is_gone(self, segment: int, part: PublishedPart, keys: list[bytes] | None) -> PublishedPart:
+    def _part_that_is_gone(
+        self, segment: int, part: PublishedPart, keys: list[bytes] | None, *, forget: bool
+    ) -> PublishedPart:
         """Settle the calls of a part that is not there: by the old ledger, or by the journal that it was made of."""
         if keys is None:
             keys = self._journal_of(part)
-        if keys is None:
+        if keys is None or (keys and forget):
             self.tally.lost_parts.append(part.path)
             self.tally.lost_calls += part.calls
             return PublishedPart(part.path, part.rows, 0, part.bytes, part.sha256)
         for batch in _batches(Entry(key, CallState.ROW, None) for key in keys):
             self._settle(segment, batch)
         self.tally.moved.append(part.path)
-        return part
+        self.tally.moved_calls += len(keys)
+        return part if keys else replace(part, calls=0)  # forgotten before
 
     def _journal_of(self, part: PublishedPart) -> list[bytes] | None:
         """Return the calls of the journal whose rows make exactly this part; None if there is none."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -35,17 +35,15 @@ from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.storage.watch import FolderLock, check_state
-from harvester.verify.rebuilding import Rebuilding, Remains, Tally, remains
+from harvester.verify.rebuilding import Origin, Rebuilding, Remains, Tally, remains
 
 _REBUILT = "ledger.sqlite.rebuilt"
 
 
 @dataclass(slots=True)
 class Repair:
-    """The result; the fields are the keys of the JSON object. whole: nothing is to be repaired.
-
-    ledger: what is wrong with it, empty if nothing. losses: what no source has, whose calls would be asked for again.
-    set_aside: the old ledger's new name, if there was one.
+    """The result, whose fields are the keys of the JSON object. whole: nothing is to be repaired. ledger: what is wrong
+    with it. losses: what no source has, whose calls would be asked for again. set_aside: the old ledger's new name.
     """
 
     out: str
@@ -63,21 +61,11 @@ class Repair:
         return self.whole or self.applied
 
 
-class Origin(NamedTuple):
-    """What a dataset was begun with, by whichever source still has it."""
-
-    run_id: str
-    query: Query
-    part_format: PartFormat
-    started: str
-    invocation: int
-    server: str | None = None
-
-
 def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool, ask_again: bool) -> Repair:
     """Rebuild the ledger of an output, and put it in place if `apply`.
 
-    parts_at: a folder to which a loader has moved parts. ask_again: apply even if some calls are to be made again.
+    parts_at: a folder to which a loader has moved parts. ask_again: apply even if some calls are to be made again; if
+    the ledger is whole, forget the calls of the parts that are gone, so that the next run makes them again.
 
     Raises:
         UsageError: there is no output of harvester's, or it is standard output. DatasetBusy: a run goes on.
@@ -124,16 +112,16 @@ class _Repairing:
         if apply:
             check_state(location, found.remarks.append)
         path = os.path.join(location.private if apply else self._folder, _REBUILT)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        with closing(Ledger(path)) as ledger:
-            ledger.create(self._facts(origin))
-            work = Rebuilding(
-                ledger, origin.query, origin.run_id, origin.part_format, origin.invocation, self._private()
-            )
-            self._fill(work, present)
-        found.rebuilt = work.tally
+        work = self._rebuilt(path, origin, present)
         self._judge(origin, present)
+        if found.whole and ask_again and work.tally.moved_calls:
+            found.whole = False
+            work = self._rebuilt(path, origin, present, forget_moved=True)
+            lost = work.tally
+            found.ledger = "is whole, but parts are gone whose links it would not ask for again"
+            found.losses.append(
+                f"{lost.lost_calls:,} calls of {', '.join(lost.lost_parts)}: the next run makes them again"
+            )
         if apply and not found.whole and (ask_again or not found.losses):
             work.blank_published_rows()
             found.set_aside = install(location.ledger, path)
@@ -142,6 +130,18 @@ class _Repairing:
             with suppress(FileNotFoundError):
                 os.unlink(path)
         return found
+
+    def _rebuilt(self, path: str, origin: Origin, present: Ledger | None, *, forget_moved: bool = False) -> Rebuilding:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        with closing(Ledger(path)) as ledger:
+            ledger.create(self._facts(origin))
+            work = Rebuilding(
+                ledger, origin.query, origin.run_id, origin.part_format, origin.invocation, self._private()
+            )
+            self._fill(work, present, forget_moved=forget_moved)
+        self._found.rebuilt = work.tally
+        return work
 
     def _private(self) -> str:
         return self._location.private if self._location.begun else self._folder
@@ -183,19 +183,18 @@ class _Repairing:
             UsageError: none of them has it.
         """
         manifest, facts = self._manifest, self._remains.facts
-        number = manifest.invocation.number if manifest else 1
-        if type(facts.get("invocation")) is int:
-            number = max(number, int(facts["invocation"]))
+        kept = facts.get("invocation")
+        number = max(manifest.invocation.number if manifest else 1, kept if type(kept) is int else 1)
         with suppress(KeyError, TypeError, ValueError):
-            if manifest:
+            if manifest is not None:
                 query = Query(**manifest.query)
                 part_format = PartFormat(Format(manifest.format), Shape(manifest.shape), query.facet)
                 return Origin(manifest.run_id, query, part_format, manifest.started, number, manifest.server)
         with suppress(KeyError, TypeError, ValueError):
             query = Query(**orjson.loads(str(facts["query"])))
             part_format = PartFormat(Format(str(facts["format"])), Shape(str(facts["shape"])), query.facet)
-            server = str(facts["server"])
-            return Origin(str(facts["run_id"]), query, part_format, str(facts["started"]), number, server)
+            run_id, started, server = (str(facts[name]) for name in ("run_id", "started", "server"))
+            return Origin(run_id, query, part_format, started, number, server)
         for form, shape, row in self._first_rows():
             with suppress(KeyError, TypeError):
                 query = Query(**{field.name: row[field.name] for field in fields(Query)})
@@ -262,13 +261,14 @@ class _Repairing:
 
     # --- rebuilding ------------------------------------------------------------------------------------------------
 
-    def _fill(self, work: Rebuilding, present: Ledger | None) -> None:
+    def _fill(self, work: Rebuilding, present: Ledger | None, *, forget_moved: bool) -> None:
         def settled_before(keys: list[bytes]) -> int:
             known = present.known(keys) if present else {}
             return sum(each.state is CallState.ROW for each in known.values())
 
         if self._location.in_parts:
-            work.take_parts(self._listed(work.run_id), self._open, self._calls_by_old_ledger, settled_before)
+            listed, keys_of = self._listed(work.run_id), self._calls_by_old_ledger
+            work.take_parts(listed, self._open, keys_of, settled_before, forget_moved=forget_moved)
         else:
             work.take_growing_file(self._location.out, settled_before)
         work.take_recent_failures()
@@ -370,6 +370,14 @@ def _lines(found: Repair) -> Iterator[str]:
     yield from (f"note: {text}" for text in found.remarks)
     if found.whole:
         yield f"{found.out}: the ledger is whole and knows every row: nothing to repair"
+        if tally.moved_calls:
+            one = len(tally.moved) == 1
+            gone = (
+                "1 part is not there; if no loader has it"
+                if one
+                else (f"{len(tally.moved):,} parts are not there; if no loader has them")
+            )
+            yield f"note: {gone}, --ask-again makes {'its' if one else 'their'} {tally.moved_calls:,} calls again"
         return
     yield f"the ledger {found.ledger}"
     yield f"found: {tally.part_calls:,} calls with a published row, in {tally.parts:,} parts or the growing file"

@@ -103,7 +103,7 @@ def check_names(manifest: Manifest, names: list[str], shelf: Storage, found: Fin
     """Check that _SUCCESS is there exactly when the list is complete, and report temporary files of killed runs."""
     path = shelf.path(SUCCESS)
     if found.ended and manifest.complete and SUCCESS not in names:
-        found.problem(path, None, "it is missing, but the manifest says complete: run the same command again")
+        found.problem(path, None, "missing, but the manifest says complete: run the same command again")
     if found.ended and not manifest.complete and SUCCESS in names:
         found.problem(path, None, "it exists, but the manifest does not say complete")
     if has_ended(manifest) or _age_seconds(manifest) > _SILENT_SECONDS:
@@ -125,7 +125,7 @@ def check_failures(
     path = shelf.path(FAILURES)
     if FAILURES not in names:
         if found.ended:
-            found.problem(path, None, "it is missing, though a run has ended: run the same command again")
+            found.problem(path, None, "missing: run the same command again")
         return
     kinds: Counter[str] = Counter()
     with closing(shelf.open(FAILURES)) as stream:

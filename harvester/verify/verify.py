@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -163,7 +164,7 @@ def _report_unknown(name: str, path: str, found: Findings, *, known: bool) -> No
     if not name.startswith("part-") or not name.endswith(tuple(Format)):
         found.remarks.append(f"{path} is not a harvester file; a loader must not take it for a part")
     elif found.ended or known:
-        text = "neither manifest nor ledger lists it: a copy, a part of another output, or one of a lost ledger"
+        text = "listed in neither manifest nor ledger: a copy, a part of another output, or one of a lost ledger"
         found.problem(path, None, text)
     else:
         found.remarks.append(f"{path} is newer than the manifest, and was not read: verify again in a minute")
@@ -220,14 +221,17 @@ class _Rows:
     def _report_gone(self, file: PublishedPart, path: str) -> None:
         if self._growing:
             if file.bytes:
-                self._found.problem(path, None, f"it is missing, with {file.rows:,} rows; restore it")
+                self._found.problem(path, None, f"missing, with {file.rows:,} rows; restore it")
             return
         if not file.calls:  # its calls were made again: repair --ask-again
             self._found.remarks.append(f"{path} was lost, and the calls of its rows were made again")
             return
         self._found.moved_away.append(path)
         if not self._found.allow_moved:
-            text = f"it is missing, with {file.rows:,} rows; restore it, or use --allow-moved if a loader has taken it"
+            text = (
+                f"missing, with {file.rows:,} rows; restore it, use --allow-moved if a loader has taken it, or fetch "
+                f"its links again (`harvester repair {shlex.quote(self._found.out)} --ask-again` says at what cost)"
+            )
             self._found.problem(path, None, text)
 
     def _read(self, stream: BinaryIO, file: PublishedPart, path: str) -> PublishedPart | None:

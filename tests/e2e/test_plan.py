@@ -12,7 +12,8 @@ import pytest
 from harvester.links.batch import batch_of_lines
 from harvester.run.preflight import ListSurvey
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.in_process import command as in_process
 
 LINKS = [f"bit.ly/{i}" for i in range(300)]
 
@@ -259,3 +260,44 @@ def test_the_table_has_this_list_among_others_and_each_plan(tmp_path: Path) -> N
     assert mine[3] == mine[4] == mine[5]
     assert max(map(len, table.splitlines()[:-1])) <= 60
     assert table.splitlines()[-1] == "  (N months: the command is run again in each of N calendar months)"
+
+
+def test_a_plan_says_that_the_run_would_ask_for_the_accounts_plan_first(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    path, served = tmp_path / "links.txt", serve()
+    path.write_text("".join(f"bit.ly/{n}\n" for n in range(1200)))
+    words = (
+        str(path),
+        "--out",
+        str(tmp_path / "out"),
+        "--base-url",
+        served.url,
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
+    said = in_process(capsys, "plan", *words, "--offline").out
+    assert "  run asks for --plan or --per-month first: harvester assumes 1,000 calls a month" in said
+    assert "exit code 7" not in said
+    assert in_process(capsys, "run", *words).code == 2
+    assert served.sandbox.requests.total() == 0
+    assert "exit code 7" in in_process(capsys, "plan", *words, "--offline", "--plan", "free").out
+    assert "run asks for" not in in_process(capsys, "plan", *words, "--offline", "--max-calls", "900").out
+
+
+def test_the_row_of_this_list_counts_what_the_month_has_used(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    path, served = tmp_path / "links.txt", serve()
+    path.write_text("".join(f"bit.ly/{n}\n" for n in range(700)))
+    state = ("--base-url", served.url, "--state-dir", str(tmp_path / "state"), "--plan", "free")
+    limits = ("--per-minute", "0", "--per-hour", "0")
+    words = ("--out", str(tmp_path / "out"), *state)
+    assert in_process(capsys, "run", str(path), *words, *limits, "--max-calls", "400").code == 9
+    said = in_process(capsys, "plan", str(path), "--out", str(tmp_path / "other"), *state, "--offline").out
+    assert "this month's calls are enough for 600 of 700" in said
+    mine = next(line for line in said.splitlines() if line.startswith("→"))
+    assert re.split(r" {2,}", mine)[1:3] == ["700", "2 months"]
+    assert "  (→ counts the 400 calls made this month; the other rows have a whole one)" in said

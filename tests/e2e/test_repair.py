@@ -200,6 +200,34 @@ def test_calls_that_are_known_nowhere_are_asked_again_only_if_that_is_said(
     assert checked.stdout.endswith(f"; {len(GOOD)} of {len(GOOD)} published rows are here\n")
 
 
+def test_the_links_of_a_deleted_part_are_fetched_again_only_if_that_is_said(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    case = Case(tmp_path, serve(), "out", "--part-rows", "30")
+    assert harvester(*case.command).returncode == 0
+    next(case.out.glob("part-*-00001.*")).unlink()
+    said = harvester("verify", str(case.out))
+    assert said.returncode == 8
+    assert f"fetch its links again (`harvester repair {case.out} --ask-again` says at what cost)" in said.stdout
+    assert "note: 1 part is not there; if no loader has it, --ask-again makes its 30 calls again" in case.repair()
+    before = case.snapshot()
+    lost = case.repair("--ask-again", code=8)
+    assert "lost: 30 calls of part-" in lost
+    assert ": the next run makes them again" in lost
+    assert case.snapshot() == before, "nothing is changed without --apply"
+    assert harvester(*case.command).returncode == 0
+    assert case.served.sandbox.answered.total() == len(LINKS)
+    case.repair("--apply", "--ask-again")
+    assert "nothing to repair" in case.repair("--apply", "--ask-again")
+    assert harvester(*case.command).returncode == 0
+    assert case.served.sandbox.answered.total() == len(LINKS) + 30
+    assert {row["bitlink"] for row in rows(case.out)} == GOOD
+    assert len(rows(case.out)) == len(GOOD)
+    checked = harvester("verify", str(case.out))
+    assert checked.returncode == 0, checked.stdout
+    assert "note:" not in case.repair("--ask-again")
+
+
 def test_rows_that_are_cut_off_a_growing_file_are_asked_again_only_if_that_is_said(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:

@@ -124,6 +124,10 @@ def test_its_failure_is_said_and_changes_no_exit_code(
     assert said in done.err
 
 
+def test_a_command_at_the_end_that_needs_a_shell_is_told_of(run: Callable[..., Said]) -> None:
+    assert "--on-end true. It runs without a shell" in run("--on-end", "true $X | cat", "--quiet").err
+
+
 def test_it_is_ended_with_all_its_processes_when_it_takes_too_long(
     run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,12 @@ async def test_without_a_network_a_run_ends_and_has_spent_nothing(quick_path: Pa
         assert exit_code(outcome) == STOPPED
         assert [window.used for window in outcome.status.windows] == [0, 0, 0]
         assert manifest(quick_path / "out")["attempts"] == {"total": 0, "retried": 0, "throttled": 0, "helper": 0}
+        assert outcome.stop is not None
+        assert re.fullmatch(
+            r"the server was never reached \(127.0.0.1:\d+ cannot be reached: Connection refused\); check --base-url "
+            r"and the network, then run the same command again",
+            outcome.stop.message,
+        )
         lines = summary(outcome, "out", 1.0).split("\n")
         [cost] = [line for line in lines if "requests  " in line]
         assert re.fullmatch(r"  requests  \d+ did not reach the server, and cost nothing", cost)

@@ -304,7 +304,7 @@ def test_what_others_have_used_of_the_same_token_is_counted(tmp_path: Path, serv
             pass
     done = machine.run("out", 4, "--per-minute", "100")
     assert done.returncode == 0, done.stderr
-    assert "counts 20 (20 from elsewhere)" in done.stderr
+    assert "counts 20 (20 of them not in this budget)" in done.stderr
     assert windows(machine.out("out"))["hour"]["used"] == 24
 
 

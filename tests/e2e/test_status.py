@@ -78,7 +78,7 @@ WRITTEN: dict[str, Any] = {
             "words": ["harvester", "run", "links.txt", "--out", "lake"],
             "cwd": "/",
             "config": [],
-            "variables": [],
+            "variables": {},
         },
         "lists": ["links.txt"],
         "calls": 1500,
@@ -145,6 +145,11 @@ def status(*arguments: str) -> dict[str, Any]:
     return result
 
 
+def as_typed(command: str) -> str:
+    """A command without the variables before it, which the tests set, and without its folder."""
+    return command[command.index("harvester run") :]
+
+
 def wait_for_manifest(out: Path) -> None:
     while not (out / "_manifest.json").exists() and not Path(f"{out}.harvester/_manifest.json").exists():
         time.sleep(0.002)
@@ -181,7 +186,7 @@ def test_a_run_is_seen_from_its_beginning_past_a_kill_to_its_end(
     later = read_status(str(out), datetime.now(UTC) + timedelta(minutes=10))
     assert later.state is RunState.STALE
     assert "no update since" in tell.as_text(later)
-    command = later.next.command
+    command = as_typed(str(later.next.command))
     assert command == shlex.join(["harvester", *options, "--base-url", hanging.url])
     again = harvester(*shlex.split(command.replace(hanging.url, served.url))[1:])
     assert again.returncode == 0, again.stderr
@@ -204,8 +209,8 @@ def test_a_spent_month_says_until_when_and_gives_the_command_that_was_run(
     assert seen["next"]["after"] == seen["stopped"]["until"]
     assert seen["next"]["after_seconds"] > 0
     assert (seen["done"], seen["calls"]["pending"]) == (20, 40)
-    assert seen["next"]["command"] == shlex.join(["harvester", *words])
-    again = harvester(*shlex.split(seen["next"]["command"])[1:-1], "0")
+    assert as_typed(seen["next"]["command"]) == shlex.join(["harvester", *words])
+    again = harvester(*shlex.split(as_typed(seen["next"]["command"]))[1:-1], "0")
     assert again.returncode == 0, again.stderr
     assert status(out)["done"] == 60
 
@@ -217,7 +222,7 @@ def test_the_command_names_the_work_dir_without_which_it_would_be_refused(
     out, options = str(tmp_path / name), ("--base-url", serve().url, *NO_LIMITS)
     words = ("run", links, "--out", out, "--work-dir", str(tmp_path / "work"), *options, "--max-calls")
     assert harvester(*words, "3").returncode == 9
-    command = status(out)["next"]["command"]
+    command = as_typed(status(out)["next"]["command"])
     assert command == shlex.join(["harvester", *words, "3"])
     assert harvester(*shlex.split(command)[1:-1], "60").returncode == 0
     assert status(out)["done"] == 60
@@ -235,7 +240,7 @@ def test_failed_calls_are_asked_for_again_in_three_runs_and_then_only_when_that_
     assert harvester(*command).returncode == 3
     seen = status(out)
     assert (seen["state"], seen["given_up"]) == ("failures", 1)
-    assert seen["next"]["command"] == shlex.join(["harvester", *command, "--retry-failed"])
+    assert as_typed(seen["next"]["command"]) == shlex.join(["harvester", *command, "--retry-failed"])
 
 
 def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_variables(
@@ -248,22 +253,30 @@ def test_the_command_goes_to_its_folder_and_names_its_file_of_options_and_its_va
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HARVESTER_PER_HOUR", "0")
     monkeypatch.setenv("BITLY_TOKEN", TOKEN)
-    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out")
-    assert in_process(capsys, *words).code == 7
+    words = ("--config", "my.toml", "run", "links.csv", "--column", "link", "--out", "out", "--state-dir", "state")
+    monkeypatch.setenv("HARVESTER_ON_END", "true secret")
+    monkeypatch.setenv("HARVESTER_SANDBOX_PORT", "80")
+    for name in ("HARVESTER_STATE_DIR", "HARVESTER_TOKEN_STORE"):  # the tests' own
+        monkeypatch.delenv(name)
+    done = in_process(capsys, *words)
+    assert done.code == 7
     command = manifest_of(folder / "out")["invocation"]["command"]
     assert command["words"] == ["harvester", *words]
     assert (command["cwd"], command["config"]) == (str(folder), [str(folder / "my.toml")])
-    assert "HARVESTER_PER_HOUR" in command["variables"]
+    assert command["variables"] == {"HARVESTER_ON_END": None, "HARVESTER_PER_HOUR": "0"}
+    whole = f"cd '{folder}' && HARVESTER_PER_HOUR=0 {shlex.join(['harvester', *words])}"
+    assert f"\n  command   {whole}\n" in done.err
     here = in_process(capsys, "status", "out").out
-    assert f"\n           {shlex.join(['harvester', *words])}\n" in here
+    assert f"\n  command    {whole}\n" in here
     assert "not set here" not in here
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HARVESTER_PER_HOUR")
+    monkeypatch.delenv("HARVESTER_ON_END")
     seen = json.loads(in_process(capsys, "status", "my job/out", "--json").out)
-    assert seen["next"]["command"] == f"cd '{folder}' && {shlex.join(['harvester', *words])}"
+    assert seen["next"]["command"] == whole
     text = in_process(capsys, "status", "my job/out").out
-    assert f"options  from {folder / 'my.toml'}" in text
-    assert "options  from variables that are not set here: HARVESTER_PER_HOUR\n" in text
+    assert f"options    from {folder / 'my.toml'}" in text
+    assert "options    from variables that are not kept, and not set here: HARVESTER_ON_END\n" in text
 
 
 def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
@@ -292,6 +305,29 @@ def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
 )
 def test_what_may_be_a_secret_is_hidden_in_the_words(words: list[str], kept: list[str]) -> None:
     assert [*without_secrets(words)] == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "variables", "moved"),
+    [
+        (["run", "links.txt"], (), {}, True),
+        (["run", "/a/links.txt", "--out", "s3://b/c", "--facet", "countries"], (), {}, False),
+        (["run", "/a/links.txt", "--out=lake/x"], (), {}, True),
+        (["run", "/a/links.txt", "--out", "lake-{dt}"], (), {}, True),
+        (["run", "/a/links.txt", "--token-command", "sh ./get"], (), {}, True),
+        (["run", "/a/links.txt"], ("{cwd}/harvester.toml",), {}, True),
+        (["run", "/a/links.txt"], ("/etc/harvester.toml",), {"HARVESTER_PLAN": "free"}, False),
+        (["run", "/a/links.txt"], (), {"HARVESTER_OUT": "links.txt"}, True),
+    ],
+)
+def test_the_command_goes_to_its_folder_only_where_it_depends_on_it(
+    tmp_path: Path, words: list[str], config: tuple[str, ...], variables: dict[str, str | None], moved: bool
+) -> None:
+    (tmp_path / "links.txt").touch()
+    files = tuple(path.format(cwd=tmp_path) for path in config)
+    command = manifest.Command(("harvester", *words), str(tmp_path), files, variables)
+    assert glance.in_shell(command).startswith(f"cd {tmp_path} && ") == moved
+    assert glance.in_shell(command, from_elsewhere=True).startswith(f"cd {tmp_path} && ")
 
 
 def test_a_run_from_python_is_continued_by_the_same_call(written: Callable[..., str]) -> None:
@@ -412,7 +448,7 @@ def test_the_text_has_every_number_and_what_the_run_waits_for(written: Callable[
         "30 s old",
         "1,000 calls (990 rows, 10 refused)",
         "900 calls an hour (900 in 1 h)",
-        "the hour's limit of 1,000, since 2026-11-23 14:04:20 UTC (40 s), until 2026-11-23 14:30:00 UTC (in 25 min)",
+        "the hour's limit of 1,000, since 2026-11-23 14:04 UTC (40 s), until 2026-11-23 14:30 UTC (in 25 min)",
         "token d6a7cd2a7371",
         "minute 10 of 100 used",
         "month  2,000 used, no limit",
@@ -459,11 +495,11 @@ def test_during_an_outage_the_status_says_what_is_tried_and_since_when(written: 
     text = tell.as_text(seen)
     assert (
         "for the server to answer again (api.example cannot be reached: Connection refused), "
-        "since 2026-11-23 14:00:00 UTC (5 min), next attempt in 20 s\n"
+        "since 2026-11-23 14:00 UTC (5 min), next attempt in 20 s\n"
     ) in text
     assert "one attempt at a time tests whether the server answers again" in seen.next.summary
     assert "--outage-limit" in seen.next.summary
-    assert "since 2026-11-23 14:00:00 UTC" in tell.as_line(seen)
+    assert "since 2026-11-23 14:00 UTC" in tell.as_line(seen)
     assert seen.ends is None
     assert "next attempt" not in tell.as_text(read_status(seen.path, NOW + timedelta(minutes=1)))
 
@@ -565,20 +601,22 @@ def lake(tmp_path: Path) -> Path:
 
 def test_a_folder_of_outputs_is_a_table_with_a_line_each(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = in_process(capsys, "status", str(lake))
-    assert done.code == 0, done.err
+    assert done.code == 8, done.err
     head, *lines, last = done.out.splitlines()
     assert head.split() == ["STATE", "DONE", "FAILED", "LEFT", "UPDATED", "(UTC)", "OUTPUT"]
     assert [line.split()[0] for line in lines] == ["running:", "failures", "unreadable", "complete", "stopped:"]
-    assert lines[4] == "stopped: month_spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
+    assert lines[4] == "stopped: month spent  1,000       5  4,000  2026-11-23 14:04  referrers/dt=2026-11-23"
     assert lines[0].startswith("running: hour ")
     assert lines[1].endswith("  old.ndjson")
     assert "other: " in lines[2]
     assert last == "5 outputs: 1 running, 1 failures, 1 unreadable, 1 complete, 1 stopped"
-    assert len(in_process(capsys, "status", str(lake / "referrers")).out.splitlines()) == 4
+    below = in_process(capsys, "status", str(lake / "referrers"))
+    assert (below.code, len(below.out.splitlines())) == (0, 4)
 
 
 def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = in_process(capsys, "status", str(lake), "--json")
+    assert done.code == 8
     seen = [json.loads(line) for line in done.out.splitlines()]
     assert [os.path.relpath(each["out"], lake) for each in seen] == [
         "countries/dt=2026-11-23",
@@ -590,6 +628,25 @@ def test_a_folder_of_outputs_is_an_object_a_line_for_a_program(lake: Path, capsy
     assert [each["state"] for each in seen] == ["running", "failures", "unreadable", "complete", "stopped"]
     assert "not a harvester manifest" in seen[2]["summary"]
     assert seen[4]["next"]["after"] == STOPPED["until"]
+
+
+def test_a_folder_with_one_output_has_one(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(capsys, "status", str(lake / "countries")).out.endswith("\n1 output: 1 running\n")
+
+
+def test_a_terminal_breaks_a_status_between_words_and_cuts_what_is_unreadable(
+    lake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    table = in_process(capsys, "status", str(lake)).out.splitlines()
+    assert max(len(line) for line in table if line.startswith("unreadable")) <= 60
+    lines = in_process(capsys, "status", str(lake / "referrers/dt=2026-11-23")).out.splitlines()
+    assert all(len(line) <= 60 or line.startswith("  command ") for line in lines[1:])
+    assert [line for line in lines if line.startswith("  command ")] == [
+        "  command    cd / && harvester run links.txt --out lake"
+    ]
 
 
 def test_one_output_can_be_watched_and_a_folder_of_them_cannot(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -675,7 +732,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str
     shown = os.read(controller, 65536)
     process.communicate(timeout=30)
     os.close(controller)
-    assert shown.startswith(b"2026-11-23 14:04:30 UTC complete: 990 rows")
+    assert shown.startswith(b"2026-11-23 14:04 UTC complete: 990 rows")
     assert b"\x1b" not in shown
 
 

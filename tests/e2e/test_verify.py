@@ -47,6 +47,11 @@ from tests.support.s3_server import Case
 from tests.support.servers import in_thread
 from tests.unit.dataset.test_recovery import settle
 
+MISSING = (
+    "missing, with {rows} rows; restore it, use --allow-moved if a loader has taken it, or fetch its links again "
+    "(`harvester repair {out} --ask-again` says at what cost)"
+)
+
 NAMES = [f"bit.ly/{number}" for number in range(45)] + ["bit.ly/missing-1", "nonsense"]
 FORMS = [(form, shape) for form in Format for shape in Shape]
 GROWING = "results.ndjson"
@@ -210,9 +215,7 @@ def test_a_part_that_is_missing_is_a_problem_unless_a_loader_may_take_parts_away
     part.unlink()
     done = command(capsys, "verify", str(out))
     assert done.code == 8
-    assert done.out.splitlines()[0] == (
-        f"{part}: it is missing, with {rows} rows; restore it, or use --allow-moved if a loader has taken it"
-    )
+    assert done.out.splitlines()[0] == f"{part}: {MISSING.format(rows=rows, out=out)}"
     assert done.out.splitlines()[-1] == f"FAILED: 1 problem; {45 - rows} of 45 published rows are here"
     told = json.loads(command(capsys, "verify", str(out), "--json").out)
     assert (told["ok"], told["rows"], told["published_rows"]) == (False, 45 - rows, 45)
@@ -240,9 +243,7 @@ def test_a_missing_part_that_only_the_ledger_knows_is_a_problem(made: Made) -> N
     (out / "_SUCCESS").unlink()
     assert verify(out).ok
     part.unlink()
-    assert problems(out) == [
-        f"{part.name}: it is missing, with {rows} rows; restore it, or use --allow-moved if a loader has taken it"
-    ]
+    assert problems(out) == [f"{part.name}: {MISSING.format(rows=rows, out=out)}"]
 
 
 def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
@@ -260,7 +261,7 @@ def test_a_growing_file_holds_as_far_as_the_manifest_says(made: Made) -> None:
         f"results.ndjson: {size - 10} bytes, but {size} in the manifest",
     ]
     out.unlink()
-    assert problems(out) == ["results.ndjson: it is missing, with 45 rows; restore it"]
+    assert problems(out) == ["results.ndjson: missing, with 45 rows; restore it"]
 
 
 def test_a_work_dir_that_is_named_is_verified(made: Made, tmp_path: Path) -> None:
@@ -556,7 +557,7 @@ def test_parquet_of_other_columns_is_named(made: Made) -> None:
     assert "its columns are record_id, run_id" in problems(out)[0]
     place = table.column_names.index("size")
     parquet.write_table(table.set_column(place, "size", table["size"].cast(pa.int32())), part)
-    assert f"{part.name}:1: its column size is int32, and not int64" in problems(out)[0]
+    assert f"{part.name}:1: its column size is int32, expected int64" in problems(out)[0]
 
 
 def test_an_unlisted_part_is_named(made: Made) -> None:
@@ -643,7 +644,7 @@ def test_success_must_be_there_exactly_when_all_is_complete(made: Made, monkeypa
     monkeypatch.setattr(verifying, "_REREAD_SECONDS", 0.0)
     out = made()
     (out / "_SUCCESS").unlink()
-    assert problems(out) == ["_SUCCESS: it is missing, but the manifest says complete: run the same command again"]
+    assert problems(out) == ["_SUCCESS: missing, but the manifest says complete: run the same command again"]
     (out / "_SUCCESS").touch()
     edit_manifest(out, lambda manifest: manifest.update(complete=False))
     assert problems(out) == ["_SUCCESS: it exists, but the manifest does not say complete"]
@@ -666,7 +667,7 @@ def test_failures_that_are_not_well_formed_are_named_with_their_line(made: Made)
         path.write_bytes(changed)
         assert any(problem.startswith(f"_failures.ndjson{text}") for problem in problems(out)), text
     path.unlink()
-    assert problems(out)[0].startswith("_failures.ndjson: it is missing")
+    assert problems(out)[0].startswith("_failures.ndjson: missing")
 
 
 def test_a_ledger_that_is_damaged_is_named_and_the_rest_is_checked(made: Made) -> None:

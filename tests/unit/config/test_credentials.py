@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config import credentials
-from harvester.config.credentials import checked_secret, secret_in_file, token_origin, token_source
+from harvester.config.credentials import checked_secret, secret_in_file, shell_hint, token_origin, token_source
 from harvester.config.options import AccessOptions
 from harvester.errors import UsageError
 from tests.conftest import Served
@@ -290,3 +290,30 @@ def test_a_token_command_that_takes_long_is_waited_for_aloud(monkeypatch: pytest
     monkeypatch.setattr(credentials, "_SOURCE_SECONDS", 0.2)
     with pytest.raises(UsageError, match="failed"):
         token_source(AccessOptions(token_command="sleep 3600"), said.append)()
+
+
+def test_a_command_that_would_need_a_shell_is_said_to_run_without_one() -> None:
+    options = AccessOptions(token_command="echo $X | cat")
+    with pytest.raises(
+        UsageError, match=r"is a placeholder .* It runs without a shell, so pipes, variables and ~ are not"
+    ):
+        token_source(options, lambda _: None)()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["curl", "$URL"], "sh -c"),
+        (["notify.sh"], "use ./notify.sh"),
+        (["./notify.sh"], ""),
+        (["sh", "-c", "curl $URL | cat"], ""),
+        (["true", "two words"], ""),
+    ],
+)
+def test_the_hint_names_what_a_shell_would_have_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notify.sh").touch()
+    assert hint in shell_hint(words)
+    assert bool(hint) == bool(shell_hint(words))

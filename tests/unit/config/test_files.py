@@ -130,7 +130,7 @@ def test_a_token_in_the_file_is_told_where_tokens_go_and_not_repeated(
 ) -> None:
     path = user(home, f'{key} = "0123456789abcdef"')
     said = refused(capsys, "config")
-    assert said.startswith(f"harvester: {path}:1: {key}: a token never stands in this file")
+    assert said.startswith(f"harvester: {path}:1: {key}: do not put a token in this file")
     assert "harvester login --with-token" in said
     assert "BITLY_TOKEN" in said
     assert "0123456789abcdef" not in said

@@ -18,7 +18,7 @@ from tests.support.in_process import command
         ("run links.txt --out", "--out needs a value; see harvester run --help-all"),
         ("run l --out a --out b", "--out was given twice; it takes one value"),
         ("run", "LINKS is missing, as in: harvester run links.txt --out lake/dt=2026-11-23; see harvester run --help"),
-        ("verify", "--out is missing, as in: harvester verify lake/dt=2026-11-23; see harvester verify --help"),
+        ("verify", "name the output: harvester verify lake/dt=2026-11-23; see harvester verify --help"),
         (
             "schema",
             "--for is missing, as in: harvester schema --for json-schema > row.json; see harvester schema --help",

@@ -178,3 +178,17 @@ def test_an_end_of_input_writes_nothing(
 
 def test_every_plan_is_offered() -> None:
     assert PLANS == ("free", "core", "growth", "premium")
+
+
+def test_answers_are_taken_in_any_case_and_a_token_in_the_variable_is_offered(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "x")
+    typed(monkeypatch, "", "Growth", "lake", "DAY")
+    said = command(capsys, "init")
+    assert said.code == 0
+    text = (home / "config.toml").read_text()
+    assert tomllib.loads(text)["plan"] == "growth"
+    assert "the variable BITLY_TOKEN" in text
+    assert "export BITLY_TOKEN" not in said.out
+    assert r"harvester run links.txt --unit-reference $(date -u -d yesterday +\%F)   # each day" in said.out

@@ -248,3 +248,20 @@ def test_json_nested_deeply_or_with_a_long_number_is_read_or_invalid(tmp_path: P
     long = b'{"n":' + b"1" * 5000 + b"}"
     batch = read_list(write(tmp_path, long + b"\nbit.ly/a\n"))
     assert (len(batch.links), len(batch.invalid)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("a.json", b"[1,\n2]", "jq -c '.[]' {path} > links.ndjson"),
+        ("a.json.gz", b"[1,\n2]", "zcat {path} | jq -c '.[]' > links.ndjson"),
+        ("a.json", b'{\n"link": "bit.ly/a"\n}\n{\n"link": "bit.ly/b"\n}\n', "jq -c . {path} > links.ndjson"),
+    ],
+    ids=["array", "packed", "objects"],
+)
+def test_the_advice_for_json_is_a_command_that_works(tmp_path: Path, name: str, text: bytes, advice: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(InputBroken) as refused:
+        list(read(resolve_lists([str(path)])))
+    assert advice.format(path=path) in str(refused.value)

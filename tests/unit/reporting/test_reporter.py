@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from harvester.events import RunOutcome
-from harvester.progress import InvalidLine, ListCounts, RunProgress, WaitReason
+from harvester.progress import AttemptCounts, InvalidLine, ListCounts, RunProgress, WaitReason
 from harvester.reporting import reporter as progress
 from harvester.reporting.reporter import Reporter, status_line
+from harvester.shutdown import Stop, StopReason
 
 
 class Time:
@@ -35,11 +36,11 @@ def test_a_status_line_names_the_window_that_binds_what_it_holds_and_until_when(
 
 
 def test_a_status_line_says_what_is_left_and_until_when_where_the_list_was_counted() -> None:
-    ends = datetime(2026, 11, 24, 3, 10, tzinfo=UTC)
+    ends = datetime(2126, 11, 24, 3, 10, tzinfo=UTC)
     status = RunProgress(to_make=12_400, rows=50, refused=5, ends=ends)
-    assert "; 12,345 left, until about 2026-11-24 03:10 UTC" in status_line(status, 10.0)
+    assert "; 12,345 left, until about 2126-11-24 03:10 UTC" in status_line(status, 10.0)
     status.spent = ends - timedelta(hours=2)
-    assert "; 12,345 left, the month's calls are used up about 2026-11-24 01:10 UTC" in status_line(status, 1)
+    assert "; 12,345 left, the month's calls are used up about 2126-11-24 01:10 UTC" in status_line(status, 1)
     assert "left" not in status_line(RunProgress(rows=50), 10.0)
 
 
@@ -155,3 +156,26 @@ def test_quiet_reports_bad_lines_whose_number_has_changed(
 def test_a_wait_of_less_than_a_minute_has_its_seconds_and_no_date() -> None:
     waiting = WaitReason("minute", 100, datetime.now(UTC) + timedelta(seconds=20.5))
     assert status_line(RunProgress(waiting=waiting), 1.0).endswith("waiting for the minute's limit of 100, 20 s")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "told"), [(-1, False), (5, False), (20, True)], ids=["past", "in the wait", "later"]
+)
+def test_an_estimate_that_is_over_or_inside_of_a_wait_is_not_shown(minutes: int, told: bool) -> None:
+    now = datetime.now(UTC)
+    waiting = WaitReason("outage", 0, now + timedelta(minutes=10))
+    status = RunProgress(to_make=100, ends=now + timedelta(minutes=minutes), waiting=waiting)
+    assert ("until about" in status_line(status, 1.0).partition("waiting")[0]) is told
+
+
+def test_an_attempt_without_a_connection_is_no_request() -> None:
+    status = RunProgress(attempts=AttemptCounts(total=5), connecting=5)
+    assert "0 requests (0/min)" in status_line(status, 4.0)
+
+
+@pytest.mark.parametrize("reason", [StopReason.MAX_TIME, StopReason.MAX_CALLS, StopReason.OUTAGE])
+def test_quiet_says_nothing_of_a_limit_that_the_user_has_set(
+    capsys: pytest.CaptureFixture[str], reason: StopReason
+) -> None:
+    Reporter(quiet=True).ended(RunOutcome(False, Stop(reason, "x"), RunProgress()), "lake", 0)
+    assert bool(capsys.readouterr().err) is (reason is StopReason.OUTAGE)

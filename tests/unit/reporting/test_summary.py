@@ -34,7 +34,7 @@ def test_a_good_run_says_what_came_what_it_cost_and_where_it_is() -> None:
         "  results   1,234 rows, 13 refused, 0 failed",
         "  refused   404 ×12, 410 ×1",
         "  list      1,300 lines: 1,236 links, 60 repeated; 2 lines are not bitlinks",
-        "            1 link was already done",
+        "            1 of 1,236 links was already done",
         "  requests  1,252 for links, of which 5 were retries; 2 to ask Bitly for its limits",
         "  time      2 min 5 s, 10.0 links/s",
         "  month     4,000 of 5,000 requests left; a new month begins 2026-12-01 00:00 UTC",
@@ -159,6 +159,9 @@ def test_the_command_that_was_run_is_printed_where_it_is_to_be_run_again() -> No
     line = f"  command   {command}"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM")) == line
     assert last(RunProgress(listed=ListCounts(lines=9, links=9), failed=1, read_to_end=True), None) == line
+    given_up = RunProgress(listed=ListCounts(lines=9, links=9), failed=1, exhausted=1, read_to_end=True)
+    assert last(given_up, None) == f"{line} --retry-failed"
+    assert last(RunProgress(listed=ListCounts(lines=9, links=9), given_up=1), None) == f"{line} --retry-failed"
     assert last(status, Stop(StopReason.SIGNAL, "SIGTERM"), "-") != line
     assert last(status, Stop(StopReason.CONSUMER_GONE, "gone")) != line
     assert last(status, None) != line

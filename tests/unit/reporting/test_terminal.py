@@ -62,3 +62,8 @@ def test_colour_is_for_terminals_whose_user_wants_it(
     monkeypatch.setenv("NO_COLOR", no_color)
     assert takes_colour(Screen()) is colours
     assert not takes_colour(io.StringIO())
+
+
+def test_a_command_is_never_broken() -> None:
+    line = "  command   cd '/srv/a b' && harvester run links.txt --out lake --plan growth --reserve 10%"
+    assert wrapped(line, 30) == line

@@ -166,6 +166,7 @@ class Stub:
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.not_sent = 0
+        self.in_flight: list[Any] = []
         self.pauses = HintedPauses()
         self.pool: Any = SimpleNamespace(slots=SimpleNamespace(blockers=Holders((12,), (12,))))
 
