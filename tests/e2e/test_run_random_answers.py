@@ -49,9 +49,15 @@ def answers(facet: str) -> st.SearchStrategy[list[Any]]:
     """
     whole, anything = whole_bodies(FACETS[facet]), bodies(body_schema(facet))
     pairs = st.lists(st.tuples(whole, anything), min_size=6, max_size=6)
-    return pairs.map(lambda drawn: [body for pair in drawn for body in pair]).filter(
+    return pairs.map(lambda drawn: [echoing(body) for pair in drawn for body in pair]).filter(
         lambda drawn: len({encoded(body) for body in drawn}) > 6
     )
+
+
+def echoing(body: Any) -> Any:
+    """A body whose unit and moment are those of the request, where it has any: another window's answer is no answer."""
+    requested = {"unit": "day", "unit_reference": "2026-11-23T06:00:00+0000"}
+    return {**body, **{name: requested[name] for name in requested if body.get(name)}}
 
 
 def limits_of_endpoints(facet: str) -> st.SearchStrategy[Any]:
@@ -104,7 +110,8 @@ def check_run(bitly: RandomBitly, capsys: Any, facet: str, drawn: list[Any]) -> 
 
 def check_show(bitly: RandomBitly, capsys: Any, facet: str, drawn: list[Any]) -> None:
     links = [f"bit.ly/{name}" for name in bitly.answer(drawn)]
-    asked = ("show", *links, "--facet", facet, "--base-url", bitly.url, *NO_LIMITS)
+    window = ("--unit-reference", REFERENCE)
+    asked = ("show", *links, "--facet", facet, *window, "--base-url", bitly.url, *NO_LIMITS)
     shown = command(capsys, *asked, "--json")
     without = check_rows(facet, drawn, [json.loads(line) for line in shown.out.splitlines()])
     assert (shown.code == OK) is not bool(without)

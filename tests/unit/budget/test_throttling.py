@@ -128,7 +128,7 @@ def test_a_hinted_wait_is_never_negative_nor_longer_than_allowed(hint: float | d
         ("1577836800", 60.0),
         ("99999999999", 3600.0),
         ("-90", 60.0),
-        ("1.5", 60.0),
+        ("1.5.1", 60.0),
     ],
 )
 def test_a_moment_in_place_of_seconds_is_waited_for_and_one_far_away_is_capped(text: str, seconds: float) -> None:
