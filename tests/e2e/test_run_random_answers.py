@@ -115,7 +115,8 @@ def check_show(bitly: RandomBitly, capsys: Any, facet: str, drawn: list[Any]) ->
     shown = command(capsys, *asked, "--json")
     without = check_rows(facet, drawn, [json.loads(line) for line in shown.out.splitlines()])
     assert (shown.code == OK) is not bool(without)
-    assert sorted(line.partition(": failed (200 ")[0] for line in shown.err.splitlines()) == sorted(without)
+    said = [line for line in shown.err.splitlines() if not line.startswith("no good answer yet: ")]  # on a slow machine
+    assert sorted(line.partition(": failed (200 ")[0] for line in said) == sorted(without)
     table = command(capsys, *asked)
     assert table.code == shown.code
     assert all(link in table.out for link in links if link not in without)
