@@ -175,10 +175,8 @@ def classify(
     if status != 200:
         return classify_error(status, headers, body)
     try:
-        if not whole:
-            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        record = _object_in_answer(body)
-        if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
+        record = _object_in_answer(body, whole=whole)
+        if limit := _limit_in_answer(headers, record):
             return limit
         metrics = facet.metrics_in(record)
         reference = _reference_text(record.get("unit_reference"))
@@ -214,10 +212,8 @@ def classify_document(
     if status != 200:
         return classify_error(status, headers, body)
     try:
-        if not whole:
-            raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
-        record = _object_in_answer(body)
-        if record.get("message") and (limit := _classify_limit(status, headers, _message_of(record))):
+        record = _object_in_answer(body, whole=whole)
+        if limit := _limit_in_answer(headers, record):
             return limit
         content = read(record)
     except NotTheFacet as error:
@@ -236,12 +232,14 @@ def classify_error(status: int, headers: Mapping[str, str], body: bytes) -> Verd
     return _classify_refusal(status, headers, body, error, message)
 
 
-def _object_in_answer(body: bytes) -> dict[str, Any]:
+def _object_in_answer(body: bytes, *, whole: bool) -> dict[str, Any]:
     """Return the JSON object of a 200. What orjson refuses, and other programs write, is read all the same.
 
     Raises:
-        NotTheFacet: it is no JSON object.
+        NotTheFacet: it is no JSON object, or was cut off.
     """
+    if not whole:
+        raise NotTheFacet(f"larger than {BODY_LIMIT} bytes")
     try:
         record = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -252,6 +250,11 @@ def _object_in_answer(body: bytes) -> dict[str, Any]:
     if type(record) is not dict:
         raise NotTheFacet("not a JSON object")
     return record
+
+
+def _limit_in_answer(headers: Mapping[str, str], record: Mapping[str, Any]) -> MonthSpent | Throttled | None:
+    """Return the verdict on a 200 whose message says that a limit is spent; None for any other."""
+    return _classify_limit(200, headers, _message_of(record)) if record.get("message") else None
 
 
 def _message_of(record: Mapping[str, Any]) -> str:

@@ -125,9 +125,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
 
     manifest: its path, empty where there is none. warn: called if the command fails, which changes no exit code.
     """
-    import subprocess  # noqa: PLC0415 - few runs need these
-
-    from harvester.config.credentials import SECRET_VARIABLES, shell_hint  # noqa: PLC0415
+    from harvester.config.credentials import SECRET_VARIABLES, shell_hint  # noqa: PLC0415 - few runs need it
 
     try:
         words = words_of(command)
@@ -137,30 +135,43 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
     about = {"HARVESTER_MANIFEST": manifest, "HARVESTER_EXIT_CODE": str(code)}
     environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES} | about
     try:
-        # Its output goes to standard error, because standard output may hold rows. A session of its own, so that all of
-        # its processes can be ended.
-        process = subprocess.Popen(  # noqa: S603 - the user's own command
-            words, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True
-        )
+        status = _run_bounded(words, environment)
     except (OSError, ValueError) as error:
         warn(f"--on-end {words[0]}: {getattr(error, 'strerror', None) or 'cannot be run'}{hint}")
         return
-    ended = False
-    try:
-        status = process.wait(_END_SECONDS)
-        ended = True
-    except subprocess.TimeoutExpired:
+    if status is None:
         warn(f"--on-end {words[0]} was killed: it took longer than {_END_SECONDS:g} s")
-        return
-    finally:
-        if not ended:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if status:
+    elif status:
         ends = f"exit code {status}" if status > 0 else f"signal {-status}"
         warn(f"--on-end {words[0]} failed ({ends}){hint}")
     elif hint:
         warn(f"--on-end {words[0]}{hint}")
+
+
+def _run_bounded(words: list[str], environment: dict[str, str]) -> int | None:
+    """Run a command for at most _END_SECONDS; return its status as subprocess has it, None if it was killed.
+
+    Raises:
+        OSError, ValueError: it cannot be run.
+    """
+    import subprocess  # noqa: PLC0415 - few runs need it
+
+    # Its output goes to standard error, because standard output may hold rows. A session of its own, so that all of its
+    # processes can be ended.
+    process = subprocess.Popen(  # noqa: S603 - the user's own command
+        words, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True
+    )
+    ended = False
+    try:
+        status = process.wait(_END_SECONDS)
+        ended = True
+        return status
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = False) -> Reporter:

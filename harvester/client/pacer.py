@@ -24,6 +24,7 @@ from harvester.bitly.verdicts import (
     PlanRefused,
     Refused,
     Throttled,
+    TokenRefused,
     Transient,
     Unknown,
     Unreadable,
@@ -246,3 +247,12 @@ def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
     """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
     message = f"Bitly says that the account's month is spent ({reason(verdict)})"
     return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))
+
+
+def token_refused(verdict: TokenRefused) -> Stop:
+    """Return the stop for a token that Bitly refuses."""
+    return Stop(
+        StopReason.TOKEN_REFUSED,
+        f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
+        "BITLY_TOKEN, --token-file or --token-command",
+    )

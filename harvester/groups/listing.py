@@ -34,7 +34,7 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.client import Client
-from harvester.client.pacer import month_spent
+from harvester.client.pacer import month_spent, token_refused
 from harvester.clock import utc_iso
 from harvester.errors import RunStopped, RunStopping
 from harvester.events import Event, RunObserver
@@ -201,11 +201,7 @@ def stop_for(verdict: Verdict, what: str, next_begins: Callable[[], datetime]) -
         case MonthSpent():
             return month_spent(verdict, next_begins())
         case TokenRefused():
-            return Stop(
-                StopReason.TOKEN_REFUSED,
-                f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
-                "BITLY_TOKEN, --token-file or --token-command",
-            )
+            return token_refused(verdict)
         case PlanRefused():
             return Stop(StopReason.PLAN_REFUSED, f"the account's plan does not include {what} ({reason(verdict)})")
         case Refused(status=403):

@@ -14,7 +14,7 @@ from harvester.bitly.verdicts import (
     Verdict,
     reason,
 )
-from harvester.client.pacer import month_spent
+from harvester.client.pacer import month_spent, token_refused
 from harvester.clock import next_month
 from harvester.links.batch import Link
 from harvester.progress import ListCounts
@@ -158,11 +158,7 @@ def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_w
         case MonthSpent():
             return month_spent(verdict, next_begins())
         case TokenRefused():
-            return Stop(
-                StopReason.TOKEN_REFUSED,
-                f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
-                "BITLY_TOKEN, --token-file or --token-command",
-            )
+            return token_refused(verdict)
         case PlanRefused():
             return Stop(
                 StopReason.PLAN_REFUSED,
