@@ -220,16 +220,18 @@ def schema(
     format:
         The --format of the parts; it changes how they are read, not the columns.
     """
+    from harvester.rows.column_types import Target
+
     if rows == "links":
         from harvester.groups import table
 
         if format == "ndjson.zst":
             raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
-        print_out(table.schema_for(target, format))
+        print_out(table.schema_for(Target(target), format))
         return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
-    from harvester.rows.schema_export import Rows, Target, schema_for
+    from harvester.rows.schema_export import Rows, schema_for
 
     print_out(schema_for(Target(target), Rows(Shape(shape), Format(format), facet)))
     return OK

@@ -317,6 +317,11 @@ def arrow_schema(shape: Shape, facet: str) -> Any:
     Raises:
         UsageError: pyarrow is not installed.
     """
+    return arrow_schema_of(columns_of(shape, facet), metric_columns(facet))
+
+
+def arrow_schema_of(columns: tuple[Column, ...], metrics: tuple[Column, ...]) -> Any:
+    """Return columns as a pyarrow.Schema. metrics: the columns of a metric. Raises as `arrow_schema`."""
     arrow = import_pyarrow("the schema in Arrow's types needs pyarrow")
     types = {
         Kind.TEXT: arrow.string(),
@@ -328,10 +333,11 @@ def arrow_schema(shape: Shape, facet: str) -> Any:
     def field(column: Column) -> Any:
         return arrow.field(column.name, types[column.kind], nullable=column.nullable)
 
-    metric = arrow.struct([field(column) for column in metric_columns(facet)])
+    metric = arrow.struct([field(column) for column in metrics])
     types[Kind.MAP] = arrow.map_(arrow.string(), arrow.string())
     types[Kind.METRICS] = arrow.list_(arrow.field("element", metric, nullable=False))
-    return arrow.schema([field(column) for column in columns_of(shape, facet)])
+    types[Kind.TEXTS] = arrow.list_(arrow.field("element", arrow.string(), nullable=False))
+    return arrow.schema([field(column) for column in columns])
 
 
 _WRITERS: dict[Format, Callable[[HashingWriter, PartFormat], _Writer]] = {

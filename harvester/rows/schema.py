@@ -19,7 +19,7 @@ SEPARATOR = "\x1f"
 class Kind(StrEnum):
     """The type of a column. metrics: a list of objects, one a metric. moment: UTC, written with a final Z in NDJSON.
 
-    map: texts, or nulls, by names that the row's reader cannot know.
+    map: texts, or nulls, by names that the row's reader cannot know. texts: a list of texts.
     """
 
     TEXT = "text"
@@ -28,6 +28,7 @@ class Kind(StrEnum):
     MOMENT = "moment"
     METRICS = "metrics"
     MAP = "map"
+    TEXTS = "texts"
 
 
 class Shape(StrEnum):

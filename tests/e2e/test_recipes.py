@@ -23,10 +23,11 @@ import harvester
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.cli.exit_codes import EXIT_CODES
+from harvester.rows.column_types import Target
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder
 from harvester.rows.schema import Shape
-from harvester.rows.schema_export import Rows, Target, schema_for
+from harvester.rows.schema_export import Rows, schema_for
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment

@@ -10,9 +10,10 @@ import pytest
 
 import harvester
 from harvester.bitly.facets import FACETS
+from harvester.rows.column_types import Target
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
-from harvester.rows.schema_export import Rows, Target, schema_for
+from harvester.rows.schema_export import Rows, schema_for
 from harvester.sandbox import metrics_for
 from harvester.shutdown import OK
 from tests.conftest import Served

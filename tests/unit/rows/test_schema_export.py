@@ -24,10 +24,11 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.progress import Carried
+from harvester.rows.column_types import Target
 from harvester.rows.encode import Format, HashingWriter, PartFormat, arrow_schema, flattened, write_part
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
 from harvester.rows.schema import Column, Kind, Shape, columns_of, metric_columns
-from harvester.rows.schema_export import Rows, Target, schema_for
+from harvester.rows.schema_export import Rows, schema_for
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN
 from tests.support.in_process import command
