@@ -17,7 +17,7 @@ from cyclopts import Group, Parameter
 
 from harvester.bitly.groups import ArchivedName, Filters, GroupLink, NoLink
 from harvester.bitly.groups import Group as AccountGroup
-from harvester.cli.exit_codes import observer_for, report_error, stop_on_signals
+from harvester.cli.exit_codes import observer_for, reported, stop_on_signals
 from harvester.config.options import (
     AccessOptions,
     LimitOptions,
@@ -217,14 +217,7 @@ def _observed(
 
             raise stopped(shutdown) from error
 
-    try:
-        return asyncio.run(observed())
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        return report_error(error, observer)
-    finally:
-        observer.close()
+    return reported(lambda: asyncio.run(observed()), observer)
 
 
 @asynccontextmanager

@@ -86,6 +86,22 @@ def most_urgent(codes: Collection[int]) -> int:
     return min(codes, key=_MOST_URGENT.index, default=OK)
 
 
+def reported(work: Callable[[], int], observer: Reporter) -> int:
+    """Return the exit code of a command's work, whose errors its observer reports; close the observer.
+
+    Raises:
+        BrokenPipeError: nobody reads standard output any more.
+    """
+    try:
+        return work()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return report_error(error, observer)
+    finally:
+        observer.close()
+
+
 def report_error(error: Exception, observer: Reporter) -> int:
     """Report an error and return its exit code; the only place where errors become exit codes."""
     observer.close()

@@ -22,6 +22,7 @@ from harvester.cli.exit_codes import (
     most_urgent,
     observer_for,
     report_error,
+    reported,
     run_on_end,
     stop_on_signals,
     words_of,
@@ -240,7 +241,8 @@ def _observed(
     options = replace(options, output=replace(options.output, out=out))
     log_format, quiet = options.log.log_format, options.log.quiet
     observer = observer_for(log_format, quiet=quiet, show_failures=live and out == "-")
-    try:
+
+    def shown() -> int:
         with ExitStack() as stack:
             if live and not quiet and log_format == "text" and can_be_drawn_upon(lists, out):
                 from harvester.reporting import live_display  # with rich, which a batch job need not wait for
@@ -249,9 +251,5 @@ def _observed(
                 observer.write_to(display)
                 stack.enter_context(live_display.redrawn_after_stop(display))
             return work(lists, options, observer)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        return report_error(error, observer)
-    finally:
-        observer.close()
+
+    return reported(shown, observer)

@@ -246,8 +246,8 @@ async def open_client(
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 
-class _AtOnce:
-    """A worklist that is never paced: pages are asked for one after another, and the windows bound them."""
+class AtOnce:
+    """A worklist that is never paced: its few calls are made one after another, and the windows bound them."""
 
     remaining = 0
 
@@ -287,7 +287,7 @@ class AccountClients:
         breaker = CircuitBreaker(job.breaker_rules, clock)
         context = ClientContext(job.token, budget, breaker, self._shutdown, clock, record, budgets.helpers)
         async with opened(budgets.slots, job.client_settings, requests, context) as client:
-            client.pace_by(_AtOnce())
+            client.pace_by(AtOnce())
             client.calls_ended()  # no other call's answer is waited for
             yield client
 

@@ -19,7 +19,7 @@ from harvester.dataset.manifest import WindowCheck
 from harvester.errors import RunStopping
 from harvester.links.batch import Link
 from harvester.run.abort_rules import WindowGuard, for_every_call
-from harvester.run.assembly import Window, open_budgets, open_client
+from harvester.run.assembly import AtOnce, Window, open_budgets, open_client
 from harvester.shutdown import Stop, StopReason
 
 _SERIES = "clicks"
@@ -162,7 +162,7 @@ class _Question(_Guard):
             opening_client = open_client(job, budgets, query, window.shutdown, window.record_attempts)
             client, _ = await stack.enter_async_context(opening_client)
             client.sender.counters = window.client.sender.counters
-            client.pace_by(_OneCall())
+            client.pace_by(AtOnce())
             client.calls_ended()  # no other call will tell whom a bad answer concerns
             for bitlink in [*candidates][:_MOST_LINKS]:
                 verdict = await _verdict_on(client, bitlink)
@@ -180,12 +180,6 @@ class _Question(_Guard):
             "no link's clicks were answered. Compare one link with Bitly's own page before you add up the numbers"
         )
         return self.check_of(None, _Seen((), ok=None))
-
-
-class _OneCall:
-    """The worklist of a single call: it need not be spread over a minute."""
-
-    remaining = 0
 
 
 async def _verdict_on(client: Client, bitlink: str) -> Verdict:
