@@ -31,6 +31,8 @@ from harvester.storage.object_store import open_store
 
 NEWEST = 1
 """The newest schema_version that this version reads."""
+WINDOW_CHECK = "window_check"
+"""The ledger's fact with the check of the window, as JSON."""
 _MOST_BYTES = 256 * 1024 * 1024
 
 

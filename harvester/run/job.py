@@ -15,7 +15,7 @@ from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.ledger import UNANSWERED
-from harvester.dataset.manifest import WindowCheck
+from harvester.dataset.manifest import WINDOW_CHECK, WindowCheck
 from harvester.dataset.stream_publisher import RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
@@ -48,8 +48,6 @@ _INVALID, _SPENT = "invalid_reported", "month_reported"
 """The ledger's facts with the invalid lines of the last list, and with the end of the last month whose calls were used
 up: --quiet reports both only when they change.
 """
-_WINDOW = "window_check"
-"""The ledger's fact with the check of the window, as JSON."""
 _GROWING_JOURNAL_BYTES = 64 * 1024 * 1024
 _STDOUT_COMMIT_SECONDS = 0.05
 """Short, so that in a pipe `head` ends the run before many calls are made whose rows nobody reads."""
@@ -226,7 +224,7 @@ def _window_of(
     harvest: Harvest,
     heartbeat: Heartbeat,
 ) -> Window:
-    kept = str(dataset.ledger.facts().get(_WINDOW, ""))
+    kept = str(dataset.ledger.facts().get(WINDOW_CHECK, ""))
     known = WindowCheck(**{**(found := orjson.loads(kept)), "buckets": tuple(found["buckets"])}) if kept else None
     telemetry = heartbeat.telemetry
     telemetry.window_check = known
@@ -237,7 +235,7 @@ def _window_of(
     async def keep(check: WindowCheck) -> None:
         note(check)
         if check != known:
-            await harvest.in_thread(dataset.ledger.replace_facts, {_WINDOW: orjson.dumps(asdict(check)).decode()})
+            await harvest.in_thread(dataset.ledger.replace_facts, {WINDOW_CHECK: orjson.dumps(asdict(check)).decode()})
 
     private, record = dataset.location.private, dataset.record_attempts
     return Window(job, dataset.query, client, private, shutdown, observer, record, known, note, keep)
@@ -261,7 +259,7 @@ def _keep_window(dataset: Dataset, heartbeat: Heartbeat) -> None:
     check = heartbeat.telemetry.window_check
     if check is not None and check.ok is not False:
         with suppress(OutputError):  # the next run's answers are a check, too
-            dataset.ledger.replace_facts({_WINDOW: orjson.dumps(asdict(check)).decode()})
+            dataset.ledger.replace_facts({WINDOW_CHECK: orjson.dumps(asdict(check)).decode()})
 
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:

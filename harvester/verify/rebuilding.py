@@ -5,11 +5,13 @@ by the next run, as after a kill. Lines whose rows are published already are bla
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import orjson
 
 from harvester.bitly.query import Query
 from harvester.dataset.journal import (
@@ -25,7 +27,7 @@ from harvester.dataset.journal import (
     survey,
 )
 from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger, Part
-from harvester.dataset.manifest import PublishedPart
+from harvester.dataset.manifest import WINDOW_CHECK, Manifest, PublishedPart, WindowCheck
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.jsonlines import object_in, whole_lines
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
@@ -76,6 +78,26 @@ def remains(path: str) -> Remains:
     parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
     lines = {key: line for _, key, line in rows_left(path, "failures", ("id", "key", "line"))}
     return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)
+
+
+def window_facts(
+    manifest: Manifest | None, old: Mapping[str, str | int], query: Query, remarks: list[str]
+) -> dict[str, str | int]:
+    """Return the ledger's fact with the check of a period's window, as manifest or old ledger have it.
+
+    A check that failed is left out: the next run makes it again. old: the facts of the old ledger. remarks: gets what
+    is to be said where neither of them can be read.
+    """
+    check = manifest.window_check if manifest else None
+    if check is not None:
+        return {WINDOW_CHECK: orjson.dumps(asdict(check)).decode()} if check.ok is not False else {}
+    kept = str(old.get(WINDOW_CHECK, ""))
+    if object_in(kept.encode()).keys() == {field.name for field in fields(WindowCheck)}:
+        return {WINDOW_CHECK: kept}
+    lost = "the check of the window is lost: `window_check` is null until a run makes a call"
+    if query.period_start is not None and manifest is None and "run_id" not in old and lost not in remarks:
+        remarks.append(lost)
+    return {}
 
 
 @dataclass(slots=True)

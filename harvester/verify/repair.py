@@ -35,7 +35,7 @@ from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.storage.watch import FolderLock, check_state
-from harvester.verify.rebuilding import Origin, Rebuilding, Remains, Tally, remains
+from harvester.verify.rebuilding import Origin, Rebuilding, Remains, Tally, remains, window_facts
 
 _REBUILT = "ledger.sqlite.rebuilt"
 
@@ -243,6 +243,7 @@ class _Repairing:
         }
         facts |= {"server": origin.server} if origin.server else {}
         old = {name: value for name, value in self._remains.facts.items() if type(value) is int}
+        facts |= window_facts(self._manifest, self._remains.facts, origin.query, self._found.remarks)
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
         facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}
         if self._location.in_store:

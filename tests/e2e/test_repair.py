@@ -13,8 +13,9 @@ import pytest
 from harvester.storage.sqlite import rows_left
 from tests.conftest import Served
 from tests.crash.test_tampering import wait_for
-from tests.support.commands import NO_LIMITS, harvester, start
-from tests.support.output_checks import check_reconciled, rows
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.in_process import command
+from tests.support.output_checks import check_reconciled, manifest, rows
 
 LINKS = [f"bit.ly/{'missing-' * (i % 20 == 7)}{i}" for i in range(200)]
 """The refusals stand apart: many in a row, or at the end, are doubted, which costs a call."""
@@ -310,6 +311,36 @@ def test_a_ledger_that_lacks_a_table_is_rebuilt(tmp_path: Path, serve: Callable[
     assert f"is damaged (no such table: {table})" in harvester(*case.command).stderr
     assert "is repaired" in case.repair("--apply")
     case.finish()
+
+
+@pytest.mark.parametrize("known", ["manifest", "ledger", "nothing"])
+def test_the_check_of_a_window_is_kept_as_far_as_it_is_known(
+    tmp_path: Path,
+    serve: Callable[..., Served],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    known: str,
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    served, out = serve(), tmp_path / "out"
+    (tmp_path / "links.txt").write_text("bit.ly/a\n")
+    run = ("run", str(tmp_path / "links.txt"), "--out", str(out), "--day", "2026-11-02", "--base-url", served.url)
+    assert command(capsys, *run).code == 0
+    checked = manifest(out)["window_check"]
+    assert checked["ok"] is True
+    ledger = out / "_harvester" / "ledger.sqlite"
+    if known == "ledger":
+        with closing(sqlite3.connect(ledger)) as db:
+            db.execute("DROP TABLE invalid")
+    else:
+        ledger.unlink()
+    if known != "manifest":
+        (out / "_manifest.json").unlink()
+    done = command(capsys, "repair", str(out), "--apply")
+    assert (done.code, "the check of the window is lost" in done.out) == (0, known == "nothing"), done.out
+    assert command(capsys, *run).code == 0
+    assert manifest(out)["window_check"] == (None if known == "nothing" else checked)
+    assert served.sandbox.requests.total() == 2
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
