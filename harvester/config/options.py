@@ -184,7 +184,10 @@ class ListOptions:
     "Column of the links in CSV, TSV, NDJSON and Parquet: its name, or its number from 1 if there is no header."
 
     carry: str | None = None
-    "Columns of the list that come along into each row as `carried`, such as campaign,channel."
+    (
+        "Columns of the list that come along into each row as `carried`, such as campaign,channel; of a group's links "
+        "id, title, tags, created_at or group."
+    )
 
     list_format: ListFormatName | None = None
     "Format of the lists; overrides the file ending."

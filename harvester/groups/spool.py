@@ -19,8 +19,12 @@ from harvester.storage.filesystem import atomic_replace
 
 Complete: TypeAlias = Callable[[PageJournal, ListRequest], Awaitable[None]]
 COLUMN = "bitlink"
+CARRIED = ("id", "title", "tags", "created_at", "group")
+"""The other columns of the list, which --carry may name. id: of a custom bitlink, the link that it was made for."""
 _MOST_BYTES = 32 * 1024
-"""A longer line has the bitlink alone: a list's lines have a limit."""
+"""In a longer line the values are cut, because a list's lines have a limit."""
+_CUT_CHARACTERS = 2000
+"""Too many to be carried, so a value that was cut is refused, like any that is too long."""
 
 
 class Spooled(NamedTuple):
@@ -78,16 +82,19 @@ def _lines(journal: PageJournal) -> Iterator[bytes]:
     """Yield a line for each bitlink that is counted apart, and for each entry that is none: the run reports it."""
     for links, bad in journal.pages():
         for link in links:
-            beside = {"title": link.title, "tags": link.tags, "created_at": link.created_at, "group": link.group}
+            beside = {name: getattr(link, name) for name in CARRIED}
             for name in link.names():
                 yield _line({COLUMN: name, **beside})
         for each in bad:
-            yield _line({COLUMN: _shown(each)})
+            yield _line({COLUMN: _shown(each), **dict.fromkeys(CARRIED)})  # the first line shows all columns
 
 
 def _line(record: dict[str, Any]) -> bytes:
     line = one_line(record)
-    return (line if len(line) <= _MOST_BYTES else one_line({COLUMN: record[COLUMN]})) + b"\n"
+    if len(line) > _MOST_BYTES:
+        texts = {name: "".join(value) if isinstance(value, list) else value for name, value in record.items()}
+        line = one_line({name: value and value[:_CUT_CHARACTERS] for name, value in texts.items()})
+    return line + b"\n"
 
 
 def _shown(bad: NoLink) -> str:

@@ -33,10 +33,11 @@ from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
 from harvester.groups.journal import ListRequest
-from harvester.groups.spool import COLUMN, Spooled
-from harvester.links.columns import ListFormat
+from harvester.groups.spool import CARRIED, COLUMN, Spooled
+from harvester.links.columns import ListFormat, find_carried
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
+from harvester.links.tables import columns_in
 from harvester.progress import AttemptCounts
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
@@ -92,7 +93,8 @@ class Job:
     commit. report_seconds: the interval between two reports of the progress. command: what was typed, for the manifest;
     None from Python. pool: connections that several runs of this process share, None for some of its own. allowance:
     keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
-    those of the command that need the list's calls each, to compare them with the month.
+    those of the command that need the list's calls each, to compare them with the month. carry: the columns that rows
+    carry of the links of groups.
     """
 
     sources: list[Source]
@@ -122,6 +124,7 @@ class Job:
     feed: IterableFeed | None = None
     sink: RowSink | None = None
     listed: ListRequest | None = None
+    carry: tuple[str, ...] = ()
     command: Command | None = None
     pool: Pool | None = None
     allowance: Allowance | None = None
@@ -317,6 +320,7 @@ def build_job(
         sources=sources,
         feed=feed,
         listed=listed,
+        carry=_carried_of(listed, options) if listed else (),
         strict=options.list.strict,
         token=Token(read_token or token_source(options.access, warn)),
         query=values.query,
@@ -356,6 +360,17 @@ def _input_of(
     return resolve_lists(lists, options.list.column, options.list.list_format, options.list.carry), None, None
 
 
+def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
+    """Return the columns that rows carry of the links of groups.
+
+    Raises:
+        InputBroken: there is no such column.
+    """
+    names = columns_in(options.list.carry) if options.list.carry is not None else ()
+    find_carried(CARRIED, names, listed.words)
+    return names
+
+
 def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:
     return ClientSettings(
         base_url=values.base_url,
@@ -366,6 +381,6 @@ def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOpt
     )
 
 
-def source_of(listed: ListRequest, found: Spooled) -> Source:
+def source_of(job: Job, listed: ListRequest, found: Spooled) -> Source:
     """Return the spooled links of groups as a list."""
-    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN)
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN, job.carry)

@@ -158,7 +158,7 @@ async def _list_groups(
     clients = AccountClients(job, budgets, shutdown, dataset.record_attempts)
     found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
     dataset.count("helper", clients.sent)
-    return replace(job, sources=[source_of(job.listed, found)]), clients.sent
+    return replace(job, sources=[source_of(job, job.listed, found)]), clients.sent
 
 
 async def _check_list(

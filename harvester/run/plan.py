@@ -255,4 +255,4 @@ async def list_for_plan(
             except RunStopping as error:
                 raise stopped(shutdown) from error
     pages = found.state.pages
-    return replace(job, sources=[source_of(listed, found)]), PlannedPages(pages, 0 if private else pages)
+    return replace(job, sources=[source_of(job, listed, found)]), PlannedPages(pages, 0 if private else pages)

@@ -105,6 +105,73 @@ def test_what_is_no_bitlink_is_a_failure_of_the_run(said: Run, tmp_path: Path, s
     assert manifest_of(out)["list"]["links"] == 1
 
 
+# --- what is carried ------------------------------------------------------------------------------------------------
+
+
+def carried_in(out: Path) -> dict[str, dict[str, str | None]]:
+    return {row["bitlink"]: row["carried"] for path in out.glob("part-*") for row in map(json.loads, gzip.open(path))}
+
+
+@pytest.mark.parametrize("shape", ["nested", "flat"])
+def test_rows_carry_what_bitly_says_of_a_link_and_its_custom_bitlinks_too(
+    said: Run, serve: Callable[..., Served], tmp_path: Path, shape: str
+) -> None:
+    served, out = serve(links=30), tmp_path / "out"
+    words = ("run", "--group", LARGE, "--out", str(out), "--carry", "id,Title,tags,created_at,group", "--shape", shape)
+    shown = said(served.url, *words)
+    assert shown.code == 0, shown.err
+    assert carried_in(out) == {
+        name: {
+            "id": link["id"],
+            "Title": link["title"],
+            "tags": json.dumps(link["tags"]),
+            "created_at": link["created_at"].replace("+0000", "Z"),
+            "group": LARGE,
+        }
+        for link in expected(30)
+        for name in names_of([link])
+    }
+    assert manifest_of(out)["list"]["differing"] == 0
+
+
+def test_a_resumed_run_may_carry_something_else_of_the_same_list(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served, out = serve(links=20), tmp_path / "out"
+    words = ("run", "--group", LARGE, "--out", str(out))
+    assert said(served.url, *words, "--carry", "tags", "--max-calls", "3").code == 9
+    assert said(served.url, *words, "--max-calls", "3", "--carry", "title").code == 9
+    assert said(served.url, *words).code == 0
+    kinds = [tuple(carried or ()) for carried in carried_in(out).values()]
+    assert (kinds.count(("tags",)), kinds.count(("title",)), kinds.count(())) == (3, 3, len(kinds) - 6)
+    assert served.sandbox.helped[PAGES] == 1
+    assert harvester("verify", str(out)).returncode == 0
+
+
+def test_a_link_that_stands_twice_carries_what_is_said_first_and_the_other_is_counted(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    links = [{"id": "bit.ly/a", "title": "A"}, {"id": "bit.ly/a", "title": "B"}, {"id": "bit.ly/b", "title": None}]
+    with paged({"": [(200, {"links": [None, *links, {"id": "bit.ly/a", "title": "A"}], "pagination": {}})]}) as group:
+        assert said(group.url, "plan", "--group", "G", "--out", str(tmp_path / "out"), "--carry", "title").code == 0
+    out = tmp_path / "out"
+    shown = said(serve().url, "run", "--group", "G", "--out", str(out), "--carry", "title")
+    assert "1 repeated line has other --carry values" in shown.err
+    assert carried_in(out) == {"bit.ly/a": {"title": "A"}, "bit.ly/b": {"title": None}}
+    assert manifest_of(out)["list"]["differing"] == 1
+
+
+def test_a_column_that_links_of_groups_do_not_have_is_refused_before_a_page_is_read(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served, out = serve(links=20), tmp_path / "out"
+    for name in ("run", "plan"):
+        shown = said(served.url, name, "--group", LARGE, "--out", str(out), "--carry", "title,campaign")
+        assert shown.code == 2
+        assert "no column is called campaign; found: id, title, tags, created_at, group" in shown.err
+    assert (served.sandbox.helped[PAGES], out.exists()) == (0, False)
+
+
 # --- plan -----------------------------------------------------------------------------------------------------------
 
 
