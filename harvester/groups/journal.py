@@ -6,7 +6,7 @@ are about to be published, and the end. A torn last line is cut off: its page is
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -122,6 +122,21 @@ def read_state(path: str) -> ListState | None:
     return state
 
 
+def outputs_in(path: str) -> list[str]:
+    """Return the outputs that a journal was begun for; none if it is for one alone, or not there.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    with as_output_error(path):
+        try:
+            with open(path, "rb") as stream:
+                first = _decoded(stream.readline()) or {}
+        except FileNotFoundError:
+            return []
+    return list(first.get("outputs", ()))
+
+
 class PageJournal:
     """A listing's journal, held open; the caller holds the lock of its folder. Close it with `close`.
 
@@ -133,8 +148,8 @@ class PageJournal:
         self._path = path
         self._file = AppendedFile(path, f"{path}.saved")
 
-    def open(self, request: ListRequest, new_id: str, now: str) -> None:
-        """Open the journal, or begin it. new_id, now: for a new one.
+    def open(self, request: ListRequest, new_id: str, now: str, outputs: Sequence[str] = ()) -> None:
+        """Open the journal, or begin it. new_id, now: for a new one. outputs: those that a new one is for, if several.
 
         Raises:
             UsageError: it was begun for another request. OutputError: it is damaged, or cannot be written.
@@ -157,7 +172,8 @@ class PageJournal:
             if end < size:
                 self._file.truncate(end)
             if first is None:
-                self._append({"request": request.as_dict(), "id": new_id, "started": now})
+                shared = {"outputs": [*outputs]} if outputs else {}
+                self._append({"request": request.as_dict(), "id": new_id, "started": now, **shared})
             elif first.get("request") != request.as_dict():
                 raise UsageError(
                     f"{os.path.dirname(self._path)} was started with another choice of links: it has "

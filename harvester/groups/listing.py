@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
@@ -244,11 +244,16 @@ class GroupClients(Protocol):
 
 
 async def list_groups(
-    listed: ListRequest, folder: str, clients: GroupClients, shutdown: ShutdownSignal, observer: RunObserver
+    listed: ListRequest,
+    folder: str,
+    clients: GroupClients,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    outputs: Sequence[str] = (),
 ) -> Spooled:
-    """Read the links of groups into a folder, unless they were read before. Raises as `spooled`."""
+    """Read the links of groups into a folder, unless they were read before. outputs: as in `spooled`. Raises as it."""
     reader = AccountReader(clients.open, clients.next_begins, shutdown, observer)
-    found = await spooled(folder, listed, reader.complete)
+    found = await spooled(folder, listed, reader.complete, outputs)
     state = found.state
     when = "read now" if clients.sent else f"read before, until {state.ended}"
     text = f"{listed.words}: {state.words}, {when}"

@@ -33,7 +33,7 @@ from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
 from harvester.groups.journal import ListRequest
-from harvester.groups.spool import CARRIED, COLUMN, Spooled
+from harvester.groups.spool import CARRIED, COLUMN, SharedList, Spooled
 from harvester.links.columns import ListFormat, find_carried
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
@@ -94,7 +94,8 @@ class Job:
     None from Python. pool: connections that several runs of this process share, None for some of its own. allowance:
     keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
     those of the command that need the list's calls each, to compare them with the month. carry: the columns that rows
-    carry of the links of groups.
+    carry of the links of groups. shared: the list of groups' links that this run has together with others of its
+    command; None for one of its own.
     """
 
     sources: list[Source]
@@ -125,6 +126,7 @@ class Job:
     sink: RowSink | None = None
     listed: ListRequest | None = None
     carry: tuple[str, ...] = ()
+    shared: SharedList | None = None
     command: Command | None = None
     pool: Pool | None = None
     allowance: Allowance | None = None
@@ -289,7 +291,7 @@ class AccountClients:
         clock = budgets.clock.boot_seconds
         breaker = CircuitBreaker(job.breaker_rules, clock)
         context = ClientContext(job.token, budget, breaker, self._shutdown, clock, record, budgets.helpers)
-        async with opened(budgets.slots, job.client_settings, requests, context) as client:
+        async with opened(job.pool or budgets.slots, job.client_settings, requests, context) as client:
             client.pace_by(AtOnce())
             client.calls_ended()  # no other call's answer is waited for
             yield client

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,6 +21,7 @@ from harvester.dataset.stream_publisher import RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
 from harvester.groups.listing import list_groups
+from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RunProgress, WindowState
@@ -155,10 +157,15 @@ async def _list_groups(
     """Return the job with the links of its groups as its list, if it has groups, and the requests that this took."""
     if job.listed is None:
         return job, 0
+    listed, private = job.listed, dataset.location.private
     clients = AccountClients(job, budgets, shutdown, dataset.record_attempts)
-    found = await list_groups(job.listed, dataset.location.private, clients, shutdown, observer)
+
+    async def read(folder: str, outputs: Sequence[str] = ()) -> Spooled:
+        return await list_groups(listed, folder, clients, shutdown, observer, outputs)
+
+    found = await (job.shared.found(private, listed, read, shutdown) if job.shared else read(private))
     dataset.count("helper", clients.sent)
-    return replace(job, sources=[source_of(job, job.listed, found)]), clients.sent
+    return replace(job, sources=[source_of(job, listed, found)]), clients.sent
 
 
 async def _check_list(

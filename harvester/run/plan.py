@@ -1,6 +1,6 @@
 """`harvester plan`: what a run would cost and when it would end, without a metrics call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -97,11 +97,13 @@ class Plan:
         return self.found.links * self.facets * self.periods
 
 
-async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+async def make(
+    job: Job, observer: RunObserver, *, token_known: bool, offline: bool, limits_asked: bool = False
+) -> Plan:
     """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
 
     token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: send
-    no helper request.
+    no helper request. limits_asked: do not fetch the limits, as another plan of the command has.
 
     Raises:
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
@@ -125,7 +127,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
             return _plan(job, found, survey, snapshot, None, [], pages)
         private = location.private if location and location.begun else folder
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
-        plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
+        plan_limits = [] if offline or limits_asked else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
         return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
 
 
@@ -229,12 +231,16 @@ async def list_for_plan(
 ) -> tuple[Job, PlannedPages]:
     """Return the job with the links of its groups as its list, and their pages, without harvesting.
 
-    private: where the run looks for them, and where they are read; None for an output that keeps nothing: they are
-    then read into the scratch folder. asks: whether Bitly may be asked for pages that were not read yet.
+    private: where the run looks for them, and where they are read unless several outputs share them; None for an output
+    that keeps nothing: they are then read into the scratch folder. asks: whether Bitly may be asked for pages that were
+    not read yet.
 
     Raises:
         UsageError: it may not. DatasetBusy: a run has the folder open. RunStopped: they could not be read.
     """
+    outputs: Sequence[str] = ()
+    if private and job.shared:
+        private, outputs = job.shared.folder_for(private, listed), job.shared.outputs
     found = read_before(private, listed) if private else None
     if found is None and not asks:
         raise UsageError(
@@ -251,7 +257,7 @@ async def list_for_plan(
             await budgets.slots.join()
             clients = AccountClients(job, budgets, shutdown)
             try:
-                found = await list_groups(listed, private or scratch, clients, shutdown, observer)
+                found = await list_groups(listed, private or scratch, clients, shutdown, observer, outputs)
             except RunStopping as error:
                 raise stopped(shutdown) from error
     pages = found.state.pages

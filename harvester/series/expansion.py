@@ -12,6 +12,8 @@ from harvester.config.parsing import facets_of, periods_of, query_of
 from harvester.config.placeholders import fill_output
 from harvester.dataset.opening import peek
 from harvester.errors import HarvesterError, UsageError
+from harvester.groups.journal import ListRequest
+from harvester.groups.spool import shared_lists
 from harvester.run.assembly import Job, OpensGuard
 from harvester.run.committer import ManifestExporter
 from harvester.shutdown import Allowance
@@ -32,12 +34,6 @@ def rounds_of(options: RunOptions) -> Rounds:
     if options.output.out == STDOUT and (len(facets) > 1 or len(periods) > 1):
         raise UsageError(
             "-: several facets or periods need a folder each: name a path with {facet}, {dt}", option="--out"
-        )
-    if (options.list.group or options.list.all_groups) and (len(facets) > 1 or len(periods) > 1):
-        raise UsageError(
-            ": with several facets or periods each would read the group anew. Read it once, `harvester links --group "
-            "GUID > links.txt`, and name that file as the list",
-            option="--group",
         )
     rounds = [
         [fill_output(_of_one(options, facet, period, several=len(facets) > 1)) for facet in facets]
@@ -92,7 +88,22 @@ def jobs_of(
         # The first round compares the calls of all with the month, before any is made.
         unused = [job for round_ in jobs for job in round_ if _is_unused(job)]
         jobs[0] = [replace(job, outputs=len(unused)) if job in unused else job for job in jobs[0]]
+        jobs = _with_shared_list(jobs, first.listed)
     return jobs
+
+
+def _with_shared_list(jobs: list[list[Job]], listed: ListRequest | None) -> list[list[Job]]:
+    """Return the jobs, of which those without a list of the groups' links get a new one together."""
+    if listed is None:
+        return jobs
+    privates = {_name(job): resolve(job.out, job.work_dir).private for round_ in jobs for job in round_}
+    lists = shared_lists(privates, listed)
+    return [[replace(job, shared=lists.get(_name(job))) for job in round_] for round_ in jobs]
+
+
+def _name(job: Job) -> str:
+    """Return what names a job's output among those of its command, also if the folder of all was moved."""
+    return " ".join(filter(None, (job.query.facet, job.query.period_start)))
 
 
 def _is_unused(job: Job) -> bool:

@@ -24,7 +24,8 @@ async def make_all(jobs: Sequence[Job], observer: RunObserver, *, token_known: b
     for job in jobs:
         is_new = job.out != STDOUT and not has_ledger(resolve(job.out, job.work_dir))
         if unbegun is None or not is_new:
-            plans.append(await make(job, observer, token_known=token_known, offline=offline or bool(plans)))
+            asked = bool(plans)
+            plans.append(await make(job, observer, token_known=token_known, offline=offline, limits_asked=asked))
             unbegun = plans[-1] if is_new else unbegun
         else:  # the list was counted already, and nothing of it is done
             plans.append(unbegun)

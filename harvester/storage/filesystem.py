@@ -148,6 +148,25 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
     sync_folder(folder)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file that nobody writes to any more a second name, or replace what has it; durably.
+
+    Where the name cannot be a hard link, as on another file system, it is a copy.
+    """
+    folder, name = os.path.split(target)
+    hidden = os.path.join(folder, f".{name}.tmp")
+    with suppress(FileNotFoundError):
+        os.unlink(hidden)
+    try:
+        os.link(source, hidden)
+    except OSError:
+        with open(source, "rb") as stream:
+            atomic_replace(target, iter(lambda: stream.read(_CHUNK), b""))
+        return
+    os.rename(hidden, target)
+    sync_folder(folder)
+
+
 def unshare(path: str) -> None:
     """Give a file that has several names (hard links) an inode of its own, durably; the other names keep the old one.
 
