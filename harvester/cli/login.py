@@ -26,11 +26,11 @@ from harvester.bitly.oauth import (
     exchange,
     parse_token_response,
 )
-from harvester.client.http import post_form
 from harvester.config import credentials, parsing
 from harvester.config.token_store import LoginOptions, TokenStore, TokenStoreOptions
 from harvester.errors import UsageError
 from harvester.threads import in_daemon
+from harvester.transport.http import post_form
 
 _EXCHANGE_SECONDS = 30.0
 _PASTED_BYTES = 64 * 1024

@@ -15,7 +15,7 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import STREAK, Place
+from harvester.client.held_verdicts import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
