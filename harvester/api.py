@@ -27,14 +27,12 @@ from harvester.config.keywords import (
     HarvestKeywords,
     MetricsKeywords,
     StreamKeywords,
-    TokenGiven,
     path_text,
     run_options,
-    token_is_at_hand,
-    token_reader,
 )
 from harvester.config.options import TOKEN_OPTIONS, RunOptions
 from harvester.config.parsing import groups_of
+from harvester.credentials.token_sources import TokenGiven, token_is_at_hand, token_reader
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import InputBroken, LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
 from harvester.events import Event, RunObserver, RunOutcome

@@ -133,11 +133,11 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         (
             "cyclopts",
             {"cli.account", "cli.first_steps", "cli.main", "cli.outputs"}
-            | {"config.files", "config.options", "config.sources", "config.token_store"},
+            | {"config.files", "config.mistakes", "config.options", "config.sources", "credentials.options"},
         ),
         ("psutil", {"storage.folders"}),
-        ("platformdirs", {"config.token_store", "storage.folders"}),
-        ("keyring", {"config.token_store"}),
+        ("platformdirs", {"credentials.token_store", "storage.folders"}),
+        ("keyring", {"credentials.token_store"}),
         ("pyarrow", {"arrow", "extras"}),
         ("backports", {"extras"}),
         ("csv", {"links.tables"}),
