@@ -211,10 +211,10 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:
     from harvester.credentials.token_sources import has_token
+    from harvester.planning.plan_text import as_dict, as_text
+    from harvester.planning.planner import make_plan
     from harvester.run.assembly import build_job
     from harvester.series.expansion import jobs_of, rounds_of
-    from harvester.series.plan_text import as_dict, as_text
-    from harvester.series.planning import make_plan
     from harvester.series.window import WindowChecks
 
     token_known = has_token(options.access)

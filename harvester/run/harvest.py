@@ -27,8 +27,8 @@ from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.worklist.worklist import Call, Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
