@@ -8,7 +8,7 @@ import aiohttp
 from yarl import URL
 
 from harvester.bearer import Token
-from harvester.bitly.account_limits import NOT_ASKED, HelperResponse, limits_target
+from harvester.bitly.account_limits import LIMITS_KEY, NOT_ASKED, HelperResponse, limits_target
 from harvester.bitly.query import Query
 from harvester.bitly.requests import FacetRequests, Requests
 from harvester.bitly.verdicts import (
@@ -27,6 +27,7 @@ from harvester.client.counting import AttemptCounter, CountedAttempt
 from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
+from harvester.jsonlines import object_in
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
 from harvester.transport.body import Body, read_bounded
@@ -185,6 +186,17 @@ class AttemptSender:
             return response
         finally:
             self.pool.put(slot)
+
+    async def account_answers(self) -> bool:
+        """Ask the account's own route, of the limits, and return whether it was answered: then the token is good.
+
+        Raises:
+            RunStopping: the run ended first.
+        """
+        if self._helpers is None:
+            return False
+        response = await self.look_up(limits_target(self._requests.endpoint), self._helpers)
+        return response is not None and response.status == 200 and LIMITS_KEY in object_in(response.body)
 
     def _follow_token(self, budget: Budget) -> None:
         if budget.account.token != self._budget.account.token:  # it was rotated since

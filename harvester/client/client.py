@@ -99,7 +99,12 @@ class Client:
         self._shutdown = context.shutdown
         self._clock = context.clock
         self._held = HeldVerdicts(
-            self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: len(self.sender.in_flight)
+            self.known_good,
+            context.breaker,
+            context.shutdown,
+            self._spend_month,
+            lambda: len(self.sender.in_flight),
+            self.sender.account_answers,
         )
         self._throttled = ThrottledLinks(self.known_good, context.shutdown, lambda: self._calls)
 

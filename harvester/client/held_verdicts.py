@@ -2,8 +2,9 @@
 
 The answers to other calls show it, and where they do not, a known-good link does (`known_good`). Where nobody was ever
 answered there is none, and a definite no waits for the first answer. A verdict that is for every call waits for that
-too, or for a second link that gets it. A server that said no to a dozen links, and then answers, would answer a
-known-good link too: there one of the dozen is asked again. A link that was throttled lets others go first.
+too, or for a second link that gets it; before the token is believed to be refused, or the month to be spent, the
+account's own route is asked. A server that said no to a dozen links, and then answers, would answer a known-good link
+too: there one of the dozen is asked again. A link that was throttled lets others go first.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ from harvester.bitly.verdicts import (
     No,
     NoAnswer,
     Refused,
+    TokenRefused,
     Unknown,
     Verdict,
     reason,
@@ -50,6 +52,7 @@ class HeldVerdicts:
     """Definite no's, and verdicts for every call, held back until it is known whom they concern.
 
     month_spent: records that Bitly reports the month as spent. in_flight: how many attempts are being answered.
+    account_answers: asks the account's own route by a helper request, and returns whether that was answered.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class HeldVerdicts:
         shutdown: ShutdownSignal,
         month_spent: Callable[[], None],
         in_flight: Callable[[], int],
+        account_answers: Callable[[], Awaitable[bool]],
     ) -> None:
         self._known_good = known_good
         self._breaker = breaker
         self._shutdown = shutdown
         self._month_spent = month_spent
         self._in_flight = in_flight
+        self._account_answers = account_answers
         self._for_every_call: list[ForEveryCall] = []
         self._held: set[int] = set()
         self._carried = 0
@@ -73,6 +78,7 @@ class HeldVerdicts:
         self._earlier = Streak()
         self._joined_earlier = 0
         self._since_question = STREAK
+        self._vouched_for = 0
 
     def calls_ended(self, *, list_ended: bool) -> None:
         """Let no verdict wait for the answers to other calls any more. list_ended: no later run will doubt them."""
@@ -94,6 +100,31 @@ class HeldVerdicts:
         """Return whether a verdict for every call is believed where nobody was ever answered: a second link got it."""
         alike = sum(type(each) is type(verdict) for each in self._for_every_call)
         return alike > 1 and not self._known_good.links and not self._in_flight()
+
+    async def _is_links_own(self, verdict: No) -> bool:
+        """Return whether a verdict is not the account's, though nobody was ever answered: its own route is answered.
+
+        That is asked once for a STREAK of verdicts.
+
+        Raises:
+            RunStopping: the run ended first.
+        """
+        if not isinstance(verdict, TokenRefused | MonthSpent):  # of plan and parameters that route says nothing
+            return False
+        while self._known_good.asking:
+            await self._known_good.news()
+        if self._shutdown.stop is not None:
+            raise RunStopping
+        if not self._vouched_for:
+            self._known_good.asking = True
+            try:
+                self._vouched_for = STREAK if await self._account_answers() else 0
+            finally:
+                self._known_good.asking = False
+                self._known_good.notify_all()
+        vouched = self._vouched_for > 0
+        self._vouched_for -= vouched
+        return vouched
 
     @property
     def _own_streak(self) -> int:
@@ -150,7 +181,7 @@ class HeldVerdicts:
                     break
                 else:
                     await self._known_good.news()
-        if not self._known_good.links:
+        if not self._known_good.links and not await self._is_links_own(verdict):
             return self._believed(verdict)
         if isinstance(verdict, Refused):
             followed = self._known_good.answered_since(since)
