@@ -93,6 +93,7 @@ class AttemptSender:
         self._record_attempts = context.record_attempts
         self._helpers = context.helpers
         self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
+        self._body_for = self._requests.body
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
         self._throttled_since: float | None = None
@@ -144,7 +145,8 @@ class AttemptSender:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
-                    verdict = await self._request(slot, self._url(bitlink, parameters), header)
+                    posted = self._body_for(bitlink) if self._body_for else None
+                    verdict = await self._request(slot, self._url(bitlink, parameters), header, posted)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -337,12 +339,12 @@ class AttemptSender:
         with suppress(OutputError):  # then one too many is recorded until the next attempt
             self._record_attempts(self.counters)
 
-    async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
+    async def _request(self, slot: SlotSession, url: URL, authorization: str, posted: bytes | None) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
             with slot.line.deadline(self._timeout_seconds):
-                async with slot.get(url, authorization) as response:
+                async with slot.get(url, authorization, posted) as response:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.

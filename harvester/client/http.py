@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -36,6 +36,7 @@ _HEADERS = {
     "Accept-Encoding": "gzip",
     "User-Agent": f"harvester/{__version__}",
 }
+Response: TypeAlias = AbstractAsyncContextManager[aiohttp.ClientResponse]
 _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"})
 """OpenSSL's reasons for a server that speaks plain text. Any other failed handshake may succeed the next time."""
@@ -90,10 +91,14 @@ class SlotSession:
     counted_at: float = 0.0
     counted_by: Budget | None = None
 
-    def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a GET request; the response is read inside the context."""
+    def get(self, url: URL, authorization: str, posted: bytes | None = None) -> Response:
+        """Send a GET request, or a POST request of JSON; the response is read inside the context."""
         # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
-        return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
+        headers = {"Authorization": authorization}
+        if posted is None:
+            return self.session.get(url, headers=headers, allow_redirects=False)
+        headers["Content-Type"] = "application/json"
+        return self.session.post(url, data=posted, headers=headers, allow_redirects=False)
 
     def count_when_sent(self, budget: Budget, clock: Callable[[], float]) -> None:
         """Move the attempt's count to now if it goes late: the windows are the server's.

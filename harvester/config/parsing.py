@@ -13,8 +13,16 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from harvester.bitly.facets import FACETS
-from harvester.bitly.periods import PERIOD_UNITS, Period, periods_between
-from harvester.bitly.query import BASE_URL, UNITS, Query, query_for, query_for_period
+from harvester.bitly.query import (
+    BASE_URL,
+    PERIOD_UNITS,
+    UNITS,
+    Period,
+    Query,
+    periods_between,
+    query_for,
+    query_for_period,
+)
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
-from harvester.bitly.periods import Period
+from harvester.bitly.query import Period
 from harvester.config.options import OutputOptions, PeriodName, RunOptions, facets_in
 from harvester.config.parsing import facets_of, periods_of, query_of
 from harvester.config.placeholders import fill_output
