@@ -15,7 +15,7 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import STREAK, Place
+from harvester.client.held_verdicts import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
@@ -27,8 +27,8 @@ from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.worklist.worklist import Call, Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""

@@ -35,12 +35,12 @@ from harvester.run.assembly import (
 )
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.preflight import Preflight, spool_paths
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
+from harvester.worklist.preflight import Preflight, spool_paths
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""

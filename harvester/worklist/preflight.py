@@ -2,10 +2,9 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Protocol
 
@@ -16,54 +15,18 @@ from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known, Ledger
 from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver
-from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
-from harvester.progress import InvalidLine, WindowState, counted
+from harvester.progress import WindowState, counted
 from harvester.rows.row import RowBuilder
-from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
+from harvester.worklist.list_count import ListCount, ListSurvey
+from harvester.worklist.worklist import SCRATCH, hide_token, should_retry
 
 _REPORT_SECONDS = 10.0
-_MOST_DOMAINS = 1000
-_MOST_EXAMPLES = 3
 _SPOOL = "spool-"
-
-
-@dataclass(slots=True)
-class ListCount:
-    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call."""
-
-    lines: int = 0
-    invalid: int = 0
-    duplicates: int = 0
-    links: int = 0
-    done: int = 0
-    calls: int = 0
-
-
-@dataclass(slots=True)
-class ListSurvey:
-    """What a list looks like, so that a wrong column is seen at once; its size does not grow with the list.
-
-    domains: lines with a bitlink, by domain. elsewhere: those of the domains that came after the first thousand.
-    examples: the first lines that are no bitlinks.
-    """
-
-    domains: Counter[str] = field(default_factory=Counter)
-    elsewhere: int = 0
-    examples: list[InvalidLine] = field(default_factory=list)
-
-    def see(self, batch: Batch) -> None:
-        """Count a batch."""
-        for domain, lines in Counter(link.bitlink.partition("/")[0] for link in batch.links).items():
-            if domain in self.domains or len(self.domains) < _MOST_DOMAINS:
-                self.domains[domain] += lines
-            else:
-                self.elsewhere += lines
-        self.examples += batch.invalid[: _MOST_EXAMPLES - len(self.examples)]
 
 
 @contextmanager
