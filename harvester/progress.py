@@ -163,9 +163,9 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
-    attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
-    connecting: those among `attempts` that have no connection yet.
+    or a part of their time (rows.schema.Shortfall); idle: rows that no call was made for. waiting: the limit that
+    blocks sending now. trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did
+    not reach the server, at the end. connecting: those among `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
@@ -184,6 +184,7 @@ class RunProgress:
     failed: int = 0
     truncated: int = 0
     clipped: int = 0
+    idle: int = 0
     known: int = 0
     given_up: int = 0
     exhausted: int = 0
@@ -220,6 +221,11 @@ class RunProgress:
         self.truncated += truncated
         self.clipped += clipped
 
+    def count_idle(self) -> None:
+        """Count a link that has its row without a call; it was never pending."""
+        self.rows += 1
+        self.idle += 1
+
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""
         self.pending -= 1
@@ -253,4 +259,4 @@ class RunProgress:
         needed = self.outstanding
         if needed is None or self.max_calls is None:
             return needed
-        return min(needed, max(self.max_calls - self.finished, 0))
+        return min(needed, max(self.max_calls - (self.finished - self.idle), 0))
