@@ -147,7 +147,7 @@ class IdleRows:
         def record(counts: AttemptCounts) -> None:
             sent = earlier + counts.total + counts.helper
             calls.counters.helper += sent - self._sent
-            self._sent = sent
+            self._sent = self._progress.exports = sent
             self._dataset.record_attempts(calls.counters)
 
         patience = min(access.rules.limit_seconds, _PATIENCE_SECONDS)

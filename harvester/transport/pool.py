@@ -64,7 +64,13 @@ class Pool:
             RunStopping: the run ended first.
         """
         if (slot := self.take()) is None:
-            slot = await shutdown.unless_stopping(self._free.get())
+            getting = asyncio.ensure_future(self._free.get())
+            try:
+                slot = await shutdown.unless_stopping(getting)
+            except BaseException:
+                if getting.done() and not getting.cancelled():  # in the moment in which the wait was cancelled
+                    self.put(getting.result())
+                raise
         return slot
 
     def put(self, slot: SlotSession) -> None:
