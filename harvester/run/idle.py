@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harvester.bitly.exports import ExportRequests, Span, span_of
+from harvester.bitly.exports import MOST_LINKS, ExportRequests, Span, span_of
 from harvester.bitly.verdicts import MonthSpent, Transient, Verdict, reason
 from harvester.budget.budget import Budget
 from harvester.client.attempt import ClientContext
@@ -22,16 +22,17 @@ from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import ROW_STATE
 from harvester.dataset.manifest import WindowCheck
-from harvester.errors import RunStopping
+from harvester.errors import InputBroken, RunStopping
 from harvester.events import RunObserver
 from harvester.groups.activity import ActiveLinks, Asks, LinkActivity, NamedLink
 from harvester.progress import AttemptCounts, RunProgress
 from harvester.rows.schema import IDLE
 from harvester.shutdown import ShutdownSignal, StopReason, month_spent
-from harvester.worklist.worklist import Call
+from harvester.worklist.worklist import Call, Worklist
 
 _PATIENCE_SECONDS = 60.0
 """Exports that get no answer for longer are given up. The run's own calls then show whether the server is out."""
+GATHERED = 10 * MOST_LINKS
 _OF_EXPORTS = frozenset({StopReason.OUTAGE, StopReason.THROTTLED})
 """Reasons to stop that may concern exports alone."""
 
@@ -41,7 +42,8 @@ class ExportAccess:
     """What exports are asked for with.
 
     budget: of their endpoint. helpers: as in ClientContext. clock: the budget's seconds since boot. client: that of the
-    run's calls, whose connections and token they share. group_of: returns the guid of a line's group.
+    run's calls, whose connections and token they share. group_of: returns the guid of a line's group. gathered: the
+    calls that are waited for before their links are exported; 0 for a list that comes bit by bit.
     """
 
     budget: Budget
@@ -51,6 +53,7 @@ class ExportAccess:
     rules: BreakerRules
     client: Client
     group_of: Callable[[int], str | None]
+    gathered: int
 
 
 class IdleRows:
@@ -78,14 +81,26 @@ class IdleRows:
         self._told = False
         self._activity = LinkActivity(access.group_of, ActiveLinks(dataset.location.private), observer.warn)
 
-    async def settle(self, calls: list[Call]) -> list[Call]:
+    async def settle(self, calls: list[Call], worklist: Worklist) -> list[Call]:
         """Record the rows of calls whose links are idle, and return the others.
 
+        worklist: is read further, so that few exports have less than all the links that they may have.
+
         Raises:
-            RunStopping: the run is ending. OutputError: a row could not be recorded.
+            RunStopping: the run is ending. OutputError: a row could not be recorded. InputBroken: the list cannot be
+            read further; the worklist has the calls before.
         """
-        if not calls or (span := self._span()) is None:
+        if (span := self._span()) is None:
             return calls
+        try:
+            while len(calls) < self._access.gathered and not worklist.progress.read_to_end:
+                calls = calls + (await worklist.read() or [])
+        except InputBroken:
+            worklist.add(await self._without_idle(calls, span))
+            raise
+        return await self._without_idle(calls, span)
+
+    async def _without_idle(self, calls: list[Call], span: Span) -> list[Call]:
         left = {call.link.bitlink: call for call in calls}
         async with self._asking(span) as ask:
             async for idle in self._activity.idle_among([NamedLink(c.link.bitlink, c.link.line) for c in calls], ask):

@@ -36,7 +36,7 @@ from harvester.run.assembly import (
 )
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.idle import ExportAccess, IdleRows
+from harvester.run.idle import GATHERED, ExportAccess, IdleRows
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
@@ -255,7 +255,8 @@ def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess:
     guids = (str(job.in_group),) if job.listed is None else job.listed.groups
     group_of = (lambda _: guids[0]) if len(guids) == 1 else GroupsOfLines(str(job.sources[0].path))
     clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
-    return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of)
+    gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
+    return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered)
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
