@@ -52,10 +52,11 @@ class ActiveLinks:
 
     def add(self, bitlinks: Iterable[str]) -> None:
         """Keep links for later runs. Raises OutputError."""
-        lines = "".join(f"{bitlink}\n" for bitlink in bitlinks)
-        if lines:
-            with as_output_error(self._path), open(self._path, "a", encoding="utf-8", newline="\n") as stream:
-                stream.write(lines)
+        if lines := "".join(f"{bitlink}\n" for bitlink in bitlinks):
+            with as_output_error(self._path):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+                with open(os.open(self._path, flags, 0o666), "ab") as stream:
+                    stream.write(lines.encode())
 
 
 def read_active_links(folder: str) -> Iterator[str]:
