@@ -118,6 +118,11 @@ class Client:
         """
         self._held.calls_ended(list_ended=list_ended)
 
+    @property
+    def under_way(self) -> int:
+        """Calls whose first attempt has not ended, those that wait to be sent among them."""
+        return self._calls
+
     def work_alone(self) -> None:
         """Make a few calls one after another: nothing paces them, and no other call's answer is waited for."""
         self.sender.pacer.worklist = AtOnce()

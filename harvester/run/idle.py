@@ -32,7 +32,11 @@ from harvester.worklist.worklist import Call, Worklist
 
 _PATIENCE_SECONDS = 60.0
 """Exports that get no answer for longer are given up. The run's own calls then show whether the server is out."""
+_MOST_QUESTIONS = 3
+"""Calls that are made to see one answer before links are skipped."""
+_POLL_SECONDS = 0.05
 GATHERED = 10 * MOST_LINKS
+"""Calls whose links are exported together, if the list can be read at once."""
 _OF_EXPORTS = frozenset({StopReason.OUTAGE, StopReason.THROTTLED})
 """Reasons to stop that may concern exports alone."""
 
@@ -90,6 +94,7 @@ class IdleRows:
             RunStopping: the run is ending. OutputError: a row could not be recorded. InputBroken: the list cannot be
             read further; the worklist has the calls before.
         """
+        calls = await self._after_an_answer(calls, worklist)
         if (span := self._span()) is None:
             return calls
         try:
@@ -99,6 +104,30 @@ class IdleRows:
             worklist.add(await self._without_idle(calls, span))
             raise
         return await self._without_idle(calls, span)
+
+    async def _after_an_answer(self, calls: list[Call], worklist: Worklist) -> list[Call]:
+        """Hand out a few calls if none has had an answer yet, which shows how much history the plan keeps.
+
+        Return the others. A period was checked before, and there is no more than all that the plan keeps.
+
+        Raises:
+            RunStopping: the run is ending.
+        """
+        query, client, progress = self._dataset.query, self._access.client, self._progress
+        if self._answered or query.period_start is not None or query.units == -1:
+            return calls
+        first, rest = calls[:_MOST_QUESTIONS], calls[_MOST_QUESTIONS:]
+        taken = progress.started + len(first)
+        worklist.add(first)
+        # Refusals before the first answer are held, so nothing but the first attempts is waited for.
+        while not self._answered and (progress.started < taken or client.under_way):
+            await self._shutdown.sleep_unless_stopping(_POLL_SECONDS)
+        return rest
+
+    @property
+    def _answered(self) -> bool:
+        totals = self._dataset.totals
+        return totals.rows > totals.idle
 
     async def _without_idle(self, calls: list[Call], span: Span) -> list[Call]:
         left = {call.link.bitlink: call for call in calls}
@@ -123,6 +152,8 @@ class IdleRows:
             why = "the window has not begun"
         elif self._dataset.totals.clipped:
             why = "the account's plan keeps a shorter history than was requested, and an export does not say which"
+        elif query.period_start is None and query.units != -1 and not self._answered:
+            why = "no link was answered, so it is not known whether the account's plan keeps the whole window"
         elif query.period_start is not None and not ((check := self._window_check()) and check.ok):
             why = "it could not be checked that Bitly's window is the period"
         if why and not self._told:

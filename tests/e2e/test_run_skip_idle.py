@@ -189,12 +189,20 @@ def test_where_the_plan_keeps_a_shorter_history_no_link_is_skipped(
 ) -> None:
     served, out = serve(links=40), tmp_path / "out"
     words = ("--unit", "day", "--units", "90", "--out", str(out))  # the sandbox keeps 30
-    (tmp_path / "links.txt").write_text("bit.ly/active1\n")
-    assert said(served.url, "run", str(tmp_path / "links.txt"), *words).code == 0
-    (tmp_path / "links.txt").write_text("".join(f"bit.ly/idle{number}\n" for number in range(20)))
-    shown = said(served.url, "run", str(tmp_path / "links.txt"), *words, "--skip-idle", "--in-group", LARGE)
+    shown = said(served.url, "run", "--group", LARGE, *words, "--skip-idle")
     assert (shown.code, served.sandbox.exported) == (0, [])
     assert "--skip-idle: the account's plan keeps a shorter history" in shown.err
+    assert manifest_of(out)["dataset"]["clipped"] == len(names_of(expected(40)))
+
+
+def test_where_no_link_is_answered_none_is_skipped(said: Run, serve: Callable[..., Served], tmp_path: Path) -> None:
+    served, out = serve(links=40), tmp_path / "out"
+    (tmp_path / "links.txt").write_text("".join(f"bit.ly/missing{number}\n" for number in range(5)))
+    words = ("--unit", "day", "--units", "9", "--skip-idle", "--in-group", LARGE, "--out", str(out))
+    shown = said(served.url, "run", str(tmp_path / "links.txt"), *words)
+    assert (shown.code, served.sandbox.exported) == (3, [])
+    assert "--skip-idle: no link was answered" in shown.err
+    assert len(served.sandbox.requests) == 5
 
 
 def test_a_day_out_of_the_plans_history_is_not_skipped(
