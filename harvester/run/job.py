@@ -252,7 +252,8 @@ def _window_of(
 
 def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess:
     """Return what exports of the list's links are asked for with. job: with its list."""
-    guids = (str(job.in_group),) if job.listed is None else job.listed.groups
+    named = () if job.in_group is None else (job.in_group,)
+    guids = named if job.listed is None else job.listed.groups
     group_of = (lambda _: guids[0]) if len(guids) == 1 else GroupsOfLines(str(job.sources[0].path))
     clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
     gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
