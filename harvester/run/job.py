@@ -206,7 +206,7 @@ async def _harvest(
         if job.open_guard is not None:
             harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
         if job.skip_idle:
-            access, check = _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
+            access, check = await _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
             harvest.settle_idle = IdleRows(access, dataset, harvest.progress, check, shutdown, observer).settle
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
@@ -250,11 +250,12 @@ def _window_of(
     return Window(job, dataset.query, client, private, shutdown, observer, record, known, note, keep)
 
 
-def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess:
+async def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess:
     """Return what exports of the list's links are asked for with. job: with its list."""
     named = () if job.in_group is None else (job.in_group,)
     guids = named if job.listed is None else job.listed.groups
-    group_of = (lambda _: guids[0]) if len(guids) == 1 else GroupsOfLines(str(job.sources[0].path))
+    of_lines = None if len(guids) == 1 else await in_daemon(partial(GroupsOfLines, str(job.sources[0].path)))
+    group_of = of_lines or (lambda _: guids[0])
     clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
     gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
     return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered)

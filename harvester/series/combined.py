@@ -19,6 +19,7 @@ _ADDED = (
     "truncated",
     "clipped",
     "idle",
+    "exports",
     "known",
     "given_up",
     "exhausted",
