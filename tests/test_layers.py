@@ -140,7 +140,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("keyring", {"credentials.token_store"}),
         ("pyarrow", {"arrow", "extras"}),
         ("backports", {"extras"}),
-        ("csv", {"links.tables"}),
+        ("csv", {"bitly.exports", "links.tables"}),
         ("idna", {"bitly.bitlinks"}),
         ("rich", {"cli.show", "reporting.live_display", "reporting.status_text"}),
         ("structlog", {"reporting.logs"}),

@@ -263,6 +263,7 @@ def sandbox(
     latency_ms: float = 80.0,
     errors: float = 0.01,
     links: int = 300,
+    active: float = 0.1,
 ) -> int:
     """Serve a Bitly look-alike on 127.0.0.1, until interrupted.
 
@@ -284,10 +285,12 @@ def sandbox(
         Share of answers that are 500 or 503, from 0 to 1.
     links:
         Bitlinks in the larger of its two groups.
+    active:
+        Share of a group's links that may have clicks, from 0 to 1.
     """
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
-    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links)
+    options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links, active)
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -96,6 +96,7 @@ class AttemptSender:
         self._counter = AttemptCounter(context.shutdown, context.clock, context.record_attempts)
         self._helpers = context.helpers
         self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
+        self._body_for = self._requests.body
         self._base = URL(base_url)
         self._base_path = self._base.raw_path.rstrip("/")
         self._throttled_since: float | None = None
@@ -147,7 +148,8 @@ class AttemptSender:
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
-                    verdict = await self._request(slot, answer, self._url(bitlink, parameters), header)
+                    posted = self._body_for(bitlink) if self._body_for else None
+                    verdict = await self._request(slot, answer, self._url(bitlink, parameters), header, posted)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -310,12 +312,15 @@ class AttemptSender:
         self.not_sent += given_back
         return given_back
 
-    async def _request(self, slot: SlotSession, attempt: CountedAttempt, url: URL, authorization: str) -> Verdict:
+    async def _request(
+        self, slot: SlotSession, attempt: CountedAttempt, url: URL, authorization: str, posted: bytes | None
+    ) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
+            sending = slot.get(url, authorization) if posted is None else slot.post(url, authorization, posted)
             with slot.line.deadline(self._timeout_seconds):
-                async with slot.get(url, authorization) as response:
+                async with sending as response:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.

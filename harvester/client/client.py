@@ -39,7 +39,7 @@ from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.completion import Completion
 from harvester.client.held_verdicts import STREAK, HeldVerdicts, Place, ThrottledLinks
 from harvester.client.known_good import KnownGoodLinks
-from harvester.client.pacer import Backoff, RemainingCalls, retrier
+from harvester.client.pacer import AtOnce, Backoff, RemainingCalls, retrier
 from harvester.errors import OutputError
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
@@ -122,6 +122,16 @@ class Client:
         list_ended: the whole list was asked for, so that no later run will doubt its last refusals.
         """
         self._held.calls_ended(list_ended=list_ended)
+
+    @property
+    def under_way(self) -> int:
+        """Calls whose first attempt has not ended, those that wait to be sent among them."""
+        return self._calls
+
+    def work_alone(self) -> None:
+        """Make a few calls one after another: nothing paces them, and no other call's answer is waited for."""
+        self.sender.pacer.worklist = AtOnce()
+        self.calls_ended()
 
     async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
         """Make a call's first attempt and return its verdict, which is never Throttled.

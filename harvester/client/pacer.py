@@ -32,6 +32,12 @@ class RemainingCalls(Protocol):
         """Calls that no worker has taken yet; None until the list was read to its end."""
 
 
+class AtOnce:
+    """A worklist that is never paced: its few calls are made one after another, and the windows bound them."""
+
+    remaining = 0
+
+
 class Pacer:
     """Holds attempts back so that the minute's window fills evenly.
 

@@ -58,6 +58,8 @@ class StreamKeywords(MetricsKeywords, total=False):
     list_format: str | None
     group: str | None
     all_groups: bool
+    skip_idle: bool
+    in_group: str | None
 
 
 class HarvestKeywords(StreamKeywords, total=False):

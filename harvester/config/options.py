@@ -175,6 +175,12 @@ class ListOptions:
     all_groups: bool = False
     "Harvest the links of all groups of the account instead of LINKS."
 
+    skip_idle: bool = False
+    "Make no call for a link without clicks: an export of its group tells 200 links with one request."
+
+    in_group: str | None = None
+    "The group that the links of LINKS belong to, for --skip-idle."
+
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."
 

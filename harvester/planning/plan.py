@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import ceil
 from typing import NamedTuple
 
 from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.forecast import Forecast, Start, Suggestion, forecast
 from harvester.budget.limits import PLAN_MONTHS, Limits
 from harvester.progress import WindowState
@@ -38,6 +40,17 @@ class PlannedPages(NamedTuple):
     again: int
 
 
+class PlannedExports(NamedTuple):
+    """What --skip-idle may save. exports: requests at most; least, most: all requests for the calls, if no link has had
+    clicks and if every link has. expected: with the share of this output's rows so far; None if it has too few.
+    """
+
+    exports: int
+    least: int
+    most: int
+    expected: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
@@ -48,7 +61,8 @@ class Plan:
     the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
     the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
     present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
-    each link is asked for; found counts the calls of all.
+    each link is asked for; found counts the calls of all. idle: None without --skip-idle; attempts are then those
+    expected, or at most.
     """
 
     found: ListCount
@@ -68,6 +82,7 @@ class Plan:
     refused: bool
     facets: int = 1
     periods: int = 1
+    idle: PlannedExports | None = None
 
     @property
     def wanted(self) -> int:
@@ -82,6 +97,13 @@ def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterato
             left = max(per_month - used, 0) if links == attempts else per_month
             found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=left))
             yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
+
+
+def exports_for(links: int, attempts: int, active: float | None) -> PlannedExports:
+    """Return what exports may save of the attempts for links. active: the share with clicks, None if unknown."""
+    exports = ceil(links / MOST_LINKS)
+    expected = None if active is None else exports + ceil(attempts * active)
+    return PlannedExports(exports, exports, exports + attempts, expected)
 
 
 def month_is_spent(windows: list[WindowState]) -> bool:

@@ -19,7 +19,7 @@ from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.planning.group_pages import list_for_plan
-from harvester.planning.plan import Plan, PlannedPages, durations, month_is_spent
+from harvester.planning.plan import Plan, PlannedExports, PlannedPages, durations, exports_for, month_is_spent
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.shutdown import ShutdownSignal
@@ -72,7 +72,15 @@ def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
         durations=list(durations(attempts, together, start, first.month_used)),
         facets=facets,
         periods=len(jobs) // facets,
+        idle=_sum_of_exports([plan.idle for plan in plans if plan.idle]),
     )
+
+
+def _sum_of_exports(planned: Sequence[PlannedExports]) -> PlannedExports | None:
+    expected = [each.expected for each in planned if each.expected is not None]
+    exports, least, most = sum(p.exports for p in planned), sum(p.least for p in planned), sum(p.most for p in planned)
+    known = sum(expected) if len(expected) == len(planned) else None
+    return PlannedExports(exports, least, most, known) if planned else None
 
 
 async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
@@ -154,8 +162,16 @@ def _plan(
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []
     calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
-    each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0)) + (pages.again if pages else 0)
+    made = snapshot.calls - snapshot.idle
+    each = snapshot.attempts / made if made >= _ENOUGH_CALLS else 1.0
+    attempts = ceil(calls * max(each, 1.0))
+    idle = None
+    if job.skip_idle:
+        active = made / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
+        idle = exports_for(found.calls, attempts, active)
+        attempts = idle.most if idle.expected is None else idle.expected
+    attempts += pages.again if pages else 0
+    least = idle.least if idle else calls
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -176,6 +192,7 @@ def _plan(
         now=now,
         durations=list(durations(attempts, limits, start, used)),
         month_used=used,
-        refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
+        refused=bool(windows) and month_must_be_named(windows[-1], least) and any(s.rereadable for s in job.sources),
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
+        idle=idle,
     )

@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from harvester.bearer import Token
+from harvester.bitly.exports import EXPORTS_ENDPOINT
 from harvester.bitly.facets import FACETS
 from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
@@ -93,7 +94,8 @@ class Job:
     commit. report_seconds: the interval between two reports of the progress. command: what was typed, for the manifest;
     None from Python. pool: connections that several runs of this process share, None for some of its own. allowance:
     keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
-    those of the command that need the list's calls each, to compare them with the month.
+    those of the command that need the list's calls each, to compare them with the month. skip_idle: no call for a link
+    of which an export of its group states that it has no clicks. in_group: the group of the links of the lists.
     """
 
     sources: list[Source]
@@ -128,17 +130,20 @@ class Job:
     allowance: Allowance | None = None
     open_guard: OpensGuard | None = None
     outputs: int = 1
+    skip_idle: bool = False
+    in_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The budgets of the endpoints of the facet, of the helper routes and of groups' pages, and this process's share of
-    the connections.
+    """The budgets of the endpoints of the facet, of the helper routes, of groups' pages and of their exports, and this
+    process's share of the connections.
     """
 
     facet: Budget
     helpers: Budget
     pages: Budget
+    exports: Budget
     slots: ConnectionSlots
     clock: Clock
 
@@ -162,12 +167,14 @@ async def open_budgets(
             database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
         )
         pages = MachineBudget(database, account, LINKS_ENDPOINT, job.limits)
+        exports = MachineBudget(database, account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
         database.sync_each_commit(not budget.high_rate)
         try:
-            yield Budgets(budget, helpers, pages, slots, database.clock)
+            yield Budgets(budget, helpers, pages, exports, slots, database.clock)
         finally:
             if not job.pool:
                 slots.leave()
+            exports.close()
             pages.close()
             budget.close()
 
@@ -247,12 +254,6 @@ async def open_client(
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 
-class AtOnce:
-    """A worklist that is never paced: its few calls are made one after another, and the windows bound them."""
-
-    remaining = 0
-
-
 class AccountClients:
     """Opens clients for the routes of groups, one at a time, each counted in the budget of its endpoint.
 
@@ -288,8 +289,7 @@ class AccountClients:
         breaker = CircuitBreaker(job.breaker_rules, clock)
         context = ClientContext(job.token, budget, breaker, self._shutdown, clock, record, budgets.helpers)
         async with opened(budgets.slots, job.client_settings, requests, context) as client:
-            client.pace_by(AtOnce())
-            client.calls_ended()  # no other call's answer is waited for
+            client.work_alone()
             yield client
 
 
@@ -340,6 +340,8 @@ def build_job(
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
+        skip_idle=options.list.skip_idle,
+        in_group=options.list.in_group,
     )
 
 

@@ -6,7 +6,7 @@ verdicts that wait for the disk by the dataset's backlog, for which feeder and w
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,6 +96,7 @@ class Harvest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self.window: WindowGuard | None = None
+        self.settle_idle: Callable[[list[Call], Worklist], Awaitable[list[Call]]] | None = None
         self.in_thread = self._committer.in_thread
 
     def _worklist_of(self, feed: Feed) -> Worklist:
@@ -206,6 +207,8 @@ class Harvest:
             while (calls := await self._worklist.read()) is not None:
                 if calls and not self._begun:
                     await self._begin(calls)
+                if self.settle_idle is not None and calls:
+                    calls = await self.settle_idle(calls, self._worklist)
                 self._worklist.add(calls)
                 await self._worklist.wait_until_low()
                 await self._wait_for_disk()

@@ -18,7 +18,7 @@ from harvester.dataset.manifest import WindowCheck
 from harvester.errors import RunStopping
 from harvester.links.batch import Link
 from harvester.run.abort_rules import WindowGuard, for_every_call
-from harvester.run.assembly import AtOnce, Window, open_budgets, open_client
+from harvester.run.assembly import Window, open_budgets, open_client
 from harvester.shutdown import Stop, StopReason
 
 _SERIES = "clicks"
@@ -61,7 +61,9 @@ class WindowChecks:
             return None
         if window.known is not None:
             self.add(window.known)
-        return _Answers(window, self) if FACETS[window.query.facet].is_series else _Question(window, self)
+        # Whether links may be skipped is decided before the first answer.
+        own = FACETS[window.query.facet].is_series and not window.job.skip_idle
+        return _Answers(window, self) if own else _Question(window, self)
 
     def find(self, query: Query) -> WindowCheck | None:
         """Return the check that holds for a query's window."""
@@ -161,8 +163,7 @@ class _Question(_Guard):
             opening_client = open_client(job, budgets, query, window.shutdown, window.record_attempts)
             client, _ = await stack.enter_async_context(opening_client)
             client.sender.counters = window.client.sender.counters
-            client.pace_by(AtOnce())
-            client.calls_ended()  # no other call will tell whom a bad answer concerns
+            client.work_alone()  # no other call will tell whom a bad answer concerns
             for bitlink in [*candidates][:_MOST_LINKS]:
                 verdict = await client.verdict_on(bitlink)
                 if isinstance(verdict, Answer):

@@ -29,6 +29,11 @@ class SlotSession:
         # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
         return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
 
+    def post(self, url: URL, authorization: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a POST request of JSON; otherwise as `get`."""
+        headers = {"Authorization": authorization, "Content-Type": "application/json"}
+        return self.session.post(url, data=body, headers=headers, allow_redirects=False)
+
 
 class Pool:
     """The slots that this process holds, kept at its share while other processes come and go.
@@ -59,7 +64,13 @@ class Pool:
             RunStopping: the run ended first.
         """
         if (slot := self.take()) is None:
-            slot = await shutdown.unless_stopping(self._free.get())
+            getting = asyncio.ensure_future(self._free.get())
+            try:
+                slot = await shutdown.unless_stopping(getting)
+            except BaseException:
+                if getting.done() and not getting.cancelled():  # in the moment in which the wait was cancelled
+                    self.put(getting.result())
+                raise
         return slot
 
     def put(self, slot: SlotSession) -> None:

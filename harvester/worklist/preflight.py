@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from math import ceil
 from typing import Protocol
 
 from harvester.bearer import Token
+from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.budget import Budget
 from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
@@ -79,6 +81,10 @@ class ListSettings(Protocol):
         """The outputs of the command that need the list's calls each, this one among them."""
 
     @property
+    def skip_idle(self) -> bool:
+        """An export may state that a link has no clicks; then it needs no call."""
+
+    @property
     def strict(self) -> bool:
         """A list with lines that are no bitlinks is refused."""
 
@@ -98,6 +104,7 @@ class Preflight:
         self._observer = observer
         self._strict = settings.strict
         self._outputs = settings.outputs
+        self._skip_idle = settings.skip_idle
 
     async def check_feed(self, feed: IterableFeed) -> None:
         """Read a feed to its end if strict: what it gives can be counted in no other way.
@@ -227,7 +234,7 @@ class Preflight:
         needed = calls if most is None else min(calls, most)
         if month.remaining is None or needed <= month.remaining:
             return
-        if month_must_be_named(month, needed):
+        if month_must_be_named(month, ceil(needed / MOST_LINKS) if self._skip_idle else needed):
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
                 "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "
@@ -241,6 +248,8 @@ class Preflight:
             )
             return
         what = "links" if self._outputs == 1 else "calls"
+        if self._skip_idle:
+            what += ", if all of them have clicks"
         self._observer.note(
             f"this month's calls are enough for {month.remaining:,} of {needed:,} {what} ({month.used:,} of "
             f"{month.limit:,} are used): the run will stop there; run the same command again from "

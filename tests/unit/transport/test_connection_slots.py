@@ -252,6 +252,22 @@ async def test_a_pool_without_a_slot_waits_for_one(quick_path: Path, shutdown: S
         assert not pool.empty_handed
 
 
+async def test_a_wait_that_is_cancelled_as_a_slot_comes_gives_it_back(
+    quick_path: Path, shutdown: ShutdownSignal
+) -> None:
+    with joined(quick_path, 1) as [mine]:
+        pool = Pool(mine, Sessions().open_slot)
+        await pool.rebalance()
+        slot = await pool.get(shutdown)
+        waiting = asyncio.create_task(pool.get(shutdown))
+        await asyncio.sleep(0.01)
+        pool.put(slot)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert pool.take() is slot
+
+
 async def test_whoever_waits_for_a_slot_is_woken_by_the_runs_end(quick_path: Path, shutdown: ShutdownSignal) -> None:
     with joined(quick_path, 5, 5) as [mine, other]:
         while other.grab() is not None:
