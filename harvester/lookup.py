@@ -17,7 +17,7 @@ from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.client.client import Client
-from harvester.client.known_good import Place
+from harvester.client.held_verdicts import Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
@@ -28,7 +28,7 @@ from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import Job, open_budgets, open_client
 from harvester.run.harvest import GRACE_SECONDS
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, StopReason, time_limited
 from harvester.storage.scratch import scratch_folder
 
 
@@ -92,6 +92,7 @@ class Lookup:
         self._progress = RunProgress(
             read_to_end=True, pending=len(bitlinks), attempts=opened.sender.counters, to_make=len(bitlinks)
         )
+        self._grace = asyncio.timeout(None)
         opened.pace_by(self)
 
     @property
@@ -101,21 +102,20 @@ class Lookup:
 
     async def run(self, discovery: LimitDiscovery | None) -> RunOutcome:
         """Make all calls. discovery: learns Bitly's limits first; None to do without."""
-        reporting, limit = asyncio.create_task(self._keep_reporting()), self._limit_time()
-        calls = asyncio.create_task(self._make_calls(discovery))
-        ending = asyncio.create_task(self._cut_short(calls))
+        # A single link costs little more than its request, so that each task more than needed is felt.
+        self._report()
+        ending = asyncio.create_task(self._cut_short())
         try:
-            await asyncio.wait({calls})
-            if not calls.cancelled():
-                calls.result()
+            with time_limited(self._job.max_time_seconds, self._shutdown):
+                async with self._grace:
+                    await self._make_calls(discovery)
+        except TimeoutError:
+            pass
         except BaseExceptionGroup as group:  # the first is on_row's
             raise group.exceptions[0] from None
         finally:
-            for task in (reporting, ending, calls):
-                task.cancel()
-            await asyncio.wait({reporting, ending, calls})
-            if limit is not None:
-                limit.cancel()
+            ending.cancel()
+            self._next_report.cancel()
         if stop := self._rules.at_end():
             self._shutdown.request(stop)
         progress, stop = self._progress, self._shutdown.stop
@@ -124,25 +124,18 @@ class Lookup:
             stop = None
         return RunOutcome(not progress.pending and not progress.failed and stop is None, stop, progress)
 
-    def _limit_time(self) -> asyncio.TimerHandle | None:
-        if (seconds := self._job.max_time_seconds) is None:
-            return None
-        stop = Stop(StopReason.MAX_TIME, f"{seconds:g} s have passed (--max-time)")
-        return asyncio.get_running_loop().call_later(seconds, self._shutdown.request, stop)
-
-    async def _cut_short(self, calls: asyncio.Task[None]) -> None:
+    async def _cut_short(self) -> None:
         """Cancel the calls in flight GRACE_SECONDS after the run was asked to stop."""
         await self._shutdown.wait()
         self._client.calls_ended()
-        await asyncio.sleep(GRACE_SECONDS)
-        calls.cancel()
+        self._grace.reschedule(asyncio.get_running_loop().time() + GRACE_SECONDS)
 
-    async def _keep_reporting(self) -> None:
-        while True:
-            sender = self._client.sender
-            self._progress.waiting, self._progress.trouble = sender.waiting, sender.trouble
-            self._observer.progress(self._progress)
-            await asyncio.sleep(self._job.report_seconds)
+    def _report(self) -> None:
+        """Report the progress, now and every report_seconds."""
+        sender = self._client.sender
+        self._progress.waiting, self._progress.trouble = sender.waiting, sender.trouble
+        self._observer.progress(self._progress)
+        self._next_report = asyncio.get_running_loop().call_later(self._job.report_seconds, self._report)
 
     async def _make_calls(self, discovery: LimitDiscovery | None) -> None:
         try:
@@ -152,7 +145,10 @@ class Lookup:
             return
         async with asyncio.TaskGroup() as group:
             workers = min(self._job.client_settings.connections, len(self._waiting))
-            await asyncio.gather(*(group.create_task(self._work(group)) for _ in range(workers)))
+            others = [group.create_task(self._work(group)) for _ in range(workers - 1)]
+            await self._work(group)
+            if others:
+                await asyncio.wait(others)
             self._client.calls_ended()
 
     async def _work(self, group: asyncio.TaskGroup) -> None:

@@ -134,6 +134,11 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     return sentences
 
 
+def idle_in_words(rows: int, idle: int) -> str:
+    """Return how many rows no call was made for."""
+    return f"{idle:,} of {rows:,} rows without a call: exports of the group state that the links have no clicks"
+
+
 def counted(number: int, one: str, more: str | None = None) -> str:
     """Return a number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
@@ -163,9 +168,10 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
-    attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
-    connecting: those among `attempts` that have no connection yet.
+    or a part of their time (rows.schema.Shortfall); idle: rows that no call was made for; exports: the requests that
+    told which, among attempts.helper. waiting: the limit that blocks sending now. trouble: how the last attempt failed,
+    if the failure was transient. not_sent: attempts that did not reach the server, at the end. connecting: those among
+    `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
@@ -184,6 +190,8 @@ class RunProgress:
     failed: int = 0
     truncated: int = 0
     clipped: int = 0
+    idle: int = 0
+    exports: int = 0
     known: int = 0
     given_up: int = 0
     exhausted: int = 0
@@ -220,6 +228,11 @@ class RunProgress:
         self.truncated += truncated
         self.clipped += clipped
 
+    def count_idle(self) -> None:
+        """Count a link that has its row without a call; it was never pending."""
+        self.rows += 1
+        self.idle += 1
+
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""
         self.pending -= 1
@@ -253,4 +266,4 @@ class RunProgress:
         needed = self.outstanding
         if needed is None or self.max_calls is None:
             return needed
-        return min(needed, max(self.max_calls - self.finished, 0))
+        return min(needed, max(self.max_calls - (self.finished - self.idle), 0))

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import atexit
 import gc
 import importlib
 import os
@@ -49,6 +50,15 @@ def quick_folder() -> Iterator[Path]:
     has_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= 2**30
     with tempfile.TemporaryDirectory(prefix="harvester-", dir=_MEMORY if has_memory else None) as folder:
         yield Path(folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a worker leave without the interpreter's end, which takes it 2 s and more: everything has been reported.
+
+    What is registered first is called last.
+    """
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)
 
 
 def pytest_collection(session: pytest.Session) -> None:

@@ -12,6 +12,8 @@ from harvester.bitly.verdicts import truncate
 from harvester.jsonlines import object_in
 
 PLATFORM_LIMITS = "/user/platform_limits"
+LIMITS_KEY = "platform_limits"
+"""The key of an answer of that route."""
 NOT_ASKED = 0
 """The status of a helper request that was not sent."""
 _MOST_LIMIT = 2**31 - 1
@@ -64,7 +66,7 @@ def plan_limits_target(organization: str) -> str:
 
 def read_platform_limit(body: bytes, facet: Facet) -> PlatformLimit | None:
     """Return the limit of a facet's endpoint from a response of `/user/platform_limits`, or None if it has none."""
-    for entry in _objects(object_in(body).get("platform_limits")):
+    for entry in _objects(object_in(body).get(LIMITS_KEY)):
         if not str(entry.get("endpoint")).endswith(endpoint_of(facet)):
             continue
         for method in _objects(entry.get("methods")):

@@ -95,6 +95,8 @@ class Page(NamedTuple):
 class ObjectRequests:
     """The requests of a route that answers one JSON object. The name is the path; read: as for `classify_document`."""
 
+    body = None
+
     def __init__(self, endpoint: str, read: Callable[[Mapping[str, Any]], object]) -> None:
         self.endpoint = endpoint
         self._read = read
@@ -111,6 +113,7 @@ class ObjectRequests:
 class PageRequests:
     """The requests of the pages of groups. The name of a page is `page_name`."""
 
+    body = None
     endpoint = LINKS_ENDPOINT
 
     def __init__(self, filters: Filters) -> None:

@@ -1,6 +1,6 @@
 """What a client sends for a name, and how it reads the answer: a bitlink's facet here, a page of links in `groups`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -10,11 +10,18 @@ from harvester.bitly.verdicts import Verdict, classify
 
 
 class Requests(Protocol):
-    """The requests of one endpoint, which has limits of its own."""
+    """The requests of one endpoint, which has limits of its own.
+
+    body: returns the JSON that is posted for a name; None where a request is a GET.
+    """
 
     @property
     def endpoint(self) -> str:
         """The path template by which Bitly names the endpoint."""
+
+    @property
+    def body(self) -> Callable[[str], bytes] | None:
+        """See the class."""
 
     def target(self, name: str) -> tuple[str, str]:
         """Return the path below the base URL, and the query string, that ask for a name; both encoded."""
@@ -25,6 +32,8 @@ class Requests(Protocol):
 
 class FacetRequests:
     """The requests of a query, one for each bitlink."""
+
+    body = None
 
     def __init__(self, query: Query) -> None:
         self._check_echo = partial(check_echo, query)

@@ -302,9 +302,11 @@ class BudgetDatabase:
         if meta.get("boot") != self.clock.boot:  # in most cases nothing is written here, and nothing synced
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (self.clock.boot,))
         self._db.execute("DELETE FROM attempts WHERE at <= ?", (now - COUNTED_SECONDS[HOUR],))
-        # The newest by name, not by the calendar, which may be wrong until the first response.
-        delete = "DELETE FROM months WHERE month NOT IN (SELECT DISTINCT month FROM months ORDER BY month DESC LIMIT ?)"
-        self._db.execute(delete, (_MONTHS_KEPT,))
+        # The newest by name, not by the calendar, which may be wrong until the first response. A statement that finds
+        # them itself takes five times as long, and a file is opened for a single link, too.
+        months = sorted({month for (month,) in self._db.execute("SELECT month FROM months")}, reverse=True)
+        for month in months[_MONTHS_KEPT:]:
+            self._db.execute("DELETE FROM months WHERE month = ?", (month,))
 
     def set_anchor(self, now: float, wall: float, *, wall_ahead: float = 0.0) -> None:
         """Set the calendar, inside a transaction: it was `wall` (seconds since 1970) at `now` seconds since boot.

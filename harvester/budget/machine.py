@@ -71,7 +71,7 @@ class MachineBudget:
         self.month = MonthlyQuota(database, account)
         self.requested = requested
         self._database = database
-        self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
+        self._rng = rng or throttling.RNG
         self._lease = _Lease()
         self._endpoint = endpoint
         self._begun_by = ""

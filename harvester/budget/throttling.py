@@ -16,6 +16,8 @@ PROBE_SECONDS = 35.0
 _JITTER = 0.1
 """A pause is lengthened by up to this fraction, so that several hosts do not send their probes at the same moment. It
 is never shortened: a probe before the time asked for would be throttled again."""
+RNG = random.SystemRandom()
+"""For that fraction. It has no seed, whose making costs more than all that is drawn from it."""
 _MINUTE_STRIKES = 2
 """A full minute window frees within this many pauses; if more were needed, the hourly limit was hit."""
 _LONGEST_MINUTE_SECONDS = 150.0

@@ -49,6 +49,8 @@ _RECENT_SECONDS = 60.0
 _SAME_OUTAGE_SECONDS = 300.0
 """An outage that begins sooner after the last one's end continues it, for limit_seconds."""
 _NEVER = float("-inf")
+_RNG = random.SystemRandom()
+"""Without a seed, whose making costs more than all that is drawn from it."""
 
 
 class CircuitBreaker:
@@ -62,7 +64,7 @@ class CircuitBreaker:
         self.probes_failed = 0
         self._rules = rules
         self._clock = clock
-        self._rng = rng or random.Random()  # noqa: S311 - spreads clients, guards nothing
+        self._rng = rng or _RNG
         self._half_open_at = 0.0
         self._probing = False
         self._successes_needed = 0

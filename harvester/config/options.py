@@ -5,8 +5,9 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
@@ -174,6 +175,12 @@ class ListOptions:
     all_groups: bool = False
     "Harvest the links of all groups of the account instead of LINKS."
 
+    skip_idle: bool = False
+    "Make no call for a link without clicks: an export of its group tells 200 links with one request."
+
+    in_group: str | None = None
+    "The group that the links of LINKS belong to, for --skip-idle."
+
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."
 
@@ -321,21 +328,19 @@ class ShowOptions:
 
 def by_name(options: Any) -> dict[str, Any]:
     """Return the values of a group's options, also of the groups in it, by name."""
-    found: dict[str, Any] = {}
-    for each in fields(options):
-        value = getattr(options, each.name)
-        found |= by_name(value) if is_dataclass(value) else {each.name: value}
+    groups, own = _layout(cast("type", type(options)))
+    found = {name: getattr(options, name) for name in own}
+    for name in groups:
+        found |= by_name(getattr(options, name))
     return found
 
 
 def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
     """Return a group of options, with the groups in it, from values by name, among which may be those of others."""
-    values = {}
-    for each in _fields_of(kind):
-        if is_dataclass(each.type) and isinstance(each.type, type):
-            values[each.name] = made_of(each.type, given)
-        elif each.name in given:
-            values[each.name] = given[each.name]
+    groups, own = _layout(cast("type", kind))
+    values = {name: given[name] for name in own if name in given}
+    for name, group in groups.items():
+        values[name] = made_of(group, given)
     return kind(**values)
 
 
@@ -355,21 +360,23 @@ def names_in(kind: type) -> list[str]:
     return list(hints_in(kind))
 
 
-def hints_in(kind: type) -> dict[str, Any]:
+@cache
+def hints_in(kind: type) -> Mapping[str, Any]:
     """Return the type hints of a group's options, also of the groups in it, by name; without what Annotated adds."""
-    found: dict[str, Any] = {}
-    for each in _fields_of(kind):
-        hint: Any = each.type
-        if is_dataclass(hint) and isinstance(hint, type):
-            found |= hints_in(hint)
-        else:
-            found[each.name] = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    groups, own = _layout(kind)
+    found = {name: get_args(hint)[0] if get_origin(hint) is Annotated else hint for name, hint in own.items()}
+    for group in groups.values():
+        found |= hints_in(group)
     return found
 
 
-def _fields_of(kind: type) -> Sequence[Field[Any]]:
-    """Return a group's fields. Their types are types, not text, as long as this module does not postpone annotations.
+@cache
+def _layout(kind: type) -> tuple[dict[str, type], dict[str, Any]]:
+    """Return the groups in a group of options, and the type hints of its own options, by name.
 
-    `typing.get_type_hints`, which evaluates text too, took a quarter of the CPU of one link from Python.
+    They are types, not text, as long as this module does not postpone annotations. `typing.get_type_hints`, which
+    evaluates text too, took a quarter of the CPU of one link from Python.
     """
-    return fields(kind)
+    hints = {each.name: each.type for each in fields(kind)}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    return groups, {name: hint for name, hint in hints.items() if name not in groups}

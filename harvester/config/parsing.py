@@ -12,9 +12,18 @@ from ipaddress import ip_address
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from harvester.bitly.exports import lacks_in_export
 from harvester.bitly.facets import FACETS
-from harvester.bitly.periods import PERIOD_UNITS, Period, periods_between
-from harvester.bitly.query import BASE_URL, UNITS, Query, query_for, query_for_period
+from harvester.bitly.query import (
+    BASE_URL,
+    PERIOD_UNITS,
+    UNITS,
+    Period,
+    Query,
+    periods_between,
+    query_for,
+    query_for_period,
+)
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
@@ -65,6 +74,7 @@ def typed(options: RunOptions) -> TypedOptions:
     """Return the options of a run as typed values. Raises UsageError for the first that is wrong or out of range."""
     query, pin_reference = query_of(options.query)
     check_counts(options)
+    check_skip_idle(options)
     output, limits, stopping = options.output, options.limits, options.stopping
     return TypedOptions(
         query=query,
@@ -320,6 +330,30 @@ def groups_of(group: str | None, *, all_groups: bool) -> tuple[str, ...] | None:
     if not all(_GUID.fullmatch(guid) for guid in guids):
         raise UsageError(f"{group}: must be a guid such as Ba1bc23dE4F", option="--group")
     return guids
+
+
+def check_skip_idle(options: RunOptions) -> None:
+    """Raise UsageError if links are to be skipped whose group or count nobody states."""
+    chosen, in_group = options.list, options.list.in_group
+    of_groups = groups_of(chosen.group, all_groups=chosen.all_groups) is not None
+    if in_group is not None:
+        if of_groups:
+            raise UsageError(f"{in_group}: is for a list; --group names the group by itself", option="--in-group")
+        if not _GUID.fullmatch(in_group):
+            raise UsageError(f"{in_group}: must be one guid such as Ba1bc23dE4F", option="--in-group")
+        if not chosen.skip_idle:
+            raise UsageError(f"{in_group}: is only for --skip-idle", option="--in-group")
+    elif chosen.skip_idle and not of_groups:
+        raise UsageError(
+            ": asks the group of the links: name it with --in-group GUID, or harvest a --group", option="--skip-idle"
+        )
+    for facet in options.query.facet if chosen.skip_idle else ():
+        if facet in FACETS and lacks_in_export(facet):
+            raise UsageError(
+                f": an export states clicks, scans and button clicks, and not the {facet} of a link; leave it out for "
+                "this facet",
+                option="--skip-idle",
+            )
 
 
 def moment_of(option: str, text: str) -> datetime:

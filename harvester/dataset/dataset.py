@@ -29,7 +29,7 @@ from harvester.storage.watch import FolderLock, StateWatch, Watched
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
-_TRUNCATED, _CLIPPED = Totals._fields.index("truncated"), Totals._fields.index("clipped")
+_TRUNCATED = Totals._fields.index("truncated")  # where the counts of a Shortfall begin, in its order
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Dataset:
         self._batch = Batch()
         self._segments_to_publish: list[int] = []
         self._waiting = 0
-        self._counts = list(ledger.totals())  # indexed by CallState, then by _TRUNCATED and _CLIPPED
+        self._counts = list(ledger.totals())  # indexed by CallState, then by Shortfall from _TRUNCATED on
         self._ended: dict[int, Journal] = {}  # committed and not published: open, because only that survives a removal
         ledger.expected = self.totals
         self._watch = StateWatch(location.private, lock)
@@ -174,8 +174,8 @@ class Dataset:
         self._waiting += 1
         self._counts[state] += 1
         if lacks is not WHOLE:
-            self._counts[_TRUNCATED] += lacks.truncated
-            self._counts[_CLIPPED] += lacks.clipped
+            for count, more in enumerate(lacks, _TRUNCATED):
+                self._counts[count] += more
         if previous is not None:
             self._counts[previous] -= 1
         if self._limits.full(journal):

@@ -84,13 +84,14 @@ class Part(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of CallState; and of its rows, those with a shortfall."""
+    """The number of a dataset's calls by state, in the order of CallState; and of its rows by their Shortfall."""
 
     rows: int
     refused: int
     failed: int
     truncated: int = 0
     clipped: int = 0
+    idle: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -176,7 +177,7 @@ class Ledger:
 
     def totals(self) -> Totals:
         """Count the calls. Reads the whole table, so it is called once a run."""
-        what = ("state = 0", "state = 1", "state = 2", "truncated", "clipped")
+        what = ("state = 0", "state = 1", "state = 2", *Shortfall._fields)
         sums = ", ".join(f"coalesce(sum({each}), 0)" for each in what)
         return Totals(*self._rows(f"SELECT {sums} FROM calls")[0])  # noqa: S608 - ours
 
@@ -240,10 +241,10 @@ class Ledger:
         last = {entry.key: entry for entry in verdicts}
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
         self._file.connection.executemany(
-            "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
+            "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
             "failed_runs = calls.failed_runs + excluded.failed_runs * (calls.state <> 1), seen = excluded.seen, "
-            "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped "
-            "WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
+            "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped, "
+            "idle = excluded.idle WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
             # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
             # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
             sorted(
@@ -366,8 +367,7 @@ class Ledger:
 
     def check(self) -> None:
         """Check the file's structure and version: calls on a damaged page would be made, and paid for, again."""
-        found = self._rows("PRAGMA quick_check(1)")[0][0]
-        if found != "ok":
+        if (found := self._rows("PRAGMA quick_check(1)")[0][0]) != "ok":
             raise self._file.damaged(found)
         for table in ("calls", "failures", "invalid", "journals", "checkpoint", "parts"):  # one that is gone is damage
             self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours

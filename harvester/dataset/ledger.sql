@@ -1,9 +1,10 @@
 -- The dataset's facts.
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A call: key is the record_id's 16 bytes, failed_runs the invocations it failed in, seen the last invocation whose list
--- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something.
+-- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something;
+-- idle: 1 for a row that no call was made for.
 CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, failed_runs INTEGER, seen INTEGER, segment INTEGER,
-                    truncated INTEGER, clipped INTEGER) WITHOUT ROWID;
+                    truncated INTEGER, clipped INTEGER, idle INTEGER) WITHOUT ROWID;
 CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.

@@ -134,7 +134,8 @@ class BudgetReport:
 class DatasetCounts:
     """The dataset's calls by state: calls = rows + refused + failed + pending.
 
-    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.schema.Shortfall).
+    truncated, clipped: the rows that lack some of their metrics, or a part of their time; idle: the rows that no call
+    was made for (rows.schema.Shortfall).
     """
 
     calls: int
@@ -144,6 +145,7 @@ class DatasetCounts:
     pending: int
     truncated: int
     clipped: int
+    idle: int = 0
 
     @property
     def settled(self) -> int:

@@ -154,13 +154,14 @@ def _publisher_for(
 
 
 class DatasetSnapshot(NamedTuple):
-    """A dataset as it was last committed, read-only. attempts: HTTP requests so far; calls: those with a verdict."""
+    """A dataset as last committed, read-only. attempts: requests so far; calls: with a verdict, of which some idle."""
 
     ledger: Ledger
     rows: RowBuilder
     query: Query
     attempts: int
     calls: int
+    idle: int
 
 
 @contextlib.contextmanager
@@ -192,7 +193,7 @@ def peek(
                 query = _begun_query(location, ledger, query, server, pin_reference=pin_reference)
         attempts, totals = int(ledger.facts().get("total", 0)), ledger.totals()
         calls = totals.rows + totals.refused + totals.failed
-        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls)
+        yield DatasetSnapshot(ledger, RowBuilder(query, ""), query, attempts, calls, totals.idle)
 
 
 def _begun_query(location: OutputLocation, ledger: Ledger, query: Query, server: str, *, pin_reference: bool) -> Query:

@@ -268,6 +268,8 @@ def _results(status: RunProgress) -> Iterator[Text]:
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
     if status.listed.invalid:
         yield Text(f"{status.listed.invalid:,} not bitlinks", "yellow")
+    if status.idle:
+        yield Text(f"{status.idle:,} without a call")
     if status.truncated:
         yield Text(f"{status.truncated:,} truncated", "yellow")
     if status.clipped:

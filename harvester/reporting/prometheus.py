@@ -136,6 +136,8 @@ class _Numbers(Collector):
         yield self._gauge("truncated_rows", text, {"": counts.truncated})
         text = "Rows over a shorter time than was requested, because the plan keeps no more."
         yield self._gauge("clipped_rows", text, {"": counts.clipped})
+        text = "Rows without a call: exports of the group state that the links have no clicks."
+        yield self._gauge("idle_rows", text, {"": counts.idle})
         yield self._gauge("calls_left", "Calls without a verdict in the whole list.", {"": left})
         yield self._counter("attempts", "Requests for metrics over all runs of this output.", made.total)
         text = "Attempts that retried one that had failed transiently."
@@ -143,7 +145,7 @@ class _Numbers(Collector):
         yield self._counter("attempts_throttled", "Attempts that Bitly throttled.", made.throttled)
         yield self._counter(
             "helper_requests",
-            "Helper requests, which ask for Bitly's own limits, groups and pages of links.",
+            "Helper requests, which ask for Bitly's own limits, groups, their links and their exports.",
             made.helper,
         )
 

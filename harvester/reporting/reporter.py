@@ -194,6 +194,8 @@ def status_line(status: RunProgress, seconds: float) -> str:
         f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
         f"{status.failed:,} failed, {sent:,} requests ({rate:,.0f}/min)"
     )
+    if status.idle:
+        line += f"; {status.idle:,} rows without a call (--skip-idle)"
     if status.truncated:
         line += f"; {status.truncated:,} rows truncated (--size)"
     if status.clipped:
@@ -253,6 +255,7 @@ def progress_fields(status: RunProgress) -> dict[str, Any]:
         "failed": status.failed,
         "truncated": status.truncated,
         "clipped": status.clipped,
+        "idle": status.idle,
         "pending": status.pending,
         "remaining": status.remaining,
         "attempts": attempts.total,

@@ -11,7 +11,7 @@ from enum import StrEnum
 from math import ceil
 from typing import Any, NamedTuple
 
-from harvester.bitly.periods import period_options
+from harvester.bitly.query import period_options
 from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month

@@ -13,7 +13,7 @@ import orjson
 from harvester.clock import utc_iso, utc_text
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import counted, duration, limit_in_words, shortfalls_in_words
+from harvester.progress import counted, duration, idle_in_words, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunState, RunStatus, Unreadable
 from harvester.reporting.terminal import escaped_lines, for_stdout, print_out
 
@@ -47,6 +47,8 @@ def as_line(seen: RunStatus) -> str:
         f"{utc_text(seen.updated)} {seen.state}: {counts.rows:,} rows, {counts.refused:,} refused, "
         f"{counts.failed:,} failed, {counts.pending:,} pending"
     )
+    if counts.idle:
+        line += f", {counts.idle:,} without a call"
     if counts.truncated:
         line += f", {counts.truncated:,} truncated"
     if counts.clipped:
@@ -105,6 +107,8 @@ def _news(seen: RunStatus) -> Iterator[tuple[str, str]]:
 def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
     counts, remaining, rate = seen.manifest.dataset, seen.manifest.remaining, seen.manifest.invocation.rate
     yield "done", f"{counts.settled:,} calls ({counts.rows:,} rows, {counts.refused:,} refused)"
+    if counts.idle:
+        yield "idle", idle_in_words(counts.rows, counts.idle)
     for number, text in enumerate(shortfalls_in_words(counts.rows, counts.truncated, counts.clipped)):
         yield "" if number else "truncated" if counts.truncated else "clipped", text
     yield "failed", f"{counts.failed:,}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from harvester.clock import utc_text
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, WindowState, counted, duration, shortfalls_in_words
+from harvester.progress import RunProgress, WindowState, counted, duration, idle_in_words, shortfalls_in_words
 from harvester.reporting.terminal import FAILURE_MARK, SUCCESS_MARK
 from harvester.shutdown import CONSEQUENCES, OK, StopReason
 
@@ -82,6 +82,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         yield "results", f"{counted(status.rows, 'row')}, {status.refused:,} refused, {status.failed:,} failed"
     if reasons := refusals_in_words(status):
         yield "refused", reasons
+    if status.idle:
+        yield "results", idle_in_words(status.rows, status.idle)
     for text in shortfalls_in_words(status.rows, status.truncated, status.clipped):
         yield "results", text
     if listed.lines:
@@ -126,8 +128,10 @@ def _requests(status: RunProgress) -> Iterator[str]:
     again = counted(attempts.retried, "was a retry", "were retries")
     limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
     yield f"{attempts.total:,} for links, of which {again}{limited}"
-    if attempts.helper:
-        yield f"{attempts.helper:,} to ask Bitly for its limits"
+    if status.exports:
+        yield f"{status.exports:,} exports of groups"
+    if others := attempts.helper - status.exports:
+        yield f"{others:,} to ask Bitly for its limits"
 
 
 def _month(status: RunProgress) -> WindowState | None:
@@ -170,6 +174,7 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "failed": status.failed,
         "truncated": status.truncated,
         "clipped": status.clipped,
+        "idle": status.idle,
         "pending": status.pending,
         "lines": status.listed.lines,
         "links": status.listed.links,
@@ -183,5 +188,6 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "retried": status.attempts.retried,
         "throttled": status.attempts.throttled,
         "helper_requests": status.attempts.helper,
+        "exports": status.exports,
         "month_left": month.remaining if month else None,
     }

@@ -10,7 +10,7 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
 from harvester.progress import Carried
-from harvester.rows.schema import SEPARATOR, WHOLE, Shortfall, is_clipped
+from harvester.rows.schema import GROUP_EXPORT, SEPARATOR, WHOLE, Shortfall, is_clipped
 
 SCHEMA_VERSION = 2
 
@@ -31,10 +31,19 @@ class RowBuilder:
         """
         return hashlib.sha256(bitlink.encode() + self._window).digest()[:16]
 
-    def row(self, bitlink: str, key: bytes, answer: Answer, fetched_at: str, carried: Carried = None) -> bytes:
+    def row(
+        self,
+        bitlink: str,
+        key: bytes,
+        answer: Answer,
+        fetched_at: str,
+        carried: Carried = None,
+        source: str | None = None,
+    ) -> bytes:
         """Return a published line, without its line feed; it always has every key.
 
-        fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link.
+        fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link. source: None
+        for the link's own answer.
         """
         query = self._query
         return one_line(
@@ -54,12 +63,18 @@ class RowBuilder:
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
                 "truncated": self._is_truncated(answer),
+                "source": source,
                 **answer.totals,
                 "carried": carried,
                 "metrics": answer.metrics,
                 "schema_version": SCHEMA_VERSION,
             }
         )
+
+    def idle_row(self, bitlink: str, key: bytes, fetched_at: str, carried: Carried = None) -> bytes:
+        """Return the line of a link of which its group's export states that it has no clicks."""
+        answer = Answer([], 0, None, None, {field.name: 0 for field in self._facet.totals})
+        return self.row(bitlink, key, answer, fetched_at, carried, GROUP_EXPORT)
 
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""

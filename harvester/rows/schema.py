@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from harvester.bitly.facets import FACETS, FieldKind, MetricField
 
+GROUP_EXPORT = "group_export"
+"""The `source` of a row that no call was made for; all others have null."""
 SEPARATOR = "\x1f"
 """Stands between the fields that a record_id is the hash of."""
 
@@ -68,6 +70,12 @@ _CALL = (
     Column("unit_reference_returned", Kind.TEXT, "end of the window as Bitly wrote it", nullable=True),
     Column("clicks_listed", Kind.INTEGER, "the sum of clicks over the call's metrics"),
     Column("truncated", Kind.BOOLEAN, "as many metrics as requested: the rest was probably cut off"),
+    Column(
+        "source",
+        Kind.TEXT,
+        "null for the link's own answer; group_export: its group's export states that it has no clicks",
+        nullable=True,
+    ),
 )
 _ROW_ID = _CALL[0]._replace(means="32 hexadecimal digits, unique over all rows")
 _CALL_ID = Column("call_id", Kind.TEXT, "the call's key, the same in all its rows, which are replaced together")
@@ -119,22 +127,26 @@ FAILURE: tuple[Column, ...] = (
 
 
 class Shortfall(NamedTuple):
-    """What a row lacks of what was requested.
+    """What a row lacks of what was requested, and whether it was requested at all.
 
     truncated: as many metrics came as were requested, so there are probably more. clipped: Bitly used fewer units than
     were requested, because the plan keeps a shorter history; never where all units were requested (-1).
+    idle: no call was made, because the export of the link's group states that it has no clicks.
     """
 
     truncated: bool = False
     clipped: bool = False
+    idle: bool = False
 
 
-WHOLE = Shortfall()
+WHOLE, IDLE = Shortfall(), Shortfall(idle=True)
 
 
 def shortfall_of(row: Mapping[str, Any]) -> Shortfall:
     """Return what a row in either shape lacks."""
     is_empty = not row["metrics"] if "metrics" in row else row.get(_BUCKET) is None
+    if row.get("source") == GROUP_EXPORT:
+        return IDLE
     return Shortfall(row["truncated"], is_clipped(row, is_empty=is_empty))
 
 

@@ -11,17 +11,18 @@ from harvester.bitly.verdicts import (
     PlanRefused,
     Refused,
     TokenRefused,
+    Unknown,
     Verdict,
     reason,
 )
-from harvester.client.pacer import month_spent, token_refused
 from harvester.clock import next_month
 from harvester.links.batch import Link
 from harvester.progress import ListCounts
-from harvester.shutdown import FailureLimit, Stop, StopReason
+from harvester.shutdown import FailureLimit, Stop, StopReason, month_spent, token_refused
 
 MANY_REFUSED = 50
-"""If this many calls are refused before the first row, for whatever reasons, the fault is not the links'."""
+"""If this many calls are refused before the first row, for whatever reasons, the fault is not the links'. A verdict for
+every call that was found to be a link's own is one of them, and is Unknown."""
 MANY_INVALID = 20
 """More invalid lines than this, if they are more than half of the list, are no success."""
 NO_ROUTE = 20
@@ -92,10 +93,10 @@ class AbortRules:
         return self._all_refused(verdict) or self._too_many()
 
     def _all_refused(self, verdict: Verdict) -> Stop | None:
-        if not isinstance(verdict, Refused) or self._rows:
+        if self._rows or not (isinstance(verdict, Refused) or _was_for_every_call(verdict)):
             return None
         self._refused += 1
-        self._no_route += verdict.no_route
+        self._no_route += isinstance(verdict, Refused) and verdict.no_route
         if self._no_route == self.calls >= NO_ROUTE:
             return Stop(
                 StopReason.NO_ROUTE,
@@ -156,9 +157,9 @@ def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_w
     """Return the stop for a verdict that every further call would get too; None for any other."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict, next_begins())
+            return month_spent(reason(verdict), next_begins())
         case TokenRefused():
-            return token_refused(verdict)
+            return token_refused(reason(verdict))
         case PlanRefused():
             return Stop(
                 StopReason.PLAN_REFUSED,
@@ -172,3 +173,8 @@ def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_w
             )
         case _:
             return None
+
+
+def _was_for_every_call(verdict: Verdict) -> bool:
+    """Return whether a refused token, or a spent month, was found to be the word on one link alone."""
+    return isinstance(verdict, Unknown) and verdict.status in {400, 401, 403, 429} and not verdict.body

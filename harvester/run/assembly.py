@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from harvester.bearer import Token
+from harvester.bitly.exports import EXPORTS_ENDPOINT
 from harvester.bitly.facets import FACETS
 from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
@@ -20,13 +21,11 @@ from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, pooled
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
+from harvester.credentials.token_sources import token_source
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
@@ -47,6 +46,9 @@ from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.filesystem import lock_holder
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.http import pooled
+from harvester.transport.pool import Pool
 
 _BUSY_POLL_SECONDS = 0.1
 _SILENT_SECONDS = 1.0
@@ -95,7 +97,8 @@ class Job:
     keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
     those of the command that need the list's calls each, to compare them with the month. carry: the columns that rows
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
-    command; None for one of its own.
+    command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
+    no clicks. in_group: the group of the links of the lists.
     """
 
     sources: list[Source]
@@ -132,17 +135,20 @@ class Job:
     allowance: Allowance | None = None
     open_guard: OpensGuard | None = None
     outputs: int = 1
+    skip_idle: bool = False
+    in_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The budgets of the endpoints of the facet, of the helper routes and of groups' pages, and this process's share of
-    the connections.
+    """The budgets of the endpoints of the facet, of the helper routes, of groups' pages and of their exports, and this
+    process's share of the connections.
     """
 
     facet: Budget
     helpers: Budget
     pages: Budget
+    exports: Budget
     slots: ConnectionSlots
     clock: Clock
 
@@ -166,12 +172,14 @@ async def open_budgets(
             database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
         )
         pages = MachineBudget(database, account, LINKS_ENDPOINT, job.limits)
+        exports = MachineBudget(database, account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
         database.sync_each_commit(not budget.high_rate)
         try:
-            yield Budgets(budget, helpers, pages, slots, database.clock)
+            yield Budgets(budget, helpers, pages, exports, slots, database.clock)
         finally:
             if not job.pool:
                 slots.leave()
+            exports.close()
             pages.close()
             budget.close()
 
@@ -251,12 +259,6 @@ async def open_client(
         yield client, LimitDiscovery(client.sender, budgets.facet, budgets.helpers, query.facet, shutdown)
 
 
-class AtOnce:
-    """A worklist that is never paced: its few calls are made one after another, and the windows bound them."""
-
-    remaining = 0
-
-
 class AccountClients:
     """Opens clients for the routes of groups, one at a time, each counted in the budget of its endpoint.
 
@@ -292,8 +294,7 @@ class AccountClients:
         breaker = CircuitBreaker(job.breaker_rules, clock)
         context = ClientContext(job.token, budget, breaker, self._shutdown, clock, record, budgets.helpers)
         async with opened(job.pool or budgets.slots, job.client_settings, requests, context) as client:
-            client.pace_by(AtOnce())
-            client.calls_ended()  # no other call's answer is waited for
+            client.work_alone()
             yield client
 
 
@@ -345,6 +346,8 @@ def build_job(
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
+        skip_idle=options.list.skip_idle,
+        in_group=options.list.in_group,
     )
 
 

@@ -6,7 +6,7 @@ verdicts that wait for the disk by the dataset's backlog, for which feeder and w
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import STREAK, Place
+from harvester.client.held_verdicts import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
@@ -27,8 +27,8 @@ from harvester.links.batch import Feed
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.run.worklist import Call, Worklist
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.worklist.worklist import Call, Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
@@ -96,6 +96,7 @@ class Harvest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self.window: WindowGuard | None = None
+        self.settle_idle: Callable[[list[Call], Worklist], Awaitable[list[Call]]] | None = None
         self.in_thread = self._committer.in_thread
 
     def _worklist_of(self, feed: Feed) -> Worklist:
@@ -206,6 +207,8 @@ class Harvest:
             while (calls := await self._worklist.read()) is not None:
                 if calls and not self._begun:
                     await self._begin(calls)
+                if self.settle_idle is not None and calls:
+                    calls = await self.settle_idle(calls, self._worklist)
                 self._worklist.add(calls)
                 await self._worklist.wait_until_low()
                 await self._wait_for_disk()

@@ -20,6 +20,7 @@ from harvester.dataset.manifest import WINDOW_CHECK, WindowCheck
 from harvester.dataset.stream_publisher import RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
+from harvester.groups.activity import GroupsOfLines
 from harvester.groups.listing import list_groups
 from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
@@ -37,12 +38,13 @@ from harvester.run.assembly import (
 )
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.preflight import Preflight, spool_paths
+from harvester.run.idle import GATHERED, ExportAccess, IdleRows
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
+from harvester.worklist.preflight import Preflight, spool_paths
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
@@ -194,7 +196,9 @@ async def _harvest(
 ) -> RunOutcome:
     """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
-    rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
+    rules = AbortRules(
+        job.failure_limit, first_rows=dataset.totals.rows == dataset.totals.idle, next_begins=budget.month.next_begins
+    )
     options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
     async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
@@ -206,6 +210,9 @@ async def _harvest(
         known_good.links.extend(str(facts.get(_KNOWN_GOOD, "")).split())
         if job.open_guard is not None:
             harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
+        if job.skip_idle:
+            access, check = await _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
+            harvest.settle_idle = IdleRows(access, dataset, harvest.progress, check, shutdown, observer).settle
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
         harvest.progress.spent_before = str(facts.get(_SPENT, ""))
@@ -246,6 +253,17 @@ def _window_of(
 
     private, record = dataset.location.private, dataset.record_attempts
     return Window(job, dataset.query, client, private, shutdown, observer, record, known, note, keep)
+
+
+async def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess:
+    """Return what exports of the list's links are asked for with. job: with its list."""
+    named = () if job.in_group is None else (job.in_group,)
+    guids = named if job.listed is None else job.listed.groups
+    of_lines = None if len(guids) == 1 else await in_daemon(partial(GroupsOfLines, str(job.sources[0].path)))
+    group_of = of_lines or (lambda _: guids[0])
+    clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
+    gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
+    return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered)
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:

@@ -26,7 +26,7 @@ from harvester.bitly.account_limits import PLATFORM_LIMITS, plan_limits_target
 from harvester.bitly.facets import FACETS, Facet
 from harvester.bitly.query import MAX_CONNECTIONS, UNITS, endpoint_of
 from harvester.sandbox.clicks import metrics_for
-from harvester.sandbox.groups import ORGANIZATION, Groups
+from harvester.sandbox.groups import ORGANIZATION, ExportFault, Groups
 
 _REFUSALS = {
     "missing": (404, "NOT_FOUND", "What you are looking for cannot be found."),
@@ -44,7 +44,8 @@ _LOOPBACK = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?/[!-~]*")
 class SandboxOptions:
     """The sandbox's limits (0: none) and its behaviour.
 
-    errors: the share of responses that are 500 or 503. links: bitlinks in the larger of its groups.
+    errors: the share of responses that are 500 or 503. links: bitlinks in the larger of its groups. active: the share
+    of a group's links that may have clicks. exports: what is wrong with exports of groups.
     """
 
     connections: int = MAX_CONNECTIONS
@@ -54,6 +55,8 @@ class SandboxOptions:
     latency_ms: float = 80.0
     errors: float = 0.01
     links: int = 300
+    active: float = 0.1
+    exports: ExportFault = "none"
 
 
 class Sandbox:
@@ -61,7 +64,7 @@ class Sandbox:
 
     requests: attempts by bitlink. answered: responses by bitlink that settle its call (metrics, 403, 404, 410). helped:
     requests by path of the routes that report limits. throttled: requests over a limit. too_many_connections: requests
-    beyond the allowed connections. at_once: requests in progress now.
+    beyond the allowed connections. at_once: requests in progress now. exported: the links of each export.
     """
 
     def __init__(self, options: SandboxOptions) -> None:
@@ -73,6 +76,7 @@ class Sandbox:
         self.throttled = 0
         self.too_many_connections = 0
         self.at_once = 0
+        self.exported: list[list[str]] = []
         self._began = time.monotonic()
         self._used: Counter[tuple[tuple[str, ...], int]] = Counter()
 
@@ -89,7 +93,10 @@ class Sandbox:
             self._reject_helper,
             delay_seconds=self.options.latency_ms / 1000,
             errors=self.options.errors,
+            active=self.options.active,
+            exports=self.options.exports,
         )
+        self.exported = groups.exported
         groups.add_to(app.router, "/v4")
         app.router.add_get("/v4" + plan_limits_target(ORGANIZATION), self._plan_limits)
         app.router.add_route("*", "/{path:.*}", _no_route)

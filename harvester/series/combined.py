@@ -11,7 +11,20 @@ from harvester.progress import AttemptCounts, InvalidLine, RunProgress, WindowSt
 
 _ONCE = frozenset({Event.LIST_READING, Event.LIST_COUNTED, Event.BUDGET_DESCRIBED, Event.MONTH_SHORT})
 """Every run finds the same: they read one list, and have one month."""
-_ADDED = ("started", "rows", "refused", "failed", "truncated", "clipped", "known", "given_up", "exhausted", "pending")
+_ADDED = (
+    "started",
+    "rows",
+    "refused",
+    "failed",
+    "truncated",
+    "clipped",
+    "idle",
+    "exports",
+    "known",
+    "given_up",
+    "exhausted",
+    "pending",
+)
 
 
 class CombinedObserver:

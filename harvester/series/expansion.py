@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
-from harvester.bitly.periods import Period
+from harvester.bitly.query import Period
 from harvester.config.options import OutputOptions, PeriodName, RunOptions, facets_in
-from harvester.config.parsing import facets_of, periods_of, query_of
+from harvester.config.parsing import check_skip_idle, facets_of, periods_of, query_of
 from harvester.config.placeholders import fill_output
 from harvester.dataset.opening import peek
 from harvester.errors import HarvesterError, UsageError
@@ -31,6 +31,7 @@ def rounds_of(options: RunOptions) -> Rounds:
         UsageError: as `facets_of`, `periods_of` and `fill_output`; or datasets would share an output.
     """
     facets, periods = facets_of(options.query), periods_of(options.query)
+    check_skip_idle(options)
     if options.output.out == STDOUT and (len(facets) > 1 or len(periods) > 1):
         raise UsageError(
             "-: several facets or periods need a folder each: name a path with {facet}, {dt}", option="--out"

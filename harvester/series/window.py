@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 from harvester.bitly.facets import FACETS, Metric
 from harvester.bitly.query import Query, query_for
-from harvester.bitly.verdicts import Answer, MonthSpent, PlanRefused, TokenRefused, Verdict
-from harvester.client.client import Client
+from harvester.bitly.verdicts import Answer, MonthSpent, PlanRefused, TokenRefused
 from harvester.dataset.manifest import WindowCheck
 from harvester.errors import RunStopping
 from harvester.links.batch import Link
 from harvester.run.abort_rules import WindowGuard, for_every_call
-from harvester.run.assembly import AtOnce, Window, open_budgets, open_client
+from harvester.run.assembly import Window, open_budgets, open_client
 from harvester.shutdown import Stop, StopReason
 
 _SERIES = "clicks"
@@ -62,7 +61,9 @@ class WindowChecks:
             return None
         if window.known is not None:
             self.add(window.known)
-        return _Answers(window, self) if FACETS[window.query.facet].is_series else _Question(window, self)
+        # Whether links may be skipped is decided before the first answer.
+        own = FACETS[window.query.facet].is_series and not window.job.skip_idle
+        return _Answers(window, self) if own else _Question(window, self)
 
     def find(self, query: Query) -> WindowCheck | None:
         """Return the check that holds for a query's window."""
@@ -162,10 +163,9 @@ class _Question(_Guard):
             opening_client = open_client(job, budgets, query, window.shutdown, window.record_attempts)
             client, _ = await stack.enter_async_context(opening_client)
             client.sender.counters = window.client.sender.counters
-            client.pace_by(AtOnce())
-            client.calls_ended()  # no other call will tell whom a bad answer concerns
+            client.work_alone()  # no other call will tell whom a bad answer concerns
             for bitlink in [*candidates][:_MOST_LINKS]:
-                verdict = await _verdict_on(client, bitlink)
+                verdict = await client.verdict_on(bitlink)
                 if isinstance(verdict, Answer):
                     seen = seen_in(verdict.metrics, verdict.unit_reference_returned, window.query)
                     return self.check_of(bitlink, seen)
@@ -180,11 +180,3 @@ class _Question(_Guard):
             "no link's clicks were answered. Compare one link with Bitly's own page before you add up the numbers"
         )
         return self.check_of(None, _Seen((), ok=None))
-
-
-async def _verdict_on(client: Client, bitlink: str) -> Verdict:
-    verdict = await client.fetch(bitlink)
-    place = client.place_of(verdict)
-    if not client.is_final(verdict):
-        verdict, _ = await client.conclude(bitlink, verdict, place)
-    return verdict

@@ -351,8 +351,8 @@ def _check_local(private: str) -> None:
     """Raise UsageError for a folder on a file system that is known to be a network one."""
     import psutil  # noqa: PLC0415 - commands that only read an output do not need it
 
-    path = os.path.realpath(private)
-    mounts = [p for p in psutil.disk_partitions(all=True) if os.path.commonpath([p.mountpoint, path]) == p.mountpoint]
+    path = os.path.join(os.path.realpath(private), "")
+    mounts = [p for p in psutil.disk_partitions(all=True) if path.startswith(os.path.join(p.mountpoint, ""))]
     # Of several mounts on one path the last one is visible.
     found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
     if found and found.fstype.lower() in _NETWORK:

@@ -19,7 +19,7 @@ from harvester.storage.filesystem import Tampering, kind_of, leads_to, lock_hold
 from harvester.storage.location import OutputLocation, is_own_link
 
 _PROBE = ".harvester-probe"
-_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts")
+_STATE = re.compile(r"ledger\.sqlite(-wal|-shm)?|journal-\d+\.journal|attempts|active-links")
 _SQLITE_SHARED = (510, 0x40000000 + 2)
 """Length and place of the bytes that SQLite locks as long as it has a file open with a log."""
 

@@ -25,9 +25,10 @@ class Findings:
 
     ended: the manifest is of a run's end, and no run has begun since. parts, rows, calls, bytes: what was read, whole
     or in part. published_rows: the rows that the run has published, None if that is unknown. truncated, clipped: calls
-    whose rows lack some metrics, or a part of the time. moved_away: published parts that are no longer there, which is
-    a problem unless allow_moved. remarks: facts worth knowing that are no problems. not_checked: what could
-    not be read, with the reason. problem_count: all problems, also those beyond MOST_PROBLEMS.
+    whose rows lack some metrics, or a part of the time. idle: links that have their row without a call. moved_away:
+    published parts that are no longer there, which is a problem unless allow_moved. remarks: facts worth knowing that
+    are no problems. not_checked: what could not be read, with the reason. problem_count: all problems, also those
+    beyond MOST_PROBLEMS.
     """
 
     out: str
@@ -41,6 +42,7 @@ class Findings:
     published_rows: int | None = None
     truncated: int = 0
     clipped: int = 0
+    idle: int = 0
     failures: int = 0
     ledger_checked: bool = False
     allow_moved: bool = False

@@ -10,11 +10,20 @@ from operator import itemgetter
 from types import NoneType
 from typing import Any
 
+from harvester.bitly.exports import lacks_in_export
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.rows.decode import BadRow
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
-from harvester.rows.schema import Column, Kind, Shape, columns_of, metric_columns, shortfall_of
+from harvester.rows.schema import (
+    GROUP_EXPORT,
+    Column,
+    Kind,
+    Shape,
+    columns_of,
+    metric_columns,
+    shortfall_of,
+)
 
 Found = Callable[[int, str], None]
 """Called with a row's number and what is wrong with it."""
@@ -87,12 +96,13 @@ def _types_of(column: Column) -> tuple[type, ...]:
 class _Common:
     """The checks that both shapes share: the query, the run, and when a row was fetched.
 
-    calls: those whose rows were seen. truncated, clipped: calls whose rows lack something. earliest, latest: of the
+    calls: those whose rows were seen. truncated, clipped: calls whose rows lack something. idle: links
+    that were not asked for. earliest, latest: of the
     rows' fetched_at; empty without rows.
     """
 
     def __init__(self, shape: Shape, query: Query, run_id: str, found: Found) -> None:
-        self.calls = self.truncated = self.clipped = 0
+        self.calls = self.truncated = self.clipped = self.idle = 0
         self.earliest = self.latest = ""
         self._found = found
         self._shape = ObjectShape(columns_of(shape, query.facet))
@@ -108,9 +118,10 @@ class _Common:
         self._fetched_at = ""
 
     def _count_shortfall(self, row: Mapping[str, Any]) -> None:
-        truncated, clipped = shortfall_of(row)
+        truncated, clipped, idle = shortfall_of(row)
         self.truncated += truncated
         self.clipped += clipped
+        self.idle += idle
 
     def _misfit(self, row: Any) -> str | None:
         """Return what is wrong with the keys that both shapes have; None if nothing is."""
@@ -134,12 +145,26 @@ class _Common:
             self.latest = max(self.latest, self._fetched_at)
         if row["carried"] is not None and not {*map(type, row["carried"].values())} <= _CARRIED_TYPES:
             return "a value of carried is not text, or null"
+        return self._misfit_of_numbers(row) or (self._misfit_of_idle(row) if row["source"] is not None else None)
+
+    def _misfit_of_numbers(self, row: Mapping[str, Any]) -> str | None:
         units = row["units_returned"]
         if units is not None and not -INT64_MAX <= units <= INT64_MAX:
             return "units_returned has more than 64 bits"
         for name in ("clicks_listed", *self._totals):
             if row[name] is not None and not 0 <= row[name] <= INT64_MAX:
                 return f"{name} is not a count"
+        return None
+
+    def _misfit_of_idle(self, row: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with a row that no call was made for; None if it states no clicks, and nothing else."""
+        if row["source"] != GROUP_EXPORT:
+            return f"source is {row['source']!r:.60}, and not null or {GROUP_EXPORT}"
+        if lacks_in_export(self._facet.name):
+            return f"source is {GROUP_EXPORT}, which does not state {self._facet.name}"
+        counts = [row[name] for name in ("clicks_listed", *self._totals)]
+        if any(counts) or None in counts or row["units_returned"] is not None:
+            return f"source is {GROUP_EXPORT}, and the row states more than that there are no clicks"
         return None
 
     def _misfit_of_metric(self, metric: Mapping[str, Any]) -> str | None:
@@ -157,6 +182,8 @@ class _Common:
 
     def _misfit_of_sums(self, row: Mapping[str, Any], clicks: int, groups: list[str | None]) -> str | None:
         """Return how the sums of a call differ from its metrics. groups: of each metric, see Facet.grouped_by."""
+        if row["source"] == GROUP_EXPORT and groups:
+            return f"source is {GROUP_EXPORT}, and {len(groups)} metrics are there"
         if row["clicks_listed"] != clicks:
             return f"clicks_listed is {row['clicks_listed']}, but its metrics add up to {clicks}"
         if row["truncated"] is not self._facet.is_truncated(groups, len(groups), row["size"]):

@@ -68,9 +68,9 @@ def _query_misfit(manifest: Manifest) -> str | None:
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions within a manifest."""
     counts = manifest.dataset
-    yield from _misfit_of_sum("dataset", counts, but={"truncated", "clipped"})
-    if max(counts.truncated, counts.clipped) > counts.rows:
-        yield "dataset.truncated or dataset.clipped is more than dataset.rows"
+    yield from _misfit_of_sum("dataset", counts, but={"truncated", "clipped", "idle"})
+    if max(counts.truncated, counts.clipped, counts.idle) > counts.rows:
+        yield "dataset.truncated, dataset.clipped or dataset.idle is more than dataset.rows"
     if manifest.list:
         yield from _misfit_of_sum("list", manifest.list, but={"differing"})
         if manifest.list.differing > manifest.list.duplicates:

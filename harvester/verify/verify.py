@@ -259,6 +259,7 @@ class _Rows:
         self._fetched += filter(None, (check.earliest, check.latest))
         self._found.truncated += check.truncated
         self._found.clipped += check.clipped
+        self._found.idle += check.idle
         return PublishedPart(file.path, number, check.calls, hashed.size, hashed.sha256)
 
     def _check_of(self, path: str) -> Nested | Flat:
@@ -291,7 +292,7 @@ class _Rows:
     def _compare_shortfalls(self) -> None:
         """Compare the rows' shortfalls with the manifest's; exactly if every row was read."""
         found, counts = self._found, self._manifest.dataset
-        for name in ("truncated", "clipped") if found.ended else ():
+        for name in ("truncated", "clipped", "idle") if found.ended else ():
             has, said = getattr(found, name), getattr(counts, name)
             if has > said or (has < said and found.calls == counts.rows):
                 path = self._sidecar_storage.path(MANIFEST)

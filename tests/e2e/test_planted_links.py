@@ -17,6 +17,7 @@ from tests.support.commands import NO_LIMITS
 from tests.support.in_process import Said, command
 from tests.support.output_checks import manifest, rows
 
+STATE = ["journal-00000.journal", "attempts", "active-links", "ledger.sqlite", "ledger.sqlite-wal"]
 KEPT = b"precious: not harvester's\n"
 
 
@@ -78,7 +79,7 @@ def test_what_is_planted_under_the_name_of_a_temporary_file_is_not_written_to(
     assert not [path for path in out.rglob("*") if path.is_symlink()]
 
 
-@pytest.mark.parametrize("name", ["journal-00000.journal", "attempts", "ledger.sqlite", "ledger.sqlite-wal"])
+@pytest.mark.parametrize("name", STATE)
 @pytest.mark.parametrize("plant", [by_symlink, by_dangling_link, lambda name, _: os.mkfifo(name)])
 def test_what_is_planted_into_the_state_is_refused(
     quick_path: Path, run: Callable[..., Said], victim: Path, name: str, plant: Callable[[Path, Path], None]
@@ -95,7 +96,7 @@ def test_what_is_planted_into_the_state_is_refused(
     assert not (quick_path / "not-there").exists()
 
 
-@pytest.mark.parametrize("name", ["journal-00000.journal", "attempts", "ledger.sqlite", "ledger.sqlite-wal"])
+@pytest.mark.parametrize("name", STATE)
 def test_a_hard_link_planted_into_the_state_is_copied_away_from(
     quick_path: Path, run: Callable[..., Said], victim: Path, name: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Whom does a bad answer concern: its link, or everybody? In the test's own process, against a scripted Bitly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code
 from harvester.client.client import ClientSettings
-from harvester.client.known_good import BURST, LAST_STREAK, STREAK
+from harvester.client.held_verdicts import BURST, LAST_STREAK, STREAK
 from harvester.events import RunOutcome
 from harvester.reporting.summary import summary
 from harvester.run.harvest import RETRY_ROOM
@@ -31,7 +31,7 @@ from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.in_process import QUICK_GATE, harvest
 from tests.support.output_checks import failures, manifest, rows
-from tests.support.scripted_bitly import Scripted, scripted
+from tests.support.scripted_bitly import HTML, REPLIES, Reply, Scripted, Seen, error, fixed, scripted, text
 
 IMPATIENT = replace(QUICK_GATE, limit_seconds=0.3)
 STRANGE = ["408", "425", "520", "redirect", "403-html", "404-html", "html", "418", "empty-object", "407"]
@@ -559,6 +559,84 @@ async def test_a_month_that_is_spent_stays_spent_for_the_next_run(bitly: Scripte
     before = len(bitly.requests)
     assert exit_code(await harvest(bitly.url, quick_path, many("ok", 60))) == MONTH_SPENT
     assert len(bitly.requests) == before
+
+
+# --- the account's own route, where nobody was answered -------------------------------------------------------------
+
+LIMITS = '{"platform_limits":[{"endpoint":"/bitlinks/{bitlink}/referrers","methods":[]}]}'
+
+
+def helper_says(bitly: Scripted, monkeypatch: pytest.MonkeyPatch, reply: Callable[[Seen], Reply]) -> None:
+    """Let the account's own route, which tells its limits, answer this."""
+    monkeypatch.setitem(REPLIES, "the account's", reply)
+    bitly.helper = "the account's"
+
+
+OF_THE_ACCOUNT = ["401", "403-bare", "403-token", "400-token", "429-month"]
+
+
+@pytest.mark.parametrize("behaviour", OF_THE_ACCOUNT)
+@pytest.mark.parametrize("first", [2, 7])
+async def test_links_at_the_head_of_a_list_that_are_refused_like_a_token_stop_nothing_if_the_token_is_good(
+    bitly: Scripted, quick_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, first: int
+) -> None:
+    helper_says(bitly, monkeypatch, fixed(200, LIMITS))
+    names = [*many(behaviour, first), *many("ok", 20)]
+    outcome = await harvest(bitly.url, quick_path, names, **one_at_a_time(bitly))
+    assert (exit_code(outcome), outcome.stop) == (SOME_FAILED, None)
+    assert dataset(quick_path) == {"calls": first + 20, "rows": 20, "refused": 0, "failed": first, "pending": 0}
+    assert len(bitly.helped) == 1
+    assert len(bitly.requests) <= len(names) + 1
+
+
+async def test_two_different_refusals_of_their_own_stop_nothing(
+    bitly: Scripted, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper_says(bitly, monkeypatch, fixed(200, LIMITS))
+    names = ["401", "403-bare", *many("ok", 20)]
+    outcome = await harvest(bitly.url, quick_path, names)
+    assert exit_code(outcome) == SOME_FAILED
+    assert dataset(quick_path)["rows"] == 20
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [error(401, "UNAUTHORIZED"), error(503, "DOWN"), text(200, HTML), fixed(200, "{}")],
+    ids=["refused", "down", "a page", "empty"],
+)
+async def test_a_token_is_refused_if_the_accounts_own_route_is_not_answered_either(
+    bitly: Scripted, quick_path: Path, monkeypatch: pytest.MonkeyPatch, reply: Callable[[Seen], Reply]
+) -> None:
+    helper_says(bitly, monkeypatch, reply)
+    bitly.everyone = lambda: "401"
+    outcome = await harvest(bitly.url, quick_path, many("ok", 60))
+    assert outcome.stop is not None
+    assert (exit_code(outcome), outcome.stop.reason) == (REFUSED, StopReason.TOKEN_REFUSED)
+    assert (len(bitly.helped), failures(quick_path / "out")) == (1, [])
+    assert len(bitly.requests) <= MAX_CONNECTIONS + 1
+
+
+async def test_a_list_that_is_refused_throughout_though_the_token_is_good_is_not_asked_to_its_end(
+    bitly: Scripted, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper_says(bitly, monkeypatch, fixed(200, LIMITS))
+    bitly.everyone = lambda: "401"
+    outcome = await harvest(bitly.url, quick_path, many("ok", 200))
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.ALL_REFUSED
+    assert len(bitly.requests) <= 50 + 2 * MAX_CONNECTIONS
+    assert len(bitly.helped) <= 1 + 50 // STREAK
+
+
+async def test_a_list_of_one_link_that_is_refused_like_a_token_fails_if_the_token_is_good(
+    bitly: Scripted, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper_says(bitly, monkeypatch, fixed(200, LIMITS))
+    assert exit_code(await harvest(bitly.url, quick_path, ["401"])) == SOME_FAILED
+    assert (len(bitly.requests), len(bitly.helped)) == (1, 1)
+    outcome = await harvest(bitly.url, quick_path, ["402"])  # of the plan that route says nothing
+    assert outcome.stop is not None
+    assert outcome.stop.reason is StopReason.PLAN_REFUSED
 
 
 # --- answers that were not read -------------------------------------------------------------------------------------

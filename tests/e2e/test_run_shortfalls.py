@@ -53,6 +53,7 @@ def test_what_rows_lack_is_counted_and_said_everywhere(
     counts = manifest(out)["dataset"]
     assert counts == {
         "calls": 21, "rows": 20, "refused": 1, "failed": 0, "pending": 0, "truncated": truncated, "clipped": 20,
+        "idle": 0,
     }  # fmt: skip
     status, checked = harvester("status", str(out)).stdout, harvester("verify", str(out))
     assert checked.returncode == 0
@@ -63,7 +64,7 @@ def test_what_rows_lack_is_counted_and_said_everywhere(
     found = verify(output_at(str(out)))
     assert (found.ok, found.ledger_checked, found.truncated, found.clipped) == (True, True, truncated, 20)
     numbers = dict(re.findall(r'^harvester_(\w+)_rows\{run="run"\} ([\d.]+)$', prom.read_text(), re.MULTILINE))
-    assert numbers == {"truncated": f"{truncated}.0", "clipped": "20.0"}
+    assert numbers == {"truncated": f"{truncated}.0", "clipped": "20.0", "idle": "0.0"}
 
 
 def test_the_log_has_what_the_rows_of_this_run_lack(tmp_path: Path, links: str, serve: Callable[..., Served]) -> None:

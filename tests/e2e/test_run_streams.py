@@ -42,10 +42,10 @@ def command_for(links: str, out: Path, served: Served, *more: str) -> list[str]:
 def test_an_unread_stderr_changes_nothing(
     tmp_path: Path, links: str, serve: Callable[..., Served], script: str
 ) -> None:
-    out = tmp_path / "out"
-    assert shell(script, *command_for(links, out, serve(), "--max-calls", "20")).returncode == 9
+    served, out = serve(), tmp_path / "out"
+    assert shell(script, *command_for(links, out, served, "--max-calls", "20")).returncode == 9
     assert len(rows(out)) == 20
-    assert shell(script, *command_for(links, out, serve())).returncode == 0
+    assert shell(script, *command_for(links, out, served)).returncode == 0
     assert len(rows(out)) == 300
 
 

@@ -596,7 +596,10 @@ def test_leftovers_of_a_killed_run_are_named_and_are_not_a_problem(made: Made) -
         (lambda m: m["dataset"].update(failed=1, calls=47), "dataset.failed is 1, but 0 in the ledger"),
         (lambda m: m["dataset"].update(truncated=1), "dataset.truncated is 1, but 0 of the rows are"),
         (lambda m: m["dataset"].update(clipped=1), "dataset.clipped is 1, but 0 in the ledger"),
-        (lambda m: m["dataset"].update(truncated=47), "dataset.truncated or dataset.clipped is more than dataset.rows"),
+        (
+            lambda m: m["dataset"].update(truncated=47),
+            "or dataset.idle is more than dataset.rows",
+        ),
         (lambda m: m["parts"].pop(), "it does not list part-"),
         (lambda m: m["parts"][0].update(calls=3), "calls of part-"),
         (lambda m: m["parts"][0].update(calls="3"), "parts.calls is not as expected"),

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import jsonschema
 from hypothesis import strategies as st
 
+from harvester.bitly.exports import EXPORTS_ENDPOINT
 from harvester.bitly.facets import FACETS, Facet
 from harvester.bitly.query import BASE_URL, endpoint_of
 from tests.support.commands import ROOT, TOKEN
@@ -30,14 +31,41 @@ def document() -> dict[str, Any]:
 
 @cache
 def mended() -> dict[str, Any]:
-    """The specification with the routes of 2026, which take what those of clicks take."""
+    """The specification with the routes of 2026: those of engagements take what those of clicks take."""
     paths = document()["paths"]
     newer = {endpoint_of(FACETS[facet]): {"get": _like(endpoint_of(FACETS[other]))} for facet, other in NEWER.items()}
-    return {**document(), "paths": {**paths, **newer}}
+    return {**document(), "paths": {**paths, **newer, EXPORTS_ENDPOINT: {"post": _EXPORT}}}
 
 
 NEWER = {"engagements": "clicks", "engagements_summary": "clicks_summary"}
 """The facets of 2026, and those whose parameters they take."""
+
+
+_GUID = {"name": "group_guid", "in": "path", "required": True, "schema": {"type": "string"}}
+_EXPORT = {
+    "operationId": "newer export",
+    "parameters": [_GUID],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["export_type", "bitlinks", "unix_from", "unix_to"],
+                    "properties": {
+                        "export_type": {"type": "string", "enum": ["link_engagements_batch"]},
+                        "bitlinks": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 200},
+                        "unix_from": {"type": "integer", "minimum": 1},
+                        "unix_to": {"type": "integer", "minimum": 1},
+                    },
+                }
+            }
+        },
+    },
+    "responses": {"200": {"description": "a CSV as a data URI"}},
+}
+"""The route of exports, as Bitly's reference has it."""
 
 
 def _like(path: str) -> dict[str, Any]:
@@ -71,6 +99,12 @@ def check_request(target: str, headers: Mapping[str, str] | None = None) -> None
     assert {name for name, required in declared.items() if required} <= set(names) <= declared.keys()
 
 
+def check_post(target: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    """Raise an error if the specification, with the routes of 2026, does not allow a POST of JSON."""
+    _check(mended, target, HEADERS if headers is None else headers, body)
+    assert not urlsplit(target).query
+
+
 def declared_parameters(path: str) -> dict[str, bool]:
     """The query parameters that the specification declares for a path, and whether they are required.
 
@@ -85,13 +119,16 @@ def declared_parameters(path: str) -> dict[str, bool]:
     raise AssertionError(f"no path {path}")
 
 
-def _check(described: Callable[[], dict[str, Any]], target: str, headers: Mapping[str, str]) -> None:
+def _check(
+    described: Callable[[], dict[str, Any]], target: str, headers: Mapping[str, str], posted: bytes | None = None
+) -> None:
     from openapi_core.testing import MockRequest  # noqa: PLC0415
 
     base, parts = urlsplit(BASE_URL), urlsplit(target)
     arguments: Any = dict(parse_qsl(parts.query, keep_blank_values=True))
     host = f"{base.scheme}://{base.netloc}"
-    request = MockRequest(host, "get", base.path + parts.path, args=arguments, headers=dict(headers))
+    path, method = base.path + parts.path, "get" if posted is None else "post"
+    request = MockRequest(host, method, path, args=arguments, headers=dict(headers), data=posted)
     _open_api(described).validate_request(request)
 
 
@@ -153,6 +190,7 @@ FAULTS: dict[str, Fault] = {
         "both routes are of 2026",
         lambda: all(endpoint_of(FACETS[facet]) not in document()["paths"] for facet in NEWER),
     ),
+    "exports": Fault("the route is of 2026", lambda: EXPORTS_ENDPOINT not in document()["paths"]),
     "integer-reference": Fault(
         "referrers_by_domains has an integer unit_reference (recorded)",
         lambda: _schema_refuses("referrers_by_domains", unit_reference=1582689642),

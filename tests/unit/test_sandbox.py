@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 from yarl import URL
 
 from harvester.bitly.account_limits import PLATFORM_LIMITS
+from harvester.bitly.exports import read_export
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import GROUPS, endpoint_of
 from harvester.bitly.verdicts import Answer, ParameterRefused, Refused, classify
 from harvester.sandbox import Sandbox, SandboxOptions, metrics_for, serving
-from harvester.sandbox.groups import link_of
+from harvester.sandbox.groups import LARGE, link_of
 
 FREE: dict[str, Any] = {"per_minute": 0, "per_hour": 0, "per_month": 0, "latency_ms": 0, "errors": 0.0}
 
@@ -299,3 +300,42 @@ async def test_a_group_that_is_none_is_not_found(session: aiohttp.ClientSession)
         assert (await server.get("/groups/Gsmall"))[1]["guid"] == "Gsmall"
         for path in ("/groups/Gnone", "/groups/Gnone/bitlinks"):
             assert (await server.get(path))[0] == 404
+
+
+# --- exports ------------------------------------------------------------------------------------------------------
+
+
+async def exported(**options: Any) -> tuple[int, Any, list[str]]:
+    """The status and content of an export of a group's first links, and these."""
+    links = [link_of(LARGE, number, options.get("active", 0.1))["id"] for number in range(40)]
+    now = int(datetime.now(UTC).timestamp())
+    asked = {"export_type": "link_engagements_batch", "bitlinks": links, "unix_from": now - 5 * 86_400, "unix_to": now}
+    async with serving(Sandbox(SandboxOptions(**FREE, **options))) as url, aiohttp.ClientSession() as session:
+        headers = {"Authorization": "Bearer t"}
+        async with session.post(f"{url}/groups/{LARGE}/exports", json=asked, headers=headers) as response:
+            body = await response.json()
+            return response.status, read_export(body) if response.status == 200 and body else body, links
+
+
+async def test_an_export_says_of_each_link_what_its_metrics_say() -> None:
+    status, found, links = await exported(active=0.5)
+    assert status == 200
+    assert found.active | found.idle == set(links)
+    assert len(found.idle) >= 20
+    reference = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}+0000"
+    for link in found.idle:
+        assert metrics_for(link, "referrers", 50, "day", 5, reference)["metrics"] == []
+    assert any(metrics_for(link, "referrers", 50, "day", 5, reference)["metrics"] for link in found.active)
+
+
+@pytest.mark.parametrize("fault", ["402", "403", "404", "400", "503"])
+async def test_an_export_may_be_refused(fault: str) -> None:
+    assert (await exported(exports=fault))[0] == int(fault)
+
+
+async def test_an_export_may_lack_links() -> None:
+    _, missing, links = await exported(exports="missing")
+    assert missing.active | missing.idle == set(links[::2])
+    _, truncated, _ = await exported(exports="truncated")
+    assert truncated.truncated
+    assert not truncated.idle

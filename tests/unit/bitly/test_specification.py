@@ -1,5 +1,6 @@
 """Requests are held against Bitly's own specification, and the verdicts on all answers that it allows."""
 
+from datetime import UTC, datetime
 from itertools import cycle, product
 from typing import Any
 
@@ -15,6 +16,7 @@ from harvester.bitly.account_limits import (
     read_platform_limit,
 )
 from harvester.bitly.bitlinks import parse
+from harvester.bitly.exports import MOST_LINKS, ExportRequests, Span, export_name, span_of
 from harvester.bitly.facets import FACETS, INT64_MAX
 from harvester.bitly.query import GROUPS, UNITS, endpoint_of, path, query_for
 from harvester.bitly.verdicts import Answer, Unreadable, classify
@@ -25,6 +27,7 @@ from tests.support.specification import (
     HEADERS,
     bodies,
     body_schema,
+    check_post,
     check_request,
     is_valid,
     route_schema,
@@ -97,6 +100,28 @@ def test_the_request_for_a_facets_limits_is_one_of_the_specification(facet: str)
 @pytest.mark.parametrize("request_target", [GROUPS, plan_limits_target("Oa1bcd234eF"), plan_limits_target("O/é ?")])
 def test_the_other_helper_requests_are_those_of_the_specification(request_target: str) -> None:
     check_request(request_target)
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_LINKS])
+@pytest.mark.parametrize("unit", UNITS)
+def test_an_export_is_one_of_the_specification_with_the_routes_of_2026(unit: str, count: int) -> None:
+    for units, reference in product(UNIT_COUNTS, REFERENCES):
+        span = span_of(query_for("referrers", unit, units, reference, 50), datetime(2026, 11, 23, 6, tzinfo=UTC))
+        if span is not None:
+            name, requests = export_name("B/é ?", [PARSED[0]] * count), ExportRequests(span)
+            path, query = requests.target(name)
+            check_post(f"{path}?{query}", requests.body(name))
+
+
+def test_an_export_that_is_not_of_the_specification_is_noticed() -> None:
+    from openapi_core.exceptions import OpenAPIError  # noqa: PLC0415
+
+    requests = ExportRequests(Span(1, 2))
+    name = export_name("B", [PARSED[0]] * (MOST_LINKS + 1))
+    with pytest.raises(OpenAPIError):
+        check_post(requests.target(name)[0], requests.body(name))
+    with pytest.raises(OpenAPIError):
+        check_post("/groups/B/export", b"{}")
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_what_rows_lack_is_counted_with_the_rows_that_any_cut_leaves(
             settle(store, *(set(names) - set(left)))
             keep(store)
         with dataset(out, query=query) as store:
-            assert store.totals == (3, 1, 0, 2, 2)
+            assert store.totals == (3, 1, 0, 2, 2, 0)
 
 
 def counted(store: Dataset) -> AttemptCounts:

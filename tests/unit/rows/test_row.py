@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from datetime import date
 from typing import Any
 
 import orjson
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.bitly.query import Query
+from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Period, Query, query_for, query_for_period
 from harvester.bitly.verdicts import Answer
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
+from harvester.rows.schema import IDLE, shortfall_of
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 RUN_ID = "20261123T060000Z-1a2b3c4d"
@@ -58,6 +61,7 @@ def test_a_row_has_exactly_these_keys_and_values() -> None:
         "unit_reference_returned": "2026-11-23T06:00:00Z",
         "clicks_listed": 3,
         "truncated": False,
+        "source": None,
         "carried": None,
         "metrics": metrics,
         "schema_version": 2,
@@ -75,7 +79,7 @@ def test_a_rows_types_never_change(metrics: list[dict[str, Any]], units: int | N
         "unit_reference_returned": (str, type(None)),
         **dict.fromkeys(("period_start", "period_end"), (type(None),)),
         "truncated": (bool,),
-        "carried": (type(None),),
+        **dict.fromkeys(("source", "carried"), (type(None),)),
         "metrics": (list,),
     }
     assert row.keys() == types.keys()
@@ -90,6 +94,23 @@ def test_what_the_list_says_of_a_link_stands_in_its_row_before_its_metrics() -> 
     line = MAKER.row("bit.ly/x", MAKER.key("bit.ly/x"), Answer([], 0, None, None), FETCHED_AT, carried)
     assert b',"carried":{"campaign":"autumn","channel":null},"metrics":[]' in line
     assert json.loads(line) == {**row_of(Answer([], 0, None, None)), "carried": carried}
+
+
+@pytest.mark.parametrize("facet", FACETS)
+def test_an_idle_row_differs_from_that_of_a_link_without_clicks_by_its_source(facet: str) -> None:
+    maker = RowBuilder(query_for(facet, "day", 1, "2026-11-22T00:00:00Z", 50), RUN_ID)
+    line = maker.idle_row("bit.ly/x", maker.key("bit.ly/x"), FETCHED_AT, {"campaign": "autumn"})
+    answer = Answer([], 0, None, None, dict.fromkeys((field.name for field in FACETS[facet].totals), 0))
+    asked = json.loads(maker.row("bit.ly/x", maker.key("bit.ly/x"), answer, FETCHED_AT, {"campaign": "autumn"}))
+    assert json.loads(line) == {**asked, "source": "group_export"}
+    assert shortfall_of(json.loads(line)) == IDLE
+
+
+def test_an_idle_row_of_a_series_is_not_clipped() -> None:
+    maker = RowBuilder(query_for_period("clicks", Period("day", date(2026, 11, 22)), 50), RUN_ID)
+    row = json.loads(maker.idle_row("bit.ly/x", maker.key("bit.ly/x"), FETCHED_AT))
+    assert shortfall_of(row) == IDLE
+    assert shortfall_of({**row, "source": None}).clipped
 
 
 def test_a_link_without_referrers_has_a_row() -> None:

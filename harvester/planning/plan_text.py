@@ -5,12 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from harvester.bitly.account_limits import api_month
+from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.limits import DEFAULTS, option_for
 from harvester.clock import next_month, utc_iso, utc_text
+from harvester.planning.plan import COMPARED_PLANS, Duration, Plan, PlannedExports
 from harvester.progress import WindowState, duration
-from harvester.run.plan import COMPARED_PLANS, Duration, Plan
-from harvester.run.preflight import ListSurvey
 from harvester.run.telemetry import window_report
+from harvester.worklist.list_count import ListSurvey
 
 _MOST_DOMAINS = 10
 _SHOWN_TEXT = 80
@@ -37,6 +38,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "periods": plan.periods,
         "given_up": plan.wanted - found.done - found.calls,
         "calls": found.calls,
+        "idle": plan.idle._asdict() if plan.idle else None,
         "attempts": plan.attempts,
         "completed_from": plan.completed_from,
         "limits": asdict(plan.limits),
@@ -87,13 +89,24 @@ def _list_lines(plan: Plan) -> list[str]:
         kept = "the run reads them again, which is among its requests" if again else "kept for the run"
         pages = "page" if read == 1 else "pages"
         lines.append(f"{read:>12,}  {pages} of the groups' links, counted in the month too: {kept}")
-    if plan.attempts - again > found.calls:
+    if plan.idle is not None and found.calls:
+        lines += _idle_lines(plan.idle)
+    elif plan.attempts - again > found.calls:
         lines.append(f"{plan.attempts:>12,}  requests, with as many retries as this output has needed so far")
     if plan.completed_from is not None and found.calls:
         lines.append(
             f"{'':>14}a link with {plan.completed_from} metrics or more takes two requests (--no-complete: one)"
         )
     return lines
+
+
+def _idle_lines(idle: PlannedExports) -> list[str]:
+    lines = [f"{idle.exports:>12,}  exports, which tell {MOST_LINKS} links each that have no clicks: no call for those"]
+    if idle.expected is None:
+        text = f"{idle.least:,} to {idle.most:,} requests, by the share of links with clicks; the end is the latest"
+        return [*lines, f"{'':>14}{text}"]
+    text = "requests, with as many links without clicks as this output has had so far"
+    return [*lines, f"{idle.expected:>12,}  {text}"]
 
 
 def _survey_lines(survey: ListSurvey) -> list[str]:

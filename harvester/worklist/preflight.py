@@ -2,68 +2,33 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
+from math import ceil
 from typing import Protocol
 
 from harvester.bearer import Token
+from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.budget import Budget
 from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import CallState, Known, Ledger
 from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver
-from harvester.links.batch import Batch
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
-from harvester.progress import InvalidLine, WindowState, counted
+from harvester.progress import WindowState, counted
 from harvester.rows.row import RowBuilder
-from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
+from harvester.worklist.list_count import ListCount, ListSurvey
+from harvester.worklist.worklist import SCRATCH, hide_token, should_retry
 
 _REPORT_SECONDS = 10.0
-_MOST_DOMAINS = 1000
-_MOST_EXAMPLES = 3
 _SPOOL = "spool-"
-
-
-@dataclass(slots=True)
-class ListCount:
-    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call."""
-
-    lines: int = 0
-    invalid: int = 0
-    duplicates: int = 0
-    links: int = 0
-    done: int = 0
-    calls: int = 0
-
-
-@dataclass(slots=True)
-class ListSurvey:
-    """What a list looks like, so that a wrong column is seen at once; its size does not grow with the list.
-
-    domains: lines with a bitlink, by domain. elsewhere: those of the domains that came after the first thousand.
-    examples: the first lines that are no bitlinks.
-    """
-
-    domains: Counter[str] = field(default_factory=Counter)
-    elsewhere: int = 0
-    examples: list[InvalidLine] = field(default_factory=list)
-
-    def see(self, batch: Batch) -> None:
-        """Count a batch."""
-        for domain, lines in Counter(link.bitlink.partition("/")[0] for link in batch.links).items():
-            if domain in self.domains or len(self.domains) < _MOST_DOMAINS:
-                self.domains[domain] += lines
-            else:
-                self.elsewhere += lines
-        self.examples += batch.invalid[: _MOST_EXAMPLES - len(self.examples)]
 
 
 @contextmanager
@@ -116,6 +81,10 @@ class ListSettings(Protocol):
         """The outputs of the command that need the list's calls each, this one among them."""
 
     @property
+    def skip_idle(self) -> bool:
+        """An export may state that a link has no clicks; then it needs no call."""
+
+    @property
     def strict(self) -> bool:
         """A list with lines that are no bitlinks is refused."""
 
@@ -135,6 +104,7 @@ class Preflight:
         self._observer = observer
         self._strict = settings.strict
         self._outputs = settings.outputs
+        self._skip_idle = settings.skip_idle
 
     async def check_feed(self, feed: IterableFeed) -> None:
         """Read a feed to its end if strict: what it gives can be counted in no other way.
@@ -264,7 +234,7 @@ class Preflight:
         needed = calls if most is None else min(calls, most)
         if month.remaining is None or needed <= month.remaining:
             return
-        if month_must_be_named(month, needed):
+        if month_must_be_named(month, ceil(needed / MOST_LINKS) if self._skip_idle else needed):
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
                 "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "
@@ -278,6 +248,8 @@ class Preflight:
             )
             return
         what = "links" if self._outputs == 1 else "calls"
+        if self._skip_idle:
+            what += ", if all of them have clicks"
         self._observer.note(
             f"this month's calls are enough for {month.remaining:,} of {needed:,} {what} ({month.used:,} of "
             f"{month.limit:,} are used): the run will stop there; run the same command again from "

@@ -16,11 +16,11 @@ import aiohttp
 import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.client import connection_slots as slots
-from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
-from harvester.client.http import Pool, SlotSession
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.transport import connection_slots as slots
+from harvester.transport.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
+from harvester.transport.pool import Pool, SlotSession
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import rows
@@ -250,6 +250,22 @@ async def test_a_pool_without_a_slot_waits_for_one(quick_path: Path, shutdown: S
         await pool.rebalance()
         assert (await waiting).number == 4
         assert not pool.empty_handed
+
+
+async def test_a_wait_that_is_cancelled_as_a_slot_comes_gives_it_back(
+    quick_path: Path, shutdown: ShutdownSignal
+) -> None:
+    with joined(quick_path, 1) as [mine]:
+        pool = Pool(mine, Sessions().open_slot)
+        await pool.rebalance()
+        slot = await pool.get(shutdown)
+        waiting = asyncio.create_task(pool.get(shutdown))
+        await asyncio.sleep(0.01)
+        pool.put(slot)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert pool.take() is slot
 
 
 async def test_whoever_waits_for_a_slot_is_woken_by_the_runs_end(quick_path: Path, shutdown: ShutdownSignal) -> None:

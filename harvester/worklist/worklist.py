@@ -245,7 +245,8 @@ class Worklist:
             self.reopened.discard(key)
             return Call(link, key, known.state, known.failed_runs)
         self._dataset.note_seen(key)
-        if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
+        room = len(self._known_good_links) < (self._known_good_links.maxlen or 0)
+        if room and known.state is CallState.ROW and not self._dataset.totals.idle:  # an idle row is no answer
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
         self.progress.given_up += known.state is CallState.FAILED
