@@ -35,7 +35,8 @@ def test_a_kill_while_a_journal_is_mended_loses_no_row(
     command += ["--connections", "1"]
     with crashing(quick_path) as crasher:
         assert crasher.run(command, "commit ledger", 6, "after")["killed"]
-        (journal,) = folder.rglob("journal-*.journal")
+        # On a fast machine the sixth commit may fall between two segments: the fuller one is damaged.
+        journal = max(folder.rglob("journal-*.journal"), key=lambda path: path.stat().st_size)
         held = journal.read_bytes().splitlines(keepends=True)
         assert len(held) > max(lines)
         for number in lines:
