@@ -38,20 +38,20 @@ class Sent(NamedTuple):
 
 
 def sent(sandbox: Sandbox) -> Sent:
-    """Give what a sandbox has been sent."""
+    """Return the requests that a sandbox has received."""
     pages, exports = (sandbox.helped[f"/groups/{LARGE}/{route}"] for route in ("bitlinks", "exports"))
     return Sent(sum(sandbox.requests.values()), exports, pages, sum(sandbox.helped.values()) - pages - exports)
 
 
 def listed(number: int, active: float) -> list[str]:
-    """Give the bitlinks of the group's first links, custom ones among them, as the sandbox lists them."""
+    """Return the bitlinks of the group's first links, custom ones among them, as the sandbox lists them."""
     links = [link for place in range(number) if not (link := link_of(LARGE, place, active))["archived"]]
     names = [name for link in links for name in (link["id"], *link["custom_bitlinks"])]
     return [name.removeprefix("https://") for name in names]
 
 
 def links_for(bitlinks: int, active: float) -> int:
-    """Give how many links a group needs, so that at least so many bitlinks are listed."""
+    """Return how many links a group needs for its list to have at least this number of bitlinks."""
     number = bitlinks // 2
     while len(listed(number, active)) < bitlinks:
         number += 10
@@ -59,7 +59,7 @@ def links_for(bitlinks: int, active: float) -> int:
 
 
 def clicks(out: Path) -> dict[str, int]:
-    """Give the clicks of each bitlink; raises SystemExit for one with two rows."""
+    """Return the clicks of each bitlink; raises SystemExit for one with two rows."""
     found: dict[str, int] = {}
     for part in out.glob("part-*"):
         for line in gzip.decompress(part.read_bytes()).splitlines():

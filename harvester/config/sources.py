@@ -170,7 +170,7 @@ def excluded_by(given: Collection[str]) -> set[str]:
 
 
 def fill(arguments: ArgumentCollection, found: Mapping[str, Given], source: str) -> None:
-    """Give options the values that a source has for them, except those that have one, or whose rival has one."""
+    """Add a source's values to the options that have none, unless a rival of the option has one."""
     options = options_by_name(arguments)
     taken = {name for name, option in options.items() if option.tokens}
     excluded = taken | excluded_by(taken)

@@ -83,7 +83,7 @@ async def spooled(folder: str, request: ListRequest, complete: Complete, outputs
 
 
 def taken_over(folder: str, private: str, request: ListRequest) -> None:
-    """Give a private folder the list that another folder has: by hard links, because nobody writes to it any more.
+    """Put the list of another folder into a private folder, as hard links: nothing writes to it any more.
 
     Raises:
         OutputError: the files cannot be copied, where there are no links.

@@ -164,17 +164,8 @@ def _plan(
     unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []
-    calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
-    made = snapshot.calls - snapshot.idle
-    each = snapshot.attempts / made if made >= _ENOUGH_CALLS else 1.0
-    attempts = ceil(calls * max(each, 1.0))
-    idle = None
-    if job.skip_idle:
-        active = made / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
-        idle = exports_for(found.calls, attempts, active)
-        attempts = idle.most if idle.expected is None else idle.expected
+    least, attempts, idle = _attempts_for(job, found.calls, snapshot)
     attempts += pages.again if pages else 0
-    least = idle.least if idle else calls
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
     start = Start(now, month_left=limits.per_month or None, connections=connections)
@@ -199,3 +190,19 @@ def _plan(
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
         idle=idle,
     )
+
+
+def _attempts_for(job: Job, calls: int, snapshot: DatasetSnapshot) -> tuple[int, int, PlannedExports | None]:
+    """Return the fewest and the expected attempts for calls, and what exports have to do with that.
+
+    A call takes as many attempts as those of this dataset took so far, if it has enough of them.
+    """
+    made = snapshot.calls - snapshot.idle
+    each = snapshot.attempts / made if made >= _ENOUGH_CALLS else 1.0
+    least = calls if job.max_calls is None else min(calls, job.max_calls)
+    attempts = ceil(least * max(each, 1.0))
+    if not job.skip_idle:
+        return least, attempts, None
+    active = made / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
+    idle = exports_for(calls, attempts, active)
+    return idle.least, idle.most if idle.expected is None else idle.expected, idle

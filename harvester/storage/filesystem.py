@@ -149,7 +149,7 @@ def atomic_replace(path: str, chunks: Iterable[bytes]) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Give a file that nobody writes to any more a second name, or replace what has it; durably.
+    """Add a second name, durably, to a file that nothing writes to any more; replaces a file of that name.
 
     Where the name cannot be a hard link, as on another file system, it is a copy.
     """
@@ -168,7 +168,9 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def unshare(path: str) -> None:
-    """Give a file that has several names (hard links) an inode of its own, durably; the other names keep the old one.
+    """Copy a file that has several names (hard links) to an inode of its own, durably.
+
+    The other names keep the old one.
 
     Raises:
         OSError: it cannot be copied, or is a symbolic link by now.

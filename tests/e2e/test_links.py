@@ -4,8 +4,8 @@ import gzip
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from harvester.sandbox.groups import LARGE, SMALL, link_of
 from harvester.storage.watch import FolderLock
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, ROOT, TOKEN, harvester, start
+from tests.support.commands import NO_LIMITS, ROOT, TOKEN, harvester, interrupt, start
 from tests.support.in_process import Said, command
 from tests.support.paged_group import Answer, page, paged
 
@@ -388,13 +388,13 @@ def test_an_end_in_the_middle_buys_no_page_twice(serve: Callable[..., Served], t
     served, out = serve(links=900, latency_ms=60), tmp_path / "out"
     words = ("links", "--group", LARGE, "--archived", "both", "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     journal = out / "_harvester" / "links.pages"
+
+    def reached(pages: int) -> bool:
+        return journal.exists() and journal.read_bytes().count(b'"links"') >= pages
+
     for number, pages in ((signal.SIGKILL, 2), (signal.SIGTERM, 4), (signal.SIGKILL, 6)):
-        process = start(*words)
-        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b'"links"') < pages):
-            time.sleep(0.005)
-        process.send_signal(number)
-        process.communicate()
-        assert process.returncode == (5 if number == signal.SIGTERM else -9)
+        code = interrupt(partial(reached, pages), *words, number=number)
+        assert code == (5 if number == signal.SIGTERM else -9)
         assert not (out / "_SUCCESS").exists()
         stopped = manifest_of(out)["stopped"]
         assert (stopped and stopped["reason"]) == ("signal" if number == signal.SIGTERM else None)

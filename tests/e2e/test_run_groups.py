@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import harvester as package
 from harvester.sandbox.groups import LARGE, SMALL
 from tests.conftest import Served
 from tests.e2e.test_links import PAGES, expected, names_of
-from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, interrupt
 from tests.support.in_process import Said, command
 from tests.support.paged_group import paged
 
@@ -244,12 +244,12 @@ def test_a_kill_in_the_middle_buys_no_page_twice(serve: Callable[..., Served], t
     served, out = serve(links=400, latency_ms=15), tmp_path / "out"
     words = ("run", "--group", LARGE, "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     kills = 0
+
+    def reached(pages: int, calls: int) -> bool:
+        return served.sandbox.helped[PAGES] >= pages and len(served.sandbox.answered) >= calls
+
     for pages, calls in ((2, 0), (0, 50)):
-        process = start(*words)
-        while process.poll() is None and (served.sandbox.helped[PAGES] < pages or len(served.sandbox.answered) < calls):
-            time.sleep(0.005)
-        process.kill()
-        process.communicate()
+        interrupt(partial(reached, pages, calls), *words)
         kills += 1
     done = harvester(*words)
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from harvester.verify.verify import output_at, verify
 from tests.conftest import Served
 from tests.e2e.test_links import PAGES, expected, names_of
 from tests.e2e.test_run_groups import Run, bitlinks_in, manifest_of, said
-from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, interrupt
 from tests.support.paged_group import paged
 
 __all__ = ["said"]
@@ -125,13 +125,12 @@ def test_kills_buy_no_page_twice(serve: Callable[..., Served], lake: Path) -> No
     served, kills = serve(links=300, latency_ms=15), 0
     where = ("--out", f"{lake}/{{facet}}/dt={{dt}}", "--base-url", served.url)
     words = ("run", "--group", LARGE, *where, *SEVERAL, *NO_LIMITS)
+
+    def reached(pages: int, calls: int) -> bool:
+        return served.sandbox.helped[PAGES] >= pages and served.sandbox.answered.total() >= calls
+
     for pages, calls in ((1, 0), (2, 0), (0, 1), (0, 300), (0, 900)):
-        process = start(*words)
-        sandbox = served.sandbox
-        while process.poll() is None and (sandbox.helped[PAGES] < pages or sandbox.answered.total() < calls):
-            time.sleep(0.005)
-        process.kill()
-        process.communicate()
+        interrupt(partial(reached, pages, calls), *words)
         kills += 1
     done = harvester(*words)
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,11 @@
 """`harvester run --skip-idle`: exports give idle links their rows, others are asked for, and the sums are the same."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from harvester.client.client import ClientSettings
 from harvester.sandbox.groups import LARGE, SMALL, link_of
 from tests.conftest import Served
 from tests.e2e.test_links import PAGES, expected, manifest_of, names_of, rows_in
-from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, interrupt
 from tests.support.in_process import QUICK_GATE, Said, command, harvest
 
 Run = Callable[..., Said]
@@ -322,14 +322,12 @@ def test_a_kill_in_the_middle_repeats_only_what_was_in_flight(serve: Callable[..
     words = ("run", "--group", LARGE, "--skip-idle", "--out", str(out), "--base-url", served.url, *NO_LIMITS)
     links = [link for number in range(1500) if not (link := link_of(LARGE, number, 0.2))["archived"]]
     names, kills = names_of(links), 0
+
+    def reached(exports: int, calls: int) -> bool:
+        return len(served.sandbox.exported) >= exports and len(served.sandbox.answered) >= calls
+
     for exports, calls in ((2, 0), (5, 0), (6, 40), (6, 100)):
-        process = start(*words)
-        while process.poll() is None and (
-            len(served.sandbox.exported) < exports or len(served.sandbox.answered) < calls
-        ):
-            time.sleep(0.002)
-        process.kill()
-        process.communicate()
+        interrupt(partial(reached, exports, calls), *words)
         kills += 1
     done = harvester(*words)
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,11 @@
 """Runs the real command in a process of its own: a new interpreter, or a fork of one that is ready."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -100,6 +102,19 @@ def harvester(
         process.communicate()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
+
+
+def interrupt(reached: Callable[[], bool], *arguments: str, number: int = signal.SIGKILL) -> int:
+    """Start `harvester ARGUMENTS`, send it a signal once a point is reached, and return its exit code.
+
+    It may have ended by itself before.
+    """
+    process = start(*arguments)
+    while process.poll() is None and not reached():
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
 
 
 @cache
