@@ -78,6 +78,21 @@ class ListCounts:
     differing: int = 0
 
 
+@dataclass(slots=True)
+class RefreshCounts:
+    """The links of the list by the age of their answers, where rows are refreshed.
+
+    seconds: the age from which on a link is due, None in a run without --refresh. never: links without an answer yet.
+    oldest: the end of the oldest answer's window, UTC. They are None while the list was not read to its end.
+    """
+
+    seconds: float | None
+    never: int | None = None
+    fresh: int | None = None
+    due: int | None = None
+    oldest: str | None = None
+
+
 class CallHistory(Protocol):
     """What a call's past says of its end."""
 
@@ -88,6 +103,10 @@ class CallHistory(Protocol):
     @property
     def is_last_try(self) -> bool:
         """True if the call is not made again, should it fail now."""
+
+    @property
+    def is_due(self) -> bool:
+        """True if the link had an answer, which is old."""
 
 
 class InvalidLine(NamedTuple):
@@ -169,6 +188,8 @@ class RunProgress:
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
+    refresh: the links by the age of their answers as this run found them, None without --refresh; first, refreshed:
+    calls for the first time, and others, that have an answer since.
     refused_by: this run's refusals by HTTP status. invalid_before, spent_before: what earlier runs of this output have
     reported of it: invalid lines in the list, and the end of a month (`2026-12-01T00:00:00Z`) whose calls were used up.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
@@ -200,6 +221,9 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+    refresh: RefreshCounts | None = None
+    first: int = 0
+    refreshed: int = 0
     refused_by: Counter[int | None] = field(default_factory=Counter)
     invalid_before: int = 0
     spent_before: str = ""
@@ -217,6 +241,7 @@ class RunProgress:
         self.pending -= 1
         self.repeated -= call.is_repeated
         self.rows += 1
+        self._count_answer(call)
         self.truncated += truncated
         self.clipped += clipped
 
@@ -226,8 +251,24 @@ class RunProgress:
         self.repeated -= call.is_repeated
         self.refused += refused
         self.failed += not refused
+        if refused:
+            self._count_answer(call)
         self.exhausted += call.is_last_try and not refused
         self.refused_by[status] += refused
+
+    def _count_answer(self, call: CallHistory) -> None:
+        if self.refresh is not None:
+            self.refreshed += call.is_due
+            self.first += not call.is_due
+
+    @property
+    def ages(self) -> RefreshCounts | None:
+        """The links by the age of their answers now; None without --refresh."""
+        found = self.refresh
+        if found is None or found.never is None or found.due is None or found.fresh is None:
+            return found
+        fresh = found.fresh + self.first + self.refreshed
+        return RefreshCounts(found.seconds, found.never - self.first, fresh, found.due - self.refreshed, found.oldest)
 
     def take_back_refusal(self, status: int | None) -> None:
         """Count a refusal of this run as a failure, because the server is found to refuse everything."""

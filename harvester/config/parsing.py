@@ -31,6 +31,7 @@ _VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
+_LEAST_REFRESH_SECONDS = 3600
 _MAX_COUNT = 2**31 - 1
 _CLOCK_DIFFERENCE = timedelta(minutes=1)
 _DAYS_AGO = {"today": 0, "yesterday": 1}
@@ -44,7 +45,7 @@ class TypedOptions:
     Dataset: query; pin_reference, True where nobody chose its unit_reference; part_bytes; part_age_seconds.
     Budget: limits; account, None for a month of the token's own. Client: base_url, timeout_seconds,
     outage_limit_seconds. Run: failure_limit and max_time_seconds, None for no such limit; invalid_limit,
-    None for the default.
+    None for the default; refresh_seconds, None without --refresh; prefer_active.
     """
 
     query: Query
@@ -59,6 +60,8 @@ class TypedOptions:
     failure_limit: FailureLimit | None
     invalid_limit: FailureLimit | None
     max_time_seconds: float | None
+    refresh_seconds: float | None
+    prefer_active: bool
 
 
 def typed(options: RunOptions) -> TypedOptions:
@@ -79,7 +82,37 @@ def typed(options: RunOptions) -> TypedOptions:
         failure_limit=failure_limit_of("--max-failures", stopping.max_failures),
         invalid_limit=failure_limit_of("--max-invalid", options.list.max_invalid),
         max_time_seconds=seconds_of("--max-time", stopping.max_time) if stopping.max_time else None,
+        refresh_seconds=refresh_seconds_of(options),
+        prefer_active=options.list.prefer == "active",
     )
+
+
+def refresh_seconds_of(options: RunOptions) -> float | None:
+    """Return the age at which an answer is asked for again, in seconds; None without --refresh.
+
+    Raises:
+        UsageError: a shorter age than an hour, a window that does not move on, or an output that keeps nothing.
+    """
+    text, query = options.list.refresh, options.query
+    if options.list.prefer is not None:
+        check_choice("--prefer", options.list.prefer, ("active",))
+    if text is None:
+        if options.list.prefer is not None:
+            raise UsageError(": needs --refresh, whose order it changes", option="--prefer")
+        return None
+    seconds = seconds_of("--refresh", text)
+    if seconds < _LEAST_REFRESH_SECONDS:
+        raise UsageError(f"{text}: must be an hour or more", option="--refresh")
+    if query.day is not None or query.since is not None or query.unit_reference is not None:
+        named = "--day" if query.day is not None else "--since" if query.since is not None else "--unit-reference"
+        raise UsageError(
+            f": {named} ends the window at a fixed moment, so a later answer would say the same. With --refresh each "
+            f"run asks for the window up to its own beginning: leave {named} out, or --refresh",
+            option="--refresh",
+        )
+    if options.output.out == "-":
+        raise UsageError(": rows on standard output are not remembered; name a folder or a file", option="--refresh")
+    return seconds
 
 
 def query_of(options: QueryOptions) -> tuple[Query, bool]:

@@ -10,12 +10,15 @@ from typing import Any
 
 import orjson
 
+from harvester.bitly.query import Query
+from harvester.clock import seconds_since_1970
 from harvester.dataset.journal import remove
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.row import RowBuilder
 from harvester.storage.appended_file import AppendedFile
 from harvester.storage.location import OutputLocation
 
@@ -50,6 +53,7 @@ class FilePublisher:
     def __init__(self, location: OutputLocation, ledger: Ledger) -> None:
         self._location = location
         self._ledger = ledger
+        self._rows = RowBuilder(Query(**orjson.loads(str(ledger.facts()["query"]))), "")
         self._saved_as = os.path.join(location.private, _SAVED)
         self._file = AppendedFile(location.out, self._saved_as)
         self._checkpoint = ledger.checkpoint()
@@ -150,8 +154,15 @@ class FilePublisher:
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
         for _, line in whole_lines(self._location.out, 0):
-            if key := _key_of(object_in(line)):
+            if key := self._key_of(object_in(line)):
                 yield key
+
+    def _key_of(self, row: dict[str, Any]) -> bytes | None:
+        """Return the key of a row's call; None if it is damaged."""
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            seconds_since_1970(row["unit_reference"])
+            return self._rows.key(row["bitlink"])
+        return None
 
     def shorten_waits(self) -> None:
         pass  # a local file makes nobody wait
@@ -169,12 +180,17 @@ class FilePublisher:
         A row is appended after its commit, so the ledger is older than the file then: a backup, or one whose log was
         damaged, of which SQLite drops all that was committed from there on. Its next run would buy these rows again.
         """
-        run_id, keys = self._ledger.facts()["run_id"], list[bytes]()
+        run_id, found = self._ledger.facts()["run_id"], dict[bytes, str]()
         for _, line in whole_lines(self._location.out, self._ledger.checkpoint().bytes):
             row = object_in(line)
-            if row.get("run_id") == run_id and (key := _key_of(row)):
-                keys.append(key)
-        if len(self._ledger.known(keys)) < len(set(keys)):
+            if row.get("run_id") == run_id and (key := self._key_of(row)):
+                found[key] = row["unit_reference"]
+        known = self._ledger.known([*found])
+        refreshed = found if self._ledger.refreshing else {}
+        older = any(
+            (known[key].asked_at or 0) < seconds_since_1970(end) for key, end in refreshed.items() if key in known
+        )
+        if len(known) < len(found) or older:
             raise OutputError(
                 f"{self._location.ledger} is older than {self._location.out} and lacks some of its rows: "
                 f"{self._location.repair_advice}"
@@ -333,10 +349,3 @@ class FilePublisher:
         segment, position = max(sizes.items(), default=(self._checkpoint.segment, 0))
         self._checkpoint, self._ahead = FileCheckpoint(segment, position, end, rows), 0
         return end
-
-
-def _key_of(row: dict[str, Any]) -> bytes | None:
-    """Return a row's key; None if it is damaged."""
-    with suppress(KeyError, TypeError, ValueError):
-        return bytes.fromhex(row["record_id"])
-    return None

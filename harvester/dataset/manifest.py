@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import orjson
 
 from harvester.errors import OutputError, UsageError
-from harvester.progress import AttemptCounts, ListCounts
+from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
 from harvester.storage.location import (
     BESIDE,
     GROWING_ENDINGS,
@@ -133,6 +133,7 @@ class DatasetCounts:
     """The dataset's calls by state: calls = rows + refused + failed + pending.
 
     truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.schema.Shortfall).
+    refreshed: rows beside these, published too, that a newer verdict on their call has followed (--refresh).
     """
 
     calls: int
@@ -142,6 +143,7 @@ class DatasetCounts:
     pending: int
     truncated: int
     clipped: int
+    refreshed: int = 0
 
     @property
     def settled(self) -> int:
@@ -183,7 +185,8 @@ class RunReport:
     the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
     pending: calls taken from the list and without a verdict of any run; the manifest has them among its dataset's
-    counts. window_check: None for a window that is no period, and before it was checked.
+    counts. window_check: None for a window that is no period, and before it was checked. refresh: None unless the
+    dataset's rows are refreshed.
     """
 
     complete: bool
@@ -197,6 +200,7 @@ class RunReport:
     budget: BudgetReport
     pending: int
     window_check: WindowCheck | None = None
+    refresh: RefreshCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,7 @@ class Manifest:
     attempts: AttemptCounts
     parts: tuple[PublishedPart, ...]
     window_check: WindowCheck | None = None
+    refresh: RefreshCounts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""

@@ -5,15 +5,15 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from harvester.bitly.query import BASE_URL, Query, host_of, refuse_another, refuse_another_server
-from harvester.clock import utc_iso
+from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.dataset import Dataset, Publisher
 from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import (
@@ -48,6 +48,8 @@ from harvester.storage.watch import FolderLock, check_state
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
+ASKED = "unit_reference"
+"""The fact with the end of the window that the last run asked for, where rows are refreshed."""
 _UNSPECIFIED = RequestedPartFormat()
 _BITLY = host_of(BASE_URL)
 
@@ -61,6 +63,7 @@ def open_dataset(
     *,
     server: str = _BITLY,
     pin_reference: bool = True,
+    refreshing: bool = False,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
     ending: threading.Event | None = None,
@@ -68,9 +71,10 @@ def open_dataset(
     """Open a dataset for one process at a time, beginning it if it is new.
 
     server: the host that is asked. pin_reference: True if the query's unit_reference is only the default, the present
-    moment: an existing dataset keeps its own. warn: called with warnings for people. asked: the part format, as far as
-    options specify it. sink: the reader of rows that are not kept, by default standard output. ending: set when the run
-    is ending, so that an unavailable object store is waited for only briefly.
+    moment: an existing dataset keeps its own. refreshing: its rows are refreshed from now on. warn: called with
+    warnings for people. asked: the part format, as far as options specify it. sink: the reader of rows that are not
+    kept, by default standard output. ending: set when the run is ending, so that an unavailable object store is waited
+    for only briefly.
 
     Raises:
         DatasetBusy: another process has it open. OutputError: it is damaged, or cannot be written.
@@ -92,6 +96,8 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new, server)
         begun = _begun_query(location, ledger, query, server, pin_reference=pin_reference)
+        if refreshing and not ledger.refreshing:
+            ledger.begin_refreshing(seconds_since_1970(begun.unit_reference))
         part_format = asked.for_begun(ledger.facts(), begun.facet, location.out)
         with as_output_error(location.private):
             if store:
@@ -104,8 +110,15 @@ def open_dataset(
             recovery.recover()
             recovery.count_attempts()
             journal = recovery.resume_publishing(part_format.shape)
+            refreshed = recovery.count_refreshed(in_parts=location.in_parts)
+        asked_query = replace(begun, unit_reference=query.unit_reference) if ledger.refreshing else begun
+        if ledger.refreshing:
+            ledger.replace_facts({ASKED: asked_query.unit_reference})
+        rows = RowBuilder(asked_query, str(ledger.facts()["run_id"]), begun)
         sidecars = Sidecars(location.public if location.kept else None, store, warn)
-        dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal, lock)
+        dataset = Dataset(
+            location, ledger, begun, limits, part_format, publisher, sidecars, journal, lock, rows, refreshed
+        )
         stack.callback(dataset.close)
         yield dataset
 
@@ -287,6 +300,19 @@ class _Recovery:
         if more := {name: count for name, count in missing.items() if count > 0}:
             self.ledger.commit(counters=more, invocation=self.invocation)
 
+    def count_refreshed(self, *, in_parts: bool) -> int:
+        """Return the rows that a newer verdict has followed: those published or waiting, less one for each call."""
+        if not self.ledger.refreshing:
+            return 0
+        published = sum(part.calls for part in self.publisher.parts())
+        journals = self.ledger.journals() if in_parts else {}  # what a growing file lacks was appended just now
+        waiting = sum(
+            record.state == CallState.ROW
+            for segment, size in journals.items()
+            for record in read(segment_path(self.folder, segment), 0, size)
+        )
+        return published + waiting - self.ledger.totals().rows
+
     def resume_publishing(self, shape: Shape) -> Journal:
         """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""
         committed = self.ledger.journals()  # without those whose part was adopted
@@ -324,7 +350,7 @@ class _Recovery:
         """
         mark = self.ledger.checkpoint()
         records = [
-            (segment, record.end, record.key.hex() if record.state == CallState.ROW else None)
+            (segment, record.end, object_in(record.payload)["record_id"] if record.state == CallState.ROW else None)
             for segment, size in sorted(sizes.items())
             if segment >= mark.segment
             for record in read(segment_path(self.folder, segment), 0, size)
@@ -383,13 +409,14 @@ class _Recovery:
     def _replay(self, segment: int, start: int) -> None:
         """Settle a journal's lines from start on, in batches; at least one, which commits the journal's length."""
         entries: list[Entry] = []
-        end = start
+        end, asked = start, self.ledger.facts().get(ASKED) if self.ledger.refreshing else None
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
             if record.state == CallState.ROW:
-                entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
+                entries.append(entry_of(record.key, orjson.loads(record.payload)))
             elif record.state != VOID:
-                entries.append(Entry(record.key, CallState(record.state), record.payload))
+                asked_at = seconds_since_1970(str(asked)) if asked else None
+                entries.append(Entry(record.key, CallState(record.state), record.payload, asked_at=asked_at))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []
@@ -397,3 +424,9 @@ class _Recovery:
 
     def _commit(self, segment: int, entries: list[Entry], end: int) -> None:
         self.ledger.commit(entries=[(segment, entries)], invocation=self.invocation, journals={segment: end})
+
+
+def entry_of(key: bytes, row: Mapping[str, Any]) -> Entry:
+    """Return the verdict that a row is."""
+    asked_at = seconds_since_1970(row["unit_reference"])
+    return Entry(key, CallState.ROW, None, shortfall_of(row), asked_at, row["clicks_listed"])

@@ -42,6 +42,7 @@ from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
+from harvester.run.refresh import RequestedRefresh
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.filesystem import lock_holder
@@ -92,7 +93,8 @@ class Job:
     commit. report_seconds: the interval between two reports of the progress. command: what was typed, for the manifest;
     None from Python. pool: connections that several runs of this process share, None for some of its own. allowance:
     keeps count of max_calls over several runs. open_guard: see OpensGuard; None for no check of the window. outputs:
-    those of the command that need the list's calls each, to compare them with the month.
+    those of the command that need the list's calls each, to compare them with the month. refresh: None for links that
+    are asked for once.
     """
 
     sources: list[Source]
@@ -127,6 +129,7 @@ class Job:
     allowance: Allowance | None = None
     open_guard: OpensGuard | None = None
     outputs: int = 1
+    refresh: RequestedRefresh | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +342,12 @@ def build_job(
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
+        refresh=_refresh_of(values),
     )
+
+
+def _refresh_of(values: TypedOptions) -> RequestedRefresh | None:
+    return RequestedRefresh(values.refresh_seconds, values.prefer_active) if values.refresh_seconds else None
 
 
 def _input_of(

@@ -8,7 +8,7 @@ from functools import partial
 
 import orjson
 
-from harvester.bitly.query import host_of
+from harvester.bitly.query import Query, host_of
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.dataset import opening
@@ -22,7 +22,7 @@ from harvester.events import Event, RunObserver, RunOutcome
 from harvester.groups.listing import list_groups
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
-from harvester.progress import RunProgress, WindowState
+from harvester.progress import RefreshCounts, RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import (
     AccountClients,
@@ -36,6 +36,7 @@ from harvester.run.assembly import (
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
 from harvester.run.preflight import Preflight, spool_paths
+from harvester.run.refresh import refresh_of
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
@@ -82,11 +83,16 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                     await budgets.slots.join()
                 names, reader = _names_of(job), lambda: sink.awaits_reader
                 telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader)
+                if dataset.ledger.refreshing:
+                    telemetry.progress.refresh = RefreshCounts(job.refresh.seconds if job.refresh else None)
                 seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
                 heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
                     job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
-                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
+                    preflight = Preflight(shutdown, observer, job, refresh_of(job, dataset.rows.query))
+                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, preflight)
+                if job.refresh and preflight.found:
+                    telemetry.progress.refresh = preflight.found.ages(job.refresh.seconds)
                 return await _harvest(
                     job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls, asked=asked
                 )
@@ -115,6 +121,7 @@ async def _open_dataset(
         observer.warn,
         server=host_of(job.client_settings.base_url),
         pin_reference=job.pin_reference,
+        refreshing=job.refresh is not None,
         asked=job.part_format,
         sink=sink,
         ending=ending,
@@ -164,10 +171,9 @@ async def _list_groups(
 
 
 async def _check_list(
-    job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
+    job: Job, dataset: Dataset, budget: Budget, spools: list[str], preflight: Preflight
 ) -> tuple[Feed, int | None]:
     """Return the list to harvest, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
-    preflight = Preflight(shutdown, observer, job)
     if job.feed is None:
         sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools)
         return FileFeed(sources), calls
@@ -190,9 +196,10 @@ async def _harvest(
     """Harvest a list. to_make: the calls that it needs, if known. asked: requests that it took to read it."""
     budget = budgets.facet
     rules = AbortRules(job.failure_limit, first_rows=dataset.totals.rows == 0, next_begins=budget.month.next_begins)
-    options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
+    query = dataset.rows.query
+    options = _options_for(job, query, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
-    async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
+    async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
@@ -282,14 +289,18 @@ def _window_text(state: WindowState) -> str:
     return f"{limit} ({remark})" if remark else limit
 
 
-def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions:
-    """Return how to harvest. kept: False for rows on standard output, which leave no failures to make again."""
+def _options_for(job: Job, query: Query, *, to_make: int | None, kept: bool) -> HarvestOptions:
+    """Return how to harvest. query: what is asked for.
+
+    kept: False for rows on standard output, which leave no failures to make again.
+    """
     return HarvestOptions(
         workers=job.client_settings.connections,
         allowance=job.allowance or Allowance(job.max_calls),
         to_make=to_make,
         retry_failed=job.retry_failed and kept,
         retry_refused=job.retry_refused and kept,
+        refresh=refresh_of(job, query),
         allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         report_seconds=job.report_seconds,

@@ -4,6 +4,9 @@ A bitlink passes three questions. Is its call in progress? Then it is a duplicat
 earlier line of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left
 becomes a `Call`.
 
+With --refresh, a link whose answer is due is put aside; those put aside follow when the list has been read to its end
+(`rows.refresh` has the rules).
+
 A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
 bitlink would buy it twice. The ledger answers for everything older, so that memory does not grow with the list.
@@ -18,6 +21,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
@@ -27,30 +31,38 @@ import orjson
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import CallState, Known
+from harvester.dataset.ledger import GIVEN_UP_RUNS, CallState, Known
 from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import Carried, InvalidLine, RunProgress
+from harvester.rows.schema import WHOLE, Shortfall
+from harvester.run.refresh import IDLE_TURN, Refresh, asked_at_of, was_answered
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.sqlite import DistinctKeys
+from harvester.storage.sqlite import DistinctKeys, RankedItems
 
 LOW_WATER = 1000
 """The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""
 MOST_READ_AHEAD = 20_000
+_DUE_CALLS = 1000
+DUE = "due.sqlite"
+"""A temporary file in the private folder: for the links that are due, until the list was read to its end."""
 SCRATCH = "scratch.sqlite"
 """A temporary file in the private folder: for the count of the list, and then for what its lines carry."""
-FAILED_INVOCATIONS = 3
-"""After this many invocations in which a call failed it is not made again without --retry-failed."""
 
 
 class Call(NamedTuple):
-    """A bitlink to fetch. previous: its state in the ledger, None for a new one. failed_runs: as in Known."""
+    """A bitlink to fetch. previous: its state in the ledger, None for a new one. failed_runs: as in Known.
+
+    lacked: the shortfall of its last row, which this call's verdict follows. is_due: its last answer is old.
+    """
 
     link: Link
     key: bytes
     previous: CallState | None
     failed_runs: int = 0
+    lacked: Shortfall = WHOLE
+    is_due: bool = False
 
     @property
     def is_repeated(self) -> bool:
@@ -61,7 +73,7 @@ class Call(NamedTuple):
     def is_last_try(self) -> bool:
         """True if the call is not made again without --retry-failed, should it fail now."""
         tried = self.previous is not CallState.REFUSED  # the ledger counts no failure behind a refusal
-        return self.failed_runs + tried >= FAILED_INVOCATIONS
+        return self.failed_runs + tried >= GIVEN_UP_RUNS
 
 
 InThread: TypeAlias = Callable[..., Awaitable[Any]]
@@ -106,6 +118,53 @@ class CarriedValues:
                 self._digests = None
 
 
+class DueCalls:
+    """The links that are due, put aside in a file until the list was read to its end. folder: returns where it may be.
+
+    With --prefer active there are two queues: of each IDLE_TURN calls one is for an idle link, while both have some.
+    """
+
+    def __init__(self, refresh: Refresh, folder: Callable[[], str]) -> None:
+        self.waiting = 0
+        self._refresh = refresh
+        self._folder = folder
+        self._items: RankedItems | None = None
+        self._turn = Lock()
+        self._closed = False
+
+    def add(self, calls: Sequence[tuple[Call, Known]]) -> None:
+        """Put calls aside. Raises OutputError if the file cannot be written."""
+        items = [
+            (int(self._refresh.is_idle(call.key, known)), asked_at_of(known), _packed(call)) for call, known in calls
+        ]
+        with self._turn:
+            if not self._closed:
+                self._items = self._items or RankedItems(os.path.join(self._folder(), DUE))
+                self._items.add(items)
+                self.waiting += len(items)
+
+    def take(self) -> list[Call]:
+        """Return the next calls in their order, and forget them; none if there are no more."""
+        with self._turn:
+            if self._closed or self._items is None:
+                return []
+            idle = self._items.take(1, _DUE_CALLS // IDLE_TURN)
+            others = self._items.take(0, _DUE_CALLS - len(idle))
+            found, each = list[bytes](), IDLE_TURN - 1
+            for turn in range(max(-(-len(others) // each), len(idle))):
+                found += others[turn * each : (turn + 1) * each] + idle[turn : turn + 1]
+            self.waiting -= len(found)
+            return [_unpacked(item) for item in found]
+
+    def close(self) -> None:
+        """Delete the file."""
+        with self._turn:
+            self._closed = True
+            if self._items is not None:
+                self._items.close()
+                self._items = None
+
+
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
@@ -113,7 +172,7 @@ class Worklist:
     in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
     added. progress: counts the list's lines and the calls pending. reopened: keys of calls that an earlier run settled,
     that are open again, and that this run does not make any more. retry_failed, retry_refused: make calls again that
-    failed too often, or were refused.
+    failed too often, or were refused. refresh: the rules by which links with an answer are asked for again.
     """
 
     def __init__(
@@ -131,6 +190,7 @@ class Worklist:
         token: Token,
         retry_failed: bool = False,
         retry_refused: bool = False,
+        refresh: Refresh | None = None,
     ) -> None:
         self.progress = progress
         self.reopened: set[bytes] = set()
@@ -150,24 +210,33 @@ class Worklist:
         self._low = asyncio.Event()
         self._closed = False
         self._carried = CarriedValues(lambda: dataset.location.private)
+        self._refresh = refresh
+        self._due = DueCalls(refresh, lambda: dataset.location.private) if refresh else None
+        self._put_aside: list[tuple[Call, Known]] = []
+        self._never = self._fresh = 0
 
     @property
     def remaining(self) -> int | None:
         """Calls that no worker has taken yet; None until the list was read to its end."""
-        return len(self._ready) if self.progress.read_to_end else None
+        aside = self._due.waiting if self._due else 0
+        return len(self._ready) + aside if self.progress.read_to_end else None
 
     # --- filling ---------------------------------------------------------------------------------------------------
 
     async def read(self) -> list[Call] | None:
-        """Read the next batch of lines and return the calls that it needs, which may be none; None at the list's end.
+        """Read the next batch of lines and return the calls that it needs, which may be none; behind the list's end
+        the calls that were put aside; then None.
 
         Raises:
             RunStopping: the run is ending. InputBroken: the list cannot be read further.
         """
-        batch = await self._shutdown.unless_stopping(self._feed.next())
+        batch = None if self.progress.read_to_end else await self._shutdown.unless_stopping(self._feed.next())
         if batch is None:
-            self.progress.read_to_end = True
-            return None
+            if not self.progress.read_to_end:
+                self._end_list()
+            due: list[Call] = await self._in_thread(self._due.take) if self._due else []
+            self._in_progress.update(call.key for call in due)
+            return due or None
         hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
@@ -175,14 +244,30 @@ class Worklist:
         if any(link.carried is not None for link in batch.links):
             lines = [(self._dataset.rows.key(link.bitlink), link.carried) for link in batch.links]
             self.progress.listed.differing += await self._in_thread(self._carried.see, lines)
-        return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        if self._due and self._put_aside:
+            aside, self._put_aside = self._put_aside, []
+            await self._in_thread(self._due.add, aside)
+        return calls
+
+    def _end_list(self) -> None:
+        """Note that the list has been read to its end; the links that were found in it are counted by age."""
+        progress = self.progress
+        if progress.refresh is not None and self._due is not None:
+            due = self._due.waiting
+            progress.refresh = replace(progress.refresh, never=self._never, fresh=self._fresh, due=due)
+        progress.read_to_end = True
 
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
-        self.progress.pending += len(calls)
-        self.progress.repeated += sum(call.previous is not None for call in calls)
+        if not self.progress.read_to_end:  # else they were counted when they were put aside
+            self._count_pending(calls)
         self._ready.extend(calls)
         self._filled.set()
+
+    def _count_pending(self, calls: Sequence[Call]) -> None:
+        self.progress.pending += len(calls)
+        self.progress.repeated += sum(call.previous is not None for call in calls)
 
     async def wait_until_low(self) -> None:
         """Return once fewer calls than the low-water mark wait for a worker.
@@ -199,6 +284,8 @@ class Worklist:
         self._closed = True
         self._filled.set()
         self._carried.close()
+        if self._due:
+            self._due.close()
 
     @property
     def _low_water(self) -> int:
@@ -235,21 +322,42 @@ class Worklist:
         listed = self.progress.listed
         if known is None:
             listed.links += 1
+            self._never += 1
             return Call(link, key, None)
         if known.seen == self._dataset.invocation:
             listed.duplicates += 1
             self._in_progress.discard(key)
             return None
         listed.links += 1
+        if self._refresh is not None and was_answered(known):
+            self._look_at_age(link, key, known)
+            return None
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             self.reopened.discard(key)
+            self._never += 1
             return Call(link, key, known.state, known.failed_runs)
+        self._see_known(link, key, known)
+        return None
+
+    def _look_at_age(self, link: Link, key: bytes, known: Known) -> None:
+        """Put a link aside if its last answer is due; else it needs no call."""
+        assert self._refresh is not None
+        if not self._refresh.is_due(key, known):
+            self._fresh += 1
+            self._see_known(link, key, known)
+            return
+        self.reopened.discard(key)
+        self._dataset.note_seen(key)  # so that a later line with the link is a duplicate
+        call = Call(link, key, known.state, known.failed_runs, known.shortfall, is_due=True)
+        self._count_pending([call])
+        self._put_aside.append((call, known))
+
+    def _see_known(self, link: Link, key: bytes, known: Known) -> None:
         self._dataset.note_seen(key)
         if known.state is CallState.ROW and len(self._known_good_links) < (self._known_good_links.maxlen or 0):
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
         self.progress.given_up += known.state is CallState.FAILED
-        return None
 
     # --- emptying --------------------------------------------------------------------------------------------------
 
@@ -273,7 +381,7 @@ class Worklist:
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """True if a known call should be made again."""
     if known.state is CallState.FAILED:
-        return retry_failed or known.failed_runs < FAILED_INVOCATIONS
+        return retry_failed or known.failed_runs < GIVEN_UP_RUNS
     return known.state is CallState.REFUSED and retry_refused
 
 
@@ -297,5 +405,12 @@ def _carries(carried: Carried, token: Token) -> bool:
     return carried is not None and any(token.is_in(each) for each in (*carried, *carried.values()) if each is not None)
 
 
-def _digest_of(carried: Carried) -> bytes:
-    return sha256(orjson.dumps(carried, option=orjson.OPT_SORT_KEYS)).digest()[:16]
+def _packed(call: Call) -> bytes:
+    link, previous = call.link, call.previous
+    state = None if previous is None else int(previous)
+    return orjson.dumps((call.key.hex(), state, call.failed_runs, tuple(call.lacked), tuple(link)))
+
+
+def _unpacked(item: bytes) -> Call:
+    key, previous, failed_runs, lacked, link = orjson.loads(item)
+    return Call(Link(*link), bytes.fromhex(key), CallState(previous), failed_runs, Shortfall(*lacked), is_due=True)

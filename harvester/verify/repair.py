@@ -18,8 +18,9 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.journal import good_lines, segment_path, segments
-from harvester.dataset.ledger import CallState, Ledger, Part
+from harvester.dataset.ledger import REFRESHING, CallState, Entry, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
+from harvester.dataset.opening import ASKED
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
@@ -98,6 +99,8 @@ class _Repairing:
                 shutil.copyfile(location.ledger + ending, self._copy + ending)
         self._remains = remains(self._copy)
         self._manifest = self._read_manifest()
+        kept = self._remains.facts.get(REFRESHING)
+        self._refreshing = bool(kept) if self._manifest is None else self._manifest.refresh is not None
 
     def run(self, *, apply: bool, ask_again: bool) -> Repair:
         found, location = self._found, self._location
@@ -136,6 +139,8 @@ class _Repairing:
             os.unlink(path)
         with closing(Ledger(path)) as ledger:
             ledger.create(self._facts(origin))
+            if self._refreshing:
+                ledger.begin_refreshing(0)
             work = Rebuilding(
                 ledger, origin.query, origin.run_id, origin.part_format, origin.invocation, self._private()
             )
@@ -242,6 +247,8 @@ class _Repairing:
             "invocation": origin.invocation,
         }
         facts |= {"server": origin.server} if origin.server else {}
+        if self._refreshing and (asked := self._remains.facts.get(ASKED)):
+            facts[ASKED] = asked
         old = {name: value for name, value in self._remains.facts.items() if type(value) is int}
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
         facts |= {name: max(count, int(old.get(name, 0))) for name, count in counted.items()}
@@ -262,9 +269,14 @@ class _Repairing:
     # --- rebuilding ------------------------------------------------------------------------------------------------
 
     def _fill(self, work: Rebuilding, present: Ledger | None, *, forget_moved: bool) -> None:
-        def settled_before(keys: list[bytes]) -> int:
-            known = present.known(keys) if present else {}
-            return sum(each.state is CallState.ROW for each in known.values())
+        def settled_before(rows: list[Entry]) -> int:
+            known = present.known([row.key for row in rows]) if present else {}
+            found = [(row, known[row.key]) for row in rows if row.key in known]
+            if self._refreshing:  # a failure may have followed the row
+                return sum(
+                    has.state is not CallState.ROW or (has.asked_at or 0) >= (row.asked_at or 0) for row, has in found
+                )
+            return sum(has.state is CallState.ROW for _, has in found)
 
         if self._location.in_parts:
             listed, keys_of = self._listed(work.run_id), self._calls_by_old_ledger
@@ -311,7 +323,9 @@ class _Repairing:
 
     def _calls_by_old_ledger(self, name: str) -> list[bytes] | None:
         for part in self._old_parts():
-            if part.name == name and len(keys := self._remains.calls_of(part.segment)) >= part.calls:
+            if part.name == name and (
+                len(keys := self._remains.calls_of(part.segment)) >= part.calls or self._refreshing
+            ):
                 return keys
         return None
 

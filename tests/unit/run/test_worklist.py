@@ -27,7 +27,7 @@ async def at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def worklist(
-    links: Sequence[object], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool
+    links: Sequence[object], store: MemoryStore | None = None, per_minute: int = 100, **retry: Any
 ) -> Worklist:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
     dataset: Any = store or MemoryStore(invocation=2)
