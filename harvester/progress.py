@@ -153,6 +153,15 @@ def shortfalls_in_words(rows: int, truncated: int, clipped: int) -> list[str]:
     return sentences
 
 
+def ages_in_words(ages: RefreshCounts, now: datetime) -> str:
+    """Return the links by the age of their answers in words; their numbers must be known."""
+    text = f"{ages.never or 0:,} never answered, {ages.fresh or 0:,} fresh, {ages.due or 0:,} due"
+    if ages.oldest is None:
+        return text
+    age = (now - datetime.fromisoformat(ages.oldest)).total_seconds()
+    return f"{text}; the oldest answer is {duration(max(age, 0.0))} old"
+
+
 def counted(number: int, one: str, more: str | None = None) -> str:
     """Return a number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"

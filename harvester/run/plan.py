@@ -10,7 +10,16 @@ from typing import NamedTuple
 from harvester.bitly.account_limits import PlanLimit
 from harvester.bitly.query import host_of, larger
 from harvester.budget.budget import Budget
-from harvester.budget.forecast import Forecast, Start, Suggestion, beginning, forecast, suggestions_for
+from harvester.budget.forecast import (
+    Forecast,
+    Start,
+    SteadyState,
+    Suggestion,
+    beginning,
+    forecast,
+    steady_state,
+    suggestions_for,
+)
 from harvester.budget.limits import PLAN_MONTHS, Limits
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
@@ -19,10 +28,11 @@ from harvester.events import RunObserver
 from harvester.groups.journal import ListRequest
 from harvester.groups.listing import list_groups, stopped
 from harvester.groups.spool import read_before
-from harvester.progress import WindowState
+from harvester.progress import RefreshCounts, WindowState
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import AccountClients, Budgets, Job, open_budgets, open_client, source_of
 from harvester.run.preflight import ListCount, ListSurvey, Preflight, month_must_be_named
+from harvester.run.refresh import refresh_of
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.filesystem import make_folder, remove_empty
 from harvester.storage.folders import resolve
@@ -61,6 +71,21 @@ class PlannedPages(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class RefreshPlan:
+    """What --refresh comes to. ages: the links by the age of their answers. days: the age at which one is due.
+
+    never: requests for links without an answer; answered: when all have one, None if that is too far away. steady: the
+    state that then follows.
+    """
+
+    ages: RefreshCounts
+    days: float
+    never: int
+    answered: datetime | None
+    steady: SteadyState
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
 
@@ -71,6 +96,7 @@ class Plan:
     the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
     present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
     each link is asked for; found counts the calls of all.
+    refresh: None without --refresh.
     """
 
     found: ListCount
@@ -90,6 +116,7 @@ class Plan:
     refused: bool
     facets: int = 1
     periods: int = 1
+    refresh: RefreshPlan | None = None
 
     @property
     def wanted(self) -> int:
@@ -117,7 +144,7 @@ async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: b
         if job.listed is not None:
             private, asks = location.private if location else None, token_known and not offline
             job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
-        preflight = Preflight(shutdown, observer, job)
+        preflight = Preflight(shutdown, observer, job, refresh_of(job, job.query))
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
@@ -199,8 +226,23 @@ def _plan(
         durations=list(durations(attempts, limits, start, used)),
         month_used=used,
         refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
+        refresh=_refresh_plan(job, found, max(each, 1.0), limits, start),
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
     )
+
+
+def _refresh_plan(job: Job, found: ListCount, each: float, limits: Limits, start: Start) -> RefreshPlan | None:
+    if job.refresh is None:
+        return None
+    return refresh_plan(
+        found.ages(job.refresh.seconds), ceil(found.never * each), ceil(found.links * each), limits, start
+    )
+
+
+def refresh_plan(ages: RefreshCounts, never: int, requests: int, limits: Limits, start: Start) -> RefreshPlan:
+    """Return what --refresh comes to. never, requests: those for links without an answer, and for all links once."""
+    days = (ages.seconds or 0) / 86400
+    return RefreshPlan(ages, days, never, forecast(never, limits, start).ends, steady_state(requests, limits, days))
 
 
 def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterator[Duration]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harvester.budget.forecast import Start, forecast
+from harvester.budget.limits import Limits
 from harvester.events import RunObserver
 from harvester.run.assembly import Job
-from harvester.run.plan import Plan, durations, make
+from harvester.run.plan import Plan, RefreshPlan, durations, make, refresh_plan
 from harvester.storage.folders import has_ledger, resolve
 from harvester.storage.location import STDOUT
 
@@ -31,6 +32,14 @@ async def make_all(jobs: Sequence[Job], observer: RunObserver, *, token_known: b
     return plans[0] if len(jobs) == 1 else _sum(plans, jobs)
 
 
+def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshPlan | None:
+    found = [plan.refresh for plan in plans if plan.refresh is not None]
+    if not found:
+        return None
+    never, requests = sum(each.never for each in found), sum(each.steady.requests for each in found)
+    return refresh_plan(found[0].ages, never, requests, limits, start)
+
+
 def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
     """Return the plan of several outputs: facets go side by side, each with its endpoint's windows, in one month."""
     first, facets = plans[0], len({job.query.facet for job in jobs})
@@ -49,6 +58,7 @@ def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
         forecast=forecast(attempts, together, start),
         suggestions=[],
         durations=list(durations(attempts, together, start, first.month_used)),
+        refresh=_refresh_of(plans, together, start),
         facets=facets,
         periods=len(jobs) // facets,
     )

@@ -1,7 +1,7 @@
 """`--refresh`: links without an answer first, then those whose answer is oldest, each with a row of its own."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,20 @@ from typing import Any
 import pytest
 
 from harvester.bitly.query import Query
+from harvester.dataset.ledger import CallState, Known
 from harvester.events import RunOutcome
-from harvester.run.refresh import RequestedRefresh
+from harvester.run.refresh import Refresh, RequestedRefresh, was_answered
 from harvester.shutdown import StopReason
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
 from tests.conftest import Served
 from tests.support.in_process import command, harvest
 from tests.support.output_checks import failures, manifest, public, rows
-from tests.support.scripted_bitly import scripted
 
 BEGIN = datetime(2026, 11, 1, 6, tzinfo=UTC)
 DAY = 86400.0
 FORMS = pytest.mark.parametrize("form", ["out", "results.ndjson"])
 NAMES = [f"ok-{number}" for number in range(8)]
-
-
-@pytest.fixture
-def scripted_url() -> Iterator[str]:
-    with scripted() as bitly:
-        yield bitly.url
 
 
 class Days:
@@ -144,21 +138,46 @@ async def test_a_dataset_that_was_begun_without_it_is_refreshed_by_the_end_of_it
     days.check()
 
 
-async def test_refused_links_stay_refused_and_those_given_up_are_tried_again_when_they_are_due(
-    tmp_path: Path, scripted_url: str
+async def test_refused_links_stay_refused_unless_that_was_asked_for(
+    tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
-    days = Days(scripted_url, tmp_path)
-    names = ["ok-1", "404", "500"]
-    for day in (0, 1, 2, 3):
-        await days.run(day, names)
-    kinds = {line["bitlink"]: line["kind"] for line in failures(days.out)}
-    assert kinds == {"bit.ly/404": "refused", "bit.ly/500": "failed"}
-    tried = manifest(days.out)["attempts"]["total"]
-    await days.run(31, names)  # ok-1 is due; 500 was given up on day 2, and 404 is gone for good
-    assert manifest(days.out)["attempts"]["total"] == tried + 1
-    await days.run(32, names)
-    assert manifest(days.out)["attempts"]["total"] > tried + 1
-    assert days.asked() == ["ok-1", "ok-1"]
+    days = Days(serve().url, tmp_path)
+    names = ["ok-1", "missing-1"]
+    for day, again, calls in ((0, False, 2), (30, False, 1), (31, True, 1), (60, False, 1), (60.5, True, 0)):
+        assert (await days.run(day, names, retry_refused=again)).complete
+        assert manifest(days.out)["dataset"]["refused"] == 1
+        assert manifest(days.out)["invocation"]["calls"] == calls
+    assert [line["kind"] for line in failures(days.out)] == ["refused"]
+    days.check()
+
+
+def known(state: CallState, asked_at: int | None, **more: Any) -> Known:
+    return Known(state, more.pop("failed_runs", 0), 1, asked_at=asked_at, **more)
+
+
+@pytest.mark.parametrize(
+    ("has", "due"),
+    [
+        (known(CallState.ROW, 70), True),
+        (known(CallState.ROW, 71), False),
+        (known(CallState.ROW, None), True),
+        (known(CallState.REFUSED, 0), False),
+        (known(CallState.FAILED, 99, failed_runs=1), True),
+        (known(CallState.FAILED, 71, failed_runs=3), False),
+        (known(CallState.FAILED, 70, failed_runs=3), True),
+        (known(CallState.ROW, 70, clicks=0), False),
+        (known(CallState.ROW, 70, clicks=5, clicks_before=5), False),
+        (known(CallState.ROW, 70, clicks=6, clicks_before=5), True),
+        (known(CallState.ROW, 10, clicks=0), True),
+    ],
+    ids=[
+        "old", "young", "of the pinned window", "refused", "failed once", "given up lately", "given up long ago",
+        "without clicks", "without new clicks", "clicked", "idle for long",
+    ],
+)  # fmt: skip
+def test_the_rule_says_which_answers_are_due(has: Known, due: bool) -> None:
+    assert was_answered(has)
+    assert Refresh(30.0, 100, prefer_active=True).is_due(b"", has) == due
 
 
 @FORMS
