@@ -26,10 +26,11 @@ from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
 from harvester.rows.schema import WHOLE
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
+from harvester.run.calls import Call
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.refresh import Refresh
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.run.worklist import Call, Worklist
+from harvester.run.worklist import Worklist
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
 
 RETRY_ROOM = 100

@@ -21,8 +21,9 @@ from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.progress import InvalidLine, RefreshCounts, WindowState, counted
 from harvester.rows.row import RowBuilder
+from harvester.run.calls import DUE
 from harvester.run.refresh import Refresh, asked_at_of, has_row, was_answered
-from harvester.run.worklist import DUE, SCRATCH, hide_token, should_retry
+from harvester.run.worklist import SCRATCH, hide_token, should_retry
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon

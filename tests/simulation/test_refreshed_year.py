@@ -28,6 +28,7 @@ from harvester.dataset.opening import open_dataset
 from harvester.events import RunOutcome
 from harvester.links import files as sources
 from harvester.links.feed import FileFeed
+from harvester.progress import RefreshCounts
 from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import Heartbeat
@@ -78,7 +79,9 @@ class Year(Weeks):
                 self.connections, refresh=refresh, commit_seconds=600.0, report_seconds=600.0, learn_seconds=1e9
             )
             inquiry = LimitDiscovery(client.sender, budget, helpers, "referrers", shutdown)
-            heartbeat = Heartbeat(dataset, Telemetry(budget, dataset.invocation, ["list"]))
+            telemetry = Telemetry(budget, dataset.invocation, ["list"])
+            telemetry.progress.refresh = RefreshCounts(refresh.seconds)
+            heartbeat = Heartbeat(dataset, telemetry)
             rules = AbortRules(None, first_rows=dataset.totals.rows == 0)
             observer: Any = Reporter(quiet=True)
             harvest = Harvest(dataset, client, budget, inquiry, shutdown, rules, observer, options, heartbeat)

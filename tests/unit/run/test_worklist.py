@@ -14,7 +14,8 @@ from harvester.dataset.ledger import CallState, Known
 from harvester.errors import RunStopping
 from harvester.links.feed import IterableFeed
 from harvester.progress import RunProgress
-from harvester.run.worklist import LOW_WATER, Call, Worklist
+from harvester.run.calls import Call
+from harvester.run.worklist import LOW_WATER, Worklist
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from tests.support.commands import TOKEN
 from tests.support.in_process import Listener
