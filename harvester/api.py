@@ -27,17 +27,15 @@ from harvester.config.keywords import (
     HarvestKeywords,
     MetricsKeywords,
     StreamKeywords,
-    TokenGiven,
     path_text,
     run_options,
-    token_is_at_hand,
-    token_reader,
 )
 from harvester.config.options import TOKEN_OPTIONS, RunOptions
 from harvester.config.parsing import groups_of
+from harvester.credentials.token_sources import TokenGiven, token_is_at_hand, token_reader
 from harvester.dataset.stream_publisher import QueueSink
 from harvester.errors import InputBroken, LinkFailed, LinkRefused, OutputError, RunStopped, UsageError
-from harvester.events import Event, RunObserver, RunOutcome
+from harvester.events import Event, RunOutcome
 from harvester.links.feed import IterableFeed, Links, lists_of
 from harvester.lookup import look_up
 from harvester.reporting.exporter import exporter_for
@@ -46,6 +44,7 @@ from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon
 from harvester.run import job as jobs
 from harvester.run.assembly import Job, build_job
+from harvester.run.row_stream import RowStream
 from harvester.series.expansion import jobs_of, rounds_of
 from harvester.series.several import run_all
 from harvester.series.window import WindowChecks
@@ -275,7 +274,7 @@ async def _rows(
     observer.query = job.query
     observer.view = _view_for(progress, _names_of(lists), job.out, job.query.facet)
     try:
-        async with RowStream(job, sink, ShutdownSignal(), observer) as rows:
+        async with RowStream(jobs.run(job, ShutdownSignal(), observer), sink) as rows:
             async for line in rows:
                 yield orjson.loads(line)
     finally:
@@ -327,50 +326,3 @@ def _raise_stopped(outcome: RunOutcome, lists: Lists | None = None) -> None:
     _raise_broken(outcome, lists)
     if stop := outcome.stop:
         raise RunStopped(stop.reason.value, stop.message, stop.until)
-
-
-class RowStream:
-    """The rows of a run in the background, each with its line feed: an asynchronous context manager and iterator.
-
-    Leaving it early ends the run, and returns when nothing of it is left. sink: the job's.
-    """
-
-    def __init__(self, job: Job, sink: QueueSink, shutdown: ShutdownSignal, observer: RunObserver) -> None:
-        self._sink = sink
-        self._run = asyncio.create_task(jobs.run(job, shutdown, observer))
-        self._run.add_done_callback(lambda _: sink.channel.end())
-
-    async def __aenter__(self) -> "RowStream":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._sink.leave()
-        await _cancel_and_wait(self._run)
-
-    def __aiter__(self) -> "RowStream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        rows = await self._sink.channel.take(1)
-        if not rows:
-            raise StopAsyncIteration
-        return rows[0]
-
-    def outcome(self) -> RunOutcome:
-        """Return the outcome of a run that has ended. Raises what `run` raised."""
-        return self._run.result()
-
-
-async def _cancel_and_wait(run: asyncio.Task[RunOutcome]) -> None:
-    """Cancel a run unless it is over, and wait for its end even if cancelled meanwhile."""
-    run.cancel()
-    cancelled: asyncio.CancelledError | None = None
-    while not run.done():
-        try:
-            await asyncio.wait({run})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if not run.cancelled():
-        run.exception()  # or asyncio would log that nobody retrieved it
-    if cancelled is not None:
-        raise cancelled

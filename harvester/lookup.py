@@ -17,7 +17,7 @@ from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.client.client import Client
-from harvester.client.known_good import Place
+from harvester.client.held_verdicts import Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping

@@ -191,7 +191,7 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.schema.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
+    or a part of their time (rows.call.Shortfall). waiting: the limit that blocks sending now. trouble: how the last
     attempt failed, if the failure was transient. not_sent: attempts that did not reach the server, at the end.
     connecting: those among `attempts` that have no connection yet.
 

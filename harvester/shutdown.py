@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
+from harvester.clock import utc_iso
 from harvester.errors import RunStopping
 
 T = TypeVar("T")
@@ -147,6 +149,31 @@ def outage_over_limit(trouble: str, *, reached: bool) -> Stop:
     return Stop(
         StopReason.OUTAGE,
         f"the server was out for longer than --outage-limit; run the same command again later. Lately: {trouble}",
+    )
+
+
+def throttled_for_hours() -> Stop:
+    """Return the stop for two hours in which every response was a throttled one."""
+    return Stop(
+        StopReason.THROTTLED,
+        "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
+        "other programs use up this token's limits. Check the account's usage, then run the same command again",
+    )
+
+
+def month_spent(answer: str, next_begins: datetime) -> Stop:
+    """Return the stop for Bitly's report that the month is spent. answer: Bitly's. next_begins: as in budget.Month."""
+    return Stop(
+        StopReason.MONTH_SPENT, f"Bitly says that the account's month is spent ({answer})", utc_iso(next_begins)
+    )
+
+
+def token_refused(answer: str) -> Stop:
+    """Return the stop for a token that Bitly refuses. answer: Bitly's."""
+    return Stop(
+        StopReason.TOKEN_REFUSED,
+        f"Bitly refused the token ({answer}). Make a new one under Settings > API and set "
+        "BITLY_TOKEN, --token-file or --token-command",
     )
 
 

@@ -141,7 +141,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
 
     manifest: its path, empty where there is none. warn: called if the command fails, which changes no exit code.
     """
-    from harvester.config.credentials import SECRET_VARIABLES, shell_hint  # noqa: PLC0415 - few runs need it
+    from harvester.credentials.token_sources import SECRET_VARIABLES, shell_hint  # noqa: PLC0415 - few runs need it
 
     try:
         words = words_of(command)

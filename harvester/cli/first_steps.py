@@ -27,7 +27,7 @@ from harvester.config.options import (
     made_of,
     names_in,
 )
-from harvester.config.token_store import LoginOptions, TokenStoreOptions
+from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.errors import UsageError
 from harvester.reporting.terminal import print_out, say
 from harvester.shutdown import OK
@@ -167,13 +167,13 @@ def config(
 
 def _without_secret(setting: sources.Setting) -> sources.Setting:
     """Return a setting as it may be shown: without a token command's arguments, or a secret in place of its file."""
-    from harvester.config import credentials
+    from harvester.credentials.redaction import shown_command, shown_path
 
     shorten = {
-        "token_command": credentials.shown_command,
-        "on_end": credentials.shown_command,
-        "token_file": credentials.shown_path,
-        "client_secret_file": credentials.shown_path,
+        "token_command": shown_command,
+        "on_end": shown_command,
+        "token_file": shown_path,
+        "client_secret_file": shown_path,
     }.get(setting.name)
     if shorten is None or setting.value is None:
         return setting
@@ -184,17 +184,17 @@ def _without_secret(setting: sources.Setting) -> sources.Setting:
 def _token_named(found: list[sources.Setting]) -> "tuple[Token | None, sources.Setting | None]":
     """Return the token that these settings select, and its fingerprint and source as a setting."""
     from harvester.bearer import Token
-    from harvester.config import credentials
+    from harvester.credentials.token_sources import token_origin, token_source
 
     values = {name: value for name, value, *_ in found if name in names_in(AccessOptions)}
     if "token_file" not in values:
         return None, None
     access = made_of(AccessOptions, values)
     try:
-        token = Token(credentials.token_source(access, lambda text: say(f"warning: {text}")))
+        token = Token(token_source(access, lambda text: say(f"warning: {text}")))
     except UsageError as error:
         return None, sources.Setting("token", None, str(error))
-    return token, sources.Setting("token", token.fingerprint, credentials.token_origin(access))
+    return token, sources.Setting("token", token.fingerprint, token_origin(access))
 
 
 def schema(

@@ -170,7 +170,7 @@ def _details(ended: list["Ended"], decides: "Ended", not_begun: int) -> list[tup
 
 def _command(token: "Token") -> "Command":
     """Return the command line of this process for the manifest, which others may read: without any secret."""
-    from harvester.config.credentials import may_hold_secret, without_secrets
+    from harvester.credentials.redaction import may_hold_secret, without_secrets
     from harvester.dataset.manifest import Command
 
     def text(path: str) -> str:
@@ -210,11 +210,11 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
 
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:
-    from harvester.config.credentials import has_token
+    from harvester.credentials.token_sources import has_token
+    from harvester.planning.plan_text import as_dict, as_text
+    from harvester.planning.planner import make_plan
     from harvester.run.assembly import build_job
     from harvester.series.expansion import jobs_of, rounds_of
-    from harvester.series.plan_text import as_dict, as_text
-    from harvester.series.planning import make_plan
     from harvester.series.window import WindowChecks
 
     token_known = has_token(options.access)

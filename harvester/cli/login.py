@@ -26,11 +26,13 @@ from harvester.bitly.oauth import (
     exchange,
     parse_token_response,
 )
-from harvester.client.http import post_form
-from harvester.config import credentials, parsing
-from harvester.config.token_store import LoginOptions, TokenStore, TokenStoreOptions
+from harvester.config import parsing
+from harvester.credentials.options import LoginOptions, TokenStoreOptions
+from harvester.credentials.secret_text import checked_secret, secret_in_file, warn_of_readers
+from harvester.credentials.token_store import TokenStore
 from harvester.errors import UsageError
 from harvester.threads import in_daemon
+from harvester.transport.http import post_form
 
 _EXCHANGE_SECONDS = 30.0
 _PASTED_BYTES = 64 * 1024
@@ -83,9 +85,9 @@ def log_out(options: TokenStoreOptions, tell: Tell) -> str:
 
 def _given_token() -> str:
     if sys.stdin.isatty():
-        return credentials.checked_secret(_asked_for("token"), "what was typed", "token")
+        return checked_secret(_asked_for("token"), "what was typed", "token")
     line = sys.stdin.buffer.readline(_PASTED_BYTES).decode(errors="replace")
-    return credentials.checked_secret(line, "standard input", "token")
+    return checked_secret(line, "standard input", "token")
 
 
 def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
@@ -106,14 +108,14 @@ def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
 def _client_secret(path: str | None, tell: Tell) -> str:
     what = "client secret"
     if path is not None:
-        credentials.warn_of_readers("--client-secret-file", path, tell)
-        return credentials.secret_in_file("--client-secret-file", path, what, tell)
+        warn_of_readers("--client-secret-file", path, tell)
+        return secret_in_file("--client-secret-file", path, what, tell)
     given = os.environ.get("HARVESTER_CLIENT_SECRET", "")
     if given.strip():
-        return credentials.checked_secret(given, "HARVESTER_CLIENT_SECRET", what)
+        return checked_secret(given, "HARVESTER_CLIENT_SECRET", what)
     if not sys.stdin.isatty():
         raise UsageError("no client secret: use --client-secret-file, or set HARVESTER_CLIENT_SECRET")
-    return credentials.checked_secret(_asked_for(what), "what was typed", what)
+    return checked_secret(_asked_for(what), "what was typed", what)
 
 
 def _asked_for(what: str) -> str:

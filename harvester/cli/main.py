@@ -19,8 +19,9 @@ from harvester._version import __version__
 from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
 from harvester.config import sources
 from harvester.config.files import files_read
+from harvester.config.mistakes import parse_error_text
 from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
-from harvester.config.sources import DASH, parse_error_text
+from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
 from harvester.reporting.terminal import discard_output, open_closed_streams, say

@@ -17,9 +17,9 @@ from rich.text import Text
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.bitly.facets import FACETS
 from harvester.clock import utc_iso, utc_text
-from harvester.config.keywords import token_is_at_hand
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
+from harvester.credentials.token_sources import token_is_at_hand
 from harvester.errors import InvalidBitlink, OutputError, UsageError
 from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed

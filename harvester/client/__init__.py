@@ -1,5 +1,6 @@
-"""From a call to its verdict, under all limits: connections, pace, circuit breaker, budget, retries.
+"""From a call to its verdict, under all limits: pace, circuit breaker, budget, retries, and doubt.
 
-In: a bitlink. Out: a `Verdict`, or RunStopping once the run ends. The metrics calls' aiohttp,
-aiolimiter and tenacity are here; `cli.login`, `sandbox` and `storage.object_store` have uses of their own.
+In: a bitlink. Out: a `Verdict`, or RunStopping once the run ends. `client` makes calls and `attempt` sends one attempt
+over `transport`; `held_verdicts` and `known_good` find out whom a bad answer concerns. aiolimiter and tenacity are
+here.
 """

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -24,12 +23,15 @@ from harvester.bitly.verdicts import (
 from harvester.budget.budget import Budget
 from harvester.budget.limits import MonthExhausted, RetryAfter
 from harvester.client.circuit_breaker import OUTAGE, CircuitBreaker
-from harvester.client.http import Body, Pool, SlotSession, permanent_cause, read_bounded, transient_cause
+from harvester.client.counting import AttemptCounter, CountedAttempt
 from harvester.client.pacer import HintedPauses, Pacer
 from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.progress import AttemptCounts, WaitReason
-from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit
+from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
+from harvester.transport.body import Body, read_bounded
+from harvester.transport.connection_errors import permanent_cause, transient_cause
+from harvester.transport.pool import Pool, SlotSession
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
@@ -90,7 +92,7 @@ class AttemptSender:
         self._breaker = context.breaker
         self._shutdown = context.shutdown
         self._clock = context.clock
-        self._record_attempts = context.record_attempts
+        self._counter = AttemptCounter(context.shutdown, context.clock, context.record_attempts)
         self._helpers = context.helpers
         self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
         self._base = URL(base_url)
@@ -140,11 +142,11 @@ class AttemptSender:
             slot = self.pool.take() or await self._wait_for_slot()
             try:
                 answer = self._enter(slot, may_probe=may_probe)
-                if answer is None:
+                if isinstance(answer, CountedAttempt):
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
-                    verdict = await self._request(slot, self._url(bitlink, parameters), header)
+                    verdict = await self._request(slot, answer, self._url(bitlink, parameters), header)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -174,11 +176,12 @@ class AttemptSender:
         slot = await self.pool.get(self._shutdown)
         try:
             self._follow_token(budget)
-            if self._try_acquire(budget) is not None:
+            if self._counter.try_acquire(budget) is not None:
                 return HelperResponse(NOT_ASKED, {}, b"")
-            response = await self._send_helper(slot, target, budget)
+            attempt = self._counter.begin(slot.line, budget)
+            response = await self._send_helper(slot, target, attempt)
             if response is not None and response.status == 200 and self._clock() >= self._date_due:
-                self._see_date(response.headers.get("Date", ""), slot.counted_at)
+                self._see_date(response.headers.get("Date", ""), attempt.counted_at)
             return response
         finally:
             self.pool.put(slot)
@@ -187,11 +190,10 @@ class AttemptSender:
         if budget.account.token != self._budget.account.token:  # it was rotated since
             budget.use_token(self._budget.account.token)
 
-    async def _send_helper(self, slot: SlotSession, target: str, budget: Budget) -> HelperResponse | None:
+    async def _send_helper(self, slot: SlotSession, target: str, attempt: CountedAttempt) -> HelperResponse | None:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
-        self._begin(slot, budget)
         self.counters.helper += 1
-        self._record_counters()
+        self._counter.record(self.counters)
         url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
         try:
             try:
@@ -204,8 +206,8 @@ class AttemptSender:
                 return HelperResponse(response.status, response.headers, body.content)
             finally:
                 if slot.line.unsent:
-                    self.counters.helper -= self._given_back(slot, budget)
-                    self._record_fewer()
+                    self.counters.helper -= self._give_back(attempt)
+                    self._counter.record_fewer(self.counters)
         except (aiohttp.ClientError, OSError, TimeoutError):
             return None
         finally:
@@ -215,10 +217,11 @@ class AttemptSender:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
-            response = await self._send_helper(slot, limits_target(self._requests.endpoint), helpers)
-            if slot.counted is not None:  # it was sent
+            attempt = self._counter.begin(slot.line, helpers)
+            response = await self._send_helper(slot, limits_target(self._requests.endpoint), attempt)
+            if attempt.counted is not None:  # it was sent
                 date = response.headers.get("Date", "") if response is not None else ""
-                self._see_date(date, slot.counted_at, asked=True)
+                self._see_date(date, attempt.counted_at, asked=True)
             return RetryAfter(0.0, "month", self._budget.limits.per_month)
         text = exhausted.describe(self._budget.account.name, self._budget.limits.per_month)
         self._shutdown.request(Stop(StopReason.MONTH_SPENT, text, utc_iso(exhausted.until)))
@@ -254,20 +257,20 @@ class AttemptSender:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: SlotSession, *, may_probe: bool) -> RetryAfter | MonthExhausted | None:
+    def _enter(self, slot: SlotSession, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
         """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
         if self._breaker.is_open and (outage := self._breaker.enter(may_probe=may_probe)):
             return outage
         entered_at = self._clock() if self._breaker.is_open else 0.0
-        refusal = self._try_acquire(self._budget)
+        refusal = self._counter.try_acquire(self._budget)
         if refusal is None:
-            self._begin(slot, self._budget)
+            attempt = self._counter.begin(slot.line, self._budget)
             self.waiting = None
             self.counters.total += 1
-            self._record_counters()
-            return None
+            self._counter.record(self.counters)
+            return attempt
         self._breaker.leave(sent_at=entered_at)
         return refusal
 
@@ -280,64 +283,22 @@ class AttemptSender:
         self.waiting = WaitReason(refusal.window, refusal.limit, self._budget.at(refusal.seconds), why)
         await self._shutdown.sleep_unless_stopping(min(refusal.seconds, _LONGEST_PAUSE_SECONDS))
         if self._breaker.over_limit:
-            reached = (
-                self.counters.total > len(self.in_flight) or not self.not_sent
-            )  # those in flight have not arrived yet
+            # Those in flight have not arrived yet.
+            reached = self.counters.total > len(self.in_flight) or not self.not_sent
             self._shutdown.request(outage_over_limit(self.trouble or "", reached=reached))
         if self._throttled_since is not None and self._clock() - self._throttled_since >= _THROTTLED_SECONDS:
-            message = (
-                "Bitly has throttled every attempt for two hours: the account's month may be spent, or "
-                "other programs use up this token's limits. Check the account's usage, then run the same command again"
-            )
-            self._shutdown.request(Stop(StopReason.THROTTLED, message))
-
-    def _try_acquire(self, budget: Budget) -> RetryAfter | MonthExhausted | None:
-        try:
-            return budget.try_acquire()
-        except OutputError as error:
-            raise self._nothing_uncounted(error) from error
+            self._shutdown.request(throttled_for_hours())
 
     def _may_ask_date(self, helpers: Budget) -> bool:
         self._follow_token(helpers)
-        try:
-            return helpers.try_ask_date()
-        except OutputError as error:
-            raise self._nothing_uncounted(error) from error
+        return self._counter.may_ask_date(helpers)
 
-    def _nothing_uncounted(self, error: OutputError) -> RunStopping:
-        """End the run, because an attempt cannot be counted."""
-        self._shutdown.request(Stop(StopReason.OUTPUT, str(error)))
-        return RunStopping()
+    def _give_back(self, attempt: CountedAttempt) -> bool:
+        given_back = attempt.give_back()
+        self.not_sent += given_back
+        return given_back
 
-    def _begin(self, slot: SlotSession, budget: Budget) -> None:
-        """Prepare a slot for the attempt that a budget has just counted."""
-        slot.counted = counted = budget.counted
-        slot.counted_at, slot.line.unsent = counted.at, False
-        if slot.counted_by is not budget:
-            slot.counted_by, slot.line.ready = budget, partial(slot.count_when_sent, budget, self._clock)
-
-    def _given_back(self, slot: SlotSession, budget: Budget) -> bool:
-        """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
-        if slot.counted is None:
-            return False
-        counted, slot.counted = slot.counted, None
-        self.not_sent += 1
-        with suppress(OutputError):  # then it stays counted
-            budget.give_back(counted)
-        return True
-
-    def _record_counters(self) -> None:
-        """Record the attempt that is about to be sent, and end the run if that cannot be done."""
-        try:
-            self._record_attempts(self.counters)
-        except OutputError as error:
-            raise self._nothing_uncounted(error) from error
-
-    def _record_fewer(self) -> None:
-        with suppress(OutputError):  # then one too many is recorded until the next attempt
-            self._record_attempts(self.counters)
-
-    async def _request(self, slot: SlotSession, url: URL, authorization: str) -> Verdict:
+    async def _request(self, slot: SlotSession, attempt: CountedAttempt, url: URL, authorization: str) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
@@ -349,14 +310,14 @@ class AttemptSender:
                 return Transient(None, "the server sent more than one response, so none can be matched to the request")
             connection = response.headers.get("Connection", "keep-alive")
             kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
-            return self._classify(response, body, slot.counted_at)
+            return self._classify(response, body, attempt.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if slot.line.unsent else Transient)
         finally:
             self.in_flight.remove(slot)
             if slot.line.unsent:
-                self.counters.total -= self._given_back(slot, self._budget)
-                self._record_fewer()
+                self.counters.total -= self._give_back(attempt)
+                self._counter.record_fewer(self.counters)
             if not kept_alive:
                 await slot.line.closed()
 

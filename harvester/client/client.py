@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import tenacity
-
 from harvester.bitly.query import Query
 from harvester.bitly.requests import Requests
 from harvester.bitly.verdicts import (
@@ -38,11 +36,14 @@ from harvester.bitly.verdicts import (
     Verdict,
 )
 from harvester.client.attempt import AttemptSender, ClientContext, NotSent
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, pooled
-from harvester.client.known_good import STREAK, HeldVerdicts, KnownGoodLinks, Place
-from harvester.client.pacer import Backoff, Completion, RemainingCalls, UnreadableTwice, last_verdict
+from harvester.client.completion import Completion
+from harvester.client.held_verdicts import STREAK, HeldVerdicts, Place, ThrottledLinks
+from harvester.client.known_good import KnownGoodLinks
+from harvester.client.pacer import Backoff, RemainingCalls, retrier
 from harvester.errors import OutputError
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.http import pooled
+from harvester.transport.pool import Pool
 
 _ENOUGH_CALLS = 5
 """Fewer calls than this do not show how the server is, where none of them was answered."""
@@ -51,15 +52,6 @@ _SOON_SECONDS = 10.0
 _OTHERS_SECONDS = 60.0
 """How long the answers to other calls are waited for before a call has no answer: they cost nothing."""
 _POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class _Throttling:
-    """A call's last throttled response. times: in a row. alone: others had passed since the one before."""
-
-    moment: int
-    times: int
-    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +84,6 @@ class Client:
         self.charges_tries = False
         self._calls = self._fresh_calls = 0
         self._unanswered = self._begun = 0
-        self._throttled: dict[str, _Throttling] = {}
-        self._yielding = 0
         self._settings = settings
         self._completion = Completion(
             self._send_query,
@@ -111,6 +101,7 @@ class Client:
         self._held = HeldVerdicts(
             self.known_good, context.breaker, context.shutdown, self._spend_month, lambda: len(self.sender.in_flight)
         )
+        self._throttled = ThrottledLinks(self.known_good, context.shutdown, lambda: self._calls)
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -193,6 +184,14 @@ class Client:
             if verdict is doubted:
                 await ask_again()
 
+    async def verdict_on(self, bitlink: str) -> Verdict:
+        """Make a call, and return its last verdict. Raises RunStopping."""
+        verdict = await self.fetch(bitlink)
+        place = self.place_of(verdict)
+        if not self.is_final(verdict):
+            verdict, _ = await self.conclude(bitlink, verdict, place)
+        return verdict
+
     async def doubt_again(self, bitlink: str, verdict: Refused) -> bool:
         """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
 
@@ -231,15 +230,9 @@ class Client:
                 return await self._confirm_failure(bitlink, verdict, failed_at)
             return verdict
 
-        retrier = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self._settings.attempts), UnreadableTwice()),
-            wait=Backoff(self._settings.backoff_seconds, self.sender.pauses),
-            sleep=self._shutdown.sleep_unless_stopping,
-            retry_error_callback=last_verdict,
-        )
-        verdict: Verdict = await retrier(attempt)
-        self._throttled.pop(bitlink, None)
+        backoff = Backoff(self._settings.backoff_seconds, self.sender.pauses)
+        verdict: Verdict = await retrier(self._settings.attempts, backoff, self._shutdown)(attempt)
+        self._throttled.forget(bitlink)
         return verdict, charged
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
@@ -249,10 +242,9 @@ class Client:
             if self._breaker.is_open and self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
-            if bitlink in self._throttled and not await self._let_others_pass(bitlink, again=again):
+            if bitlink in self._throttled and not await self._throttled.let_others_pass(bitlink, again=again):
                 continue
-            header, begun = self.token.header, self.known_good.begin()
-            alone = bitlink in self._throttled and self._throttled_alone(bitlink)
+            header, begun, alone = self.token.header, self.known_good.begin(), self._throttled.is_alone(bitlink)
             may_probe = fresh or not self._fresh_calls
             try:
                 verdict = await self.sender.send(
@@ -261,26 +253,31 @@ class Client:
             finally:
                 self.known_good.end(begun)
             self._begun = begun
-            if verdict is None:
-                continue
-            if isinstance(verdict, Throttled):
-                times = self._throttled[bitlink].times if bitlink in self._throttled else 0
-                self._throttled[bitlink] = _Throttling(self.known_good.moment(), times + 1, alone=alone)
-                if alone:
-                    return Transient(verdict.status, verdict.message, verdict.hint)
-                continue
-            if isinstance(verdict, NoAnswer):
-                self._count_unanswered(fresh=fresh, again=again)
-                if not again or not self._breaker.is_open:
-                    return verdict
-            elif isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
+            if isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
                 renewed = True  # once: a source may have another token each time, and none that is any good
-            else:
-                self._unanswered = 0
-                self._throttled.pop(bitlink, None)
-                if isinstance(verdict, Answer):
-                    self.known_good.answered(bitlink, begun)
-                return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
+            elif verdict is not None:
+                own = await self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
+                if own is not None:
+                    return own
+
+    async def _own(
+        self, bitlink: str, verdict: Verdict, begun: int, *, fresh: bool, again: bool, alone: bool
+    ) -> Verdict | None:
+        """Record the verdict of an attempt, and return the call's own; None if the attempt has to be repeated.
+
+        begun: a moment before it was sent. alone: others had passed since the link was throttled.
+        """
+        if isinstance(verdict, Throttled):
+            self._throttled.add(bitlink, alone=alone)
+            return Transient(verdict.status, verdict.message, verdict.hint) if alone else None
+        if isinstance(verdict, NoAnswer):
+            self._count_unanswered(fresh=fresh, again=again)
+            return None if again and self._breaker.is_open else verdict
+        self._unanswered = 0
+        self._throttled.forget(bitlink)
+        if isinstance(verdict, Answer):
+            self.known_good.answered(bitlink, begun)
+        return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
 
     async def _send_query(self, bitlink: str, query: Query, again: bool) -> Verdict | None:
         header, parameters = self.token.header, query.parameters
@@ -297,34 +294,6 @@ class Client:
     def _spend_month(self) -> None:
         with suppress(OutputError):  # the run ends all the same; the next one will be told again
             self._budget.month.mark_spent()
-
-    # --- who is throttled? -------------------------------------------------------------------------------------------
-
-    def _throttled_alone(self, bitlink: str) -> bool:
-        """Return whether a link was throttled and others have passed since: the next time it is the link's own."""
-        last = self._throttled.get(bitlink)
-        return last is not None and (last.alone or self.known_good.answered_since(last.moment))
-
-    async def _let_others_pass(self, bitlink: str, *, again: bool) -> bool:
-        """Let other calls go before one that was throttled: they show whether everybody is. Return whether it may go.
-
-        One that was throttled twice, with no other calls to go before it, sends a known-good link ahead.
-        """
-        last = self._throttled.get(bitlink)
-        if last is None or self._throttled_alone(bitlink):
-            return True
-        self._yielding += not again
-        try:
-            while self._calls > self._yielding and self._shutdown.stop is None:
-                await self.known_good.news()
-                if self._throttled_alone(bitlink):
-                    return True
-        finally:
-            self._yielding -= not again
-        if last.times < 2 or not self.known_good.links:
-            return True
-        await self.known_good.send()
-        return False
 
     # --- whose fault is it that there is no answer? ------------------------------------------------------------------
 

@@ -12,13 +12,12 @@ from harvester.bitly.account_limits import (
 )
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import GROUPS
-from harvester.bitly.verdicts import MonthSpent, classify_error
+from harvester.bitly.verdicts import MonthSpent, classify_error, reason
 from harvester.budget.budget import Budget
 from harvester.client.attempt import AttemptSender
-from harvester.client.pacer import month_spent
 from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason, month_spent
 
 HELPERS = "helpers"
 """The endpoint under which the budget counts helper requests: they have windows of their own, the month is shared."""
@@ -106,7 +105,7 @@ class LimitDiscovery:
         verdict = classify_error(response.status, response.headers, response.body)
         if isinstance(verdict, MonthSpent):
             self._budget.month.mark_spent()
-            self._shutdown.request(month_spent(verdict, self._budget.month.next_begins()))
+            self._shutdown.request(month_spent(reason(verdict), self._budget.month.next_begins()))
 
 
 def _in_words(budget: Budget) -> str:

@@ -1,42 +1,25 @@
 """The pace that spreads attempts evenly over the minute's window (aiolimiter), the pauses that the server asks for, and
-those before a call is repeated (tenacity); and the second request after a full answer.
+those before a call is repeated (tenacity).
 
 The budget's windows are what keeps the limits; the pace only keeps a window from being spent in its first seconds.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import tenacity
 from aiolimiter import AsyncLimiter
 
-from harvester.bitly.facets import FACETS
-from harvester.bitly.query import Query, larger
-from harvester.bitly.verdicts import (
-    Answer,
-    MonthSpent,
-    ParameterRefused,
-    PlanRefused,
-    Refused,
-    Throttled,
-    TokenRefused,
-    Transient,
-    Unknown,
-    Unreadable,
-    Verdict,
-    reason,
-)
+from harvester.bitly.verdicts import Transient, Unreadable, Verdict, reason
 from harvester.budget.budget import Budget
 from harvester.budget.throttling import hinted_seconds
-from harvester.clock import utc_iso
-from harvester.errors import OutputError, RunStopping
+from harvester.errors import OutputError
 from harvester.progress import WaitReason
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -184,75 +167,12 @@ class UnreadableTwice(tenacity.stop.stop_base):
         return self._seen > 1
 
 
-SendQuery: TypeAlias = Callable[[str, Query, bool], Awaitable[Verdict | None]]
-"""Sends a query for a link; True for one that is repeated. Returns None if it had to wait instead."""
-
-
-class Completion:
-    """Asks a link again for more metrics where its answer lists as many as were requested.
-
-    Whether Bitly answers a larger size is not documented. If it refuses the size, it is not asked again in this run.
-    query: None for requests that are none. max_size: the metrics to ask for; None to ask no link again. attempts,
-    backoff_seconds: as for a call.
-    """
-
-    def __init__(
-        self,
-        send: SendQuery,
-        shutdown: ShutdownSignal,
-        query: Query | None,
-        max_size: int | None,
-        *,
-        attempts: int,
-        backoff_seconds: float,
-    ) -> None:
-        self._send = send
-        self._shutdown = shutdown
-        self._attempts = attempts
-        self._backoff_seconds = backoff_seconds
-        self._query = query
-        self._larger = larger(query, max_size) if query else None
-
-    def is_due(self, verdict: Verdict) -> bool:
-        """Return whether a verdict is an answer that may lack metrics, and Bitly may have more."""
-        if self._larger is None or self._query is None or not isinstance(verdict, Answer):
-            return False
-        return FACETS[self._query.facet].is_full(verdict.metrics, self._query.size)
-
-    async def of(self, bitlink: str, first: Verdict) -> Verdict:
-        """Return the answer with more metrics, or the first one if Bitly has no other."""
-        # The first answer is paid for, so nothing that happens from here on may lose it; its row says `truncated`.
-        if (query := self._larger) is None:
-            return first
-        for tries in range(self._attempts):
-            try:
-                verdict: Verdict | None = None
-                while verdict is None:
-                    verdict = await self._send(bitlink, query, tries > 0)
-                if isinstance(verdict, Transient):
-                    await self._shutdown.sleep_unless_stopping(self._backoff_seconds * 2**tries)
-            except RunStopping:
-                return first
-            if isinstance(verdict, Answer):
-                return replace(verdict, larger_size=query.size)
-            if not isinstance(verdict, Transient | Throttled):
-                # A no to a link that has just been answered is one to the size.
-                if isinstance(verdict, Refused | Unknown | ParameterRefused | PlanRefused):
-                    self._larger = None
-                break
-        return first
-
-
-def month_spent(verdict: MonthSpent, next_begins: datetime) -> Stop:
-    """Return the stop for Bitly's report that the month is spent. next_begins: as in budget.Month."""
-    message = f"Bitly says that the account's month is spent ({reason(verdict)})"
-    return Stop(StopReason.MONTH_SPENT, message, utc_iso(next_begins))
-
-
-def token_refused(verdict: TokenRefused) -> Stop:
-    """Return the stop for a token that Bitly refuses."""
-    return Stop(
-        StopReason.TOKEN_REFUSED,
-        f"Bitly refused the token ({reason(verdict)}). Make a new one under Settings > API and set "
-        "BITLY_TOKEN, --token-file or --token-command",
+def retrier(attempts: int, backoff: Backoff, shutdown: ShutdownSignal) -> tenacity.AsyncRetrying:
+    """Return what repeats one call until its verdict is none that may pass, `attempts` times at most in all."""
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), UnreadableTwice()),
+        wait=backoff,
+        sleep=shutdown.sleep_unless_stopping,
+        retry_error_callback=last_verdict,
     )

@@ -1,6 +1,5 @@
-"""Where options and secrets come from.
+"""Where options come from.
 
-In: the command line, HARVESTER_ variables, a TOML file, Python's keywords; the token's file, command, keyring or
-variable. Out: options as dataclasses, each value's source, typed values with units, and a function that reads the
-token.
+In: the command line, HARVESTER_ variables, a TOML file, Python's keywords. Out: options as dataclasses, each value's
+source, typed values with units; and what is wrong, in words (`mistakes`).
 """

@@ -15,20 +15,17 @@ from typing import Any, get_origin
 from cyclopts import App, CycloptsError
 from cyclopts.argument import Argument, ArgumentCollection
 
+from harvester.config.mistakes import bounded, choices_in, must_be, parse_error_text
 from harvester.config.options import TOKEN_OPTIONS, AccessOptions, alternatives, facets_in, names_in, nearest_of
 from harvester.config.sources import (
     PREFIX,
     SEPARATE,
     Given,
-    bounded,
-    choices_in,
     commands_of,
     effective,
     fill,
-    must_be,
     options_by_name,
     options_of,
-    parse_error_text,
     takes_shared,
     toml_value,
     typed,

@@ -1,21 +1,18 @@
 """Options from Python: keyword arguments with the names of the options of `run`, and the types they may have."""
 
-import inspect
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
-from harvester.config import credentials
 from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
 from harvester.config.sources import excluded_by
-from harvester.errors import HarvesterError, UsageError
+from harvester.errors import UsageError
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 Duration: TypeAlias = str | float | timedelta
 """`90s`, `15m`, seconds, or a timedelta."""
-TokenGiven: TypeAlias = str | Callable[[], str] | None
 
 
 class MetricsKeywords(TypedDict, total=False):
@@ -113,55 +110,6 @@ def path_text(name: str, value: object) -> str:
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name}: must be a path, not {type(value).__name__}")
     return os.fsdecode(value)
-
-
-def token_reader(token: TokenGiven, options: RunOptions) -> Callable[[], str] | None:
-    """Return a function that returns the token and may block; None if no token was passed.
-
-    Raises:
-        UsageError: the options name a source too, or the token is neither a text nor a callable.
-    """
-    if token is None:
-        return None
-    if options.access.token_file is not None or options.access.token_command is not None:
-        raise UsageError("token, token_file and token_command: use one of them")
-    if isinstance(token, str):
-        return lambda: credentials.checked_secret(token, "token", "token")
-    if callable(token):
-        return lambda: _result_of(token)
-    raise UsageError(f"token: must be text, or a callable that returns it, not {type(token).__name__}")
-
-
-def token_is_at_hand(token: TokenGiven, options: RunOptions) -> bool:
-    """Return whether reading the token cannot block: a text, a variable or a regular file.
-
-    A callable, a command, a pipe and a keyring, which may ask a person for a password, are read in a thread instead, so
-    that the event loop goes on.
-    """
-    if token is not None:
-        return isinstance(token, str)
-    access = options.access
-    if access.token_command is not None:
-        return False
-    if access.token_file is not None:
-        return os.path.isfile(access.token_file)
-    return bool(os.environ.get("BITLY_TOKEN", "").strip())
-
-
-def _result_of(token: Callable[[], object]) -> str:
-    try:
-        found = token()
-    except HarvesterError:
-        raise
-    except BaseException as error:  # in a thread nobody else would notice, not even of sys.exit
-        # Without its text, which may contain the token.
-        raise UsageError(f"token: the callable raised {type(error).__name__}") from error
-    if inspect.iscoroutine(found):
-        found.close()
-        raise UsageError("token: must be a plain callable, not an asynchronous one")
-    if not isinstance(found, str):
-        raise UsageError(f"token: the callable must return text, not {type(found).__name__}")
-    return credentials.checked_secret(found, "token", "token")
 
 
 def _as(name: str, hint: Any, value: object) -> object:

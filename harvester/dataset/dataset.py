@@ -15,14 +15,14 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
-from harvester.dataset.ledger import ROW_STATE, CallState, Entry, FileCheckpoint, Known, Ledger, Totals
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
+from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
-from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched

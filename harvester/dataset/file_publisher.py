@@ -12,14 +12,16 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.clock import seconds_since_1970
-from harvester.dataset.journal import remove
+from harvester.dataset.journal import read, remove, segment_path
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.call import CallState
 from harvester.rows.row import RowBuilder
 from harvester.storage.appended_file import AppendedFile
+from harvester.storage.filesystem import sync_path, truncate_file
 from harvester.storage.location import OutputLocation
 
 _CHUNK = 1024 * 1024
@@ -349,3 +351,44 @@ class FilePublisher:
         segment, position = max(sizes.items(), default=(self._checkpoint.segment, 0))
         self._checkpoint, self._ahead = FileCheckpoint(segment, position, end, rows), 0
         return end
+
+
+def find_checkpoint(out: str, folder: str, ledger: Ledger, warn: Callable[[str], None], sizes: dict[int, int]) -> None:
+    """Set the growing file's checkpoint by its rows: its place in a journal that has lost lines may be another's.
+
+    The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
+    line is damaged, nor within a line. folder: of the journals. sizes: their readable bytes.
+    """
+    mark = ledger.checkpoint()
+    records = [
+        (segment, record.end, object_in(record.payload)["record_id"] if record.state == CallState.ROW else None)
+        for segment, size in sorted(sizes.items())
+        if segment >= mark.segment
+        for record in read(segment_path(folder, segment), 0, size)
+    ]
+    end, rows, wanted, has = mark.bytes, mark.rows, {key for _, _, key in records}, set[str]()
+    for position, line in whole_lines(out, 0):
+        if position > mark.bytes:
+            end, rows = position, rows + 1
+        key = object_in(line).get("record_id")
+        if not isinstance(key, str):
+            return  # the publisher says what is wrong with it
+        if key in wanted:
+            has.add(key)
+    waiting = next((number for number, (_, _, key) in enumerate(records) if key and key not in has), len(records))
+    segment, place, _ = records[waiting - 1] if waiting else (mark.segment, 0, None)
+    if not os.path.exists(out) or os.path.getsize(out) < mark.bytes:
+        return  # so too
+    following = b""
+    if waiting < len(records):
+        at, behind, _ = records[waiting]
+        ahead = read(segment_path(folder, at), place * (at == segment))
+        following = next(record.payload for record in ahead if record.end == behind) + b"\n"
+    with open(out, "rb") as stream:
+        stream.seek(end)
+        torn = not following.startswith(stream.read(len(following) + 1))
+    if torn:
+        warn(f"{out}: the incomplete last row was removed; its call is made again")
+        truncate_file(out, end)
+    sync_path(out)
+    ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
-from harvester.rows.schema import WHOLE, Shortfall
+from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
 
@@ -22,56 +21,12 @@ _ADVICE = (
     "start a new --out with the links that are missing from it"
 )
 
-GIVEN_UP_RUNS = 3
-"""After this many runs in which a call failed it is not made again without --retry-failed."""
 REFRESHING = "refreshing"
 """The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
 _REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")
 UNANSWERED = "unanswered"
 """The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
 MOST_UNANSWERED = 64
-
-
-class CallState(IntEnum):
-    """The last verdict on a call."""
-
-    ROW = 0
-    REFUSED = 1
-    FAILED = 2
-
-
-ROW_STATE, REFUSED_STATE, FAILED_STATE = CallState
-"""The states for code that runs once a call: Python 3.11 looks a member up in its class by a function of Python's."""
-
-
-class Known(NamedTuple):
-    """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it.
-
-    Where rows are refreshed, shortfall: its last row's; asked_at: the end of the window that its last answer is for, in
-    seconds since 1970, None before the first; clicks, clicks_before: of its last row and of the one before.
-    """
-
-    state: CallState
-    failed_runs: int
-    seen: int
-    shortfall: Shortfall = WHOLE
-    asked_at: int | None = None
-    clicks: int | None = None
-    clicks_before: int | None = None
-
-
-class Entry(NamedTuple):
-    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's.
-
-    asked_at, clicks: as in Known; needed where rows are refreshed.
-    """
-
-    key: bytes
-    state: CallState
-    line: bytes | None
-    shortfall: Shortfall = WHOLE
-    asked_at: int | None = None
-    clicks: int | None = None
 
 
 class FileCheckpoint(NamedTuple):

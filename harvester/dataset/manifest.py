@@ -132,7 +132,7 @@ class BudgetReport:
 class DatasetCounts:
     """The dataset's calls by state: calls = rows + refused + failed + pending.
 
-    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.schema.Shortfall).
+    truncated, clipped: the rows that lack some of their metrics, or a part of their time (rows.call.Shortfall).
     refreshed: rows beside these, published too, that a newer verdict on their call has followed (--refresh).
     """
 

@@ -15,7 +15,7 @@ import orjson
 from harvester.bitly.query import BASE_URL, Query, host_of, refuse_another, refuse_another_server
 from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.dataset import Dataset, Publisher
-from harvester.dataset.file_publisher import FilePublisher
+from harvester.dataset.file_publisher import FilePublisher, find_checkpoint
 from harvester.dataset.journal import (
     VOID,
     Journal,
@@ -28,18 +28,18 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import MOST_UNANSWERED, CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.ledger import MOST_UNANSWERED, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import UsageError, as_output_error
-from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
+from harvester.rows.call import CallState, Entry
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
 from harvester.rows.row import RowBuilder, moment_fetched
 from harvester.rows.schema import Shape, shortfall_of
 from harvester.storage import folders
-from harvester.storage.filesystem import sync_folder, sync_path, truncate_file
+from harvester.storage.filesystem import sync_folder, truncate_file
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
@@ -286,7 +286,7 @@ class _Recovery:
         # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
         sizes = {scan.segment: scan.good for scan in scans}
         if self.growing and any(scan.lossy for scan in scans):
-            self._find_checkpoint(self.growing, sizes)
+            find_checkpoint(self.growing, self.folder, self.ledger, self.warn, sizes)
         self.publisher.recover(self.warn, sizes, lossy=any(scan.lossy for scan in scans))
         ended = self.ledger.ended()  # a part may have been adopted just now
         for scan in scans:
@@ -341,46 +341,6 @@ class _Recovery:
             self.ledger.commit(journals={segment: known}, invocation=self.invocation)
         mended = mend(path, found, committed)
         return _Scan(segment, found.size, found.end, known, mended)
-
-    def _find_checkpoint(self, out: str, sizes: dict[int, int]) -> None:
-        """Set the growing file's checkpoint by its rows: its place in a journal that has lost lines may be another's.
-
-        The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
-        line is damaged, nor within a line.
-        """
-        mark = self.ledger.checkpoint()
-        records = [
-            (segment, record.end, object_in(record.payload)["record_id"] if record.state == CallState.ROW else None)
-            for segment, size in sorted(sizes.items())
-            if segment >= mark.segment
-            for record in read(segment_path(self.folder, segment), 0, size)
-        ]
-        end, rows, wanted, has = mark.bytes, mark.rows, {key for _, _, key in records}, set[str]()
-        for position, line in whole_lines(out, 0):
-            if position > mark.bytes:
-                end, rows = position, rows + 1
-            key = object_in(line).get("record_id")
-            if not isinstance(key, str):
-                return  # the publisher says what is wrong with it
-            if key in wanted:
-                has.add(key)
-        waiting = next((number for number, (_, _, key) in enumerate(records) if key and key not in has), len(records))
-        segment, place, _ = records[waiting - 1] if waiting else (mark.segment, 0, None)
-        if not os.path.exists(out) or os.path.getsize(out) < mark.bytes:
-            return  # so too
-        following = b""
-        if waiting < len(records):
-            at, behind, _ = records[waiting]
-            ahead = read(segment_path(self.folder, at), place * (at == segment))
-            following = next(record.payload for record in ahead if record.end == behind) + b"\n"
-        with open(out, "rb") as stream:
-            stream.seek(end)
-            torn = not following.startswith(stream.read(len(following) + 1))
-        if torn:
-            self.warn(f"{out}: the incomplete last row was removed; its call is made again")
-            truncate_file(out, end)
-        sync_path(out)
-        self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
 
     def _settle(self, scan: _Scan) -> None:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""

@@ -34,14 +34,13 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.client import Client
-from harvester.client.pacer import month_spent, token_refused
 from harvester.clock import utc_iso
 from harvester.errors import RunStopped, RunStopping
 from harvester.events import Event, RunObserver
 from harvester.groups.journal import ListRequest, PageJournal
 from harvester.groups.spool import Spooled, spooled
 from harvester.progress import limit_in_words
-from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.shutdown import ShutdownSignal, Stop, StopReason, month_spent, token_refused
 
 OpenClient: TypeAlias = Callable[[Requests], AbstractAsyncContextManager[Client]]
 """Opens a client for the requests of one endpoint, counted in that endpoint's budget; one at a time."""
@@ -153,7 +152,7 @@ class AccountReader:
 
     async def _verdict(self, client: Client, name: str) -> Verdict:
         """Ask for a name; raise RunStopping if the answer takes too long once the run is to stop."""
-        asking, requested = asyncio.create_task(_ask(client, name)), asyncio.create_task(self._shutdown.wait())
+        asking, requested = asyncio.create_task(client.verdict_on(name)), asyncio.create_task(self._shutdown.wait())
         told = ""
         try:
             while not (asking.done() or requested.done()):
@@ -181,14 +180,6 @@ def _why_nothing_comes(client: Client) -> str:
     return f"no good answer yet ({trouble}); retrying" if trouble else ""
 
 
-async def _ask(client: Client, name: str) -> Verdict:
-    verdict = await client.fetch(name)
-    place = client.place_of(verdict)
-    if not client.is_final(verdict):
-        verdict, _ = await client.conclude(name, verdict, place)
-    return verdict
-
-
 def stopped(shutdown: ShutdownSignal) -> RunStopped:
     """Return the error for a RunStopping that nobody makes an outcome of."""
     assert shutdown.stop is not None
@@ -199,9 +190,9 @@ def stop_for(verdict: Verdict, what: str, next_begins: Callable[[], datetime]) -
     """Return the stop for a verdict that is no Document. what: was asked for, in words."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict, next_begins())
+            return month_spent(reason(verdict), next_begins())
         case TokenRefused():
-            return token_refused(verdict)
+            return token_refused(reason(verdict))
         case PlanRefused():
             return Stop(StopReason.PLAN_REFUSED, f"the account's plan does not include {what} ({reason(verdict)})")
         case Refused(status=403):

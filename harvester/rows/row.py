@@ -11,7 +11,8 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.jsonlines import one_line
 from harvester.progress import Carried
-from harvester.rows.schema import SEPARATOR, WHOLE, Shortfall, is_clipped
+from harvester.rows.call import WHOLE, Shortfall
+from harvester.rows.schema import SEPARATOR, is_clipped
 
 SCHEMA_VERSION = 2
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from harvester.bitly.facets import FACETS, FieldKind, MetricField
+from harvester.rows.call import Shortfall
 
 SEPARATOR = "\x1f"
 """Stands between the fields that a record_id is the hash of."""
@@ -116,20 +117,6 @@ FAILURE: tuple[Column, ...] = (
     Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
 )
 """The keys of a line in `_failures.ndjson`, in order."""
-
-
-class Shortfall(NamedTuple):
-    """What a row lacks of what was requested.
-
-    truncated: as many metrics came as were requested, so there are probably more. clipped: Bitly used fewer units than
-    were requested, because the plan keeps a shorter history; never where all units were requested (-1).
-    """
-
-    truncated: bool = False
-    clipped: bool = False
-
-
-WHOLE = Shortfall()
 
 
 def shortfall_of(row: Mapping[str, Any]) -> Shortfall:

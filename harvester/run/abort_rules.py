@@ -14,11 +14,10 @@ from harvester.bitly.verdicts import (
     Verdict,
     reason,
 )
-from harvester.client.pacer import month_spent, token_refused
 from harvester.clock import next_month
 from harvester.links.batch import Link
 from harvester.progress import ListCounts
-from harvester.shutdown import FailureLimit, Stop, StopReason
+from harvester.shutdown import FailureLimit, Stop, StopReason, month_spent, token_refused
 
 MANY_REFUSED = 50
 """If this many calls are refused before the first row, for whatever reasons, the fault is not the links'."""
@@ -156,9 +155,9 @@ def for_every_call(verdict: Verdict, next_begins: Callable[[], datetime] = _by_w
     """Return the stop for a verdict that every further call would get too; None for any other."""
     match verdict:
         case MonthSpent():
-            return month_spent(verdict, next_begins())
+            return month_spent(reason(verdict), next_begins())
         case TokenRefused():
-            return token_refused(verdict)
+            return token_refused(reason(verdict))
         case PlanRefused():
             return Stop(
                 StopReason.PLAN_REFUSED,

@@ -20,13 +20,11 @@ from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, pooled
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.credentials import token_source
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
+from harvester.credentials.token_sources import token_source
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
@@ -42,11 +40,14 @@ from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
-from harvester.run.refresh import RequestedRefresh
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.filesystem import lock_holder
 from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.http import pooled
+from harvester.transport.pool import Pool
+from harvester.worklist.refresh import RequestedRefresh
 
 _BUSY_POLL_SECONDS = 0.1
 _SILENT_SECONDS = 1.0

@@ -15,23 +15,22 @@ from typing import Any
 from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
-from harvester.client.known_good import STREAK, Place
+from harvester.client.held_verdicts import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import FAILED_STATE, ROW_STATE, CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.rows.schema import WHOLE
+from harvester.rows.call import FAILED_STATE, REFUSED_STATE, ROW_STATE, WHOLE, CallState
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
-from harvester.run.calls import Call
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
-from harvester.run.refresh import Refresh
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.run.worklist import Worklist
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
+from harvester.worklist.calls import Call
+from harvester.worklist.refresh import Refresh
+from harvester.worklist.worklist import Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
@@ -86,12 +85,8 @@ class Harvest:
         self.progress = self._telemetry.progress
         self._dataset = dataset
         self._client = client
-        self._budget = budget
-        self._discovery = discovery
-        self._shutdown = shutdown
-        self._rules = rules
-        self._observer = observer
-        self._options = options
+        self._budget, self._discovery, self._shutdown = budget, discovery, shutdown
+        self._rules, self._observer, self._options = rules, observer, options
         self._committer = Committer(
             dataset, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
         )
@@ -349,8 +344,7 @@ class Harvest:
         link, fetched_at = call.link, iso_second(int(time.time()))
         line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried)
         shortfall = self._dataset.rows.shortfall(answer)
-        clicks = answer.clicks_listed
-        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, clicks)
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, answer.clicks_listed)
         self._telemetry.throughput.count_verdict()
         self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
 
@@ -360,8 +354,9 @@ class Harvest:
         refused = _is_plain_no(verdict) and bool(self._client.known_good.links)
         self._unproven += isinstance(verdict, Refused) and not refused
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
-        state = CallState.REFUSED if refused else CallState.FAILED
-        self._dataset.record(call.key, state, line, call.previous, lacked=call.lacked)
+        self._dataset.record(
+            call.key, REFUSED_STATE if refused else FAILED_STATE, line, call.previous, WHOLE, call.lacked
+        )
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.count_without_row(verdict.status, call, refused=refused)

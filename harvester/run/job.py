@@ -35,13 +35,13 @@ from harvester.run.assembly import (
 )
 from harvester.run.committer import MANIFEST_SECONDS, STORE_SECONDS, Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.preflight import Preflight, spool_paths
-from harvester.run.refresh import refresh_of
 from harvester.run.telemetry import Telemetry, window_report
 from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limited
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
+from harvester.worklist.preflight import Preflight, spool_paths
+from harvester.worklist.refresh import refresh_of
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
@@ -89,7 +89,9 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
                     job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
-                    preflight = Preflight(shutdown, observer, job, refresh_of(job, dataset.rows.query))
+                    query = dataset.rows.query
+                    refresh = refresh_of(job, query.unit_reference, query.units)
+                    preflight = Preflight(shutdown, observer, job, refresh)
                     feed, calls = await _check_list(job, dataset, budgets.facet, spools, preflight)
                 if job.refresh and preflight.found:
                     telemetry.progress.refresh = preflight.found.ages(job.refresh.seconds)
@@ -300,7 +302,7 @@ def _options_for(job: Job, query: Query, *, to_make: int | None, kept: bool) -> 
         to_make=to_make,
         retry_failed=job.retry_failed and kept,
         retry_refused=job.retry_refused and kept,
-        refresh=refresh_of(job, query),
+        refresh=refresh_of(job, query.unit_reference, query.units),
         allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         report_seconds=job.report_seconds,

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Forecast, Start, beginning, forecast
 from harvester.budget.limits import Limits
-from harvester.client.http import Pool, SlotSession
 from harvester.client.pacer import HintedPauses
 from harvester.clock import utc_iso
 from harvester.dataset.manifest import (
@@ -30,6 +29,7 @@ from harvester.dataset.manifest import (
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
+from harvester.transport.pool import Pool, SlotSession
 
 _STILL_SECONDS = 3
 _LONGEST_WHY = 200

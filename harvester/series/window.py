@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from harvester.bitly.facets import FACETS, Metric
 from harvester.bitly.query import Query, query_for
-from harvester.bitly.verdicts import Answer, MonthSpent, PlanRefused, TokenRefused, Verdict
-from harvester.client.client import Client
+from harvester.bitly.verdicts import Answer, MonthSpent, PlanRefused, TokenRefused
 from harvester.dataset.manifest import WindowCheck
 from harvester.errors import RunStopping
 from harvester.links.batch import Link
@@ -165,7 +164,7 @@ class _Question(_Guard):
             client.pace_by(AtOnce())
             client.calls_ended()  # no other call will tell whom a bad answer concerns
             for bitlink in [*candidates][:_MOST_LINKS]:
-                verdict = await _verdict_on(client, bitlink)
+                verdict = await client.verdict_on(bitlink)
                 if isinstance(verdict, Answer):
                     seen = seen_in(verdict.metrics, verdict.unit_reference_returned, window.query)
                     return self.check_of(bitlink, seen)
@@ -180,11 +179,3 @@ class _Question(_Guard):
             "no link's clicks were answered. Compare one link with Bitly's own page before you add up the numbers"
         )
         return self.check_of(None, _Seen((), ok=None))
-
-
-async def _verdict_on(client: Client, bitlink: str) -> Verdict:
-    verdict = await client.fetch(bitlink)
-    place = client.place_of(verdict)
-    if not client.is_final(verdict):
-        verdict, _ = await client.conclude(bitlink, verdict, place)
-    return verdict

@@ -9,9 +9,10 @@ from itertools import zip_longest
 from typing import BinaryIO
 
 from harvester.dataset.journal import read, segment_path
-from harvester.dataset.ledger import CallState, Ledger, Part, Snapshot
+from harvester.dataset.ledger import Ledger, Part, Snapshot
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
+from harvester.rows.call import CallState
 from harvester.storage.folders import resolve
 from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings

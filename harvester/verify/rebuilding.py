@@ -25,11 +25,12 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Known, Ledger, Part
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.opening import entry_of
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harvester.bitly.query import Query
-from harvester.run.refresh import RequestedRefresh
 from harvester.verify.verify import output_at, verify
+from harvester.worklist.refresh import RequestedRefresh
 from tests.conftest import Served
 from tests.crash.test_kill_storm import CONNECTIONS, end
 from tests.support.commands import NO_LIMITS, start

@@ -22,7 +22,7 @@ import pytest
 from harvester.bearer import fingerprint
 from harvester.bitly.oauth import App, ForeignRedirect, Redirect, authorize_url, exchange, parse_token_response
 from harvester.cli.login import _open, listening
-from harvester.config.token_store import TokenStore
+from harvester.credentials.token_store import TokenStore
 from harvester.errors import UsageError
 from harvester.sandbox import CLIENT_SECRETS
 from tests.conftest import Served

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harvester.links.batch import batch_of_lines
-from harvester.run.preflight import ListSurvey
+from harvester.worklist.list_count import ListSurvey
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
 from tests.support.in_process import command as in_process

@@ -10,7 +10,7 @@ import pytest
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import exit_code
 from harvester.client.client import ClientSettings
-from harvester.client.known_good import BURST, LAST_STREAK, STREAK
+from harvester.client.held_verdicts import BURST, LAST_STREAK, STREAK
 from harvester.events import RunOutcome
 from harvester.reporting.summary import summary
 from harvester.run.harvest import RETRY_ROOM

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from harvester.bitly.query import Query
-from harvester.dataset.ledger import CallState, Known
 from harvester.events import RunOutcome
-from harvester.run.refresh import Refresh, RequestedRefresh, was_answered
+from harvester.rows.call import CallState, Known
 from harvester.shutdown import StopReason
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
+from harvester.worklist.refresh import Refresh, RequestedRefresh, was_answered
 from tests.conftest import Served
 from tests.support.in_process import command, harvest
 from tests.support.output_checks import failures, manifest, public, rows

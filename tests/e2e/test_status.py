@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 import pytest
 
-from harvester.config.credentials import without_secrets
+from harvester.credentials.redaction import without_secrets
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.progress import WAIT_REASONS

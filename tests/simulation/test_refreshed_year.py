@@ -33,12 +33,12 @@ from harvester.reporting.reporter import Reporter
 from harvester.run.abort_rules import AbortRules
 from harvester.run.committer import Heartbeat
 from harvester.run.harvest import Harvest, HarvestOptions
-from harvester.run.refresh import Refresh
 from harvester.run.telemetry import Telemetry
 from harvester.shutdown import ShutdownSignal, StopReason
 from harvester.storage.folders import resolve
 from harvester.storage.location import OutputLocation
 from harvester.verify.verify import output_at, verify
+from harvester.worklist.refresh import Refresh
 from tests.support.output_checks import rows
 from tests.support.simulated_bitly import World, pool_of
 from tests.support.simulated_weeks import Weeks

@@ -18,14 +18,14 @@ import orjson
 from yarl import URL
 
 from harvester.bitly.account_limits import PLATFORM_LIMITS
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, SlotSession
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
-from harvester.dataset.ledger import CallState, Entry, Known, Totals
+from harvester.dataset.ledger import Totals
 from harvester.dataset.manifest import RunReport
-from harvester.rows.schema import WHOLE, Shortfall
+from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
 from harvester.storage.location import OutputKind
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.pool import Pool, SlotSession
 from tests.support.virtual_time import VirtualClock
 
 ROW = b'{"metrics":[{"value":"direct","clicks":3}],"units":30}'

@@ -22,9 +22,9 @@ from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
-from harvester.client.http import Pool, SlotSession
 from harvester.errors import BudgetBusy
 from harvester.shutdown import ShutdownSignal
+from harvester.transport.pool import Pool, SlotSession
 from tests.support.simulated_bitly import ROW, AllSlots, Answer
 from tests.support.virtual_time import ROUND_SECONDS, VirtualClock
 

@@ -32,12 +32,12 @@ from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import Pool, SlotSession
 from harvester.clock import Clock
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.pool import Pool, SlotSession
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"

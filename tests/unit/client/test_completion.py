@@ -19,7 +19,7 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
 )
-from harvester.client.pacer import Completion
+from harvester.client.completion import Completion
 from harvester.errors import RunStopping
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 2)

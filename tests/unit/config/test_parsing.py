@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from harvester.bitly.facets import FACETS, FacetName
 from harvester.bitly.query import BASE_URL, UNITS
 from harvester.budget.limits import RequestedLimits
-from harvester.config.credentials import token_source
 from harvester.config.keywords import refuse_unknown
 from harvester.config.options import (
     AccessOptions,
@@ -39,6 +38,7 @@ from harvester.config.parsing import (
     seconds_of,
 )
 from harvester.config.placeholders import filled_path
+from harvester.credentials.token_sources import token_source
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 

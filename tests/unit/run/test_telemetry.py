@@ -16,12 +16,12 @@ from harvester.budget.database import BudgetDatabase
 from harvester.budget.forecast import ANSWER_SECONDS, Forecast, Start, forecast
 from harvester.budget.limits import Account, Limits, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.client.connection_slots import Holders
 from harvester.client.pacer import HintedPauses
 from harvester.errors import OutputError
 from harvester.progress import AttemptCounts, RunProgress, WaitReason
 from harvester.run import telemetry as outlook
 from harvester.run.telemetry import EtaEstimator
+from harvester.transport.connection_slots import Holders
 from tests.support.in_process import Listener
 
 

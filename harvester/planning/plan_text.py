@@ -9,10 +9,10 @@ from harvester.bitly.account_limits import api_month
 from harvester.budget.forecast import DAYS_PER_MONTH
 from harvester.budget.limits import DEFAULTS, option_for
 from harvester.clock import next_month, utc_iso, utc_text
+from harvester.planning.plan import COMPARED_PLANS, Duration, Plan
 from harvester.progress import WindowState, ages_in_words, duration
-from harvester.run.plan import COMPARED_PLANS, Duration, Plan
-from harvester.run.preflight import ListSurvey
 from harvester.run.telemetry import window_report
+from harvester.worklist.list_count import ListSurvey
 
 _MOST_DOMAINS = 10
 _SHOWN_TEXT = 80

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from harvester.bearer import Token
-from harvester.dataset.ledger import CallState, Known
 from harvester.errors import RunStopping
 from harvester.links.feed import IterableFeed
 from harvester.progress import RunProgress
-from harvester.run.calls import Call
-from harvester.run.worklist import LOW_WATER, Worklist
+from harvester.rows.call import CallState, Known
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.worklist.calls import Call
+from harvester.worklist.worklist import LOW_WATER, Worklist
 from tests.support.commands import TOKEN
 from tests.support.in_process import Listener
 from tests.support.simulated_bitly import MemoryStore
@@ -158,7 +158,7 @@ async def test_the_token_is_not_carried() -> None:
 async def test_of_millions_of_invalid_lines_the_first_are_kept_and_all_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("harvester.run.worklist.MOST_INVALID_LINES", 3)
+    monkeypatch.setattr("harvester.worklist.worklist.MOST_INVALID_LINES", 3)
     store = MemoryStore(invocation=1)
     made = worklist(["none"] * 300, store)
     assert await read_all(made) == []

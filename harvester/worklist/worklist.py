@@ -31,15 +31,15 @@ import orjson
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import GIVEN_UP_RUNS, CallState, Known
 from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import Carried, InvalidLine, RunProgress
-from harvester.run.calls import Call, DueCalls
-from harvester.run.refresh import Refresh, was_answered
+from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
+from harvester.worklist.calls import Call, DueCalls
+from harvester.worklist.refresh import Refresh, was_answered
 
 LOW_WATER = 1000
 """The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from harvester.bitly.query import Query
 from harvester.clock import seconds_since_1970
-from harvester.dataset.ledger import GIVEN_UP_RUNS, CallState, Known
+from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 
 IDLE_AGES = 3
 """With --prefer active, an idle link is due when its answer is so many times as old as another's."""
@@ -119,16 +118,16 @@ class RefreshSettings(Protocol):
         """Refused calls are made again."""
 
 
-def refresh_of(settings: RefreshSettings, query: Query) -> Refresh | None:
-    """Return the rules of a run, None without --refresh. query: what it asks for, up to its own beginning."""
+def refresh_of(settings: RefreshSettings, unit_reference: str, units: int) -> Refresh | None:
+    """Return the rules of a run, None without --refresh. unit_reference, units: of the window that it asks for."""
     requested = settings.refresh
     if requested is None:
         return None
     return Refresh(
         requested.seconds,
-        seconds_since_1970(query.unit_reference),
+        seconds_since_1970(unit_reference),
         requested.prefer_active,
-        cumulative=query.units == -1,
+        cumulative=units == -1,
         retry_failed=settings.retry_failed,
         retry_refused=settings.retry_refused,
     )

@@ -23,15 +23,15 @@ from harvester.bitly.verdicts import Answer, Refused, TokenRefused, Transient, U
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, Counted, RequestedLimits
 from harvester.budget.machine import MachineBudget
-from harvester.client import connection, http
 from harvester.client.attempt import ClientContext, NotSent
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
-from harvester.client.connection_slots import ConnectionSlots
-from harvester.client.http import post_form
 from harvester.clock import Clock
 from harvester.errors import RunStopping, UsageError
 from harvester.shutdown import ShutdownSignal
+from harvester.transport import connection, http
+from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.http import post_form
 from tests.conftest import quick_folder
 from tests.support.proxies import proxying
 from tests.support.servers import in_thread
@@ -433,7 +433,7 @@ async def test_an_attempt_whose_connection_took_its_time_counts_from_when_it_goe
         async with reaching(peer.url) as rig:
             assert await rig.client.fetch("bit.ly/x") == ROW
             assert late == []
-            monkeypatch.setattr("harvester.client.http._RECOUNT_AFTER_SECONDS", -1.0)
+            monkeypatch.setattr("harvester.client.counting._RECOUNT_AFTER_SECONDS", -1.0)
             assert await rig.client.fetch("bit.ly/x") == ROW
     assert len(late) == 1
 

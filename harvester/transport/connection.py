@@ -22,6 +22,8 @@ from harvester.threads import in_daemon
 HEAD_LIMIT = 64 * 1024
 """Largest head of a response, status line and headers, in bytes."""
 HEADERS_LIMIT = 1024
+CONNECT_SECONDS = 10.0
+"""The longest wait for a connection, all addresses of a name taken together."""
 _ADDRESS_SECONDS = 3.0
 """The longest wait for one address of a name while others are left. The last may use up the time for connecting."""
 _CLOSE_TURNS, _LEAST_CLOSE_TURNS = 20, 3

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harvester
-from harvester.config import credentials
-from harvester.config.credentials import checked_secret, secret_in_file, shell_hint, token_origin, token_source
 from harvester.config.options import AccessOptions
+from harvester.credentials import secret_text, token_sources
+from harvester.credentials.secret_text import checked_secret, secret_in_file
+from harvester.credentials.token_sources import shell_hint, token_origin, token_source
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support.commands import harvester as command
@@ -149,7 +150,7 @@ def test_a_token_of_letters_and_digits_is_taken_without_compiling_a_pattern(monk
 
 @given(st.text(string.ascii_letters + string.digits, min_size=1))
 def test_nothing_but_letters_and_digits_has_a_flaw(text: str) -> None:
-    assert not any(re.match(pattern, text, re.DOTALL) for pattern, _ in credentials._FLAWS)
+    assert not any(re.match(pattern, text, re.DOTALL) for pattern, _ in secret_text._FLAWS)
 
 
 @pytest.mark.parametrize("text", [f"{TOKEN}\nuser: me\nurl: https://bitly.com\n", f"{TOKEN}\r\n\n"])
@@ -255,8 +256,8 @@ def test_from_python_neither_a_text_nor_a_callable_is_sent(tmp_path: Path, serve
 def test_a_named_pipe_without_a_writer_is_an_error_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "_SOURCE_SECONDS", 0.2)
-    monkeypatch.setattr(credentials, "_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(secret_text, "SOURCE_SECONDS", 0.2)
+    monkeypatch.setattr(secret_text, "SILENT_SECONDS", 0.05)
     path, said = tmp_path / "token", list[str]()
     os.mkfifo(path, 0o600)
     with pytest.raises(UsageError, match="nothing was written to this pipe"):
@@ -282,12 +283,12 @@ def test_a_named_pipe_is_read_until_its_writer_closes_it(tmp_path: Path) -> None
 
 
 def test_a_token_command_that_takes_long_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(token_sources, "SILENT_SECONDS", 0.05)
     said: list[str] = []
     assert token_source(AccessOptions(token_command=f"sh -c 'sleep 1; echo {TOKEN}'"), said.append)() == TOKEN
     assert [text.partition(":")[0] for text in said] == ["waiting for the token"]
     assert TOKEN not in said[0]
-    monkeypatch.setattr(credentials, "_SOURCE_SECONDS", 0.2)
+    monkeypatch.setattr(token_sources, "SOURCE_SECONDS", 0.2)
     with pytest.raises(UsageError, match="failed"):
         token_source(AccessOptions(token_command="sleep 3600"), said.append)()
 

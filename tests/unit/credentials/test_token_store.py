@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harvester.bearer import fingerprint
-from harvester.config import token_store as vaults
-from harvester.config.credentials import has_token, token_source
 from harvester.config.options import AccessOptions
-from harvester.config.token_store import TokenStore, server_of
+from harvester.credentials import token_store as vaults
+from harvester.credentials.token_sources import has_token, token_source
+from harvester.credentials.token_store import TokenStore, server_of
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support import keyrings

@@ -16,11 +16,11 @@ import aiohttp
 import pytest
 
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.client import connection_slots as slots
-from harvester.client.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
-from harvester.client.http import Pool, SlotSession
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.transport import connection_slots as slots
+from harvester.transport.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
+from harvester.transport.pool import Pool, SlotSession
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import rows

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import orjson
 
-from harvester.dataset.ledger import GIVEN_UP_RUNS, CallState, Known
 from harvester.links.batch import Link
-from harvester.rows.schema import WHOLE, Shortfall
-from harvester.run.refresh import IDLE_TURN, Refresh, asked_at_of
+from harvester.rows.call import GIVEN_UP_RUNS, WHOLE, CallState, Known, Shortfall
 from harvester.storage.sqlite import RankedItems
+from harvester.worklist.refresh import IDLE_TURN, Refresh, asked_at_of
 
 _DUE_CALLS = 1000
 DUE = "due.sqlite"

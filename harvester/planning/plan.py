@@ -1,0 +1,112 @@
+"""A plan: the cost and the end of a run that has not begun, as `planner` found them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple
+
+from harvester.bitly.account_limits import PlanLimit
+from harvester.budget.forecast import Forecast, Start, SteadyState, Suggestion, forecast, steady_state
+from harvester.budget.limits import PLAN_MONTHS, Limits
+from harvester.progress import RefreshCounts, WindowState
+from harvester.worklist.list_count import ListCount, ListSurvey
+
+COMPARED_PLANS = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}
+"""Bitly's plans by their calls a month, which the table compares."""
+_SIZES = (1_000, 10_000, 100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """How long a number of links takes with one of Bitly's plans, from now on, with its month still unused.
+
+    For this list, with what has been used of the present month.
+    ends: None if that is more than 200 years away. months: calendar months in which the command has to be run.
+    """
+
+    links: int
+    plan: str
+    per_month: int
+    ends: datetime | None
+    months: int
+
+
+class PlannedPages(NamedTuple):
+    """Pages of groups' links. read: for the plan, now or before; again: by the run, as its output keeps none."""
+
+    read: int
+    again: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshPlan:
+    """What --refresh comes to. ages: the links by the age of their answers. days: the age at which one is due.
+
+    never: requests for links without an answer; answered: when all have one, None if that is too far away. steady: the
+    state that then follows.
+    """
+
+    ages: RefreshCounts
+    days: float
+    never: int
+    answered: datetime | None
+    steady: SteadyState
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cost and the end of a run that has not begun.
+
+    found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
+    groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
+    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
+    the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
+    the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
+    present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
+    each link is asked for; found counts the calls of all.
+    refresh: None without --refresh.
+    """
+
+    found: ListCount
+    survey: ListSurvey
+    pages: PlannedPages | None
+    attempts: int
+    limits: Limits
+    account: str | None
+    windows: list[WindowState]
+    forecast: Forecast
+    suggestions: list[Suggestion]
+    plan_limits: list[PlanLimit]
+    now: datetime
+    durations: list[Duration]
+    completed_from: int | None
+    month_used: int
+    refused: bool
+    facets: int = 1
+    periods: int = 1
+    refresh: RefreshPlan | None = None
+
+    @property
+    def wanted(self) -> int:
+        """The calls that all outputs of the command need in all, those already made among them."""
+        return self.found.links * self.facets * self.periods
+
+
+def refresh_plan(ages: RefreshCounts, never: int, requests: int, limits: Limits, start: Start) -> RefreshPlan:
+    """Return what --refresh comes to. never, requests: those for links without an answer, and for all links once."""
+    days = (ages.seconds or 0) / 86400
+    return RefreshPlan(ages, days, never, forecast(never, limits, start).ends, steady_state(requests, limits, days))
+
+
+def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterator[Duration]:
+    """Yield how long this list, and lists of usual sizes, take with each of Bitly's plans. used: of this month."""
+    for links in sorted({*_SIZES, attempts} - {0}):
+        for per_month, name in COMPARED_PLANS.items():
+            left = max(per_month - used, 0) if links == attempts else per_month
+            found = forecast(links, replace(limits, per_month=per_month), replace(start, month_left=left))
+            yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
+
+
+def month_is_spent(windows: list[WindowState]) -> bool:
+    """True if Bitly has reported it, which no option changes."""
+    return bool(windows) and windows[-1].source == "bitly"

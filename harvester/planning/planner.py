@@ -1,0 +1,201 @@
+"""`harvester plan`: what a run would cost and when it would end, without a metrics call.
+
+A command with several outputs has a plan for each, and their calls are added up against one month.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import ceil
+
+from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.query import host_of, larger
+from harvester.budget.budget import Budget
+from harvester.budget.forecast import Start, beginning, forecast, suggestions_for
+from harvester.budget.limits import Limits
+from harvester.dataset import opening
+from harvester.dataset.opening import DatasetSnapshot
+from harvester.errors import ConnectionsBusy, RunStopping
+from harvester.events import RunObserver
+from harvester.planning.group_pages import list_for_plan
+from harvester.planning.plan import Plan, PlannedPages, RefreshPlan, durations, month_is_spent, refresh_plan
+from harvester.run.abort_rules import too_many_invalid
+from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.shutdown import ShutdownSignal
+from harvester.storage.folders import has_ledger, resolve
+from harvester.storage.location import STDOUT
+from harvester.storage.scratch import scratch_folder
+from harvester.worklist.list_count import ListCount, ListSurvey
+from harvester.worklist.preflight import Preflight, month_must_be_named
+from harvester.worklist.refresh import refresh_of
+
+_ENOUGH_CALLS = 100
+"""A dataset with fewer calls than this says nothing about the attempts that a call takes."""
+
+
+def make_plan(jobs: Sequence[Job], observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+    """Make the plan in an event loop of its own. Raises as `make`."""
+    return asyncio.run(make_all(jobs, observer, token_known=token_known, offline=offline))
+
+
+async def make_all(jobs: Sequence[Job], observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+    """Make the plan of a command's jobs, whose list is the same. Raises as `make`."""
+    plans: list[Plan] = []
+    unbegun: Plan | None = None
+    for job in jobs:
+        is_new = job.out != STDOUT and not has_ledger(resolve(job.out, job.work_dir))
+        if unbegun is None or not is_new:
+            plans.append(await make(job, observer, token_known=token_known, offline=offline or bool(plans)))
+            unbegun = plans[-1] if is_new else unbegun
+        else:  # the list was counted already, and nothing of it is done
+            plans.append(unbegun)
+    return plans[0] if len(jobs) == 1 else _sum(plans, jobs)
+
+
+def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshPlan | None:
+    found = [plan.refresh for plan in plans if plan.refresh is not None]
+    if not found:
+        return None
+    never, requests = sum(each.never for each in found), sum(each.steady.requests for each in found)
+    return refresh_plan(found[0].ages, never, requests, limits, start)
+
+
+def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
+    """Return the plan of several outputs: facets go side by side, each with its endpoint's windows, in one month."""
+    first, facets = plans[0], len({job.query.facet for job in jobs})
+    calls, most = sum(plan.found.calls for plan in plans), jobs[0].max_calls
+    found = replace(first.found, calls=calls, done=sum(plan.found.done for plan in plans))
+    attempts = sum(plan.attempts for plan in plans)
+    attempts = attempts if most is None else min(attempts, most)
+    limits = first.limits
+    together = replace(limits, per_minute=limits.per_minute * facets, per_hour=limits.per_hour * facets)
+    left = first.windows[-1].remaining if first.windows else limits.per_month or None
+    start = Start(first.now, month_left=left, connections=jobs[0].client_settings.connections)
+    return replace(
+        first,
+        found=found,
+        attempts=attempts,
+        forecast=forecast(attempts, together, start),
+        suggestions=[],
+        durations=list(durations(attempts, together, start, first.month_used)),
+        refresh=_refresh_of(plans, together, start),
+        facets=facets,
+        periods=len(jobs) // facets,
+    )
+
+
+async def make(job: Job, observer: RunObserver, *, token_known: bool, offline: bool) -> Plan:
+    """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
+
+    token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: send
+    no helper request.
+
+    Raises:
+        UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
+    """
+    shutdown = ShutdownSignal()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(scratch_folder(None))
+        location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
+        server = host_of(job.client_settings.base_url)
+        peeking = opening.peek(location, job.query, server=server, pin_reference=job.pin_reference)
+        snapshot = stack.enter_context(peeking)
+        pages = None
+        if job.listed is not None:
+            private, asks = location.private if location else None, token_known and not offline
+            job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
+        preflight = Preflight(shutdown, observer, job, refresh_of(job, job.query.unit_reference, job.query.units))
+        survey = ListSurvey()
+        found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
+        _warn_of_invalid(job, found, observer)
+        if not token_known:
+            return _plan(job, found, survey, snapshot, None, [], pages)
+        private = location.private if location and location.begun else folder
+        budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
+        plan_limits = [] if offline else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
+        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
+
+
+def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
+    lines = found.links + found.duplicates + found.invalid
+    if too_many_invalid(found.invalid, lines, job.invalid_limit):
+        accept = ", or accept its invalid lines with --max-invalid 100%" if found.links else ""
+        observer.warn(
+            f"{found.invalid:,} of {lines:,} lines are not bitlinks, more than --max-invalid allows: the run would "
+            f"fail. Fix the list (is it the right file, and the right column?){accept}"
+        )
+
+
+async def _fetch_limits(
+    job: Job, budgets: Budgets, snapshot: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
+) -> list[PlanLimit]:
+    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper requests, all counted."""
+    try:
+        await budgets.slots.join()
+    except ConnectionsBusy as error:
+        observer.warn(f"{error}; Bitly was not asked for its limits")
+        return []
+    async with open_client(job, budgets, snapshot.query, shutdown) as (_, discovery):
+        try:
+            learned = await discovery.learn()
+            if learned:
+                observer.note(learned.text, learned.event, **learned.fields)
+            return await discovery.plan() if shutdown.stop is None else []
+        except RunStopping:
+            return []
+        finally:
+            if shutdown.stop is not None:
+                observer.warn(shutdown.stop.message)
+
+
+def _plan(
+    job: Job,
+    found: ListCount,
+    survey: ListSurvey,
+    snapshot: DatasetSnapshot,
+    budget: Budget | None,
+    plan_limits: list[PlanLimit],
+    pages: PlannedPages | None,
+) -> Plan:
+    limits = budget.limits if budget else job.limits.limits()
+    hour = budget.reported_per_hour if budget else None
+    unreserved = replace(job.limits, reserve=0.0).limits(hour)
+    own = budget.own_limits if budget else limits
+    windows = budget.windows() if budget else []
+    calls = found.calls if job.max_calls is None else min(found.calls, job.max_calls)
+    each = snapshot.attempts / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else 1.0
+    attempts = ceil(calls * max(each, 1.0)) + (pages.again if pages else 0)
+    now = budget.at(0.0) if budget else datetime.now(UTC)
+    connections = job.client_settings.connections
+    start = Start(now, month_left=limits.per_month or None, connections=connections)
+    if budget:
+        start = beginning(budget, windows, connections)
+    used = windows[-1].used if windows else 0
+    return Plan(
+        found=found,
+        survey=survey,
+        pages=pages,
+        attempts=attempts,
+        limits=limits,
+        account=budget.account.name if budget else None,
+        windows=windows,
+        forecast=forecast(attempts, limits, start),
+        suggestions=[] if month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
+        plan_limits=plan_limits,
+        now=now,
+        durations=list(durations(attempts, limits, start, used)),
+        month_used=used,
+        refused=bool(windows) and month_must_be_named(windows[-1], calls) and any(s.rereadable for s in job.sources),
+        refresh=_refresh_plan(job, found, max(each, 1.0), limits, start),
+        completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
+    )
+
+
+def _refresh_plan(job: Job, found: ListCount, each: float, limits: Limits, start: Start) -> RefreshPlan | None:
+    if job.refresh is None:
+        return None
+    return refresh_plan(
+        found.ages(job.refresh.seconds), ceil(found.never * each), ceil(found.links * each), limits, start
+    )
