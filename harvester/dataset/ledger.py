@@ -21,6 +21,8 @@ _ADVICE = (
     "start a new --out with the links that are missing from it"
 )
 
+ASKED = "unit_reference"
+"""The fact with the end of the window that the last run asked for, where rows are refreshed."""
 REFRESHING = "refreshing"
 """The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
 _REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")

@@ -5,10 +5,10 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -28,7 +28,7 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import MOST_UNANSWERED, Ledger
+from harvester.dataset.ledger import ASKED, MOST_UNANSWERED, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
@@ -36,8 +36,8 @@ from harvester.errors import UsageError, as_output_error
 from harvester.progress import AttemptCounts
 from harvester.rows.call import CallState, Entry
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
-from harvester.rows.row import RowBuilder, moment_fetched
-from harvester.rows.schema import Shape, shortfall_of
+from harvester.rows.row import RowBuilder, entry_of, moment_fetched
+from harvester.rows.schema import Shape
 from harvester.storage import folders
 from harvester.storage.filesystem import sync_folder, truncate_file
 from harvester.storage.location import OutputLocation
@@ -48,8 +48,6 @@ from harvester.storage.watch import FolderLock, check_state
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
-ASKED = "unit_reference"
-"""The fact with the end of the window that the last run asked for, where rows are refreshed."""
 _UNSPECIFIED = RequestedPartFormat()
 _BITLY = host_of(BASE_URL)
 
@@ -384,9 +382,3 @@ class _Recovery:
 
     def _commit(self, segment: int, entries: list[Entry], end: int) -> None:
         self.ledger.commit(entries=[(segment, entries)], invocation=self.invocation, journals={segment: end})
-
-
-def entry_of(key: bytes, row: Mapping[str, Any]) -> Entry:
-    """Return the verdict that a row is."""
-    asked_at = seconds_since_1970(row["unit_reference"])
-    return Entry(key, CallState.ROW, None, shortfall_of(row), asked_at, row["clicks_listed"])

@@ -1,18 +1,21 @@
 """The NDJSON lines of a dataset: the row of an answered call, and the failure of a call or line without a row."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import orjson
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.clock import seconds_since_1970
 from harvester.jsonlines import one_line
 from harvester.progress import Carried
-from harvester.rows.call import WHOLE, Shortfall
-from harvester.rows.schema import SEPARATOR, is_clipped
+from harvester.rows.call import WHOLE, CallState, Entry, Shortfall
+from harvester.rows.schema import SEPARATOR, is_clipped, shortfall_of
 
 SCHEMA_VERSION = 2
 
@@ -128,3 +131,9 @@ def _window_of(query: Query) -> bytes:
 def moment_fetched(row: bytes) -> float:
     """Return the time at which a row's response was read, in seconds since 1970."""
     return datetime.fromisoformat(orjson.loads(row)["fetched_at"]).timestamp()
+
+
+def entry_of(key: bytes, row: Mapping[str, Any]) -> Entry:
+    """Return the verdict that a row is."""
+    asked_at = seconds_since_1970(row["unit_reference"])
+    return Entry(key, CallState.ROW, None, shortfall_of(row), asked_at, row["clicks_listed"])

@@ -27,13 +27,12 @@ from harvester.dataset.journal import (
 )
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import PublishedPart
-from harvester.dataset.opening import entry_of
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.jsonlines import object_in, whole_lines
 from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
-from harvester.rows.row import RowBuilder
+from harvester.rows.row import RowBuilder, entry_of
 from harvester.rows.schema import Shape
 from harvester.storage.sqlite import rows_left
 

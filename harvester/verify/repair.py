@@ -18,9 +18,8 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.journal import good_lines, segment_path, segments
-from harvester.dataset.ledger import REFRESHING, Ledger, Part
+from harvester.dataset.ledger import ASKED, REFRESHING, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
-from harvester.dataset.opening import ASKED
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines

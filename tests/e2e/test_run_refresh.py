@@ -1,23 +1,29 @@
 """`--refresh`: links without an answer first, then those whose answer is oldest, each with a row of its own."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from harvester.bitly.query import Query
 from harvester.events import RunOutcome
 from harvester.rows.call import CallState, Known
+from harvester.rows.encode import Format, RequestedPartFormat
+from harvester.rows.schema import Shape
 from harvester.shutdown import StopReason
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
 from harvester.worklist.refresh import Refresh, RequestedRefresh, was_answered
 from tests.conftest import Served
+from tests.support.commands import ROOT
 from tests.support.in_process import command, harvest
 from tests.support.output_checks import failures, manifest, public, rows
+from tests.support.s3_server import Case, rows_in
 
 BEGIN = datetime(2026, 11, 1, 6, tzinfo=UTC)
 DAY = 86400.0
@@ -50,7 +56,9 @@ class Days:
         assert (found.problems, found.ledger_checked) == ([], True)
         assert len({row["record_id"] for row in all_rows}) == len(all_rows)
         counts = manifest(self.out)["dataset"]
-        assert counts["rows"] + counts["refreshed"] >= len(all_rows)
+        assert counts["rows"] + counts["refreshed"] >= len(
+            {(row["bitlink"], row["unit_reference"]) for row in all_rows}
+        )
 
 
 @FORMS
@@ -208,6 +216,29 @@ async def test_links_that_are_clicked_are_preferred_and_idle_ones_are_not_forgot
     assert (public(days.out) / "_SUCCESS").exists()
 
 
+@pytest.mark.parametrize("shape", list(Shape))
+async def test_the_newest_answer_of_each_link_is_a_query_away(
+    tmp_path: Path, serve: Callable[..., Served], shape: Shape
+) -> None:
+    days, form = Days(serve().url, tmp_path), RequestedPartFormat(Format.NDJSON, shape)
+    for day in (0, 30, 60):
+        await days.run(day, NAMES[: 8 - day // 30], part_format=form)
+    days.check()
+    page = (ROOT / "docs" / "loading.md").read_text()
+    (statement,) = re.findall(rf"^```sql newest {shape}\n(.*?);?\n```$", page, re.MULTILINE | re.DOTALL)
+    with duckdb.connect() as database:
+        database.execute(f"CREATE VIEW bitly_metrics AS FROM read_json_auto('{days.out}/part-*.ndjson')")
+        found = database.execute(
+            f"SELECT bitlink, unit_reference::VARCHAR FROM ({statement.rstrip().rstrip(';')})"
+        ).fetchall()
+    newest = {f"bit.ly/{name}": 60 for name in NAMES[:6]} | {"bit.ly/ok-6": 30, "bit.ly/ok-7": 0}
+    assert {(link, str(moment)[:10]) for link, moment in found} == {
+        (link, str((BEGIN + timedelta(days=day)).date())) for link, day in newest.items()
+    }
+    if shape is Shape.NESTED:
+        assert len(found) == 8
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -229,3 +260,18 @@ def test_what_cannot_be_refreshed_is_refused(
     said = command(capsys, "run", str(links), *age, *out, *words)
     assert said.code == 2
     assert reason in said.err
+
+
+@pytest.mark.slow
+def test_rows_in_an_object_store_are_refreshed_in_new_parts(case: Case) -> None:
+    assert case.run("--unit-reference", "2026-01-01").returncode == 0
+    before = {name: data for name, data in case.held().items() if "part-" in name}
+    done = case.run("--refresh", "1d")
+    assert done.returncode == 0, done.stderr
+    after = {name: data for name, data in case.held().items() if "part-" in name}
+    assert {name: after[name] for name in before} == before
+    found = Counter(row["bitlink"] for row in rows_in(case.held()))
+    assert set(found.values()) == {2}
+    again = case.run("--refresh", "1d")
+    assert again.returncode == 0
+    assert "no link is due" in again.stderr
