@@ -329,7 +329,7 @@ class MemoryStore:
         return {key: self.calls[key] for key in keys if key in self.calls}
 
     def record(
-        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, _: Shortfall = WHOLE
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, *_: object, **__: object
     ) -> None:
         assert key not in self.calls or self.calls[key].state is not CallState.ROW, "a row was bought twice"
         failed_runs = self.calls[key].failed_runs if key in self.calls else 0
