@@ -368,10 +368,9 @@ def below(out: str) -> list[str]:
         return []
     found = []
     for folder, folders, names in os.walk(out):
-        if MANIFEST in names:
+        if is_output := MANIFEST in names:
             found.append(os.path.join(folder, MANIFEST))
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        folders[:] = [name for name in folders if not (is_output or name.startswith((".", "_")))]
     return sorted(found)
 
 
