@@ -197,16 +197,17 @@ class Ledger:
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what is known of the calls with these keys, without those that are unknown."""
         found: dict[bytes, Known] = {}
-        more = ", truncated, clipped, " + ", ".join(_REFRESH_COLUMNS) if self.refreshing else ""
+        marks = len(Shortfall._fields)
+        more = ", ".join(("", *Shortfall._fields, *_REFRESH_COLUMNS)) if self.refreshing else ""
         with self._file.guarded():
             for start in range(0, len(keys), _VARIABLES):
                 some = keys[start : start + _VARIABLES]
-                marks = ",".join("?" * len(some))
-                select = f"SELECT key, state, failed_runs, seen{more} FROM calls WHERE key IN ({marks})"  # noqa: S608
+                places = ",".join("?" * len(some))
+                select = f"SELECT key, state, failed_runs, seen{more} FROM calls WHERE key IN ({places})"  # noqa: S608
                 for key, state, failed_runs, seen, *last in self._file.connection.execute(select, some):
                     found[key] = Known(CallState(state), failed_runs, seen)
                     if last:
-                        found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:2])), *last[2:])
+                        found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:marks])), *last[marks:])
         return found
 
     def commit(
@@ -301,9 +302,8 @@ class Ledger:
             self._file.connection.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
-        Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
-        """
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines."""
+        # Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
             last = 0

@@ -15,6 +15,7 @@ from harvester.events import RunOutcome
 from harvester.rows.call import CallState, Known
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
+from harvester.sandbox.groups import LARGE, link_of
 from harvester.shutdown import StopReason
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
@@ -94,6 +95,24 @@ async def test_new_links_come_first_then_the_oldest_answers_and_removed_links_ar
     ages = manifest(days.out)["refresh"]
     assert (ages["never"], ages["fresh"], ages["due"]) == (0, 5, 0)
     assert ages["oldest"] == "2026-12-11T06:00:00Z"
+
+
+async def test_idle_links_are_refreshed_by_an_export_and_the_others_by_a_call(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    served = serve(links=60)
+    days, names = Days(served.url, tmp_path), [link_of(LARGE, n)["id"].removeprefix("bit.ly/") for n in range(60)]
+    idle = sum("idle" in name for name in names)
+    for day, refreshed in ((0, 0), (10, 0), (40, 60)):
+        outcome = await days.run(day, names, skip_idle=True, in_group=LARGE)
+        assert (outcome.complete, outcome.status.pending, outcome.status.repeated) == (True, 0, 0)
+        counts = manifest(days.out)["dataset"]
+        assert (counts["rows"], counts["refreshed"]) == (60, refreshed)
+        assert idle <= counts["idle"] < 60
+        days.check()
+    assert sum(served.sandbox.requests.values()) == 2 * (60 - manifest(days.out)["dataset"]["idle"])
+    assert len(served.sandbox.exported) == 2
+    assert Counter(days.asked()) == dict.fromkeys(names, 2)
 
 
 def _one_connection(url: str) -> Any:
