@@ -302,7 +302,7 @@ class Ledger:
             self._file.connection.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines."""
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the list's invalid lines."""
         # Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
