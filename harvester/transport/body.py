@@ -1,9 +1,10 @@
 """A response's body: read up to a bound, and unpacked by ourselves."""
 
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
+from multidict import CIMultiDictProxy
 
 from harvester.bitly.verdicts import BODY_LIMIT
 
@@ -23,7 +24,29 @@ class Body(NamedTuple):
     cut: bool = False
 
 
-async def read_bounded(response: aiohttp.ClientResponse) -> Body:
+class Response(Protocol):
+    """What is used of a response, whatever has sent the request."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+
+    @property
+    def content(self) -> aiohttp.StreamReader: ...
+
+    @property
+    def content_length(self) -> int | None: ...
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+
+    def close(self) -> None:
+        """Close the connection: what is left of the body is not read."""
+
+
+async def read_bounded(response: Response) -> Body:
     """Read a body of at most BODY_LIMIT bytes, decoded.
 
     aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
@@ -51,7 +74,7 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     return Body(bytes(body))
 
 
-def _undecoded(response: aiohttp.ClientResponse, flaw: str) -> Body:
+def _undecoded(response: Response, flaw: str) -> Body:
     response.close()
     return Body(b"", flaw=flaw)
 

@@ -10,8 +10,10 @@ from yarl import URL
 
 from harvester.errors import OutputError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
+from harvester.transport.body import Response
 from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.direct import DirectGet
 
 _REBALANCE_SECONDS = 0.5
 
@@ -22,10 +24,15 @@ class SlotSession:
 
     number: int
     session: aiohttp.ClientSession
+    origin: URL
     line: SlotConnection = field(default_factory=SlotConnection)
+    direct: DirectGet | None = None
 
-    def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a GET request; the response is read inside the context."""
+    def get(self, target: str, authorization: str) -> AbstractAsyncContextManager[Response]:
+        """Send a GET request; the response is read inside the context. target: path and query, encoded."""
+        if self.direct is not None:
+            return self.direct(target, authorization)
+        url = self.origin.join(URL(target, encoded=True))
         # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
         return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
 

@@ -236,7 +236,7 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
     """Open a pool whose slots share a session."""
     slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
-    pool = Pool(slots, lambda number: SlotSession(number, session))
+    pool = Pool(slots, lambda number: SlotSession(number, session, URL(BASE).origin()))
     await pool.rebalance()
     yield pool
     slots.leave()
