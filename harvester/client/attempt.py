@@ -32,6 +32,7 @@ from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
 from harvester.transport.body import Body, read_bounded
 from harvester.transport.connection_errors import permanent_cause, transient_cause
+from harvester.transport.exchange import Response
 from harvester.transport.pool import Pool, SlotSession
 
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -97,21 +98,13 @@ class AttemptSender:
         self._helpers = context.helpers
         self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
         self._body_for = self._requests.body
-        self._base = URL(base_url)
-        self._base_path = self._base.raw_path.rstrip("/")
+        self._base_path = URL(base_url).raw_path.rstrip("/")
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def _url(self, bitlink: str, parameters: str) -> URL:
-        # Not parsed from a text, which takes twice as long: no two calls have the same.
-        base, (path, query) = self._base, self._requests.target(bitlink)
-        return URL.build(
-            scheme=base.scheme,
-            authority=base.raw_authority,
-            path=self._base_path + path,
-            query_string=parameters or query,
-            encoded=True,
-        )
+    def _target(self, bitlink: str, parameters: str) -> str:
+        path, query = self._requests.target(bitlink)
+        return f"{self._base_path}{path}?{parameters or query}"
 
     async def send(
         self,
@@ -149,7 +142,7 @@ class AttemptSender:
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
                     posted = self._body_for(bitlink) if self._body_for else None
-                    verdict = await self._request(slot, answer, self._url(bitlink, parameters), header, posted)
+                    verdict = await self._request(slot, answer, self._target(bitlink, parameters), header, posted)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
                         with suppress(OutputError):
@@ -208,11 +201,10 @@ class AttemptSender:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
         self.counters.helper += 1
         self._counter.record(self.counters)
-        url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
         try:
             try:
                 with slot.line.deadline(self._timeout_seconds):
-                    async with slot.get(url, self._token.header) as response:
+                    async with slot.send(f"{self._base_path}{target}", self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
                 if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
@@ -313,14 +305,13 @@ class AttemptSender:
         return given_back
 
     async def _request(
-        self, slot: SlotSession, attempt: CountedAttempt, url: URL, authorization: str, posted: bytes | None
+        self, slot: SlotSession, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
     ) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
-            sending = slot.get(url, authorization) if posted is None else slot.post(url, authorization, posted)
             with slot.line.deadline(self._timeout_seconds):
-                async with sending as response:
+                async with slot.send(target, authorization, posted) as response:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
@@ -338,7 +329,7 @@ class AttemptSender:
             if not kept_alive:
                 await slot.line.closed()
 
-    def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
+    def _classify(self, response: Response, body: Body, sent_at: float) -> Verdict:
         content = body.content
         verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):

@@ -59,6 +59,7 @@ class ClientSettings:
     """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt.
 
     max_size: the metrics to ask for once more where an answer lists as many as the query's size; None to leave it.
+    direct: as for `pooled`.
     """
 
     base_url: str
@@ -67,6 +68,7 @@ class ClientSettings:
     timeout_seconds: float
     backoff_seconds: float = 1.0
     max_size: int | None = None
+    direct: bool = True
 
 
 class Client:
@@ -379,5 +381,6 @@ async def opened(
 ) -> AsyncIterator[Client]:
     """Open a client. connections: a pool that others share and close; or the slots of one. Raises: as `pooled`."""
     shared = nullcontext(connections) if isinstance(connections, Pool) else None
-    async with shared or pooled(cast("ConnectionSlots", connections), context.shutdown, settings.base_url) as pool:
+    slots, base_url = cast("ConnectionSlots", connections), settings.base_url
+    async with shared or pooled(slots, context.shutdown, base_url, direct=settings.direct) as pool:
         yield Client(pool, settings, asked, context)

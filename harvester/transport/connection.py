@@ -40,6 +40,10 @@ _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
 
 
+class Disconnected(aiohttp.ClientError):
+    """The server closed the connection before it answered."""
+
+
 class NotQuiet(aiohttp.ClientError):
     """Bytes came over a connection before anything was asked of it."""
 

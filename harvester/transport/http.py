@@ -17,9 +17,18 @@ from harvester._version import __version__
 from harvester.errors import UsageError
 from harvester.shutdown import ShutdownSignal
 from harvester.transport.body import read_bounded
-from harvester.transport.connection import CONNECT_SECONDS, HEAD_LIMIT, HEADERS_LIMIT, Connector, Peer, SlotConnection
+from harvester.transport.connection import (
+    CONNECT_SECONDS,
+    HEAD_LIMIT,
+    HEADERS_LIMIT,
+    Connector,
+    Disconnected,
+    Peer,
+    SlotConnection,
+)
 from harvester.transport.connection_errors import permanent_cause
 from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.direct import DirectRequests, why_not
 from harvester.transport.pool import Pool, SlotSession
 
 _HEADERS = {
@@ -30,10 +39,6 @@ _HEADERS = {
 _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
 
 
-class _Disconnected(aiohttp.ClientError):
-    """The server closed the connection before it answered."""
-
-
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """Keep aiohttp from resending a GET by itself after a disconnection: that attempt would not be counted."""
     try:
@@ -41,24 +46,30 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Disconnected(f"{type(error).__name__}: {error}") from error
+        raise Disconnected(f"{type(error).__name__}: {error}") from error
 
 
 @asynccontextmanager
-async def pooled(slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str) -> AsyncIterator[Pool]:
+async def pooled(
+    slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str, *, direct: bool = True
+) -> AsyncIterator[Pool]:
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
     slots: joined already; left by the caller. Its sessions do not limit an attempt's time but for connecting: that is
-    for the caller, with `Deadline`.
+    for the caller, with `Deadline`. direct: write requests ourselves, if this aiohttp was tested for that.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
-    proxy, peer = _proxy_for(URL(base_url)), Peer()
+    origin, peer = URL(base_url).origin(), Peer()
+    proxy, is_direct = _proxy_for(origin), direct and why_not() is None
 
     def open_slot(number: int) -> SlotSession:
         line = SlotConnection()
-        return SlotSession(number, _session(None, proxy, Connector(line, peer)), line)
+        connector = Connector(line, peer)
+        session = _session(None, proxy, connector)
+        requests = DirectRequests(connector, origin, proxy, _HEADERS, session.timeout) if is_direct else None
+        return SlotSession(number, session, origin, line, requests)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -12,27 +11,37 @@ from harvester.errors import OutputError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.exchange import JSON_BODY, Exchange
 
 _REBALANCE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class SlotSession:
-    """One of the machine's connections, held by this process: a session of one connection. line: that connection."""
+    """One of the machine's connections, held by this process: a session of one connection.
+
+    line: that connection. direct: sends over it without the session; None to use that.
+    """
 
     number: int
     session: aiohttp.ClientSession
+    origin: URL
     line: SlotConnection = field(default_factory=SlotConnection)
+    direct: Callable[[str, str, bytes | None], Exchange] | None = None
 
-    def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a GET request; the response is read inside the context."""
+    def send(self, target: str, authorization: str, body: bytes | None = None) -> Exchange:
+        """Return a request to be sent.
+
+        target: path and query, encoded. body: JSON to be posted; None for a GET request.
+        """
+        if self.direct is not None:
+            return self.direct(target, authorization, body)
+        url = self.origin.join(URL(target, encoded=True))
         # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
-        return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
-
-    def post(self, url: URL, authorization: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a POST request of JSON; otherwise as `get`."""
-        headers = {"Authorization": authorization, "Content-Type": "application/json"}
-        return self.session.post(url, data=body, headers=headers, allow_redirects=False)
+        headers = {"Authorization": authorization}
+        if body is None:
+            return self.session.get(url, headers=headers, allow_redirects=False)
+        return self.session.post(url, data=body, headers={**headers, **JSON_BODY}, allow_redirects=False)
 
 
 class Pool:

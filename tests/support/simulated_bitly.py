@@ -282,7 +282,7 @@ class AllSlots(ConnectionSlots):
 
 async def pool_of(bitly: SimulatedBitly, connections: int) -> Pool:
     session: Any = Session(bitly)
-    pool = Pool(AllSlots(connections), lambda number: SlotSession(number, session))
+    pool = Pool(AllSlots(connections), lambda number: SlotSession(number, session, URL("https://bitly")))
     await pool.rebalance()
     return pool
 

@@ -15,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from yarl import URL
+
 from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.budget.database import BudgetDatabase
@@ -164,7 +166,7 @@ class Storm:
 
     def _slot(self, number: int) -> SlotSession:
         session: Any = _Session(self)
-        session.slot = SlotSession(number, session)
+        session.slot = SlotSession(number, session, URL("https://bitly"))
         slot: SlotSession = session.slot
         return slot
 

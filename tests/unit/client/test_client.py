@@ -236,16 +236,16 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
     """Open a pool whose slots share a session."""
     slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
-    pool = Pool(slots, lambda number: SlotSession(number, session))
+    pool = Pool(slots, lambda number: SlotSession(number, session, URL(BASE).origin()))
     await pool.rebalance()
     yield pool
     slots.leave()
 
 
 @asynccontextmanager
-async def reaching(base_url: str, token: str = "t0") -> AsyncIterator[Client]:
+async def reaching(base_url: str, token: str = "t0", *, direct: bool = True) -> AsyncIterator[Client]:
     """Open a client with connections of its own and the machine's time."""
-    clock, settings = Clock(), ClientSettings(base_url, 5, 5, 10.0)
+    clock, settings = Clock(), ClientSettings(base_url, 5, 5, 10.0, direct=direct)
     with quick_folder() as folder, closing(BudgetDatabase(str(folder / "budget.sqlite"), clock)) as book:
         slots = ConnectionSlots(str(folder / "connections"), 5)
         await slots.join()
@@ -313,7 +313,7 @@ async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
 
 async def test_a_request_carries_the_token_and_asks_for_json_in_harvesters_name(bitly: Bitly) -> None:
     bitly.answers(OK)
-    async with reaching(BASE, "s3cret") as client:
+    async with reaching(BASE, "s3cret", direct=False) as client:  # aioresponses replaces the session
         assert await client.fetch("bit.ly/x") == ROW
     [(_, request)] = bitly.requests
     assert request["headers"]["Authorization"] == "Bearer s3cret"

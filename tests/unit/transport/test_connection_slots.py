@@ -14,6 +14,7 @@ from typing import cast
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
@@ -190,7 +191,7 @@ class Sessions:
 
     def open_slot(self, number: int) -> SlotSession:
         self.opened.append(number)
-        return SlotSession(number, cast("aiohttp.ClientSession", Session(self, number)))
+        return SlotSession(number, cast("aiohttp.ClientSession", Session(self, number)), URL("http://127.0.0.1"))
 
 
 @dataclass
