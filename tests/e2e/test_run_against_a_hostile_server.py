@@ -171,12 +171,13 @@ def bitly() -> Iterator[Scripted]:
 # --- one run with everything that a run survives ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+@pytest.fixture(scope="module", params=["auto", "session"])
+def mixed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Run]:
+    options = ("--transport", request.param)
     with scripted() as server:
         # Those that fail stand among good ones: where nearly all fail it would be the server.
         among = [name for i, failed in enumerate(FAILED) for name in (failed, *GOOD[3 * i : 3 * i + 3])]
-        yield run(server, tmp_path_factory.mktemp("mixed"), *ROWS, *REFUSED, *among)
+        yield run(server, tmp_path_factory.mktemp("mixed"), *ROWS, *REFUSED, *among, options=options)
 
 
 def test_a_run_through_everything_at_once_finishes_and_says_that_some_failed(mixed: Run) -> None:

@@ -294,6 +294,13 @@ def whole_answer(headers: dict[str, str], body: bytes) -> bytes:
 @asynccontextmanager
 async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
     """Open a client of a server on loopback that answers everything with these bytes; and the requests' heads."""
+    async with wire(answer) as (url, heads), reaching(url) as client:
+        yield client, heads
+
+
+@asynccontextmanager
+async def wire(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Serve these bytes as the answer to everything; yield the base URL and the requests' heads."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -304,8 +311,8 @@ async def wired(answer: bytes) -> AsyncIterator[tuple[Client, list[bytes]]]:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, reaching(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/") as client:
-        yield client, heads
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/", heads
 
 
 # --- over the wire --------------------------------------------------------------------------------------------------
@@ -332,6 +339,16 @@ async def test_the_request_line_on_the_wire_is_encoded_once_and_the_slash_is_lit
     assert "Authorization: Bearer t0" in rest
     assert "Accept: application/json" in rest
     assert not any(header.lower().startswith("cookie") for header in rest)
+
+
+async def test_both_transports_send_the_same_bytes_but_for_the_order_of_the_lines() -> None:
+    async with wire(whole_answer({}, ROW_BODY)) as (url, heads):
+        for direct in (True, False):
+            async with reaching(url, direct=direct) as client:
+                assert await client.fetch("es.pn/a%2Fé+b") == ROW
+    (first, *lines), (first_of_session, *lines_of_session) = (head.decode().split("\r\n") for head in heads)
+    assert first == first_of_session
+    assert sorted(lines) == sorted(lines_of_session)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
