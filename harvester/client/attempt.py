@@ -33,7 +33,7 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_lim
 from harvester.transport.body import Body, read_bounded
 from harvester.transport.connection_errors import permanent_cause, transient_cause
 from harvester.transport.exchange import Response
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
@@ -82,7 +82,7 @@ class AttemptSender:
     ) -> None:
         self.counters = AttemptCounts()
         self.not_sent = 0
-        self.in_flight: list[SlotSession] = []
+        self.in_flight: list[Slot] = []
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -156,7 +156,7 @@ class AttemptSender:
         await self._wait(refusal)
         return None
 
-    async def _wait_for_slot(self) -> SlotSession:
+    async def _wait_for_slot(self) -> Slot:
         if self.pool.empty_handed:
             self.waiting = WaitReason("connections", 0, None)
         return await self.pool.get(self._shutdown)
@@ -197,14 +197,14 @@ class AttemptSender:
         if budget.account.token != self._budget.account.token:  # it was rotated since
             budget.use_token(self._budget.account.token)
 
-    async def _send_helper(self, slot: SlotSession, target: str, attempt: CountedAttempt) -> HelperResponse | None:
+    async def _send_helper(self, slot: Slot, target: str, attempt: CountedAttempt) -> HelperResponse | None:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
         self.counters.helper += 1
         self._counter.record(self.counters)
         try:
             try:
                 with slot.line.deadline(self._timeout_seconds):
-                    async with slot.send(f"{self._base_path}{target}", self._token.header) as response:
+                    async with slot.transport.request(f"{self._base_path}{target}", self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
                 if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
@@ -219,7 +219,7 @@ class AttemptSender:
         finally:
             await slot.line.closed()
 
-    async def _doubt(self, slot: SlotSession, exhausted: MonthExhausted) -> RetryAfter:
+    async def _doubt(self, slot: Slot, exhausted: MonthExhausted) -> RetryAfter:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
@@ -263,7 +263,7 @@ class AttemptSender:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: SlotSession, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
+    def _enter(self, slot: Slot, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
         """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
@@ -305,13 +305,13 @@ class AttemptSender:
         return given_back
 
     async def _request(
-        self, slot: SlotSession, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
+        self, slot: Slot, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
     ) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
             with slot.line.deadline(self._timeout_seconds):
-                async with slot.send(target, authorization, posted) as response:
+                async with slot.transport.request(target, authorization, posted) as response:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.

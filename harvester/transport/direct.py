@@ -31,11 +31,10 @@ def why_not() -> str | None:
     return None
 
 
-class DirectRequests:
+class DirectTransport:
     """Sends requests over a slot's connection.
 
-    connector: makes and keeps the connection; a session may share it. base: the origin, without a path. headers: of
-    every request.
+    connector: makes and keeps the connection. base: the origin, without a path. headers: of every request.
     """
 
     def __init__(
@@ -55,8 +54,8 @@ class DirectRequests:
         lines = {"Host": self._address.headers["Host"], **headers}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
 
-    def __call__(self, target: str, authorization: str, body: bytes | None = None) -> "_Exchange":
-        """Return a context in which a response is read. target: path and query, encoded. body: JSON to be posted."""
+    def request(self, target: str, authorization: str, body: bytes | None = None) -> "_Exchange":
+        """Return a request to be sent; as Transport has it."""
         last = "Connection: close\r\n" if self._connector.force_close else ""
         head = f"{target} HTTP/1.1\r\n{self._head}Authorization: {authorization}\r\n{last}"
         if body is None:
@@ -103,11 +102,15 @@ class DirectRequests:
             connection.close()
             raise
 
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connector.close()
+
 
 class _Exchange:
     __slots__ = ("_connection", "_request", "_sender")
 
-    def __init__(self, sender: DirectRequests, request: bytes) -> None:
+    def __init__(self, sender: DirectTransport, request: bytes) -> None:
         self._sender, self._request = sender, request
         self._connection: Connection | None = None
 

@@ -38,3 +38,16 @@ class Response(Protocol):
 
 Exchange: TypeAlias = AbstractAsyncContextManager[Response]
 """A request that is sent when the context is entered, and whose response is read inside it."""
+
+
+class Transport(Protocol):
+    """Sends requests over one connection, which it opens when it needs it."""
+
+    def request(self, target: str, authorization: str, body: bytes | None = None) -> Exchange:
+        """Return a request to be sent.
+
+        target: path and query, encoded. body: JSON to be posted; None for a GET request.
+        """
+
+    async def close(self) -> None:
+        """Close the connection."""

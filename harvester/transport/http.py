@@ -28,14 +28,17 @@ from harvester.transport.connection import (
 )
 from harvester.transport.connection_errors import permanent_cause
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.direct import DirectRequests, why_not
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.direct import DirectTransport, why_not
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 
 _HEADERS = {
     "Accept": "application/json",  # the same routes can answer CSV
     "Accept-Encoding": "gzip",
     "User-Agent": f"harvester/{__version__}",
 }
+_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
+"""An attempt's whole time is bounded by its deadline."""
 _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
 
 
@@ -64,12 +67,12 @@ async def pooled(
     origin, peer = URL(base_url).origin(), Peer()
     proxy, is_direct = _proxy_for(origin), direct and why_not() is None
 
-    def open_slot(number: int) -> SlotSession:
+    def open_slot(number: int) -> Slot:
         line = SlotConnection()
         connector = Connector(line, peer)
-        session = _session(None, proxy, connector)
-        requests = DirectRequests(connector, origin, proxy, _HEADERS, session.timeout) if is_direct else None
-        return SlotSession(number, session, origin, line, requests)
+        if is_direct:
+            return Slot(number, DirectTransport(connector, origin, proxy, _HEADERS, _TIMEOUT), line)
+        return Slot(number, SessionTransport(_session(_TIMEOUT, proxy, connector), origin), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()
@@ -83,12 +86,12 @@ async def pooled(
         await pool.close()
 
 
-def _session(timeout_seconds: float | None, proxy: str | None, connector: Connector) -> aiohttp.ClientSession:
+def _session(timeout: aiohttp.ClientTimeout, proxy: str | None, connector: Connector) -> aiohttp.ClientSession:
     # Without trust_env: netrc would add a password of its own to the token.
     return aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
-        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        timeout=timeout,
         headers=_HEADERS,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -124,7 +127,8 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
         UsageError: there was no response, or it could not be read.
     """
     target, headers = URL(url), {"Accept": "*/*"}
-    session = _session(timeout_seconds, _proxy_for(target), Connector(SlotConnection(), Peer()))
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS)
+    session = _session(timeout, _proxy_for(target), Connector(SlotConnection(), Peer()))
     try:
         async with session, session.post(target, data=dict(form), headers=headers, allow_redirects=False) as response:
             return response.status, (await read_bounded(response)).content

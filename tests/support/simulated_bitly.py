@@ -25,7 +25,8 @@ from harvester.dataset.manifest import RunReport
 from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
 from harvester.storage.location import OutputKind
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 from tests.support.virtual_time import VirtualClock
 
 ROW = b'{"metrics":[{"value":"direct","clicks":3}],"units":30}'
@@ -282,7 +283,7 @@ class AllSlots(ConnectionSlots):
 
 async def pool_of(bitly: SimulatedBitly, connections: int) -> Pool:
     session: Any = Session(bitly)
-    pool = Pool(AllSlots(connections), lambda number: SlotSession(number, session, URL("https://bitly")))
+    pool = Pool(AllSlots(connections), lambda number: Slot(number, SessionTransport(session, URL("https://bitly"))))
     await pool.rebalance()
     return pool
 

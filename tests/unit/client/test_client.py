@@ -37,7 +37,8 @@ from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 from tests.conftest import quick_folder
 
 BASE = "https://api-ssl.bitly.com/v4"
@@ -236,7 +237,7 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
     """Open a pool whose slots share a session."""
     slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
-    pool = Pool(slots, lambda number: SlotSession(number, session, URL(BASE).origin()))
+    pool = Pool(slots, lambda number: Slot(number, SessionTransport(session, URL(BASE).origin())))
     await pool.rebalance()
     yield pool
     slots.leave()
