@@ -35,7 +35,7 @@ _BUSY_SECONDS = 0.5
 _HIGH_RATE_PER_MINUTE = 1200
 """From 20 attempts a second on, a sync of the disk for each of them would hold them back."""
 _MOST_LEASED = 64
-"""The largest lease. While the month has a limit, a lease is also no more than a 64th of what is left of it."""
+"""The largest lease. It is also no more than a 64th of what is left of each limit."""
 
 
 _NOTHING_COUNTED = Counted("", 0.0, ())
@@ -178,18 +178,19 @@ class MachineBudget:
         return _Lease(attempts, attempts - 1, counted)
 
     def _lease_size(self, now: float) -> int:
-        """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
-        # One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): without
-        # windows calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for
-        # a tenth of a second, the precision of a record, and doubles as long as it is used up in time; what is left is
-        # given back. A kill costs the month what is left of one lease.
-        if self.limits.per_minute or self.limits.per_hour or self.paused:
-            return 1
+        """Return how many attempts to count at once: one, unless every limit is far."""
+        # One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): where no limit
+        # is near calls go at the server's pace, and counting one by one would double what they cost. A lease lasts for
+        # a tenth of a second, the precision of a record, so none of its attempts is sent later than it is counted for.
+        # It doubles as long as it is used up in time; what is left is given back. A kill costs what is left of one.
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
-        if self.limits.per_month:  # no other process may be refused because of attempts that are only leased
-            left = self.limits.per_month - self.month.spent_near(self._database.utc(now))
-            size = min(size, left // _MOST_LEASED)
-        return 1 if self.month.reported_spent else max(size, 1)
+        if size <= 1 or self.paused or self.month.reported_spent:
+            return 1
+        # No other process may be refused because of attempts that are only leased.
+        lefts = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
+        if self.limits.per_month:
+            lefts.append(self.limits.per_month - self.month.spent_near(self._database.utc(now)))
+        return max(min(size, *(left // _MOST_LEASED for left in lefts)), 1) if lefts else size
 
     def _give_back(self) -> None:
         """Undo the count of what is left of the lease."""
@@ -312,6 +313,7 @@ class MachineBudget:
 
     def record_reported(self, limit: int, count: int | None) -> int:
         with self._transaction() as now:
+            self._give_back()  # what is only leased was not sent, and would be taken for others' less
             reported = self._usage.state.reported or ReportedLimits(now, self._usage.total)
             others = 0
             if count is not None:

@@ -44,7 +44,7 @@ from tests.conftest import quick_folder
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-FREE = RequestedLimits(0, 10**6, 10**6)
+FREE = RequestedLimits(0, 120, 10**6)  # enough, and too few for more than one attempt to be counted at once
 """Limits that nothing reaches; without any, attempts are not counted one by one."""
 ACCOUNT = Account("api-ssl.bitly.com:443", "fingerprint", "me")
 
