@@ -115,13 +115,15 @@ class AttemptSender:
         evidence: bool,
         known_good: bool = False,
         throttled_alone: bool = False,
+        yields_probe: bool = False,
         parameters: str = "",
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
         something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
-        says nothing about the limits, because others pass. parameters: instead of the query's.
+        says nothing about the limits, because others pass. yields_probe: leave it to a known-good link to show whether
+        a limit is full. parameters: instead of the query's.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -136,6 +138,8 @@ class AttemptSender:
             await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
             try:
+                if yields_probe and self._budget.wants_known_good:  # it was paused while this attempt waited
+                    return None
                 answer = self._enter(slot, may_probe=may_probe)
                 if isinstance(answer, CountedAttempt):
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
@@ -145,6 +149,7 @@ class AttemptSender:
                     verdict = await self._request(slot, answer, self._target(bitlink, parameters), header, posted)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
+                        self._breaker.leave(sent_at=sent_at)  # as a probe it has shown nothing
                         with suppress(OutputError):
                             self._budget.unlearn(bitlink)
                     else:

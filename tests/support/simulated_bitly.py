@@ -39,8 +39,8 @@ class World:
 
     others_per_hour: asked by others, in the hours for which others_busy says so. outages, spent: from and to, seconds
     since the beginning, of a server that is out, and of one that throttles whatever is asked. poisoned: links that
-    always fail. tells: answers platform_limits; told_per_hour: another limit than it has, 0 for its own.
-    counts_throttled: in what it tells.
+    always fail. throttled: links that are throttled whatever has passed. tells: answers platform_limits; told_per_hour:
+    another limit than it has, 0 for its own. counts_throttled: in what it tells.
     """
 
     per_minute: int = 100
@@ -59,6 +59,7 @@ class World:
     hint: str | None = None
     count: Callable[[int], int] = lambda count: count
     poisoned: Callable[[str, float], bool] = lambda bitlink, seconds: False
+    throttled: frozenset[str] = frozenset()
 
 
 class Promise:
@@ -127,6 +128,9 @@ class SimulatedBitly:
             return 503, b'{"message":"TEMPORARILY_UNAVAILABLE"}'
         if refusal := self._over_a_limit():
             return refusal
+        if bitlink in self.world.throttled:
+            self.throttled += 1
+            return 429, b'{"message":"RATE_LIMIT_EXCEEDED"}'
         if self.world.poisoned(bitlink, self.seconds) or self.rng.random() < self._errors():
             self.failed += 1
             return 500, b'{"message":"INTERNAL_ERROR"}'

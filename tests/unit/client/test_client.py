@@ -44,7 +44,7 @@ from tests.conftest import quick_folder
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-FREE = RequestedLimits(0, 120, 10**6)  # enough, and too few for more than one attempt to be counted at once
+FREE = RequestedLimits(0, 10**6, 10**6)
 """Limits that nothing reaches; without any, attempts are not counted one by one."""
 ACCOUNT = Account("api-ssl.bitly.com:443", "fingerprint", "me")
 
@@ -1216,7 +1216,7 @@ async def test_where_few_are_answered_it_takes_two_witnesses_to_write_a_call_off
 
 
 async def test_each_request_is_recorded_before_it_is_sent(bitly: Bitly) -> None:
-    bitly.answers(OK, (200, {}, b"{}"), THROTTLED, OK)
+    bitly.answers(OK, (200, {}, b"{}"), THROTTLED, OK, OK)
     seen: list[tuple[AttemptCounts, int]] = []
     async with rigged(record=lambda counters: seen.append((replace(counters), len(bitly.requests)))) as rig:
         assert await rig.client.fetch("bit.ly/x") == ROW
@@ -1226,7 +1226,8 @@ async def test_each_request_is_recorded_before_it_is_sent(bitly: Bitly) -> None:
             (AttemptCounts(1), 0),
             (AttemptCounts(1, helper=1), 1),
             (AttemptCounts(2, helper=1), 2),
-            (AttemptCounts(3, throttled=1, helper=1), 3),
+            (AttemptCounts(3, throttled=1, helper=1), 3),  # the early probe, of a known-good link
+            (AttemptCounts(4, retried=1, throttled=1, helper=1), 4),
         ]
 
 
