@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import Used, check_rows, harvest, run, serving, write_list
+from benchmarks.measuring import LARGE_LIMITS, NO_LIMITS, Used, check_rows, harvest, run, serving, write_list
 
 MOST = 1.5
 """The whole job may cost so many times what the bare pool does."""
@@ -38,7 +39,10 @@ VARIANTS = (
     Variant("bare pool", "bare.ndjson", bare),
     Variant("folder", "out", harvest),
     Variant("one file", "results.ndjson", harvest),
+    Variant("session", "out", partial(harvest, options=(*NO_LIMITS, "--transport", "session"))),
+    Variant("limits", "out", partial(harvest, options=LARGE_LIMITS)),
 )
+"""folder, one file: without limits. session: sent by aiohttp's session. limits: with limits that never bind."""
 
 
 class Bench:

@@ -41,8 +41,8 @@ class Clock:
 
 def _boot_id() -> str:
     try:
-        with open(_BOOT_ID, encoding="ascii") as stream:
-            return stream.read().strip()
+        with open(_BOOT_ID, "rb", buffering=0) as stream:
+            return stream.read().decode("ascii").strip()
     except (OSError, ValueError):
         return ""
 
@@ -57,9 +57,9 @@ def _time_namespace() -> tuple[float, str]:
     except OSError:  # a kernel without time namespaces, or no /proc
         return 0.0, ""
     try:
-        with open(_OFFSETS, encoding="ascii") as stream:
-            fields = [line.split() for line in stream]
-        ahead = next(int(seconds) + int(nanos) / 1e9 for name, seconds, nanos in fields if name == "boottime")
+        with open(_OFFSETS, "rb", buffering=0) as stream:
+            fields = [line.split() for line in stream.read().splitlines()]
+        ahead = next(int(seconds) + int(nanos) / 1e9 for name, seconds, nanos in fields if name == b"boottime")
     except (OSError, ValueError, StopIteration):
         return 0.0, own
     return (ahead, "") if own == childrens else (0.0, own)  # the offsets are the children's

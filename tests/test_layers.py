@@ -123,8 +123,8 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         (
             "aiohttp",
             {"cli.login", "client.attempt", "client.counting", "sandbox.groups", "sandbox.server"}
-            | {"transport.body", "transport.connection", "transport.connection_errors", "transport.http"}
-            | {"transport.pool"},
+            | {"transport.connection", "transport.connection_errors", "transport.direct", "transport.exchange"}
+            | {"transport.http", "transport.session"},
         ),
         ("aiolimiter", {"client.pacer"}),
         ("tenacity", {"client.pacer", "storage.object_store"}),

@@ -68,6 +68,10 @@ class Budget(Protocol):
     def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
 
+    @property
+    def wants_known_good(self) -> bool:
+        """True while paused if the next probe should be a known-good link: those before it were throttled at once."""
+
     def use_token(self, fingerprint: str) -> None:
         """Count for another token of the same account from the next attempt on. Raises nothing."""
 
@@ -110,7 +114,7 @@ class Budget(Protocol):
         """
 
     def unlearn(self, bitlink: str) -> None:
-        """Restore the limits learned before the last pause, if this bitlink began it: it alone is throttled."""
+        """Restore the limits learned before the pause that this bitlink began: it alone is throttled."""
 
     def answered(self, *, sent_at: float) -> None:
         """Record a response that was not throttled; if it was the probe's, the endpoint's pause ends."""

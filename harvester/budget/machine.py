@@ -22,7 +22,7 @@ from harvester.budget.limits import (
     RequestedLimits,
     RetryAfter,
 )
-from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
+from harvester.budget.throttling import EndpointThrottle, LearnedBefore, ReportedLimits
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
 from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError
@@ -35,9 +35,7 @@ _BUSY_SECONDS = 0.5
 _HIGH_RATE_PER_MINUTE = 1200
 """From 20 attempts a second on, a sync of the disk for each of them would hold them back."""
 _MOST_LEASED = 64
-"""The largest lease. While the month has a limit, a lease is also no more than a 64th of what is left of it."""
-
-
+"""The largest lease. It is also no more than a 64th of what is left of each limit."""
 _NOTHING_COUNTED = Counted("", 0.0, ())
 
 
@@ -74,8 +72,7 @@ class MachineBudget:
         self._rng = rng or throttling.RNG
         self._lease = _Lease()
         self._endpoint = endpoint
-        self._begun_by = ""
-        self._before: dict[str, LearnedLimit] = {}
+        self._before = LearnedBefore()
         self._usage = EndpointUsage(database, account.server, account.token, endpoint)
         self._refresh_limits()
 
@@ -87,6 +84,10 @@ class MachineBudget:
     def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
         return self._usage.state.throttle.paused
+
+    @property
+    def wants_known_good(self) -> bool:
+        return self._throttle.wants_known_good
 
     @property
     def high_rate(self) -> bool:
@@ -178,18 +179,19 @@ class MachineBudget:
         return _Lease(attempts, attempts - 1, counted)
 
     def _lease_size(self, now: float) -> int:
-        """Return how many attempts to count at once: one, unless nothing but the month could refuse them."""
-        # One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): without
-        # windows calls go at the server's pace, and counting one by one would cost them a fifth more. A lease lasts for
-        # a tenth of a second, the precision of a record, and doubles as long as it is used up in time; what is left is
-        # given back. A kill costs the month what is left of one lease.
-        if self.limits.per_minute or self.limits.per_hour or self.paused:
-            return 1
+        """Return how many attempts to count at once: one, unless every limit is far."""
+        # One transaction costs about 45 µs of CPU, an attempt out of a lease 1 µs (benchmarks/quota.py): where no limit
+        # is near calls go at the server's pace, and counting one by one would double what they cost. A lease lasts for
+        # a tenth of a second, the precision of a record, so none of its attempts is sent later than it is counted for.
+        # It doubles as long as it is used up in time; what is left is given back. A kill costs what is left of one.
         size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
-        if self.limits.per_month:  # no other process may be refused because of attempts that are only leased
-            left = self.limits.per_month - self.month.spent_near(self._database.utc(now))
-            size = min(size, left // _MOST_LEASED)
-        return 1 if self.month.reported_spent else max(size, 1)
+        if size <= 1 or self.paused or self.month.reported_spent:
+            return 1
+        # No other process may be refused because of attempts that are only leased.
+        lefts = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
+        if self.limits.per_month:
+            lefts.append(self.limits.per_month - self.month.spent_near(self._database.utc(now)))
+        return max(min(size, *(left // _MOST_LEASED for left in lefts)), 1) if lefts else size
 
     def _give_back(self) -> None:
         """Undo the count of what is left of the lease."""
@@ -251,26 +253,23 @@ class MachineBudget:
         with self._transaction() as now:
             self._give_back()
             state = self._throttle
-            if state.paused and sent_at < state.paused_at:  # it was under way when an earlier response began the pause
+            if state.paused and sent_at <= state.paused_at:  # it was under way when an earlier response began the pause
                 throttling.note_late(state)
             else:
-                seconds = throttling.pause_seconds(state.strikes + 1, hint, self._database.utc(now), self._rng)
-                passed = {window: self._passed(window, now) for window in SPANS}
                 if not state.paused:
-                    self._begun_by = bitlink
-                    self._before = {window: replace(learned) for window, learned in state.learned_limits.items()}
-                throttling.pause(state, now=now, seconds=seconds, passed=passed)
+                    self._before.keep(bitlink, state.learned_limits)
+                passed = {window: self._passed(window, now) for window in SPANS}
+                throttling.pause_as_hinted(state, hint, self._database.utc(now), self._rng, now=now, passed=passed)
             self._usage.save()
 
     def unlearn(self, bitlink: str) -> None:
-        if not bitlink or self._begun_by != bitlink or self.paused:
+        if self.paused or (before := self._before.take(bitlink)) is None:
             return
         with self._transaction():
-            self._throttle.learned_limits = self._before
+            self._throttle.learned_limits = before
             self._throttle.suspected.clear()
             self._usage.save()
             self._refresh_limits()
-        self._begun_by, self._before = "", {}
 
     def answered(self, *, sent_at: float) -> None:
         if not self.paused:
@@ -312,6 +311,7 @@ class MachineBudget:
 
     def record_reported(self, limit: int, count: int | None) -> int:
         with self._transaction() as now:
+            self._give_back()  # what is only leased was not sent
             reported = self._usage.state.reported or ReportedLimits(now, self._usage.total)
             others = 0
             if count is not None:
@@ -331,6 +331,7 @@ class MachineBudget:
 
     def windows(self) -> list[WindowState]:
         with self._transaction() as now:
+            self._give_back()
             states = [self._window_state(window, now) for window in SPANS]
             utc = self._database.utc(now)
             source = "default" if self.requested.per_month is None else "asked"

@@ -5,7 +5,7 @@ Pure: the budget stores the state and passes in the time.
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from harvester.budget.limits import HOUR, MINUTE
@@ -18,8 +18,12 @@ _JITTER = 0.1
 is never shortened: a probe before the time asked for would be throttled again."""
 RNG = random.SystemRandom()
 """For that fraction. It has no seed, whose making costs more than all that is drawn from it."""
+_EARLY_SECONDS = 1.5
+"""The pause after a first throttled response without a hint. It may be its link's own, or the server's mood: then a
+probe passes at once, and nobody is held for a minute."""
 _MINUTE_STRIKES = 2
-"""A full minute window frees within this many pauses; if more were needed, the hourly limit was hit."""
+"""A full minute window frees within this many pauses, not counting early ones; if more were needed, the hourly limit
+was hit."""
 _LONGEST_MINUTE_SECONDS = 150.0
 """The longest wait of two strikes (60 s each, plus jitter) and some time for the response."""
 _NEARLY_FULL, _HALF_FULL = 0.9, 0.5
@@ -63,8 +67,8 @@ class EndpointThrottle:
 
     Times are seconds since boot. opens_at: when the probe may be sent, or, once it is sent, when it counts as lost;
     None while open. probing: the probe was sent and has no response yet. strikes: throttled responses in a row, each of
-    which lengthens the pause; 0 while open. began_at: the first of them. paused_at: the last one, not counting late
-    ones to attempts that were sent before it.
+    which lengthens the pause; 0 while open. early: True if an early probe followed the first. began_at: the first of
+    them. paused_at: the last one, not counting late ones to attempts that were sent before it.
 
     passed: attempts that passed in each window before the first throttled response. suspected: by window, what passed
     before a throttled response that has taught nothing yet. reopened: by window, the total before the probe that last
@@ -78,6 +82,7 @@ class EndpointThrottle:
     began_at: float = 0.0
     probing: bool = False
     strikes: int = 0
+    early: bool = False
     passed: dict[str, int] = field(default_factory=dict)
     suspected: dict[str, int] = field(default_factory=dict)
     reopened: dict[str, int] = field(default_factory=dict)
@@ -89,16 +94,69 @@ class EndpointThrottle:
         """True from a throttled response until a probe has passed."""
         return self.opens_at is not None
 
+    @property
+    def wants_known_good(self) -> bool:
+        """True while the next probe is an early one: beside a link throttled by itself there may be others."""
+        return self.early and self.strikes == 1
+
     def lowered(self, window: str, limit: int) -> int:
         """Return a window's limit in force: the smaller of its own and the learned one. 0 means no limit."""
         learned = self.learned_limits.get(window)
         return limit if learned is None else min(limit or learned.limit, learned.limit)
 
 
-def pause(state: EndpointThrottle, *, now: float, seconds: float, passed: dict[str, int]) -> None:
-    """Pause the endpoint for `seconds` after a throttled response. passed: as in EndpointThrottle."""
+_MOST_BEFORE = 8
+
+
+class LearnedBefore:
+    """The limits learned before the latest pauses, each by the bitlink whose attempt began the pause."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, LearnedLimit]] = {}
+
+    def keep(self, bitlink: str, learned_limits: dict[str, LearnedLimit]) -> None:
+        """Keep what was learned before a pause that begins now."""
+        self._kept.pop(bitlink, None)
+        self._kept[bitlink] = _copied(learned_limits)
+        if len(self._kept) > _MOST_BEFORE:
+            del self._kept[next(iter(self._kept))]
+
+    def take(self, bitlink: str) -> dict[str, LearnedLimit] | None:
+        """Return what was learned before a bitlink's pause, None if that began none; what came later is forgotten."""
+        began = list(self._kept)
+        if bitlink not in self._kept:
+            return None
+        for later in began[began.index(bitlink) + 1 :]:
+            self._kept[later] = _copied(self._kept[bitlink])
+        return self._kept.pop(bitlink)
+
+
+def _copied(learned_limits: dict[str, LearnedLimit]) -> dict[str, LearnedLimit]:
+    return {window: replace(learned) for window, learned in learned_limits.items()}
+
+
+def pause_as_hinted(
+    state: EndpointThrottle,
+    hint: float | datetime | None,
+    wall: float,
+    rng: random.Random,
+    *,
+    now: float,
+    passed: dict[str, int],
+) -> None:
+    """Pause the endpoint after a throttled response. hint, wall, rng: as in `pause_seconds`. passed: as in `pause`."""
+    early = early_seconds(state, hint, wall, rng)
+    seconds = early or pause_seconds(state.strikes - state.early + 1, hint, wall, rng)
+    pause(state, now=now, seconds=seconds, passed=passed, early=early > 0.0)
+
+
+def pause(state: EndpointThrottle, *, now: float, seconds: float, passed: dict[str, int], early: bool = False) -> None:
+    """Pause the endpoint for `seconds` after a throttled response. passed: as in EndpointThrottle. early: the seconds
+    are those of `early_seconds`.
+    """
     if not state.paused:
         state.passed, state.full, state.began_at = dict(passed), False, now
+    state.early = state.early or early
     state.strikes += 1
     state.paused_at = now
     state.opens_at = now + seconds
@@ -140,7 +198,7 @@ def reopen(state: EndpointThrottle, *, sent_at: float, total: int, limits: dict[
     if not state.full and _is_confirmed(state, window, sent_at, limits):
         state.learned_limits[window] = _learned(state, window, total, limits)
         state.suspected.pop(window, None)
-    state.opens_at, state.probing, state.strikes = None, False, 0
+    state.opens_at, state.probing, state.strikes, state.early = None, False, 0, False
     # The minute lies within the hour: a new hour is a new minute, and a new minute is still the same hour.
     for inner in (MINUTE, HOUR) if window == HOUR else (MINUTE,):
         state.reopened[inner] = total - 1
@@ -149,9 +207,11 @@ def reopen(state: EndpointThrottle, *, sent_at: float, total: int, limits: dict[
 def _is_confirmed(state: EndpointThrottle, window: str, sent_at: float, limits: dict[str, int]) -> bool:
     """Return whether a throttled response was no exception; if it may be one, remember what had passed before it."""
     passed, suspected = state.passed.get(window, 0), state.suspected.get(window)
-    again = window in state.learned_limits or state.strikes > 1 or sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
+    # If an early probe passes, the windows cannot have been full, unless one has just ended.
+    early = state.early and state.strikes == 1
+    long = sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
     nearly_full = 0 < _NEARLY_FULL * limits[window] <= passed
-    if again or nearly_full:
+    if window in state.learned_limits or long or (not early and (state.strikes > 1 or nearly_full)):
         return True
     if suspected is not None and passed <= 2 * suspected:
         # A server that slides or refills lets less pass after a probe than before it.
@@ -176,7 +236,7 @@ def _learned(state: EndpointThrottle, window: str, total: int, limits: dict[str,
 def _to_blame(state: EndpointThrottle, sent_at: float, limits: dict[str, int]) -> str:
     long = sent_at - state.paused_at > _LONGEST_MINUTE_SECONDS
     lowest = limits[MINUTE] == 1  # the minute cannot be lowered any further
-    if long or lowest or state.strikes > _MINUTE_STRIKES:
+    if long or lowest or state.strikes - state.early > _MINUTE_STRIKES:
         return HOUR
     # Near the hour's end the wait for the hour is short, too. It was the hour if that was nearly full, but the minute
     # not even half.
@@ -231,6 +291,15 @@ def pause_seconds(strikes: int, hint: float | datetime | None, wall: float, rng:
     hinted, edge = hinted_seconds(hint, wall, LONGEST_HINT_SECONDS), _until_next_edge(strikes, wall)
     seconds = max(hinted, edge) if strikes > _MINUTE_STRIKES else hinted or edge
     return seconds * (1 + _JITTER * rng.random())
+
+
+def early_seconds(state: EndpointThrottle, hint: float | datetime | None, wall: float, rng: random.Random) -> float:
+    """Return the seconds until an early probe; 0.0 for none. hint, wall, rng: as in `pause_seconds`."""
+    # Where a limit was learned, and not forgotten again as one link's own, it is the likely cause.
+    known = state.strikes or state.learned_limits
+    if known or hinted_seconds(hint, wall, LONGEST_HINT_SECONDS):
+        return 0.0
+    return _EARLY_SECONDS * (1 + _JITTER * rng.random())
 
 
 def _until_next_edge(strikes: int, wall: float) -> float:

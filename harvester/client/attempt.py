@@ -32,7 +32,8 @@ from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
 from harvester.transport.body import Body, read_bounded
 from harvester.transport.connection_errors import permanent_cause, transient_cause
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.exchange import Response
+from harvester.transport.pool import Pool, Slot
 
 _LONGEST_PAUSE_SECONDS = 60.0
 """A longer wait is cut into pieces: another process may have learned something, or the machine slept."""
@@ -81,7 +82,7 @@ class AttemptSender:
     ) -> None:
         self.counters = AttemptCounts()
         self.not_sent = 0
-        self.in_flight: list[SlotSession] = []
+        self.in_flight: list[Slot] = []
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
         self.pacer = Pacer(context.budget, context.shutdown)
@@ -97,21 +98,13 @@ class AttemptSender:
         self._helpers = context.helpers
         self._requests = FacetRequests(asked) if isinstance(asked, Query) else asked
         self._body_for = self._requests.body
-        self._base = URL(base_url)
-        self._base_path = self._base.raw_path.rstrip("/")
+        self._base_path = URL(base_url).raw_path.rstrip("/")
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def _url(self, bitlink: str, parameters: str) -> URL:
-        # Not parsed from a text, which takes twice as long: no two calls have the same.
-        base, (path, query) = self._base, self._requests.target(bitlink)
-        return URL.build(
-            scheme=base.scheme,
-            authority=base.raw_authority,
-            path=self._base_path + path,
-            query_string=parameters or query,
-            encoded=True,
-        )
+    def _target(self, bitlink: str, parameters: str) -> str:
+        path, query = self._requests.target(bitlink)
+        return f"{self._base_path}{path}?{parameters or query}"
 
     async def send(
         self,
@@ -122,13 +115,15 @@ class AttemptSender:
         evidence: bool,
         known_good: bool = False,
         throttled_alone: bool = False,
+        yields_probe: bool = False,
         parameters: str = "",
     ) -> Verdict | None:
         """Send an attempt if breaker and budget allow it now and return its verdict; otherwise wait and return None.
 
         header: for Authorization. may_probe: in an outage this attempt may be the probe. evidence: its outcome says
         something about the server. known_good: its link was answered before. throttled_alone: if it is throttled, that
-        says nothing about the limits, because others pass. parameters: instead of the query's.
+        says nothing about the limits, because others pass. yields_probe: leave it to a known-good link to show whether
+        a limit is full. parameters: instead of the query's.
 
         Raises:
             RunStopping: the run ended before the attempt was sent.
@@ -143,15 +138,18 @@ class AttemptSender:
             await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
             try:
+                if yields_probe and self._budget.wants_known_good:  # it was paused while this attempt waited
+                    return None
                 answer = self._enter(slot, may_probe=may_probe)
                 if isinstance(answer, CountedAttempt):
                     # Read behind the budget, which may have waited for its file: a probe must not seem older than the
                     # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
                     sent_at = self._clock()
                     posted = self._body_for(bitlink) if self._body_for else None
-                    verdict = await self._request(slot, answer, self._url(bitlink, parameters), header, posted)
+                    verdict = await self._request(slot, answer, self._target(bitlink, parameters), header, posted)
                     if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
                         self.counters.throttled += 1
+                        self._breaker.leave(sent_at=sent_at)  # as a probe it has shown nothing
                         with suppress(OutputError):
                             self._budget.unlearn(bitlink)
                     else:
@@ -163,7 +161,7 @@ class AttemptSender:
         await self._wait(refusal)
         return None
 
-    async def _wait_for_slot(self) -> SlotSession:
+    async def _wait_for_slot(self) -> Slot:
         if self.pool.empty_handed:
             self.waiting = WaitReason("connections", 0, None)
         return await self.pool.get(self._shutdown)
@@ -204,15 +202,14 @@ class AttemptSender:
         if budget.account.token != self._budget.account.token:  # it was rotated since
             budget.use_token(self._budget.account.token)
 
-    async def _send_helper(self, slot: SlotSession, target: str, attempt: CountedAttempt) -> HelperResponse | None:
+    async def _send_helper(self, slot: Slot, target: str, attempt: CountedAttempt) -> HelperResponse | None:
         """Send a helper request that its budget has just counted, and return its response, None if none came."""
         self.counters.helper += 1
         self._counter.record(self.counters)
-        url = self._base.join(URL(f"{self._base_path}{target}", encoded=True))
         try:
             try:
                 with slot.line.deadline(self._timeout_seconds):
-                    async with slot.get(url, self._token.header) as response:
+                    async with slot.transport.request(f"{self._base_path}{target}", self._token.header) as response:
                         body = await read_bounded(response)
                 lost = not body.whole or (body.flaw and response.status == 200)
                 if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
@@ -227,7 +224,7 @@ class AttemptSender:
         finally:
             await slot.line.closed()
 
-    async def _doubt(self, slot: SlotSession, exhausted: MonthExhausted) -> RetryAfter:
+    async def _doubt(self, slot: Slot, exhausted: MonthExhausted) -> RetryAfter:
         """Ask the server for its date if a spent month may be over; otherwise end the run with RunStopping."""
         helpers = self._helpers
         if helpers is not None and self._may_ask_date(helpers):
@@ -271,7 +268,7 @@ class AttemptSender:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: SlotSession, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
+    def _enter(self, slot: Slot, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
         """Pass the breaker and be counted, or return how long to wait."""
         if self._shutdown.stop is not None:
             raise RunStopping
@@ -313,14 +310,13 @@ class AttemptSender:
         return given_back
 
     async def _request(
-        self, slot: SlotSession, attempt: CountedAttempt, url: URL, authorization: str, posted: bytes | None
+        self, slot: Slot, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
     ) -> Verdict:
         kept_alive = False
         self.in_flight.append(slot)
         try:
-            sending = slot.get(url, authorization) if posted is None else slot.post(url, authorization, posted)
             with slot.line.deadline(self._timeout_seconds):
-                async with sending as response:
+                async with slot.transport.request(target, authorization, posted) as response:
                     body = await read_bounded(response)
             if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
@@ -338,7 +334,7 @@ class AttemptSender:
             if not kept_alive:
                 await slot.line.closed()
 
-    def _classify(self, response: aiohttp.ClientResponse, body: Body, sent_at: float) -> Verdict:
+    def _classify(self, response: Response, body: Body, sent_at: float) -> Verdict:
         content = body.content
         verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):

@@ -59,6 +59,7 @@ class ClientSettings:
     """How to make calls. attempts: made before a call counts as failed. timeout_seconds: total for one attempt.
 
     max_size: the metrics to ask for once more where an answer lists as many as the query's size; None to leave it.
+    direct: as for `pooled`.
     """
 
     base_url: str
@@ -67,6 +68,7 @@ class ClientSettings:
     timeout_seconds: float
     backoff_seconds: float = 1.0
     max_size: int | None = None
+    direct: bool = True
 
 
 class Client:
@@ -254,17 +256,20 @@ class Client:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
         renewed = False
         while True:
+            if self.known_good.links and self._known_good_probes_limits(bitlink):
+                await (self.known_good.news() if self.known_good.sending else self.known_good.send())
+                continue
             if self._breaker.is_open and self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
             if bitlink in self._throttled and not await self._throttled.let_others_pass(bitlink, again=again):
                 continue
             header, begun, alone = self.token.header, self.known_good.begin(), self._throttled.is_alone(bitlink)
-            may_probe = fresh or not self._fresh_calls
             try:
                 verdict = await self.sender.send(
-                    bitlink, header, may_probe=may_probe, evidence=fresh, throttled_alone=alone
-                )
+                    bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone,
+                    yields_probe=bool(self.known_good.links),
+                )  # fmt: skip
             finally:
                 self.known_good.end(begun)
             self._begun = begun
@@ -311,6 +316,10 @@ class Client:
             self._budget.month.mark_spent()
 
     # --- whose fault is it that there is no answer? ------------------------------------------------------------------
+
+    def _known_good_probes_limits(self, bitlink: str) -> bool:
+        """Return whether a pause's next probe should be a known-good link, as calls may be throttled for themselves."""
+        return self._budget.paused and (self._budget.wants_known_good or self._throttled.is_alone(bitlink))
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
@@ -379,5 +388,6 @@ async def opened(
 ) -> AsyncIterator[Client]:
     """Open a client. connections: a pool that others share and close; or the slots of one. Raises: as `pooled`."""
     shared = nullcontext(connections) if isinstance(connections, Pool) else None
-    async with shared or pooled(cast("ConnectionSlots", connections), context.shutdown, settings.base_url) as pool:
+    slots, base_url = cast("ConnectionSlots", connections), settings.base_url
+    async with shared or pooled(slots, context.shutdown, base_url, direct=settings.direct) as pool:
         yield Client(pool, settings, asked, context)

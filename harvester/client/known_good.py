@@ -46,7 +46,7 @@ class KnownGoodLinks:
         self.links: deque[str] = deque(maxlen=KNOWN_GOOD_LINKS)
         self.in_run = False
         self.last: Verdict | None = None
-        self.asking = False
+        self.asking = self.sending = False
         self.streak, self.earlier_unanswered = Streak(), 0
         self._send = send
         self._moments = count(1)
@@ -117,7 +117,13 @@ class KnownGoodLinks:
             RunStopping: the run ended before the attempt was sent.
         """
         bitlink, begun = self.links[0], self.moment()
-        verdict = await self._send(bitlink)
+        self.sending = True
+        try:
+            verdict = await self._send(bitlink)
+        finally:
+            self.sending = False
+            if not self.asking:  # else a second link may be asked, before which nobody is told
+                self.notify_all()
         if verdict is None or isinstance(verdict, Throttled):
             return None
         if isinstance(verdict, Answer):

@@ -37,6 +37,7 @@ class MetricsKeywords(TypedDict, total=False):
     state_dir: AnyPath | None
     attempts: int
     timeout: Duration
+    transport: str
     outage_limit: Duration
     max_time: Duration | None
     base_url: str

@@ -25,6 +25,7 @@ PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
 PreferName = Literal["active"]
 PeriodName = Literal["day", "week", "month"]
+TransportName = Literal["auto", "session"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 RowsName = Literal["metrics", "links"]
 ShapeName = Literal["nested", "flat"]
@@ -249,6 +250,9 @@ class LimitOptions(PathOptions):
 
     timeout: str = "30s"
     "Time limit of one attempt, such as 30s."
+
+    transport: TransportName = "auto"
+    "auto writes requests directly where this aiohttp was tested for it; session sends each by aiohttp's session."
 
     outage_limit: Annotated[str, Parameter(group=_STOPPING)] = "15m"
     "Stop after an outage of this length."

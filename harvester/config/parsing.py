@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from harvester.bitly.exports import lacks_in_export
 from harvester.bitly.facets import FACETS
@@ -24,7 +24,7 @@ from harvester.bitly.query import (
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.base_url import checked_base_url
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
 
@@ -230,6 +230,7 @@ def requested_limits(options: LimitOptions) -> RequestedLimits:
     """
     if options.plan is not None:
         check_choice("--plan", options.plan, tuple(PLAN_MONTHS))
+    check_choice("--transport", options.transport, get_args(TransportName))
     for name in ("per_minute", "per_hour", "per_month"):
         if (value := getattr(options, name)) is not None:
             _check_range("--" + name.replace("_", "-"), value, 0, "0 means no limit")

@@ -202,7 +202,7 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
     slots = open_slots(state_folder(job.state_dir, private, observer.warn), settings)
     await slots.join()
     try:
-        async with pooled(slots, shutdown, settings.base_url) as pool:
+        async with pooled(slots, shutdown, settings.base_url, direct=settings.direct) as pool:
             yield pool
     finally:
         slots.leave()
@@ -389,6 +389,7 @@ def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOpt
         connections=limits.connections,
         attempts=limits.attempts,
         timeout_seconds=values.timeout_seconds,
+        direct=limits.transport == "auto",
         max_size=query.max_size if query.complete else None,
     )
 

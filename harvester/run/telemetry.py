@@ -29,7 +29,7 @@ from harvester.dataset.manifest import (
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
 
 _STILL_SECONDS = 3
 _LONGEST_WHY = 200
@@ -50,7 +50,7 @@ class Sender(Protocol):
     pool: Pool
     trouble: str | None
     not_sent: int
-    in_flight: list[SlotSession]
+    in_flight: list[Slot]
 
 
 @dataclass(frozen=True, slots=True)

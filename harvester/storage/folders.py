@@ -262,8 +262,9 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         if asked is None:
             _check_local(folder)
         make_folder(folder, 0o700)  # durable with its parents: a power cut must not take the month's count away
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            with tempfile.TemporaryFile(dir=folder):  # says why
+                pass
         _make_budget_file(budget, warn)
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
@@ -349,6 +350,9 @@ def lock_folder(state: str, server: str) -> str:
 
 def _check_local(private: str) -> None:
     """Raise UsageError for a folder on a file system that is known to be a network one."""
+    with suppress(OSError):
+        if os.major(os.stat(private).st_dev):  # a block device's
+            return
     import psutil  # noqa: PLC0415 - commands that only read an output do not need it
 
     path = os.path.join(os.path.realpath(private), "")

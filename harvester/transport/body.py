@@ -3,9 +3,8 @@
 import zlib
 from typing import Any, NamedTuple
 
-import aiohttp
-
 from harvester.bitly.verdicts import BODY_LIMIT
+from harvester.transport.exchange import Response
 
 _READ_BYTES = 64 * 1024
 _ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
@@ -23,7 +22,7 @@ class Body(NamedTuple):
     cut: bool = False
 
 
-async def read_bounded(response: aiohttp.ClientResponse) -> Body:
+async def read_bounded(response: Response) -> Body:
     """Read a body of at most BODY_LIMIT bytes, decoded.
 
     aiohttp's own decoding is off: a few KiB of gzip can hold gigabytes.
@@ -51,7 +50,7 @@ async def read_bounded(response: aiohttp.ClientResponse) -> Body:
     return Body(bytes(body))
 
 
-def _undecoded(response: aiohttp.ClientResponse, flaw: str) -> Body:
+def _undecoded(response: Response, flaw: str) -> Body:
     response.close()
     return Body(b"", flaw=flaw)
 

@@ -40,6 +40,10 @@ _SHORT_LIVES = 3
 _TRIAL_EVERY = 100
 
 
+class Disconnected(aiohttp.ClientError):
+    """The server closed the connection before it answered."""
+
+
 class NotQuiet(aiohttp.ClientError):
     """Bytes came over a connection before anything was asked of it."""
 
@@ -283,6 +287,8 @@ class Connector(aiohttp.TCPConnector):
         self, *args: Any, addr_infos: list[Any], **kwargs: Any
     ) -> tuple[asyncio.Transport, ResponseHandler]:
         """Connect to the first address that answers. aiohttp itself would skip one of each family with each failure."""
+        if self._line.protocol is not None:  # aiohttp may have given its connection up a moment before
+            await self._line.closed()
         ordered = self._peer.in_order(addr_infos)
         addr_infos.clear()  # so that aiohttp, which would go on with what is left in it, raises what is raised here
         while True:

@@ -17,21 +17,29 @@ from harvester._version import __version__
 from harvester.errors import UsageError
 from harvester.shutdown import ShutdownSignal
 from harvester.transport.body import read_bounded
-from harvester.transport.connection import CONNECT_SECONDS, HEAD_LIMIT, HEADERS_LIMIT, Connector, Peer, SlotConnection
+from harvester.transport.connection import (
+    CONNECT_SECONDS,
+    HEAD_LIMIT,
+    HEADERS_LIMIT,
+    Connector,
+    Disconnected,
+    Peer,
+    SlotConnection,
+)
 from harvester.transport.connection_errors import permanent_cause
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.direct import DirectTransport, why_not
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 
 _HEADERS = {
     "Accept": "application/json",  # the same routes can answer CSV
     "Accept-Encoding": "gzip",
     "User-Agent": f"harvester/{__version__}",
 }
+_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
+"""An attempt's whole time is bounded by its deadline."""
 _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
-
-
-class _Disconnected(aiohttp.ClientError):
-    """The server closed the connection before it answered."""
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -41,24 +49,30 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Disconnected(f"{type(error).__name__}: {error}") from error
+        raise Disconnected(f"{type(error).__name__}: {error}") from error
 
 
 @asynccontextmanager
-async def pooled(slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str) -> AsyncIterator[Pool]:
+async def pooled(
+    slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str, *, direct: bool = True
+) -> AsyncIterator[Pool]:
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
     slots: joined already; left by the caller. Its sessions do not limit an attempt's time but for connecting: that is
-    for the caller, with `Deadline`.
+    for the caller, with `Deadline`. direct: write requests ourselves, if this aiohttp was tested for that.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
-    proxy, peer = _proxy_for(URL(base_url)), Peer()
+    origin, peer = URL(base_url).origin(), Peer()
+    proxy, is_direct = _proxy_for(origin), direct and why_not() is None
 
-    def open_slot(number: int) -> SlotSession:
+    def open_slot(number: int) -> Slot:
         line = SlotConnection()
-        return SlotSession(number, _session(None, proxy, Connector(line, peer)), line)
+        connector = Connector(line, peer)
+        if is_direct:
+            return Slot(number, DirectTransport(connector, origin, proxy, _HEADERS, _TIMEOUT), line)
+        return Slot(number, SessionTransport(_session(_TIMEOUT, proxy, connector), origin), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()
@@ -72,12 +86,12 @@ async def pooled(slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str
         await pool.close()
 
 
-def _session(timeout_seconds: float | None, proxy: str | None, connector: Connector) -> aiohttp.ClientSession:
+def _session(timeout: aiohttp.ClientTimeout, proxy: str | None, connector: Connector) -> aiohttp.ClientSession:
     # Without trust_env: netrc would add a password of its own to the token.
     return aiohttp.ClientSession(
         connector=connector,
         middlewares=(_send_once,),
-        timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS),
+        timeout=timeout,
         headers=_HEADERS,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -113,7 +127,8 @@ async def post_form(url: str, form: Mapping[str, str], timeout_seconds: float) -
         UsageError: there was no response, or it could not be read.
     """
     target, headers = URL(url), {"Accept": "*/*"}
-    session = _session(timeout_seconds, _proxy_for(target), Connector(SlotConnection(), Peer()))
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS)
+    session = _session(timeout, _proxy_for(target), Connector(SlotConnection(), Peer()))
     try:
         async with session, session.post(target, data=dict(form), headers=headers, allow_redirects=False) as response:
             return response.status, (await read_bounded(response)).content

@@ -1,51 +1,38 @@
-"""The connections that this process holds, each a session of one connection, lent to one attempt at a time."""
+"""The connections that this process holds, each lent to one attempt at a time."""
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-
-import aiohttp
-from yarl import URL
 
 from harvester.errors import OutputError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.exchange import Transport
 
 _REBALANCE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
-class SlotSession:
-    """One of the machine's connections, held by this process: a session of one connection. line: that connection."""
+class Slot:
+    """One of the machine's connections, held by this process. transport: sends over it. line: the connection itself."""
 
     number: int
-    session: aiohttp.ClientSession
+    transport: Transport
     line: SlotConnection = field(default_factory=SlotConnection)
-
-    def get(self, url: URL, authorization: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a GET request; the response is read inside the context."""
-        # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
-        return self.session.get(url, headers={"Authorization": authorization}, allow_redirects=False)
-
-    def post(self, url: URL, authorization: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a POST request of JSON; otherwise as `get`."""
-        headers = {"Authorization": authorization, "Content-Type": "application/json"}
-        return self.session.post(url, data=body, headers=headers, allow_redirects=False)
 
 
 class Pool:
     """The slots that this process holds, kept at its share while other processes come and go.
 
-    slots: this process's. open_slot: opens a slot's session.
+    slots: this process's. open_slot: opens one.
     """
 
-    def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], SlotSession]) -> None:
+    def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
         self.slots = slots
         self._open_slot = open_slot
-        self._free: asyncio.LifoQueue[SlotSession] = asyncio.LifoQueue()
-        self._surplus: list[SlotSession] = []
+        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
+        self._surplus: list[Slot] = []
         self._too_many = 0
 
     @property
@@ -53,11 +40,11 @@ class Pool:
         """True until other processes have released a connection."""
         return self.slots.held == 0
 
-    def take(self) -> SlotSession | None:
+    def take(self) -> Slot | None:
         """Return a slot if one is free; the caller returns it with `put`."""
         return None if self._free.empty() else self._free.get_nowait()
 
-    async def get(self, shutdown: ShutdownSignal) -> SlotSession:
+    async def get(self, shutdown: ShutdownSignal) -> Slot:
         """Return a free slot as soon as there is one; the caller returns it with `put`.
 
         Raises:
@@ -73,7 +60,7 @@ class Pool:
                 raise
         return slot
 
-    def put(self, slot: SlotSession) -> None:
+    def put(self, slot: Slot) -> None:
         """Return a slot to the pool; one beyond this process's share is closed by the next `rebalance`."""
         if self._too_many > 0:
             self._too_many -= 1
@@ -101,7 +88,7 @@ class Pool:
             shutdown.request(Stop(StopReason.OUTPUT, str(error)))
 
     async def close(self) -> None:
-        """Close the sessions that are not in use, and release their slots."""
+        """Close the connections that are not in use, and release their slots."""
         while not self._free.empty():
             self._surplus.append(self._free.get_nowait())
         await self._close_surplus()
@@ -109,5 +96,5 @@ class Pool:
     async def _close_surplus(self) -> None:
         while self._surplus:
             slot = self._surplus.pop()
-            await slot.session.close()
+            await slot.transport.close()
             self.slots.give_back(slot.number)

@@ -32,8 +32,9 @@ LINKS = [f"ok--{i}" for i in range(30)]
 class Company:
     """A certificate authority that SSL_CERT_FILE names already, and runs of the command in its network."""
 
-    def __init__(self, folder: Path, authority: trustme.CA) -> None:
+    def __init__(self, folder: Path, authority: trustme.CA, transport: str) -> None:
         self.folder = folder
+        self.transport = transport
         self.out = folder / "out"
         self._authority = authority
         self.pem = folder / "authority.pem"
@@ -45,9 +46,11 @@ class Company:
         return context
 
     def run(self, base_url: str, *options: str, **env: str) -> CompletedProcess[str]:
-        command = ("run", "-", "--out", str(self.out), "--base-url", base_url, *NO_LIMITS, *options)
+        command = ("run", "-", "--out", str(self.out), "--base-url", base_url, "--transport", self.transport)
         links = "".join(f"bit.ly/{link}\n" for link in LINKS)
-        return harvester(*command, env={STATE_DIR: str(self.folder / "state"), **env}, stdin=links.encode())
+        return harvester(
+            *command, *NO_LIMITS, *options, env={STATE_DIR: str(self.folder / "state"), **env}, stdin=links.encode()
+        )
 
     def check_nobody_is_written_off(self) -> None:
         """The output is begun and resumable: no link has failed or was refused, and none has a row."""
@@ -62,9 +65,10 @@ class Company:
         return [path for path, data in files.items() if any(secret.encode() in data for secret in secrets)]
 
 
-@pytest.fixture
-def company(tmp_path: Path, authority: trustme.CA) -> Company:
-    return Company(tmp_path, authority)
+@pytest.fixture(params=["auto", "session"])
+def company(tmp_path: Path, authority: trustme.CA, request: pytest.FixtureRequest) -> Company:
+    """Everything here holds for both transports."""
+    return Company(tmp_path, authority, request.param)
 
 
 @pytest.fixture

@@ -171,12 +171,13 @@ def bitly() -> Iterator[Scripted]:
 # --- one run with everything that a run survives ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+@pytest.fixture(scope="module", params=["auto", "session"])
+def mixed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Run]:
+    options = ("--transport", request.param)
     with scripted() as server:
         # Those that fail stand among good ones: where nearly all fail it would be the server.
         among = [name for i, failed in enumerate(FAILED) for name in (failed, *GOOD[3 * i : 3 * i + 3])]
-        yield run(server, tmp_path_factory.mktemp("mixed"), *ROWS, *REFUSED, *among)
+        yield run(server, tmp_path_factory.mktemp("mixed"), *ROWS, *REFUSED, *among, options=options)
 
 
 def test_a_run_through_everything_at_once_finishes_and_says_that_some_failed(mixed: Run) -> None:
@@ -355,17 +356,20 @@ def test_what_a_second_throttled_answer_teaches_holds_everyone_for_the_rest_of_a
     assert budget["limited_by"]["window"] in {"pace", "minute"}
 
 
-def test_throttling_without_a_hint_closes_the_gate_until_the_next_minute(bitly: Scripted, tmp_path: Path) -> None:
+def test_throttling_without_a_hint_closes_the_gate_until_an_early_probe_and_then_the_next_minute(
+    bitly: Scripted, tmp_path: Path
+) -> None:
     began_at, began = time.time(), time.monotonic()
     done = run(
         bitly,
         tmp_path,
         "429-bare",
         *many("ok", 9),
-        options=("--connections", "1", "--max-time", "2s"),
+        options=("--connections", "1", "--max-time", "3s"),
     )
     assert done.code == 9, done.done.stderr
-    first, *later = bitly.requests
+    first, second, *later = bitly.requests
+    assert second.at - first.at >= 1.5
     throttled_at = began_at + first.at - began
     edge = throttled_at + 60 - throttled_at % 60
     assert all(began_at + seen.at - began >= edge - 0.1 for seen in later)

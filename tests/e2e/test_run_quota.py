@@ -185,7 +185,7 @@ def test_a_reserve_is_left_to_others(tmp_path: Path, serve: Serve) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("per_hour", ["0", "1000000"], ids=["counted some at a time", "counted one by one"])
+@pytest.mark.parametrize("per_hour", ["0", "1000000"], ids=["without windows", "far from its limits"])
 def test_no_kill_makes_the_count_less_than_what_was_sent(tmp_path: Path, serve: Serve, per_hour: str) -> None:
     """Two processes at a time, because what one has counted another must not forget."""
     served, rng, kills = serve(latency_ms=10), random.Random(per_hour), 4
@@ -207,8 +207,7 @@ def test_no_kill_makes_the_count_less_than_what_was_sent(tmp_path: Path, serve: 
             threading.Event().wait(0.001)
         assert machine.spent() >= served.sandbox.requests.total()
     assert served.sandbox.too_many_connections == 0
-    in_hand = 64 if per_hour == "0" else 5
-    assert machine.spent() <= served.sandbox.requests.total() + 2 * kills * in_hand
+    assert machine.spent() <= served.sandbox.requests.total() + 2 * kills * 64  # what is left of a lease each
 
 
 # --- minute and hour ------------------------------------------------------------------------------------------------

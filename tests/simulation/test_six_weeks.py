@@ -41,6 +41,23 @@ def test_an_hours_limit_is_used_up_and_never_passed(quick_path: Path, links: int
 
 
 @pytest.mark.parametrize(
+    "places", [(0, 1, 2), (40, 41, 42), (297, 298, 299), (40, 140, 240), tuple(range(292, 300))], ids=str
+)
+def test_links_that_are_throttled_whatever_passes_hold_the_others_up_for_a_minute_at_most(
+    quick_path: Path, places: tuple[int, ...]
+) -> None:
+    """Each is charged its attempts, and none of them teaches a limit."""
+    world = World(throttled=frozenset(f"bit.ly/{place}" for place in places), errors=0.0, tells=False)
+    weeks = Weeks(quick_path, world, RequestedLimits(per_month=0), 300)
+    outcome = weeks.run()
+    weeks.report(f"{len(places)} throttled links", None)
+    assert (outcome.status.rows, outcome.status.failed, weeks.stops) == (300 - len(places), len(places), [])
+    assert weeks.bitly.throttled <= 7 * len(places)
+    assert weeks.bitly.seconds < 181.0 + 60.0 * 2  # the pace alone takes 181 s
+    assert outcome.status.attempts.total < 300 + 9 * len(places)
+
+
+@pytest.mark.parametrize(
     ("limit", "minutes"),
     [(100, 20), (1000, 4), *(pytest.param(*size, marks=pytest.mark.nightly) for size in ((100, 60), (1000, 12)))],
 )

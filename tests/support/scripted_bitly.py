@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import json
 import re
+import select
 import socket
 import ssl
 import struct
@@ -473,13 +474,12 @@ def _parse(request: bytes) -> Seen:
 
 
 def _hung_up(writer: asyncio.StreamWriter) -> bool:
-    """True when the other side has closed: its FIN may be here before the loop has looked."""
+    """True when the other side has closed: its FIN may be here before the loop has looked, even behind other bytes."""
+    closed = select.poll()
     try:
-        with writer.get_extra_info("socket").dup() as twin:
-            return bool(twin.recv(1, socket.MSG_PEEK) == b"")
-    except BlockingIOError:
-        return False
-    except OSError:
+        closed.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(closed.poll(0))  # also an error, and a descriptor that is closed
+    except (OSError, ValueError):  # a socket of ours that is closed has the descriptor -1
         return True
 
 

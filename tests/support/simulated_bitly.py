@@ -25,7 +25,8 @@ from harvester.dataset.manifest import RunReport
 from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
 from harvester.storage.location import OutputKind
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 from tests.support.virtual_time import VirtualClock
 
 ROW = b'{"metrics":[{"value":"direct","clicks":3}],"units":30}'
@@ -38,8 +39,8 @@ class World:
 
     others_per_hour: asked by others, in the hours for which others_busy says so. outages, spent: from and to, seconds
     since the beginning, of a server that is out, and of one that throttles whatever is asked. poisoned: links that
-    always fail. tells: answers platform_limits; told_per_hour: another limit than it has, 0 for its own.
-    counts_throttled: in what it tells.
+    always fail. throttled: links that are throttled whatever has passed. tells: answers platform_limits; told_per_hour:
+    another limit than it has, 0 for its own. counts_throttled: in what it tells.
     """
 
     per_minute: int = 100
@@ -58,6 +59,7 @@ class World:
     hint: str | None = None
     count: Callable[[int], int] = lambda count: count
     poisoned: Callable[[str, float], bool] = lambda bitlink, seconds: False
+    throttled: frozenset[str] = frozenset()
 
 
 class Promise:
@@ -126,6 +128,9 @@ class SimulatedBitly:
             return 503, b'{"message":"TEMPORARILY_UNAVAILABLE"}'
         if refusal := self._over_a_limit():
             return refusal
+        if bitlink in self.world.throttled:
+            self.throttled += 1
+            return 429, b'{"message":"RATE_LIMIT_EXCEEDED"}'
         if self.world.poisoned(bitlink, self.seconds) or self.rng.random() < self._errors():
             self.failed += 1
             return 500, b'{"message":"INTERNAL_ERROR"}'
@@ -282,7 +287,7 @@ class AllSlots(ConnectionSlots):
 
 async def pool_of(bitly: SimulatedBitly, connections: int) -> Pool:
     session: Any = Session(bitly)
-    pool = Pool(AllSlots(connections), lambda number: SlotSession(number, session))
+    pool = Pool(AllSlots(connections), lambda number: Slot(number, SessionTransport(session, URL("https://bitly"))))
     await pool.rebalance()
     return pool
 

@@ -15,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from yarl import URL
+
 from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.budget.database import BudgetDatabase
@@ -24,7 +26,8 @@ from harvester.client.attempt import AttemptSender, ClientContext
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.errors import BudgetBusy
 from harvester.shutdown import ShutdownSignal
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 from tests.support.simulated_bitly import ROW, AllSlots, Answer
 from tests.support.virtual_time import ROUND_SECONDS, VirtualClock
 
@@ -162,10 +165,10 @@ class Storm:
 
             await asyncio.gather(work(), work())
 
-    def _slot(self, number: int) -> SlotSession:
+    def _slot(self, number: int) -> Slot:
         session: Any = _Session(self)
-        session.slot = SlotSession(number, session)
-        slot: SlotSession = session.slot
+        session.slot = Slot(number, SessionTransport(session, URL("https://bitly")))
+        slot: Slot = session.slot
         return slot
 
 
@@ -233,7 +236,7 @@ class _Database(BudgetDatabase):
 class _Session:
     """Stands where aiohttp's session does, and treats its slot's connection as ours does."""
 
-    slot: SlotSession
+    slot: Slot
 
     def __init__(self, storm: Storm) -> None:
         self._storm = storm

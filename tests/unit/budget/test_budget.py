@@ -372,7 +372,8 @@ def test_what_is_given_back_and_what_goes_late_is_counted_as_if_it_had_always_be
                     budget.give_back(attempt)
                 else:
                     times.append(math.ceil(machine.seconds * 10) / 10)
-            budgets[0].close()
+            for each in budgets:  # what is left of leases is given back
+                each.close()
             made = times + [attempt.at for _, attempt in waiting]
             for name, span in SPANS.items():
                 assert window(budgets[1], name).used == sum(at > machine.seconds - span - 0.5 for at in made)
@@ -384,6 +385,7 @@ def test_a_file_stays_small_at_any_rate(start: Start, machine: Machine, quick_pa
     for _ in range(5000):
         assert budget.try_acquire() is None
         machine.seconds += 0.001
+    budget.close()  # gives back what is left of a lease
     assert window(budget, "hour").used == 5000
     with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
         assert file.execute("SELECT count(*) FROM attempts").fetchone()[0] <= 51
@@ -1937,5 +1939,4 @@ def test_a_killed_process_leaves_a_usable_file_and_no_granted_attempt_is_forgott
     assert granted > 100
     assert hour >= granted
     assert month >= granted
-    if per_minute:  # each kill may have come between the counting and the telling
-        assert month <= granted + 2
+    assert month <= granted + 2 * 64  # each kill may have left a lease, and come between the counting and the telling

@@ -31,6 +31,7 @@ from harvester.errors import RunStopping, UsageError
 from harvester.shutdown import ShutdownSignal
 from harvester.transport import connection, http
 from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.direct import why_not
 from harvester.transport.http import post_form
 from tests.conftest import quick_folder
 from tests.support.proxies import proxying
@@ -158,6 +159,15 @@ async def reaching(base_url: str, *, connections: int = 1, timeout_seconds: floa
         async with opened(slots, settings, QUERY, context) as client:
             yield Rig(client, budget, helpers, shutdown)
         slots.leave()
+
+
+@pytest.fixture(autouse=True, params=["direct", "session"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds whether requests are written by ourselves or by aiohttp's session."""
+    if request.param == "session":
+        monkeypatch.setattr("harvester.transport.http.why_not", lambda: "the session is tested")
+    else:
+        assert why_not() is None
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,15 @@ from typing import cast
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport import connection_slots as slots
 from harvester.transport.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
-from harvester.transport.pool import Pool, SlotSession
+from harvester.transport.pool import Pool, Slot
+from harvester.transport.session import SessionTransport
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import rows
@@ -188,9 +190,11 @@ class Sessions:
     opened: list[int] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
 
-    def open_slot(self, number: int) -> SlotSession:
+    def open_slot(self, number: int) -> Slot:
         self.opened.append(number)
-        return SlotSession(number, cast("aiohttp.ClientSession", Session(self, number)))
+        return Slot(
+            number, SessionTransport(cast("aiohttp.ClientSession", Session(self, number)), URL("http://127.0.0.1"))
+        )
 
 
 @dataclass
