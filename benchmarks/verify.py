@@ -15,12 +15,12 @@ from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.ledger import CallState
 from harvester.dataset.manifest import BudgetReport
 from harvester.dataset.opening import open_dataset
 from harvester.dataset.sidecars import Sidecars
 from harvester.events import RunOutcome
 from harvester.progress import ListCounts, RunProgress
+from harvester.rows.call import CallState
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.telemetry import Throughput, run_report

@@ -70,6 +70,11 @@ def from_epoch(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def seconds_since_1970(moment: str) -> int:
+    """Return a moment such as `2026-11-23T06:00:00Z` as seconds since 1970."""
+    return int(datetime.fromisoformat(moment).timestamp())
+
+
 def month_of(seconds: float) -> str:
     """Return the calendar month in UTC of seconds since 1970: `2026-11`."""
     return from_epoch(seconds).strftime("%Y-%m")

@@ -78,6 +78,21 @@ class ListCounts:
     differing: int = 0
 
 
+@dataclass(slots=True)
+class RefreshCounts:
+    """The links of the list by the age of their answers, where rows are refreshed.
+
+    seconds: the age from which on a link is due, None in a run without --refresh. never: links without an answer yet.
+    oldest: the end of the oldest answer's window, UTC. They are None while the list was not read to its end.
+    """
+
+    seconds: float | None
+    never: int | None = None
+    fresh: int | None = None
+    due: int | None = None
+    oldest: str | None = None
+
+
 class CallHistory(Protocol):
     """What a call's past says of its end."""
 
@@ -88,6 +103,10 @@ class CallHistory(Protocol):
     @property
     def is_last_try(self) -> bool:
         """True if the call is not made again, should it fail now."""
+
+    @property
+    def is_due(self) -> bool:
+        """True if the link had an answer, which is old."""
 
 
 class InvalidLine(NamedTuple):
@@ -139,6 +158,15 @@ def idle_in_words(rows: int, idle: int) -> str:
     return f"{idle:,} of {rows:,} rows without a call: exports of the group state that the links have no clicks"
 
 
+def ages_in_words(ages: RefreshCounts, now: datetime) -> str:
+    """Return the links by the age of their answers in words; their numbers must be known."""
+    text = f"{ages.never or 0:,} never answered, {ages.fresh or 0:,} fresh, {ages.due or 0:,} due"
+    if ages.oldest is None:
+        return text
+    age = (now - datetime.fromisoformat(ages.oldest)).total_seconds()
+    return f"{text}; the oldest answer is {duration(max(age, 0.0))} old"
+
+
 def counted(number: int, one: str, more: str | None = None) -> str:
     """Return a number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
@@ -168,13 +196,15 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.schema.Shortfall); idle: rows that no call was made for; exports: the requests that
+    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for; exports: the requests that
     told which, among attempts.helper. waiting: the limit that blocks sending now. trouble: how the last attempt failed,
     if the failure was transient. not_sent: attempts that did not reach the server, at the end. connecting: those among
     `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
+    refresh: the links by the age of their answers as this run found them, None without --refresh; first, refreshed:
+    calls for the first time, and others, that have an answer since.
     refused_by: this run's refusals by HTTP status. invalid_before, spent_before: what earlier runs of this output have
     reported of it: invalid lines in the list, and the end of a month (`2026-12-01T00:00:00Z`) whose calls were used up.
     per_second: calls finished in each of the last seconds, at most 60, the latest last. ends: estimate of when all
@@ -208,6 +238,9 @@ class RunProgress:
     per_second: Sequence[float] = ()
     ends: datetime | None = None
     spent: datetime | None = None
+    refresh: RefreshCounts | None = None
+    first: int = 0
+    refreshed: int = 0
     refused_by: Counter[int | None] = field(default_factory=Counter)
     invalid_before: int = 0
     spent_before: str = ""
@@ -225,11 +258,14 @@ class RunProgress:
         self.pending -= 1
         self.repeated -= call.is_repeated
         self.rows += 1
+        self._count_answer(call)
         self.truncated += truncated
         self.clipped += clipped
 
-    def count_idle(self) -> None:
-        """Count a link that has its row without a call; it was never pending."""
+    def count_idle(self, *, was_pending: bool) -> None:
+        """Count a link that has its row without a call. was_pending: it had one before, and was counted as due."""
+        self.pending -= was_pending
+        self.repeated -= was_pending
         self.rows += 1
         self.idle += 1
 
@@ -239,8 +275,24 @@ class RunProgress:
         self.repeated -= call.is_repeated
         self.refused += refused
         self.failed += not refused
+        if refused:
+            self._count_answer(call)
         self.exhausted += call.is_last_try and not refused
         self.refused_by[status] += refused
+
+    def _count_answer(self, call: CallHistory) -> None:
+        if self.refresh is not None:
+            self.refreshed += call.is_due
+            self.first += not call.is_due
+
+    @property
+    def ages(self) -> RefreshCounts | None:
+        """The links by the age of their answers now; None without --refresh."""
+        found = self.refresh
+        if found is None or found.never is None or found.due is None or found.fresh is None:
+            return found
+        fresh = found.fresh + self.first + self.refreshed
+        return RefreshCounts(found.seconds, found.never - self.first, fresh, found.due - self.refreshed, found.oldest)
 
     def take_back_refusal(self, status: int | None) -> None:
         """Count a refusal of this run as a failure, because the server is found to refuse everything."""

@@ -133,6 +133,38 @@ class _Course:
         self.now += timedelta(seconds=count * self._seconds_each)
 
 
+DAYS_PER_MONTH = 365.2425 / 12
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyState:
+    """How old answers become that are asked for again and again. requests: those that all links need once.
+
+    per_month: the requests of a month that the limits allow, None without any. oldest_days: the age of the oldest
+    answer just before its turn. kept: the requested age is enough for all links.
+    """
+
+    requests: int
+    per_month: int | None
+    oldest_days: float
+    kept: bool
+
+
+def steady_state(requests: int, limits: Limits, refresh_days: float) -> SteadyState:
+    """Return how old the oldest answer becomes once all links have one. refresh_days: the age at which one is due.
+
+    A month's requests are sent when it begins, so an answer whose turn does not come in one month waits for the next:
+    the age is a whole number of months.
+    """
+    monthly = [limits.per_month] if limits.per_month else []
+    hourly = [int(limits.per_hour * 24 * DAYS_PER_MONTH)] if limits.per_hour else []
+    per_month = min(monthly + hourly, default=None)
+    if per_month is None or requests <= per_month * refresh_days / DAYS_PER_MONTH:
+        return SteadyState(requests, per_month, refresh_days, kept=True)
+    months = math.ceil(requests / per_month) if monthly == [per_month] else requests / per_month
+    return SteadyState(requests, per_month, max(months * DAYS_PER_MONTH, refresh_days), kept=False)
+
+
 def suggestions_for(
     attempts: int, limits: Limits, own: Limits, without_reserve: Limits, start: Start
 ) -> list[Suggestion]:

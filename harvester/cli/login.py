@@ -26,7 +26,8 @@ from harvester.bitly.oauth import (
     exchange,
     parse_token_response,
 )
-from harvester.config import parsing
+from harvester.config.base_url import checked_base_url
+from harvester.config.parsing import seconds_of
 from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.credentials.secret_text import checked_secret, secret_in_file, warn_of_readers
 from harvester.credentials.token_store import TokenStore
@@ -57,7 +58,7 @@ def log_in(options: LoginOptions, tell: Tell) -> str:
     Raises:
         UsageError: no token was given, or none can be stored.
     """
-    base_url = parsing.checked_base_url(options.kept.base_url)
+    base_url = checked_base_url(options.kept.base_url)
     flow = None if options.with_token else _flow_of(options, base_url, tell)
     tokens = TokenStore(base_url, options.kept.token_store)
     store = tokens.choose(options.store, tell)  # before a code is spent: it can be exchanged only once
@@ -74,7 +75,7 @@ def log_out(options: TokenStoreOptions, tell: Tell) -> str:
     Raises:
         UsageError: the store cannot be changed.
     """
-    tokens = TokenStore(parsing.checked_base_url(options.base_url), options.token_store)
+    tokens = TokenStore(checked_base_url(options.base_url), options.token_store)
     if not tokens.forget(tell):
         return f"no token was stored for {tokens.server}"
     return f"the stored token for {tokens.server} was deleted; revoke it at Bitly to invalidate it"
@@ -101,7 +102,7 @@ def _flow_of(options: LoginOptions, base_url: str, tell: Tell) -> Flow:
         app=App(options.client_id, _client_secret(options.client_secret_file, tell)),
         port=options.port,
         browser=not options.no_browser,
-        timeout_seconds=parsing.seconds_of("--wait", options.wait),
+        timeout_seconds=seconds_of("--wait", options.wait),
     )
 
 

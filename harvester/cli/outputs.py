@@ -161,13 +161,14 @@ def repair(
         A folder to which a loader has moved parts; they are only read.
     """
     from harvester.verify import repair as repairs
+    from harvester.verify.repair_text import as_dict, as_text
 
     outputs, json = choice.outputs(out), choice.output.json
     if len(outputs) > 1:
         raise UsageError("repairs one output: name one", option="--facet")
     (path, folder), *_ = outputs
     found = repairs.repair(path, folder, parts, apply=apply, ask_again=ask_again)
-    _print_report(as_json(repairs.as_dict(found), orjson.OPT_INDENT_2) if json else repairs.as_text(found))
+    _print_report(as_json(as_dict(found), orjson.OPT_INDENT_2) if json else as_text(found))
     return OK if found.ok else OUTPUT
 
 

@@ -68,6 +68,8 @@ class HarvestKeywords(StreamKeywords, total=False):
     since: str | date | None
     until: str | date | None
     every: str
+    refresh: Duration | None
+    prefer: str | None
 
     part_rows: int
     part_bytes: str | int

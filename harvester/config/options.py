@@ -23,6 +23,7 @@ LogFormatName = Literal["text", "json"]
 StoreName = Literal["keyring", "file"]
 PlanName = Literal["free", "core", "growth", "premium"]
 UnitName = Literal["minute", "hour", "day", "week", "month"]
+PreferName = Literal["active"]
 PeriodName = Literal["day", "week", "month"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 RowsName = Literal["metrics", "links"]
@@ -180,6 +181,11 @@ class ListOptions:
 
     in_group: str | None = None
     "The group that the links of LINKS belong to, for --skip-idle."
+    refresh: str | None = None
+    "Ask again for links whose answer is this old, such as 30d, the oldest first, behind those without an answer."
+
+    prefer: PreferName | None = None
+    "With --refresh: links that are clicked before idle ones, which are due at three times the age."
 
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."

@@ -8,14 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from ipaddress import ip_address
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from harvester.bitly.exports import lacks_in_export
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import (
-    BASE_URL,
     PERIOD_UNITS,
     UNITS,
     Period,
@@ -26,6 +23,7 @@ from harvester.bitly.query import (
 )
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
+from harvester.config.base_url import checked_base_url
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.errors import UsageError
 from harvester.shutdown import FailureLimit
@@ -36,10 +34,10 @@ _ACCOUNT = re.compile(r"[^\x00-\x20\x7f-\x9f]{1,100}")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _SIZE = re.compile(r"(\d{1,18})\s*([kmg]i?|)b?")
 _GUID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_VISIBLE = re.compile(r"[!-~]+")
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SECONDS = 366 * 86400
+_LEAST_REFRESH_SECONDS = 3600
 _MAX_COUNT = 2**31 - 1
 _CLOCK_DIFFERENCE = timedelta(minutes=1)
 _DAYS_AGO = {"today": 0, "yesterday": 1}
@@ -53,7 +51,7 @@ class TypedOptions:
     Dataset: query; pin_reference, True where nobody chose its unit_reference; part_bytes; part_age_seconds.
     Budget: limits; account, None for a month of the token's own. Client: base_url, timeout_seconds,
     outage_limit_seconds. Run: failure_limit and max_time_seconds, None for no such limit; invalid_limit,
-    None for the default.
+    None for the default; refresh_seconds, None without --refresh; prefer_active.
     """
 
     query: Query
@@ -68,6 +66,8 @@ class TypedOptions:
     failure_limit: FailureLimit | None
     invalid_limit: FailureLimit | None
     max_time_seconds: float | None
+    refresh_seconds: float | None
+    prefer_active: bool
 
 
 def typed(options: RunOptions) -> TypedOptions:
@@ -89,7 +89,37 @@ def typed(options: RunOptions) -> TypedOptions:
         failure_limit=failure_limit_of("--max-failures", stopping.max_failures),
         invalid_limit=failure_limit_of("--max-invalid", options.list.max_invalid),
         max_time_seconds=seconds_of("--max-time", stopping.max_time) if stopping.max_time else None,
+        refresh_seconds=refresh_seconds_of(options),
+        prefer_active=options.list.prefer == "active",
     )
+
+
+def refresh_seconds_of(options: RunOptions) -> float | None:
+    """Return the age at which an answer is asked for again, in seconds; None without --refresh.
+
+    Raises:
+        UsageError: a shorter age than an hour, a window that does not move on, or an output that keeps nothing.
+    """
+    text, query = options.list.refresh, options.query
+    if options.list.prefer is not None:
+        check_choice("--prefer", options.list.prefer, ("active",))
+    if text is None:
+        if options.list.prefer is not None:
+            raise UsageError(": needs --refresh, whose order it changes", option="--prefer")
+        return None
+    seconds = seconds_of("--refresh", text)
+    if seconds < _LEAST_REFRESH_SECONDS:
+        raise UsageError(f"{text}: must be an hour or more", option="--refresh")
+    if query.day is not None or query.since is not None or query.unit_reference is not None:
+        named = "--day" if query.day is not None else "--since" if query.since is not None else "--unit-reference"
+        raise UsageError(
+            f": {named} ends the window at a fixed moment, so a later answer would say the same. With --refresh each "
+            f"run asks for the window up to its own beginning: leave {named} out, or --refresh",
+            option="--refresh",
+        )
+    if options.output.out == "-":
+        raise UsageError(": rows on standard output are not remembered; name a folder or a file", option="--refresh")
+    return seconds
 
 
 def query_of(options: QueryOptions) -> tuple[Query, bool]:
@@ -260,44 +290,6 @@ def check_counts(options: RunOptions) -> None:
     _check_range("--part-rows", options.output.part_rows, 1)
     if options.stopping.max_calls is not None:
         _check_range("--max-calls", options.stopping.max_calls, 1)
-
-
-def checked_base_url(url: str) -> str:
-    """Return the base URL without slashes at its end, if the token may be sent there: by HTTPS, or to this machine.
-
-    Raises:
-        UsageError: it is no URL, has a user name, query or fragment, or would carry the token unencrypted.
-    """
-    if set(url) & set("@?#"):
-        raise UsageError(": it may not have a user name, query or fragment", option="--base-url")
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname if parts.port != 0 else None
-        if host and not _is_plain(host):
-            host.encode("idna").decode("idna")  # as the request will
-    except ValueError:  # an invalid port, address or name
-        host = None
-    if not host or parts.scheme not in {"http", "https"} or not _VISIBLE.fullmatch(url):
-        raise UsageError(f"{url}: must be a URL such as {BASE_URL}", option="--base-url")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise UsageError(f"{url}: the token would travel unencrypted; use https", option="--base-url")
-    return url.rstrip("/")
-
-
-def _is_plain(host: str) -> bool:
-    """Return whether a host needs no look at its encoding, which takes a millisecond to import."""
-    labels = host.split(".")
-    plain = all(0 < len(each) < 64 and each.replace("-", "").isalnum() for each in labels)
-    return plain and host.isascii() and "xn--" not in host
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # --- checks -------------------------------------------------------------------------------------------------------

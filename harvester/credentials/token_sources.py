@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from harvester.bitly.query import BASE_URL
+from harvester.config.base_url import checked_base_url
 from harvester.config.options import AccessOptions, RunOptions
-from harvester.config.parsing import checked_base_url
 from harvester.credentials.redaction import shown_path
 from harvester.credentials.secret_text import (
     SILENT_SECONDS,

@@ -7,28 +7,29 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from harvester._version import __version__
 from harvester.bitly.query import Query
-from harvester.clock import utc_iso
+from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
-from harvester.dataset.ledger import ROW_STATE, CallState, Entry, FileCheckpoint, Known, Ledger, Totals
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Totals
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
+from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
-from harvester.rows.schema import WHOLE, Shortfall
 from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched
 
 _ENDED_LIMIT = 8
 """Full journals that may wait to become parts; beyond that commits wait for them."""
+_REPORTED = tuple(each.name for each in fields(RunReport) if each.name != "pending")  # the manifest's keys, too
 _TRUNCATED = Totals._fields.index("truncated")  # where the counts of a Shortfall begin, in its order
 
 
@@ -91,7 +92,10 @@ class Publisher(Protocol):
 
 
 class Dataset:
-    """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder."""
+    """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder.
+
+    query: what it was begun with. rows: makes the lines of this run. refreshed: rows that a newer verdict has followed.
+    """
 
     def __init__(
         self,
@@ -104,15 +108,16 @@ class Dataset:
         sidecars: Sidecars,
         journal: Journal,
         lock: FolderLock | None,
+        rows: RowBuilder,
+        refreshed: int = 0,
     ) -> None:
         facts = ledger.facts()
         with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
-        self.location = location
-        self.ledger = ledger
-        self.query = query
+        self.location, self.ledger, self.query = location, ledger, query
         self.run_id, self.invocation = str(facts["run_id"]), int(facts["invocation"])
-        self.rows = RowBuilder(query, self.run_id)
+        self.rows, self.refreshed = rows, refreshed
+        self._asked_at = seconds_since_1970(rows.query.unit_reference) if ledger.refreshing else None
         self.part_format = part_format
         self._limits = limits
         self._publisher = publisher
@@ -157,12 +162,13 @@ class Dataset:
         return self._waiting
 
     def record(
-        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, lacks: Shortfall = WHOLE
-    ) -> None:
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None,
+        lacks: Shortfall = WHOLE, lacked: Shortfall = WHOLE, clicks: int | None = None,
+    ) -> None:  # fmt: skip
         """Append a call's verdict to the journal; from then on no kill of the process loses it.
 
-        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks: the
-        shortfall of a row.
+        line: the row's or failure's JSON. previous: the call's state so far, None for a new call. lacks, clicks: the
+        row's. lacked: the shortfall of the row that this verdict follows.
 
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
@@ -170,14 +176,16 @@ class Dataset:
         journal = self._journal
         is_row = state is ROW_STATE
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
-        self._batch.entries[journal.segment].append(Entry(key, state, None if is_row else line, lacks))
+        entry = Entry(key, state, None if is_row else line, lacks, self._asked_at, clicks)
+        self._batch.entries[journal.segment].append(entry)
         self._waiting += 1
         self._counts[state] += 1
-        if lacks is not WHOLE:
-            for count, more in enumerate(lacks, _TRUNCATED):
-                self._counts[count] += more
+        if lacks is not lacked:
+            for count, (less, more) in enumerate(zip(lacked, lacks, strict=True), _TRUNCATED):
+                self._counts[count] += more - less
         if previous is not None:
             self._counts[previous] -= 1
+            self.refreshed += previous is ROW_STATE
         if self._limits.full(journal):
             self._end_journal()
 
@@ -297,8 +305,8 @@ class Dataset:
     def _commit(self, batch: Batch) -> None:
         """Sync the journals, then commit their verdicts and lengths to the ledger in one transaction.
 
-        The order is the promise: the ledger never knows a verdict whose journal line a power cut could still lose, and
-        the length it commits marks where recovery has to read on.
+        The order is the promise: the ledger never knows a verdict whose journal line a power cut could still lose. The
+        length it commits marks where recovery has to read on.
         """
         if batch.current is None:
             raise ValueError("only a batch from take_batch() can be committed: its journals must be synced first")
@@ -341,8 +349,8 @@ class Dataset:
 
     def write_manifest(self, report: RunReport) -> Manifest:
         """Replace `_manifest.json`, unless rows go to standard output, and return what it holds."""
-        totals, facts = self.totals, self.ledger.facts()
-        calls = totals.rows + totals.refused + totals.failed + report.pending
+        facts, counts = self.ledger.facts(), {**self.totals._asdict(), "pending": report.pending}
+        calls = sum(counts[name] for name in ("rows", "refused", "failed", "pending"))
         manifest = Manifest(
             schema_version=NEWEST,
             tool=f"harvester {__version__}",
@@ -354,19 +362,10 @@ class Dataset:
             shape=self.part_format.shape,
             started=str(facts["started"]),
             updated=utc_iso(datetime.now(UTC)),
-            complete=report.complete,
-            stopped=report.stopped,
-            input_read_to_end=report.input_read_to_end,
-            list=report.list,
-            ended=report.ended,
-            invocation=report.invocation,
-            remaining=report.remaining,
-            given_up=report.given_up,
-            budget=report.budget,
-            dataset=DatasetCounts(calls=calls, pending=report.pending, **totals._asdict()),
+            dataset=DatasetCounts(calls=calls, refreshed=self.refreshed, **counts),
             attempts=AttemptCounts.among(facts),
             parts=tuple(self._publisher.parts()),
-            window_check=report.window_check,
+            **{name: getattr(report, name) for name in _REPORTED},
         )
         self._sidecars.write_manifest(manifest.to_json(), last=manifest.ended is not None)
         return manifest

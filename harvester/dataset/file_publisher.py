@@ -10,13 +10,18 @@ from typing import Any
 
 import orjson
 
-from harvester.dataset.journal import remove
+from harvester.bitly.query import Query
+from harvester.clock import seconds_since_1970
+from harvester.dataset.journal import read, remove, segment_path
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import PublishedPart
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT, rows_in
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.call import CallState
+from harvester.rows.row import RowBuilder
 from harvester.storage.appended_file import AppendedFile
+from harvester.storage.filesystem import sync_path, truncate_file
 from harvester.storage.location import OutputLocation
 
 _CHUNK = 1024 * 1024
@@ -50,6 +55,7 @@ class FilePublisher:
     def __init__(self, location: OutputLocation, ledger: Ledger) -> None:
         self._location = location
         self._ledger = ledger
+        self._rows = RowBuilder(Query(**orjson.loads(str(ledger.facts()["query"]))), "")
         self._saved_as = os.path.join(location.private, _SAVED)
         self._file = AppendedFile(location.out, self._saved_as)
         self._checkpoint = ledger.checkpoint()
@@ -150,8 +156,15 @@ class FilePublisher:
     def published_keys(self) -> Iterator[bytes]:
         """Yield the keys of all complete rows in the file."""
         for _, line in whole_lines(self._location.out, 0):
-            if key := _key_of(object_in(line)):
+            if key := self._key_of(object_in(line)):
                 yield key
+
+    def _key_of(self, row: dict[str, Any]) -> bytes | None:
+        """Return the key of a row's call; None if it is damaged."""
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            seconds_since_1970(row["unit_reference"])
+            return self._rows.key(row["bitlink"])
+        return None
 
     def shorten_waits(self) -> None:
         pass  # a local file makes nobody wait
@@ -169,12 +182,17 @@ class FilePublisher:
         A row is appended after its commit, so the ledger is older than the file then: a backup, or one whose log was
         damaged, of which SQLite drops all that was committed from there on. Its next run would buy these rows again.
         """
-        run_id, keys = self._ledger.facts()["run_id"], list[bytes]()
+        run_id, found = self._ledger.facts()["run_id"], dict[bytes, str]()
         for _, line in whole_lines(self._location.out, self._ledger.checkpoint().bytes):
             row = object_in(line)
-            if row.get("run_id") == run_id and (key := _key_of(row)):
-                keys.append(key)
-        if len(self._ledger.known(keys)) < len(set(keys)):
+            if row.get("run_id") == run_id and (key := self._key_of(row)):
+                found[key] = row["unit_reference"]
+        known = self._ledger.known([*found])
+        refreshed = found if self._ledger.refreshing else {}
+        older = any(
+            (known[key].asked_at or 0) < seconds_since_1970(end) for key, end in refreshed.items() if key in known
+        )
+        if len(known) < len(found) or older:
             raise OutputError(
                 f"{self._location.ledger} is older than {self._location.out} and lacks some of its rows: "
                 f"{self._location.repair_advice}"
@@ -335,8 +353,42 @@ class FilePublisher:
         return end
 
 
-def _key_of(row: dict[str, Any]) -> bytes | None:
-    """Return a row's key; None if it is damaged."""
-    with suppress(KeyError, TypeError, ValueError):
-        return bytes.fromhex(row["record_id"])
-    return None
+def find_checkpoint(out: str, folder: str, ledger: Ledger, warn: Callable[[str], None], sizes: dict[int, int]) -> None:
+    """Set the growing file's checkpoint by its rows: its place in a journal that has lost lines may be another's.
+
+    The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
+    line is damaged, nor within a line. folder: of the journals. sizes: their readable bytes.
+    """
+    mark = ledger.checkpoint()
+    records = [
+        (segment, record.end, object_in(record.payload)["record_id"] if record.state == CallState.ROW else None)
+        for segment, size in sorted(sizes.items())
+        if segment >= mark.segment
+        for record in read(segment_path(folder, segment), 0, size)
+    ]
+    end, rows, wanted, has = mark.bytes, mark.rows, {key for _, _, key in records}, set[str]()
+    for position, line in whole_lines(out, 0):
+        if position > mark.bytes:
+            end, rows = position, rows + 1
+        key = object_in(line).get("record_id")
+        if not isinstance(key, str):
+            return  # the publisher says what is wrong with it
+        if key in wanted:
+            has.add(key)
+    waiting = next((number for number, (_, _, key) in enumerate(records) if key and key not in has), len(records))
+    segment, place, _ = records[waiting - 1] if waiting else (mark.segment, 0, None)
+    if not os.path.exists(out) or os.path.getsize(out) < mark.bytes:
+        return  # so too
+    following = b""
+    if waiting < len(records):
+        at, behind, _ = records[waiting]
+        ahead = read(segment_path(folder, at), place * (at == segment))
+        following = next(record.payload for record in ahead if record.end == behind) + b"\n"
+    with open(out, "rb") as stream:
+        stream.seek(end)
+        torn = not following.startswith(stream.read(len(following) + 1))
+    if torn:
+        warn(f"{out}: the incomplete last row was removed; its call is made again")
+        truncate_file(out, end)
+    sync_path(out)
+    ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))

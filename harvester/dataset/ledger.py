@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
-from harvester.rows.schema import WHOLE, Shortfall
+from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import SqliteFile
 
-_SCHEMA = Path(__file__).with_name("ledger.sql").read_text(encoding="utf-8")
+_SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
+_SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
 _VERSION = 3
 _VARIABLES = 1000
 """Placeholders in one statement; SQLite allows more."""
@@ -21,38 +21,14 @@ _ADVICE = (
     "start a new --out with the links that are missing from it"
 )
 
+ASKED = "unit_reference"
+"""The fact with the end of the window that the last run asked for, where rows are refreshed."""
+REFRESHING = "refreshing"
+"""The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
+_REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")
 UNANSWERED = "unanswered"
 """The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
 MOST_UNANSWERED = 64
-
-
-class CallState(IntEnum):
-    """The last verdict on a call."""
-
-    ROW = 0
-    REFUSED = 1
-    FAILED = 2
-
-
-ROW_STATE, REFUSED_STATE, FAILED_STATE = CallState
-"""The states for code that runs once a call: Python 3.11 looks a member up in its class by a function of Python's."""
-
-
-class Known(NamedTuple):
-    """What the ledger knows of a call. failed_runs: how many runs it failed in. seen: the last run that listed it."""
-
-    state: CallState
-    failed_runs: int
-    seen: int
-
-
-class Entry(NamedTuple):
-    """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's."""
-
-    key: bytes
-    state: CallState
-    line: bytes | None
-    shortfall: Shortfall = WHOLE
 
 
 class FileCheckpoint(NamedTuple):
@@ -114,6 +90,7 @@ class Ledger:
     def __init__(self, path: str, advice: str = "", *, read_only: bool = False) -> None:
         self.expected = Totals(0, 0, 0)
         self._path = path
+        self._refreshing: bool | None = None
         self._file = SqliteFile(path, "the ledger", f"{advice}. {_ADVICE}".removeprefix(". "), read_only=read_only)
 
     @property
@@ -167,6 +144,31 @@ class Ledger:
         with self._file.transaction():
             self._set_facts(facts)
 
+    @property
+    def refreshing(self) -> bool:
+        """True if the dataset's rows are refreshed, so that a call may have several."""
+        if self._refreshing is None:
+            self._refreshing = REFRESHING in self.facts()
+        return self._refreshing
+
+    def begin_refreshing(self, asked_at: int) -> None:
+        """Have rows refreshed from now on. asked_at: the end of the window of all answers so far."""
+        with self._file.transaction():
+            for column in _REFRESH_COLUMNS:
+                self._file.connection.execute(f"ALTER TABLE calls ADD COLUMN {column} INTEGER")
+            self._file.connection.execute("UPDATE calls SET asked_at = ? WHERE state <> 2", (asked_at,))
+            self._set_facts({REFRESHING: 1})
+        self._refreshing = True
+
+    def oldest_answer(self, seen: int) -> int | None:
+        """Return the end of the oldest window that a link's newest row is for, in seconds since 1970; None without one.
+
+        seen: the run that has listed the link. Reads the whole table.
+        """
+        rows = "(state = 0 OR (state = 2 AND clicks IS NOT NULL))"
+        found: int | None = self._rows(f"SELECT min(asked_at) FROM calls WHERE seen = ? AND {rows}", seen)[0][0]  # noqa: S608
+        return found
+
     def begin_invocation(self) -> int:
         """Return the number of this run of the command, and forget the invalid lines of the last run's list."""
         with self._file.transaction():
@@ -195,13 +197,17 @@ class Ledger:
     def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what is known of the calls with these keys, without those that are unknown."""
         found: dict[bytes, Known] = {}
+        marks = len(Shortfall._fields)
+        more = ", ".join(("", *Shortfall._fields, *_REFRESH_COLUMNS)) if self.refreshing else ""
         with self._file.guarded():
             for start in range(0, len(keys), _VARIABLES):
                 some = keys[start : start + _VARIABLES]
-                marks = ",".join("?" * len(some))
-                select = f"SELECT key, state, failed_runs, seen FROM calls WHERE key IN ({marks})"  # noqa: S608 - marks
-                for key, state, failed_runs, seen in self._file.connection.execute(select, some):
+                places = ",".join("?" * len(some))
+                select = f"SELECT key, state, failed_runs, seen{more} FROM calls WHERE key IN ({places})"  # noqa: S608
+                for key, state, failed_runs, seen, *last in self._file.connection.execute(select, some):
                     found[key] = Known(CallState(state), failed_runs, seen)
+                    if last:
+                        found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:marks])), *last[marks:])
         return found
 
     def commit(
@@ -234,24 +240,19 @@ class Ledger:
             self._file.connection.executemany(add, (counters or {}).items())
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
-        """Write the verdicts of one journal, but over no row, and over no verdict of a newer journal. That matters when
-        a journal that has lost lines is read again.
-        """
+        """Write the verdicts of one journal, by the rules in settle.sql."""
         refused = {entry.key for entry in verdicts if entry.state is REFUSED_STATE}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
-        self._file.connection.executemany(
-            "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state, "
-            "failed_runs = calls.failed_runs + excluded.failed_runs * (calls.state <> 1), seen = excluded.seen, "
-            "segment = excluded.segment, truncated = excluded.truncated, clipped = excluded.clipped, "
-            "idle = excluded.idle WHERE calls.state <> 0 AND calls.segment <= excluded.segment",
-            # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
-            # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
-            sorted(
-                (key, int(e.state), int(key in failed), invocation, segment, *map(int, e.shortfall))
-                for key, e in last.items()
-            ),
+        # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
+        # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
+        calls: list[tuple[Any, ...]] = sorted(
+            (key, int(e.state), int(key in failed), invocation, segment, *map(int, e.shortfall))
+            for key, e in last.items()
         )
+        if self.refreshing:
+            calls = [(*call, last[call[0]].asked_at, last[call[0]].clicks, GIVEN_UP_RUNS) for call in calls]
+        self._file.connection.executemany(_SETTLE_REFRESHED if self.refreshing else _SETTLE, calls)
         if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._file.connection.executemany(
                 "DELETE FROM failures WHERE key = ? AND EXISTS "
@@ -301,9 +302,8 @@ class Ledger:
             self._file.connection.execute("DROP TABLE kept")
 
     def failure_lines(self) -> Iterator[bytes]:
-        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the current list's invalid lines.
-        Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
-        """
+        """Yield the lines of `_failures.ndjson`: calls in the order they ended, then the list's invalid lines."""
+        # Page by page, so that other threads get their turn between, and the generator can be dropped half-way.
         for table in ("failures", "invalid"):
             select = f"SELECT id, line FROM {table} WHERE id > ? ORDER BY id LIMIT {_PAGE_LINES}"  # noqa: S608 - ours
             last = 0

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import orjson
 
 from harvester.errors import OutputError, UsageError
-from harvester.progress import AttemptCounts, ListCounts
+from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
 from harvester.storage.location import (
     BESIDE,
     GROWING_ENDINGS,
@@ -134,8 +134,8 @@ class BudgetReport:
 class DatasetCounts:
     """The dataset's calls by state: calls = rows + refused + failed + pending.
 
-    truncated, clipped: the rows that lack some of their metrics, or a part of their time; idle: the rows that no call
-    was made for (rows.schema.Shortfall).
+    truncated, clipped, idle: the rows with each mark of rows.call.Shortfall. refreshed: rows beside these, published
+    too, that a newer verdict on their call has followed (--refresh).
     """
 
     calls: int
@@ -146,6 +146,7 @@ class DatasetCounts:
     truncated: int
     clipped: int
     idle: int = 0
+    refreshed: int = 0
 
     @property
     def settled(self) -> int:
@@ -184,10 +185,10 @@ class RunReport:
     """What a run contributes to the manifest.
 
     complete: the whole list was read and every call is settled. stopped: None for a run that goes on or that reached
-    the list's end. list: None until the list was read to its end. ended: UTC, None while the run goes on. remaining:
-    calls of the list without a verdict, None if unknown. given_up: calls that have failed too often to be repeated.
-    pending: calls taken from the list and without a verdict of any run; the manifest has them among its dataset's
-    counts. window_check: None for a window that is no period, and before it was checked.
+    the list's end. list: None before the list was read to its end. ended: UTC, None while the run goes on. remaining:
+    calls of the list without a verdict, or None. given_up: calls that have failed too often to be repeated. pending:
+    calls taken from the list that have no verdict of any run; in the manifest they stand in `dataset`. window_check:
+    None before it was checked, and for a window that is no period. refresh: None without --refresh.
     """
 
     complete: bool
@@ -201,6 +202,7 @@ class RunReport:
     budget: BudgetReport
     pending: int
     window_check: WindowCheck | None = None
+    refresh: RefreshCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,7 @@ class Manifest:
     attempts: AttemptCounts
     parts: tuple[PublishedPart, ...]
     window_check: WindowCheck | None = None
+    refresh: RefreshCounts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""
@@ -279,15 +282,15 @@ def parse(text: bytes, path: str) -> Manifest:
         raise UsageError(f"{path}: not JSON ({error}); it is incomplete, or not a harvester manifest") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > NEWEST:
-        tool = content.get("tool")
-        raise NewerForm(f"{path}: written by {tool}, in a newer format than this harvester supports: update it")
+        raise NewerForm(
+            f"{path}: written by {content.get('tool')}, in a newer format than this harvester knows: update it"
+        )
     if isinstance(content, dict) and content.get("rows") == "links":
         raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
     try:
-        manifest: Manifest = _decode(Manifest, content)
+        return cast("Manifest", _decode(Manifest, content))
     except _Misfit as error:
         raise UsageError(f"{path}: not a harvester manifest ({error})") from error
-    return manifest
 
 
 class _Misfit(ValueError):
@@ -365,10 +368,9 @@ def below(out: str) -> list[str]:
         return []
     found = []
     for folder, folders, names in os.walk(out):
-        if MANIFEST in names:
+        if is_output := MANIFEST in names:
             found.append(os.path.join(folder, MANIFEST))
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        folders[:] = [name for name in folders if not (is_output or name.startswith((".", "_")))]
     return sorted(found)
 
 
@@ -377,9 +379,9 @@ def _text_in_store(url: str) -> bytes:
         text = open_store(url).get(MANIFEST)
     except OutputError as error:
         raise UsageError(str(error)) from error
-    if text is None:
-        raise UsageError(f"no run has started at {url}: {url}/{MANIFEST} does not exist")
-    return text
+    if text is not None:
+        return text
+    raise UsageError(f"no run has started at {url}: {url}/{MANIFEST} does not exist")
 
 
 def _text_of(path: str, out: str) -> bytes:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import orjson
 
 from harvester.bitly.query import BASE_URL, Query, host_of, refuse_another, refuse_another_server
-from harvester.clock import utc_iso
+from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.dataset import Dataset, Publisher
-from harvester.dataset.file_publisher import FilePublisher
+from harvester.dataset.file_publisher import FilePublisher, find_checkpoint
 from harvester.dataset.journal import (
     VOID,
     Journal,
@@ -28,18 +28,18 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import MOST_UNANSWERED, CallState, Entry, FileCheckpoint, Ledger
+from harvester.dataset.ledger import ASKED, MOST_UNANSWERED, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
 from harvester.dataset.sidecars import Sidecars
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import UsageError, as_output_error
-from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
+from harvester.rows.call import CallState, Entry
 from harvester.rows.encode import PartFormat, RequestedPartFormat, encoded_size
-from harvester.rows.row import RowBuilder, moment_fetched
-from harvester.rows.schema import Shape, shortfall_of
+from harvester.rows.row import RowBuilder, entry_of, moment_fetched
+from harvester.rows.schema import Shape
 from harvester.storage import folders
-from harvester.storage.filesystem import sync_folder, sync_path, truncate_file
+from harvester.storage.filesystem import sync_folder, truncate_file
 from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
@@ -61,6 +61,7 @@ def open_dataset(
     *,
     server: str = _BITLY,
     pin_reference: bool = True,
+    refreshing: bool = False,
     asked: RequestedPartFormat = _UNSPECIFIED,
     sink: RowSink | None = None,
     ending: threading.Event | None = None,
@@ -68,9 +69,10 @@ def open_dataset(
     """Open a dataset for one process at a time, beginning it if it is new.
 
     server: the host that is asked. pin_reference: True if the query's unit_reference is only the default, the present
-    moment: an existing dataset keeps its own. warn: called with warnings for people. asked: the part format, as far as
-    options specify it. sink: the reader of rows that are not kept, by default standard output. ending: set when the run
-    is ending, so that an unavailable object store is waited for only briefly.
+    moment: an existing dataset keeps its own. refreshing: its rows are refreshed from now on. warn: called with
+    warnings for people. asked: the part format, as far as options specify it. sink: the reader of rows that are not
+    kept, by default standard output. ending: set when the run is ending, so that an unavailable object store is waited
+    for only briefly.
 
     Raises:
         DatasetBusy: another process has it open. OutputError: it is damaged, or cannot be written.
@@ -92,6 +94,8 @@ def open_dataset(
         ledger = stack.enter_context(contextlib.closing(Ledger(location.ledger, location.repair_advice)))
         _begin(location, ledger, query, new, server)
         begun = _begun_query(location, ledger, query, server, pin_reference=pin_reference)
+        if refreshing and not ledger.refreshing:
+            ledger.begin_refreshing(seconds_since_1970(begun.unit_reference))
         part_format = asked.for_begun(ledger.facts(), begun.facet, location.out)
         with as_output_error(location.private):
             if store:
@@ -104,8 +108,15 @@ def open_dataset(
             recovery.recover()
             recovery.count_attempts()
             journal = recovery.resume_publishing(part_format.shape)
+            refreshed = recovery.count_refreshed(in_parts=location.in_parts)
+        asked_query = replace(begun, unit_reference=query.unit_reference) if ledger.refreshing else begun
+        if ledger.refreshing:
+            ledger.replace_facts({ASKED: asked_query.unit_reference})
+        rows = RowBuilder(asked_query, str(ledger.facts()["run_id"]), begun)
         sidecars = Sidecars(location.public if location.kept else None, store, warn)
-        dataset = Dataset(location, ledger, begun, limits, part_format, publisher, sidecars, journal, lock)
+        dataset = Dataset(
+            location, ledger, begun, limits, part_format, publisher, sidecars, journal, lock, rows, refreshed
+        )
         stack.callback(dataset.close)
         yield dataset
 
@@ -274,7 +285,7 @@ class _Recovery:
         # The output first: rows that it shows cannot be taken back, so it decides which lost calls stay settled.
         sizes = {scan.segment: scan.good for scan in scans}
         if self.growing and any(scan.lossy for scan in scans):
-            self._find_checkpoint(self.growing, sizes)
+            find_checkpoint(self.growing, self.folder, self.ledger, self.warn, sizes)
         self.publisher.recover(self.warn, sizes, lossy=any(scan.lossy for scan in scans))
         ended = self.ledger.ended()  # a part may have been adopted just now
         for scan in scans:
@@ -287,6 +298,19 @@ class _Recovery:
         missing = {name: sent - counted[name] for name, sent in asdict(read_attempts(self.folder)).items()}
         if more := {name: count for name, count in missing.items() if count > 0}:
             self.ledger.commit(counters=more, invocation=self.invocation)
+
+    def count_refreshed(self, *, in_parts: bool) -> int:
+        """Return the rows that a newer verdict has followed: those published or waiting, less one for each call."""
+        if not self.ledger.refreshing:
+            return 0
+        published = sum(part.calls for part in self.publisher.parts())
+        journals = self.ledger.journals() if in_parts else {}  # what a growing file lacks was appended just now
+        waiting = sum(
+            record.state == CallState.ROW
+            for segment, size in journals.items()
+            for record in read(segment_path(self.folder, segment), 0, size)
+        )
+        return published + waiting - self.ledger.totals().rows
 
     def resume_publishing(self, shape: Shape) -> Journal:
         """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""
@@ -317,46 +341,6 @@ class _Recovery:
         mended = mend(path, found, committed)
         return _Scan(segment, found.size, found.end, known, mended)
 
-    def _find_checkpoint(self, out: str, sizes: dict[int, int]) -> None:
-        """Set the growing file's checkpoint by its rows: its place in a journal that has lost lines may be another's.
-
-        The publisher compares what stands behind the checkpoint with the journal, so it must not begin at a row whose
-        line is damaged, nor within a line.
-        """
-        mark = self.ledger.checkpoint()
-        records = [
-            (segment, record.end, record.key.hex() if record.state == CallState.ROW else None)
-            for segment, size in sorted(sizes.items())
-            if segment >= mark.segment
-            for record in read(segment_path(self.folder, segment), 0, size)
-        ]
-        end, rows, wanted, has = mark.bytes, mark.rows, {key for _, _, key in records}, set[str]()
-        for position, line in whole_lines(out, 0):
-            if position > mark.bytes:
-                end, rows = position, rows + 1
-            key = object_in(line).get("record_id")
-            if not isinstance(key, str):
-                return  # the publisher says what is wrong with it
-            if key in wanted:
-                has.add(key)
-        waiting = next((number for number, (_, _, key) in enumerate(records) if key and key not in has), len(records))
-        segment, place, _ = records[waiting - 1] if waiting else (mark.segment, 0, None)
-        if not os.path.exists(out) or os.path.getsize(out) < mark.bytes:
-            return  # so too
-        following = b""
-        if waiting < len(records):
-            at, behind, _ = records[waiting]
-            ahead = read(segment_path(self.folder, at), place * (at == segment))
-            following = next(record.payload for record in ahead if record.end == behind) + b"\n"
-        with open(out, "rb") as stream:
-            stream.seek(end)
-            torn = not following.startswith(stream.read(len(following) + 1))
-        if torn:
-            self.warn(f"{out}: the incomplete last row was removed; its call is made again")
-            truncate_file(out, end)
-        sync_path(out)
-        self.ledger.set_checkpoint(FileCheckpoint(segment, place, end, rows))
-
     def _settle(self, scan: _Scan) -> None:
         """Settle the verdicts behind a journal's committed length, and cut a torn tail off."""
         if scan.size and scan.size != scan.committed:
@@ -384,13 +368,14 @@ class _Recovery:
     def _replay(self, segment: int, start: int) -> None:
         """Settle a journal's lines from start on, in batches; at least one, which commits the journal's length."""
         entries: list[Entry] = []
-        end = start
+        end, asked = start, self.ledger.facts().get(ASKED) if self.ledger.refreshing else None
         for record in read(segment_path(self.folder, segment), start):
             end = record.end
             if record.state == CallState.ROW:
-                entries.append(Entry(record.key, CallState.ROW, None, shortfall_of(orjson.loads(record.payload))))
+                entries.append(entry_of(record.key, orjson.loads(record.payload)))
             elif record.state != VOID:
-                entries.append(Entry(record.key, CallState(record.state), record.payload))
+                asked_at = seconds_since_1970(str(asked)) if asked else None
+                entries.append(Entry(record.key, CallState(record.state), record.payload, asked_at=asked_at))
             if len(entries) >= _BATCH_RECORDS:
                 self._commit(segment, entries, end)
                 entries = []

@@ -20,10 +20,11 @@ import orjson
 from harvester._version import __version__
 from harvester.clock import utc_iso
 from harvester.dataset.journal import read, remove, segment_path
-from harvester.dataset.ledger import ROW_STATE, Ledger, Part
+from harvester.dataset.ledger import Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
+from harvester.rows.call import ROW_STATE
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.storage.filesystem import digest_of_file, open_new, sync_folder
 from harvester.storage.location import CLAIM, MANIFEST, OutputLocation

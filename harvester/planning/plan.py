@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from harvester.bitly.account_limits import PlanLimit
 from harvester.bitly.exports import MOST_LINKS
-from harvester.budget.forecast import Forecast, Start, Suggestion, forecast
+from harvester.budget.forecast import Forecast, Start, SteadyState, Suggestion, forecast, steady_state
 from harvester.budget.limits import PLAN_MONTHS, Limits
-from harvester.progress import WindowState
+from harvester.progress import RefreshCounts, WindowState
 from harvester.worklist.list_count import ListCount, ListSurvey
 
 COMPARED_PLANS = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}
@@ -52,6 +52,21 @@ class PlannedExports(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class RefreshPlan:
+    """What --refresh comes to. ages: the links by the age of their answers. days: the age at which one is due.
+
+    never: requests for links without an answer; answered: when all have one, None if that is too far away. steady: the
+    state that then follows.
+    """
+
+    ages: RefreshCounts
+    days: float
+    never: int
+    answered: datetime | None
+    steady: SteadyState
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
 
@@ -62,7 +77,7 @@ class Plan:
     the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
     present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
     each link is asked for; found counts the calls of all. idle: None without --skip-idle; attempts are then those
-    expected, or at most.
+    expected, or at most. refresh: None without --refresh.
     """
 
     found: ListCount
@@ -83,11 +98,18 @@ class Plan:
     facets: int = 1
     periods: int = 1
     idle: PlannedExports | None = None
+    refresh: RefreshPlan | None = None
 
     @property
     def wanted(self) -> int:
         """The calls that all outputs of the command need in all, those already made among them."""
         return self.found.links * self.facets * self.periods
+
+
+def refresh_plan(ages: RefreshCounts, never: int, requests: int, limits: Limits, start: Start) -> RefreshPlan:
+    """Return what --refresh comes to. never, requests: those for links without an answer, and for all links once."""
+    days = (ages.seconds or 0) / 86400
+    return RefreshPlan(ages, days, never, forecast(never, limits, start).ends, steady_state(requests, limits, days))
 
 
 def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterator[Duration]:

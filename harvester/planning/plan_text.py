@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from datetime import datetime
+from math import ceil
 from typing import Any
 
 from harvester.bitly.account_limits import api_month
 from harvester.bitly.exports import MOST_LINKS
+from harvester.budget.forecast import DAYS_PER_MONTH
 from harvester.budget.limits import DEFAULTS, option_for
 from harvester.clock import next_month, utc_iso, utc_text
 from harvester.planning.plan import COMPARED_PLANS, Duration, Plan, PlannedExports
-from harvester.progress import WindowState, duration
+from harvester.progress import WindowState, ages_in_words, duration
 from harvester.run.telemetry import window_report
 from harvester.worklist.list_count import ListSurvey
 
@@ -41,6 +43,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "idle": plan.idle._asdict() if plan.idle else None,
         "attempts": plan.attempts,
         "completed_from": plan.completed_from,
+        "refresh": _refresh_object(plan),
         "limits": asdict(plan.limits),
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
@@ -59,7 +62,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 def as_text(plan: Plan) -> str:
     """Format the plan for a person."""
-    parts = [_list_lines(plan), _survey_lines(plan.survey), _budget_lines(plan), _end_lines(plan), _table(plan)]
+    parts = [_list_lines(plan), _survey_lines(plan.survey), _budget_lines(plan), _end_lines(plan)]
+    parts += [_refresh_lines(plan), _table(plan)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -190,6 +194,47 @@ def _end_lines(plan: Plan) -> list[str]:
         lines.append("  sooner with")
         lines += [f"    {each.option} ({each.why}): {utc_text(each.ends)}" for each in plan.suggestions]
         lines.append("    a shorter list: each link costs a call, whether it was ever clicked or not")
+    return lines
+
+
+def _refresh_object(plan: Plan) -> dict[str, Any] | None:
+    found = plan.refresh
+    if found is None:
+        return None
+    return {
+        **asdict(found.ages),
+        "days": round(found.days, 2),
+        "requests": found.steady.requests,
+        "per_month": found.steady.per_month,
+        "answered": utc_iso(found.answered) if found.answered else None,
+        "oldest_days": round(found.steady.oldest_days, 1),
+        "kept": found.steady.kept,
+    }
+
+
+def _refresh_lines(plan: Plan) -> list[str]:
+    """Return what --refresh comes to: how much a month covers, and how old answers become."""
+    found = plan.refresh
+    if found is None:
+        return []
+    steady, days = found.steady, f"{found.days:g} days"
+    lines = [f"refresh: {ages_in_words(found.ages, plan.now)}"]
+    if steady.per_month is not None and steady.requests:
+        share = min(steady.per_month / steady.requests, 1.0)
+        lines.append(f"  a month's {steady.per_month:,} requests cover {share:.1%} of {steady.requests:,}")
+    if found.never and found.answered:
+        lines.append(
+            f"  every link has an answer from {utc_text(found.answered)} "
+            f"(in {duration((found.answered - plan.now).total_seconds())})"
+        )
+    if steady.kept:
+        lines.append(f"  {days} can be kept: the oldest answer is then {days} old, if the command runs every day")
+        return lines
+    assert steady.per_month is not None
+    most = int(steady.per_month * found.days / DAYS_PER_MONTH)
+    needed = ceil(steady.requests * DAYS_PER_MONTH / found.days)
+    lines.append(f"  {days} cannot be kept: the oldest answer is then {steady.oldest_days:,.0f} days old")
+    lines.append(f"  for {days} it takes {needed:,} requests a month, or a list of at most {most:,} links")
     return lines
 
 

@@ -14,12 +14,22 @@ from harvester.bitly.account_limits import PlanLimit
 from harvester.bitly.query import host_of, larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Start, beginning, forecast, suggestions_for
+from harvester.budget.limits import Limits
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.planning.group_pages import list_for_plan
-from harvester.planning.plan import Plan, PlannedExports, PlannedPages, durations, exports_for, month_is_spent
+from harvester.planning.plan import (
+    Plan,
+    PlannedExports,
+    PlannedPages,
+    RefreshPlan,
+    durations,
+    exports_for,
+    month_is_spent,
+    refresh_plan,
+)
 from harvester.run.abort_rules import too_many_invalid
 from harvester.run.assembly import Budgets, Job, open_budgets, open_client
 from harvester.shutdown import ShutdownSignal
@@ -28,6 +38,7 @@ from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
 from harvester.worklist.list_count import ListCount, ListSurvey
 from harvester.worklist.preflight import Preflight, month_must_be_named
+from harvester.worklist.refresh import refresh_of
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
@@ -53,6 +64,14 @@ async def make_all(jobs: Sequence[Job], observer: RunObserver, *, token_known: b
     return plans[0] if len(jobs) == 1 else _sum(plans, jobs)
 
 
+def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshPlan | None:
+    found = [plan.refresh for plan in plans if plan.refresh is not None]
+    if not found:
+        return None
+    never, requests = sum(each.never for each in found), sum(each.steady.requests for each in found)
+    return refresh_plan(found[0].ages, never, requests, limits, start)
+
+
 def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
     """Return the plan of several outputs: facets go side by side, each with its endpoint's windows, in one month."""
     first, facets = plans[0], len({job.query.facet for job in jobs})
@@ -71,6 +90,7 @@ def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
         forecast=forecast(attempts, together, start),
         suggestions=[],
         durations=list(durations(attempts, together, start, first.month_used)),
+        refresh=_refresh_of(plans, together, start),
         facets=facets,
         periods=len(jobs) // facets,
         idle=_sum_of_exports([plan.idle for plan in plans if plan.idle]),
@@ -106,7 +126,7 @@ async def make(
         if job.listed is not None:
             private, asks = location.private if location else None, token_known and not offline
             job, pages = await list_for_plan(job, job.listed, private, folder, shutdown, observer, asks=asks)
-        preflight = Preflight(shutdown, observer, job)
+        preflight = Preflight(shutdown, observer, job, refresh_of(job, job.query.unit_reference, job.query.units))
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
@@ -164,7 +184,8 @@ def _plan(
     unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     windows = budget.windows() if budget else []
-    least, attempts, idle = _attempts_for(job, found.calls, snapshot)
+    each = _attempts_per_call(snapshot)
+    least, attempts, idle = _attempts_for(job, found.calls, each, snapshot)
     attempts += pages.again if pages else 0
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
@@ -187,22 +208,37 @@ def _plan(
         durations=list(durations(attempts, limits, start, used)),
         month_used=used,
         refused=bool(windows) and month_must_be_named(windows[-1], least) and any(s.rereadable for s in job.sources),
+        refresh=_refresh_plan(job, found, each, limits, start),
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
         idle=idle,
     )
 
 
-def _attempts_for(job: Job, calls: int, snapshot: DatasetSnapshot) -> tuple[int, int, PlannedExports | None]:
+def _attempts_per_call(snapshot: DatasetSnapshot) -> float:
+    """Return how many attempts a call of this dataset took so far; 1.0 if it had too few calls to say."""
+    made = snapshot.calls - snapshot.idle
+    return max(snapshot.attempts / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
+
+
+def _attempts_for(
+    job: Job, calls: int, each: float, snapshot: DatasetSnapshot
+) -> tuple[int, int, PlannedExports | None]:
     """Return the fewest and the expected attempts for calls, and what exports have to do with that.
 
-    A call takes as many attempts as those of this dataset took so far, if it has enough of them.
+    each: the attempts that a call takes.
     """
-    made = snapshot.calls - snapshot.idle
-    each = snapshot.attempts / made if made >= _ENOUGH_CALLS else 1.0
     least = calls if job.max_calls is None else min(calls, job.max_calls)
-    attempts = ceil(least * max(each, 1.0))
+    attempts = ceil(least * each)
     if not job.skip_idle:
         return least, attempts, None
-    active = made / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
+    active = (snapshot.calls - snapshot.idle) / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
     idle = exports_for(calls, attempts, active)
     return idle.least, idle.most if idle.expected is None else idle.expected, idle
+
+
+def _refresh_plan(job: Job, found: ListCount, each: float, limits: Limits, start: Start) -> RefreshPlan | None:
+    if job.refresh is None:
+        return None
+    return refresh_plan(
+        found.ages(job.refresh.seconds), ceil(found.never * each), ceil(found.links * each), limits, start
+    )

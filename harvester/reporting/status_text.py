@@ -13,7 +13,7 @@ import orjson
 from harvester.clock import utc_iso, utc_text
 from harvester.dataset.manifest import WindowUsage
 from harvester.jsonlines import as_json
-from harvester.progress import counted, duration, idle_in_words, limit_in_words, shortfalls_in_words
+from harvester.progress import ages_in_words, counted, duration, idle_in_words, limit_in_words, shortfalls_in_words
 from harvester.reporting.run_status import RunState, RunStatus, Unreadable
 from harvester.reporting.terminal import escaped_lines, for_stdout, print_out
 
@@ -29,7 +29,7 @@ _STATES = {
 _UNREADABLE = "unreadable"
 _PASSED_ON = (
     "tool", "run_id", "work_dir", "query", "started", "complete", "stopped", "input_read_to_end", "list", "invocation",
-    "given_up", "attempts", "budget",
+    "given_up", "attempts", "budget", "refresh",
 )  # fmt: skip
 """Keys that the object takes from the manifest unchanged."""
 
@@ -111,6 +111,8 @@ def _calls(seen: RunStatus) -> Iterator[tuple[str, str]]:
         yield "idle", idle_in_words(counts.rows, counts.idle)
     for number, text in enumerate(shortfalls_in_words(counts.rows, counts.truncated, counts.clipped)):
         yield "" if number else "truncated" if counts.truncated else "clipped", text
+    if (ages := seen.manifest.refresh) is not None and ages.due is not None:
+        yield "refresh", ages_in_words(ages, seen.now)
     yield "failed", f"{counts.failed:,}"
     yield "pending", f"{counts.pending:,}"
     if remaining is not None:

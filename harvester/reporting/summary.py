@@ -1,12 +1,21 @@
 """The summary at the end of a run: its results, their cost and the next step, for a person and for a program."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from harvester.clock import utc_text
 from harvester.events import RunOutcome
-from harvester.progress import RunProgress, WindowState, counted, duration, idle_in_words, shortfalls_in_words
+from harvester.progress import (
+    RunProgress,
+    WindowState,
+    ages_in_words,
+    counted,
+    duration,
+    idle_in_words,
+    shortfalls_in_words,
+)
 from harvester.reporting.terminal import FAILURE_MARK, SUCCESS_MARK
 from harvester.shutdown import CONSEQUENCES, OK, StopReason
 
@@ -66,7 +75,7 @@ def _headline(outcome: RunOutcome, seconds: float) -> str:
     if not status.listed.links:
         return "nothing to do: the list has no links"
     if not status.finished and not status.given_up:
-        return "nothing to do: every link has an answer already"
+        return f"nothing to do: {'no link is due' if status.refresh else 'every link has an answer already'}"
     if outcome.complete:
         return f"finished in {duration(seconds)}: every link has an answer"
     return f"finished in {duration(seconds)}, but {_failed(status.failed + status.given_up)}"
@@ -90,6 +99,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         links, repeated = counted(listed.links, "link"), f"{listed.duplicates:,} repeated"
         wrong = counted(listed.invalid, "line is not a bitlink", "lines are not bitlinks")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {repeated}; {wrong}"
+    if (ages := status.ages) is not None and ages.due is not None:
+        yield "refresh", ages_in_words(ages, datetime.now(UTC))
     if listed.differing:
         have = counted(listed.differing, "repeated line has", "repeated lines have")
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
@@ -189,5 +200,6 @@ def counts(outcome: RunOutcome, out: str, seconds: float) -> dict[str, Any]:
         "throttled": status.attempts.throttled,
         "helper_requests": status.attempts.helper,
         "exports": status.exports,
+        "refresh": asdict(status.ages) if status.ages else None,
         "month_left": month.remaining if month else None,
     }

@@ -1,33 +1,47 @@
 """The NDJSON lines of a dataset: the row of an answered call, and the failure of a call or line without a row."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import orjson
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.clock import seconds_since_1970
 from harvester.jsonlines import one_line
 from harvester.progress import Carried
-from harvester.rows.schema import GROUP_EXPORT, SEPARATOR, WHOLE, Shortfall, is_clipped
+from harvester.rows.call import WHOLE, CallState, Entry, Shortfall
+from harvester.rows.schema import GROUP_EXPORT, SEPARATOR, is_clipped, shortfall_of
 
 SCHEMA_VERSION = 2
 
 
 class RowBuilder:
-    """Makes the lines of one dataset, whose query and run are the same in every line."""
+    """Makes the lines of one run of a dataset, whose query and run_id are the same in every line.
 
-    def __init__(self, query: Query, run_id: str) -> None:
-        self._query = query
+    begun: the query that the dataset was begun with, if it is another: where rows are refreshed each run asks for the
+    window up to its own beginning, and a link keeps its key.
+    """
+
+    def __init__(self, query: Query, run_id: str, begun: Query | None = None) -> None:
+        self.query = query
         self._run_id = run_id
         self._facet = FACETS[query.facet]
-        window = (query.facet, query.unit, str(query.units), query.unit_reference)
-        self._window = (SEPARATOR + SEPARATOR.join(window)).encode()
+        self._window = _window_of(begun or query)
+        self._moved = _window_of(query) if begun not in {None, query} else None
+
+    def record_id(self, bitlink: str, unit_reference: str) -> bytes:
+        """Return the 16 bytes of the record_id of a row with this unit_reference, whatever the dataset's own is."""
+        window = _window_of(replace(self.query, unit_reference=unit_reference))
+        return hashlib.sha256(bitlink.encode() + window).digest()[:16]
 
     def key(self, bitlink: str) -> bytes:
         """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,
-        joined by U+001F. In hexadecimal it is the row's record_id.
+        joined by U+001F. In hexadecimal it is the row's record_id, unless rows are refreshed.
         """
         return hashlib.sha256(bitlink.encode() + self._window).digest()[:16]
 
@@ -45,7 +59,9 @@ class RowBuilder:
         fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link. source: None
         for the link's own answer.
         """
-        query = self._query
+        query = self.query
+        if self._moved is not None:
+            key = hashlib.sha256(bitlink.encode() + self._moved).digest()[:16]
         return one_line(
             {
                 "record_id": key.hex(),
@@ -80,14 +96,14 @@ class RowBuilder:
         """Return what the row of an answer lacks."""
         truncated = self._is_truncated(answer)
         returned = answer.units_returned
-        clipped = returned is not None and 0 <= returned < self._query.units
-        if self._query.period_start is not None and not clipped:
+        clipped = returned is not None and 0 <= returned < self.query.units
+        if self.query.period_start is not None and not clipped:
             used = {"units_returned": returned, "unit_reference_returned": answer.unit_reference_returned}
-            clipped = is_clipped({**self._query.as_dict(), **used}, is_empty=not answer.metrics)
+            clipped = is_clipped({**self.query.as_dict(), **used}, is_empty=not answer.metrics)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def _is_truncated(self, answer: Answer) -> bool:
-        return self._facet.is_full(answer.metrics, answer.larger_size or self._query.size)
+        return self._facet.is_full(answer.metrics, answer.larger_size or self.query.size)
 
     def failure(
         self,
@@ -111,7 +127,7 @@ class RowBuilder:
             {
                 "bitlink": bitlink,
                 "text": text,
-                "facet": self._query.facet,
+                "facet": self.query.facet,
                 "kind": kind,
                 "status": status,
                 "message": message,
@@ -123,6 +139,16 @@ class RowBuilder:
         )
 
 
+def _window_of(query: Query) -> bytes:
+    return (SEPARATOR + SEPARATOR.join((query.facet, query.unit, str(query.units), query.unit_reference))).encode()
+
+
 def moment_fetched(row: bytes) -> float:
     """Return the time at which a row's response was read, in seconds since 1970."""
     return datetime.fromisoformat(orjson.loads(row)["fetched_at"]).timestamp()
+
+
+def entry_of(key: bytes, row: Mapping[str, Any]) -> Entry:
+    """Return the verdict that a row is."""
+    asked_at = seconds_since_1970(row["unit_reference"])
+    return Entry(key, CallState.ROW, None, shortfall_of(row), asked_at, row["clicks_listed"])

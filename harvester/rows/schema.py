@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from harvester.bitly.facets import FACETS, FieldKind, MetricField
+from harvester.rows.call import IDLE, Shortfall
 
 GROUP_EXPORT = "group_export"
 """The `source` of a row that no call was made for; all others have null."""
@@ -124,22 +125,6 @@ FAILURE: tuple[Column, ...] = (
     Column("body", Kind.TEXT, "the beginning of an answer that could not be understood", nullable=True),
 )
 """The keys of a line in `_failures.ndjson`, in order."""
-
-
-class Shortfall(NamedTuple):
-    """What a row lacks of what was requested, and whether it was requested at all.
-
-    truncated: as many metrics came as were requested, so there are probably more. clipped: Bitly used fewer units than
-    were requested, because the plan keeps a shorter history; never where all units were requested (-1).
-    idle: no call was made, because the export of the link's group states that it has no clicks.
-    """
-
-    truncated: bool = False
-    clipped: bool = False
-    idle: bool = False
-
-
-WHOLE, IDLE = Shortfall(), Shortfall(idle=True)
 
 
 def shortfall_of(row: Mapping[str, Any]) -> Shortfall:

@@ -49,6 +49,7 @@ from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool
+from harvester.worklist.refresh import RequestedRefresh
 
 _BUSY_POLL_SECONDS = 0.1
 _SILENT_SECONDS = 1.0
@@ -98,7 +99,7 @@ class Job:
     those of the command that need the list's calls each, to compare them with the month. carry: the columns that rows
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
-    no clicks. in_group: the group of the links of the lists.
+    no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once.
     """
 
     sources: list[Source]
@@ -137,6 +138,7 @@ class Job:
     outputs: int = 1
     skip_idle: bool = False
     in_group: str | None = None
+    refresh: RequestedRefresh | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +350,12 @@ def build_job(
         max_time_seconds=values.max_time_seconds,
         skip_idle=options.list.skip_idle,
         in_group=options.list.in_group,
+        refresh=_refresh_of(values),
     )
+
+
+def _refresh_of(values: TypedOptions) -> RequestedRefresh | None:
+    return RequestedRefresh(values.refresh_seconds, values.prefer_active) if values.refresh_seconds else None
 
 
 def _input_of(

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import ParamSpec, TypeAlias, TypeVar
 
+from harvester.clock import from_epoch, utc_iso
 from harvester.dataset.dataset import Batch, Dataset
 from harvester.dataset.manifest import Manifest
 from harvester.errors import HarvesterError, InputBroken, OutputError, ReaderClosed, RunStopping
@@ -220,9 +221,17 @@ class Committer:
             if error is symptom:
                 raise
             raise error from symptom
+        await self._note_oldest(outcome)
         await self._heartbeat.write(outcome, self.in_thread)
         if outcome.complete:
             await self.in_thread(self._dataset.declare_success)
+
+    async def _note_oldest(self, outcome: RunOutcome) -> None:
+        """Note the age of the oldest answer to a link of the list, if rows are refreshed and the list was read."""
+        refresh = outcome.status.refresh
+        if refresh is not None and refresh.due is not None and outcome.status.read_to_end:
+            found = await self.in_thread(self._dataset.ledger.oldest_answer, self._dataset.invocation)
+            refresh.oldest = None if found is None else utc_iso(from_epoch(found))
 
     async def _publish_all(self, outcome: RunOutcome) -> None:
         self._dataset.end_part()

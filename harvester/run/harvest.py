@@ -19,16 +19,18 @@ from harvester.client.held_verdicts import STREAK, Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import FAILED_STATE, ROW_STATE, CallState
 from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
+from harvester.rows.call import FAILED_STATE, REFUSED_STATE, ROW_STATE, WHOLE, CallState
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
-from harvester.worklist.worklist import Call, Worklist
+from harvester.worklist.calls import Call
+from harvester.worklist.refresh import Refresh
+from harvester.worklist.worklist import Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
@@ -46,8 +48,8 @@ class CallsDropped(RuntimeError):
 class HarvestOptions:
     """How to harvest. allowance: the calls that may be made. retry_*: make calls again that failed or were refused.
 
-    to_make: calls that the list needs, None if it was not counted. invalid_limit: None for half of the lines.
-    allow_empty: a list without links is complete.
+    to_make: calls that the list needs, None if it was not counted. refresh: the rules of --refresh. invalid_limit: None
+    for half of the lines. allow_empty: a list without links is complete.
     """
 
     workers: int
@@ -55,6 +57,7 @@ class HarvestOptions:
     to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
+    refresh: Refresh | None = None
     invalid_limit: FailureLimit | None = None
     allow_empty: bool = False
     commit_seconds: float = COMMIT_SECONDS
@@ -82,12 +85,8 @@ class Harvest:
         self.progress = self._telemetry.progress
         self._dataset = dataset
         self._client = client
-        self._budget = budget
-        self._discovery = discovery
-        self._shutdown = shutdown
-        self._rules = rules
-        self._observer = observer
-        self._options = options
+        self._budget, self._discovery, self._shutdown = budget, discovery, shutdown
+        self._rules, self._observer, self._options = rules, observer, options
         self._committer = Committer(
             dataset, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
         )
@@ -113,6 +112,7 @@ class Harvest:
             token=self._client.token,
             retry_failed=self._options.retry_failed,
             retry_refused=self._options.retry_refused,
+            refresh=self._options.refresh,
         )
 
     async def run(self, feed: Feed) -> RunOutcome:
@@ -297,7 +297,7 @@ class Harvest:
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
-            call = call._replace(previous=CallState.FAILED)
+            call = call._replace(previous=CallState.FAILED, lacked=WHOLE)
             self.progress.failed -= 1
             self.progress.pending += 1
             self.progress.repeated += 1
@@ -347,7 +347,7 @@ class Harvest:
         link, fetched_at = call.link, iso_second(int(time.time()))
         line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried)
         shortfall = self._dataset.rows.shortfall(answer)
-        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall)
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, answer.clicks_listed)
         self._telemetry.throughput.count_verdict()
         self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
 
@@ -357,7 +357,8 @@ class Harvest:
         refused = _is_plain_no(verdict) and bool(self._client.known_good.links)
         self._unproven += isinstance(verdict, Refused) and not refused
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
-        self._dataset.record(call.key, CallState.REFUSED if refused else CallState.FAILED, line, call.previous)
+        state = REFUSED_STATE if refused else FAILED_STATE
+        self._dataset.record(call.key, state, line, call.previous, WHOLE, call.lacked)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.count_without_row(verdict.status, call, refused=refused)

@@ -20,15 +20,15 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.clock import iso_second
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import ROW_STATE
 from harvester.dataset.manifest import WindowCheck
 from harvester.errors import InputBroken, RunStopping
 from harvester.events import RunObserver
 from harvester.groups.activity import ActiveLinks, Asks, LinkActivity, NamedLink
 from harvester.progress import AttemptCounts, RunProgress
-from harvester.rows.schema import IDLE
+from harvester.rows.call import IDLE, ROW_STATE
 from harvester.shutdown import ShutdownSignal, StopReason, month_spent
-from harvester.worklist.worklist import Call, Worklist
+from harvester.worklist.calls import Call
+from harvester.worklist.worklist import Worklist
 
 _PATIENCE_SECONDS = 60.0
 """Exports that get no answer for longer are given up. The run's own calls then show whether the server is out."""
@@ -113,7 +113,7 @@ class IdleRows:
         Raises:
             RunStopping: the run is ending.
         """
-        query, client, progress = self._dataset.query, self._access.client, self._progress
+        query, client, progress = self._dataset.rows.query, self._access.client, self._progress
         if self._answered or query.period_start is not None or query.units == -1:
             return calls
         first, rest = calls[:_MOST_QUESTIONS], calls[_MOST_QUESTIONS:]
@@ -141,12 +141,12 @@ class IdleRows:
 
     def _record(self, call: Call, fetched_at: str) -> None:
         line = self._dataset.rows.idle_row(call.link.bitlink, call.key, fetched_at, call.link.carried)
-        self._dataset.record(call.key, ROW_STATE, line, call.previous, IDLE)
-        self._progress.count_idle()
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, IDLE, call.lacked, 0)
+        self._progress.count_idle(was_pending=call.is_due)
 
     def _span(self) -> Span | None:
         """Return the time to ask for; None, with a warning, if no export can be believed to cover the window."""
-        query, why = self._dataset.query, ""
+        query, why = self._dataset.rows.query, ""
         span = span_of(query, datetime.now(UTC))
         if span is None:
             why = "the window has not begun"

@@ -9,7 +9,7 @@ from functools import partial
 
 import orjson
 
-from harvester.bitly.query import host_of
+from harvester.bitly.query import Query, host_of
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.dataset import opening
@@ -25,7 +25,7 @@ from harvester.groups.listing import list_groups
 from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
-from harvester.progress import RunProgress, WindowState
+from harvester.progress import RefreshCounts, RunProgress, WindowState
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import (
     AccountClients,
@@ -45,6 +45,7 @@ from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
 from harvester.worklist.preflight import Preflight, spool_paths
+from harvester.worklist.refresh import refresh_of
 
 _KNOWN_GOOD = "known_good"
 """The ledger's fact with known-good links: a list may name no link that was answered in an earlier run."""
@@ -84,11 +85,18 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                     await budgets.slots.join()
                 names, reader = _names_of(job), lambda: sink.awaits_reader
                 telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader)
+                if dataset.ledger.refreshing:
+                    telemetry.progress.refresh = RefreshCounts(job.refresh.seconds if job.refresh else None)
                 seconds = STORE_SECONDS if location.in_store else MANIFEST_SECONDS
                 heartbeat = Heartbeat(dataset, telemetry, job.exporter, seconds)
                 async with heartbeat.before_harvest(shutdown):
                     job, asked = await _list_groups(job, dataset, budgets, shutdown, observer)
-                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, shutdown, observer)
+                    query = dataset.rows.query
+                    refresh = refresh_of(job, query.unit_reference, query.units)
+                    preflight = Preflight(shutdown, observer, job, refresh)
+                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, preflight)
+                if job.refresh and preflight.found:
+                    telemetry.progress.refresh = preflight.found.ages(job.refresh.seconds)
                 return await _harvest(
                     job, dataset, budgets, feed, shutdown, observer, heartbeat, to_make=calls, asked=asked
                 )
@@ -117,6 +125,7 @@ async def _open_dataset(
         observer.warn,
         server=host_of(job.client_settings.base_url),
         pin_reference=job.pin_reference,
+        refreshing=job.refresh is not None,
         asked=job.part_format,
         sink=sink,
         ending=ending,
@@ -171,10 +180,9 @@ async def _list_groups(
 
 
 async def _check_list(
-    job: Job, dataset: Dataset, budget: Budget, spools: list[str], shutdown: ShutdownSignal, observer: RunObserver
+    job: Job, dataset: Dataset, budget: Budget, spools: list[str], preflight: Preflight
 ) -> tuple[Feed, int | None]:
     """Return the list to harvest, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
-    preflight = Preflight(shutdown, observer, job)
     if job.feed is None:
         sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools)
         return FileFeed(sources), calls
@@ -199,9 +207,10 @@ async def _harvest(
     rules = AbortRules(
         job.failure_limit, first_rows=dataset.totals.rows == dataset.totals.idle, next_begins=budget.month.next_begins
     )
-    options = _options_for(job, to_make=to_make, kept=dataset.location.kept)
+    query = dataset.rows.query
+    options = _options_for(job, query, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
-    async with open_client(job, budgets, dataset.query, shutdown, dataset.record_attempts) as (client, discovery):
+    async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
@@ -305,14 +314,18 @@ def _window_text(state: WindowState) -> str:
     return f"{limit} ({remark})" if remark else limit
 
 
-def _options_for(job: Job, *, to_make: int | None, kept: bool) -> HarvestOptions:
-    """Return how to harvest. kept: False for rows on standard output, which leave no failures to make again."""
+def _options_for(job: Job, query: Query, *, to_make: int | None, kept: bool) -> HarvestOptions:
+    """Return how to harvest. query: what is asked for.
+
+    kept: False for rows on standard output, which leave no failures to make again.
+    """
     return HarvestOptions(
         workers=job.client_settings.connections,
         allowance=job.allowance or Allowance(job.max_calls),
         to_make=to_make,
         retry_failed=job.retry_failed and kept,
         retry_refused=job.retry_refused and kept,
+        refresh=refresh_of(job, query.unit_reference, query.units),
         allow_empty=job.allow_empty,
         commit_seconds=job.commit_seconds if kept else _STDOUT_COMMIT_SECONDS,
         report_seconds=job.report_seconds,

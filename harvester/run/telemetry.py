@@ -202,6 +202,7 @@ def run_report(
         given_up=progress.given_up + progress.exhausted,
         budget=budget,
         pending=progress.pending - progress.repeated,
+        refresh=progress.ages,
     )
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from harvester.bitly.query import Period
 from harvester.config.options import OutputOptions, PeriodName, RunOptions, facets_in
-from harvester.config.parsing import check_skip_idle, facets_of, periods_of, query_of
+from harvester.config.parsing import check_skip_idle, facets_of, periods_of, query_of, refresh_seconds_of
 from harvester.config.placeholders import fill_output
 from harvester.dataset.opening import peek
 from harvester.errors import HarvesterError, UsageError
@@ -30,6 +30,7 @@ def rounds_of(options: RunOptions) -> Rounds:
     Raises:
         UsageError: as `facets_of`, `periods_of` and `fill_output`; or datasets would share an output.
     """
+    refresh_seconds_of(options)  # before anything is said of periods, which it excludes
     facets, periods = facets_of(options.query), periods_of(options.query)
     check_skip_idle(options)
     if options.output.out == STDOUT and (len(facets) > 1 or len(periods) > 1):

@@ -19,6 +19,7 @@ from harvester.storage.filesystem import Tampering, set_aside, sync_folder, sync
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _TOUCHES = 3
 """After so many changes of the file's moment alone they are not looked into any more."""
+_ADVICE_ON_TEMPORARY = "It is a temporary file: run the same command again, which begins a new one"
 _TEMPORARY = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")
 
 
@@ -222,8 +223,7 @@ class DistinctKeys:
 
     def __enter__(self) -> "DistinctKeys":
         _delete(self._path)
-        advice = "It is a temporary file: run the same command again, which begins a new one"
-        self._file = SqliteFile(self._path, "the count of the list", advice, pragmas=_TEMPORARY)
+        self._file = SqliteFile(self._path, "the count of the list", _ADVICE_ON_TEMPORARY, pragmas=_TEMPORARY)
         with self._file.transaction():
             self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID")
         return self
@@ -255,6 +255,49 @@ class DistinctKeys:
                     first = connection.execute("SELECT digest FROM listed WHERE key = ?", (key,)).fetchone()
                     differing += first[0] != digest
         return differing
+
+
+class RankedItems:
+    """Items in a temporary file, to be taken by rank and then in the order in which they came.
+
+    Its memory does not grow with them. The file is deleted before it is created, as that of DistinctKeys.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        _delete(path)
+        self._file = SqliteFile(path, "the links that are due", _ADVICE_ON_TEMPORARY, pragmas=_TEMPORARY)
+        self._number = 0
+        with self._file.transaction():
+            self._file.connection.execute(
+                "CREATE TABLE items (queue INTEGER, rank INTEGER, number INTEGER, item BLOB, "
+                "PRIMARY KEY (queue, rank, number)) WITHOUT ROWID"
+            )
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+        _delete(self._path)
+
+    def add(self, items: Sequence[tuple[int, int, bytes]]) -> None:
+        """Add items, each with its queue and rank.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        numbered = [(queue, rank, self._number + n, item) for n, (queue, rank, item) in enumerate(items)]
+        self._number += len(items)
+        with self._file.transaction():
+            self._file.connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", numbered)
+
+    def take(self, queue: int, most: int) -> list[bytes]:
+        """Remove the first items of a queue and return them."""
+        select = "SELECT rank, number, item FROM items WHERE queue = ? ORDER BY rank, number LIMIT ?"
+        with self._file.transaction():
+            found = self._file.connection.execute(select, (queue, most)).fetchall()
+            delete = "DELETE FROM items WHERE queue = ? AND rank = ? AND number = ?"
+            self._file.connection.executemany(delete, [(queue, rank, number) for rank, number, _ in found])
+        return [item for *_, item in found]
 
 
 class _Files(NamedTuple):

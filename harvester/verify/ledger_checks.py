@@ -9,9 +9,10 @@ from itertools import zip_longest
 from typing import BinaryIO
 
 from harvester.dataset.journal import read, segment_path
-from harvester.dataset.ledger import CallState, Ledger, Part, Snapshot
+from harvester.dataset.ledger import Ledger, Part, Snapshot
 from harvester.dataset.manifest import DatasetCounts, Manifest, PublishedPart
 from harvester.errors import OutputError, UsageError
+from harvester.rows.call import CallState
 from harvester.storage.folders import resolve
 from harvester.storage.location import OutputLocation
 from harvester.verify.findings import Findings
@@ -53,7 +54,7 @@ class LedgerCheck:
             # A run begins a dataset without calls anew, and replaces its manifest a moment later.
             self._report_older(name, text, wrong=bool(manifest.dataset.settled or manifest.dataset.failed))
             return
-        self._reconcile_rows()
+        self._reconcile_rows(manifest.dataset.refreshed if found.ended else None)
         if not growing:
             self._reconcile_parts(manifest, name)
         if found.ended:
@@ -71,8 +72,11 @@ class LedgerCheck:
         except OutputError as error:
             self._found.problem(self._location.ledger, None, str(error))
 
-    def _reconcile_rows(self) -> None:
-        """Check that every call with a row is counted once: in a part, in the growing file, or in a journal."""
+    def _reconcile_rows(self, refreshed: int | None) -> None:
+        """Check that every call with a row is counted once: in a part, in the growing file, or in a journal.
+
+        refreshed: the rows that a newer verdict has followed, None while a run goes on.
+        """
         totals, journals = self._snapshot.totals, self._in_journals
         if journals is None:
             text = "a journal that the ledger refers to is missing, or damaged within what was committed"
@@ -80,8 +84,11 @@ class LedgerCheck:
             return
         # Parts or a growing file: the other one is empty in every ledger.
         published = sum(part.calls for part in self._snapshot.parts) + self._snapshot.checkpoint.rows
-        if published + journals != totals.rows:
-            text = f"{totals.rows} calls have a row; {published} are published and {journals} wait in journals"
+        has, more = published + journals, refreshed or 0
+        if self._ledger.refreshing and refreshed is None:
+            more = max(has - totals.rows, 0)
+        if has != totals.rows + more:
+            text = f"{totals.rows + more} calls have a row; {published} are published and {journals} wait in journals"
             self._found.problem(self._location.ledger, None, text)
 
     def _reconcile_parts(self, manifest: Manifest, name: str) -> None:

@@ -18,6 +18,7 @@ from harvester.dataset.journal import (
     RECENT_FAILURES,
     VOID,
     Gap,
+    Record,
     Survey,
     good_lines,
     mend,
@@ -26,14 +27,15 @@ from harvester.dataset.journal import (
     segments,
     survey,
 )
-from harvester.dataset.ledger import CallState, Entry, FileCheckpoint, Ledger, Part
+from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import WINDOW_CHECK, Manifest, PublishedPart, WindowCheck
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.jsonlines import object_in, whole_lines
+from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
-from harvester.rows.row import RowBuilder
-from harvester.rows.schema import Shape, shortfall_of
+from harvester.rows.row import RowBuilder, entry_of
+from harvester.rows.schema import Shape
 from harvester.storage.sqlite import rows_left
 
 T = TypeVar("T")
@@ -128,7 +130,11 @@ class Tally:
 
 
 class Rebuilding:
-    """Fills a new ledger, which has its facts already. private: the folder of the journals."""
+    """Fills a new ledger, which has its facts already. private: the folder of the journals.
+
+    Where rows are refreshed the last row of a call counts. A failure that followed it is not known to have done so,
+    because its line has no date: the link is then asked for when its row is due.
+    """
 
     def __init__(
         self, ledger: Ledger, query: Query, run_id: str, part_format: PartFormat, invocation: int, private: str
@@ -142,6 +148,7 @@ class Rebuilding:
         self._invocation = invocation
         self._private = private
         self._published: dict[int, Survey] = {}
+        self._followed = 0
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -150,14 +157,14 @@ class Rebuilding:
         listed: dict[str, PublishedPart],
         open_part: Callable[[str], BinaryIO | None],
         calls_of: Callable[[str], list[bytes] | None],
-        settled_before: Callable[[list[bytes]], int],
+        settled_before: Callable[[list[Entry]], int],
         *,
         forget_moved: bool = False,
     ) -> None:
         """Settle the calls of all parts. listed: by name, with those of the manifest; others have no sha256.
 
         open_part: opens a part; None if it is not there. calls_of: the calls of one that is not there, by the present
-        ledger; None if it does not know all. settled_before: how many of these calls the present ledger has a row of.
+        ledger; None if it does not know all. settled_before: how many of these rows the present ledger knows.
         forget_moved: do not settle the calls of a part that is not there.
         """
         numbers = {int(match["number"]): name for name in listed if (match := PART_NAME.fullmatch(name))}
@@ -179,9 +186,9 @@ class Rebuilding:
             self._ledger.seal(row)
 
     def _read_part(
-        self, segment: int, part: PublishedPart, stream: BinaryIO, settled_before: Callable[[list[bytes]], int]
+        self, segment: int, part: PublishedPart, stream: BinaryIO, settled_before: Callable[[list[Entry]], int]
     ) -> PublishedPart:
-        hashed, rows, keys = HashingReader(stream), 0, set[bytes]()
+        hashed, rows, seen = HashingReader(stream), 0, set[tuple[bytes, int | None]]()
         calls, bad = 0, 0
 
         def entries() -> Iterator[Entry]:
@@ -191,15 +198,15 @@ class Rebuilding:
                 entry = self._entry_of(row)
                 if entry is None:
                     bad += 1
-                elif entry.key not in keys:
-                    keys.add(entry.key)
+                elif (answer := (entry.key, entry.asked_at)) not in seen:
+                    seen.add(answer)
                     yield entry
 
         try:
             for batch in _batches(entries()):
                 self._settle(segment, batch)
                 calls += len(batch)
-                self.tally.unknown_to_ledger += len(batch) - settled_before([entry.key for entry in batch])
+                self.tally.unknown_to_ledger += len(batch) - settled_before(batch)
         except UnreadableFile as error:
             self.tally.unreadable.append(f"{part.path}: {error}")
         hashed.drain()
@@ -223,7 +230,7 @@ class Rebuilding:
             self._settle(segment, batch)
         self.tally.moved.append(part.path)
         self.tally.moved_calls += len(keys)
-        return part if keys else replace(part, calls=0)  # forgotten before
+        return part if keys or self._ledger.refreshing else replace(part, calls=0)  # forgotten before
 
     def _journal_of(self, part: PublishedPart) -> list[bytes] | None:
         """Return the calls of the journal whose rows make exactly this part; None if there is none."""
@@ -241,7 +248,7 @@ class Rebuilding:
 
     # --- the growing file ------------------------------------------------------------------------------------------
 
-    def take_growing_file(self, path: str, settled_before: Callable[[list[bytes]], int]) -> None:
+    def take_growing_file(self, path: str, settled_before: Callable[[list[Entry]], int]) -> None:
         """Settle the calls of the rows in a growing file."""
         bad, end, rows = 0, 0, 0
 
@@ -256,7 +263,7 @@ class Rebuilding:
         for batch in _batches(entries()):
             self._settle(-1, batch)
             self.tally.part_calls += len(batch)
-            self.tally.unknown_to_ledger += len(batch) - settled_before([entry.key for entry in batch])
+            self.tally.unknown_to_ledger += len(batch) - settled_before(batch)
         self.tally.file_bytes = end
         # Rows that are in the file are blanked out of the journals, so all that is left there comes behind it.
         self._ledger.set_checkpoint(FileCheckpoint(bytes=end, rows=rows))
@@ -268,10 +275,12 @@ class Rebuilding:
         if isinstance(row, BadRow) or not isinstance(row, dict) or row.get("run_id") != self.run_id:
             return None
         try:
-            key = self._rows.key(row["bitlink"])
             name = "record_id" if self._part_format.shape is Shape.NESTED else "call_id"
-            return Entry(key, CallState.ROW, None, shortfall_of(row)) if row[name] == key.hex() else None
-        except (AttributeError, KeyError, TypeError):
+            expected = self._rows.key(row["bitlink"])
+            if self._ledger.refreshing:
+                expected = self._rows.record_id(row["bitlink"], row["unit_reference"])
+            return entry_of(self._rows.key(row["bitlink"]), row) if row[name] == expected.hex() else None
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
     # --- failures and journals -------------------------------------------------------------------------------------
@@ -295,6 +304,8 @@ class Rebuilding:
 
         for batch in _batches(entries()):
             known = self._ledger.known([entry.key for entry in batch])
+            if self._ledger.refreshing:
+                self._followed += sum(e.key in known and e.state is CallState.REFUSED for e in batch)
             self._settle(lowest, [entry for entry in batch if entry.key not in known])
 
     def take_failed_runs(self, failed_runs: Iterable[tuple[bytes, int]]) -> None:
@@ -318,9 +329,9 @@ class Rebuilding:
                 self._ledger.take_back_failed_runs(by_state[CallState.FAILED] - by_state[CallState.REFUSED])
                 for start, record in lines:
                     has = known.get(record.key)
-                    if record.state == CallState.ROW and has and has.state is CallState.ROW:
+                    if record.state == CallState.ROW and has and self._is_published(record, has):
                         published.append(Gap(start, record.end, 0))
-                    elif record.state == CallState.ROW:
+                    elif record.state == CallState.ROW and not (has and has.state is CallState.ROW):
                         waiting.add(record.key)
                     elif record.state == CallState.REFUSED and not has:
                         refused.add(record.key)
@@ -330,7 +341,14 @@ class Rebuilding:
             self._published[segment] = Survey(found.size, found.end, [*found.gaps, *published], found.unended)
         totals = self._ledger.totals()
         self.tally.row_calls = totals.rows + len(waiting)
-        self.tally.refused, self.tally.failed = totals.refused + len(refused - waiting), totals.failed
+        self.tally.refused = totals.refused + len(refused - waiting) + self._followed
+        self.tally.failed = totals.failed
+
+    def _is_published(self, record: Record, has: Known) -> bool:
+        """Return True if the output has a journal's row already. has: what the ledger knows by the output's rows."""
+        if not self._ledger.refreshing:
+            return has.state is CallState.ROW
+        return (has.asked_at or 0) >= (entry_of(record.key, object_in(record.payload)).asked_at or 0)
 
     def blank_published_rows(self) -> None:
         """Blank the rows out of the journals that the output has already, so that each is published once."""

@@ -18,12 +18,13 @@ from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
 from harvester.dataset import manifest as manifests
 from harvester.dataset.journal import good_lines, segment_path, segments
-from harvester.dataset.ledger import CallState, Ledger, Part
+from harvester.dataset.ledger import ASKED, REFRESHING, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
+from harvester.rows.call import CallState, Entry
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, PartFormat
 from harvester.rows.schema import Shape
@@ -98,6 +99,8 @@ class _Repairing:
                 shutil.copyfile(location.ledger + ending, self._copy + ending)
         self._remains = remains(self._copy)
         self._manifest = self._read_manifest()
+        kept = self._remains.facts.get(REFRESHING)
+        self._refreshing = bool(kept) if self._manifest is None else self._manifest.refresh is not None
 
     def run(self, *, apply: bool, ask_again: bool) -> Repair:
         found, location = self._found, self._location
@@ -136,6 +139,8 @@ class _Repairing:
             os.unlink(path)
         with closing(Ledger(path)) as ledger:
             ledger.create(self._facts(origin))
+            if self._refreshing:
+                ledger.begin_refreshing(0)
             work = Rebuilding(
                 ledger, origin.query, origin.run_id, origin.part_format, origin.invocation, self._private()
             )
@@ -242,6 +247,8 @@ class _Repairing:
             "invocation": origin.invocation,
         }
         facts |= {"server": origin.server} if origin.server else {}
+        if self._refreshing and (asked := self._remains.facts.get(ASKED)):
+            facts[ASKED] = asked
         old = {name: value for name, value in self._remains.facts.items() if type(value) is int}
         facts |= window_facts(self._manifest, self._remains.facts, origin.query, self._found.remarks)
         counted = asdict(self._manifest.attempts) if self._manifest else asdict(AttemptCounts())
@@ -263,9 +270,14 @@ class _Repairing:
     # --- rebuilding ------------------------------------------------------------------------------------------------
 
     def _fill(self, work: Rebuilding, present: Ledger | None, *, forget_moved: bool) -> None:
-        def settled_before(keys: list[bytes]) -> int:
-            known = present.known(keys) if present else {}
-            return sum(each.state is CallState.ROW for each in known.values())
+        def settled_before(rows: list[Entry]) -> int:
+            known = present.known([row.key for row in rows]) if present else {}
+            found = [(row, known[row.key]) for row in rows if row.key in known]
+            if self._refreshing:  # a failure may have followed the row
+                return sum(
+                    has.state is not CallState.ROW or (has.asked_at or 0) >= (row.asked_at or 0) for row, has in found
+                )
+            return sum(has.state is CallState.ROW for _, has in found)
 
         if self._location.in_parts:
             listed, keys_of = self._listed(work.run_id), self._calls_by_old_ledger
@@ -312,7 +324,9 @@ class _Repairing:
 
     def _calls_by_old_ledger(self, name: str) -> list[bytes] | None:
         for part in self._old_parts():
-            if part.name == name and len(keys := self._remains.calls_of(part.segment)) >= part.calls:
+            if part.name == name and (
+                len(keys := self._remains.calls_of(part.segment)) >= part.calls or self._refreshing
+            ):
                 return keys
         return None
 
@@ -354,47 +368,3 @@ class _Repairing:
         """Return how many rows were cut off the growing file and are in no journal; with those a run completes it."""
         tally = self._found.rebuilt
         return (tally.file_bytes < present.checkpoint().bytes) * (present.totals().rows - tally.row_calls)
-
-
-def as_dict(found: Repair) -> dict[str, Any]:
-    """Return the result as an object for programs."""
-    return asdict(found)
-
-
-def as_text(found: Repair) -> str:
-    """Return the result as lines for a person."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Repair) -> Iterator[str]:
-    tally = found.rebuilt
-    yield from (f"note: {text}" for text in found.remarks)
-    if found.whole:
-        yield f"{found.out}: the ledger is whole and knows every row: nothing to repair"
-        if tally.moved_calls:
-            one = len(tally.moved) == 1
-            gone = (
-                "1 part is not there; if no loader has it"
-                if one
-                else (f"{len(tally.moved):,} parts are not there; if no loader has them")
-            )
-            yield f"note: {gone}, --ask-again makes {'its' if one else 'their'} {tally.moved_calls:,} calls again"
-        return
-    yield f"the ledger {found.ledger}"
-    yield f"found: {tally.part_calls:,} calls with a published row, in {tally.parts:,} parts or the growing file"
-    if tally.moved:
-        yield f"found: the calls of {len(tally.moved):,} parts that were moved away"
-    damaged = f", {tally.damaged_lines:,} damaged lines" if tally.damaged_lines else ""
-    yield f"found: {tally.journal_lines:,} answers in {tally.journals:,} journals{damaged}"
-    yield f"found: {tally.refused:,} refusals and {tally.failed:,} failures"
-    yield from (f"lost: {text}" for text in found.losses)
-    if found.applied:
-        aside = f"; the old one is {found.set_aside}" if found.set_aside else ""
-        yield f"{found.out} is repaired{aside}: the same run command resumes"
-    elif found.losses:
-        yield (
-            f"{found.out} can be repaired in part: restore what is lost, or make those calls again with "
-            "--apply --ask-again"
-        )
-    else:
-        yield f"{found.out} can be repaired without a loss: add --apply"

@@ -96,12 +96,12 @@ def _types_of(column: Column) -> tuple[type, ...]:
 class _Common:
     """The checks that both shapes share: the query, the run, and when a row was fetched.
 
+    refreshing: each run of the dataset asked for a window of its own, so only the other fields of the query are pinned.
     calls: those whose rows were seen. truncated, clipped: calls whose rows lack something. idle: links
-    that were not asked for. earliest, latest: of the
-    rows' fetched_at; empty without rows.
+    that were not asked for. earliest, latest: of the rows' fetched_at; empty without rows.
     """
 
-    def __init__(self, shape: Shape, query: Query, run_id: str, found: Found) -> None:
+    def __init__(self, shape: Shape, query: Query, run_id: str, found: Found, *, refreshing: bool) -> None:
         self.calls = self.truncated = self.clipped = self.idle = 0
         self.earliest = self.latest = ""
         self._found = found
@@ -113,8 +113,10 @@ class _Common:
         self._totals = tuple(field.name for field in self._facet.totals)
         self._size = query.size
         self._rows = RowBuilder(query, run_id)
-        self._pinned_of = itemgetter(*_PINNED)
-        self._pinned = (run_id, *(getattr(query, name) for name in _NAMES))
+        self._refreshing = refreshing
+        self._pinned_names = tuple(name for name in _PINNED if not (refreshing and name == "unit_reference"))
+        self._pinned_of = itemgetter(*self._pinned_names)
+        self._pinned = tuple(run_id if name == "run_id" else getattr(query, name) for name in self._pinned_names)
         self._fetched_at = ""
 
     def _count_shortfall(self, row: Mapping[str, Any]) -> None:
@@ -125,10 +127,10 @@ class _Common:
 
     def _misfit(self, row: Any) -> str | None:
         """Return what is wrong with the keys that both shapes have; None if nothing is."""
-        if misfit := self._shape.misfit(row):
+        if misfit := self._shape.misfit(row) or self._misfit_of_window(row):
             return misfit
         if self._pinned_of(row) != self._pinned:
-            for name, actual, expected in zip(_PINNED, self._pinned_of(row), self._pinned, strict=True):
+            for name, actual, expected in zip(self._pinned_names, self._pinned_of(row), self._pinned, strict=True):
                 if actual != expected:
                     return f"{name} is {actual!r:.60}, but {expected!r:.60} in the manifest"
         # Where an answer had as many metrics as the query's size, a second request may have asked for more.
@@ -167,6 +169,18 @@ class _Common:
             return f"source is {GROUP_EXPORT}, and the row states more than that there are no clicks"
         return None
 
+    def _misfit_of_window(self, row: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the window that a run asked for where rows are refreshed."""
+        if self._refreshing and not is_moment(row["unit_reference"]):
+            return "unit_reference is not a UTC time such as 2026-11-23T06:00:00Z"
+        return None
+
+    def _key_of(self, row: Mapping[str, Any]) -> bytes:
+        """Return the 16 bytes of the key of a row's call."""
+        if self._refreshing:
+            return self._rows.record_id(row["bitlink"], row["unit_reference"])
+        return self._rows.key(row["bitlink"])
+
     def _misfit_of_metric(self, metric: Mapping[str, Any]) -> str | None:
         """Return what is wrong with the values of a metric, whose types are right; None if nothing is."""
         for name in self._counts:
@@ -194,15 +208,15 @@ class _Common:
 class Nested(_Common):
     """Checks the rows of one file, each of which is a call."""
 
-    def __init__(self, query: Query, run_id: str, found: Found) -> None:
-        super().__init__(Shape.NESTED, query, run_id, found)
+    def __init__(self, query: Query, run_id: str, found: Found, *, refreshing: bool = False) -> None:
+        super().__init__(Shape.NESTED, query, run_id, found, refreshing=refreshing)
 
     def check_row(self, number: int, row: Any) -> bytes | None:
         """Check a row. Return the 16 bytes of its record_id, or None if something is wrong with it."""
         self.calls += 1
         misfit = self._misfit(row) or self._misfit_of_metrics(row, row["metrics"])
         if not misfit:
-            key = self._rows.key(row["bitlink"])
+            key = self._key_of(row)
             if key.hex() == row["record_id"]:
                 self._count_shortfall(row)
                 return key
@@ -230,8 +244,10 @@ class Flat(_Common):
     call: called with the key of each call.
     """
 
-    def __init__(self, query: Query, run_id: str, found: Found, call: Callable[[bytes], None]) -> None:
-        super().__init__(Shape.FLAT, query, run_id, found)
+    def __init__(
+        self, query: Query, run_id: str, found: Found, call: Callable[[bytes], None], *, refreshing: bool = False
+    ) -> None:
+        super().__init__(Shape.FLAT, query, run_id, found, refreshing=refreshing)
         self._names = tuple(column.name for column in metric_columns(query.facet))
         # The keys that are the same in all rows of a call.
         self._shared = tuple(
@@ -239,7 +255,7 @@ class Flat(_Common):
         )
         self._call_of = itemgetter(*self._shared)
         self._call = call
-        self._window = (query.facet, query.unit, str(query.units), query.unit_reference)
+        self._window = (query.facet, query.unit, str(query.units))
         self._last = 0
         # The state of one call is set by `_begin`; the first row of the file already calls it.
         self._now: tuple[Any, ...] | None = None
@@ -272,6 +288,8 @@ class Flat(_Common):
         """Return how a row differs from the first row of its call; None if it begins another call."""
         if self._now is None or row["bitlink"] != self._first["bitlink"]:
             return None
+        if row["unit_reference"] != self._first["unit_reference"]:
+            return None  # the link's next answer
         other = next(name for name in self._shared if row[name] != self._first[name])
         return f"{other} is not that of its call's first row"
 
@@ -282,8 +300,10 @@ class Flat(_Common):
         self._groups: list[str | None] = []
         self._no_metrics = False
         self._seen: dict[str, int] = {}
-        self._begun = hashlib.sha256(_SEPARATOR.join((row["bitlink"], *self._window, "")).encode())
-        key = self._rows.key(row["bitlink"])
+        self._begun = hashlib.sha256(
+            _SEPARATOR.join((row["bitlink"], *self._window, row["unit_reference"], "")).encode()
+        )
+        key = self._key_of(row)
         self._call_id = key.hex()
         self._call(key)
         self._count_shortfall(row)

@@ -40,7 +40,7 @@ def check_manifest(manifest: Manifest, path: str, found: Findings) -> Query | No
         found.problem(path, None, text)
     if misfit := _query_misfit(manifest):
         found.problem(path, None, misfit)
-    rows, published = manifest.dataset.rows, _calls_in_parts(manifest)
+    rows, published = manifest.dataset.rows + manifest.dataset.refreshed, _calls_in_parts(manifest)
     if has_ended(manifest) and not manifest.complete and published < rows:
         found.remarks.append(f"{path}: {rows - published} of its {rows} calls with a row are not published yet")
     return None if misfit else Query(**{field.name: manifest.query[field.name] for field in fields(Query)})
@@ -68,7 +68,7 @@ def _query_misfit(manifest: Manifest) -> str | None:
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions within a manifest."""
     counts = manifest.dataset
-    yield from _misfit_of_sum("dataset", counts, but={"truncated", "clipped", "idle"})
+    yield from _misfit_of_sum("dataset", counts, but={"truncated", "clipped", "idle", "refreshed"})
     if max(counts.truncated, counts.clipped, counts.idle) > counts.rows:
         yield "dataset.truncated, dataset.clipped or dataset.idle is more than dataset.rows"
     if manifest.list:
@@ -79,9 +79,12 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
         yield "started or updated is not a UTC time such as 2026-11-23T06:00:00Z"
     if manifest.complete and (manifest.stopped or not manifest.input_read_to_end or counts.pending):
         yield "complete, but also stopped, with calls pending, or with a list that was not read to its end"
-    calls = _calls_in_parts(manifest)
-    if calls > counts.rows or (manifest.complete and calls != counts.rows):
-        yield f"its parts have {calls} calls, but dataset.rows is {counts.rows}"
+    calls, rows = _calls_in_parts(manifest), counts.rows + counts.refreshed
+    if calls > rows or (manifest.complete and calls != rows):
+        named = "dataset.rows and dataset.refreshed are" if counts.refreshed else "dataset.rows is"
+        yield f"its parts have {calls} calls, but {named} {rows}"
+    if counts.refreshed and manifest.refresh is None:
+        yield "dataset.refreshed is not 0, but refresh is null"
     for name, times in Counter(part.path for part in manifest.parts).items():
         if times > 1:
             yield f"it lists {name} {times} times"

@@ -180,6 +180,7 @@ class _Rows:
         self._manifest = manifest
         self._query = query
         self._shape = Shape(manifest.shape)
+        self._refreshing = manifest.refresh is not None
         self._found = found
         self._keys = DuplicateFinder()
         self._calls = DuplicateFinder()
@@ -187,7 +188,7 @@ class _Rows:
 
     def check(self, files: list[PublishedPart]) -> None:
         """Check every file, and that no record_id and no call stands in two rows."""
-        call_key = RowBuilder(self._query, self._manifest.run_id).key
+        record_id = RowBuilder(self._query, self._manifest.run_id).record_id
         with closing(self._keys), closing(self._calls):
             for file in files:
                 self._check_file(file)
@@ -195,7 +196,9 @@ class _Rows:
             text = "its record_id is already in {first}"
             self._report_repeated(files, self._keys, lambda row: bytes.fromhex(row["record_id"]), text)
             text = "the call of this row is already in {first}"
-            self._report_repeated(files, self._calls, lambda row: call_key(row["bitlink"]), text, grouped=True)
+            self._report_repeated(
+                files, self._calls, lambda row: record_id(row["bitlink"], row["unit_reference"]), text, grouped=True
+            )
         started, updated = self._manifest.started, self._manifest.updated
         # While a run goes on, parts may be newer than the manifest.
         latest = max(self._fetched, default="") if self._found.ended else ""
@@ -265,8 +268,8 @@ class _Rows:
     def _check_of(self, path: str) -> Nested | Flat:
         report = partial(self._found.problem, path)
         if self._shape is Shape.NESTED:
-            return Nested(self._query, self._manifest.run_id, report)
-        return Flat(self._query, self._manifest.run_id, report, self._calls.add)
+            return Nested(self._query, self._manifest.run_id, report, refreshing=self._refreshing)
+        return Flat(self._query, self._manifest.run_id, report, self._calls.add, refreshing=self._refreshing)
 
     def _part_format(self, path: str) -> PartFormat:
         return PartFormat(_format_of(path), self._shape, self._query.facet)
@@ -294,7 +297,8 @@ class _Rows:
         found, counts = self._found, self._manifest.dataset
         for name in ("truncated", "clipped", "idle") if found.ended else ():
             has, said = getattr(found, name), getattr(counts, name)
-            if has > said or (has < said and found.calls == counts.rows):
+            # A refreshed row is counted no more: among those read there may be more that lack something.
+            if (has > said and not counts.refreshed) or (has < said and found.calls == counts.rows + counts.refreshed):
                 path = self._sidecar_storage.path(MANIFEST)
                 found.problem(path, None, f"dataset.{name} is {said}, but {has} of the rows are")
 

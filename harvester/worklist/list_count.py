@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from harvester.clock import from_epoch, utc_iso
 from harvester.links.batch import Batch
-from harvester.progress import InvalidLine
+from harvester.progress import InvalidLine, RefreshCounts
 
 _MOST_DOMAINS = 1000
 _MOST_EXAMPLES = 3
@@ -12,7 +13,11 @@ _MOST_EXAMPLES = 3
 
 @dataclass(slots=True)
 class ListCount:
-    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call."""
+    """What a list holds. links: distinct bitlinks; done: with a row or a refusal; calls: those that need a call.
+
+    With --refresh, never: links without an answer; due: those whose answer is due; oldest_answer: the end of the oldest
+    answer's window, in seconds since 1970, None without one.
+    """
 
     lines: int = 0
     invalid: int = 0
@@ -20,6 +25,14 @@ class ListCount:
     links: int = 0
     done: int = 0
     calls: int = 0
+    never: int = 0
+    due: int = 0
+    oldest_answer: int | None = None
+
+    def ages(self, seconds: float) -> RefreshCounts:
+        """Return the links by the age of their answers. seconds: from which on an answer is due."""
+        oldest = None if self.oldest_answer is None else utc_iso(from_epoch(self.oldest_answer))
+        return RefreshCounts(seconds, self.never, self.links - self.never - self.due, self.due, oldest)
 
 
 @dataclass(slots=True)

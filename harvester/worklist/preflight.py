@@ -14,17 +14,20 @@ from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.budget import Budget
 from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import CallState, Known, Ledger
+from harvester.dataset.ledger import Ledger
 from harvester.errors import OutputError, RunStopping, UsageError, as_output_error
 from harvester.events import Event, RunObserver
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, read, spool
 from harvester.progress import WindowState, counted
+from harvester.rows.call import CallState, Known
 from harvester.rows.row import RowBuilder
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
 from harvester.threads import in_daemon
+from harvester.worklist.calls import DUE
 from harvester.worklist.list_count import ListCount, ListSurvey
+from harvester.worklist.refresh import Refresh, asked_at_of, has_row, was_answered
 from harvester.worklist.worklist import SCRATCH, hide_token, should_retry
 
 _REPORT_SECONDS = 10.0
@@ -40,7 +43,7 @@ def spool_paths(folder: str, count: int) -> Iterator[list[str]]:
     with as_output_error(folder):
         names = os.listdir(folder)
     for name in names:
-        if name == SCRATCH or name.startswith(_SPOOL):
+        if name in {SCRATCH, DUE} or name.startswith(_SPOOL):
             with suppress(OSError):
                 os.unlink(os.path.join(folder, name))
     paths = [os.path.join(folder, f"{_SPOOL}{number}") for number in range(count)]
@@ -92,10 +95,15 @@ class ListSettings(Protocol):
 class Preflight:
     """Counts a list before its run, reports what the month covers of it, and refuses what must not begin.
 
-    settings: the run's, which decide which calls are counted.
+    settings: the run's, which decide which calls are counted. refresh: the rules of --refresh, None without it. found:
+    what was counted, None before.
     """
 
-    def __init__(self, shutdown: ShutdownSignal, observer: RunObserver, settings: ListSettings) -> None:
+    def __init__(
+        self, shutdown: ShutdownSignal, observer: RunObserver, settings: ListSettings, refresh: Refresh | None = None
+    ) -> None:
+        self.found: ListCount | None = None
+        self._refresh = refresh
         self._token = settings.token
         self._max_calls = settings.max_calls
         self._retry_failed = settings.retry_failed
@@ -140,7 +148,7 @@ class Preflight:
         countable = [source for source in sources if source.rereadable]
         most, left = self._max_calls, budget.windows()[-1].remaining
         month_matters = left is not None and (most is None or most > left)
-        if not countable or not (self._strict or month_matters):
+        if not countable or not (self._strict or month_matters or self._refresh):
             return sources, None
         found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
         links, lines = counted(found.links, "link"), counted(found.lines, "line")
@@ -148,6 +156,7 @@ class Preflight:
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
         self._compare_with_month(found, budget)
+        self.found = found if len(countable) == len(sources) else None
         return sources, found.calls if len(countable) == len(sources) else None
 
     async def count(
@@ -181,11 +190,18 @@ class Preflight:
                     self._observer.invalid(bad)
                 yield [rows.key(link.bitlink) for link in batch.links]
 
-        def count(known: Known | None) -> None:
+        def count(key: bytes, known: Known | None) -> None:
             found.links += 1
-            pending = known is None or should_retry(
-                known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
-            )
+            if self._refresh is not None and known is not None and was_answered(known):
+                pending = self._refresh.is_due(key, known)
+                found.due += pending
+                if has_row(known):
+                    found.oldest_answer = min(found.oldest_answer or asked_at_of(known), asked_at_of(known))
+            else:
+                pending = known is None or should_retry(
+                    known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
+                )
+                found.never += pending
             found.calls += pending
             found.done += known is not None and not pending and known.state is not CallState.FAILED
 
@@ -194,7 +210,7 @@ class Preflight:
                 listed = sorted(set(batch))
                 known = ledger.known(listed)
                 for key in distinct.add(listed):
-                    count(known.get(key))
+                    count(key, known.get(key))
         found.duplicates -= found.links
         return found
 

@@ -4,6 +4,9 @@ A bitlink passes three questions. Is its call in progress? Then it is a duplicat
 earlier line of this list? A duplicate too. Is it settled since an earlier run? Then it needs no call. What is left
 becomes a `Call`.
 
+With --refresh, a link whose answer is due is put aside; those put aside follow when the list has been read to its end
+(`rows.refresh` has the rules).
+
 A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
 bitlink would buy it twice. The ledger answers for everything older, so that memory does not grow with the list.
@@ -18,50 +21,31 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from threading import Lock
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
 from harvester.bearer import Token
 from harvester.budget.budget import Budget
 from harvester.dataset.dataset import Dataset
-from harvester.dataset.ledger import CallState, Known
 from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import Carried, InvalidLine, RunProgress
+from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.sqlite import DistinctKeys
+from harvester.worklist.calls import Call, DueCalls
+from harvester.worklist.refresh import Refresh, was_answered
 
 LOW_WATER = 1000
 """The list is read on when fewer calls than this wait for a worker, or fewer than a minute's window."""
 MOST_READ_AHEAD = 20_000
 SCRATCH = "scratch.sqlite"
 """A temporary file in the private folder: for the count of the list, and then for what its lines carry."""
-FAILED_INVOCATIONS = 3
-"""After this many invocations in which a call failed it is not made again without --retry-failed."""
-
-
-class Call(NamedTuple):
-    """A bitlink to fetch. previous: its state in the ledger, None for a new one. failed_runs: as in Known."""
-
-    link: Link
-    key: bytes
-    previous: CallState | None
-    failed_runs: int = 0
-
-    @property
-    def is_repeated(self) -> bool:
-        """True if an earlier run has made the call."""
-        return self.previous is not None
-
-    @property
-    def is_last_try(self) -> bool:
-        """True if the call is not made again without --retry-failed, should it fail now."""
-        tried = self.previous is not CallState.REFUSED  # the ledger counts no failure behind a refusal
-        return self.failed_runs + tried >= FAILED_INVOCATIONS
 
 
 InThread: TypeAlias = Callable[..., Awaitable[Any]]
@@ -113,7 +97,7 @@ class Worklist:
     in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
     added. progress: counts the list's lines and the calls pending. reopened: keys of calls that an earlier run settled,
     that are open again, and that this run does not make any more. retry_failed, retry_refused: make calls again that
-    failed too often, or were refused.
+    failed too often, or were refused. refresh: the rules by which links with an answer are asked for again.
     """
 
     def __init__(
@@ -131,6 +115,7 @@ class Worklist:
         token: Token,
         retry_failed: bool = False,
         retry_refused: bool = False,
+        refresh: Refresh | None = None,
     ) -> None:
         self.progress = progress
         self.reopened: set[bytes] = set()
@@ -150,24 +135,33 @@ class Worklist:
         self._low = asyncio.Event()
         self._closed = False
         self._carried = CarriedValues(lambda: dataset.location.private)
+        self._refresh = refresh
+        self._due = DueCalls(refresh, lambda: dataset.location.private) if refresh else None
+        self._put_aside: list[tuple[Call, Known]] = []
+        self._never = self._fresh = 0
 
     @property
     def remaining(self) -> int | None:
         """Calls that no worker has taken yet; None until the list was read to its end."""
-        return len(self._ready) if self.progress.read_to_end else None
+        aside = self._due.waiting if self._due else 0
+        return len(self._ready) + aside if self.progress.read_to_end else None
 
     # --- filling ---------------------------------------------------------------------------------------------------
 
     async def read(self) -> list[Call] | None:
-        """Read the next batch of lines and return the calls that it needs, which may be none; None at the list's end.
+        """Read the next batch of lines and return the calls that it needs, which may be none; behind the list's end
+        the calls that were put aside; then None.
 
         Raises:
             RunStopping: the run is ending. InputBroken: the list cannot be read further.
         """
-        batch = await self._shutdown.unless_stopping(self._feed.next())
+        batch = None if self.progress.read_to_end else await self._shutdown.unless_stopping(self._feed.next())
         if batch is None:
-            self.progress.read_to_end = True
-            return None
+            if not self.progress.read_to_end:
+                self._end_list()
+            due: list[Call] = await self._in_thread(self._due.take) if self._due else []
+            self._in_progress.update(call.key for call in due)
+            return due or None
         hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
@@ -175,14 +169,29 @@ class Worklist:
         if any(link.carried is not None for link in batch.links):
             lines = [(self._dataset.rows.key(link.bitlink), link.carried) for link in batch.links]
             self.progress.listed.differing += await self._in_thread(self._carried.see, lines)
-        return [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        if self._due and self._put_aside:
+            aside, self._put_aside = self._put_aside, []
+            await self._in_thread(self._due.add, aside)
+        return calls
+
+    def _end_list(self) -> None:
+        """Note that the list has been read to its end; the links that were found in it are counted by age."""
+        progress = self.progress
+        if progress.refresh is not None and self._due is not None:
+            due = self._due.waiting
+            progress.refresh = replace(progress.refresh, never=self._never, fresh=self._fresh, due=due)
+        progress.read_to_end = True
 
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
-        self.progress.pending += len(calls)
-        self.progress.repeated += sum(call.previous is not None for call in calls)
+        self._count_pending([call for call in calls if not call.is_due])  # the others: when they were put aside
         self._ready.extend(calls)
         self._filled.set()
+
+    def _count_pending(self, calls: Sequence[Call]) -> None:
+        self.progress.pending += len(calls)
+        self.progress.repeated += sum(call.previous is not None for call in calls)
 
     async def wait_until_low(self) -> None:
         """Return once fewer calls than the low-water mark wait for a worker.
@@ -199,6 +208,8 @@ class Worklist:
         self._closed = True
         self._filled.set()
         self._carried.close()
+        if self._due:
+            self._due.close()
 
     @property
     def _low_water(self) -> int:
@@ -235,22 +246,43 @@ class Worklist:
         listed = self.progress.listed
         if known is None:
             listed.links += 1
+            self._never += 1
             return Call(link, key, None)
         if known.seen == self._dataset.invocation:
             listed.duplicates += 1
             self._in_progress.discard(key)
             return None
         listed.links += 1
+        if self._refresh is not None and was_answered(known):
+            self._look_at_age(link, key, known)
+            return None
         if should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused):
             self.reopened.discard(key)
+            self._never += 1
             return Call(link, key, known.state, known.failed_runs)
+        self._see_known(link, key, known)
+        return None
+
+    def _look_at_age(self, link: Link, key: bytes, known: Known) -> None:
+        """Put a link aside if its last answer is due; else it needs no call."""
+        assert self._refresh is not None
+        if not self._refresh.is_due(key, known):
+            self._fresh += 1
+            self._see_known(link, key, known)
+            return
+        self.reopened.discard(key)
+        self._dataset.note_seen(key)  # so that a later line with the link is a duplicate
+        call = Call(link, key, known.state, known.failed_runs, known.shortfall, is_due=True)
+        self._count_pending([call])
+        self._put_aside.append((call, known))
+
+    def _see_known(self, link: Link, key: bytes, known: Known) -> None:
         self._dataset.note_seen(key)
         room = len(self._known_good_links) < (self._known_good_links.maxlen or 0)
         if room and known.state is CallState.ROW and not self._dataset.totals.idle:  # an idle row is no answer
             self._known_good_links.append(link.bitlink)
         self.progress.known += 1
         self.progress.given_up += known.state is CallState.FAILED
-        return None
 
     # --- emptying --------------------------------------------------------------------------------------------------
 
@@ -274,7 +306,7 @@ class Worklist:
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
     """True if a known call should be made again."""
     if known.state is CallState.FAILED:
-        return retry_failed or known.failed_runs < FAILED_INVOCATIONS
+        return retry_failed or known.failed_runs < GIVEN_UP_RUNS
     return known.state is CallState.REFUSED and retry_refused
 
 
@@ -296,7 +328,3 @@ def hide_token(batch: Batch, token: Token) -> None:
 def _carries(carried: Carried, token: Token) -> bool:
     """Return whether a row would carry the token, in a value or in a name from Python."""
     return carried is not None and any(token.is_in(each) for each in (*carried, *carried.values()) if each is not None)
-
-
-def _digest_of(carried: Carried) -> bytes:
-    return sha256(orjson.dumps(carried, option=orjson.OPT_SORT_KEYS)).digest()[:16]

@@ -189,7 +189,14 @@ def test_a_run_through_everything_at_once_finishes_and_says_that_some_failed(mix
 def test_the_counts_of_a_run_through_everything_reconcile(mixed: Run) -> None:
     counts = {"rows": len(ROWS) + len(GOOD), "refused": len(REFUSED), "failed": len(FAILED), "pending": 0}
     said = manifest(mixed.out)
-    assert said["dataset"] == {"calls": sum(counts.values()), **counts, "truncated": 0, "clipped": 0, "idle": 0}
+    assert said["dataset"] == {
+        "calls": sum(counts.values()),
+        **counts,
+        "truncated": 0,
+        "clipped": 0,
+        "idle": 0,
+        "refreshed": 0,
+    }
     assert said["list"]["links"] == said["dataset"]["calls"]
     assert said["stopped"] is None
     assert len(rows(mixed.out)) == counts["rows"] == len(mixed.metrics())

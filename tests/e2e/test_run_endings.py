@@ -367,6 +367,7 @@ def test_a_failed_call_is_tried_in_three_runs_and_then_only_when_asked(
         "truncated": 0,
         "clipped": 0,
         "idle": 0,
+        "refreshed": 0,
     }
     assert harvester(*command, "--retry-failed", stdin=b"bit.ly/a\n").returncode == 3
     assert served.sandbox.requests.total() == 4

@@ -82,6 +82,7 @@ async def test_sixty_poisoned_links_in_a_row_are_the_links_fault(bitly: Scripted
     counts = manifest(quick_path / "out")["dataset"]
     assert counts == {
         "calls": 70, "rows": 10, "refused": 0, "failed": 60, "pending": 0, "truncated": 0, "clipped": 0, "idle": 0,
+        "refreshed": 0,
     }  # fmt: skip
     assert {(line["kind"], line["status"]) for line in failures(quick_path / "out")} == {("failed", 503)}
 

@@ -54,6 +54,7 @@ def test_what_rows_lack_is_counted_and_said_everywhere(
     assert counts == {
         "calls": 21, "rows": 20, "refused": 1, "failed": 0, "pending": 0, "truncated": truncated, "clipped": 20,
         "idle": 0,
+        "refreshed": 0,
     }  # fmt: skip
     status, checked = harvester("status", str(out)).stdout, harvester("verify", str(out))
     assert checked.returncode == 0

@@ -107,6 +107,7 @@ WRITTEN: dict[str, Any] = {
     "attempts": {"total": 1005, "retried": 0, "throttled": 0, "helper": 1},
     "parts": [{"path": "part-0.ndjson", "rows": 990, "calls": 990, "bytes": 400000, "sha256": "00"}],
     "window_check": None,
+    "refresh": None,
 }
 STOPPED = {"reason": "month_spent", "message": "the month is spent", "until": "2026-12-01T00:00:00Z"}
 

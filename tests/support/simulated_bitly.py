@@ -20,9 +20,9 @@ from yarl import URL
 from harvester.bitly.account_limits import PLATFORM_LIMITS
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
-from harvester.dataset.ledger import CallState, Entry, Known, Totals
+from harvester.dataset.ledger import Totals
 from harvester.dataset.manifest import RunReport
-from harvester.rows.schema import WHOLE, Shortfall
+from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
 from harvester.storage.location import OutputKind
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.pool import Pool, SlotSession
@@ -329,7 +329,7 @@ class MemoryStore:
         return {key: self.calls[key] for key in keys if key in self.calls}
 
     def record(
-        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, _: Shortfall = WHOLE
+        self, key: bytes, state: CallState, line: bytes, previous: CallState | None, *_: object, **__: object
     ) -> None:
         assert key not in self.calls or self.calls[key].state is not CallState.ROW, "a row was bought twice"
         failed_runs = self.calls[key].failed_runs if key in self.calls else 0

@@ -23,9 +23,9 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset import dataset as stores
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import Journal, PartLimits, segment_path
-from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset
 from harvester.errors import OutputError, UsageError
+from harvester.rows.call import CallState
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import (
     Format,

@@ -20,10 +20,10 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
-from harvester.dataset.ledger import CallState
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
+from harvester.rows.call import CallState
 from harvester.storage import appended_file
 from harvester.storage.folders import located, resolve
 from harvester.verify.repair import repair

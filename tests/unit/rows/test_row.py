@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Period, Query, query_for, query_for_period
 from harvester.bitly.verdicts import Answer
+from harvester.rows.call import IDLE
 from harvester.rows.row import SCHEMA_VERSION, RowBuilder
-from harvester.rows.schema import IDLE, shortfall_of
+from harvester.rows.schema import shortfall_of
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 RUN_ID = "20261123T060000Z-1a2b3c4d"

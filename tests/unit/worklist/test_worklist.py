@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from harvester.bearer import Token
-from harvester.dataset.ledger import CallState, Known
 from harvester.errors import RunStopping
 from harvester.links.feed import IterableFeed
 from harvester.progress import RunProgress
+from harvester.rows.call import CallState, Known
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.worklist.worklist import LOW_WATER, Call, Worklist
+from harvester.worklist.calls import Call
+from harvester.worklist.worklist import LOW_WATER, Worklist
 from tests.support.commands import TOKEN
 from tests.support.in_process import Listener
 from tests.support.simulated_bitly import MemoryStore
@@ -27,7 +28,7 @@ async def at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def worklist(
-    links: Sequence[object], store: MemoryStore | None = None, per_minute: int = 100, **retry: bool
+    links: Sequence[object], store: MemoryStore | None = None, per_minute: int = 100, **retry: Any
 ) -> Worklist:
     budget: Any = SimpleNamespace(limits=SimpleNamespace(per_minute=per_minute))
     dataset: Any = store or MemoryStore(invocation=2)
