@@ -1,9 +1,15 @@
 # make demo: see it work.  make test: the whole suite.  Both install what they need into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# pip would compile every file, in one process. COMPILE_PACKAGES leaves out what nobody imports, and uses all cores. A file that
-# this Python cannot compile is its importer's business.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+# uv unpacks many packages at once, pip one after another. uv reads none of pip's settings, so index and certificates are handed
+# over; where that is not enough (a second index, a local folder), uv fails and pip installs. Neither compiles: COMPILE_PACKAGES
+# leaves out what nobody imports, and uses all cores. A file that this Python cannot compile is its importer's business.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+PIP_SETTING = $$($(BIN)/python -m pip config get global.$(1) 2>/dev/null)
+UV := UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$(call PIP_SETTING,index-url)}}" \
+	SSL_CERT_FILE="$${SSL_CERT_FILE:-$${PIP_CERT:-$(call PIP_SETTING,cert)}}" \
+	$(BIN)/uv pip install --quiet --no-cache --python $(BIN)/python --constraint constraints.txt
+INSTALL = { $(PIP) uv && $(UV) --editable $(1) || $(PIP) --editable $(1); }
 COMPILE_PACKAGES := { $(BIN)/python -m compileall -qq -j 0 -x '/(tests|pip|setuptools|pkg_resources|mypyc?|hive_metastore|moto/(?!core|s3|utilities))/' .venv/lib || true; }
 PYTEST := $(BIN)/python -m pytest -n 4
 
@@ -66,13 +72,13 @@ bench: .venv/dev
 	$(PYTHON) -m venv --clear .venv
 
 .venv/run: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(INSTALL) . && $(COMPILE_PACKAGES) && touch $@
+	$(call INSTALL,.) && $(COMPILE_PACKAGES) && touch $@
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(INSTALL) '.[dev]' && $(COMPILE_PACKAGES) && touch $@ .venv/run
+	$(call INSTALL,'.[dev]') && $(COMPILE_PACKAGES) && touch $@ .venv/run
 
 .venv/docs: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(INSTALL) '.[docs]' && $(COMPILE_PACKAGES) && touch $@ .venv/run
+	$(call INSTALL,'.[docs]') && $(COMPILE_PACKAGES) && touch $@ .venv/run
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
