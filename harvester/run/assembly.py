@@ -202,7 +202,7 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
     slots = open_slots(state_folder(job.state_dir, private, observer.warn), settings)
     await slots.join()
     try:
-        async with pooled(slots, shutdown, settings.base_url, direct=settings.direct) as pool:
+        async with pooled(slots, shutdown, settings.base_url, direct=settings.direct, note=observer.note) as pool:
             yield pool
     finally:
         slots.leave()

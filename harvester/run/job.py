@@ -44,7 +44,7 @@ from harvester.shutdown import Allowance, ShutdownSignal, StopReason, time_limit
 from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
-from harvester.transport.direct import why_not
+from harvester.transport.direct import note_fallback
 from harvester.worklist.preflight import Preflight, spool_paths
 from harvester.worklist.refresh import refresh_of
 
@@ -211,8 +211,8 @@ async def _harvest(
     query = dataset.rows.query
     options = _options_for(job, query, to_make=to_make, kept=dataset.location.kept)
     _report_budget(budget, observer)
-    if job.client_settings.direct and (why := why_not()):
-        observer.note(f"requests are sent by aiohttp's session, which takes more CPU: {why}")
+    if not job.pool:
+        note_fallback(observer.note, direct=job.client_settings.direct)
     async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)

@@ -9,6 +9,7 @@ the tests run with.
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 import aiohttp
@@ -28,7 +29,16 @@ def why_not() -> str | None:
     """Return why requests cannot be written directly with the aiohttp that is installed; None if they can."""
     if aiohttp.__version__ not in TESTED_VERSIONS:
         return f"aiohttp {aiohttp.__version__} is not one of those tested: {', '.join(sorted(TESTED_VERSIONS))}"
+    # A test of somebody's that replaces what a session sends with must not reach the network past it.
+    if aiohttp.ClientSession._request.__module__ != "aiohttp.client":
+        return "another library has replaced how aiohttp's session sends requests"
     return None
+
+
+def note_fallback(note: Callable[[str], None], *, direct: bool) -> None:
+    """Note why requests are sent by the session although nobody asked for that."""
+    if direct and (why := why_not()):
+        note(f"requests are sent by aiohttp's session, which takes more CPU: {why}")
 
 
 class DirectTransport:
@@ -55,7 +65,13 @@ class DirectTransport:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
 
     def request(self, target: str, authorization: str, body: bytes | None = None) -> "_Exchange":
-        """Return a request to be sent; as Transport has it."""
+        """Return a request to be sent; as Transport has it.
+
+        Raises:
+            ValueError: target or authorization could be read as more than one line of the request.
+        """
+        if " " in target or not (target.isprintable() and authorization.isprintable()):
+            raise ValueError("a space or a control character in a request's target or authorization")
         last = "Connection: close\r\n" if self._connector.force_close else ""
         head = f"{target} HTTP/1.1\r\n{self._head}Authorization: {authorization}\r\n{last}"
         if body is None:

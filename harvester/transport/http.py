@@ -6,7 +6,7 @@ a bound.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,7 +28,7 @@ from harvester.transport.connection import (
 )
 from harvester.transport.connection_errors import permanent_cause
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.direct import DirectTransport, why_not
+from harvester.transport.direct import DirectTransport, note_fallback, why_not
 from harvester.transport.pool import Pool, Slot
 from harvester.transport.session import SessionTransport
 
@@ -54,16 +54,24 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 
 @asynccontextmanager
 async def pooled(
-    slots: ConnectionSlots, shutdown: ShutdownSignal, base_url: str, *, direct: bool = True
+    slots: ConnectionSlots,
+    shutdown: ShutdownSignal,
+    base_url: str,
+    *,
+    direct: bool = True,
+    note: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Pool]:
     """Open a pool, keep it at this process's share, and close its connections at the end.
 
     slots: joined already; left by the caller. Its sessions do not limit an attempt's time but for connecting: that is
     for the caller, with `Deadline`. direct: write requests ourselves, if this aiohttp was tested for that.
+    note: is told why they are not written by ourselves, if they were to be.
 
     Raises:
         UsageError: a proxy variable is not an HTTP proxy's URL.
     """
+    if note is not None:
+        note_fallback(note, direct=direct)
     origin, peer = URL(base_url).origin(), Peer()
     proxy, is_direct = _proxy_for(origin), direct and why_not() is None
 

@@ -65,7 +65,7 @@ class Company:
         return [path for path, data in files.items() if any(secret.encode() in data for secret in secrets)]
 
 
-@pytest.fixture(params=["auto", "session"])
+@pytest.fixture(params=["auto", pytest.param("session", marks=pytest.mark.nightly)])
 def company(tmp_path: Path, authority: trustme.CA, request: pytest.FixtureRequest) -> Company:
     """Everything here holds for both transports."""
     return Company(tmp_path, authority, request.param)

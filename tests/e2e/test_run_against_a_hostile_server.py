@@ -171,7 +171,7 @@ def bitly() -> Iterator[Scripted]:
 # --- one run with everything that a run survives ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["auto", "session"])
+@pytest.fixture(scope="module", params=["auto", pytest.param("session", marks=pytest.mark.nightly)])
 def mixed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Run]:
     options = ("--transport", request.param)
     with scripted() as server:

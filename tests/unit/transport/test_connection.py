@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import trustme
 
 from harvester.bearer import Token
 from harvester.bitly.query import Query
@@ -31,17 +30,16 @@ from harvester.errors import RunStopping, UsageError
 from harvester.shutdown import ShutdownSignal
 from harvester.transport import connection, http
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.direct import why_not
 from harvester.transport.http import post_form
 from tests.conftest import quick_folder
 from tests.support.proxies import proxying
 from tests.support.servers import in_thread
+from tests.unit.transport.conftest import HOST, TRANSPORTS
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 FREE = RequestedLimits(0, 10**6, 10**6)
 ROW_BODY = b'{"metrics":[]}'
 ROW = Answer([], 0, None, None)
-HOST = "api.example"
 
 
 # --- servers and clients ----------------------------------------------------------------------------------------------
@@ -161,31 +159,20 @@ async def reaching(base_url: str, *, connections: int = 1, timeout_seconds: floa
         slots.leave()
 
 
-@pytest.fixture(autouse=True, params=["direct", "session"])
-def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here holds whether requests are written by ourselves or by aiohttp's session."""
-    if request.param == "session":
-        monkeypatch.setattr("harvester.transport.http.why_not", lambda: "the session is tested")
-    else:
-        assert why_not() is None
+_SLOW = {
+    "test_an_answer_that_came_while_the_process_stood_still_is_read",
+    "test_an_answer_that_does_not_come_is_late_though_the_process_stood_still",
+    "test_an_attempt_whose_count_cannot_be_moved_is_not_sent_and_stays_counted",
+    "test_an_attempt_whose_move_took_its_time_is_moved_again",
+    "test_attempts_on_slow_connections_count_once_and_from_when_they_go",
+}
+"""Tests of the connector and the deadline, which both transports share; they take too long to be run twice."""
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def certified(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """TLS for HOST by an authority that the client trusts."""
-    authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", client)
-    return server
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test with both transports."""
+    transports = TRANSPORTS[:1] if metafunc.definition.originalname in _SLOW else TRANSPORTS
+    metafunc.parametrize("transport", transports, indirect=True)
 
 
 @contextmanager
