@@ -70,6 +70,7 @@ _COMMAND = "harvester.cli.main"
 """Loaded by its path, as the command loads its own commands: only if there is something that it has to check."""
 _checking = threading.Lock()
 """Held while variables and files are read, which the command does once in a process."""
+_checks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WindowChecks]] = weakref.WeakKeyDictionary()
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
 
@@ -186,6 +187,7 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
     async with turns:
         job = build() if token_is_at_hand(token, chosen) else await in_daemon(build)
+        job = replace(job, open_guard=_checks_of(job).open_guard)
         outcome = await look_up(job, [name], lambda _, row: rows.append(row), ShutdownSignal(), observer)
     if rows:
         row: Row = orjson.loads(rows[0])
@@ -193,6 +195,12 @@ async def metrics(bitlink: str, *, token: TokenGiven = None, **options: Unpack[M
     _raise_stopped(outcome)
     kind = LinkRefused if failures[0]["kind"] == "refused" else LinkFailed
     raise kind(name, failures[0]["status"], failures[0]["message"])
+
+
+def _checks_of(job: Job) -> WindowChecks:
+    """Return the checks of windows that all calls of `metrics` share, in this event loop and at the job's server."""
+    checks = _checks.setdefault(asyncio.get_running_loop(), {})
+    return checks.setdefault(job.client_settings.base_url, WindowChecks())
 
 
 def _lists_of(links: Links | None, options: RunOptions) -> Lists:

@@ -16,17 +16,20 @@ from datetime import UTC, datetime
 from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.throttling import ASK_ATTEMPTS
+from harvester.client.attempt import record_nothing
 from harvester.client.client import Client
 from harvester.client.held_verdicts import Place
 from harvester.client.limit_discovery import LimitDiscovery
 from harvester.clock import utc_iso
+from harvester.dataset.manifest import WindowCheck
 from harvester.errors import RunStopping
 from harvester.events import RunObserver, RunOutcome
+from harvester.links.batch import Link
 from harvester.links.feed import GIVEN
 from harvester.progress import RunProgress
 from harvester.rows.row import RowBuilder
-from harvester.run.abort_rules import AbortRules
-from harvester.run.assembly import Job, open_budgets, open_client
+from harvester.run.abort_rules import AbortRules, WindowGuard
+from harvester.run.assembly import Job, Window, open_budgets, open_client
 from harvester.run.harvest import GRACE_SECONDS
 from harvester.shutdown import ShutdownSignal, StopReason, time_limited
 from harvester.storage.scratch import scratch_folder
@@ -41,8 +44,9 @@ async def look_up(
 ) -> RunOutcome:
     """Fetch each bitlink once, and return how that ended.
 
-    job: its list and output are not used. on_row: called in the event loop with each row, as it is answered; what has
-    none goes to observer.failure. What on_row raises ends the lookup.
+    job: its list and output are not used; its guard makes sure of a period before the first call. on_row: called in the
+    event loop with each row, as it is answered; what has none goes to observer.failure. What on_row raises ends the
+    lookup.
 
     Raises:
         ConnectionsBusy: other processes use all of this machine's connections. OutputError: the budget's file.
@@ -63,9 +67,21 @@ async def look_up(
         await budgets.slots.join()
         async with open_client(job, budgets, job.query, shutdown) as (client, discovery):
             rules = AbortRules(job.failure_limit, first_rows=True, next_begins=budgets.facet.month.next_begins)
-            lookup = Lookup(job, client, bitlinks, on_row, rules, shutdown, observer)
+            guard = None
+            if job.open_guard is not None:
+                window = Window(job, job.query, client, scratch, shutdown, observer, record_nothing, None, _seen, _kept)
+                guard = job.open_guard(window)
+            lookup = Lookup(job, client, bitlinks, on_row, rules, shutdown, observer, guard)
             # For a few links a helper request would cost more than its answer is worth.
             return await lookup.run(discovery if len(bitlinks) >= ASK_ATTEMPTS else None)
+
+
+def _seen(_: WindowCheck) -> None:
+    """Show the check of a window nowhere: there is no manifest."""
+
+
+async def _kept(_: WindowCheck) -> None:
+    """Keep the check of a window nowhere: there is no dataset."""
 
 
 class Lookup:
@@ -80,8 +96,10 @@ class Lookup:
         rules: AbortRules,
         shutdown: ShutdownSignal,
         observer: RunObserver,
+        guard: WindowGuard | None = None,
     ) -> None:
         self._job = job
+        self._guard = guard
         self._client = opened
         self._waiting = deque(bitlinks)
         self._on_row = on_row
@@ -141,6 +159,8 @@ class Lookup:
         try:
             if discovery is not None and (news := await discovery.learn()):
                 self._observer.note(news.text, news.event, **news.fields)
+            if self._guard is not None:
+                await self._guard.confirm([*self._waiting])
         except RunStopping:
             return
         async with asyncio.TaskGroup() as group:
@@ -182,6 +202,12 @@ class Lookup:
         Awaits nothing, like all that it calls. A task is cancelled only where it awaits, so a verdict that has come,
         and whose attempts are spent, is handed over even if `_cut_short` or the caller ends the lookup at that moment.
         """
+        if (
+            self._guard is not None
+            and isinstance(verdict, Answer)
+            and not self._guard.accepts(verdict, Link(bitlink, GIVEN, 0))
+        ):
+            return
         stop, progress = self._rules.see(verdict), self._progress
         if isinstance(verdict, Answer):
             progress.rows, progress.pending = progress.rows + 1, progress.pending - 1

@@ -69,6 +69,10 @@ async def show(texts: Sequence[str], options: ShowOptions, shutdown: ShutdownSig
     waits = _Waits(shutdown, options.max_time, in_order)
     build = partial(build_job, IterableFeed([]), chosen, waits.warn)
     job = build() if token_is_at_hand(None, chosen) else await in_daemon(build)
+    if job.query.period_start is not None:
+        from harvester.series.window import WindowChecks  # noqa: PLC0415 - a single link waits for each import
+
+        job = replace(job, open_guard=WindowChecks().open_guard)
     outcome = await look_up(_watched(job), names, in_order.came, shutdown, waits)
     in_order.write_rest()
     waits.shown.stop = outcome.stop

@@ -65,8 +65,8 @@ class OpensGuard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a guard works with. known: the dataset's earlier check. note: shows a check in the manifest. keep: also
-    stores it in the dataset.
+    """What a guard works with. private: as in `open_budgets`. known: the dataset's earlier check. note: shows a check
+    in the manifest. keep: also stores it in the dataset.
 
     record_attempts: as in ClientContext; the guard's attempts are counted among those of the run's client.
     """
@@ -74,7 +74,7 @@ class Window:
     job: "Job"
     query: Query
     client: Client
-    private: str
+    private: str | Callable[[], str]
     shutdown: ShutdownSignal
     observer: RunObserver
     record_attempts: Callable[[AttemptCounts], None]

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from harvester import api
 from harvester.bitly.facets import Facet
+from harvester.errors import RunStopped
 from harvester.sandbox import server
 from harvester.sandbox.clicks import metrics_for
 from tests.conftest import Served
@@ -110,6 +111,39 @@ def a_day_earlier(bitlink: str, facet: str, size: int, **window: Any) -> dict[st
     moment = date.fromisoformat(window["unit_reference"][:10]) - timedelta(1)
     body = metrics_for(bitlink, facet, size, **(window | {"unit_reference": f"{moment}T00:00:00+0000"}))
     return body | {"unit_reference": window["unit_reference"]}
+
+
+@pytest.mark.parametrize(("facet", "checks"), [("referrers", 1), ("clicks", 0)])
+def test_a_link_that_is_shown_for_a_day_has_its_window_checked_first(
+    serve: Callable[..., Served], command: Command, monkeypatch: pytest.MonkeyPatch, facet: str, checks: int
+) -> None:
+    served = serve()
+    shown = ("show", "bit.ly/a", "bit.ly/b", "--day", "2026-11-02", "--facet", facet, "--json")
+    words = (*shown, "--base-url", served.url, *NO_LIMITS)
+    done = command(*words)
+    assert (done.code, done.err) == (0, "")
+    assert served.sandbox.requests.total() == 2 + checks
+    assert command(*[word for word in words if word not in {"--day", "2026-11-02"}]).code == 0
+    assert served.sandbox.requests.total() == 4 + checks
+    monkeypatch.setattr(server, "metrics_for", a_day_earlier)
+    done = command(*words)
+    assert done.code == 2
+    assert done.out == ""
+    assert "covers 2026-11-01T00:00:00Z" in done.err
+
+
+async def test_metrics_check_a_window_once_for_a_server(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served = serve()
+    options: Any = {"token": "t", "base_url": served.url, "state_dir": tmp_path, "per_minute": 0, "per_hour": 0}
+    for day in ("2026-11-02", "2026-11-03", "2026-11-03"):
+        assert (await api.metrics("bit.ly/a", day=day, **options))["period_start"] == f"{day}T00:00:00Z"
+    assert served.sandbox.requests.total() == 4
+    monkeypatch.setattr(server, "metrics_for", a_day_earlier)
+    other = serve()
+    with pytest.raises(RunStopped, match="covers 2026-11-01"):
+        await api.metrics("bit.ly/a", day="2026-11-02", **{**options, "base_url": other.url})
 
 
 @pytest.mark.parametrize("facet", ["referrers", "clicks", "referrers,devices"])
