@@ -1,9 +1,9 @@
 """A plan: the cost and the end of a run that has not begun, as `planner` found them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from math import ceil
+from math import ceil, floor
 from typing import NamedTuple
 
 from harvester.bitly.account_limits import PlanLimit
@@ -66,6 +66,13 @@ class RefreshPlan:
     steady: SteadyState
 
 
+class Endpoint(NamedTuple):
+    """A facet's limits in force, and how full its minute, its hour and the month are."""
+
+    limits: Limits
+    windows: list[WindowState]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The cost and the end of a run that has not begun.
@@ -77,7 +84,8 @@ class Plan:
     the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
     present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
     each link is asked for; found counts the calls of all. idle: None without --skip-idle; attempts are then those
-    expected, or at most. refresh: None without --refresh.
+    expected, or at most. refresh: None without --refresh. endpoints: the limits of each facet, empty for one facet;
+    limits and windows are then those of the first one, and its month is that of all.
     """
 
     found: ListCount
@@ -99,6 +107,7 @@ class Plan:
     periods: int = 1
     idle: PlannedExports | None = None
     refresh: RefreshPlan | None = None
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
 
     @property
     def wanted(self) -> int:
@@ -131,3 +140,28 @@ def exports_for(links: int, attempts: int, active: float | None) -> PlannedExpor
 def month_is_spent(windows: list[WindowState]) -> bool:
     """True if Bitly has reported it, which no option changes."""
     return bool(windows) and windows[-1].source == "bitly"
+
+
+def together(attempts: Mapping[str, int], endpoints: Mapping[str, Endpoint]) -> Limits:
+    """Return the limits of facets that go side by side as one: the facet that takes longest decides.
+
+    attempts: those of each facet. The month is one for all.
+    """
+
+    def combined(limits: Mapping[str, int]) -> int:
+        limited = [facet for facet, limit in limits.items() if limit]
+        longest = max((attempts[facet] / limits[facet] for facet in limited), default=0.0)
+        return max(floor(sum(attempts.values()) / longest + 1e-9), 1) if longest else sum(limits.values())
+
+    by_facet = {facet: endpoint.limits for facet, endpoint in endpoints.items()}
+    return Limits(
+        combined({facet: limits.per_minute for facet, limits in by_facet.items()}),
+        combined({facet: limits.per_hour for facet, limits in by_facet.items()}),
+        next(iter(by_facet.values())).per_month,
+    )
+
+
+def differ(endpoints: Mapping[str, Endpoint]) -> bool:
+    """Return whether minute or hour are not the same for all facets."""
+    seen = {tuple((w.window, w.limit, w.used, w.source) for w in each.windows[:-1]) for each in endpoints.values()}
+    return len(seen) > 1

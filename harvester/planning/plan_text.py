@@ -10,7 +10,7 @@ from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.forecast import DAYS_PER_MONTH
 from harvester.budget.limits import DEFAULTS, option_for
 from harvester.clock import next_month, utc_iso, utc_text
-from harvester.planning.plan import COMPARED_PLANS, Duration, Plan, PlannedExports
+from harvester.planning.plan import COMPARED_PLANS, Duration, Plan, PlannedExports, differ
 from harvester.progress import WindowState, ages_in_words, duration
 from harvester.run.telemetry import window_report
 from harvester.worklist.list_count import ListSurvey
@@ -47,6 +47,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "limits": asdict(plan.limits),
         "account": plan.account,
         "windows": [window_report(state) for state in plan.windows],
+        "endpoints": {
+            facet: [window_report(state) for state in each.windows[:-1]] for facet, each in plan.endpoints.items()
+        },
         "plan_limits": [asdict(limit) for limit in plan.plan_limits],
         "plan_option": _option_for_month(plan),
         "now": utc_iso(plan.now),
@@ -147,8 +150,14 @@ def _budget_lines(plan: Plan) -> list[str]:
     if plan.account is None:
         return ["limits: unknown without a token"]
     lines = [f"limits of account {plan.account}"]
-    digits = max((len(f"{state.remaining:,}") for state in plan.windows if state.remaining is not None), default=0)
-    lines += [_window_line(state, digits) for state in plan.windows]
+    states = [*plan.windows, *(state for each in plan.endpoints.values() for state in each.windows)]
+    digits = max((len(f"{state.remaining:,}") for state in states if state.remaining is not None), default=0)
+    if differ(plan.endpoints):
+        for facet, each in plan.endpoints.items():
+            lines += [f"  {facet}", *(f"  {_window_line(state, digits)}" for state in each.windows[:-1])]
+        lines.append(_window_line(plan.windows[-1], digits))
+    else:
+        lines += [_window_line(state, digits) for state in plan.windows]
     for limit in plan.plan_limits:
         lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})")
     if option := _option_for_month(plan):
@@ -240,12 +249,8 @@ def _refresh_lines(plan: Plan) -> list[str]:
 
 def _table(plan: Plan) -> list[str]:
     """Return a table of links and Bitly's plans, with how long each takes; an arrow stands before this list."""
-    limits = plan.limits
-    rates = [f"{limits.per_minute:,} a minute" if limits.per_minute else ""]
-    rates.append(f"{limits.per_hour:,} an hour" if limits.per_hour else "")
-    rate = " and ".join(filter(None, rates)) or "no limit a minute or an hour"
     lines = [
-        f"how long it takes by plan and calls a month, at {rate}",
+        f"how long it takes by plan and calls a month, at {_rate(plan)}",
         f"{'':>12}" + "".join(f"{name:>12}" for name in COMPARED_PLANS.values()),
         f"{'links':>12}" + "".join(f"{per_month:>12,}" for per_month in COMPARED_PLANS),
     ]
@@ -260,6 +265,16 @@ def _table(plan: Plan) -> list[str]:
         used = f"{plan.month_used:,} {'call' if plan.month_used == 1 else 'calls'}"
         lines.append(f"  (→ counts the {used} made this month; the other rows have a whole one)")
     return lines
+
+
+def _rate(plan: Plan) -> str:
+    limits = plan.limits
+    if len({(each.limits.per_minute, each.limits.per_hour) for each in plan.endpoints.values()}) > 1:
+        return "the limits of each facet"
+    rates = [f"{limits.per_minute:,} a minute" if limits.per_minute else ""]
+    rates.append(f"{limits.per_hour:,} an hour" if limits.per_hour else "")
+    found = " and ".join(filter(None, rates))
+    return found + (" for each facet" if plan.facets > 1 else "") if found else "no limit a minute or an hour"
 
 
 def _cell(each: Duration, now: datetime) -> str:

@@ -4,6 +4,7 @@ A command with several outputs has a plan for each, and their calls are added up
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,16 +12,18 @@ from datetime import UTC, datetime
 from math import ceil
 
 from harvester.bitly.account_limits import PlanLimit
+from harvester.bitly.exports import MOST_LINKS
 from harvester.bitly.query import host_of, larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Start, beginning, forecast, suggestions_for
 from harvester.budget.limits import Limits
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
-from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
+from harvester.planning.endpoints import budget_folder, endpoints_of, fetch_limits, location_of
 from harvester.planning.group_pages import list_for_plan
 from harvester.planning.plan import (
+    Endpoint,
     Plan,
     PlannedExports,
     PlannedPages,
@@ -29,9 +32,11 @@ from harvester.planning.plan import (
     exports_for,
     month_is_spent,
     refresh_plan,
+    together,
 )
+from harvester.progress import WindowState
 from harvester.run.abort_rules import too_many_invalid
-from harvester.run.assembly import Budgets, Job, open_budgets, open_client
+from harvester.run.assembly import Job, open_budgets
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.folders import has_ledger, resolve
 from harvester.storage.location import STDOUT
@@ -53,15 +58,25 @@ async def make_all(jobs: Sequence[Job], observer: RunObserver, *, token_known: b
     """Make the plan of a command's jobs, whose list is the same. Raises as `make`."""
     plans: list[Plan] = []
     unbegun: Plan | None = None
+    facets = {job.query.facet for job in jobs}
+    about = f"{jobs[0].query.facet}: " if len(facets) > 1 else ""
     for job in jobs:
         is_new = job.out != STDOUT and not has_ledger(resolve(job.out, job.work_dir))
         if unbegun is None or not is_new:
-            asked = bool(plans)
-            plans.append(await make(job, observer, token_known=token_known, offline=offline, limits_asked=asked))
+            made = await make(
+                job, observer, token_known=token_known, offline=offline, limits_asked=bool(plans), about=about
+            )
+            plans.append(made)
             unbegun = plans[-1] if is_new else unbegun
         else:  # the list was counted already, and nothing of it is done
             plans.append(unbegun)
-    return plans[0] if len(jobs) == 1 else _sum(plans, jobs)
+    if len(jobs) == 1:
+        return plans[0]
+    first = Endpoint(plans[0].limits, plans[0].windows)
+    if not token_known:
+        return _sum(plans, jobs, dict.fromkeys((job.query.facet for job in jobs), first))
+    asks = not (offline or month_is_spent(first.windows))
+    return _sum(plans, jobs, await endpoints_of(jobs, first, observer, asks=asks))
 
 
 def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshPlan | None:
@@ -72,29 +87,44 @@ def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshP
     return refresh_plan(found[0].ages, never, requests, limits, start)
 
 
-def _sum(plans: Sequence[Plan], jobs: Sequence[Job]) -> Plan:
+def _sum(plans: Sequence[Plan], jobs: Sequence[Job], endpoints: dict[str, Endpoint]) -> Plan:
     """Return the plan of several outputs: facets go side by side, each with its endpoint's windows, in one month."""
-    first, facets = plans[0], len({job.query.facet for job in jobs})
+    first, facets = plans[0], len(endpoints)
+    windows = [*first.windows[:-1], *[*endpoints.values()][-1].windows[-1:]]  # the month as it was read last
     calls, most = sum(plan.found.calls for plan in plans), jobs[0].max_calls
     found = replace(first.found, calls=calls, done=sum(plan.found.done for plan in plans))
     attempts = sum(plan.attempts for plan in plans)
     attempts = attempts if most is None else min(attempts, most)
-    limits = first.limits
-    together = replace(limits, per_minute=limits.per_minute * facets, per_hour=limits.per_hour * facets)
-    left = first.windows[-1].remaining if first.windows else limits.per_month or None
+    by_facet = Counter[str]()
+    for job, plan in zip(jobs, plans, strict=True):
+        by_facet[job.query.facet] += plan.attempts
+    limits = together(by_facet, endpoints)
+    left = windows[-1].remaining if windows else limits.per_month or None
+    used = windows[-1].used if windows else 0
     start = Start(first.now, month_left=left, connections=jobs[0].client_settings.connections)
     return replace(
         first,
         found=found,
         attempts=attempts,
-        forecast=forecast(attempts, together, start),
+        windows=windows,
+        month_used=used,
+        endpoints=endpoints if facets > 1 else {},
+        forecast=forecast(attempts, limits, start),
         suggestions=[],
-        durations=list(durations(attempts, together, start, first.month_used)),
-        refresh=_refresh_of(plans, together, start),
+        durations=list(durations(attempts, limits, start, used)),
+        refresh=_refresh_of(plans, limits, start),
         facets=facets,
         periods=len(jobs) // facets,
         idle=_sum_of_exports([plan.idle for plan in plans if plan.idle]),
+        refused=bool(windows) and any(_is_refused(*each, windows[-1]) for each in zip(jobs, plans, strict=True)),
     )
+
+
+def _is_refused(job: Job, plan: Plan, month: WindowState) -> bool:
+    """Return whether the preflight of one of several outputs refuses it, for the calls of all that have none yet."""
+    calls = plan.found.calls * job.outputs
+    calls = calls if job.max_calls is None else min(calls, job.max_calls)
+    return month_must_be_named(month, ceil(calls / MOST_LINKS) if job.skip_idle else calls)
 
 
 def _sum_of_exports(planned: Sequence[PlannedExports]) -> PlannedExports | None:
@@ -105,12 +135,19 @@ def _sum_of_exports(planned: Sequence[PlannedExports]) -> PlannedExports | None:
 
 
 async def make(
-    job: Job, observer: RunObserver, *, token_known: bool, offline: bool, limits_asked: bool = False
+    job: Job,
+    observer: RunObserver,
+    *,
+    token_known: bool,
+    offline: bool,
+    limits_asked: bool = False,
+    about: str = "",
 ) -> Plan:
     """Count a job's list, read its budget, fetch Bitly's limits, and forecast the end of a run.
 
     token_known: False without a token; then neither the account's budget nor Bitly's limits are known. offline: send
-    no helper request. limits_asked: do not fetch the limits, as another plan of the command has.
+    no helper request. limits_asked: do not fetch the limits, as another plan of the command has. about: as in
+    `fetch_limits`.
 
     Raises:
         UsageError, OutputError: as `job.run`. RunStopping: Bitly reports that the month is spent.
@@ -118,7 +155,7 @@ async def make(
     shutdown = ShutdownSignal()
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(scratch_folder(None))
-        location = None if job.out == STDOUT else resolve(job.out, job.work_dir)
+        location = location_of(job)
         server = host_of(job.client_settings.base_url)
         peeking = opening.peek(location, job.query, server=server, pin_reference=job.pin_reference)
         snapshot = stack.enter_context(peeking)
@@ -132,9 +169,11 @@ async def make(
         _warn_of_invalid(job, found, observer)
         if not token_known:
             return _plan(job, found, survey, snapshot, None, [], pages)
-        private = location.private if location and location.begun else folder
+        private = budget_folder(location, folder)
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
-        plan_limits = [] if offline or limits_asked else await _fetch_limits(job, budgets, snapshot, shutdown, observer)
+        plan_limits: list[PlanLimit] = []
+        if not (offline or limits_asked):
+            plan_limits = await fetch_limits(job, budgets, snapshot.query, shutdown, observer, about=about)
         return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
 
 
@@ -148,28 +187,6 @@ def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
         )
 
 
-async def _fetch_limits(
-    job: Job, budgets: Budgets, snapshot: DatasetSnapshot, shutdown: ShutdownSignal, observer: RunObserver
-) -> list[PlanLimit]:
-    """Fetch the endpoint's limits into the budget and return the plan's: at most three helper requests, all counted."""
-    try:
-        await budgets.slots.join()
-    except ConnectionsBusy as error:
-        observer.warn(f"{error}; Bitly was not asked for its limits")
-        return []
-    async with open_client(job, budgets, snapshot.query, shutdown) as (_, discovery):
-        try:
-            learned = await discovery.learn()
-            if learned:
-                observer.note(learned.text, learned.event, **learned.fields)
-            return await discovery.plan() if shutdown.stop is None else []
-        except RunStopping:
-            return []
-        finally:
-            if shutdown.stop is not None:
-                observer.warn(shutdown.stop.message)
-
-
 def _plan(
     job: Job,
     found: ListCount,
@@ -179,11 +196,11 @@ def _plan(
     plan_limits: list[PlanLimit],
     pages: PlannedPages | None,
 ) -> Plan:
+    windows = budget.windows() if budget else []  # first: the limits are as of the last read of the file
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
     unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
-    windows = budget.windows() if budget else []
     each = _attempts_per_call(snapshot)
     least, attempts, idle = _attempts_for(job, found.calls, each, snapshot)
     attempts += pages.again if pages else 0

@@ -4,12 +4,17 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from harvester.bitly.account_limits import PLATFORM_LIMITS
 from harvester.links.batch import batch_of_lines
+from harvester.sandbox import server
 from harvester.worklist.list_count import ListSurvey
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
@@ -301,3 +306,65 @@ def test_the_row_of_this_list_counts_what_the_month_has_used(
     mine = next(line for line in said.splitlines() if line.startswith("→"))
     assert re.split(r" {2,}", mine)[1:3] == ["700", "2 months"]
     assert "  (→ counts the 400 calls made this month; the other rows have a whole one)" in said
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command in this process, with a token, in a folder of its own."""
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    return partial(in_process, capsys)
+
+
+async def limits_by_endpoint(_: server.Sandbox, request: web.Request) -> web.Response:
+    """Report another hourly limit for each of two endpoints, of which nothing is used."""
+    path = request.query["path"]
+    method = {"name": "GET", "limit": 2000 if path.endswith("/countries") else 1000, "count": 0}
+    return web.json_response({"platform_limits": [{"endpoint": path, "methods": [method]}]})
+
+
+def test_a_plan_of_several_facets_asks_for_the_limits_of_each_endpoint(
+    serve: Callable[..., Served], command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.Sandbox, "_platform_limits", limits_by_endpoint)
+    Path("links.txt").write_text("".join(f"bit.ly/{n}\n" for n in range(3000)))
+    words = ("plan", "links.txt", "--out", "lake/{facet}", "--base-url", serve().url, "--per-month", "0")
+    found = json.loads(command(*words, "--facet", "countries,referrers", "--json").out)
+    assert {facet: [window["limit"] for window in each] for facet, each in found["endpoints"].items()} == {
+        "countries": [200, 2000],
+        "referrers": [100, 1000],
+    }
+    assert found["windows"][-1]["used"] == 4  # two endpoints' limits, the groups, and the plan's limits
+    alone = json.loads(command(*words, "--facet", "referrers", "--json", "--offline").out)
+    assert alone["endpoints"] == {}
+    took = [datetime.fromisoformat(each["ends"]) - datetime.fromisoformat(each["now"]) for each in (found, alone)]
+    assert took[0] == took[1]  # the slower facet decides
+    alone = json.loads(command(*words, "--facet", "countries", "--json", "--offline").out)
+    assert (alone["limits"]["per_minute"], alone["limits"]["per_hour"]) == (200, 2000)  # as was reported before
+    said = command(*words, "--facet", "countries,referrers", "--offline")
+    assert (
+        "  countries\n    minute    200 of 200 left (from Bitly)\n    hour    2,000 of 2,000 left (from Bitly)\n"
+        "  referrers\n    minute    100 of 100 left (from Bitly)\n    hour    1,000 of 1,000 left (from Bitly)\n"
+        "  month   no limit; "
+    ) in said.out
+    assert "calls a month, at the limits of each facet\n" in said.out
+    said = command(*words[:-2], "--facet", "countries,referrers", "--offline", "--max-calls", "900")
+    assert "run asks for --plan" not in said.out
+    Path("links.txt").write_text("".join(f"bit.ly/{n}\n" for n in range(600)))
+    said = command(*words[:-2], "--facet", "countries,referrers", "--offline")
+    assert "  run asks for --plan or --per-month first" in said.out  # 600 calls for each facet, and a month of 1,000
+
+
+def test_a_plan_of_several_facets_shows_their_windows_once_where_they_are_alike(
+    serve: Callable[..., Served], command: Callable[..., Any]
+) -> None:
+    served = serve(per_minute=100, per_hour=1000)
+    Path("links.txt").write_text("".join(f"bit.ly/{n}\n" for n in range(3)))
+    words = ("--out", "lake/{facet}", "--base-url", served.url)
+    said = command("plan", "links.txt", *words, "--facet", "countries,referrers")
+    assert "\n  minute    100 of 100 left (from Bitly)\n  hour    1,000 of 1,000 left (from Bitly)\n" in said.out
+    assert "at 100 a minute and 1,000 an hour for each facet\n" in said.out
+    assert served.sandbox.helped[PLATFORM_LIMITS] == 2
+    assert command("run", "links.txt", *words, "--facet", "referrers").code == 0
+    said = command("plan", "links.txt", *words, "--facet", "countries,referrers", "--offline")
+    assert re.findall(r"hour +([\d,]+) of", said.out) == ["1,000", "997"]
