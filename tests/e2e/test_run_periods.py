@@ -264,6 +264,8 @@ def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[...
     done = command(*words, "--facet", "referrers,countries,devices")
     assert (done.code, "this list needs 1,200 calls" in done.err) == (2, True), done.err
     assert "Bitly reports 25,000 for your plan: use --plan growth." in done.err
+    assert done.err.count("harvester: this list needs") == 1
+    assert "there are no links" not in done.err
     assert (served.sandbox.requests.total(), served.sandbox.helped.total()) == (0, 2)
     assert "use --plan growth." in command(*words, "--facet", "referrers,countries,devices").err
     assert served.sandbox.helped.total() == 2  # it is asked for once a day
