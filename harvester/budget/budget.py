@@ -40,6 +40,12 @@ class Month(Protocol):
     def see_no_date(self) -> None:
         """Record that the response to such a request had no date."""
 
+    def note_plan(self, limit: int) -> None:
+        """Record the calls a month that Bitly reports for the account's plan; 0 if it reports none."""
+
+    def plan_limit(self) -> int | None:
+        """Return what `note_plan` recorded within a day; None if that is longer ago."""
+
 
 class Budget(Protocol):
     """Decides whether a token's next attempt at one endpoint may be sent, by its windows and its account's month."""

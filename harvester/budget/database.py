@@ -266,6 +266,15 @@ class BudgetDatabase:
                 "--state-dir (if it is damaged: move it away, and the month's count starts from zero)"
             ) from error
 
+    def keep(self, name: str, value: Any) -> None:
+        """Store a value as JSON by its name, inside a transaction."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(value)))
+
+    def kept(self, name: str) -> Any:
+        """Return the value that is stored by a name, inside a transaction; None if there is none."""
+        found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return orjson.loads(found[0]) if found else None
+
     # --- clocks ----------------------------------------------------------------------------------------------------
 
     def _refresh_anchor(self) -> None:

@@ -117,13 +117,13 @@ class MonthExhausted(NamedTuple):
     until: datetime
     reported: bool = False
 
-    def describe(self, account: str, limit: int) -> str:
-        """Return what to tell a person. limit: attempts a month."""
+    def describe(self, account: str, limit: int, plan: int | None = None) -> str:
+        """Return what to tell a person. limit: attempts a month. plan: those that Bitly reports for the account."""
         if self.reported:
             return (
                 f"Bitly reported that account {account} has no calls left this month; harvester checks again once a day"
             )
-        return (
-            f"account {account} has used its {limit:,} calls for this month; if your plan has more, set --plan "
-            "or --per-month (`harvester plan` asks Bitly)"
-        )
+        used = f"account {account} has used its {limit:,} calls for this month"
+        if plan and plan > limit:
+            return f"{used}; Bitly reports {plan:,} a month for its plan: use {option_for(plan)}"
+        return f"{used}; if your plan has more, set --plan or --per-month (`harvester plan` asks Bitly)"

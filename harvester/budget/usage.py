@@ -132,7 +132,7 @@ _DATE_POLL_SECONDS = 0.2
 _EDGE_SECONDS = 5.0
 """An attempt this close to a month's edge counts in both months."""
 _TRUSTED_SECONDS = 86400.0
-"""How long Bitly's report that the month is spent is trusted; a larger plan may be bought meanwhile."""
+"""How long Bitly's reports of the month and the plan are trusted; a larger plan may be bought meanwhile."""
 _TRUSTED_DATE_SECONDS = DAY_SECONDS
 """A Date header further than this from both of our clocks is taken for the server's mistake."""
 
@@ -248,6 +248,21 @@ class MonthlyQuota:
             # A refusal just behind a month's edge was perhaps meant for the month before.
             self._set_reported(month_of(utc - LATEST_SECONDS), utc)
             self.reported_spent = True
+
+    def note_plan(self, limit: int) -> None:
+        """As in `Month`."""
+        with self._database.transaction() as now:
+            self._database.keep(self._plan_name, [limit, self._database.utc(now)])
+
+    def plan_limit(self) -> int | None:
+        """As in `Month`."""
+        with self._database.transaction() as now:
+            limit, at = self._database.kept(self._plan_name) or (0, -_TRUSTED_SECONDS)
+            return int(limit) if abs(self._database.utc(now) - at) < _TRUSTED_SECONDS else None
+
+    @property
+    def _plan_name(self) -> str:
+        return f"plan of {self.account.token} at {self.account.server}"
 
     def next_begins(self) -> datetime:
         """As in `Month`."""

@@ -141,14 +141,19 @@ def _run_several(rounds: list[list["Job"]], out: str, observer: Reporter, decidi
 
     ended = _in_loop(partial(run_all, rounds, jobs.run), rounds[0][0], observer)
     not_begun = sum(map(len, rounds)) - sum(each.begun for each in ended)
-    codes = [exit_code(each.outcome) if each.error is None else report_error(each.error, observer) for each in ended]
+    reported: dict[str, int] = {}  # an error that concerns all of them is said once
+    for each in ended:
+        if each.error is not None and str(each.error) not in reported:
+            reported[str(each.error)] = report_error(each.error, observer)
+    codes = [exit_code(each.outcome) if each.error is None else reported[str(each.error)] for each in ended]
     code = most_urgent(codes)
     decides = ended[codes.index(code)]
     deciding.append(decides.job.out)
     complete = not not_begun and all(each.outcome.complete for each in ended)
     outcome = RunOutcome(complete, decides.stop, progress_of(ended, not_begun))
     observer.ended(outcome, out, code, _words_of(decides.job), _details(ended, decides, not_begun))
-    _report_empty(decides.outcome, code, observer)
+    if decides.error is None:
+        _report_empty(decides.outcome, code, observer)
     return code
 
 

@@ -1,9 +1,13 @@
 """The limits that Bitly itself reports for an endpoint and an account, fetched over its helper routes."""
 
+import asyncio
+from weakref import WeakKeyDictionary
+
 from harvester.bitly.account_limits import (
     NOT_ASKED,
     HelperResponse,
     PlanLimit,
+    api_month,
     plan_limits_target,
     platform_limits_target,
     read_organization,
@@ -23,6 +27,10 @@ HELPERS = "helpers"
 """The endpoint under which the budget counts helper requests: they have windows of their own, the month is shared."""
 _COUNTED_OVER = 1.1
 """Bitly perhaps counts throttled attempts too: up to this many times the limit, a count stands for a full hour."""
+
+
+_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+"""Held while the plan is asked for."""
 
 
 class LimitDiscovery:
@@ -97,7 +105,23 @@ class LimitDiscovery:
         if organization is None:
             return []
         response = await self._sender.look_up(plan_limits_target(organization), self._helpers)
-        return read_plan_limits(response.body) if response and response.status == 200 else []
+        if response is None or response.status != 200:
+            return []
+        limits = read_plan_limits(response.body)
+        month = api_month(limits)
+        self._budget.month.note_plan(month.limit if month else 0)
+        return limits
+
+    async def plan_month(self) -> int | None:
+        """Return the calls a month that Bitly reports for the account's plan, asked for once a day; None for none.
+
+        Raises:
+            RunStopping: the run ended first. OutputError: the budget's file is broken.
+        """
+        async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):  # the facets of a command ask once
+            if self._budget.month.plan_limit() is None:
+                await self.plan()
+            return self._budget.month.plan_limit() or None
 
     def _stop_if_spent(self, response: HelperResponse | None) -> None:
         if response is None or response.status in {NOT_ASKED, 200}:

@@ -76,12 +76,19 @@ def facets_in(written: str | Iterable[str]) -> tuple[FacetName, ...]:
     return cast("tuple[FacetName, ...]", tuple(dict.fromkeys(names)))
 
 
-def _as_typed(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Return the values of an option as they are written: cyclopts would refuse one with a comma."""
-    return tuple(token.value for token in tokens)
+def _as_facets(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Return the facets of an option's values: cyclopts would refuse one with a comma.
+
+    Raises UsageError for an unknown one: left for later, it would get pydantic's message where that is imported.
+    """
+    names, known = facets_in(token.value for token in tokens), get_args(FacetName)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"{unknown[0]}: must be one of {', '.join(known)}", option="--facet")
+    return names
 
 
-Facets: TypeAlias = Annotated[tuple[FacetName, ...], Parameter(converter=_as_typed, negative="", show_default=",".join)]
+_FACETS = Parameter(converter=_as_facets, negative="", show_default=",".join)
+Facets: TypeAlias = Annotated[tuple[FacetName, ...], _FACETS]
 
 
 @Parameter(name="*", group=_QUERY)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -95,7 +95,8 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                     query = dataset.rows.query
                     refresh = refresh_of(job, query.unit_reference, query.units)
                     preflight = Preflight(shutdown, observer, job, refresh)
-                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, preflight)
+                    plan_month = partial(_plan_month, job, dataset, budgets, shutdown)
+                    feed, calls = await _check_list(job, dataset, budgets.facet, spools, preflight, plan_month)
                 if job.refresh and preflight.found:
                     telemetry.progress.refresh = preflight.found.ages(job.refresh.seconds)
                 return await _harvest(
@@ -181,14 +182,29 @@ async def _list_groups(
 
 
 async def _check_list(
-    job: Job, dataset: Dataset, budget: Budget, spools: list[str], preflight: Preflight
+    job: Job,
+    dataset: Dataset,
+    budget: Budget,
+    spools: list[str],
+    preflight: Preflight,
+    plan_month: Callable[[], Awaitable[int | None]],
 ) -> tuple[Feed, int | None]:
     """Return the list to harvest, and how many calls it needs, None if it was not counted. Raises as `Preflight`."""
     if job.feed is None:
-        sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools)
+        sources, calls = await preflight.check_sources(job.sources, dataset, budget, spools, plan_month)
         return FileFeed(sources), calls
     await preflight.check_feed(job.feed)
     return job.feed, None
+
+
+async def _plan_month(job: Job, dataset: Dataset, budgets: Budgets, shutdown: ShutdownSignal) -> int | None:
+    """Return the calls a month that Bitly reports for the account's plan; None if it does not."""
+    opening_client = open_client(job, budgets, dataset.rows.query, shutdown, dataset.record_attempts)
+    async with opening_client as (client, discovery):
+        try:
+            return await discovery.plan_month()
+        finally:
+            dataset.count("helper", client.sender.counters.helper)
 
 
 async def _harvest(

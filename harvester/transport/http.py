@@ -37,8 +37,6 @@ _HEADERS = {
     "Accept-Encoding": "gzip",
     "User-Agent": f"harvester/{__version__}",
 }
-_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
-"""An attempt's whole time is bounded by its deadline."""
 _PROXY = re.compile(r"https?://([^/\s]*@)?(\[[^]/\s]+]|[^]/\s@:.[]{1,63}(\.[^]/\s@:.[]{1,63})*\.?)(:\d+)?/?")
 
 
@@ -73,14 +71,15 @@ async def pooled(
     if note is not None:
         note_fallback(note, direct=direct)
     origin, peer = URL(base_url).origin(), Peer()
+    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
     proxy, is_direct = _proxy_for(origin), direct and why_not() is None
 
     def open_slot(number: int) -> Slot:
         line = SlotConnection()
         connector = Connector(line, peer)
         if is_direct:
-            return Slot(number, DirectTransport(connector, origin, proxy, _HEADERS, _TIMEOUT), line)
-        return Slot(number, SessionTransport(_session(_TIMEOUT, proxy, connector), origin), line)
+            return Slot(number, DirectTransport(connector, origin, proxy, _HEADERS, timeout), line)
+        return Slot(number, SessionTransport(_session(timeout, proxy, connector), origin), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Protocol
 from harvester.bearer import Token
 from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.budget import Budget
+from harvester.budget.limits import option_for
 from harvester.clock import utc_text
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.ledger import Ledger
@@ -131,12 +132,18 @@ class Preflight:
         self._refuse_invalid(ListCount(lines=sum(batch.lines for batch in batches), invalid=len(invalid)))
 
     async def check_sources(
-        self, sources: list[Source], dataset: Dataset, budget: Budget, spools: list[str]
+        self,
+        sources: list[Source],
+        dataset: Dataset,
+        budget: Budget,
+        spools: list[str],
+        plan_month: Callable[[], Awaitable[int | None]],
     ) -> tuple[list[Source], int | None]:
         """Count the sources if strict or if the month may not cover them; return the sources to harvest from, and the
         calls that they need, None if not all were counted.
 
-        spools: a path for each source, which is copied there if strict and it can be read only once.
+        spools: a path for each source, which is copied there if strict and it can be read only once. plan_month: asks
+        Bitly for the plan's calls a month, if the list is refused for want of them.
 
         Raises:
             UsageError: strict, and some lines are no bitlinks; or the list needs more calls than a month whose limit
@@ -155,7 +162,7 @@ class Preflight:
         text = f"{links} in {lines}; {counted(found.calls, 'call')} to make"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
-        self._compare_with_month(found, budget)
+        await self._compare_with_month(found, budget, plan_month)
         self.found = found if len(countable) == len(sources) else None
         return sources, found.calls if len(countable) == len(sources) else None
 
@@ -239,7 +246,9 @@ class Preflight:
         if self._strict and found.invalid:
             raise UsageError(f"{found.invalid} of {found.lines} lines are not bitlinks (--strict): no request was sent")
 
-    def _compare_with_month(self, found: ListCount, budget: Budget) -> None:
+    async def _compare_with_month(
+        self, found: ListCount, budget: Budget, plan_month: Callable[[], Awaitable[int | None]]
+    ) -> None:
         """Report a month that covers only a part of the list; refuse it if the month's limit is only the default.
 
         Raises:
@@ -251,11 +260,16 @@ class Preflight:
         if month.remaining is None or needed <= month.remaining:
             return
         if month_must_be_named(month, ceil(needed / MOST_LINKS) if self._skip_idle else needed):
+            plan = await plan_month()
+            option = (
+                f"Bitly reports {plan:,} for your plan: use {option_for(plan)}"
+                if plan
+                else "Set your plan with --plan core, growth or premium, or its calls with --per-month (0: no limit)"
+            )
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
-                "plan: no request was sent. Set your plan with --plan core, growth or premium, or its calls a month "
-                "with --per-month (0: no limit); `harvester plan` asks Bitly. When a month's calls are used up, the "
-                "run stops, and the same command resumes next month. Or fetch a part of the list with --max-calls"
+                f"plan: no link was asked for. {option}. When a month's calls are used up, the run stops, and the same "
+                "command resumes next month. Or fetch a part of the list with --max-calls"
             )
         if month.until is None:
             self._observer.note(

@@ -106,6 +106,17 @@ def test_a_series_is_its_own_check(serve: Callable[..., Served], command: Comman
     assert manifest(Path("lake/clicks/dt=2026-11-02"))["window_check"]["ok"] is True
 
 
+def test_several_facets_are_taken_in_a_program_that_has_imported_pydantic(
+    serve: Callable[..., Served], command: Command
+) -> None:
+    """Where pydantic is imported, cyclopts has it check the values of options, too."""
+    pytest.importorskip("pydantic")
+    served = serve()
+    assert command(*run("--day", "2026-11-02", "--facet", "referrers,devices", served=served)).code == 0
+    done = command(*run("--day", "2026-11-02", "--facet", "referrers,browsers", served=served))
+    assert (done.code, done.err.partition(",")[0]) == (2, "harvester: --facet browsers: must be one of referrers")
+
+
 def a_day_earlier(bitlink: str, facet: str, size: int, **window: Any) -> dict[str, Any]:
     """A server whose windows end at the reference, instead of containing it."""
     moment = date.fromisoformat(window["unit_reference"][:10]) - timedelta(1)
@@ -247,14 +258,19 @@ def test_the_calls_of_a_command_are_bounded_in_all(serve: Callable[..., Served],
 
 
 def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[..., Served], command: Command) -> None:
-    served = serve()
+    served = serve(per_month=25_000)
     Path("links.txt").write_text("\n".join(f"bit.ly/month{number}" for number in range(400)))
     words = ["run", "links.txt", "--out", LAYOUT, "--day", "2026-11-02", "--base-url", served.url]
     done = command(*words, "--facet", "referrers,countries,devices")
     assert (done.code, "this list needs 1,200 calls" in done.err) == (2, True), done.err
-    assert served.sandbox.requests.total() == 0
+    assert "Bitly reports 25,000 for your plan: use --plan growth." in done.err
+    assert done.err.count("harvester: this list needs") == 1
+    assert "there are no links" not in done.err
+    assert (served.sandbox.requests.total(), served.sandbox.helped.total()) == (0, 2)
+    assert "use --plan growth." in command(*words, "--facet", "referrers,countries,devices").err
+    assert served.sandbox.helped.total() == 2  # it is asked for once a day
     done = command(*words, "--facet", "referrers,countries", "--per-month", "600", "--max-time", "1s")
-    assert "enough for 600 of 800 calls" in done.err
+    assert "enough for 598 of 800 calls" in done.err
 
 
 def test_standard_input_is_read_once_for_all(serve: Callable[..., Served], tmp_path: Path) -> None:
