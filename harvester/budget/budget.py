@@ -9,10 +9,11 @@ the caller may drop either, because the next `try_acquire` meets the same file b
 as of the last attempt or read of the file. Times called sent_at are seconds since boot.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from harvester.budget.limits import Account, Counted, Limits, MonthExhausted, RetryAfter
+from harvester.budget.limits import Account, Counted, Limits, MonthExhausted, PlanReport, RetryAfter
 from harvester.progress import WindowState
 
 
@@ -40,10 +41,13 @@ class Month(Protocol):
     def see_no_date(self) -> None:
         """Record that the response to such a request had no date."""
 
-    def note_plan(self, limit: int) -> None:
-        """Record the calls a month that Bitly reports for the account's plan; 0 if it reports none."""
+    def note_plan(self, month: int, entries: Sequence[Any]) -> None:
+        """Record what Bitly reports for the account's plan: its calls a month, 0 if there are none, and all limits.
 
-    def plan_limit(self) -> int | None:
+        entries: values of JSON.
+        """
+
+    def plan_report(self) -> PlanReport | None:
         """Return what `note_plan` recorded within a day; None if that is longer ago."""
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MINUTE, HOUR = "minute", "hour"
 SPANS = {MINUTE: 60.0, HOUR: 3600.0}
@@ -106,6 +106,16 @@ class RetryAfter(NamedTuple):
     seconds: float
     window: str
     limit: int = 0
+
+
+class PlanReport(NamedTuple):
+    """What Bitly reported of an account's plan. month: its calls a month; 0 if none were reported. entries: all of its
+    limits, as they were recorded. age_seconds: how long ago that was.
+    """
+
+    month: int
+    entries: list[Any]
+    age_seconds: float
 
 
 class MonthExhausted(NamedTuple):

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
-from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, RetryAfter
+from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, PlanReport, RetryAfter
 from harvester.budget.throttling import EndpointThrottle
 from harvester.clock import from_epoch, month_of, next_month
 
@@ -249,16 +250,17 @@ class MonthlyQuota:
             self._set_reported(month_of(utc - LATEST_SECONDS), utc)
             self.reported_spent = True
 
-    def note_plan(self, limit: int) -> None:
+    def note_plan(self, month: int, entries: Sequence[Any]) -> None:
         """As in `Month`."""
         with self._database.transaction() as now:
-            self._database.keep(self._plan_name, [limit, self._database.utc(now)])
+            self._database.keep(self._plan_name, [month, entries, self._database.utc(now)])
 
-    def plan_limit(self) -> int | None:
+    def plan_report(self) -> PlanReport | None:
         """As in `Month`."""
         with self._database.transaction() as now:
-            limit, at = self._database.kept(self._plan_name) or (0, -_TRUSTED_SECONDS)
-            return int(limit) if abs(self._database.utc(now) - at) < _TRUSTED_SECONDS else None
+            month, entries, at = self._database.kept(self._plan_name) or (0, [], -_TRUSTED_SECONDS)
+            age = abs(self._database.utc(now) - at)  # the calendar may have been corrected since
+            return PlanReport(int(month), list(entries), age) if age < _TRUSTED_SECONDS else None
 
     @property
     def _plan_name(self) -> str:

@@ -234,8 +234,8 @@ class AttemptSender:
                 date = response.headers.get("Date", "") if response is not None else ""
                 self._see_date(date, attempt.counted_at, asked=True)
             return RetryAfter(0.0, "month", self._budget.limits.per_month)
-        plan = self._budget.month.plan_limit()
-        text = exhausted.describe(self._budget.account.name, self._budget.limits.per_month, plan)
+        plan = self._budget.month.plan_report()
+        text = exhausted.describe(self._budget.account.name, self._budget.limits.per_month, plan and plan.month)
         self._shutdown.request(Stop(StopReason.MONTH_SPENT, text, utc_iso(exhausted.until)))
         raise RunStopping
 

@@ -1,6 +1,7 @@
 """The limits that Bitly itself reports for an endpoint and an account, fetched over its helper routes."""
 
 import asyncio
+from dataclasses import asdict
 from weakref import WeakKeyDictionary
 
 from harvester.bitly.account_limits import (
@@ -16,19 +17,21 @@ from harvester.bitly.account_limits import (
 )
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import GROUPS
-from harvester.bitly.verdicts import MonthSpent, classify_error, reason
+from harvester.bitly.verdicts import MonthSpent, PlanRefused, Refused, classify_error, reason
 from harvester.budget.budget import Budget
+from harvester.budget.limits import PlanReport
 from harvester.client.attempt import AttemptSender
 from harvester.errors import BudgetBusy, OutputError, RunStopping
 from harvester.events import Event, EventMessage, Field
+from harvester.jsonlines import object_in
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, month_spent
 
 HELPERS = "helpers"
 """The endpoint under which the budget counts helper requests: they have windows of their own, the month is shared."""
 _COUNTED_OVER = 1.1
 """Bitly perhaps counts throttled attempts too: up to this many times the limit, a count stands for a full hour."""
-
-
+_PLAN_SECONDS = 3600.0
+"""How long a plan is forecast with the limits that Bitly reported, which change when another plan is bought."""
 _asking: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 """Held while the plan is asked for."""
 
@@ -98,19 +101,32 @@ class LimitDiscovery:
     def _limits(self) -> dict[str, Field]:
         return {"per_minute": self._budget.limits.per_minute, "per_hour": self._budget.limits.per_hour}
 
-    async def plan(self) -> list[PlanLimit]:
-        """Fetch the plan's limits with two helper requests; empty if Bitly does not report them."""
+    async def plan(self) -> PlanReport | None:
+        """Return what Bitly reports of the account's plan, for which it is asked once an hour; None if it does not.
+
+        Raises:
+            RunStopping: the run ended first. OutputError: the budget's file is broken.
+        """
+        report = self._budget.month.plan_report()
+        if report is None or report.age_seconds >= _PLAN_SECONDS:
+            await self._fetch_plan()
+        return self._budget.month.plan_report()
+
+    async def _fetch_plan(self) -> None:
+        """Fetch the plan's limits with two helper requests, and record them; also that Bitly has none for this token.
+
+        What fails for another reason is not recorded, so it is tried again the next time.
+        """
         groups = await self._sender.look_up(GROUPS, self._helpers)
         organization = read_organization(groups.body) if groups and groups.status == 200 else None
-        if organization is None:
-            return []
-        response = await self._sender.look_up(plan_limits_target(organization), self._helpers)
-        if response is None or response.status != 200:
-            return []
-        limits = read_plan_limits(response.body)
+        limits, response = list[PlanLimit](), groups
+        if organization is not None:
+            response = await self._sender.look_up(plan_limits_target(organization), self._helpers)
+            limits = read_plan_limits(response.body) if response and response.status == 200 else []
+        if not _is_final(response):
+            return
         month = api_month(limits)
-        self._budget.month.note_plan(month.limit if month else 0)
-        return limits
+        self._budget.month.note_plan(month.limit if month else 0, [asdict(limit) for limit in limits])
 
     async def plan_month(self) -> int | None:
         """Return the calls a month that Bitly reports for the account's plan, asked for once a day; None for none.
@@ -119,9 +135,11 @@ class LimitDiscovery:
             RunStopping: the run ended first. OutputError: the budget's file is broken.
         """
         async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):  # the facets of a command ask once
-            if self._budget.month.plan_limit() is None:
-                await self.plan()
-            return self._budget.month.plan_limit() or None
+            month = self._budget.month
+            if month.plan_report() is None:
+                await self._fetch_plan()
+            report = month.plan_report()
+            return report.month or None if report else None
 
     def _stop_if_spent(self, response: HelperResponse | None) -> None:
         if response is None or response.status in {NOT_ASKED, 200}:
@@ -130,6 +148,15 @@ class LimitDiscovery:
         if isinstance(verdict, MonthSpent):
             self._budget.month.mark_spent()
             self._shutdown.request(month_spent(reason(verdict), self._budget.month.next_begins()))
+
+
+def _is_final(response: HelperResponse | None) -> bool:
+    """Return whether a response is Bitly's word on what a token may know, which the same request would get again."""
+    if response is None or response.status == NOT_ASKED:
+        return False
+    if response.status == 200:
+        return bool(object_in(response.body))
+    return isinstance(classify_error(response.status, response.headers, response.body), Refused | PlanRefused)
 
 
 def _in_words(budget: Budget) -> str:

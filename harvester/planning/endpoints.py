@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from harvester.bitly.account_limits import PlanLimit
 from harvester.bitly.query import Query
+from harvester.budget.limits import PlanReport
 from harvester.errors import ConnectionsBusy, RunStopping
 from harvester.events import RunObserver
 from harvester.planning.plan import Endpoint
@@ -33,23 +33,24 @@ async def fetch_limits(
     *,
     about: str = "",
     plan: bool = True,
-) -> list[PlanLimit]:
+) -> PlanReport | None:
     """Fetch the endpoint's limits into the budget and return the plan's: at most three helper requests, all counted.
 
-    about: stands before what Bitly reports of the endpoint. plan: False to fetch the endpoint's limits alone.
+    The plan's are None where Bitly was not asked and has not reported them lately. about: stands before what Bitly
+    reports of the endpoint. plan: False to fetch the endpoint's limits alone.
     """
     try:
         await budgets.slots.join()
     except ConnectionsBusy as error:
         observer.warn(f"{about}{error}; Bitly was not asked for its limits")
-        return []
+        return budgets.facet.month.plan_report()
     async with open_client(job, budgets, query, shutdown) as (_, discovery):
         try:
             if learned := await discovery.learn():
                 observer.note(about + learned.text, learned.event, **learned.fields)
-            return await discovery.plan() if plan and shutdown.stop is None else []
+            return await discovery.plan() if plan and shutdown.stop is None else None
         except RunStopping:
-            return []
+            return None
         finally:
             if shutdown.stop is not None:
                 observer.warn(shutdown.stop.message)

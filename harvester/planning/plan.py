@@ -79,7 +79,8 @@ class Plan:
 
     found: the list, counted. survey: what it looks like. pages: of groups' links that were read for it, None without
     groups. attempts: for its calls, with as many retries as this dataset needed so far. account, windows: None and
-    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown. now: the moment from which
+    empty without a token. plan_limits: what Bitly reports of the account's plan, only shown.
+    plan_limits_age: the seconds since it did, None if it has not. now: the moment from which
     the forecast counts, UTC. durations: those of this list and of others, for each of Bitly's plans. completed_from:
     the metrics of an answer from which on its link takes a second request; None if none does. month_used: calls of the
     present month. refused: the run would ask for the account's plan before its first call. facets, periods: those that
@@ -98,6 +99,7 @@ class Plan:
     forecast: Forecast
     suggestions: list[Suggestion]
     plan_limits: list[PlanLimit]
+    plan_limits_age: float | None
     now: datetime
     durations: list[Duration]
     completed_from: int | None

@@ -17,6 +17,7 @@ from harvester.worklist.list_count import ListSurvey
 
 _MOST_DOMAINS = 10
 _SHOWN_TEXT = 80
+_JUST_NOW_SECONDS = 60.0
 _YEARS = 120
 """From this number of months on, a time is shown in years."""
 
@@ -51,6 +52,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             facet: [window_report(state) for state in each.windows[:-1]] for facet, each in plan.endpoints.items()
         },
         "plan_limits": [asdict(limit) for limit in plan.plan_limits],
+        "plan_limits_age": None if plan.plan_limits_age is None else round(plan.plan_limits_age),
         "plan_option": _option_for_month(plan),
         "now": utc_iso(plan.now),
         "this_month": ahead.this_month,
@@ -158,8 +160,11 @@ def _budget_lines(plan: Plan) -> list[str]:
         lines.append(_window_line(plan.windows[-1], digits))
     else:
         lines += [_window_line(state, digits) for state in plan.windows]
+    seconds = plan.plan_limits_age or 0.0
+    age = f", asked {duration(seconds)} ago" if seconds >= _JUST_NOW_SECONDS else ""
     for limit in plan.plan_limits:
-        lines.append(f"  Bitly reports {limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})")
+        used = f"{limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})"
+        lines.append(f"  Bitly reports {used}{age}")
     if option := _option_for_month(plan):
         lines.append(f"  the month above is only the default: use {option}")
     return lines

@@ -16,7 +16,7 @@ from harvester.bitly.exports import MOST_LINKS
 from harvester.bitly.query import host_of, larger
 from harvester.budget.budget import Budget
 from harvester.budget.forecast import Start, beginning, forecast, suggestions_for
-from harvester.budget.limits import Limits
+from harvester.budget.limits import Limits, PlanReport
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
 from harvester.events import RunObserver
@@ -168,13 +168,14 @@ async def make(
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
         if not token_known:
-            return _plan(job, found, survey, snapshot, None, [], pages)
+            return _plan(job, found, survey, snapshot, None, None, pages)
         private = budget_folder(location, folder)
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
-        plan_limits: list[PlanLimit] = []
-        if not (offline or limits_asked):
-            plan_limits = await fetch_limits(job, budgets, snapshot.query, shutdown, observer, about=about)
-        return _plan(job, found, survey, snapshot, budgets.facet, plan_limits, pages)
+        if offline or limits_asked:
+            reported = budgets.facet.month.plan_report()
+        else:
+            reported = await fetch_limits(job, budgets, snapshot.query, shutdown, observer, about=about)
+        return _plan(job, found, survey, snapshot, budgets.facet, reported, pages)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -193,7 +194,7 @@ def _plan(
     survey: ListSurvey,
     snapshot: DatasetSnapshot,
     budget: Budget | None,
-    plan_limits: list[PlanLimit],
+    reported: PlanReport | None,
     pages: PlannedPages | None,
 ) -> Plan:
     windows = budget.windows() if budget else []  # first: the limits are as of the last read of the file
@@ -210,6 +211,7 @@ def _plan(
     if budget:
         start = beginning(budget, windows, connections)
     used = windows[-1].used if windows else 0
+    plan_limits = [PlanLimit(**entry) for entry in reported.entries] if reported else []
     return Plan(
         found=found,
         survey=survey,
@@ -221,6 +223,7 @@ def _plan(
         forecast=forecast(attempts, limits, start),
         suggestions=[] if month_is_spent(windows) else suggestions_for(attempts, limits, own, unreserved, start),
         plan_limits=plan_limits,
+        plan_limits_age=reported.age_seconds if reported and plan_limits else None,
         now=now,
         durations=list(durations(attempts, limits, start, used)),
         month_used=used,

@@ -3,7 +3,9 @@
 import json
 import re
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -314,6 +316,70 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("BITLY_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
     return partial(in_process, capsys)
+
+
+def test_a_plan_asks_for_the_accounts_plan_once_an_hour_and_says_how_old_its_figure_is(
+    serve: Callable[..., Served], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    served = serve(per_month=25_000)
+    Path("links.txt").write_text("bit.ly/1\n")
+    words = ("plan", "links.txt", "--out", "lake", "--base-url", served.url, "--state-dir", str(tmp_path / "state"))
+    assert json.loads(command(*words, "--offline", "--json").out)["plan_limits_age"] is None
+    said, asked = command(*words).out, served.sandbox.helped.total()
+    assert "of 25,000 used: API requests (api_requests)\n" in said
+    again = json.loads(command(*words, "--json").out)
+    assert served.sandbox.helped.total() == asked == 3
+    assert (again["plan_limits"][0]["limit"], again["plan_option"]) == (25_000, "--plan growth")
+    assert 0 <= again["plan_limits_age"] < 60
+
+    def age(seconds: float) -> None:
+        with closing(sqlite3.connect(tmp_path / "state" / "budget.sqlite")) as budget, budget:
+            ((name, value),) = budget.execute("SELECT name, value FROM meta WHERE name LIKE 'plan of %'").fetchall()
+            month, entries, at = json.loads(value)
+            value = json.dumps([month, entries, at - seconds])
+            budget.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+
+    age(1800)
+    assert re.search(r"\(api_requests\), asked 30 min( \d+ s)? ago\n", command(*words).out)
+    assert served.sandbox.helped.total() == asked
+    age(1800)
+    assert re.search(r"\(api_requests\), asked 1 h ago\n", command(*words, "--offline").out)
+    assert "(api_requests)\n" in command(*words).out
+    assert served.sandbox.helped.total() == asked + 2
+    age(86400)
+    assert "Bitly reports" not in command(*words, "--offline").out
+
+
+@pytest.mark.parametrize(
+    ("refusal", "again"),
+    [
+        ((402, b'{"message":"UPGRADE_REQUIRED"}'), 0),
+        ((403, b'{"message":"FORBIDDEN","resource":"organizations"}'), 0),
+        ((200, b'{"plan_limits":[]}'), 0),
+        ((200, b"<html>"), 2),
+        ((503, b""), 2),
+    ],
+    ids=str,
+)
+def test_that_bitly_reports_no_plan_is_remembered_too_but_no_failure(
+    serve: Callable[..., Served],
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: tuple[int, bytes],
+    again: int,
+) -> None:
+    async def refuse(sandbox: server.Sandbox, request: web.Request) -> web.Response:
+        sandbox.helped[request.path] += 1
+        return web.Response(status=refusal[0], body=refusal[1])
+
+    monkeypatch.setattr(server.Sandbox, "_plan_limits", refuse)
+    served = serve(per_month=25_000)
+    Path("links.txt").write_text("bit.ly/1\n")
+    words = ("plan", "links.txt", "--out", "lake", "--base-url", served.url, "--json")
+    assert json.loads(command(*words).out)["plan_limits"] == []
+    before = served.sandbox.helped.total()
+    assert command(*words).code == 0
+    assert served.sandbox.helped.total() - before == again
 
 
 async def limits_by_endpoint(_: server.Sandbox, request: web.Request) -> web.Response:
