@@ -286,9 +286,10 @@ def _unwritable(folder: str, budget: str, why: str, error: Exception) -> OutputE
     file = getattr(error, "filename", None)
     if os.path.isabs(folder) and _may_be_there(budget):
         named = file if isinstance(file, str) and file.startswith(budget) else budget
-        cure = "move it away" if named != budget and os.path.isdir(named) else "make it writable again"
+        has = "" if named == budget else f"{budget} "
+        cure = "move it away" if os.path.isdir(named) else "make it writable again"
         return OutputError(
-            f"{named} cannot be written ({why}), and {budget} has the counts of this month, hour and minute: {cure}. "
+            f"{named} cannot be written ({why}), and {has}has the counts of this month, hour and minute: {cure}. "
             "Or use another --state-dir, whose counts start from zero, and a smaller --per-month"
         )
     why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
