@@ -13,8 +13,7 @@ from harvester.storage.sqlite import SqliteFile
 _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
 _VERSION, _PAGE_LINES = 3, 1000
-_VARIABLES = 1000
-"""Placeholders in one statement; SQLite allows more."""
+_VARIABLES = 1000  # placeholders in one statement; SQLite allows more
 _ADVICE = (
     "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
     "start a new --out with the links that are missing from it"
