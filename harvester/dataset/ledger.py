@@ -12,10 +12,8 @@ from harvester.storage.sqlite import SqliteFile
 
 _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
-_VERSION = 3
-_VARIABLES = 1000
-"""Placeholders in one statement; SQLite allows more."""
-_PAGE_LINES = 1000
+_VERSION, _PAGE_LINES = 3, 1000
+_VARIABLES = 1000  # placeholders in one statement; SQLite allows more
 _ADVICE = (
     "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
     "start a new --out with the links that are missing from it"
@@ -26,6 +24,7 @@ ASKED = "unit_reference"
 REFRESHING = "refreshing"
 """The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
 _REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")
+_SETTLED = ("key", "state", "failed_runs", "seen", "segment", *Shortfall._fields, *_REFRESH_COLUMNS[:2], "most_runs")
 UNANSWERED = "unanswered"
 """The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
 MOST_UNANSWERED = 64
@@ -244,14 +243,15 @@ class Ledger:
         refused = {entry.key for entry in verdicts if entry.state is REFUSED_STATE}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
-        # Sorted, because neighbouring keys share pages: this halves the pages written. Plain integers, because
-        # sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
-        calls: list[tuple[Any, ...]] = sorted(
-            (key, int(e.state), int(key in failed), invocation, segment, *map(int, e.shortfall))
-            for key, e in last.items()
+        # Sorted: neighbouring keys share pages, which halves the pages written. Plain integers: sqlite3 looks for an
+        # adapter of every value of another type, be it a bool or an enum's.
+        own = (
+            (k, int(e.state), int(k in failed), invocation, segment, *map(int, e.shortfall)) for k, e in last.items()
         )
+        calls: list[Any] = sorted(own)
         if self.refreshing:
-            calls = [(*call, last[call[0]].asked_at, last[call[0]].clicks, GIVEN_UP_RUNS) for call in calls]
+            more = ((*c, last[c[0]].asked_at, last[c[0]].clicks, GIVEN_UP_RUNS) for c in calls)
+            calls = [dict(zip(_SETTLED, each, strict=True)) for each in more]
         self._file.connection.executemany(_SETTLE_REFRESHED if self.refreshing else _SETTLE, calls)
         if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._file.connection.executemany(

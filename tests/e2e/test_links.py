@@ -186,7 +186,8 @@ def test_a_page_is_asked_for_again_after_an_error_and_a_torn_answer(said: Run, m
 
 def test_a_wait_says_what_for(said: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harvester.groups.listing._TELL_SECONDS", 0.01)
-    with paged({"": [(503, {"message": "TEMPORARILY_UNAVAILABLE"}), page(["a"])]}) as group:
+    out = (503, {"message": "TEMPORARILY_UNAVAILABLE"})  # several, because each wait is drawn and may be next to none
+    with paged({"": [out, out, out, page(["a"])]}) as group:
         shown = said(group.url, "links", "--group", "G")
     assert (shown.code, shown.out) == (0, "bit.ly/a\n")
     assert "no good answer yet (503 TEMPORARILY_UNAVAILABLE); retrying" in shown.err
