@@ -73,12 +73,12 @@ def output_of(*arguments: str) -> str:
     return done.stdout.decode()
 
 
-def run(*arguments: str) -> Used:
-    """Run Python with arguments to its end, and give what it used.
+def run(*arguments: str, program: str = sys.executable) -> Used:
+    """Run Python with arguments to its end, and give what it used. program: another Python.
 
     Keep the calling process small: on Linux a child's peak begins with the one of the process that it came from.
     """
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([program, *arguments], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
     # Not process.kill(), which may reap the process, and what it used with it.
     deadline = threading.Timer(LONGEST_SECONDS, os.kill, (process.pid, signal.SIGKILL))
     deadline.start()

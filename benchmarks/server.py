@@ -1,7 +1,7 @@
 """A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
 
 Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
-usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000] [--tls authority.pem]
+usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000] [--clicks] [--tls authority.pem]
 """
 
 import argparse
@@ -25,8 +25,11 @@ _ORDINARY = [
 _END_OF_REQUEST = b"\r\n\r\n"
 
 
-def answer(metrics: int = 0) -> bytes:
-    """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link."""
+_CLICKS = {"link_clicks": [{"clicks": 3, "date": "2026-11-22T00:00:00+0000"}], "units": 1, "unit": "day"}
+
+
+def answer(metrics: int = 0, *, clicks: bool = False) -> bytes:
+    """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link. clicks: a day's instead."""
     listed = [{"value": f"https://{number}.example/", "clicks": 1} for number in range(metrics)] or _ORDINARY
     content = {
         "metrics": listed,
@@ -34,7 +37,7 @@ def answer(metrics: int = 0) -> bytes:
         "unit": "day",
         "facet": "referrers",
     }
-    body = json.dumps(content, separators=(",", ":")).encode()
+    body = json.dumps(_CLICKS if clicks else content, separators=(",", ":")).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
@@ -81,9 +84,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A Bitly that costs next to nothing.")
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--metrics", type=int, default=0, help="of an answer; 0 for those of an ordinary link")
+    parser.add_argument("--clicks", action="store_true", help="answer with a day's clicks instead")
     parser.add_argument(
         "--tls", metavar="FILE", help="serve by TLS, and write the authority's certificate to this file"
     )
     options = parser.parse_args()
     tls = certified(options.tls) if options.tls else None
-    asyncio.run(serve(answer(options.metrics), options.latency_ms / 1000, tls))
+    asyncio.run(serve(answer(options.metrics, clicks=options.clicks), options.latency_ms / 1000, tls))
