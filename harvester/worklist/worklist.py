@@ -5,7 +5,7 @@ earlier line of this list? A duplicate too. Is it settled since an earlier run? 
 becomes a `Call`.
 
 With --refresh, a link whose answer is due is put aside; those put aside follow when the list has been read to its end
-(`rows.refresh` has the rules).
+(`worklist.refresh` has the rules).
 
 A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
