@@ -134,14 +134,16 @@ def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
 
 
 def _requests(status: RunProgress) -> Iterator[str]:
-    """Yield what was sent: requests for links, how many of them were repeated, and those for Bitly's own limits."""
+    """Yield what was sent: requests for links, how many of them were repeated, and for what the others were."""
     attempts = status.attempts
     again = counted(attempts.retried, "was a retry", "were retries")
     limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
     yield f"{attempts.total:,} for links, of which {again}{limited}"
     if status.exports:
-        yield f"{status.exports:,} exports of groups"
-    if others := attempts.helper - status.exports:
+        yield f"{counted(status.exports, 'export')} of groups"
+    if status.listing:
+        yield f"{status.listing:,} for the links of groups"
+    if others := attempts.helper - status.exports - status.listing:
         yield f"{others:,} to ask Bitly for its limits"
 
 

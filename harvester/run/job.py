@@ -231,6 +231,7 @@ async def _harvest(
         note_fallback(observer.note, direct=job.client_settings.direct)
     async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
+        heartbeat.telemetry.progress.listing = asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
         known_good = client.known_good

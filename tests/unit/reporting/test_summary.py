@@ -80,6 +80,12 @@ def test_one_is_not_many() -> None:
         assert said in text
 
 
+def test_requests_that_were_no_calls_are_told_by_what_they_were_for() -> None:
+    status = RunProgress(attempts=AttemptCounts(9, 0, 0, 1 + 42 + 3), exports=1, listing=42)
+    (line,) = [line for line in told(status) if "requests" in line]
+    assert line.endswith("; 1 export of groups; 42 for the links of groups; 3 to ask Bitly for its limits")
+
+
 def test_where_everything_was_known_no_call_was_made() -> None:
     lines = told(RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, known=3), complete=True)
     assert lines[0] == "✓ nothing to do: every link has an answer already"
