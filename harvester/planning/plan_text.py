@@ -110,7 +110,10 @@ def _list_lines(plan: Plan) -> list[str]:
 
 
 def _idle_lines(idle: PlannedExports) -> list[str]:
-    lines = [f"{idle.exports:>12,}  exports, which tell {MOST_LINKS} links each that have no clicks: no call for those"]
+    if not idle.exports:
+        return [f"{idle.most:>12,}  requests: exports have stated clicks of all these links"]
+    exports = "export" if idle.exports == 1 else "exports"
+    lines = [f"{idle.exports:>12,}  {exports} of up to {MOST_LINKS} links: those without clicks need no call"]
     if idle.expected is None:
         text = f"{idle.least:,} to {idle.most:,} requests, by the share of links with clicks; the end is the latest"
         return [*lines, f"{'':>14}{text}"]

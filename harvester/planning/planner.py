@@ -20,6 +20,7 @@ from harvester.budget.limits import Limits, PlanReport
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
 from harvester.events import RunObserver
+from harvester.groups.activity import read_active_links
 from harvester.planning.endpoints import budget_folder, endpoints_of, fetch_limits, location_of
 from harvester.planning.group_pages import list_for_plan
 from harvester.planning.plan import (
@@ -167,15 +168,16 @@ async def make(
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
+        clicked = sum(1 for _ in read_active_links(location.private)) if job.skip_idle and location else 0
         if not token_known:
-            return _plan(job, found, survey, snapshot, None, None, pages)
+            return _plan(job, found, survey, snapshot, None, None, pages, clicked)
         private = budget_folder(location, folder)
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         if offline or limits_asked:
             reported = budgets.facet.month.plan_report()
         else:
             reported = await fetch_limits(job, budgets, snapshot.query, shutdown, observer, about=about)
-        return _plan(job, found, survey, snapshot, budgets.facet, reported, pages)
+        return _plan(job, found, survey, snapshot, budgets.facet, reported, pages, clicked)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -196,14 +198,16 @@ def _plan(
     budget: Budget | None,
     reported: PlanReport | None,
     pages: PlannedPages | None,
+    clicked: int,
 ) -> Plan:
+    """Return the plan. clicked: links that exports for this output have stated clicks of."""
     windows = budget.windows() if budget else []  # first: the limits are as of the last read of the file
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
     unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     each = _attempts_per_call(snapshot)
-    least, attempts, idle = _attempts_for(job, found.calls, each, snapshot)
+    least, attempts, idle = _attempts_for(job, found.calls, each, snapshot, clicked)
     attempts += pages.again if pages else 0
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
@@ -241,18 +245,22 @@ def _attempts_per_call(snapshot: DatasetSnapshot) -> float:
 
 
 def _attempts_for(
-    job: Job, calls: int, each: float, snapshot: DatasetSnapshot
+    job: Job, calls: int, each: float, snapshot: DatasetSnapshot, clicked: int
 ) -> tuple[int, int, PlannedExports | None]:
     """Return the fewest and the expected attempts for calls, and what exports have to do with that.
 
-    each: the attempts that a call takes.
+    each: the attempts that a call takes. clicked: as in `_plan`.
     """
     least = calls if job.max_calls is None else min(calls, job.max_calls)
     attempts = ceil(least * each)
     if not job.skip_idle:
         return least, attempts, None
-    active = (snapshot.calls - snapshot.idle) / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
-    idle = exports_for(calls, attempts, active)
+    # Links without clicks are done with the export, and those with clicks later: of the rows so far too many are idle.
+    called = snapshot.calls - snapshot.idle
+    waiting = min(max(clicked - called, 0), calls)
+    active = max(clicked, called)
+    share = active / (active + snapshot.idle) if active + snapshot.idle >= _ENOUGH_CALLS else None
+    idle = exports_for(calls - waiting, attempts, min(ceil(waiting * each), attempts), share)
     return idle.least, idle.most if idle.expected is None else idle.expected, idle
 
 

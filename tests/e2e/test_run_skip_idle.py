@@ -282,10 +282,20 @@ def test_plan_shows_what_it_may_save(said: Run, serve: Callable[..., Served], tm
     assert found["idle"] == {"exports": exports, "least": exports, "most": exports + calls, "expected": None}
     assert found["attempts"] == exports + calls
     assert f"{exports} to {exports + calls:,} requests, by the share" in said(served.url, "plan", *words).out
+
+
+def test_plan_counts_the_links_whose_clicks_are_known_though_most_of_them_were_not_asked_for(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served, words = serve(links=900), ("--group", LARGE, "--skip-idle", "--out", str(tmp_path / "out"))
     assert said(served.url, "run", *words, "--max-calls", "20").code == 9
     found = json.loads(said(served.url, "plan", *words, "--json").out)
-    assert found["idle"]["expected"] == found["attempts"] < found["calls"] / 2
-    assert "as this output has had so far" in said(served.url, "plan", *words).out
+    assert "exports have stated clicks of all these links" in said(served.url, "plan", *words).out
+    before = sum(served.sandbox.requests.values())
+    assert said(served.url, "run", *words).code == 0
+    sent = sum(served.sandbox.requests.values()) - before
+    assert found["idle"] == {"exports": 0, "least": sent, "most": sent, "expected": sent}
+    assert found["attempts"] == found["calls"] == sent
 
 
 def test_a_month_too_small_for_the_list_may_be_enough(
