@@ -264,12 +264,13 @@ class RunProgress:
         self.truncated += truncated
         self.clipped += clipped
 
-    def count_idle(self, *, was_pending: bool) -> None:
-        """Count a link that has its row without a call. was_pending: it had one before, and was counted as due."""
-        self.pending -= was_pending
-        self.repeated -= was_pending
+    def count_idle(self, call: CallHistory) -> None:
+        """Count a link that has its row without a call. One that is due was counted as pending, others were not yet."""
+        self.pending -= call.is_due
+        self.repeated -= call.is_due
         self.rows += 1
         self.idle += 1
+        self._count_answer(call)
 
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""
@@ -282,10 +283,10 @@ class RunProgress:
         self.exhausted += call.is_last_try and not refused
         self.refused_by[status] += refused
 
-    def _count_answer(self, call: CallHistory) -> None:
+    def _count_answer(self, call: CallHistory, number: int = 1) -> None:
         if self.refresh is not None:
-            self.refreshed += call.is_due
-            self.first += not call.is_due
+            self.refreshed += number * call.is_due
+            self.first += number * (not call.is_due)
 
     @property
     def ages(self) -> RefreshCounts | None:
@@ -296,11 +297,12 @@ class RunProgress:
         fresh = found.fresh + self.first + self.refreshed
         return RefreshCounts(found.seconds, found.never - self.first, fresh, found.due - self.refreshed, found.oldest)
 
-    def take_back_refusal(self, status: int | None) -> None:
+    def take_back_refusal(self, status: int | None, call: CallHistory) -> None:
         """Count a refusal of this run as a failure, because the server is found to refuse everything."""
         self.refused -= 1
         self.failed += 1
         self.refused_by[status] -= 1
+        self._count_answer(call, -1)
 
     @property
     def finished(self) -> int:

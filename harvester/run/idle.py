@@ -142,7 +142,7 @@ class IdleRows:
     def _record(self, call: Call, fetched_at: str) -> None:
         line = self._dataset.rows.idle_row(call.link.bitlink, call.key, fetched_at, call.link.carried)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, IDLE, call.lacked, 0)
-        self._progress.count_idle(was_pending=call.is_due)
+        self._progress.count_idle(call)
 
     def _span(self) -> Span | None:
         """Return the time to ask for; None, with a warning, if no export can be believed to cover the window."""

@@ -109,6 +109,8 @@ async def test_idle_links_are_refreshed_by_an_export_and_the_others_by_a_call(
         counts = manifest(days.out)["dataset"]
         assert (counts["rows"], counts["refreshed"]) == (60, refreshed)
         assert idle <= counts["idle"] < 60
+        ages = manifest(days.out)["refresh"]
+        assert (ages["never"], ages["fresh"], ages["due"]) == (0, 60, 0)
         days.check()
     assert sum(served.sandbox.requests.values()) == 2 * (60 - manifest(days.out)["dataset"]["idle"])
     assert len(served.sandbox.exported) == 2

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from harvester.events import RunOutcome
-from harvester.progress import AttemptCounts, ListCounts, RunProgress, WindowState, duration
+from harvester.progress import AttemptCounts, ListCounts, RefreshCounts, RunProgress, WindowState, duration
 from harvester.reporting.summary import refusals_in_words, summary
 from harvester.shutdown import Stop, StopReason
 
@@ -50,11 +50,24 @@ def test_many_kinds_of_refusals_are_not_all_named() -> None:
 
 def test_a_refusal_that_is_taken_back_is_a_failure_and_no_reason() -> None:
     status = RunProgress()
-    call = SimpleNamespace(is_repeated=False, is_last_try=False)
+    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=False)
     status.count_without_row(404, call, refused=True)
     status.count_without_row(503, call, refused=False)
-    status.take_back_refusal(404)
+    status.take_back_refusal(404, call)
     assert (status.refused, status.failed, refusals_in_words(status)) == (0, 2, "")
+
+
+@pytest.mark.parametrize("is_due", [False, True], ids=["never answered", "due"])
+def test_a_link_whose_refusal_is_taken_back_is_as_old_as_before_until_it_is_answered(is_due: bool) -> None:
+    status = RunProgress(refresh=RefreshCounts(3600.0, never=5, fresh=5, due=5))
+    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=is_due)
+    status.count_without_row(404, call, refused=True)
+    answered = status.ages
+    assert answered == RefreshCounts(3600.0, never=5 - (not is_due), fresh=6, due=5 - is_due)
+    status.take_back_refusal(404, call)
+    assert status.ages == RefreshCounts(3600.0, never=5, fresh=5, due=5)
+    status.count_row(call, truncated=False, clipped=False)
+    assert status.ages == answered
 
 
 @pytest.mark.parametrize(
