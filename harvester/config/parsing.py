@@ -164,6 +164,9 @@ def periods_of(options: QueryOptions, now: datetime | None = None) -> list[Perio
         without --partial.
     """
     now = now or datetime.now(UTC)
+    check_choice("--every", options.every, PERIOD_UNITS)
+    if options.since is None and options.every != "day":
+        raise UsageError(f"{options.every}: needs --since, the first day", option="--every")
     if options.day is None and options.since is None:
         if options.until is not None:
             raise UsageError(": needs --since, the first day", option="--until")
@@ -171,7 +174,6 @@ def periods_of(options: QueryOptions, now: datetime | None = None) -> list[Perio
     named = "--since" if options.day is None else "--day"
     if named == "--day" and (options.since is not None or options.until is not None):
         raise UsageError(": --since and --until name several days; use either", option="--day")
-    check_choice("--every", options.every, PERIOD_UNITS)
     if (options.unit, options.units, options.unit_reference) != ("day", -1, None):
         raise UsageError(": is a window by itself; leave out --unit, --units and --unit-reference", option=named)
     since = day_of(named, options.day or options.since or "", now)

@@ -272,6 +272,12 @@ def test_a_period_that_has_not_begun_is_refused_with_partial_too(
         periods_of(QueryOptions(**options, partial=partial), NOON)
 
 
+@pytest.mark.parametrize("options", [{}, {"day": "yesterday"}, {"units": 7}], ids=["none", "day", "units"])
+def test_a_length_of_periods_is_refused_without_their_first_day(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="week: needs --since"):
+        periods_of(QueryOptions(every="week", **options), NOON)
+
+
 def test_a_period_begins_with_its_first_instant() -> None:
     (period,) = periods_of(QueryOptions(day="2026-11-24", partial=True), datetime(2026, 11, 24, tzinfo=UTC))
     assert str(period.first) == "2026-11-24"
