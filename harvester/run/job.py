@@ -311,7 +311,9 @@ async def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess
     group_of = of_lines or (lambda _: guids[0])
     clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
     gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
-    return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered)
+    return ExportAccess(
+        budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered, job.exports
+    )
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:
