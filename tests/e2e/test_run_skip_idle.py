@@ -94,7 +94,7 @@ def test_the_facets_of_a_day_share_its_exports_and_the_sums_are_the_same(
     assert len(served.sandbox.exported) == ceil(calls / MOST_LINKS) * len(days) == 4
     assert f"; {len(served.sandbox.exported)} exports of groups; " in shown.err
     helped = sum(manifest_of(tmp_path / "few" / each)["attempts"]["helper"] for each in outputs)
-    assert helped == len(served.sandbox.exported) + 3  # and the pages of the group
+    assert helped == len(served.sandbox.exported) + 2  # and the pages of the group
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "columns", "402", "403", "403-token", "404", "400", "{}"])
