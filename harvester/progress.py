@@ -202,6 +202,7 @@ class RunProgress:
     sending now. trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did not
     reach the server, at the end. connecting: those among `attempts` that have no connection yet.
 
+    outputs: those of the command, each of which needs the list's calls, where this is the progress of all.
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
     refresh: the links by the age of their answers as this run found them, None without --refresh; first, refreshed:
@@ -234,6 +235,7 @@ class RunProgress:
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
     connecting: int = 0
+    outputs: int = 1
     to_make: int | None = None
     max_calls: int | None = None
     windows: Sequence[WindowState] = ()

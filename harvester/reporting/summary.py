@@ -106,6 +106,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
         done, links = status.known - status.given_up, counted(listed.links, "link")
+        if status.outputs > 1:
+            links = counted(listed.links * status.outputs, "call")
         failed = f", {status.given_up:,} had failed in three runs" if status.given_up else ""
         yield "list", f"{done:,} of {links} {'was' if done == 1 else 'were'} already done{failed}"
 

@@ -110,6 +110,7 @@ def combined(runs: Sequence[RunProgress], to_come: int = 0) -> RunProgress:
         trouble=working[0].trouble if working else None,
         attempts=_attempts(run.attempts for run in runs),
         not_sent=sum(run.not_sent for run in runs),
+        outputs=len(runs) + to_come,
         to_make=sum(known) + to_come * first.listed.links if len(known) == len(needed) else None,
         max_calls=limits[0] if limits else None,
         windows=_windows(working or runs[-1:]),

@@ -93,6 +93,11 @@ def test_one_is_not_many() -> None:
         assert said in text
 
 
+def test_of_several_outputs_the_calls_that_were_done_are_counted_and_not_the_links() -> None:
+    status = RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, rows=7, known=5, outputs=4)
+    assert "            5 of 12 calls were already done" in told(status, complete=True)
+
+
 def test_requests_that_were_no_calls_are_told_by_what_they_were_for() -> None:
     status = RunProgress(attempts=AttemptCounts(9, 0, 0, 1 + 42 + 3), exports=1, listing=42)
     (line,) = [line for line in told(status) if "requests" in line]
