@@ -266,7 +266,7 @@ class Worklist:
     def _look_at_age(self, link: Link, key: bytes, known: Known) -> None:
         """Put a link aside if its last answer is due; else it needs no call."""
         assert self._refresh is not None
-        if not self._refresh.is_due(key, known):
+        if not self._refresh.is_due(known):
             self._fresh += 1
             self._see_known(link, key, known)
             return

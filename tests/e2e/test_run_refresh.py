@@ -207,7 +207,7 @@ def known(state: CallState, asked_at: int | None, **more: Any) -> Known:
 )  # fmt: skip
 def test_the_rule_says_which_answers_are_due(has: Known, due: bool) -> None:
     assert was_answered(has)
-    assert Refresh(30.0, 100, prefer_active=True).is_due(b"", has) == due
+    assert Refresh(30.0, 100, prefer_active=True).is_due(has) == due
 
 
 @pytest.mark.parametrize(
