@@ -163,6 +163,8 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
         yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield "nothing was lost; fix this first, the same command alone will fail again"
+    elif stop and stop.reason is StopReason.NOT_BEGUN:
+        yield "do what the message says; then the same command resumes"
     elif stop:
         yield "nothing was lost; the same command resumes"
     elif out == "-":

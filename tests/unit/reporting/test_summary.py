@@ -134,6 +134,11 @@ def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
     assert "the same command resumes" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
 
 
+def test_what_was_refused_before_the_first_call_is_not_to_be_repeated_as_it_is() -> None:
+    stop = Stop(StopReason.NOT_BEGUN, "lake was started with --shape flat")
+    assert "  next      do what the message says; then the same command resumes" in told(RunProgress(), stop)
+
+
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:
     status = RunProgress(listed=ListCounts(lines=9, links=9), read_to_end=True, rows=5, failed=3, given_up=1)
     text = "\n".join(told(status))
