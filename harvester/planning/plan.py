@@ -56,7 +56,7 @@ class RefreshPlan:
     """What --refresh comes to. ages: the links by the age of their answers. days: the age at which one is due.
 
     never: requests for links without an answer; answered: when all have one, None if that is too far away. steady: the
-    state that then follows.
+    state that then follows. idle_days: the age at which an idle link is due, None without --prefer active.
     """
 
     ages: RefreshCounts
@@ -64,6 +64,7 @@ class RefreshPlan:
     never: int
     answered: datetime | None
     steady: SteadyState
+    idle_days: float | None = None
 
 
 class Endpoint(NamedTuple):

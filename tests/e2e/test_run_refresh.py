@@ -12,12 +12,15 @@ import pytest
 
 from harvester.bitly.query import Query
 from harvester.clock import utc_iso
+from harvester.dataset.opening import peek
 from harvester.events import RunOutcome
+from harvester.planning.planner import _attempts_per_call
 from harvester.rows.call import CallState, Known
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.sandbox.groups import LARGE, SMALL, link_of
 from harvester.shutdown import StopReason
+from harvester.storage.folders import resolve
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
 from harvester.worklist.refresh import Refresh, RequestedRefresh, was_answered
@@ -237,6 +240,18 @@ def test_a_list_of_a_group_that_is_as_old_as_an_answer_that_is_due_is_warned_of(
     assert done.code == 0, done.err
     said = f"--group={SMALL}: the links were listed at {ended}, and those made since are missing"
     assert (said in done.err) == warned
+
+
+@FORMS
+async def test_a_plan_takes_answers_that_were_refreshed_for_calls_and_not_for_retries(
+    tmp_path: Path, serve: Callable[..., Served], form: str
+) -> None:
+    days, names = Days(serve().url, tmp_path, form), [f"ok-{number}" for number in range(120)]
+    for day in (0, 30, 60):
+        assert (await days.run(day, names)).status.attempts.total == len(names)
+    query = Query("referrers", "day", -1, "2026-11-01T06:00:00Z", 50)
+    with peek(resolve(str(days.out), None), query, server="127.0.0.1") as snapshot:
+        assert (snapshot.attempts, _attempts_per_call(snapshot)) == (3 * len(names), 1.0)
 
 
 @FORMS

@@ -1,13 +1,17 @@
-"""The limits of facets that go side by side, as those of one; and what exports may save."""
+"""The limits of facets that go side by side, as those of one; what exports may save; and what --refresh comes to."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harvester.budget.forecast import Start
 from harvester.budget.limits import Limits
 from harvester.planning.plan import Endpoint, PlannedExports, exports_for, together
-from harvester.planning.planner import _attempts_for
+from harvester.planning.planner import _attempts_for, _refresh_plan
+from harvester.worklist.list_count import ListCount
+from harvester.worklist.refresh import RequestedRefresh
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,18 @@ def test_a_plan_takes_its_share_of_idle_links_from_the_exports_and_not_from_the_
     snapshot: Any = SimpleNamespace(calls=rows, idle=idle)
     expected = found.most if found.expected is None else found.expected
     assert _attempts_for(job, calls, 1.0, snapshot, clicked) == (found.least, expected, found)
+
+
+@pytest.mark.parametrize(
+    ("active", "never", "requests", "kept"),
+    [(None, 20_000, 200_000, False), (0.1, 2_100, 21_000, True), (1.0, 20_100, 201_000, False)],
+    ids=["a call for each", "one in ten is active", "all are active"],
+)
+def test_with_exports_a_month_covers_more_links(active: float | None, never: int, requests: int, kept: bool) -> None:
+    limits, found = Limits(0, 0, 25_000), ListCount(links=200_000, never=20_000)
+    start = Start(datetime(2026, 11, 1, tzinfo=UTC), month_left=25_000, connections=5)
+    job: Any = SimpleNamespace(refresh=RequestedRefresh(30 * 86_400.0, prefer_active=True))
+    plan = _refresh_plan(job, found, 1.0, active, limits, start)
+    assert plan is not None
+    assert (plan.never, plan.steady.requests, plan.steady.kept) == (never, requests, kept)
+    assert plan.idle_days == 90
