@@ -35,6 +35,15 @@ def write_list(path: Path, links: int) -> Path:
     return path
 
 
+def write_table(path: Path, links: int) -> tuple[Path, tuple[str, ...]]:
+    """Write the same list as CSV with further columns, and return their names. Each link has other values."""
+    columns = ("campaign", "channel")
+    with path.open("w", encoding="utf-8") as lines:
+        lines.write(f"link,{','.join(columns)}\n")
+        lines.writelines(f"bit.ly/3{number:07x},spring-{number},channel {number % 7}\n" for number in range(links))
+    return path, columns
+
+
 @contextmanager
 def serving(*options: str) -> Iterator[str]:
     """Serve benchmarks/server.py in a process of its own, and give its base URL."""

@@ -34,7 +34,8 @@ Carried: TypeAlias = Mapping[str, str | None] | None
 class AttemptCounts:
     """Attempts for metrics: all, the retries among them, and those that Bitly throttled.
 
-    helper: helper requests, which ask for Bitly's own limits; they count against the month too.
+    helper: helper requests, which ask for Bitly's own limits, for groups, their links and their exports; they count
+    against the month too.
     """
 
     total: int = 0
@@ -196,11 +197,12 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for; exports: the requests that
-    told which, among attempts.helper. waiting: the limit that blocks sending now. trouble: how the last attempt failed,
-    if the failure was transient. not_sent: attempts that did not reach the server, at the end. connecting: those among
-    `attempts` that have no connection yet.
+    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for. exports: the requests that told
+    which, and listing: those that read the links of groups, both among attempts.helper. waiting: the limit that blocks
+    sending now. trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did not
+    reach the server, at the end. connecting: those among `attempts` that have no connection yet.
 
+    outputs: those of the command, each of which needs the list's calls, where this is the progress of all.
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
     refresh: the links by the age of their answers as this run found them, None without --refresh; first, refreshed:
@@ -222,6 +224,7 @@ class RunProgress:
     clipped: int = 0
     idle: int = 0
     exports: int = 0
+    listing: int = 0
     known: int = 0
     given_up: int = 0
     exhausted: int = 0
@@ -232,6 +235,7 @@ class RunProgress:
     attempts: AttemptCounts = field(default_factory=AttemptCounts)
     not_sent: int = 0
     connecting: int = 0
+    outputs: int = 1
     to_make: int | None = None
     max_calls: int | None = None
     windows: Sequence[WindowState] = ()
@@ -262,12 +266,13 @@ class RunProgress:
         self.truncated += truncated
         self.clipped += clipped
 
-    def count_idle(self, *, was_pending: bool) -> None:
-        """Count a link that has its row without a call. was_pending: it had one before, and was counted as due."""
-        self.pending -= was_pending
-        self.repeated -= was_pending
+    def count_idle(self, call: CallHistory) -> None:
+        """Count a link that has its row without a call. One that is due was counted as pending, others were not yet."""
+        self.pending -= call.is_due
+        self.repeated -= call.is_due
         self.rows += 1
         self.idle += 1
+        self._count_answer(call)
 
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""
@@ -280,10 +285,10 @@ class RunProgress:
         self.exhausted += call.is_last_try and not refused
         self.refused_by[status] += refused
 
-    def _count_answer(self, call: CallHistory) -> None:
+    def _count_answer(self, call: CallHistory, number: int = 1) -> None:
         if self.refresh is not None:
-            self.refreshed += call.is_due
-            self.first += not call.is_due
+            self.refreshed += number * call.is_due
+            self.first += number * (not call.is_due)
 
     @property
     def ages(self) -> RefreshCounts | None:
@@ -294,11 +299,12 @@ class RunProgress:
         fresh = found.fresh + self.first + self.refreshed
         return RefreshCounts(found.seconds, found.never - self.first, fresh, found.due - self.refreshed, found.oldest)
 
-    def take_back_refusal(self, status: int | None) -> None:
+    def take_back_refusal(self, status: int | None, call: CallHistory) -> None:
         """Count a refusal of this run as a failure, because the server is found to refuse everything."""
         self.refused -= 1
         self.failed += 1
         self.refused_by[status] -= 1
+        self._count_answer(call, -1)
 
     @property
     def finished(self) -> int:

@@ -337,11 +337,14 @@ def _remark(group: AccountGroup) -> str:
 
 
 def _filters_of(options: FilterOptions) -> Filters:
-    """Return the filters of a listing. Raises UsageError for what is no moment."""
+    """Return the filters of a listing. Raises UsageError for what is no moment, and for an end before its beginning."""
     check_choice("--archived", options.archived, get_args(ArchivedName))
     tags = tuple(tag.strip() for tag in (options.tags or "").split(",") if tag.strip())
     after = _seconds("--created-after", options.created_after)
-    return Filters(options.archived, after, _seconds("--created-before", options.created_before), tags)
+    before = _seconds("--created-before", options.created_before)
+    if after is not None and before is not None and before < after:
+        raise UsageError(f"{options.created_before}: is earlier than --created-after", option="--created-before")
+    return Filters(options.archived, after, before, tags)
 
 
 def _seconds(option: str, text: str | None) -> int | None:

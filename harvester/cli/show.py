@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.bitly.facets import FACETS
+from harvester.bitly.query import Period
 from harvester.clock import utc_iso, utc_text
 from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
 from harvester.config.parsing import seconds_of
@@ -234,6 +235,8 @@ def _text(text: str) -> Text:
 
 def _window(row: dict[str, Any]) -> str:
     """Return the time span that the clicks were counted in, as far as Bitly reports it."""
+    if row["period_start"] is not None:
+        return str(Period(row["unit"], date.fromisoformat(row["period_start"][:10])))
     units = row["units_returned"] if row["units_returned"] is not None else row["units"]
     many = f"all {row['unit']}s" if units == -1 else f"{units:,} {row['unit']}{'s' if units != 1 else ''}"
     return f"{many} up to {row['unit_reference']}"

@@ -183,9 +183,13 @@ def periods_of(options: QueryOptions, now: datetime | None = None) -> list[Perio
     now: UTC, by default the present moment.
 
     Raises:
-        UsageError: no day, options that exclude each other, or a period that is not over, without --partial.
+        UsageError: no day, options that exclude each other, a period that has not begun, or one that is not over,
+        without --partial.
     """
     now = now or datetime.now(UTC)
+    check_choice("--every", options.every, PERIOD_UNITS)
+    if options.since is None and options.every != "day":
+        raise UsageError(f"{options.every}: needs --since, the first day", option="--every")
     if options.day is None and options.since is None:
         if options.until is not None:
             raise UsageError(": needs --since, the first day", option="--until")
@@ -193,25 +197,28 @@ def periods_of(options: QueryOptions, now: datetime | None = None) -> list[Perio
     named = "--since" if options.day is None else "--day"
     if named == "--day" and (options.since is not None or options.until is not None):
         raise UsageError(": --since and --until name several days; use either", option="--day")
-    check_choice("--every", options.every, PERIOD_UNITS)
     if (options.unit, options.units, options.unit_reference) != ("day", -1, None):
         raise UsageError(": is a window by itself; leave out --unit, --units and --unit-reference", option=named)
     since = day_of(named, options.day or options.since or "", now)
     until = since if options.day else day_of("--until", options.until or "yesterday", now)
+    if until < since and options.until is None:
+        raise UsageError(f"{since}: is after {until}, the last day without --until (yesterday)", option="--since")
     if until < since:
         raise UsageError(f"{until}: is before --since {since}", option="--until")
     try:
         found = periods_between("day" if options.day else options.every, since, until)
-        last = found[-1].end
+        last, newest = found[-1].end, named if options.day else "--until"
     except OverflowError as error:
         raise UsageError(f"{until}: must be a day before the year 9999", option=named) from error
     if len(found) > _MOST_PERIODS:
         raise UsageError(f"{since}: {len(found):,} periods are more than {_MOST_PERIODS:,}", option="--since")
+    if found[-1].start > utc_iso(now):
+        raise UsageError(f"{until}: {found[-1]} has not begun, so that it has no clicks yet", option=newest)
     if last > utc_iso(now) and not options.partial:
         raise UsageError(
             f"{until}: {found[-1]} is over at {last}, and until then its numbers change: wait for its end, or accept "
             "them as they are with --partial",
-            option=named if options.day else "--until",
+            option=newest,
         )
     return found
 

@@ -4,16 +4,18 @@ Whatever is no clear statement leaves a link to be asked for: a missing line, an
 read, a refusal. A run is warned once of each of these, and a group that refuses is not asked again in it.
 """
 
+import asyncio
 import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import NamedTuple, TypeAlias
 
 import orjson
 
 from harvester.bitly.bitlinks import Bitlink
-from harvester.bitly.exports import MOST_LINKS, Export, export_name
+from harvester.bitly.exports import MOST_LINKS, Export, Span, export_name
 from harvester.bitly.verdicts import Document, NoAnswer, Transient, Verdict, reason
 from harvester.errors import as_output_error
 
@@ -23,6 +25,8 @@ _REMEMBERED = 50_000
 """Links of earlier runs that are kept in memory: more than a run reads ahead."""
 _FAILURES = 2
 """As many exports without an answer, one after another, and no further one is tried in the run."""
+_MOST_SHARED = 256
+"""Exports that are kept for other runs: of some 50,000 links, which take about 8 MB."""
 
 Asks: TypeAlias = Callable[[str], Awaitable[Verdict]]
 """Asks for an export by its name and returns the verdict. Raises RunStopping."""
@@ -70,6 +74,31 @@ def read_active_links(folder: str) -> Iterator[str]:
         for line in stream:
             if line.endswith("\n"):
                 yield line[:-1]
+
+
+class SharedExports:
+    """The last exports of a command, so that facets that go side by side ask once for the clicks of the same links."""
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, Document] = {}
+        self._turn = asyncio.Lock()
+
+    async def verdict_on(self, name: str, span: Span, ask: Asks) -> Verdict:
+        """Return the verdict on an export of a time that is over, which another run may have asked for.
+
+        Raises:
+            RunStopping: the run is ending.
+        """
+        key = sha256(f"{span} {name}".encode()).digest()
+        async with self._turn:  # the others wait for the first one's answer
+            if (found := self._last.get(key)) is not None:
+                return found
+            verdict = await ask(name)
+            if isinstance(verdict, Document):
+                self._last[key] = verdict
+                if len(self._last) > _MOST_SHARED:
+                    del self._last[next(iter(self._last))]
+            return verdict
 
 
 class GroupsOfLines:

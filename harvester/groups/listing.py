@@ -71,6 +71,7 @@ class AccountReader:
         self._next_begins = next_begins
         self._shutdown = shutdown
         self._observer = observer
+        self._before: list[str] | None = None
 
     async def groups(self) -> list[Group]:
         """Return the account's groups.
@@ -111,6 +112,7 @@ class AccountReader:
         groups, reported = journal.state.groups or [], time.monotonic()
         async with self._open_client(PageRequests(request.filters)) as client:
             for guid in groups:
+                self._before = None
                 while (cursor := journal.state.cursors.get(guid, "")) is not None:
                     page: Page = await self._content(client, page_name(guid, cursor), f"the links of group {guid}")
                     self._keep(journal, guid, cursor, page)
@@ -131,15 +133,25 @@ class AccountReader:
         return [group.guid for group in groups if group.active is not False]
 
     def _keep(self, journal: PageJournal, guid: str, cursor: str, page: Page) -> None:
-        """Record a page. One whose cursor leads back to a page that was read is its group's last."""
+        """Record a page. Its group ends with it if its cursor leads back to a page that was read, or if it has no other
+        links than the page before: a server that ignores cursors would have the month spent on one page.
+        """
+        ids, so_far = [link.id for link in page.links], f"{journal.state.links + len(page.links):,} so far"
         before = cursor and page.following in journal.state.seen  # of the same group only
         if page.following is not None and (before or page.following == cursor):
             if page.found >= PAGE_SIZE:
                 self._observer.warn(
                     f"group {guid}: a full page names a cursor that was followed before, so its links end there "
-                    f"({journal.state.links + len(page.links):,} so far); there may be more"
+                    f"({so_far}); there may be more"
                 )
             page = page._replace(following=None)
+        elif page.following is not None and ids == self._before:
+            self._observer.warn(
+                f"group {guid}: a page has no other links than the one before it, so its links end there ({so_far}); "
+                "there may be more"
+            )
+            page = page._replace(following=None)
+        self._before = ids
         journal.add_page(guid, cursor, page)
 
     async def _content(self, client: Client, name: str, what: str) -> Any:

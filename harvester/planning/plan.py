@@ -41,8 +41,8 @@ class PlannedPages(NamedTuple):
 
 
 class PlannedExports(NamedTuple):
-    """What --skip-idle may save. exports: requests at most; least, most: all requests for the calls, if no link has had
-    clicks and if every link has. expected: with the share of this output's rows so far; None if it has too few.
+    """What --skip-idle may save. exports: requests at most; least, most: all requests for the calls, if no further link
+    has had clicks and if every link has. expected: with the share of this output so far; None if it has too few rows.
     """
 
     exports: int
@@ -56,7 +56,7 @@ class RefreshPlan:
     """What --refresh comes to. ages: the links by the age of their answers. days: the age at which one is due.
 
     never: requests for links without an answer; answered: when all have one, None if that is too far away. steady: the
-    state that then follows.
+    state that then follows. idle_days: the age at which an idle link is due, None without --prefer active.
     """
 
     ages: RefreshCounts
@@ -64,6 +64,7 @@ class RefreshPlan:
     never: int
     answered: datetime | None
     steady: SteadyState
+    idle_days: float | None = None
 
 
 class Endpoint(NamedTuple):
@@ -132,11 +133,15 @@ def durations(attempts: int, limits: Limits, start: Start, used: int) -> Iterato
             yield Duration(links, name, per_month, found.ends, len(found.pauses) + 1)
 
 
-def exports_for(links: int, attempts: int, active: float | None) -> PlannedExports:
-    """Return what exports may save of the attempts for links. active: the share with clicks, None if unknown."""
+def exports_for(links: int, attempts: int, sure: int, active: float | None) -> PlannedExports:
+    """Return what exports may save of attempts.
+
+    links: those that no export has told of. sure: the attempts for links that are known to have clicks. active: the
+    share of the others that have clicks, None if unknown.
+    """
     exports = ceil(links / MOST_LINKS)
-    expected = None if active is None else exports + ceil(attempts * active)
-    return PlannedExports(exports, exports, exports + attempts, expected)
+    expected = None if active is None else exports + sure + ceil((attempts - sure) * active)
+    return PlannedExports(exports, exports + sure, exports + attempts, expected)
 
 
 def month_is_spent(windows: list[WindowState]) -> bool:

@@ -110,7 +110,10 @@ def _list_lines(plan: Plan) -> list[str]:
 
 
 def _idle_lines(idle: PlannedExports) -> list[str]:
-    lines = [f"{idle.exports:>12,}  exports, which tell {MOST_LINKS} links each that have no clicks: no call for those"]
+    if not idle.exports:
+        return [f"{idle.most:>12,}  requests: exports have stated clicks of all these links"]
+    exports = "export" if idle.exports == 1 else "exports"
+    lines = [f"{idle.exports:>12,}  {exports} of up to {MOST_LINKS} links: those without clicks need no call"]
     if idle.expected is None:
         text = f"{idle.least:,} to {idle.most:,} requests, by the share of links with clicks; the end is the latest"
         return [*lines, f"{'':>14}{text}"]
@@ -241,11 +244,12 @@ def _refresh_lines(plan: Plan) -> list[str]:
             f"  every link has an answer from {utc_text(found.answered)} "
             f"(in {duration((found.answered - plan.now).total_seconds())})"
         )
+    idle = f" ({found.idle_days:g} days of an idle link)" if found.idle_days is not None else ""
     if steady.kept:
-        lines.append(f"  {days} can be kept: the oldest answer is then {days} old, if the command runs every day")
+        lines.append(f"  {days} can be kept: the oldest answer is then {days} old{idle}, if the command runs every day")
         return lines
     assert steady.per_month is not None
-    most = int(steady.per_month * found.days / DAYS_PER_MONTH)
+    most = int(steady.per_month * found.days / DAYS_PER_MONTH * plan.found.links / steady.requests)
     needed = ceil(steady.requests * DAYS_PER_MONTH / found.days)
     lines.append(f"  {days} cannot be kept: the oldest answer is then {steady.oldest_days:,.0f} days old")
     lines.append(f"  for {days} it takes {needed:,} requests a month, or a list of at most {most:,} links")

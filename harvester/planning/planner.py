@@ -20,6 +20,7 @@ from harvester.budget.limits import Limits, PlanReport
 from harvester.dataset import opening
 from harvester.dataset.opening import DatasetSnapshot
 from harvester.events import RunObserver
+from harvester.groups.activity import read_active_links
 from harvester.planning.endpoints import budget_folder, endpoints_of, fetch_limits, location_of
 from harvester.planning.group_pages import list_for_plan
 from harvester.planning.plan import (
@@ -43,7 +44,7 @@ from harvester.storage.location import STDOUT
 from harvester.storage.scratch import scratch_folder
 from harvester.worklist.list_count import ListCount, ListSurvey
 from harvester.worklist.preflight import Preflight, month_must_be_named
-from harvester.worklist.refresh import refresh_of
+from harvester.worklist.refresh import IDLE_AGES, refresh_of
 
 _ENOUGH_CALLS = 100
 """A dataset with fewer calls than this says nothing about the attempts that a call takes."""
@@ -84,7 +85,7 @@ def _refresh_of(plans: Sequence[Plan], limits: Limits, start: Start) -> RefreshP
     if not found:
         return None
     never, requests = sum(each.never for each in found), sum(each.steady.requests for each in found)
-    return refresh_plan(found[0].ages, never, requests, limits, start)
+    return replace(refresh_plan(found[0].ages, never, requests, limits, start), idle_days=found[0].idle_days)
 
 
 def _sum(plans: Sequence[Plan], jobs: Sequence[Job], endpoints: dict[str, Endpoint]) -> Plan:
@@ -167,15 +168,16 @@ async def make(
         survey = ListSurvey()
         found = await preflight.count(snapshot.ledger, snapshot.rows, folder, job.sources, survey)
         _warn_of_invalid(job, found, observer)
+        clicked = sum(1 for _ in read_active_links(location.private)) if job.skip_idle and location else 0
         if not token_known:
-            return _plan(job, found, survey, snapshot, None, None, pages)
+            return _plan(job, found, survey, snapshot, None, None, pages, clicked)
         private = budget_folder(location, folder)
         budgets = await stack.enter_async_context(open_budgets(job, snapshot.query.facet, private, observer, shutdown))
         if offline or limits_asked:
             reported = budgets.facet.month.plan_report()
         else:
             reported = await fetch_limits(job, budgets, snapshot.query, shutdown, observer, about=about)
-        return _plan(job, found, survey, snapshot, budgets.facet, reported, pages)
+        return _plan(job, found, survey, snapshot, budgets.facet, reported, pages, clicked)
 
 
 def _warn_of_invalid(job: Job, found: ListCount, observer: RunObserver) -> None:
@@ -196,14 +198,17 @@ def _plan(
     budget: Budget | None,
     reported: PlanReport | None,
     pages: PlannedPages | None,
+    clicked: int,
 ) -> Plan:
+    """Return the plan. clicked: links that exports for this output have stated clicks of."""
     windows = budget.windows() if budget else []  # first: the limits are as of the last read of the file
     limits = budget.limits if budget else job.limits.limits()
     hour = budget.reported_per_hour if budget else None
     unreserved = replace(job.limits, reserve=0.0).limits(hour)
     own = budget.own_limits if budget else limits
     each = _attempts_per_call(snapshot)
-    least, attempts, idle = _attempts_for(job, found.calls, each, snapshot)
+    active = _active_share(snapshot, clicked) if job.skip_idle else None
+    least, attempts, idle = _attempts_for(job, found.calls, each, snapshot, clicked)
     attempts += pages.again if pages else 0
     now = budget.at(0.0) if budget else datetime.now(UTC)
     connections = job.client_settings.connections
@@ -228,7 +233,7 @@ def _plan(
         durations=list(durations(attempts, limits, start, used)),
         month_used=used,
         refused=bool(windows) and month_must_be_named(windows[-1], least) and any(s.rereadable for s in job.sources),
-        refresh=_refresh_plan(job, found, each, limits, start),
+        refresh=_refresh_plan(job, found, each, active, limits, start),
         completed_from=snapshot.query.size if larger(snapshot.query, job.client_settings.max_size) else None,
         idle=idle,
     )
@@ -236,29 +241,52 @@ def _plan(
 
 def _attempts_per_call(snapshot: DatasetSnapshot) -> float:
     """Return how many attempts a call of this dataset took so far; 1.0 if it had too few calls to say."""
-    made = snapshot.calls - snapshot.idle
+    made = snapshot.calls
+    if snapshot.ledger.refreshing:
+        # The ledger counts a link once, however often it was answered, and a part counts each answer that it has. One
+        # growing file has no parts.
+        made = sum(part.calls for part in snapshot.ledger.parts())
+    made -= snapshot.idle
     return max(snapshot.attempts / made, 1.0) if made >= _ENOUGH_CALLS else 1.0
 
 
 def _attempts_for(
-    job: Job, calls: int, each: float, snapshot: DatasetSnapshot
+    job: Job, calls: int, each: float, snapshot: DatasetSnapshot, clicked: int
 ) -> tuple[int, int, PlannedExports | None]:
     """Return the fewest and the expected attempts for calls, and what exports have to do with that.
 
-    each: the attempts that a call takes.
+    each: the attempts that a call takes. clicked: as in `_plan`.
     """
     least = calls if job.max_calls is None else min(calls, job.max_calls)
     attempts = ceil(least * each)
     if not job.skip_idle:
         return least, attempts, None
-    active = (snapshot.calls - snapshot.idle) / snapshot.calls if snapshot.calls >= _ENOUGH_CALLS else None
-    idle = exports_for(calls, attempts, active)
+    waiting = min(max(clicked - (snapshot.calls - snapshot.idle), 0), calls)
+    share = _active_share(snapshot, clicked)
+    idle = exports_for(calls - waiting, attempts, min(ceil(waiting * each), attempts), share)
     return idle.least, idle.most if idle.expected is None else idle.expected, idle
 
 
-def _refresh_plan(job: Job, found: ListCount, each: float, limits: Limits, start: Start) -> RefreshPlan | None:
+def _active_share(snapshot: DatasetSnapshot, clicked: int) -> float | None:
+    """Return the share of links with clicks; None if this dataset has too few to say. clicked: as in `_plan`.
+
+    Links without clicks are done with the export, and those with clicks later: of the rows so far too many are idle.
+    """
+    active = max(clicked, snapshot.calls - snapshot.idle)
+    return active / (active + snapshot.idle) if active + snapshot.idle >= _ENOUGH_CALLS else None
+
+
+def _requests_for(links: int, each: float, active: float | None) -> int:
+    """Return the requests for links. each: the attempts of a call. active: the share that needs one; None for all."""
+    return ceil(links * each) if active is None else ceil(links / MOST_LINKS) + ceil(links * each * active)
+
+
+def _refresh_plan(
+    job: Job, found: ListCount, each: float, active: float | None, limits: Limits, start: Start
+) -> RefreshPlan | None:
+    """Return what --refresh comes to. each, active: as in `_requests_for`."""
     if job.refresh is None:
         return None
-    return refresh_plan(
-        found.ages(job.refresh.seconds), ceil(found.never * each), ceil(found.links * each), limits, start
-    )
+    never, requests = (_requests_for(links, each, active) for links in (found.never, found.links))
+    made = refresh_plan(found.ages(job.refresh.seconds), never, requests, limits, start)
+    return replace(made, idle_days=made.days * IDLE_AGES if job.refresh.prefer_active else None)

@@ -106,6 +106,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
     if status.known:
         done, links = status.known - status.given_up, counted(listed.links, "link")
+        if status.outputs > 1:
+            links = counted(listed.links * status.outputs, "call")
         failed = f", {status.given_up:,} had failed in three runs" if status.given_up else ""
         yield "list", f"{done:,} of {links} {'was' if done == 1 else 'were'} already done{failed}"
 
@@ -134,14 +136,16 @@ def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
 
 
 def _requests(status: RunProgress) -> Iterator[str]:
-    """Yield what was sent: requests for links, how many of them were repeated, and those for Bitly's own limits."""
+    """Yield what was sent: requests for links, how many of them were repeated, and for what the others were."""
     attempts = status.attempts
     again = counted(attempts.retried, "was a retry", "were retries")
     limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
     yield f"{attempts.total:,} for links, of which {again}{limited}"
     if status.exports:
-        yield f"{status.exports:,} exports of groups"
-    if others := attempts.helper - status.exports:
+        yield f"{counted(status.exports, 'export')} of groups"
+    if status.listing:
+        yield f"{status.listing:,} for the links of groups"
+    if others := attempts.helper - status.exports - status.listing:
         yield f"{others:,} to ask Bitly for its limits"
 
 
@@ -159,6 +163,8 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
         yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:
         yield "nothing was lost; fix this first, the same command alone will fail again"
+    elif stop and stop.reason is StopReason.NOT_BEGUN:
+        yield "do what the message says; then the same command resumes"
     elif stop:
         yield "nothing was lost; the same command resumes"
     elif out == "-":

@@ -31,6 +31,7 @@ from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import BudgetBusy, UsageError
 from harvester.events import RunObserver
+from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
 from harvester.groups.spool import CARRIED, COLUMN, SharedList, Spooled
 from harvester.links.columns import ListFormat, find_carried
@@ -99,7 +100,8 @@ class Job:
     those of the command that need the list's calls each, to compare them with the month. carry: the columns that rows
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
-    no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once.
+    no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
+    see SharedExports.
     """
 
     sources: list[Source]
@@ -139,6 +141,7 @@ class Job:
     skip_idle: bool = False
     in_group: str | None = None
     refresh: RequestedRefresh | None = None
+    exports: SharedExports | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,12 +353,8 @@ def build_job(
         max_time_seconds=values.max_time_seconds,
         skip_idle=options.list.skip_idle,
         in_group=options.list.in_group,
-        refresh=_refresh_of(values),
+        refresh=RequestedRefresh(values.refresh_seconds, values.prefer_active) if values.refresh_seconds else None,
     )
-
-
-def _refresh_of(values: TypedOptions) -> RequestedRefresh | None:
-    return RequestedRefresh(values.refresh_seconds, values.prefer_active) if values.refresh_seconds else None
 
 
 def _input_of(

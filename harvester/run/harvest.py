@@ -293,7 +293,7 @@ class Harvest:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
                 self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None)
+                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None, call)
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:

@@ -23,7 +23,7 @@ from harvester.dataset.dataset import Dataset
 from harvester.dataset.manifest import WindowCheck
 from harvester.errors import InputBroken, RunStopping
 from harvester.events import RunObserver
-from harvester.groups.activity import ActiveLinks, Asks, LinkActivity, NamedLink
+from harvester.groups.activity import ActiveLinks, Asks, LinkActivity, NamedLink, SharedExports
 from harvester.progress import AttemptCounts, RunProgress
 from harvester.rows.call import IDLE, ROW_STATE
 from harvester.shutdown import ShutdownSignal, StopReason, month_spent
@@ -47,7 +47,8 @@ class ExportAccess:
 
     budget: of their endpoint. helpers: as in ClientContext. clock: the budget's seconds since boot. client: that of the
     run's calls, whose connections and token they share. group_of: returns the guid of a line's group. gathered: the
-    calls that are waited for before their links are exported; 0 for a list that comes bit by bit.
+    calls that are waited for before their links are exported; 0 for a list that comes bit by bit. shared: the exports
+    of the command's other facets, None without any.
     """
 
     budget: Budget
@@ -58,6 +59,7 @@ class ExportAccess:
     client: Client
     group_of: Callable[[int], str | None]
     gathered: int
+    shared: SharedExports | None
 
 
 class IdleRows:
@@ -142,7 +144,7 @@ class IdleRows:
     def _record(self, call: Call, fetched_at: str) -> None:
         line = self._dataset.rows.idle_row(call.link.bitlink, call.key, fetched_at, call.link.carried)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, IDLE, call.lacked, 0)
-        self._progress.count_idle(was_pending=call.is_due)
+        self._progress.count_idle(call)
 
     def _span(self) -> Span | None:
         """Return the time to ask for; None, with a warning, if no export can be believed to cover the window."""
@@ -183,7 +185,9 @@ class IdleRows:
                     raise RunStopping
                 return verdict
 
-            yield ask
+            # The export of a window that is no period ends with the present moment, so each is for another time.
+            shared = self._access.shared if self._dataset.rows.query.period_start is not None else None
+            yield ask if shared is None else lambda name: shared.verdict_on(name, span, ask)
 
     @asynccontextmanager
     async def _client_for(self, span: Span, own: ShutdownSignal) -> AsyncIterator[Client]:

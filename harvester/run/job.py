@@ -12,6 +12,7 @@ import orjson
 from harvester.bitly.query import Query, host_of
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
+from harvester.clock import seconds_since_1970
 from harvester.dataset import opening
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
@@ -21,6 +22,7 @@ from harvester.dataset.stream_publisher import RowSink, StdoutSink
 from harvester.errors import OutputError, RunStopping
 from harvester.events import Event, RunObserver, RunOutcome
 from harvester.groups.activity import GroupsOfLines
+from harvester.groups.journal import ListRequest, ListState
 from harvester.groups.listing import list_groups
 from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
@@ -177,8 +179,25 @@ async def _list_groups(
         return await list_groups(listed, folder, clients, shutdown, observer, outputs)
 
     found = await (job.shared.found(private, listed, read, shutdown) if job.shared else read(private))
+    if warning := _outdated(job, listed, found.state, dataset.rows.query.unit_reference):
+        observer.warn(warning)
     dataset.count("helper", clients.sent)
     return replace(job, sources=[source_of(job, listed, found)]), clients.sent
+
+
+def _outdated(job: Job, listed: ListRequest, state: ListState, now: str) -> str | None:
+    """Return a warning if a dataset goes on for so long with one list of its groups that links are missing there.
+
+    now: the run's beginning, in UTC.
+    """
+    if job.refresh is None or state.ended is None:
+        return None
+    if seconds_since_1970(now) - seconds_since_1970(state.ended) < job.refresh.seconds:
+        return None
+    return (
+        f"{listed.words}: the links were listed at {state.ended}, and those made since are missing. For a dataset that "
+        "goes on, print the list with `harvester links`, and harvest that (docs/refresh.md)"
+    )
 
 
 async def _check_list(
@@ -231,6 +250,7 @@ async def _harvest(
         note_fallback(observer.note, direct=job.client_settings.direct)
     async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
+        heartbeat.telemetry.progress.listing = asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
         client.charges_tries = True
         known_good = client.known_good
@@ -291,7 +311,9 @@ async def _access_of(job: Job, budgets: Budgets, client: Client) -> ExportAccess
     group_of = of_lines or (lambda _: guids[0])
     clock, settings, rules = budgets.clock.boot_seconds, job.client_settings, job.breaker_rules
     gathered = GATHERED if job.feed is None and all(source.rereadable for source in job.sources) else 0
-    return ExportAccess(budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered)
+    return ExportAccess(
+        budgets.exports, budgets.helpers, clock, settings, rules, client, group_of, gathered, job.exports
+    )
 
 
 def _keep_reported(dataset: Dataset, outcome: RunOutcome) -> None:

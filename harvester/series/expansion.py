@@ -12,6 +12,7 @@ from harvester.config.parsing import check_skip_idle, facets_of, periods_of, que
 from harvester.config.placeholders import fill_output
 from harvester.dataset.opening import peek
 from harvester.errors import HarvesterError, UsageError
+from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
 from harvester.groups.spool import shared_lists
 from harvester.run.assembly import Job, OpensGuard
@@ -76,7 +77,8 @@ def jobs_of(
     exporter_for: Callable[[OutputOptions], ManifestExporter | None],
 ) -> list[list[Job]]:
     """Return the jobs of a command's datasets. first: that of the first, whose list and token all share."""
-    shared = replace(first, open_guard=open_guard, allowance=Allowance(first.max_calls))
+    exports = SharedExports() if len(rounds[0]) > 1 else None
+    shared = replace(first, open_guard=open_guard, allowance=Allowance(first.max_calls), exports=exports)
 
     def job_of(options: RunOptions) -> Job:
         query, is_now = query_of(options.query)

@@ -58,9 +58,7 @@ class DueCalls:
 
     def add(self, calls: Sequence[tuple[Call, Known]]) -> None:
         """Put calls aside. Raises OutputError if the file cannot be written."""
-        items = [
-            (int(self._refresh.is_idle(call.key, known)), asked_at_of(known), _packed(call)) for call, known in calls
-        ]
+        items = [(int(self._refresh.is_idle(known)), asked_at_of(known), _packed(call)) for call, known in calls]
         with self._turn:
             if not self._closed:
                 self._items = self._items or RankedItems(os.path.join(self._folder(), DUE))

@@ -197,10 +197,10 @@ class Preflight:
                     self._observer.invalid(bad)
                 yield [rows.key(link.bitlink) for link in batch.links]
 
-        def count(key: bytes, known: Known | None) -> None:
+        def count(_: bytes, known: Known | None) -> None:
             found.links += 1
             if self._refresh is not None and known is not None and was_answered(known):
-                pending = self._refresh.is_due(key, known)
+                pending = self._refresh.is_due(known)
                 found.due += pending
                 if has_row(known):
                     found.oldest_answer = min(found.oldest_answer or asked_at_of(known), asked_at_of(known))

@@ -10,9 +10,7 @@ to its end, the oldest answer first. What the list does not name is never asked 
 own beginning as `asked_at`, it asks for each link once, and no link twice before all were asked for once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from harvester.clock import seconds_since_1970
@@ -22,26 +20,6 @@ IDLE_AGES = 3
 """With --prefer active, an idle link is due when its answer is so many times as old as another's."""
 IDLE_TURN = 5
 """With --prefer active, so many calls to a turn: the last of them is for an idle link, so that none waits forever."""
-
-
-class Activity(Enum):
-    """Whether a link is clicked."""
-
-    ACTIVE = "active"
-    IDLE = "idle"
-    UNKNOWN = "unknown"
-
-
-ActivityOf = Callable[[bytes, Known], Activity]
-"""Tells the activity of a link by its call's key and what the ledger knows of it, without a call."""
-
-
-def activity_by_clicks(known: Known, *, cumulative: bool) -> Activity:
-    """Return the activity that a link's last rows show. cumulative: the window is all of the past."""
-    if known.clicks is None:
-        return Activity.UNKNOWN
-    same = cumulative and known.clicks == known.clicks_before
-    return Activity.IDLE if same or not known.clicks else Activity.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +34,27 @@ class RequestedRefresh:
 class Refresh:
     """The rules of one run. seconds: the age at which an answer is due. now: the run's beginning, since 1970.
 
-    prefer_active: links that are clicked come before idle ones. cumulative: as for `activity_by_clicks`. activity: an
-    other source of it.
+    prefer_active: links that are clicked come before idle ones. cumulative: the window is all of the past.
     """
 
     seconds: float
     now: int
     prefer_active: bool = False
     cumulative: bool = True
-    activity: ActivityOf | None = None
     retry_failed: bool = False
     retry_refused: bool = False
 
-    def is_idle(self, key: bytes, known: Known) -> bool:
-        """True for a link that others are preferred to."""
-        if not self.prefer_active or known.state is not CallState.ROW:
+    def is_idle(self, known: Known) -> bool:
+        """True for a link that others are preferred to: its last row has no clicks or, of all the past, no new ones."""
+        if not self.prefer_active or known.state is not CallState.ROW or known.clicks is None:
             return False
-        found = self.activity(key, known) if self.activity else Activity.UNKNOWN
-        if found is Activity.UNKNOWN:
-            found = activity_by_clicks(known, cumulative=self.cumulative)
-        return found is Activity.IDLE
+        return not known.clicks or (self.cumulative and known.clicks == known.clicks_before)
 
-    def is_due(self, key: bytes, known: Known) -> bool:
+    def is_due(self, known: Known) -> bool:
         """True for a link that has had an answer, or was given up, and is to be asked for in this run."""
         age = self.now - asked_at_of(known)
         if known.state is CallState.ROW:
-            return age >= self.seconds * (IDLE_AGES if self.is_idle(key, known) else 1)
+            return age >= self.seconds * (IDLE_AGES if self.is_idle(known) else 1)
         if known.state is CallState.REFUSED:
             return self.retry_refused and age >= self.seconds
         return self.retry_failed or known.failed_runs < GIVEN_UP_RUNS or age >= self.seconds

@@ -5,7 +5,7 @@ earlier line of this list? A duplicate too. Is it settled since an earlier run? 
 becomes a `Call`.
 
 With --refresh, a link whose answer is due is put aside; those put aside follow when the list has been read to its end
-(`rows.refresh` has the rules).
+(`worklist.refresh` has the rules).
 
 A call is in progress from the line that names it until its verdict is committed to the ledger. The ledger alone would
 not do: between a worker's request and the commit the ledger does not know the call, and a second line with the same
@@ -266,7 +266,7 @@ class Worklist:
     def _look_at_age(self, link: Link, key: bytes, known: Known) -> None:
         """Put a link aside if its last answer is due; else it needs no call."""
         assert self._refresh is not None
-        if not self._refresh.is_due(key, known):
+        if not self._refresh.is_due(known):
             self._fresh += 1
             self._see_known(link, key, known)
             return

@@ -123,13 +123,14 @@ def test_the_filters_are_bitlys(said: Run, serve: Callable[..., Served]) -> None
         (("--group", "G", "--all"), "not both"),
         (("--group", "a/b"), "--group a/b: must be a guid such as"),
         (("--group", "G", "--created-after", "soon"), "--created-after soon: must be a moment such as"),
+        (("--group", "G", "--created-after", "2026-11-02", "--created-before", "2026-11-01"), "earlier than"),
         (("--group", "G", "--archived", "maybe"), "--archived"),
         (("--group", "G", "--out", "x", "--json"), "leave one of them out"),
         (("--group", "G", "--out", "x.ndjson"), "a folder on a local disk"),
         (("--group", "G", "--out", "x", "--no-custom"), "--no-custom"),
         (("--group", "G", "--out", "lake/dt={dt}"), "no facet and no day to fill in"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_cannot_be_listed_is_refused_before_a_request(said: Run, words: tuple[str, ...], says: str) -> None:
     shown = said("http://127.0.0.1:9/v4", "links", *words)
@@ -162,6 +163,17 @@ def test_a_cursor_that_repeats_ends_the_group(said: Run) -> None:
         assert group.asked == ["", *dict.fromkeys(cursors)]
         assert len(shown.out.splitlines()) == len(set(shown.out.splitlines()))
         assert "bit.ly/n99" in shown.out
+
+
+@pytest.mark.parametrize("names", [["a", "b"], []], ids=["the same page", "empty pages"])
+def test_new_cursors_that_lead_to_no_other_links_end_the_group(said: Run, names: list[str]) -> None:
+    pages = {"1": [page(names, "2")], "2": [page(names, "3")], "3": [page(names, "4")]}
+    with paged({"": [page(["first"], "1")], **pages}) as group:
+        shown = said(group.url, "links", "--group", "G")
+    assert shown.code == 0
+    assert group.asked == ["", "1", "2"]
+    assert shown.out.splitlines() == ["bit.ly/first", *(f"bit.ly/{name}" for name in names)]
+    assert "no other links than the one before it" in shown.err
 
 
 def test_null_and_missing_fields_of_a_page_are_no_error(said: Run) -> None:

@@ -434,3 +434,30 @@ def test_a_plan_of_several_facets_shows_their_windows_once_where_they_are_alike(
     assert command("run", "links.txt", *words, "--facet", "referrers").code == 0
     said = command("plan", "links.txt", *words, "--facet", "countries,referrers", "--offline")
     assert re.findall(r"hour +([\d,]+) of", said.out) == ["1,000", "997"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--out", "out"), ["then 91 days old", "takes 305 requests a month, or a list of at most 98 links"]),
+        (
+            ("--out", "{facet}", "--facet", "referrers,countries"),
+            ["then 183 days old", "takes 609 requests a month, or a list of at most 49 links"],
+        ),
+        (("--out", "out", "--per-month", "1000"), ["30 days can be kept: the oldest answer is then 30 days old, if"]),
+        (
+            ("--out", "out", "--per-month", "1000", "--prefer", "active"),
+            ["30 days old (90 days of an idle link), if the command runs every day"],
+        ),
+    ],
+    ids=["one facet", "two facets", "large month", "idle links"],
+)
+def test_a_plan_says_how_old_answers_become_and_which_list_would_do(
+    links: str, capsys: Any, monkeypatch: Any, tmp_path: Path, words: tuple[str, ...], says: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    month = () if "--per-month" in words else ("--per-month", "100")
+    done = in_process(capsys, "plan", links, "--refresh", "30d", "--offline", *month, *words)
+    assert done.code == 0, done.err
+    assert all(text in done.out for text in says), done.out

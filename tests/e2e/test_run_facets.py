@@ -1,5 +1,6 @@
-"""Every facet in every format and shape: harvested, verified, loaded with the printed schema, and added up."""
+"""Every facet in every format and shape: harvested, verified, loaded with the printed schema, compared and added up."""
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ import duckdb
 import pytest
 
 import harvester
-from harvester.bitly.facets import FACETS
+from harvester.bitly.facets import FACETS, FieldKind
 from harvester.rows.column_types import Target
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
@@ -34,10 +35,38 @@ SUMS = {
 }
 
 
+TOTALS = "SELECT DISTINCT bitlink, {totals} FROM bitly_metrics ORDER BY bitlink"
+UTC_TEXT = "strftime(m.{name} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%SZ')"
+
+
+def answers_of(facet: str) -> dict[str, Any]:
+    """The sandbox's answers by link."""
+    return {link: metrics_for(link, facet, SIZE, unit_reference=REFERENCE) for link in LINKS}
+
+
 def clicks_of(facet: str) -> int:
     """The clicks that the sandbox lists in a facet for all links."""
-    bodies = (metrics_for(link, facet, SIZE, unit_reference=REFERENCE) for link in LINKS)
-    return sum(metric["clicks"] for body in bodies for metric in FACETS[facet].metrics_in(body))
+    found = (FACETS[facet].metrics_in(body) for body in answers_of(facet).values())
+    return sum(metric["clicks"] for metrics in found for metric in metrics)
+
+
+def entries_of(facet: str) -> list[tuple[Any, ...]]:
+    """Each link's metrics with the values of all fields."""
+    found = ((link, FACETS[facet].metrics_in(body)) for link, body in answers_of(facet).items())
+    return [
+        (link, *(metric[field.name] for field in FACETS[facet].fields)) for link, metrics in found for metric in metrics
+    ]
+
+
+def entries_in(facet: str, shape: Shape) -> str:
+    """The statement that selects the same of a table."""
+    fields = [
+        UTC_TEXT.format(name=field.name) if field.kind is FieldKind.MOMENT else f"m.{field.name}"
+        for field in FACETS[facet].fields
+    ]
+    if shape is Shape.FLAT:
+        return f"SELECT bitlink, {', '.join(fields)} FROM bitly_metrics AS m WHERE m.clicks IS NOT NULL"
+    return f"SELECT bitlink, {', '.join(fields)} FROM (SELECT bitlink, unnest(metrics) AS m FROM bitly_metrics)"
 
 
 @pytest.mark.parametrize(("facet", "form", "shape"), COMBINATIONS)
@@ -56,3 +85,7 @@ async def test_each_facet_is_harvested_verified_and_loaded(
         database.execute(schema_for(Target.DUCKDB, Rows(shape, form, facet)))
         database.execute(f"INSERT INTO bitly_metrics BY NAME FROM bitly_parts('{out}/part-*.{form}')")
         assert database.execute(SUMS[shape]).fetchall() == [(len(LINKS), clicks_of(facet))]
+        assert Counter(database.execute(entries_in(facet, shape)).fetchall()) == Counter(entries_of(facet))
+        if names := [field.name for field in FACETS[facet].totals]:
+            totals = [(link, *FACETS[facet].totals_in(body).values()) for link, body in answers_of(facet).items()]
+            assert database.execute(TOTALS.format(totals=", ".join(names))).fetchall() == sorted(totals)

@@ -11,17 +11,21 @@ import duckdb
 import pytest
 
 from harvester.bitly.query import Query
+from harvester.clock import utc_iso
+from harvester.dataset.opening import peek
 from harvester.events import RunOutcome
+from harvester.planning.planner import _attempts_per_call
 from harvester.rows.call import CallState, Known
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
-from harvester.sandbox.groups import LARGE, link_of
+from harvester.sandbox.groups import LARGE, SMALL, link_of
 from harvester.shutdown import StopReason
+from harvester.storage.folders import resolve
 from harvester.verify.repair import repair
 from harvester.verify.verify import output_at, verify
 from harvester.worklist.refresh import Refresh, RequestedRefresh, was_answered
 from tests.conftest import Served
-from tests.support.commands import ROOT
+from tests.support.commands import NO_LIMITS, ROOT, TOKEN
 from tests.support.in_process import command, harvest
 from tests.support.output_checks import failures, manifest, public, rows
 from tests.support.s3_server import Case, rows_in
@@ -109,6 +113,8 @@ async def test_idle_links_are_refreshed_by_an_export_and_the_others_by_a_call(
         counts = manifest(days.out)["dataset"]
         assert (counts["rows"], counts["refreshed"]) == (60, refreshed)
         assert idle <= counts["idle"] < 60
+        ages = manifest(days.out)["refresh"]
+        assert (ages["never"], ages["fresh"], ages["due"]) == (0, 60, 0)
         days.check()
     assert sum(served.sandbox.requests.values()) == 2 * (60 - manifest(days.out)["dataset"]["idle"])
     assert len(served.sandbox.exported) == 2
@@ -204,7 +210,48 @@ def known(state: CallState, asked_at: int | None, **more: Any) -> Known:
 )  # fmt: skip
 def test_the_rule_says_which_answers_are_due(has: Known, due: bool) -> None:
     assert was_answered(has)
-    assert Refresh(30.0, 100, prefer_active=True).is_due(b"", has) == due
+    assert Refresh(30.0, 100, prefer_active=True).is_due(has) == due
+
+
+@pytest.mark.parametrize(
+    ("words", "ended", "warned"),
+    [
+        (("--refresh", "30d"), "2026-01-01T00:00:00Z", True),
+        (("--refresh", "30d"), utc_iso(datetime.now(UTC)), False),
+        ((), "2026-01-01T00:00:00Z", False),
+    ],
+    ids=["old", "new", "not refreshed"],
+)
+def test_a_list_of_a_group_that_is_as_old_as_an_answer_that_is_due_is_warned_of(
+    tmp_path: Path,
+    serve: Callable[..., Served],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    ended: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    command_words = ("run", "--group", SMALL, "--base-url", serve().url, "--out", str(tmp_path / "out"), *NO_LIMITS)
+    with monkeypatch.context() as then:
+        then.setattr("harvester.groups.listing.utc_iso", lambda _: ended)
+        assert command(capsys, *command_words, *words, "--max-calls", "1").code == 9
+    done = command(capsys, *command_words, *words)
+    assert done.code == 0, done.err
+    said = f"--group={SMALL}: the links were listed at {ended}, and those made since are missing"
+    assert (said in done.err) == warned
+
+
+@FORMS
+async def test_a_plan_takes_answers_that_were_refreshed_for_calls_and_not_for_retries(
+    tmp_path: Path, serve: Callable[..., Served], form: str
+) -> None:
+    days, names = Days(serve().url, tmp_path, form), [f"ok-{number}" for number in range(120)]
+    for day in (0, 30, 60):
+        assert (await days.run(day, names)).status.attempts.total == len(names)
+    query = Query("referrers", "day", -1, "2026-11-01T06:00:00Z", 50)
+    with peek(resolve(str(days.out), None), query, server="127.0.0.1") as snapshot:
+        assert (snapshot.attempts, _attempts_per_call(snapshot)) == (3 * len(names), 1.0)
 
 
 @FORMS

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -76,6 +76,25 @@ def test_idle_links_cost_an_export_of_200_and_the_sums_are_the_same(
     assert manifest["attempts"]["helper"] == exports + 3  # and the pages of the group
     assert f"{idle:,} of {len(names):,} rows without a call" in shown.err
     assert harvester("verify", str(tmp_path / "few")).returncode == 0
+
+
+def test_the_facets_of_a_day_share_its_exports_and_the_sums_are_the_same(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served, calls = serve(links=210), len(names_of(expected(210)))
+    facets, days = ("referrers", "clicks"), (DAY, f"{date.fromisoformat(DAY) + timedelta(1)}")
+    words = ("run", "--group", LARGE, "--facet", ",".join(facets), "--since", days[0], "--until", days[1], "--out")
+    assert said(served.url, *words, str(tmp_path / "all/{facet}/{dt}")).code == 0
+    shown = said(served.url, *words, str(tmp_path / "few/{facet}/{dt}"), "--skip-idle")
+    assert shown.code == 0, shown.err
+    outputs = [f"{facet}/{day}" for facet in facets for day in days]
+    for each in outputs:
+        assert clicks_by_link(tmp_path / "few" / each) == clicks_by_link(tmp_path / "all" / each)
+        assert manifest_of(tmp_path / "few" / each)["dataset"]["idle"] > 150
+    assert len(served.sandbox.exported) == ceil(calls / MOST_LINKS) * len(days) == 4
+    assert f"; {len(served.sandbox.exported)} exports of groups; " in shown.err
+    helped = sum(manifest_of(tmp_path / "few" / each)["attempts"]["helper"] for each in outputs)
+    assert helped == len(served.sandbox.exported) + 2  # and the pages of the group
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "columns", "402", "403", "403-token", "404", "400", "{}"])
@@ -282,10 +301,20 @@ def test_plan_shows_what_it_may_save(said: Run, serve: Callable[..., Served], tm
     assert found["idle"] == {"exports": exports, "least": exports, "most": exports + calls, "expected": None}
     assert found["attempts"] == exports + calls
     assert f"{exports} to {exports + calls:,} requests, by the share" in said(served.url, "plan", *words).out
+
+
+def test_plan_counts_the_links_whose_clicks_are_known_though_most_of_them_were_not_asked_for(
+    said: Run, serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    served, words = serve(links=900), ("--group", LARGE, "--skip-idle", "--out", str(tmp_path / "out"))
     assert said(served.url, "run", *words, "--max-calls", "20").code == 9
     found = json.loads(said(served.url, "plan", *words, "--json").out)
-    assert found["idle"]["expected"] == found["attempts"] < found["calls"] / 2
-    assert "as this output has had so far" in said(served.url, "plan", *words).out
+    assert "exports have stated clicks of all these links" in said(served.url, "plan", *words).out
+    before = sum(served.sandbox.requests.values())
+    assert said(served.url, "run", *words).code == 0
+    sent = sum(served.sandbox.requests.values()) - before
+    assert found["idle"] == {"exports": 0, "least": sent, "most": sent, "expected": sent}
+    assert found["attempts"] == found["calls"] == sent
 
 
 def test_a_month_too_small_for_the_list_may_be_enough(

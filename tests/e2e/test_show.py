@@ -17,7 +17,8 @@ import pytest
 from harvester.clock import utc_iso
 from harvester.sandbox import metrics_for
 from tests.conftest import Served
-from tests.support.commands import NO_LIMITS, harvester, start
+from tests.support.commands import NO_LIMITS, TOKEN, harvester, start
+from tests.support.in_process import command
 from tests.support.scripted_bitly import metrics_of, scripted
 
 LINK = "bit.ly/3lU6hRt"
@@ -44,6 +45,27 @@ def test_a_link_is_shown_as_a_table(serve: Callable[..., Served]) -> None:
     bars = [len(bar) for _, _, _, bar in lines]
     assert bars == sorted(bars, reverse=True)
     assert bars[0] > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "window"),
+    [
+        (("--day", "2026-11-22"), "the day 2026-11-22"),
+        (("--since", "2026-11-05", "--until", "2026-11-05", "--every", "week"), "the week from 2026-11-02"),
+    ],
+    ids=["day", "week"],
+)
+def test_a_period_is_shown_by_its_name(
+    serve: Callable[..., Served],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    window: str,
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", TOKEN)
+    done = command(capsys, "show", LINK, *words, "--base-url", serve().url)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{LINK}, {window}: ")
 
 
 def test_rows_for_a_program_are_those_of_run_in_the_order_asked(serve: Callable[..., Served]) -> None:

@@ -254,6 +254,35 @@ def test_a_period_that_is_not_over_is_refused_with_its_end(options: dict[str, An
         periods_of(QueryOptions(**options), NOON)
 
 
+@pytest.mark.parametrize("partial", [False, True], ids=["whole", "partial"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"day": "2026-11-24"}, "the day 2026-11-24 has not begun"),
+        ({"since": "2026-11-20", "until": "2026-11-24"}, "the day 2026-11-24 has not begun"),
+        ({"since": "2026-11-20", "until": "2026-12-01", "every": "month"}, "the month from 2026-12-01 has not begun"),
+        ({"since": "2026-11-24"}, "2026-11-24: is after 2026-11-22, the last day without --until"),
+    ],
+    ids=["day", "until", "month", "default"],
+)
+def test_a_period_that_has_not_begun_is_refused_with_partial_too(
+    options: dict[str, Any], message: str, partial: bool
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        periods_of(QueryOptions(**options, partial=partial), NOON)
+
+
+@pytest.mark.parametrize("options", [{}, {"day": "yesterday"}, {"units": 7}], ids=["none", "day", "units"])
+def test_a_length_of_periods_is_refused_without_their_first_day(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="week: needs --since"):
+        periods_of(QueryOptions(every="week", **options), NOON)
+
+
+def test_a_period_begins_with_its_first_instant() -> None:
+    (period,) = periods_of(QueryOptions(day="2026-11-24", partial=True), datetime(2026, 11, 24, tzinfo=UTC))
+    assert str(period.first) == "2026-11-24"
+
+
 def test_a_period_is_asked_for_by_its_first_instant() -> None:
     query, is_now = query_of(QueryOptions(since="2026-10-05", until="2026-10-05", every="week"))
     assert (query.unit, query.units, query.unit_reference) == ("week", 1, "2026-10-05T00:00:00Z")

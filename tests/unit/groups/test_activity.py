@@ -1,18 +1,21 @@
 """What is kept of exports, and whose group exports a link."""
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harvester.bitly.bitlinks import Bitlink, parse
-from harvester.bitly.exports import MOST_LINKS, Export
+from harvester.bitly.exports import MOST_LINKS, Export, Span
 from harvester.bitly.verdicts import Document, PlanRefused, Transient, Verdict
 from harvester.groups.activity import (
+    _MOST_SHARED,
     ACTIVE_LINKS,
     ActiveLinks,
     GroupsOfLines,
     LinkActivity,
     NamedLink,
+    SharedExports,
     read_active_links,
 )
 
@@ -98,3 +101,41 @@ async def test_a_group_that_refuses_is_not_asked_again_and_one_that_does_not_ans
     silent = await idle_of(tmp_path, links, lambda _: Transient(503, "x"))
     assert (refused[:2], silent[:2]) == ((set(), [200]), (set(), [200]))
     assert (len(refused[2]), len(silent[2])) == (1, 1)
+
+
+class Exports:
+    """Answers by name, after others had their turn; counts who has asked."""
+
+    def __init__(self, *answers: Verdict) -> None:
+        self.asked: list[str] = []
+        self._answers = list(answers)
+
+    async def ask(self, name: str) -> Verdict:
+        self.asked.append(name)
+        await asyncio.sleep(0)
+        return self._answers.pop(0) if self._answers else document(Export(frozenset(), frozenset()))
+
+
+async def test_runs_that_need_the_same_export_at_once_ask_for_it_once() -> None:
+    shared, bitly, day = SharedExports(), Exports(), Span(0, 86_400)
+    found = await asyncio.gather(*(shared.verdict_on(name, day, bitly.ask) for name in "aabba"))
+    assert bitly.asked == ["a", "b"]
+    assert (found[0] is found[1] is found[4], found[2] is found[3]) == (True, True)
+    await shared.verdict_on("a", Span(86_400, 172_800), bitly.ask)
+    assert bitly.asked == ["a", "b", "a"]
+
+
+async def test_an_export_that_was_not_given_is_asked_for_by_each_run() -> None:
+    shared, bitly, day = SharedExports(), Exports(Transient(503, "busy"), PlanRefused(402, "no")), Span(0, 86_400)
+    verdicts = [await shared.verdict_on("a", day, bitly.ask) for _ in range(4)]
+    assert [type(verdict) for verdict in verdicts] == [Transient, PlanRefused, Document, Document]
+    assert len(bitly.asked) == 3
+
+
+async def test_only_the_last_exports_are_kept() -> None:
+    shared, bitly, day = SharedExports(), Exports(), Span(0, 86_400)
+    for number in [*range(_MOST_SHARED + 1), 1]:
+        await shared.verdict_on(str(number), day, bitly.ask)
+    assert len(bitly.asked) == _MOST_SHARED + 1
+    await shared.verdict_on("0", day, bitly.ask)
+    assert bitly.asked[-1] == "0"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from harvester.events import RunOutcome
-from harvester.progress import AttemptCounts, ListCounts, RunProgress, WindowState, duration
+from harvester.progress import AttemptCounts, ListCounts, RefreshCounts, RunProgress, WindowState, duration
 from harvester.reporting.summary import refusals_in_words, summary
 from harvester.shutdown import Stop, StopReason
 
@@ -50,11 +50,24 @@ def test_many_kinds_of_refusals_are_not_all_named() -> None:
 
 def test_a_refusal_that_is_taken_back_is_a_failure_and_no_reason() -> None:
     status = RunProgress()
-    call = SimpleNamespace(is_repeated=False, is_last_try=False)
+    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=False)
     status.count_without_row(404, call, refused=True)
     status.count_without_row(503, call, refused=False)
-    status.take_back_refusal(404)
+    status.take_back_refusal(404, call)
     assert (status.refused, status.failed, refusals_in_words(status)) == (0, 2, "")
+
+
+@pytest.mark.parametrize("is_due", [False, True], ids=["never answered", "due"])
+def test_a_link_whose_refusal_is_taken_back_is_as_old_as_before_until_it_is_answered(is_due: bool) -> None:
+    status = RunProgress(refresh=RefreshCounts(3600.0, never=5, fresh=5, due=5))
+    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=is_due)
+    status.count_without_row(404, call, refused=True)
+    answered = status.ages
+    assert answered == RefreshCounts(3600.0, never=5 - (not is_due), fresh=6, due=5 - is_due)
+    status.take_back_refusal(404, call)
+    assert status.ages == RefreshCounts(3600.0, never=5, fresh=5, due=5)
+    status.count_row(call, truncated=False, clipped=False)
+    assert status.ages == answered
 
 
 @pytest.mark.parametrize(
@@ -78,6 +91,17 @@ def test_one_is_not_many() -> None:
     text = "\n".join(told(status, complete=True))
     for said in ("1 row,", "1 line: 1 link, 0 repeated", "1 for links", "1 to ask Bitly for its limits"):
         assert said in text
+
+
+def test_of_several_outputs_the_calls_that_were_done_are_counted_and_not_the_links() -> None:
+    status = RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, rows=7, known=5, outputs=4)
+    assert "            5 of 12 calls were already done" in told(status, complete=True)
+
+
+def test_requests_that_were_no_calls_are_told_by_what_they_were_for() -> None:
+    status = RunProgress(attempts=AttemptCounts(9, 0, 0, 1 + 42 + 3), exports=1, listing=42)
+    (line,) = [line for line in told(status) if "requests" in line]
+    assert line.endswith("; 1 export of groups; 42 for the links of groups; 3 to ask Bitly for its limits")
 
 
 def test_where_everything_was_known_no_call_was_made() -> None:
@@ -108,6 +132,11 @@ def test_a_spent_month_names_the_day_to_go_on() -> None:
 @pytest.mark.parametrize("reason", [StopReason.TOKEN_REFUSED, StopReason.OUTPUT, StopReason.INPUT])
 def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
     assert "the same command resumes" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
+
+
+def test_what_was_refused_before_the_first_call_is_not_to_be_repeated_as_it_is() -> None:
+    stop = Stop(StopReason.NOT_BEGUN, "lake was started with --shape flat")
+    assert "  next      do what the message says; then the same command resumes" in told(RunProgress(), stop)
 
 
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:

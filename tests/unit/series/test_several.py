@@ -118,7 +118,7 @@ def test_progress_adds_up_calls_and_counts_the_list_once() -> None:
     )
     found = combined([done, going], to_come=1)
     assert (found.rows, found.refused, found.pending, found.attempts.total, found.attempts.retried) == (11, 1, 8, 13, 1)
-    assert (found.listed, found.remaining, found.read_to_end) == (listed, 18, False)
+    assert (found.listed, found.outputs, found.remaining, found.read_to_end) == (listed, 3, 18, False)
     assert (found.per_second, found.ends) == ([1.0, 3.0], None)
     assert (combined([done, going]).remaining, combined([done, going]).ends) == (8, end)
     assert combined([], 3).remaining is None or combined([], 3).remaining == 0
