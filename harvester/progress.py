@@ -196,10 +196,10 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for; exports: the requests that
-    told which, among attempts.helper. waiting: the limit that blocks sending now. trouble: how the last attempt failed,
-    if the failure was transient. not_sent: attempts that did not reach the server, at the end. connecting: those among
-    `attempts` that have no connection yet.
+    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for. Among attempts.helper: exports,
+    the requests that told which; listing, those for the groups' links. waiting: the limit that blocks sending now.
+    trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did not reach the
+    server, at the end. connecting: those among `attempts` that have no connection yet.
 
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may
     make, None without a limit.
@@ -222,6 +222,7 @@ class RunProgress:
     clipped: int = 0
     idle: int = 0
     exports: int = 0
+    listing: int = 0
     known: int = 0
     given_up: int = 0
     exhausted: int = 0

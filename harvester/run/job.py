@@ -232,6 +232,7 @@ async def _harvest(
     async with open_client(job, budgets, query, shutdown, dataset.record_attempts) as (client, discovery):
         client.sender.counters.helper += asked
         harvest = Harvest(dataset, client, budget, discovery, shutdown, rules, observer, options, heartbeat)
+        harvest.progress.listing = asked
         client.charges_tries = True
         known_good = client.known_good
         facts = dataset.ledger.facts()

@@ -20,6 +20,7 @@ _ADDED = (
     "clipped",
     "idle",
     "exports",
+    "listing",
     "known",
     "given_up",
     "exhausted",

@@ -51,6 +51,7 @@ def test_a_groups_links_and_their_custom_bitlinks_are_harvested(
     manifest = manifest_of(out)
     assert (manifest["complete"], manifest["invocation"]["lists"]) == (True, [f"--group={LARGE}"])
     assert manifest["attempts"]["helper"] == 3
+    assert "; 3 to list a group's links\n" in shown.err
     assert manifest["attempts"]["total"] == len(names_of(expected(230)))
     assert harvester("verify", str(out)).returncode == 0
 
