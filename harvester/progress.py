@@ -119,7 +119,7 @@ class InvalidLine(NamedTuple):
 
 
 WAIT_REASONS = {
-    "pace": "the minute's pace",
+    "pace": "its turn",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
     "month": "the turn of the month",
@@ -137,6 +137,8 @@ WAIT_REASONS = {
 def limit_in_words(window: str, limit: int | None) -> str:
     """Return what blocks sending in words: `the hour's limit of 1,000`. limit: attempts; 0 or None if not a count."""
     text = WAIT_REASONS.get(window, window)
+    if window == "pace" and limit:
+        return f"{text} ({limit:,} a minute)"
     return f"{text} of {limit:,}" if limit else text
 
 

@@ -208,7 +208,8 @@ def status_line(status: RunProgress, seconds: float) -> str:
         line += f"; {status.clipped:,} rows clipped (--units)"
     if status.remaining:
         line += f"; {status.remaining:,} left{_end(status)}"
-    line = f"{line}; waiting for {wait_in_words(status.waiting)}" if status.waiting else line
+    if status.waiting and status.waiting.window != "pace":
+        line += f"; waiting for {wait_in_words(status.waiting)}"
     return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
