@@ -49,9 +49,9 @@ class Plain:
     for_programs = False
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
-        """Write the text, escaped."""
+        """Write the text, escaped. The lines of a traceback stay whole, to be copied."""
         if text:
-            say(text)
+            say(text, whole_lines=event is Event.RUN_CRASHED)
 
     def show(self, status: RunProgress) -> bool:  # noqa: ARG002
         """Return False: there is no live display."""
