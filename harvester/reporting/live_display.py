@@ -294,7 +294,7 @@ def _standstill(status: RunProgress) -> list[Text]:
 def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
     """Yield the time since the start, the time left, and the end."""
     if elapsed is not None:
-        yield Text(f"{duration(elapsed) if elapsed > _IN_SECONDS else f'{elapsed:.0f} s'} elapsed")
+        yield Text(f"{_in_whole_seconds(elapsed)} elapsed")
     if not status.remaining:
         return
     if status.spent:
@@ -302,9 +302,13 @@ def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
         if status.ends:
             yield Text(f"all done about {utc_text(status.ends)}")
     elif ends := status.likely_end:
-        left = round(max(seconds_until(ends), 0.0))
-        yield Text.assemble((duration(left), "bold"), " left")
+        yield Text.assemble((_in_whole_seconds(max(seconds_until(ends), 0.0)), "bold"), " left")
         yield Text(f"until about {utc_text(ends)}")
+
+
+def _in_whole_seconds(seconds: float) -> str:
+    """Return a time in words without a fraction, which would flicker."""
+    return duration(round(seconds)) if seconds > _IN_SECONDS else f"{seconds:.0f} s"
 
 
 def _speed(status: RunProgress) -> str:
