@@ -21,6 +21,8 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from harvester.clock import utc_text
+
 
 class HarvesterError(Exception):
     """Any error that harvester explains; its text says what to do next."""
@@ -76,7 +78,7 @@ class RunStopped(HarvesterError):
         self.until = until
 
     def __str__(self) -> str:
-        return f"{self.message} (until {self.until})" if self.until else self.message
+        return f"{self.message} (until {utc_text(self.until, round_up=True)})" if self.until else self.message
 
 
 class NoRow(HarvesterError):

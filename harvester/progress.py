@@ -119,7 +119,7 @@ class InvalidLine(NamedTuple):
 
 
 WAIT_REASONS = {
-    "pace": "its turn",
+    "pace": "the next call's turn",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
     "month": "the turn of the month",

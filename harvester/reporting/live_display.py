@@ -246,7 +246,7 @@ def _broken(piece: Text, width: int) -> Iterable[Text]:
 def bar(status: RunProgress, width: int) -> Text:
     """Return how many links have an answer, of how many, as a bar."""
     if status.remaining is None:
-        return Text.assemble((f"{status.finished:,}", "bold"), " links done")
+        return Text.assemble((f"{status.finished:,}", "bold"), " link done" if status.finished == 1 else " links done")
     total = status.finished + status.remaining
     share = status.finished / total if total else 1.0
     counts = f"{status.finished:,} of {total:,} links "
@@ -263,7 +263,7 @@ def _append_bar(text: Text, share: float, columns: int, style: str) -> None:
 
 
 def _results(status: RunProgress) -> Iterator[Text]:
-    yield Text.assemble((f"{status.rows:,}", "green"), " rows")
+    yield Text.assemble((f"{status.rows:,}", "green"), " row" if status.rows == 1 else " rows")
     yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
     if status.listed.invalid:

@@ -197,7 +197,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
     sent = status.attempts.total - status.connecting
     rate = sent / seconds * 60 if seconds else 0.0
     line = (
-        f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
+        f"{utc_text(datetime.now(UTC))} {counted(status.rows, 'row')}, {status.refused:,} refused, "
         f"{status.failed:,} failed, {sent:,} requests ({rate:,.0f}/min)"
     )
     if status.idle:
@@ -236,11 +236,13 @@ def wait_in_words(waiting: WaitReason) -> str:
     """Return the limit that blocks sending in words, and for how long; a wait of more than a minute with its end."""
     text = limit_in_words(waiting.window, waiting.limit)
     if waiting.why:
-        text += f" ({waiting.why[:_SHOWN_TEXT]})"
+        text += f" ({waiting.why[:_SHOWN_TEXT].removeprefix('no answer ')})"
     if waiting.until is None:
         return text
     left = max(seconds_until(waiting.until), 0.0)
-    return f"{text}, {duration(left)}" if left < LONG_WAIT_SECONDS else f"{text}, {_time_until(waiting.until)}"
+    if left >= LONG_WAIT_SECONDS:
+        return f"{text}, {_time_until(waiting.until)}"
+    return f"{text}, next attempt in {left:.0f} s" if waiting.window == "outage" else f"{text}, {left:.0f} s left"
 
 
 def _time_until(moment: datetime) -> str:
