@@ -167,6 +167,9 @@ def _budget_lines(plan: Plan) -> list[str]:
         lines.append(f"  Bitly reports for {limit.description} ({limit.name}): {used}{age}")
     if option := _option_for_month(plan):
         lines.append(f"  the month above is only the default: use {option}")
+    reported, month = api_month(plan.plan_limits), plan.windows[-1]
+    if reported and month.source == "asked" and (not month.limit or month.limit > reported.limit):
+        lines.append(f"  the month above is more than Bitly reports: use {option_for(reported.limit)}")
     return lines
 
 

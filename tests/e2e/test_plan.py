@@ -327,6 +327,9 @@ def test_a_plan_asks_for_the_accounts_plan_once_an_hour_and_says_how_old_its_fig
     assert json.loads(command(*words, "--offline", "--json").out)["plan_limits_age"] is None
     said, asked = command(*words).out, served.sandbox.helped.total()
     assert re.search(r"\n  Bitly reports for API requests \(api_requests\): \d+ of 25,000 used\n", said)
+    more = "the month above is more than Bitly reports: use --plan growth"
+    for option, said_so in ((("--plan", "premium"), True), (("--per-month", "0"), True), (("--plan", "growth"), False)):
+        assert (more in command(*words, *option).out) is said_so, option
     again = json.loads(command(*words, "--json").out)
     assert served.sandbox.helped.total() == asked == 3
     assert (again["plan_limits"][0]["limit"], again["plan_option"]) == (25_000, "--plan growth")
