@@ -20,6 +20,7 @@ HarvesterError
 import contextlib
 import errno
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 
 class HarvesterError(Exception):
@@ -76,7 +77,10 @@ class RunStopped(HarvesterError):
         self.until = until
 
     def __str__(self) -> str:
-        return f"{self.message} (until {self.until})" if self.until else self.message
+        if self.until is None:
+            return self.message
+        ends = datetime.fromisoformat(self.until) + timedelta(seconds=59)  # not shown as over before it is
+        return f"{self.message} (until {ends:%Y-%m-%d %H:%M} UTC)"
 
 
 class NoRow(HarvesterError):

@@ -120,7 +120,7 @@ class InvalidLine(NamedTuple):
 
 
 WAIT_REASONS = {
-    "pace": "the minute's pace",
+    "pace": "the next call's turn",
     "minute": "the minute's limit",
     "hour": "the hour's limit",
     "month": "the turn of the month",
@@ -138,6 +138,8 @@ WAIT_REASONS = {
 def limit_in_words(window: str, limit: int | None) -> str:
     """Return what blocks sending in words: `the hour's limit of 1,000`. limit: attempts; 0 or None if not a count."""
     text = WAIT_REASONS.get(window, window)
+    if window == "pace" and limit:
+        return f"{text} ({limit:,} a minute)"
     return f"{text} of {limit:,}" if limit else text
 
 
@@ -197,10 +199,10 @@ class RunProgress:
     column: the one in which links were looked for, in the last table of the lists.
     pending: calls taken from the list and without a verdict; repeated: those among them that an earlier run has made,
     and that the dataset counts as failed or refused. truncated, clipped: rows that lack some of their metrics,
-    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for. exports: the requests that told
-    which, and listing: those that read the links of groups, both among attempts.helper. waiting: the limit that blocks
-    sending now. trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did not
-    reach the server, at the end. connecting: those among `attempts` that have no connection yet.
+    or a part of their time (rows.call.Shortfall); idle: rows that no call was made for. Among attempts.helper: exports,
+    the requests that told which; listing, those for the groups' links. waiting: the limit that blocks sending now.
+    trouble: how the last attempt failed, if the failure was transient. not_sent: attempts that did not reach the
+    server, at the end. connecting: those among `attempts` that have no connection yet.
 
     outputs: those of the command, each of which needs the list's calls, where this is the progress of all.
     to_make: calls that the list needs, None if it was not counted first. max_calls: the most calls that this run may

@@ -109,7 +109,9 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         repeating_helps=False,
         same_command=False,
     ),
-    StopReason.NOT_BEGUN: Consequence(USAGE, f"do what the message says; then {RESUMES}"),
+    StopReason.NOT_BEGUN: Consequence(
+        USAGE, "do what the message says, then run the command again", repeating_helps=False
+    ),
 }
 """For every StopReason: exit code, next step for a person, and whether repeating the command helps."""
 

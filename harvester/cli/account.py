@@ -70,7 +70,7 @@ class FilterOptions:
     "Only links with one of these tags, separated by commas."
 
     custom: bool = True
-    "Also print custom bitlinks, which Bitly counts apart."
+    "Also print custom bitlinks, as by default; Bitly counts them apart."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))

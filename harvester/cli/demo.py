@@ -1,6 +1,7 @@
 """`harvester demo`: a harvest from end to end, against a sandbox in the same process."""
 
 import asyncio
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -32,6 +33,8 @@ from harvester.shutdown import ShutdownSignal
 
 _LIST = "demo-links.txt"
 _SHOWN = 5
+_LONGEST_BAR, _BEFORE_BARS = 30, 46
+"""Columns of the chart's bars, and of what stands before them."""
 
 
 def run_demo(out: str | None) -> RunOutcome:
@@ -85,7 +88,8 @@ def _print_busiest(folder: Path) -> None:
             for line in lines:
                 for metric in orjson.loads(line)["metrics"]:
                     clicks[escaped(metric["value"])] += metric["clicks"]
-    most = max(clicks.values(), default=1)
+    most, columns = max(clicks.values(), default=1), shutil.get_terminal_size().columns
+    longest = max(min(_LONGEST_BAR, columns - _BEFORE_BARS), 0)
     print("\ntop referrers")
     for value, number in clicks.most_common(_SHOWN):
-        print(f"  {value:<32} {number:>9,}  {'█' * round(30 * number / most)}")
+        print(f"  {value:<32} {number:>9,}  {'█' * round(longest * number / most)}")

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from harvester.series.several import Ended
 
 T = TypeVar("T")
-_LONGEST_WHY = 300
 SWITCH_SECONDS = 0.0001
 """The longest that the thread writing parts keeps the interpreter while the event loop waits for it. With Python's
 default of 5 ms, calls were up to 9 % slower while a part was written (benchmarks/forms.py).
@@ -160,7 +159,7 @@ def _run_several(rounds: list[list["Job"]], out: str, observer: Reporter, decidi
 
 def _details(ended: list["Ended"], decides: "Ended", not_begun: int) -> list[tuple[str, str]]:
     """Return the summary's lines on each facet, on each output that stopped for a reason of its own, and on those that
-    were not begun. decides: the run whose reason stands above them.
+    were not begun. decides: the run whose reason is the summary's first line, and is not repeated here.
     """
     lines = []
     for facet in dict.fromkeys(each.job.query.facet for each in ended):
@@ -168,7 +167,10 @@ def _details(ended: list["Ended"], decides: "Ended", not_begun: int) -> list[tup
         rows, refused, failed = (sum(getattr(run, name) for run in runs) for name in ("rows", "refused", "failed"))
         lines.append(("facets", f"{facet}: {rows:,} rows, {refused:,} refused, {failed:,} failed"))
     own = [each for each in ended if each.stop and (each is decides or each.stop != decides.stop)]
-    lines += [("stopped", f"{each.job.out}: {each.stop.message[:_LONGEST_WHY]}") for each in own if each.stop]
+    errors = {str(each.error) for each in ended if each.error is not None}
+    for each in own:
+        why = each.stop.message if each.stop and (each is not decides or len(errors) > 1) else "the reason above"
+        lines.append(("stopped", f"{each.job.out}: {why}"))
     if not_begun:
         lines.append(("outputs", f"{sum(each.begun for each in ended):,} were begun, {not_begun:,} were not"))
     return lines

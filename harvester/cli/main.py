@@ -127,7 +127,7 @@ class _Help:
     def __call__(self, console: Any, options: Any, panel: "HelpPanel") -> None:
         """Draw a group of options or commands; a flag without its default, which is always the same."""
         kept = [entry for entry in panel.entries if not {*entry.names} & self._hidden]
-        shown = [entry.copy(default=None) if entry.default == "False" else entry for entry in kept]
+        shown = [entry.copy(default=None) if entry.default in {"False", "True"} else entry for entry in kept]
         _drawn()(console, options, panel.copy(entries=shown))
 
 

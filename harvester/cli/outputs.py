@@ -20,7 +20,7 @@ from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.reporting import run_status, status_text
-from harvester.reporting.terminal import discard_output, print_out
+from harvester.reporting.terminal import discard_output, for_stdout, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
 from harvester.storage.location import is_url
 
@@ -134,7 +134,7 @@ def verify(
         found = [findings.as_dict(each) for each in reports]
         _print_report(as_json(found if len(found) > 1 else found[0], orjson.OPT_INDENT_2))
     else:
-        _print_report("\n\n".join(findings.as_text(each) for each in reports))
+        _print_report(for_stdout("\n\n".join(findings.as_text(each) for each in reports)))
     return OK if all(each.ok for each in reports) else OUTPUT
 
 
@@ -168,7 +168,7 @@ def repair(
         raise UsageError("repairs one output: name one", option="--facet")
     (path, folder), *_ = outputs
     found = repairs.repair(path, folder, parts, apply=apply, ask_again=ask_again)
-    _print_report(as_json(as_dict(found), orjson.OPT_INDENT_2) if json else as_text(found))
+    _print_report(as_json(as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(as_text(found)))
     return OK if found.ok else OUTPUT
 
 

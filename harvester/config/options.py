@@ -134,7 +134,7 @@ class QueryOptions:
     "Maximum number of metrics in a second request, which is made where an answer has as many as --size."
 
     complete: bool = True
-    "Make that second request; --no-complete leaves such rows truncated."
+    "Make that second request, as by default; --no-complete leaves such rows truncated."
 
 
 @Parameter(name="*", group=Group("Output", sort_key=2))

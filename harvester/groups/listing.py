@@ -34,7 +34,7 @@ from harvester.bitly.verdicts import (
     reason,
 )
 from harvester.client.client import Client
-from harvester.clock import utc_iso
+from harvester.clock import utc_iso, utc_text
 from harvester.errors import RunStopped, RunStopping
 from harvester.events import Event, RunObserver
 from harvester.groups.journal import ListRequest, PageJournal
@@ -187,7 +187,7 @@ def _why_nothing_comes(client: Client) -> str:
     """Return what a request waits for, in words; an empty text if for nothing but its answer."""
     waiting, trouble = client.sender.waiting, client.sender.trouble
     if waiting is not None:
-        until = f" (until {utc_iso(waiting.until)})" if waiting.until else ""
+        until = f" (until {utc_text(waiting.until, round_up=True)})" if waiting.until else ""
         return f"waiting for {limit_in_words(waiting.window, waiting.limit)}{until}"
     return f"no good answer yet ({trouble}); retrying" if trouble else ""
 
@@ -258,7 +258,7 @@ async def list_groups(
     reader = AccountReader(clients.open, clients.next_begins, shutdown, observer)
     found = await spooled(folder, listed, reader.complete, outputs)
     state = found.state
-    when = "read now" if clients.sent else f"read before, until {state.ended}"
+    when = "read now" if clients.sent or state.ended is None else f"read before, at {utc_text(state.ended)}"
     text = f"{listed.words}: {state.words}, {when}"
     observer.note(text, Event.LIST_READING, lines=state.links)
     return found

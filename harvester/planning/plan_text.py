@@ -166,10 +166,13 @@ def _budget_lines(plan: Plan) -> list[str]:
     seconds = plan.plan_limits_age or 0.0
     age = f", asked {duration(seconds)} ago" if seconds >= _JUST_NOW_SECONDS else ""
     for limit in plan.plan_limits:
-        used = f"{limit.count:,} of {limit.limit:,} used: {limit.description} ({limit.name})"
-        lines.append(f"  Bitly reports {used}{age}")
+        used = f"{limit.count:,} of {limit.limit:,} used"
+        lines.append(f"  Bitly reports for {limit.description} ({limit.name}): {used}{age}")
     if option := _option_for_month(plan):
         lines.append(f"  the month above is only the default: use {option}")
+    reported, month = api_month(plan.plan_limits), plan.windows[-1]
+    if reported and month.source == "asked" and (not month.limit or month.limit > reported.limit):
+        lines.append(f"  the month above is more than Bitly reports: use {option_for(reported.limit)}")
     return lines
 
 

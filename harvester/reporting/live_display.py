@@ -246,7 +246,7 @@ def _broken(piece: Text, width: int) -> Iterable[Text]:
 def bar(status: RunProgress, width: int) -> Text:
     """Return how many links have an answer, of how many, as a bar."""
     if status.remaining is None:
-        return Text.assemble((f"{status.finished:,}", "bold"), " links done")
+        return Text.assemble((f"{status.finished:,}", "bold"), " link done" if status.finished == 1 else " links done")
     total = status.finished + status.remaining
     share = status.finished / total if total else 1.0
     counts = f"{status.finished:,} of {total:,} links "
@@ -263,7 +263,7 @@ def _append_bar(text: Text, share: float, columns: int, style: str) -> None:
 
 
 def _results(status: RunProgress) -> Iterator[Text]:
-    yield Text.assemble((f"{status.rows:,}", "green"), " rows")
+    yield Text.assemble((f"{status.rows:,}", "green"), " row" if status.rows == 1 else " rows")
     yield Text.assemble((f"{status.refused:,}", "yellow" if status.refused else ""), " refused")
     yield Text.assemble((f"{status.failed:,}", "red" if status.failed else ""), " failed")
     if status.listed.invalid:
@@ -294,7 +294,7 @@ def _standstill(status: RunProgress) -> list[Text]:
 def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
     """Yield the time since the start, the time left, and the end."""
     if elapsed is not None:
-        yield Text(f"{duration(elapsed) if elapsed > _IN_SECONDS else f'{elapsed:.0f} s'} elapsed")
+        yield Text(f"{_in_whole_seconds(elapsed)} elapsed")
     if not status.remaining:
         return
     if status.spent:
@@ -302,9 +302,13 @@ def _ahead(status: RunProgress, elapsed: float | None) -> Iterator[Text]:
         if status.ends:
             yield Text(f"all done about {utc_text(status.ends)}")
     elif ends := status.likely_end:
-        left = round(max(seconds_until(ends), 0.0))
-        yield Text.assemble((duration(left), "bold"), " left")
+        yield Text.assemble((_in_whole_seconds(max(seconds_until(ends), 0.0)), "bold"), " left")
         yield Text(f"until about {utc_text(ends)}")
+
+
+def _in_whole_seconds(seconds: float) -> str:
+    """Return a time in words without a fraction, which would flicker."""
+    return duration(round(seconds)) if seconds > _IN_SECONDS else f"{seconds:.0f} s"
 
 
 def _speed(status: RunProgress) -> str:

@@ -49,9 +49,9 @@ class Plain:
     for_programs = False
 
     def tell(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:  # noqa: ARG002
-        """Write the text, escaped."""
+        """Write the text, escaped. The lines of a traceback stay whole, to be copied."""
         if text:
-            say(text)
+            say(text, whole_lines=event is Event.RUN_CRASHED)
 
     def show(self, status: RunProgress) -> bool:  # noqa: ARG002
         """Return False: there is no live display."""
@@ -197,7 +197,7 @@ def status_line(status: RunProgress, seconds: float) -> str:
     sent = status.attempts.total - status.connecting
     rate = sent / seconds * 60 if seconds else 0.0
     line = (
-        f"{utc_text(datetime.now(UTC))} {status.rows:,} rows, {status.refused:,} refused, "
+        f"{utc_text(datetime.now(UTC))} {counted(status.rows, 'row')}, {status.refused:,} refused, "
         f"{status.failed:,} failed, {sent:,} requests ({rate:,.0f}/min)"
     )
     if status.idle:
@@ -208,7 +208,8 @@ def status_line(status: RunProgress, seconds: float) -> str:
         line += f"; {status.clipped:,} rows clipped (--units)"
     if status.remaining:
         line += f"; {status.remaining:,} left{_end(status)}"
-    line = f"{line}; waiting for {wait_in_words(status.waiting)}" if status.waiting else line
+    if status.waiting and status.waiting.window != "pace":
+        line += f"; waiting for {wait_in_words(status.waiting)}"
     return f"{line}; {trouble}" if (trouble := trouble_of(status)) else line
 
 
@@ -235,11 +236,13 @@ def wait_in_words(waiting: WaitReason) -> str:
     """Return the limit that blocks sending in words, and for how long; a wait of more than a minute with its end."""
     text = limit_in_words(waiting.window, waiting.limit)
     if waiting.why:
-        text += f" ({waiting.why[:_SHOWN_TEXT]})"
+        text += f" ({waiting.why[:_SHOWN_TEXT].removeprefix('no answer ')})"
     if waiting.until is None:
         return text
     left = max(seconds_until(waiting.until), 0.0)
-    return f"{text}, {duration(left)}" if left < LONG_WAIT_SECONDS else f"{text}, {_time_until(waiting.until)}"
+    if left >= LONG_WAIT_SECONDS:
+        return f"{text}, {_time_until(waiting.until)}"
+    return f"{text}, next attempt in {left:.0f} s" if waiting.window == "outage" else f"{text}, {left:.0f} s left"
 
 
 def _time_until(moment: datetime) -> str:

@@ -203,13 +203,22 @@ def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     rows = [("STATE", "DONE", "FAILED", "LEFT", "UPDATED (UTC)", "OUTPUT"), *(_row(seen, folder) for seen in shown)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for state, *numbers, updated, out in rows:
-        aligned = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False))
-        line = f"{state:<{widths[0]}}  {aligned}  {updated:<{widths[4]}}  {out}"
-        print_out(f"{line[: width - 1]}…" if width and state == _UNREADABLE and len(line) > width else line)
+    lines = [_line(row, widths) for row in rows]
+    # In a narrow terminal the last two columns stand below the others.
+    narrow = width is not None and max(len(f"{left}  {right}") for left, right in lines) > width
+    for left, right in lines:
+        print_out(for_stdout(f"{left.rstrip()}\n  {right.strip()}") if narrow else f"{left}  {right}")
     counts = Counter(seen.state if isinstance(seen, RunStatus) else _UNREADABLE for seen in shown)
-    print_out(f"{counted(len(shown), 'output')}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+    found = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    print_out(for_stdout(f"{counted(len(shown), 'output')}: {found}"))
     return not counts[_UNREADABLE]
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> tuple[str, str]:
+    """Return the line of a row in two pieces: state and numbers, time and output."""
+    state, *numbers, updated, out = row
+    aligned = "  ".join(f"{text:>{width}}" for text, width in zip(numbers, widths[1:], strict=False))
+    return f"{state:<{widths[0]}}  {aligned}", f"{updated:<{widths[4]}}  {out}"
 
 
 def _row(seen: RunStatus | Unreadable, folder: str) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def _repeated_with(outcome: RunOutcome) -> str | None:
     """Return the option that the same command needs to get further, which may be empty; None if it is not repeated."""
     stop, status = outcome.stop, outcome.status
     if stop:
-        return None if stop.reason is StopReason.CONSUMER_GONE else ""
+        ends = stop.reason is StopReason.CONSUMER_GONE or not CONSEQUENCES[stop.reason].same_command
+        return None if ends else ""
     if status.failed > status.exhausted:
         return ""
     return "--retry-failed" if status.failed or status.given_up else None
@@ -70,6 +71,8 @@ def _repeated_with(outcome: RunOutcome) -> str | None:
 
 def _headline(outcome: RunOutcome, seconds: float) -> str:
     status = outcome.status
+    if outcome.stop and outcome.stop.reason is StopReason.NOT_BEGUN:
+        return "stopped by the error above"
     if outcome.stop:
         return f"stopped: {outcome.stop.message}"
     if not status.listed.links:
@@ -136,15 +139,16 @@ def _cost(status: RunProgress, seconds: float) -> Iterator[tuple[str, str]]:
 
 
 def _requests(status: RunProgress) -> Iterator[str]:
-    """Yield what was sent: requests for links, how many of them were repeated, and for what the others were."""
+    """Yield what was sent: requests for links, how many of them were retries, and the helper requests by purpose."""
     attempts = status.attempts
-    again = counted(attempts.retried, "was a retry", "were retries")
-    limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
-    yield f"{attempts.total:,} for links, of which {again}{limited}"
+    if attempts.total:
+        again = counted(attempts.retried, "was a retry", "were retries")
+        limited = f", {attempts.throttled:,} rejected by Bitly's rate limit" if attempts.throttled else ""
+        yield f"{attempts.total:,} for links, of which {again}{limited}"
     if status.exports:
-        yield f"{counted(status.exports, 'export')} of groups"
+        yield counted(status.exports, "export of a group's clicks", "exports of a group's clicks")
     if status.listing:
-        yield f"{status.listing:,} for the links of groups"
+        yield f"{status.listing:,} to list a group's links"
     if others := attempts.helper - status.exports - status.listing:
         yield f"{others:,} to ask Bitly for its limits"
 
@@ -159,6 +163,8 @@ def _next(outcome: RunOutcome, out: str) -> Iterator[str]:
         return
     if stop and out == "-":
         yield "the same command starts over; with a folder or a file as --out it would resume"
+    elif stop and (stop.reason is StopReason.NOT_BEGUN or not CONSEQUENCES[stop.reason].same_command):
+        yield f"nothing was lost; {CONSEQUENCES[stop.reason].next_step}"
     elif stop and stop.until:
         yield f"nothing was lost; run the same command again from {utc_text(stop.until, round_up=True)}"
     elif stop and not CONSEQUENCES[stop.reason].repeating_helps:

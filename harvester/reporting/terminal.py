@@ -18,6 +18,8 @@ _NAME = re.compile(r" +(?:\S+ {2,}| *)")
 """The beginning of a line whose text stands in a column: spaces, and a name with at least two spaces behind it."""
 _COMMAND = re.compile(r" +command +\S")
 """The beginning of a line with a command: a line feed in it would run half of it where it is pasted."""
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[ \xa0](\d\d:\d\d)[ \xa0]UTC")
+"""A moment, which no line break divides: it has no-break spaces while its line is broken."""
 _INDENT, _NARROW = 2, 20
 
 
@@ -49,14 +51,14 @@ def _pieces(line: str, width: int) -> list[str]:
     indent = min(name.end() if name else _INDENT, width // 3)
     indented = " " * indent
     pieces = textwrap.wrap(
-        line,
+        _MOMENT.sub("\\1\xa0\\2\xa0UTC", line),
         max(width, 1),
         subsequent_indent=indented,
         break_long_words=False,
         break_on_hyphens=False,
         replace_whitespace=False,
     )
-    return pieces or [line]
+    return [_MOMENT.sub(r"\1 \2 UTC", piece) for piece in pieces] or [line]
 
 
 def for_stdout(text: str) -> str:
@@ -88,9 +90,23 @@ def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
     return out != "-" and not typed and not build and moves_cursor and sys.stderr.isatty()
 
 
-def say(text: str) -> None:
-    """Write lines to standard error, escaped and without tokens; once it is closed nothing more is written."""
-    put(escaped_lines(misplaced.hidden_in_message(text)) + "\n")
+def say(text: str, *, whole_lines: bool = False) -> None:
+    """Write lines to standard error, escaped and without tokens; once it is closed nothing more is written.
+
+    A terminal gets them broken between words, unless they are to stay whole.
+    """
+    shown = escaped_lines(misplaced.hidden_in_message(text))
+    if not whole_lines:
+        shown = wrapped(shown, _columns_of(sys.stderr) or len(shown))
+    put(shown + "\n")
+
+
+def _columns_of(stream: TextIO) -> int:
+    """Return the columns of a stream's terminal; 0 if it is no terminal, or one that knows no size."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):  # closed, or not this process's own
+        return 0
 
 
 def put(text: str) -> None:

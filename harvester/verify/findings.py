@@ -93,7 +93,7 @@ def _counts(found: Findings) -> str:
     ledger = "compared with the ledger" if found.ledger_checked else "not compared with a ledger"
     return (
         f"{found.out}: read {_many(found.parts, 'file')}, {found.bytes:,} bytes, {_many(found.rows, 'row')} of "
-        f"{_many(found.calls, 'call')}, {_many(found.failures, 'failure')}; {ledger}"
+        f"{_many(found.calls, 'call')}, {_many(found.failures, 'line')} of _failures.ndjson; {ledger}"
     )
 
 

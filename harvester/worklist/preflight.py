@@ -159,7 +159,8 @@ class Preflight:
             return sources, None
         found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
         links, lines = counted(found.links, "link"), counted(found.lines, "line")
-        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make"
+        each = f" for each of {self._outputs:,} outputs" if self._outputs > 1 else ""
+        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make{each}"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
         await self._compare_with_month(found, budget, plan_month)
@@ -268,8 +269,8 @@ class Preflight:
             )
             raise UsageError(
                 f"this list needs {needed:,} calls, and harvester assumes {month.limit:,} a month, as on Bitly's free "
-                f"plan: no link was asked for. {option}. When a month's calls are used up, the run stops, and the same "
-                "command resumes next month. Or fetch a part of the list with --max-calls"
+                f"plan: nothing was fetched. {option}. A run that uses up its month stops, and the same command "
+                "resumes next month. To fetch only a part of the list, use --max-calls"
             )
         if month.until is None:
             self._observer.note(

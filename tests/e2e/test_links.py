@@ -212,7 +212,7 @@ def test_a_full_window_is_waited_for_and_named() -> None:
         told = process.stderr.readline()
         process.terminate()
         process.communicate()
-    assert b"waiting for the minute's " in told
+    assert told == b"waiting for the next call's turn (1 a minute)\n"
     assert process.returncode == 5
 
 

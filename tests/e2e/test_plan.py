@@ -326,7 +326,10 @@ def test_a_plan_asks_for_the_accounts_plan_once_an_hour_and_says_how_old_its_fig
     words = ("plan", "links.txt", "--out", "lake", "--base-url", served.url, "--state-dir", str(tmp_path / "state"))
     assert json.loads(command(*words, "--offline", "--json").out)["plan_limits_age"] is None
     said, asked = command(*words).out, served.sandbox.helped.total()
-    assert "of 25,000 used: API requests (api_requests)\n" in said
+    assert re.search(r"\n  Bitly reports for API requests \(api_requests\): \d+ of 25,000 used\n", said)
+    more = "the month above is more than Bitly reports: use --plan growth"
+    for option, said_so in ((("--plan", "premium"), True), (("--per-month", "0"), True), (("--plan", "growth"), False)):
+        assert (more in command(*words, *option).out) is said_so, option
     again = json.loads(command(*words, "--json").out)
     assert served.sandbox.helped.total() == asked == 3
     assert (again["plan_limits"][0]["limit"], again["plan_option"]) == (25_000, "--plan growth")
@@ -340,11 +343,11 @@ def test_a_plan_asks_for_the_accounts_plan_once_an_hour_and_says_how_old_its_fig
             budget.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
 
     age(1800)
-    assert re.search(r"\(api_requests\), asked 30 min( \d+ s)? ago\n", command(*words).out)
+    assert re.search(r" used, asked 30 min( \d+ s)? ago\n", command(*words).out)
     assert served.sandbox.helped.total() == asked
     age(1800)
-    assert re.search(r"\(api_requests\), asked 1 h ago\n", command(*words, "--offline").out)
-    assert "(api_requests)\n" in command(*words).out
+    assert re.search(r" used, asked 1 h ago\n", command(*words, "--offline").out)
+    assert "25,000 used\n" in command(*words).out
     assert served.sandbox.helped.total() == asked + 2
     age(86400)
     assert "Bitly reports" not in command(*words, "--offline").out

@@ -262,7 +262,9 @@ def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[...
     done = command(*words, "--facet", "referrers,countries,devices")
     assert (done.code, "this list needs 1,200 calls" in done.err) == (2, True), done.err
     assert "Bitly reports 25,000 for your plan: use --plan growth." in done.err
-    assert done.err.count("harvester: this list needs") == 1
+    assert done.err.count("this list needs") == 1
+    assert "✗ stopped by the error above" in done.err
+    assert "next      nothing was lost; do what the message says, then run the command again" in done.err
     assert "there are no links" not in done.err
     assert (served.sandbox.requests.total(), served.sandbox.helped.total()) == (0, 2)
     assert "use --plan growth." in command(*words, "--facet", "referrers,countries,devices").err
@@ -303,6 +305,21 @@ def test_a_facet_that_the_plan_lacks_stops_alone(
     assert manifest(Path("lake/devices/dt=2026-11-02"))["stopped"]["reason"] == "plan_refused"
     assert not Path("lake/devices/dt=2026-11-03").exists()
     assert "1 were not" in done.err
+    assert "stopped   lake/devices/dt=2026-11-02: the reason above" in done.err
+
+
+def test_each_output_that_stops_has_its_reason_in_full(serve: Callable[..., Served], command: Command) -> None:
+    folder = Path("a" * 150, "b" * 150)
+    for facet in ("cities", "devices"):
+        (folder / facet).mkdir(parents=True)
+        (folder / facet / "_manifest.json").write_text("{")
+    done = command(*run("--facet", "cities,devices", served=serve(), out=f"{folder}/{{facet}}"))
+    assert done.code == 8, done.err
+    errors = [line.removeprefix("harvester: ") for line in done.err.splitlines() if line.startswith("harvester: ")]
+    assert min(map(len, errors)) > 300
+    assert "✗ stopped by the error above" in done.err
+    for facet, error in zip(("cities", "devices"), errors, strict=True):
+        assert f"{folder}/{facet}: {error}\n" in done.err
 
 
 def test_the_five_connections_are_busy_when_the_window_of_one_endpoint_is_full(

@@ -92,7 +92,7 @@ def test_the_facets_of_a_day_share_its_exports_and_the_sums_are_the_same(
         assert clicks_by_link(tmp_path / "few" / each) == clicks_by_link(tmp_path / "all" / each)
         assert manifest_of(tmp_path / "few" / each)["dataset"]["idle"] > 150
     assert len(served.sandbox.exported) == ceil(calls / MOST_LINKS) * len(days) == 4
-    assert f"; {len(served.sandbox.exported)} exports of groups; " in shown.err
+    assert f"; {len(served.sandbox.exported)} exports of a group's clicks; " in shown.err
     helped = sum(manifest_of(tmp_path / "few" / each)["attempts"]["helper"] for each in outputs)
     assert helped == len(served.sandbox.exported) + 2  # and the pages of the group
 

@@ -37,7 +37,7 @@ def test_a_link_is_shown_as_a_table(serve: Callable[..., Served]) -> None:
     metrics = metrics_for(LINK, "referrers", 50, unit_reference=utc_iso(datetime.now(UTC)))["metrics"]
     total = sum(metric["clicks"] for metric in metrics)
     title = done.stdout.partition("\n")[0]
-    assert re.match(rf"{LINK}, 30 days up to 20\S+Z: {total:,} clicks listed", title)
+    assert re.match(rf"{LINK}, 30 days up to 20\S+ \d\d:\d\d UTC: {total:,} clicks listed", title)
     lines = [re.split(r"\s*│\s*", line)[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
     shown = [(value, clicks, share) for value, clicks, share, _ in lines]
     expected = [(each["value"], f"{each['clicks']:,}", f"{each['clicks'] / total:.1%}") for each in metrics]

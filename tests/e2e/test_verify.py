@@ -155,7 +155,8 @@ def test_the_command_says_what_it_has_read_and_exits_with_0(made: Made, capsys: 
     assert done.code == 0, done.err
     size = sum(part.stat().st_size for part in out.glob("part-*"))
     assert done.out == (
-        f"{out}: read 3 files, {size:,} bytes, 45 rows of 45 calls, 2 failures; compared with the ledger\n"
+        f"{out}: read 3 files, {size:,} bytes, 45 rows of 45 calls, 2 lines of _failures.ndjson; "
+        "compared with the ledger\n"
         "OK: the run is complete; 45 of 45 published rows are here\n"
     )
 
@@ -338,7 +339,7 @@ def test_what_was_published_into_an_object_store_is_verified_there(case: Case, m
     asyncio.run(harvest(case.links, out=case.out, **given))
     output = verifying.output_at(case.out, str(case.work))
     whole = as_text(verifying.verify(output))
-    assert "7 rows of 7 calls, 0 failures; compared with the ledger" in whole
+    assert "7 rows of 7 calls, 0 lines of _failures.ndjson; compared with the ledger" in whole
     assert whole.endswith("OK: the run is complete; 7 of 7 published rows are here")
     alone = verifying.verify(verifying.output_at(f"{case.out}/_manifest.json"))
     assert (alone.ok, alone.ledger_checked) == (True, False)

@@ -77,6 +77,7 @@ def test_the_help_of_run_has_eighteen_options_in_six_groups(
     for text in (short, whole):
         assert re.findall(r"^╭─ (\w+) ", text, re.MULTILINE) == groups
         assert "default: False" not in text
+        assert "default: True" not in text
         assert max(map(len, text.splitlines())) <= columns or columns < 78  # the examples do not wrap
     pattern = r"^│ (?:\*  |   )?(--[a-z-]+)"
     common = {f"--{name.replace('_', '-')}" for name in COMMON} | {"--config"}

@@ -254,6 +254,11 @@ def text_of(status: RunProgress, width: int = 80) -> str:
     return "\n".join(line.plain for line in frame(status, width))
 
 
+def test_the_time_left_has_no_fractions_that_flicker() -> None:
+    ends = datetime.now(UTC) + timedelta(seconds=4.3)
+    assert "\n4 s left · until about " in text_of(RunProgress(to_make=9, rows=5, ends=ends))
+
+
 @pytest.mark.parametrize("width", [*range(1, 45), 80, 100])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     now = datetime.now(UTC)

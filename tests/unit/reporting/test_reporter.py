@@ -155,7 +155,7 @@ def test_quiet_reports_bad_lines_whose_number_has_changed(
 
 def test_a_wait_of_less_than_a_minute_has_its_seconds_and_no_date() -> None:
     waiting = WaitReason("minute", 100, datetime.now(UTC) + timedelta(seconds=20.5))
-    assert status_line(RunProgress(waiting=waiting), 1.0).endswith("waiting for the minute's limit of 100, 20 s")
+    assert status_line(RunProgress(waiting=waiting), 1.0).endswith("waiting for the minute's limit of 100, 20 s left")
 
 
 @pytest.mark.parametrize(

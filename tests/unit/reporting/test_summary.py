@@ -84,6 +84,19 @@ def test_the_first_character_says_success_or_failure(complete: bool, stop: Stop 
     assert told(RunProgress(), stop, complete=complete)[0].startswith(mark)
 
 
+def test_helper_requests_are_counted_by_their_purpose() -> None:
+    def requests(*, exports: int, listing: int, links: int = 0) -> list[str]:
+        status = RunProgress(attempts=AttemptCounts(links, helper=9), exports=exports, listing=listing)
+        return [line for line in told(status) if "requests" in line]
+
+    assert requests(links=1, exports=5, listing=4) == [
+        "  requests  1 for links, of which 0 were retries; 5 exports of a group's clicks; 4 to list a group's links"
+    ]
+    assert requests(exports=1, listing=6) == [
+        "  requests  1 export of a group's clicks; 6 to list a group's links; 2 to ask Bitly for its limits"
+    ]
+
+
 def test_one_is_not_many() -> None:
     status = RunProgress(
         listed=ListCounts(lines=1, links=1), read_to_end=True, rows=1, attempts=AttemptCounts(1, 0, 0, 1)
@@ -101,7 +114,7 @@ def test_of_several_outputs_the_calls_that_were_done_are_counted_and_not_the_lin
 def test_requests_that_were_no_calls_are_told_by_what_they_were_for() -> None:
     status = RunProgress(attempts=AttemptCounts(9, 0, 0, 1 + 42 + 3), exports=1, listing=42)
     (line,) = [line for line in told(status) if "requests" in line]
-    assert line.endswith("; 1 export of groups; 42 for the links of groups; 3 to ask Bitly for its limits")
+    assert line.endswith("; 1 export of a group's clicks; 42 to list a group's links; 3 to ask Bitly for its limits")
 
 
 def test_where_everything_was_known_no_call_was_made() -> None:
@@ -134,9 +147,18 @@ def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
     assert "the same command resumes" not in "\n".join(told(RunProgress(), Stop(reason, "so")))
 
 
-def test_what_was_refused_before_the_first_call_is_not_to_be_repeated_as_it_is() -> None:
-    stop = Stop(StopReason.NOT_BEGUN, "lake was started with --shape flat")
-    assert "  next      do what the message says; then the same command resumes" in told(RunProgress(), stop)
+def test_a_refused_command_is_to_be_changed_before_it_is_run_again() -> None:
+    assert told(RunProgress(), Stop(StopReason.NOT_BEGUN, "use --plan core"))[1:] == [
+        "  output    lake",
+        "  next      nothing was lost; do what the message says, then run the command again",
+    ]
+
+
+@pytest.mark.parametrize("reason", [StopReason.PARAMETER_REFUSED, StopReason.WINDOW_MISMATCH])
+def test_an_output_that_no_command_continues_has_no_command(reason: StopReason) -> None:
+    text = summary(RunOutcome(False, Stop(reason, "so"), RunProgress()), "lake", 1.0, "harvester run links.txt")
+    assert "another --out" in text
+    assert "command" not in text
 
 
 def test_failed_calls_are_tried_again_and_those_that_failed_too_often_only_when_asked() -> None:

@@ -1,9 +1,18 @@
 """How lines stand on a terminal: broken between words, and the first line of a summary in colour."""
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import sys
+import termios
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from harvester.events import Event
+from harvester.reporting.reporter import Plain
 from harvester.reporting.terminal import coloured, takes_colour, wrapped
 
 
@@ -30,6 +39,44 @@ def test_what_stands_in_a_column_goes_on_below_it() -> None:
 def test_a_path_is_not_broken_so_that_it_can_be_copied() -> None:
     path = "/srv/lake/" + "long/" * 20
     assert path in wrapped(f"written to {path} as parts", 40)
+
+
+def test_a_moment_is_not_broken() -> None:
+    text = "run the same command again from 2026-12-01 00:00 UTC; it will take 1 more month"
+    for width in range(28, 80):
+        assert "2026-12-01 00:00 UTC" in wrapped(text, width), width
+        assert " ".join(map(str.strip, wrapped(text, width).split("\n"))) == text
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Event, str], list[str]]]:
+    """Write an event as plain text to a terminal of 40 columns, and return its lines."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+
+    with os.fdopen(slave, "w") as stream:
+
+        def lines(event: Event, text: str) -> list[str]:
+            monkeypatch.setattr(sys, "stderr", stream)  # pytest has set its own before each phase of a test
+            Plain().tell(event, text, {})
+            return os.read(master, 4096).decode().split("\r\n")[:-1]
+
+        yield lines
+    os.close(master)
+
+
+def test_a_terminal_without_a_live_display_gets_lines_broken_between_words(
+    shown: Callable[[Event, str], list[str]],
+) -> None:
+    text = "harvester: unknown option --outt; did you mean --out? See harvester run --help-all"
+    lines = shown(Event.RUN_REFUSED, text)
+    assert max(map(len, lines)) <= 40
+    assert " ".join(map(str.strip, lines)) == text
+
+
+def test_the_lines_of_a_traceback_stay_whole(shown: Callable[[Event, str], list[str]]) -> None:
+    line = '  File "harvester/cli/main.py", line 12, in a_function_with_a_long_name'
+    assert shown(Event.RUN_CRASHED, f"a bug\n{line}") == ["a bug", line]
 
 
 def test_a_terminal_too_narrow_for_words_breaks_lines_itself() -> None:
