@@ -159,7 +159,8 @@ class Preflight:
             return sources, None
         found = await self.count(dataset.ledger, dataset.rows, dataset.location.private, countable)
         links, lines = counted(found.links, "link"), counted(found.lines, "line")
-        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make"
+        each = f" for each of {self._outputs:,} outputs" if self._outputs > 1 else ""
+        text = f"{links} in {lines}; {counted(found.calls, 'call')} to make{each}"
         self._observer.note(text, Event.LIST_COUNTED, **asdict(found))
         self._refuse_invalid(found)
         await self._compare_with_month(found, budget, plan_month)
