@@ -102,8 +102,6 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
         links, repeated = counted(listed.links, "link"), f"{listed.duplicates:,} repeated"
         wrong = counted(listed.invalid, "line is not a bitlink", "lines are not bitlinks")
         yield "list", f"{counted(listed.lines, 'line')}{so_far}: {links}, {repeated}; {wrong}"
-    if (ages := status.ages) is not None and ages.due is not None:
-        yield "refresh", ages_in_words(ages, datetime.now(UTC))
     if listed.differing:
         have = counted(listed.differing, "repeated line has", "repeated lines have")
         yield "list", f"{have} other --carry values than the first line of the link, which counts"
@@ -113,6 +111,8 @@ def _results(status: RunProgress) -> Iterator[tuple[str, str]]:
             links = counted(listed.links * status.outputs, "call")
         failed = f", {status.given_up:,} had failed in three runs" if status.given_up else ""
         yield "list", f"{done:,} of {links} {'was' if done == 1 else 'were'} already done{failed}"
+    if (ages := status.ages) is not None and ages.due is not None:
+        yield "refresh", ages_in_words(ages, datetime.now(UTC))
 
 
 def refusals_in_words(status: RunProgress) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import zip_longest
 
 from harvester.events import Event, Field, RunObserver
-from harvester.progress import AttemptCounts, InvalidLine, RunProgress, WindowState
+from harvester.progress import AttemptCounts, InvalidLine, RefreshCounts, RunProgress, WindowState
 
 _ONCE = frozenset({Event.LIST_READING, Event.LIST_COUNTED, Event.BUDGET_DESCRIBED, Event.MONTH_SHORT})
 """Every run finds the same: they read one list, and have one month."""
@@ -117,6 +117,7 @@ def combined(runs: Sequence[RunProgress], to_come: int = 0) -> RunProgress:
         per_second=[sum(counts) for counts in _aligned(working)],
         ends=_latest([run.ends for run in working]) if not to_come else None,
         spent=min((run.spent for run in working if run.spent), default=None),
+        refresh=None if to_come else _ages([run.ages for run in runs]),
         refused_by=sum((run.refused_by for run in runs), Counter[int | None]()),
         invalid_before=max((run.invalid_before for run in runs), default=0),
         spent_before=max((run.spent_before for run in runs), default=""),
@@ -124,6 +125,16 @@ def combined(runs: Sequence[RunProgress], to_come: int = 0) -> RunProgress:
     for name in _ADDED:
         setattr(found, name, sum(getattr(run, name) for run in runs))
     return found
+
+
+def _ages(found: Sequence[RefreshCounts | None]) -> RefreshCounts | None:
+    """Return the answers of all runs by their age, None unless each run knows its own."""
+    known = [each for each in found if each is not None and each.due is not None]
+    if not known or len(known) < len(found):
+        return None
+    never, fresh, due = (sum(getattr(each, name) or 0 for each in known) for name in ("never", "fresh", "due"))
+    oldest = min((each.oldest for each in known if each.oldest), default=None)
+    return RefreshCounts(known[0].seconds, never, fresh, due, oldest)
 
 
 def _attempts(counts: Iterable[AttemptCounts]) -> AttemptCounts:

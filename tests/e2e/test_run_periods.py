@@ -271,6 +271,7 @@ def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[...
     assert served.sandbox.helped.total() == 2  # it is asked for once a day
     done = command(*words, "--facet", "referrers,countries", "--per-month", "600", "--max-time", "1s")
     assert "enough for 598 of 800 calls" in done.err
+    assert "400 links in 400 lines; 400 calls to make for each of 2 outputs" in done.err
 
 
 def test_standard_input_is_read_once_for_all(serve: Callable[..., Served], tmp_path: Path) -> None:

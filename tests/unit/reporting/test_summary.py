@@ -111,6 +111,13 @@ def test_of_several_outputs_the_calls_that_were_done_are_counted_and_not_the_lin
     assert "            5 of 12 calls were already done" in told(status, complete=True)
 
 
+def test_what_is_said_of_the_list_stands_together_and_the_ages_of_its_answers_behind_it() -> None:
+    ages = RefreshCounts(3600.0, never=0, fresh=3, due=0, oldest="2026-11-01T00:00:00Z")
+    status = RunProgress(listed=ListCounts(lines=3, links=3), read_to_end=True, known=3, refresh=ages)
+    labels = [line.split()[0] for line in told(status, complete=True)[1:] if not line.startswith(" " * 12)]
+    assert labels == ["list", "refresh", "output"]
+
+
 def test_requests_that_were_no_calls_are_told_by_what_they_were_for() -> None:
     status = RunProgress(attempts=AttemptCounts(9, 0, 0, 1 + 42 + 3), exports=1, listing=42)
     (line,) = [line for line in told(status) if "requests" in line]

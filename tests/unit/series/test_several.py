@@ -14,7 +14,7 @@ from harvester.client.client import ClientSettings
 from harvester.dataset.journal import PartLimits
 from harvester.errors import DatasetBusy
 from harvester.events import RunObserver, RunOutcome
-from harvester.progress import AttemptCounts, ListCounts, RunProgress
+from harvester.progress import AttemptCounts, ListCounts, RefreshCounts, RunProgress
 from harvester.run.assembly import Job
 from harvester.series.combined import combined
 from harvester.series.several import FOR_EVERYBODY, Ended, run_all
@@ -122,3 +122,12 @@ def test_progress_adds_up_calls_and_counts_the_list_once() -> None:
     assert (found.per_second, found.ends) == ([1.0, 3.0], None)
     assert (combined([done, going]).remaining, combined([done, going]).ends) == (8, end)
     assert combined([], 3).remaining is None or combined([], 3).remaining == 0
+
+
+def test_the_ages_of_answers_add_up_once_each_run_knows_its_own() -> None:
+    one = RunProgress(refresh=RefreshCounts(3600.0, 5, 1, 4, "2026-11-02T00:00:00Z"), first=2, refreshed=1)
+    other = RunProgress(refresh=RefreshCounts(3600.0, 0, 10, 0, "2026-11-01T00:00:00Z"))
+    assert combined([one, other]).ages == RefreshCounts(3600.0, 3, 14, 3, "2026-11-01T00:00:00Z")
+    assert combined([one, other], to_come=1).ages is None
+    assert combined([one, RunProgress(refresh=RefreshCounts(3600.0))]).ages is None
+    assert combined([one, RunProgress()]).ages is None
