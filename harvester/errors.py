@@ -21,8 +21,6 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from harvester.clock import utc_text
-
 
 class HarvesterError(Exception):
     """Any error that harvester explains; its text says what to do next."""
@@ -78,7 +76,10 @@ class RunStopped(HarvesterError):
         self.until = until
 
     def __str__(self) -> str:
-        return f"{self.message} (until {utc_text(self.until, round_up=True)})" if self.until else self.message
+        if not self.until:
+            return self.message
+        day, _, time = self.until.partition("T")
+        return f"{self.message} (until {day} {time[:5]} UTC)"
 
 
 class NoRow(HarvesterError):
