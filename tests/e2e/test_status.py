@@ -287,10 +287,10 @@ def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BITLY_TOKEN", raising=False)
     (tmp_path / "links.txt").write_text("bit.ly/1\n")
-    words = ("run", "links.txt", "--out", "out", "--base-url", serve().url, "--account", TOKEN, "--token-command")
+    words = ("run", "links.txt", "--out", f"./{TOKEN}", "--base-url", serve().url, "--token-command")
     assert in_process(capsys, *words, f"echo {TOKEN}").code == 0
-    manifest = manifest_of(tmp_path / "out")
-    kept = ["[token]" if word == TOKEN else word for word in words]
+    manifest = manifest_of(tmp_path / TOKEN)
+    kept = [word.replace(TOKEN, "[token]") for word in words]
     assert manifest["invocation"]["command"]["words"] == ["harvester", *kept, "echo …"]
     assert TOKEN not in json.dumps(manifest["invocation"])
 
