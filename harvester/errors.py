@@ -20,7 +20,6 @@ HarvesterError
 import contextlib
 import errno
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 
 
 class HarvesterError(Exception):
@@ -77,10 +76,10 @@ class RunStopped(HarvesterError):
         self.until = until
 
     def __str__(self) -> str:
-        if self.until is None:
+        if not self.until:
             return self.message
-        ends = datetime.fromisoformat(self.until) + timedelta(seconds=59)  # not shown as over before it is
-        return f"{self.message} (until {ends:%Y-%m-%d %H:%M} UTC)"
+        day, _, time = self.until.partition("T")
+        return f"{self.message} (until {day} {time[:5]} UTC)"
 
 
 class NoRow(HarvesterError):

@@ -109,9 +109,7 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
         repeating_helps=False,
         same_command=False,
     ),
-    StopReason.NOT_BEGUN: Consequence(
-        USAGE, "do what the message says, then run the command again", repeating_helps=False
-    ),
+    StopReason.NOT_BEGUN: Consequence(USAGE, "do what the message says, then run it again", repeating_helps=False),
 }
 """For every StopReason: exit code, next step for a person, and whether repeating the command helps."""
 

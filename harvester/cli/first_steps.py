@@ -29,7 +29,7 @@ from harvester.config.options import (
 )
 from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.errors import UsageError
-from harvester.reporting.terminal import print_out, say
+from harvester.reporting.terminal import for_stdout, print_out, say
 from harvester.shutdown import OK
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def login(*, options: LoginOptions | None = None) -> int:
     """Store a token for later runs: from Bitly's page in a browser, or (--with-token) one that you have."""
     from harvester.cli import login as logins
 
-    print_out(logins.log_in(options or LoginOptions(), say))
+    print_out(for_stdout(logins.log_in(options or LoginOptions(), say)))
     return OK
 
 
@@ -249,7 +249,7 @@ def logout(*, options: TokenStoreOptions | None = None) -> int:
     """Delete the token that `harvester login` has stored."""
     from harvester.cli import login as logins
 
-    print_out(logins.log_out(options or TokenStoreOptions(), say))
+    print_out(for_stdout(logins.log_out(options or TokenStoreOptions(), say)))
     return OK
 
 

@@ -73,7 +73,8 @@ def starter_text(answers: Answers) -> str:
         "# Where the rows are written: a folder, a file that ends in .ndjson, or a store's URL (s3://bucket/prefix).",
     ]
     if "{dt}" in out:
-        lines.append("# {dt} is the UTC day of --unit-reference, so each day has a folder or file of its own.")
+        what = answers.every if answers.every != "once" else "period"
+        lines.append(f"# {{dt}} is the first UTC day of the {what}, so each {what} has a folder or file of its own.")
     lines.append(f"out = {toml_value(out)}")
     if _STORE.match(out):
         name = "{dt}" if "{dt}" in out else "all"
@@ -81,12 +82,11 @@ def starter_text(answers: Answers) -> str:
             "# A store needs a folder on a local disk for the run's private state.",
             f'work_dir = "~/.local/state/harvester/work/{name}"',
         ]
-    if answers.every != "once":
+    if answers.every in {"week", "month"}:
         lines += [
             "",
-            f"# The clicks of one {answers.every}, the one that contains --unit-reference.",
-            f'unit = "{answers.every}"',
-            "units = 1",
+            f"# A run fetches the whole {answers.every}s that contain the days from --since to --until.",
+            f"every = {toml_value(answers.every)}",
         ]
     return "\n".join([*lines, "", *_token_lines(answers)]) + "\n"
 
@@ -109,27 +109,30 @@ def _token_lines(answers: Answers) -> list[str]:
 def next_steps(answers: Answers, path: str, *, found: bool, today: date) -> str:
     """Return what to do next, with a first command. path: of the file. found: harvester finds it by itself."""
     program = "harvester" if found else f"harvester --config {path}"
-    reference = "" if answers.every == "once" else f" --unit-reference {_last(answers.every, today)}"
+    period = _period(answers.every, today)
     token = {
         "login": "harvester login --with-token",
         "variable": "" if os.environ.get("BITLY_TOKEN", "").strip() else "export BITLY_TOKEN=…",
     }.get(answers.token)
     steps = [
         *([f"{token}   # the token, from Bitly: Settings > API"] if token else []),
-        f"{program} plan links.txt{reference}   # what it costs and when it ends",
-        f"{program} run links.txt{reference}",
+        f"{program} plan links.txt{period}   # what it costs and when it ends",
+        f"{program} run links.txt{period}",
     ]
-    if answers.every == "day":  # % ends a crontab's command
-        daily = rf"{program} run links.txt --unit-reference $(date -u -d yesterday +\%F)"
-        steps.append(f"0 6 * * * cd {shlex.quote(os.getcwd())} && {daily}   # each day, in a crontab (GNU date)")
+    if answers.every == "day":
+        daily = f"{program} run links.txt --day yesterday --quiet"
+        steps.append(f"0 6 * * * cd {shlex.quote(os.getcwd())} && {daily}   # each day, in a crontab")
     return "\n".join([f"wrote {path}", "next, with your links in links.txt:", *(f"  {step}" for step in steps)])
 
 
-def _last(every: Interval, today: date) -> date:
-    """Return a day of the last day, week or month that is over."""
-    if every == "month":
-        return today.replace(day=1) - timedelta(days=1)
-    return today - timedelta(days=7 if every == "week" else 1)
+def _period(every: Interval, today: date) -> str:
+    """Return the options that name the last day, week or month that is over, with a space before them."""
+    if every == "once":
+        return ""
+    if every == "day":
+        return f" --day {today - timedelta(days=1)}"
+    last = today.replace(day=1) - timedelta(days=1) if every == "month" else today - timedelta(days=7)
+    return f" --since {last} --until {last}"
 
 
 def refuse_existing(path: str) -> None:

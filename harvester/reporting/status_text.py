@@ -263,4 +263,4 @@ def _redraw(states: Iterator[RunStatus]) -> None:
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for seen in states:
-            live.update(Text(escaped_lines(as_text(seen))), refresh=True)
+            live.update(Text(escaped_lines(for_stdout(as_text(seen)))), refresh=True)

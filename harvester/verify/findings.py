@@ -113,7 +113,8 @@ def _rows(found: Findings) -> str:
     if found.published_rows is None:
         return "it is not known how many rows belong here"
     moved = " (parts were moved away)" if found.allow_moved and found.moved_away else ""
-    return f"{found.rows:,} of {_many(found.published_rows, 'published row')} are here{moved}"
+    are = "is" if found.published_rows == 1 else "are"
+    return f"{found.rows:,} of {_many(found.published_rows, 'published row')} {are} here{moved}"
 
 
 def _many(count: int, what: str) -> str:

@@ -27,6 +27,7 @@ from harvester.errors import UsageError
 from harvester.sandbox import CLIENT_SECRETS
 from tests.conftest import Served
 from tests.support.commands import NO_LIMITS, ROOT, TOKEN, TOKEN_STORE, environment, harvester, start
+from tests.support.in_process import command
 from tests.support.servers import in_thread
 
 SECRET = CLIENT_SECRETS["sandbox"]
@@ -508,3 +509,15 @@ def test_the_sandbox_sends_nobody_to_another_machine_and_knows_its_apps(serve: C
     url = serve().url
     assert get(authorize_url(url, "sandbox", "http://evil.example/callback", "s"))[0] == 400
     assert get(authorize_url(url, "somebody", "http://127.0.0.1:9/callback", "s"))[0] == 400
+
+
+def test_what_a_logout_says_is_broken_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = "http://127.0.0.1:9/v4"
+    assert harvester("login", "--with-token", "--base-url", host, env=NONE, stdin=TOKEN.encode()).returncode == 0
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    said = command(capsys, "logout", "--base-url", host).out.splitlines()
+    assert any(line.endswith(" it at Bitly to invalidate it") or line.startswith("  ") for line in said)
+    assert all(len(line) <= 50 or line.startswith(("deleted: ", "  /")) for line in said)

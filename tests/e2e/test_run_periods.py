@@ -264,7 +264,7 @@ def test_the_month_is_compared_with_the_calls_of_all_outputs(serve: Callable[...
     assert "Bitly reports 25,000 for your plan: use --plan growth." in done.err
     assert done.err.count("this list needs") == 1
     assert "✗ stopped by the error above" in done.err
-    assert "next      nothing was lost; do what the message says, then run the command again" in done.err
+    assert "next      nothing was lost; do what the message says, then run it again" in done.err
     assert "there are no links" not in done.err
     assert (served.sandbox.requests.total(), served.sandbox.helped.total()) == (0, 2)
     assert "use --plan growth." in command(*words, "--facet", "referrers,countries,devices").err

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -286,10 +287,10 @@ def test_neither_a_token_nor_a_token_commands_arguments_are_kept(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BITLY_TOKEN", raising=False)
     (tmp_path / "links.txt").write_text("bit.ly/1\n")
-    words = ("run", "links.txt", "--out", "out", "--base-url", serve().url, "--account", TOKEN, "--token-command")
+    words = ("run", "links.txt", "--out", f"./{TOKEN}", "--base-url", serve().url, "--token-command")
     assert in_process(capsys, *words, f"echo {TOKEN}").code == 0
-    manifest = manifest_of(tmp_path / "out")
-    kept = ["[token]" if word == TOKEN else word for word in words]
+    manifest = manifest_of(tmp_path / TOKEN)
+    kept = [word.replace(TOKEN, "[token]") for word in words]
     assert manifest["invocation"]["command"]["words"] == ["harvester", *kept, "echo …"]
     assert TOKEN not in json.dumps(manifest["invocation"])
 
@@ -716,11 +717,11 @@ def test_an_interrupt_ends_watching_with_0(written: Callable[..., str]) -> None:
 def test_on_a_terminal_the_status_is_drawn_in_place(written: Callable[..., str]) -> None:
     folder = written(updated=datetime.now(UTC).isoformat())
     controller, terminal = pty.openpty()
-    env = {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
+    env = {"TERM": "xterm", "COLUMNS": "60", "LINES": "50"}
     process = start("status", folder, "--watch", "--every", "0.02s", env=env, stdout=terminal)
     os.close(terminal)
     shown = b""
-    while b"it is running" not in shown:
+    while b"command" not in shown:
         shown += os.read(controller, 65536)
     filesystem.atomic_replace(
         os.path.join(folder, "_manifest.json"), [json.dumps(WRITTEN | ENDED | {"complete": True}).encode()]
@@ -733,8 +734,11 @@ def test_on_a_terminal_the_status_is_drawn_in_place(written: Callable[..., str])
     os.close(controller)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert b"complete: every link has an answer" in shown
+    before, _, after = re.sub(rb"\s+", b" ", shown).partition(b"complete: every link has an answer")
+    assert b"it is running" in before
+    assert after
     assert b"\x1b[1A" in shown
+    assert b"list:\r\n" + b" " * 13 + b"links.txt" in shown  # it continues below its column
 
 
 def test_a_terminal_that_cannot_be_redrawn_gets_lines(written: Callable[..., str]) -> None:

@@ -1,5 +1,6 @@
 """`harvester init`: the file that it writes, the questions that it asks, and what it never writes."""
 
+import json
 import os
 import tomllib
 from datetime import date
@@ -85,10 +86,10 @@ def test_an_output_that_no_run_takes_is_refused(out: str) -> None:
 def test_the_first_command_names_a_period_that_is_over() -> None:
     today = date(2026, 3, 1)
     shown = {each: next_steps(answers(every=each), "f", found=True, today=today) for each in INTERVALS}
-    assert "--unit-reference" not in shown["once"]
-    assert "harvester run links.txt --unit-reference 2026-02-28" in shown["day"]
-    assert "--unit-reference 2026-02-22" in shown["week"]
-    assert "--unit-reference 2026-02-28" in shown["month"]
+    assert "harvester run links.txt\n" in f"{shown['once']}\n"
+    assert "harvester run links.txt --day 2026-02-28" in shown["day"]
+    assert "harvester run links.txt --since 2026-02-22 --until 2026-02-22" in shown["week"]
+    assert "harvester run links.txt --since 2026-02-28 --until 2026-02-28" in shown["month"]
     assert "harvester --config f run links.txt" in next_steps(answers(), "f", found=False, today=today)
 
 
@@ -104,10 +105,10 @@ def test_init_asks_four_questions_and_writes_a_private_file(
     assert said.err.count("?") == 4
     assert "one of free, core, growth, premium, please" in said.err
     content = tomllib.loads((home / "config.toml").read_text())
-    assert content == {"plan": "growth", "out": "lake/dt={dt}", "unit": "day", "units": 1}
+    assert content == {"plan": "growth", "out": "lake/dt={dt}"}
     assert (home / "config.toml").stat().st_mode & 0o777 == 0o600
     assert "harvester login --with-token" in said.out
-    assert "harvester run links.txt --unit-reference" in said.out
+    assert "harvester run links.txt --day 20" in said.out
 
 
 def test_init_overwrites_nothing_and_asks_nothing_before_it_says_so(
@@ -191,4 +192,19 @@ def test_answers_are_taken_in_any_case_and_a_token_in_the_variable_is_offered(
     assert tomllib.loads(text)["plan"] == "growth"
     assert "the variable BITLY_TOKEN" in text
     assert "export BITLY_TOKEN" not in said.out
-    assert r"harvester run links.txt --unit-reference $(date -u -d yesterday +\%F)   # each day" in said.out
+    assert "harvester run links.txt --day yesterday --quiet   # each day, in a crontab" in said.out
+
+
+@pytest.mark.parametrize("every", ["day", "week", "month"])
+def test_the_first_command_plans_a_whole_period(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, every: str
+) -> None:
+    monkeypatch.setenv("BITLY_TOKEN", "x")
+    Path("links.txt").write_text("bit.ly/a\n")
+    said = command(
+        capsys, "init", "--plan", "core", "--token", "variable", "--every", every, "--file", "harvester.toml"
+    )
+    (words,) = (line.split("#")[0].split() for line in said.out.splitlines() if " plan " in line)
+    planned = command(capsys, *words[1:], "--offline", "--json")
+    assert planned.code == 0, planned.err
+    assert json.loads(planned.out)["calls"] == 1

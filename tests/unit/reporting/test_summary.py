@@ -157,7 +157,7 @@ def test_what_must_be_mended_is_not_to_be_repeated(reason: StopReason) -> None:
 def test_a_refused_command_is_to_be_changed_before_it_is_run_again() -> None:
     assert told(RunProgress(), Stop(StopReason.NOT_BEGUN, "use --plan core"))[1:] == [
         "  output    lake",
-        "  next      nothing was lost; do what the message says, then run the command again",
+        "  next      nothing was lost; do what the message says, then run it again",
     ]
 
 
