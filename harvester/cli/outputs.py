@@ -3,13 +3,11 @@
 Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
 """
 
-import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import orjson
-from cyclopts import Parameter
 
 from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import Facets, ShowOptions, facets_in
@@ -19,6 +17,7 @@ from harvester.config.sources import undashed
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
+from harvester.parameters import Parameter
 from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
@@ -192,6 +191,8 @@ def show(
     json:
         Print the rows as `run` writes them, one per line, for a program.
     """
+    import asyncio
+
     from harvester.cli import show as shows
 
     async def shown_links() -> shows.Shown:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from cyclopts import Parameter
-
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AUTHENTICATION, PathOptions, StoreName
+from harvester.parameters import Parameter
 
 
 @Parameter(name="*", group=AUTHENTICATION)

@@ -352,8 +352,8 @@ def test_another_user_sees_the_status_without_reading_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        "from harvester.cli import main\n"
-        f"main.app.resolved_commands()\n{become}\n{check}\n"
+        "from harvester.cli import main\nfrom harvester.cli.command_line.app import app\n"
+        f"app.resolved_commands()\n{become}\n{check}\n"
         f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
