@@ -18,7 +18,6 @@ from harvester._version import __version__
 from harvester.errors import UsageError
 from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
 
-
 _UNCOLLECTED = 120_000
 """Objects made before the first search for unreachable ones; the imports of `run` make 90,000."""
 
