@@ -11,14 +11,12 @@ import orjson
 
 from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import Facets, ShowOptions, facets_in
-from harvester.config.parsing import day_of, seconds_of
 from harvester.config.placeholders import filled_path
 from harvester.config.sources import undashed
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.parameters import Parameter
-from harvester.reporting import run_status, status_text
 from harvester.reporting.terminal import discard_output, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
 from harvester.storage.location import is_url
@@ -50,7 +48,11 @@ class OutputChoice:
 
     def filled(self, name: str, path: str) -> list[str]:
         """Return a path with its placeholders filled in, for each facet. name: what errors call it."""
-        day = self.unit_reference if self.day is None else day_of("--day", self.day).isoformat()
+        day = self.unit_reference
+        if self.day is not None:
+            from harvester.config.parsing import day_of
+
+            day = day_of("--day", self.day).isoformat()
         return [filled_path(name, path, facet, day) for facet in facets_in(self.facet)]
 
 
@@ -93,6 +95,8 @@ def status(
     every:
         How often --watch reads the manifest.
     """
+    from harvester.reporting import run_status, status_text
+
     paths = choice.paths(out)
     path = paths[0]
     if len(paths) > 1:
@@ -108,6 +112,8 @@ def status(
     if not watch:
         status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK
+    from harvester.config.parsing import seconds_of
+
     with suppress(KeyboardInterrupt):
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=choice.json)
     return OK

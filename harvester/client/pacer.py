@@ -9,10 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
-
-import tenacity
-from aiolimiter import AsyncLimiter
+from typing import TYPE_CHECKING, Protocol
 
 from harvester.bitly.verdicts import Transient, Unreadable, Verdict, reason
 from harvester.budget.budget import Budget
@@ -20,6 +17,10 @@ from harvester.budget.throttling import hinted_seconds
 from harvester.errors import OutputError
 from harvester.progress import WaitReason
 from harvester.shutdown import ShutdownSignal
+
+if TYPE_CHECKING:
+    import tenacity
+    from aiolimiter import AsyncLimiter
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -88,7 +89,7 @@ class Pacer:
             return remaining < self._budget.room()
         return False
 
-    async def _wait(self, limiter: AsyncLimiter) -> None:
+    async def _wait(self, limiter: "AsyncLimiter") -> None:
         waiter = asyncio.ensure_future(limiter.acquire())
         self._waiters.add(waiter)
         try:
@@ -99,7 +100,7 @@ class Pacer:
             self._waiters.discard(waiter)
 
 
-def _limiter(per_minute: int) -> AsyncLimiter | None:
+def _limiter(per_minute: int) -> "AsyncLimiter | None":
     """Return a limiter that smooths below the minute's window.
 
     Its burst is 1 % of the window: a full bucket would let nearly twice the limit through in its first minute, and a
@@ -107,6 +108,8 @@ def _limiter(per_minute: int) -> AsyncLimiter | None:
     """
     if not per_minute:
         return None
+    from aiolimiter import AsyncLimiter  # noqa: PLC0415 - a run without a limit has no pace
+
     burst = max(per_minute // 100, 1)
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
 
@@ -139,45 +142,50 @@ class HintedPauses:
         return min(self._pauses, key=lambda each: each[0])[1] if self._pauses else None
 
 
-class Backoff(tenacity.wait.wait_base):
+class Backoff:
     """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
 
     The server's `Retry-After` counts if it asks for longer.
     """
 
     def __init__(self, seconds: float, pauses: HintedPauses) -> None:
+        import tenacity  # noqa: PLC0415 - most runs of a link repeat nothing
+
         self._pauses = pauses
         self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
 
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+    def __call__(self, retry_state: "tenacity.RetryCallState") -> float:
         """Return the seconds to wait before the next attempt."""
         return self._pauses.seconds(last_verdict(retry_state), self._jittered(retry_state))
 
 
-def last_verdict(state: tenacity.RetryCallState) -> Verdict:
+def last_verdict(state: "tenacity.RetryCallState") -> Verdict:
     """Return the verdict of a retrier's latest attempt."""
     assert state.outcome is not None
     result: Verdict = state.outcome.result()
     return result
 
 
-class UnreadableTwice(tenacity.stop.stop_base):
+class UnreadableTwice:
     """Stops once two responses were not the facet's JSON: such a call is repeated once."""
 
     def __init__(self) -> None:
         self._seen = 0
 
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+    def __call__(self, retry_state: "tenacity.RetryCallState") -> bool:
         """Return whether that is so."""
         self._seen += isinstance(last_verdict(retry_state), Unreadable)
         return self._seen > 1
 
 
-def retrier(attempts: int, backoff: Backoff, shutdown: ShutdownSignal) -> tenacity.AsyncRetrying:
+def retrier(attempts: int, backoff: Backoff, shutdown: ShutdownSignal) -> "tenacity.AsyncRetrying":
     """Return what repeats one call until its verdict is none that may pass, `attempts` times at most in all."""
+    import tenacity  # noqa: PLC0415
+
+    often, unreadable_twice = tenacity.stop_after_attempt(attempts), UnreadableTwice()
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), UnreadableTwice()),
+        stop=lambda state: unreadable_twice(state) or often(state),
         wait=backoff,
         sleep=shutdown.sleep_unless_stopping,
         retry_error_callback=last_verdict,
