@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -75,12 +75,19 @@ def output_of(*arguments: str) -> str:
     return done.stdout.decode()
 
 
-def run(*arguments: str) -> Used:
-    """Run Python with arguments to its end, and give what it used.
+def run(*arguments: str, variables: Mapping[str, str] | None = None, silent: bool = False) -> Used:
+    """Run Python with arguments to its end, and give what it used. silent: what it writes is dropped.
 
     Keep the calling process small: on Linux a child's peak begins with the one of the process that it came from.
     """
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=_ENVIRONMENT, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=_ENVIRONMENT | (dict(variables) if variables else {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if silent else None,
+        stderr=subprocess.DEVNULL if silent else None,
+    )
     # Not process.kill(), which may reap the process, and what it used with it.
     deadline = threading.Timer(LONGEST_SECONDS, os.kill, (process.pid, signal.SIGKILL))
     deadline.start()
