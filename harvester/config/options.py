@@ -5,7 +5,7 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import UnionType
@@ -15,6 +15,7 @@ from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
 from harvester.parameters import Group, Parameter
+from harvester.records import dataclass
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]

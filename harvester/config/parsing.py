@@ -6,7 +6,6 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar, get_args
 
@@ -26,6 +25,7 @@ from harvester.clock import utc_iso
 from harvester.config.base_url import checked_base_url
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName
 from harvester.errors import UsageError
+from harvester.records import dataclass
 from harvester.shutdown import FailureLimit
 
 T = TypeVar("T")

@@ -11,11 +11,11 @@ own beginning as `asked_at`, it asks for each link once, and no link twice befor
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from harvester.clock import seconds_since_1970
+from harvester.records import dataclass
 from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 
 IDLE_AGES = 3
