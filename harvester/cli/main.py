@@ -21,14 +21,14 @@ from harvester.reporting.terminal import discard_output, open_closed_streams, pr
 _UNCOLLECTED = 120_000
 """Objects made before the first search for unreachable ones; the imports of `run` make 90,000."""
 
-# The interpreter would search all objects once more as it ends, which takes a tenth of a short command's time and frees
-# nothing that the end of the process does not free.
-atexit.register(gc.freeze)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and leave with its exit code."""
+    """Run the command and leave with its exit code. argv: None in a process of the command's own."""
     _collect_later()
+    if argv is None:
+        # As it ends the interpreter would search all objects once more, which takes a tenth of a short command's time
+        # and frees nothing that the end of the process does not free.
+        atexit.register(gc.freeze)
     open_closed_streams()
     words = sys.argv[1:] if argv is None else argv
     sys.exit(_flush_output(_exit_code([*words])))
