@@ -366,14 +366,28 @@ def _check_local(private: str) -> None:
     with suppress(OSError):
         if os.major(os.stat(private).st_dev):  # a block device's
             return
-    import psutil  # noqa: PLC0415 - commands that only read an output do not need it
-
     path = os.path.join(os.path.realpath(private), "")
-    mounts = [p for p in psutil.disk_partitions(all=True) if path.startswith(os.path.join(p.mountpoint, ""))]
+    above = [(point, kind) for point, kind in mounts() if path.startswith(os.path.join(point, ""))]
     # Of several mounts on one path the last one is visible.
-    found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
-    if found and found.fstype.lower() in _NETWORK:
+    _, kind = max(reversed(above), key=lambda mount: len(mount[0]), default=("", ""))
+    if kind.lower() in _NETWORK:
         raise UsageError(
-            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not work: "
+            f"{private} is on {kind}, a network file system, where SQLite's locks do not work: "
             "use a folder on a local disk"
         )
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Return the mount points of this machine, and what file system each has, in the order of mounting."""
+    with suppress(OSError), open("/proc/self/mounts", "rb") as lines:  # where Linux has them; psutil is slow to import
+        return [(_unescaped(point), os.fsdecode(kind)) for _, point, kind, *_ in map(bytes.split, lines)]
+    import psutil  # noqa: PLC0415
+
+    return [(each.mountpoint, each.fstype) for each in psutil.disk_partitions(all=True)]
+
+
+def _unescaped(point: bytes) -> str:
+    """Return a mount point with the characters that https://man7.org/linux/man-pages/man5/fstab.5.html has escaped."""
+    for code in (b"040", b"011", b"012", b"134"):
+        point = point.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(point)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from harvester.errors import OutputError, UsageError
-from harvester.storage.folders import check_unused, lock_folder, resolve, state_folder, users_state_folder
+from harvester.storage.folders import check_unused, lock_folder, mounts, resolve, state_folder, users_state_folder
 
 NOBODY = 65534
 IMPORTED = (platformdirs, psutil)
@@ -162,3 +162,7 @@ def test_the_users_folder_is_where_platformdirs_says(home: str, base: str, monke
     except RuntimeError:
         expected = os.path.expanduser("~")
     assert users_state_folder() == expected
+
+
+def test_the_mounts_are_those_that_psutil_finds() -> None:
+    assert mounts() == [(each.mountpoint, each.fstype) for each in psutil.disk_partitions(all=True)]
