@@ -29,7 +29,7 @@ class Command(NamedTuple):
 
 def commands(folder: Path) -> list[Command]:
     """Return what is measured. folder: has a list of one link, and the finished output `done`."""
-    harvester = ("-m", "harvester")
+    harvester = ("-c", "from harvester.cli.main import main; main()")  # as the installed script does
     return [
         Command(IMPORT, ("-c", IMPORT), None),
         Command("python", ("-c", "pass"), None),
@@ -64,7 +64,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="harvester-startup-") as name, serving() as url:
         folder = Path(name)
         variables = {"HOME": name, "HARVESTER_BASE_URL": url}
-        # Not `python -m`'s way of compiling a module each time: an installed package is compiled once.
+        # An installed package is compiled once.
         run("-m", "compileall", "-q", str(ROOT / "harvester"))
         write_list(folder / "one.txt", 1)
         done = ("run", str(folder / "one.txt"), "--out", str(folder / "done"))

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -26,6 +25,8 @@ def parse_error_text(error: "CycloptsError") -> str:
 
 
 def _in_words(error: "CycloptsError") -> str:
+    from difflib import get_close_matches  # noqa: PLC0415
+
     from cyclopts import (  # noqa: PLC0415 - it has made the error
         CoercionError,
         MissingArgumentError,
@@ -86,6 +87,8 @@ def _example(error: "CycloptsError") -> str:
 
 
 def _nearest(word: str, known: Iterable[str], explained_by: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     near = get_close_matches(word, known, 1)
     return f"; did you mean {near[0]}? See {explained_by}" if near else f"; see {explained_by}"
 

@@ -6,7 +6,6 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
@@ -368,6 +367,8 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return the end of an error about an unknown name: the known name nearest to it, or otherwise if none is near."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     nearest = get_close_matches(name.replace("-", "_"), [*known], 1)
     return f"; did you mean {nearest[0]}?" if nearest else otherwise
 

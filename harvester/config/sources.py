@@ -6,7 +6,6 @@ called in order: each fills in the options that have no value yet.
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -140,6 +139,8 @@ def variables_used() -> dict[str, str]:
 
 def misspelt_variables(app: "App", environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable whose name is almost that of an option's variable, with that name."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     unknown = {name for name in environment if name.startswith(PREFIX)}
     known: set[str] = set()
     for command, made in commands_of(app).items():

@@ -13,7 +13,7 @@ from tests.support.commands import environment
 _NETWORK = {"aiohttp", "aiohappyeyeballs", "aiosignal", "frozenlist", "multidict", "propcache", "yarl"}
 _REQUESTS = _NETWORK | {"asyncio", "aiolimiter", "tenacity", "obstore", "prometheus_client", "psutil", "platformdirs"}
 _COMMANDS = {f"harvester.cli.{name}" for name in ("account", "demo", "first_steps", "harvesting", "login", "outputs")}
-_READERS = {"cyclopts", "attr", "tomllib", "pydantic", "docstring_parser"}
+_READERS = {"cyclopts", "attr", "tomllib", "pydantic", "docstring_parser", "difflib"}
 _DRAWING = {"rich", "structlog"}
 
 
