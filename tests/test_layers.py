@@ -129,13 +129,13 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("aiolimiter", {"client.pacer"}),
         ("tenacity", {"client.pacer", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),
-        ("sqlite3", {"budget.database", "storage.sqlite"}),
+        ("sqlite3", {"budget.database", "budget.removal", "storage.sqlite"}),
         (
             "cyclopts",
             {"cli.command_line.app", "cli.command_line.described", "cli.main"}
             | {"config.files", "config.mistakes", "config.sources"},
         ),
-        ("psutil", {"storage.folders"}),
+        ("psutil", {"storage.filesystem"}),
         ("platformdirs", {"credentials.token_store", "storage.folders"}),
         ("keyring", {"credentials.token_store"}),
         ("pyarrow", {"arrow", "extras"}),

@@ -16,6 +16,7 @@ from itertools import pairwise
 from harvester import _version
 from harvester._version import __version__
 from harvester.errors import UsageError
+from harvester.misplaced import misplaced
 from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
 
 _UNCOLLECTED = 120_000
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         atexit.register(_leave, ended)
     open_closed_streams()
-    ended.append(_flush_output(_exit_code([*(sys.argv[1:] if argv is None else argv)])))
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    misplaced.begin(words, os.environ.get("BITLY_TOKEN", "").strip())
+    ended.append(_flush_output(_exit_code(words)))
     sys.exit(ended[0])
 
 
