@@ -66,9 +66,15 @@ class Pacer:
         """
         per_minute = self._budget.limits.per_minute
         if per_minute != self._per_minute:
-            self._per_minute, self._limiter = per_minute, _limiter(per_minute)
-        if self._limiter is None:
+            self._per_minute, self._limiter = per_minute, None
+            return  # the first attempt would go at once anyway: a run of one link needs no limiter, nor its import
+        if not per_minute:
             return
+        if self._limiter is None:
+            if self._rest_fits():
+                return
+            self._limiter = _limiter(per_minute)
+            await self._limiter.acquire()  # at once, for the first attempt
         if self._limiter.has_capacity():
             await self._limiter.acquire()  # at once
             return
@@ -103,15 +109,13 @@ class Pacer:
             self._waiters.discard(waiter)
 
 
-def _limiter(per_minute: int) -> "AsyncLimiter | None":
+def _limiter(per_minute: int) -> "AsyncLimiter":
     """Return a limiter that smooths below the minute's window.
 
     Its burst is 1 % of the window: a full bucket would let nearly twice the limit through in its first minute, and a
     bucket of one cannot keep a high rate (measured: 1 % reaches 99.5 % at 500 a second).
     """
-    if not per_minute:
-        return None
-    from aiolimiter import AsyncLimiter  # noqa: PLC0415 - a run without a limit has no pace
+    from aiolimiter import AsyncLimiter  # noqa: PLC0415 - few links are not paced
 
     burst = max(per_minute // 100, 1)
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
