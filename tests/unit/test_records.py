@@ -136,7 +136,7 @@ def test_frozen_stays_frozen_and_can_be_replaced_copied_and_pickled() -> None:
         del point.x
     with pytest.raises(FrozenInstanceError):
         OURS["Sub"](1).z = 5
-    with pytest.raises((FrozenInstanceError, AttributeError)):
+    with pytest.raises((AttributeError, TypeError)):  # the standard library's own has another error in each version
         point.unknown = 5
     assert dataclasses.replace(point, x=7) == OURS["Point"](7, 2)
     assert pickle.loads(pickle.dumps(Pickled(1))) == Pickled(1)
