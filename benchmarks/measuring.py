@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -82,12 +82,21 @@ def output_of(*arguments: str) -> str:
     return done.stdout.decode()
 
 
-def run(*arguments: str, program: str = sys.executable) -> Used:
-    """Run Python with arguments to its end, and give what it used. program: another Python.
+def run(
+    *arguments: str, program: str = sys.executable, variables: Mapping[str, str] | None = None, silent: bool = False
+) -> Used:
+    """Run Python with arguments to its end, and give what it used. program: another Python. silent: drop its output.
 
     Keep the calling process small: on Linux a child's peak begins with the one of the process that it came from.
     """
-    process = subprocess.Popen([program, *arguments], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [program, *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT | (dict(variables) if variables else {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if silent else None,
+        stderr=subprocess.DEVNULL if silent else None,
+    )
     # Not process.kill(), which may reap the process, and what it used with it.
     deadline = threading.Timer(LONGEST_SECONDS, os.kill, (process.pid, signal.SIGKILL))
     deadline.start()

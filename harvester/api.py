@@ -66,7 +66,7 @@ _CUT = (
 _AT_ONCE = 2
 """Calls of `metrics` that run at once in one event loop, because each counts among the machine's five harvesters."""
 _STATE_DIR = "HARVESTER_STATE_DIR"
-_COMMAND = "harvester.cli.main"
+_COMMAND = "harvester.cli.command_line.app"
 """Loaded by its path, as the command loads its own commands: only if there is something that it has to check."""
 _checking = threading.Lock()
 """Held while variables and files are read, which the command does once in a process."""

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
@@ -88,6 +87,8 @@ def next_month(now: datetime) -> datetime:
 
 def parse_http_date(text: str) -> datetime | None:
     """Return the moment of a Date header, None if it is not one."""
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - `status` parses none, and email is large
+
     try:
         date = parsedate_to_datetime(text)
         date.timestamp()
@@ -147,6 +148,8 @@ def hint(headers: Mapping[str, str]) -> Hint:
         return _epoch_hint(text) or float(text[:9]) or None
     if _DECIMAL.fullmatch(text):  # no valid form, and meant as seconds all the same
         return float(math.ceil(float(text))) or None
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
+
     try:
         return as_utc(parsedate_to_datetime(text))
     except (ValueError, IndexError, OverflowError):

@@ -1,15 +1,14 @@
 """Why a run ends before its list does, what follows from each reason, and the signal that ends it."""
 
-import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
+from harvester.records import dataclass
 
 T = TypeVar("T")
 
@@ -186,6 +185,8 @@ class ShutdownSignal:
     """
 
     def __init__(self) -> None:
+        import asyncio  # noqa: PLC0415 - `status` reads reasons, and has no event loop
+
         self.stop: Stop | None = None
         self._requested = asyncio.Event()
 
@@ -205,6 +206,8 @@ class ShutdownSignal:
         Raises:
             RunStopping: the run is ending; raised at once.
         """
+        import asyncio  # noqa: PLC0415
+
         try:
             async with asyncio.timeout(seconds):
                 await self._requested.wait()
@@ -218,6 +221,8 @@ class ShutdownSignal:
         Raises:
             RunStopping: the run is ending; work is cancelled.
         """
+        import asyncio  # noqa: PLC0415
+
         task = asyncio.ensure_future(work)
         requested = asyncio.ensure_future(self._requested.wait())
         try:
@@ -234,6 +239,8 @@ class ShutdownSignal:
 @contextmanager
 def time_limited(seconds: float | None, shutdown: ShutdownSignal) -> Iterator[None]:
     """Ask a run to stop after some seconds, unless this is left before; None for never."""
+    import asyncio  # noqa: PLC0415
+
     if seconds is None:
         yield
         return

@@ -14,8 +14,8 @@ import pytest
 
 from harvester import __version__
 from harvester.bitly.facets import FACETS
+from harvester.cli.command_line.app import app
 from harvester.cli.exit_codes import EXIT_CODES, exit_code
-from harvester.cli.main import app
 from harvester.events import RunOutcome
 from harvester.progress import WAIT_REASONS, RunProgress
 from harvester.reporting.run_status import RunState

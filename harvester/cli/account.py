@@ -4,16 +4,13 @@ What needs aiohttp is imported within the functions: to check a file or the vari
 is run as a probe, loads this module for its options.
 """
 
-import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
-
-from cyclopts import Group, Parameter
 
 from harvester.bitly.groups import ArchivedName, Filters, GroupLink, NoLink
 from harvester.bitly.groups import Group as AccountGroup
@@ -31,7 +28,9 @@ from harvester.config.parsing import check_choice, groups_of, moment_of
 from harvester.config.sources import undashed
 from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
+from harvester.parameters import Group, Parameter
 from harvester.progress import InvalidLine, counted
+from harvester.records import dataclass
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import print_out
 from harvester.shutdown import OK, ShutdownSignal
@@ -205,6 +204,8 @@ def _observed(
     work: Callable[[Reporter, ShutdownSignal], Awaitable[int]], log: LogOptions, *, show_failures: bool = False
 ) -> int:
     """Return the exit code of a command's work. show_failures: as in Reporter."""
+    import asyncio
+
     observer = observer_for(log.log_format, quiet=log.quiet, show_failures=show_failures)
 
     async def observed() -> int:

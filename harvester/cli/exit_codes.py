@@ -3,11 +3,8 @@
 `shutdown.CONSEQUENCES` has the reasons to stop.
 """
 
-import asyncio
 import os
-import shlex
 import signal
-import traceback
 from collections.abc import Callable, Collection
 
 from harvester.config import sources
@@ -113,6 +110,8 @@ def report_error(error: Exception, observer: Reporter) -> int:
             text = sources.at_its_source(error)
             observer.tell(Event.RUN_REFUSED, f"harvester: {text[:_LONGEST_ERROR]}", exit_code=code)
         return code
+    import traceback  # noqa: PLC0415
+
     trace = "".join(traceback.format_exception(error))
     text = "harvester: a bug; the rows that were fetched are safe. Please report these lines\n" + trace.rstrip()
     observer.tell(Event.RUN_CRASHED, text, exit_code=BUG, traceback=trace)
@@ -127,6 +126,8 @@ def words_of(command: str | None) -> list[str]:
     """
     if command is None:
         return []
+    import shlex  # noqa: PLC0415
+
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -221,6 +222,8 @@ def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
 
     To end at once loses no answer: each is in the journal as soon as it is known.
     """
+    import asyncio  # noqa: PLC0415 - only what sends requests has an event loop
+
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:

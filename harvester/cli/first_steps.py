@@ -4,18 +4,15 @@ What a command needs is imported within it: to check a file or the variables, an
 as a probe, loads this module for its options.
 """
 
-import asyncio
 import os
 import signal
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, cast
 
-from cyclopts import Parameter
-
 from harvester.bitly.facets import FacetName
+from harvester.cli.command_line.app import app, configure
 from harvester.cli.exit_codes import exit_code
-from harvester.cli.main import app, configure
 from harvester.config import files, sources, starter
 from harvester.config.options import (
     AccessOptions,
@@ -29,6 +26,7 @@ from harvester.config.options import (
 )
 from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.errors import UsageError
+from harvester.parameters import Parameter
 from harvester.reporting.terminal import for_stdout, print_out, say
 from harvester.shutdown import OK
 
@@ -288,6 +286,8 @@ def sandbox(
     active:
         Share of a group's links that may have clicks, from 0 to 1.
     """
+    import asyncio
+
     from harvester.sandbox import Sandbox, SandboxOptions, serving
 
     options = SandboxOptions(connections, per_minute, per_hour, per_month, latency_ms, errors, links, active)

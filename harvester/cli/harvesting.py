@@ -3,7 +3,6 @@
 Slow imports are local: every command, even `status` as a probe, loads this module to validate config and variables.
 """
 
-import asyncio
 import gc
 import os
 import sys
@@ -210,6 +209,8 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
             f"--connections {connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
+
+    import asyncio
 
     async def done() -> T:
         shutdown = ShutdownSignal()

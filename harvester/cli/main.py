@@ -1,58 +1,69 @@
-"""The command: its commands in the order of `--help`, where options come from, and what is set up around each.
+"""The command's entry: what is set up around every command, and who reads its command line.
 
-A command is registered by its import path: its module is loaded when the command is used, or when the options of all
-commands are needed to check a file or the variables. `--help` loads none of these modules.
+A program that waits for `--version`, `status` or one link should not wait for modules that do nothing for it. So this
+module imports what it needs when it needs it (docs/decisions/0001-cyclopts.md).
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import App, CycloptsError, Group, Parameter
 
 from harvester import _version
 from harvester._version import __version__
-from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
-from harvester.config import sources
-from harvester.config.files import files_read
-from harvester.config.mistakes import parse_error_text
-from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
-from harvester.config.sources import DASH
 from harvester.errors import UsageError
-from harvester.events import Event
 from harvester.misplaced import misplaced
-from harvester.reporting.terminal import discard_output, open_closed_streams, say
-from harvester.shutdown import OK, OUTPUT, USAGE
+from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
 
-if TYPE_CHECKING:
-    from cyclopts.help import DefaultFormatter, HelpPanel
+_UNCOLLECTED = 120_000
+"""Objects made before the first search for unreachable ones; the imports of `run` make 90,000."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and leave with its exit code."""
+    """Run the command and leave with its exit code. argv: None in a process of the command's own."""
+    _collect_later()
+    ended: list[int] = []
+    if argv is None:
+        atexit.register(_leave, ended)
     open_closed_streams()
-    die_of_signals()
-    words = sys.argv[1:] if argv is None else argv
-    sources.typed.begin(words)
+    words = [*(sys.argv[1:] if argv is None else argv)]
     misplaced.begin(words, os.environ.get("BITLY_TOKEN", "").strip())
-    sys.exit(_flush_output(_exit_code(_with_flags([DASH if word == "-" else word for word in words]))))
+    ended.append(_flush_output(_exit_code(words)))
+    sys.exit(ended[0])
 
 
-def _with_flags(words: list[str]) -> list[str]:
-    """Return a command line with flags instead of `help`, `help COMMAND`, `version` and `--help-all`."""
-    _help.all = HELP_ALL in words
-    match words:
-        case ["version"]:
-            return ["--version"]
-        case ["help", command, *_] if command not in app.resolved_commands():
-            return [command]
-        case ["help", *command]:
-            return [*command, "--help"]
-    return ["--help" if word == HELP_ALL else word for word in words]
+def _leave(ended: list[int]) -> None:
+    """End the process without taking the interpreter apart, which is a tenth of a short command's time.
+
+    Registered first, so it is called last: threads have ended, and whatever else waits for the end was called. ended:
+    the exit code, if the command came to its end.
+    """
+    if ended:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(ended[0])
+
+
+def _collect_later() -> None:
+    """Put off the first search for unreachable objects: what imports make stays, and is searched many times.
+
+    From the first search on they come as often as they did before.
+    """
+    usual = gc.get_threshold()
+
+    def as_usual(phase: str, _: object) -> None:
+        if phase == "stop":
+            gc.callbacks.remove(as_usual)
+            gc.set_threshold(*usual)
+
+    if usual[0] < _UNCOLLECTED:
+        gc.callbacks.append(as_usual)
+        gc.set_threshold(_UNCOLLECTED, *usual[1:])
 
 
 def _flush_output(code: int) -> int:
@@ -66,6 +77,8 @@ def _flush_output(code: int) -> int:
     except BrokenPipeError:
         discard_output()
     except OSError:
+        from harvester.shutdown import OUTPUT
+
         discard_output()
         return code or OUTPUT
     return code
@@ -74,232 +87,63 @@ def _flush_output(code: int) -> int:
 def _exit_code(words: list[str]) -> int:
     """Run the command and return its exit code, whatever it raises."""
     if sys.platform == "win32":
+        from harvester.shutdown import USAGE
+
         say("harvester: runs on Linux and macOS; on Windows use WSL")
         return USAGE
     try:
         _check_installation()
-        code = app.meta(words)
-        return code if isinstance(code, int) else OK
+        if words in (["--version"], ["version"]):
+            print_out(__version__)
+            return 0
+        code = _run(words)
+        return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         discard_output()
-        return OK
+        return 0
     except Exception as error:
-        observer = observer_for("json" if _asks_for_json(words) else "text")
-        if not isinstance(error, CycloptsError):
-            return report_error(error, observer)
-        observer.tell(Event.RUN_REFUSED, _usage_text(error), exit_code=USAGE)
-        return USAGE
+        return _report(error, words)
 
 
-def _usage_text(error: CycloptsError) -> str:
-    return f"harvester: {parse_error_text(error)}"
+def _run(words: list[str]) -> object:
+    """Run the command that a command line names, and return what it returns."""
+    from harvester.cli.command_line.plain import plain_call
+    from harvester.cli.exit_codes import die_of_signals
+    from harvester.config.sources import DASH, typed
+
+    die_of_signals()
+    typed.begin(words)
+    words = [DASH if word == "-" else word for word in words]
+    if call := plain_call(words):
+        return call()
+    from harvester.cli.command_line import app
+
+    return app.run(words)
+
+
+def _report(error: Exception, words: list[str]) -> int:
+    """Report an error and return its exit code."""
+    from harvester.cli.exit_codes import observer_for, report_error
+    from harvester.events import Event
+    from harvester.shutdown import USAGE
+
+    observer = observer_for("json" if _asks_for_json(words) else "text")
+    if "cyclopts" in sys.modules:
+        from cyclopts import CycloptsError
+
+        from harvester.cli.command_line.app import usage_text
+
+        if isinstance(error, CycloptsError):
+            observer.tell(Event.RUN_REFUSED, usage_text(error), exit_code=USAGE)
+            return USAGE
+    return report_error(error, observer)
 
 
 def _asks_for_json(words: list[str]) -> bool:
     """Return whether a command line that could not be parsed has `--log-format json`."""
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
-
-
-# --- help -------------------------------------------------------------------------------------------------------------
-
-HELP_ALL = "--help-all"
-_SHORTENED = ("run", "plan", "show")
-_RARE = {f"--{name.replace('_', '-')}" for name in names_in(RunOptions) if name not in COMMON}
-
-
-class _Help:
-    """Draws `--help`: of run, plan and show without the options that few people use, unless `all` is set."""
-
-    all = False
-
-    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
-        """Draw the first line, which names the command."""
-        words = str(usage).split()
-        self._hidden = _RARE if not self.all and {*words[1:3]} & {*_SHORTENED} else set()
-        _drawn().render_usage(console, options, usage)
-
-    def render_description(self, console: Any, options: Any, description: Any) -> None:
-        """Draw what the command does."""
-        _drawn().render_description(console, options, description)
-
-    def __call__(self, console: Any, options: Any, panel: "HelpPanel") -> None:
-        """Draw a group of options or commands; a flag without its default, which is always the same."""
-        kept = [entry for entry in panel.entries if not {*entry.names} & self._hidden]
-        shown = [entry.copy(default=None) if entry.default in {"False", "True"} else entry for entry in kept]
-        _drawn()(console, options, panel.copy(entries=shown))
-
-
-def _drawn() -> "DefaultFormatter":
-    from cyclopts.help.formatters import DefaultFormatter  # noqa: PLC0415 - with rich, which few commands need
-
-    return DefaultFormatter()
-
-
-_help = _Help()
-
-
-# --- the commands -----------------------------------------------------------------------------------------------------
-
-
-def _examples(*lines: str) -> str:
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
-app = App(
-    name="harvester",
-    version=__version__,
-    version_flags=["--version", "-V"],
-    help_formatter=_help,
-    help="Harvest Bitly metrics in bulk: bitlinks in, rows for a data lake out. Every answer is paid for once.",
-    help_format="plaintext",
-    help_epilogue=_examples(
-        "harvester demo                        see it work, without a token",
-        "harvester plan links.txt --out lake   what it will cost, when it will end",
-        "harvester run links.txt --out lake    fetch the rows; run it again to resume",
-        "harvester init                        write a config file",
-        "harvester COMMAND --help              a command's options, with examples",
-    ),
-    result_action="return_value",
-    error_formatter=_usage_text,
-    exit_on_error=False,
-    print_error=False,
-    verbose=False,
-)
-
-
-def _register(path: str, summary: str, *examples: str) -> None:
-    """Add a command below those that are registered already.
-
-    summary: the first line of the function's docstring, so that the list of commands can be printed without its module.
-    """
-    app.command(path, help=summary, sort_key=len([*app]), help_epilogue=_examples(*examples))
-
-
-_register(
-    "harvester.cli.harvesting:run",
-    "Harvest every bitlink of LINKS; the same command again resumes.",
-    "harvester run links.txt --out lake/dt=2026-11-23   parts, for a loader",
-    "harvester run links.txt --out results.ndjson       a file: tail -f follows",
-    "zcat links.gz | harvester run - --out - | jq .     a filter",
-    "harvester run links.txt --out lake --plan growth --reserve 10%",
-    "harvester run links.txt --out 'lake/dt={dt}' --day yesterday",
-    "harvester run links.txt --out 'lake/{facet}' --facet countries,devices",
-    "",
-    "harvester run --help-all   all options; a config file can hold them too,",
-    "                           and a variable each: HARVESTER_PLAN=growth",
-)
-_register(
-    "harvester.cli.harvesting:plan",
-    "Show what `run` with the same options would cost and when it would end, without fetching metrics.",
-    "harvester plan links.txt --out lake",
-    "harvester plan links.txt --out lake --plan growth --json",
-    "harvester plan links.txt --out 'lake/{dt}' --since 2026-11-01",
-    "harvester plan links.txt --out lake --offline   without any request to Bitly",
-    "harvester plan --help-all             all options",
-)
-_register(
-    "harvester.cli.outputs:show",
-    "Show the metrics of a few LINKS. Waits up to --max-time (1 minute by default) when a limit is used up.",
-    "harvester show https://bit.ly/3lU6hRt",
-    "harvester show bit.ly/3lU6hRt bit.ly/2Ab --facet countries",
-    "harvester show bit.ly/3lU6hRt --json | jq .metrics",
-    "harvester show --help-all                     all options",
-)
-_register(
-    "harvester.cli.account:groups",
-    "List the account's groups, whose guids `links` and `run --group` take. Costs two requests of the month.",
-    "harvester groups",
-    "harvester groups --json | jq -r .guid",
-)
-_register(
-    "harvester.cli.account:links",
-    "List the bitlinks of groups: one a line for `run -`, a row each, or (--out) as a table for a loader.",
-    "harvester links --group Ba1bc23dE4F > links.txt",
-    "harvester links --all --archived both --json | jq .tags",
-    "harvester links --group Ba1bc23dE4F --out lake/links/dt=2026-11-23",
-)
-_register(
-    "harvester.cli.account:normalize",
-    "Print the bitlink of each line of LINKS, or why it has none, as JSON. Sends no request.",
-    "harvester normalize links.txt | jq -r .bitlink",
-    "harvester normalize campaigns.csv --column url > campaigns.ndjson",
-)
-_register(
-    "harvester.cli.outputs:status",
-    "Show the state of a run and what to run next. Reads only the manifest, without a lock, as any user.",
-    "harvester status lake                   its state, and what to run next",
-    "harvester status lake --watch           until it has ended",
-    "harvester status results.ndjson --json  for a program",
-    "harvester status 'lake/{facet}/dt={dt}' --day 2026-11-22",
-)
-_register(
-    "harvester.cli.outputs:verify",
-    "Check an output: parts, rows, counts and failures against manifest and ledger; exits with 0 only if all agree.",
-    "harvester verify lake/dt=2026-11-23   before it is loaded",
-    "harvester verify results.ndjson       while it grows, too",
-    "harvester verify lake --work-dir /var/lib/harvester/lake --json",
-    "harvester verify 'lake/{facet}/dt={dt}' --day 2026-11-22",
-)
-_register(
-    "harvester.cli.outputs:repair",
-    "Rebuild a lost or damaged ledger from rows, journals and failures; nothing is changed without --apply.",
-    "harvester repair lake                 what is lost, and what can be rebuilt",
-    "harvester repair lake --apply         rebuild it; then the same run resumes",
-    "harvester repair lake --parts /loaded --apply   parts were moved there",
-)
-_register(
-    "harvester.cli.first_steps:init",
-    "Write a config file: asks for token, plan, output and interval; prints a first command.",
-    "harvester init                        asks four questions",
-    "harvester init --token login --plan growth --out lake --every day",
-    "harvester init --file harvester.toml  for this folder alone",
-)
-_register(
-    "harvester.cli.first_steps:config",
-    "Print the settings that a command would use, and where each comes from.",
-    "harvester config                      the settings of run",
-    "harvester config plan --reserve 10%   of plan, with this option",
-    "harvester --config my.toml config > whole.toml",
-    "harvester config --example > my.toml  every option, explained",
-)
-_register(
-    "harvester.cli.first_steps:login",
-    "Store a token for later runs: from Bitly's page in a browser, or (--with-token) one that you have.",
-    "harvester login --with-token           store a token from Settings > API",
-    "harvester login --client-id ID         from Bitly's page in the browser",
-    "harvester login --client-id ID --no-browser   on another machine",
-)
-_register(
-    "harvester.cli.first_steps:logout",
-    "Delete the token that `harvester login` has stored.",
-    "harvester logout",
-)
-_register(
-    "harvester.cli.first_steps:schema",
-    "Print the schema of the rows for a loader, as a file that it reads as it is (docs/loading.md).",
-    "harvester schema --for json-schema > row.json",
-    "harvester schema --for duckdb --shape flat --format parquet",
-    "harvester schema --for athena > table.sql",
-)
-_register(
-    "harvester.cli.first_steps:demo",
-    "Harvest a bundled list from a built-in sandbox: no token, no account, twenty seconds.",
-    "harvester demo",
-    "harvester demo --out /tmp/demo",
-)
-_register(
-    "harvester.cli.first_steps:sandbox",
-    "Serve a Bitly look-alike on 127.0.0.1, until interrupted.",
-    "harvester sandbox --port 8080 --per-minute 100 --errors 0.05",
-    "export BITLY_TOKEN=any HARVESTER_BASE_URL=http://127.0.0.1:8080/v4",
-    "harvester run links.txt --out out",
-)
-app.register_install_completion_command(help="Install completion of commands and options for bash, zsh or fish.")
-
-
-# --- around the commands ----------------------------------------------------------------------------------------------
 
 
 def _check_installation() -> None:
@@ -326,35 +170,3 @@ def _check_installation() -> None:
                 f"the package {name}, another program, has overwritten files of this one in {folder}: {cure}"
             )
         say(f"warning: the package {name} in {folder} is another program that shares files with this one: {cure}")
-
-
-_CONFIGURATION = Group("Configuration", sort_key=7)
-
-
-@app.meta.default
-def _launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[
-        str | None, Parameter(env_var=sources.PREFIX + "CONFIG", group=_CONFIGURATION, metavar="PATH")
-    ] = None,
-) -> object:
-    """Read the configuration, then run the command.
-
-    Parameters
-    ----------
-    config:
-        A TOML file of options, read instead of ./harvester.toml and ~/.config/harvester/config.toml.
-    """
-    configure(config)
-    if any(name.startswith(sources.PREFIX) for name in os.environ):  # else the modules of other commands stay unloaded
-        for name, nearest in sources.misspelt_variables(app, os.environ):
-            say(f"warning: unknown variable {name}; did you mean {nearest}?")
-    return app(tokens)
-
-
-def configure(path: str | None) -> None:
-    """Fill in options from the variables and from files. path: of the only file; None for those found by themselves."""
-    if path == "" and not os.environ.get(sources.PREFIX + "CONFIG", "."):
-        path = None  # an empty variable counts as unset
-    named = path if path is None else home_expanded(path, "--config")
-    app.config = (sources.from_variables, *files_read(named, app))

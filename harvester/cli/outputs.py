@@ -3,23 +3,21 @@
 Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
 """
 
-import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 import orjson
-from cyclopts import Parameter
 
 from harvester.cli.exit_codes import observer_for, stop_on_signals
 from harvester.config.options import Facets, ShowOptions, facets_in
-from harvester.config.parsing import day_of, seconds_of
 from harvester.config.placeholders import filled_path
 from harvester.config.sources import undashed
 from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
-from harvester.reporting import run_status, status_text
+from harvester.parameters import Parameter
+from harvester.records import dataclass
 from harvester.reporting.terminal import discard_output, for_stdout, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
 from harvester.storage.location import is_url
@@ -51,7 +49,11 @@ class OutputChoice:
 
     def filled(self, name: str, path: str) -> list[str]:
         """Return a path with its placeholders filled in, for each facet. name: what errors call it."""
-        day = self.unit_reference if self.day is None else day_of("--day", self.day).isoformat()
+        day = self.unit_reference
+        if self.day is not None:
+            from harvester.config.parsing import day_of
+
+            day = day_of("--day", self.day).isoformat()
         return [filled_path(name, path, facet, day) for facet in facets_in(self.facet)]
 
 
@@ -94,6 +96,8 @@ def status(
     every:
         How often --watch reads the manifest.
     """
+    from harvester.reporting import run_status, status_text
+
     paths = choice.paths(out)
     path = paths[0]
     if len(paths) > 1:
@@ -109,6 +113,8 @@ def status(
     if not watch:
         status_text.print_status(run_status.read_status(path), json=choice.json)
         return OK
+    from harvester.config.parsing import seconds_of
+
     with suppress(KeyboardInterrupt):
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=choice.json)
     return OK
@@ -192,6 +198,8 @@ def show(
     json:
         Print the rows as `run` writes them, one per line, for a program.
     """
+    import asyncio
+
     from harvester.cli import show as shows
 
     async def shown_links() -> shows.Shown:

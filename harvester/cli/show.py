@@ -1,18 +1,16 @@
 """`harvester show`: the metrics of links given on the command line, as tables or as rows, in the order given."""
 
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.bitly.facets import FACETS
@@ -26,6 +24,7 @@ from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
 from harvester.progress import InvalidLine, RunProgress, WaitReason
+from harvester.records import dataclass
 from harvester.reporting.reporter import wait_in_words
 from harvester.reporting.terminal import escaped, printing, say
 from harvester.run.assembly import Job, build_job
@@ -33,11 +32,19 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.location import STDOUT
 from harvester.threads import in_daemon
 
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
 _REPORT_SECONDS = 0.1
 """How often the current wait is checked."""
 _UNREPORTED = {"pace", "budget"}
 """Waits too short to mention."""
 _BAR, _LEAST_BAR = 24, 5
+_PIPE_WIDTH = 80
+"""Columns of what is no terminal."""
+_DECIDES = frozenset({"COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"})
+"""Variables that rich follows."""
 _BESIDE_BAR, _BESIDE_SHARE = 56, 36
 """Columns that the table needs beside a bar, and to show shares at all."""
 _REFUSED = {
@@ -196,40 +203,97 @@ def _print_row(line: bytes) -> None:
 
 def _print_table(line: bytes) -> None:
     row = orjson.loads(line)
-    # Not by the console itself, which would end the process when the reader leaves.
+    heading = f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"
+    text = None if _width_varies() else _plain_text(heading, *_cells(row, _PIPE_WIDTH), _remarks(row))
+    if text is None:
+        text = _drawn_text(heading, row)
+    with printing():
+        print(text, flush=True)
+
+
+def _width_varies() -> bool:
+    """Return whether something other than a pipe or a file decides how wide and how coloured a table is."""
+    return any(map(os.isatty, (0, 1, 2))) or not _DECIDES.isdisjoint(os.environ)
+
+
+def _drawn_text(heading: str, row: dict[str, Any]) -> str:
+    """Return a row as rich draws it: on any terminal, with any letters."""
+    from rich.console import Console  # noqa: PLC0415 - in a pipe most rows need no drawing
+
+    # Captured, because the console itself would end the process when the reader leaves.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     with printing(), console.capture() as captured:
-        console.print(_text(f"{row['bitlink']}, {_window(row)}: {row['clicks_listed']:,} clicks listed"), style="bold")
-        console.print(_table(row, console.width), *map(_text, _remarks(row)), sep="\n")
-    with printing():
-        print(captured.get(), flush=True)
+        console.print(_text(heading), style="bold")
+        console.print(_table(*_cells(row, console.width), console.width), *map(_text, _remarks(row)), sep="\n")
+    return captured.get()
 
 
-def _table(row: dict[str, Any], width: int) -> Table:
-    """Return the table of a row's metrics, without the columns that a narrow terminal has no room for."""
+def _plain_text(heading: str, head: list[str], body: list[list[str]], remarks: list[str]) -> str | None:
+    """Return a row as rich writes it into a pipe; None where that takes rich: for wide letters, or to break lines."""
+    lines = [heading, *remarks]
+    if not body or any(len(line) > _PIPE_WIDTH for line in lines) or not all(map(_is_narrow, lines)):
+        return None
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    widths[3:] = [_BAR for _ in widths[3:]]
+    if sum(widths) + 3 * len(widths) + 1 > _PIPE_WIDTH or not all(_is_narrow(cells[0]) for cells in body):
+        return None
+
+    def bordered(left: str, fill: str, between: str, right: str) -> str:
+        return left + between.join(fill * (width + 2) for width in widths) + right
+
+    def written(cells: list[str], border: str) -> str:
+        aligned = [
+            cell.rjust(width) if 1 <= place <= 2 else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"{border} {f' {border} '.join(aligned)} {border}"
+
+    rows = [written(cells, "│") for cells in body]
+    top, rule = bordered("┏", "━", "┳", "┓"), bordered("┡", "━", "╇", "┩")
+    return "\n".join([heading, top, written(head, "┃"), rule, *rows, bordered("└", "─", "┴", "┘"), *remarks, ""])
+
+
+def _is_narrow(text: str) -> bool:
+    """Return whether each character of a text takes one column, and none needs escaping."""
+    return text.isascii() and text.isprintable()
+
+
+def _cells(row: dict[str, Any], width: int) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the lines of a row's table, without the columns that a narrow terminal has no room for."""
     total, metrics, facet = row["clicks_listed"] or 1, row["metrics"], FACETS[row["facet"]]
     most = max((metric["clicks"] or 0 for metric in metrics), default=0) or 1
     bar = min(_BAR, width - _BESIDE_BAR)
-    table = Table()
-    table.add_column(row["facet"].replace("_", " "), overflow="fold")
-    table.add_column("clicks", justify="right", no_wrap=True)
-    if width >= _BESIDE_SHARE:
-        table.add_column("share", justify="right", no_wrap=True)
-    if bar >= _LEAST_BAR:
-        table.add_column("", width=bar, no_wrap=True)
+    columns = 2 + (width >= _BESIDE_SHARE) + (width >= _BESIDE_SHARE and bar >= _LEAST_BAR)
+    head = [row["facet"].replace("_", " "), "clicks", "share", ""]
+    body = []
     for metric in metrics:
         clicks = metric["clicks"] or 0
-        cells: list[str | Text] = [
-            _text(facet.label(metric)),
-            f"{clicks:,}",
-            f"{clicks / total:.1%}",
-            "█" * round(bar * clicks / most),
-        ]
-        table.add_row(*cells[: len(table.columns)])
+        share, drawn = f"{clicks / total:.1%}", "█" * round(bar * clicks / most)
+        body.append([facet.label(metric), f"{clicks:,}", share, drawn][:columns])
+    return head[:columns], body
+
+
+def _table(head: list[str], body: list[list[str]], width: int) -> "Table":
+    """Return the table that rich draws. width: of the terminal."""
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table()
+    table.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        table.add_column(
+            name,
+            justify="right" if name else "left",
+            width=None if name else min(_BAR, width - _BESIDE_BAR),
+            no_wrap=True,
+        )
+    for label, *others in body:
+        table.add_row(_text(label), *others)
     return table
 
 
-def _text(text: str) -> Text:
+def _text(text: str) -> "Text":
+    from rich.text import Text  # noqa: PLC0415
+
     return Text("\n".join(map(escaped, text.split("\n"))))
 
 

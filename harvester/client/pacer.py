@@ -9,10 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
-
-import tenacity
-from aiolimiter import AsyncLimiter
+from typing import TYPE_CHECKING, Protocol
 
 from harvester.bitly.verdicts import Transient, Unknown, Verdict, reason
 from harvester.budget.budget import Budget
@@ -20,6 +17,10 @@ from harvester.budget.throttling import hinted_seconds
 from harvester.errors import OutputError
 from harvester.progress import WaitReason
 from harvester.shutdown import ShutdownSignal
+
+if TYPE_CHECKING:
+    import tenacity
+    from aiolimiter import AsyncLimiter
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 _IN_VAIN = 12
@@ -65,9 +66,15 @@ class Pacer:
         """
         per_minute = self._budget.limits.per_minute
         if per_minute != self._per_minute:
-            self._per_minute, self._limiter = per_minute, _limiter(per_minute)
-        if self._limiter is None:
+            self._per_minute, self._limiter = per_minute, None
+            return  # the first attempt would go at once anyway: a run of one link needs no limiter, nor its import
+        if not per_minute:
             return
+        if self._limiter is None:
+            if self._rest_fits():
+                return
+            self._limiter = _limiter(per_minute)
+            await self._limiter.acquire()  # at once, for the first attempt
         if self._limiter.has_capacity():
             await self._limiter.acquire()  # at once
             return
@@ -91,7 +98,7 @@ class Pacer:
             return remaining < self._budget.room()
         return False
 
-    async def _wait(self, limiter: AsyncLimiter) -> None:
+    async def _wait(self, limiter: "AsyncLimiter") -> None:
         waiter = asyncio.ensure_future(limiter.acquire())
         self._waiters.add(waiter)
         try:
@@ -102,14 +109,14 @@ class Pacer:
             self._waiters.discard(waiter)
 
 
-def _limiter(per_minute: int) -> AsyncLimiter | None:
+def _limiter(per_minute: int) -> "AsyncLimiter":
     """Return a limiter that smooths below the minute's window.
 
     Its burst is 1 % of the window: a full bucket would let nearly twice the limit through in its first minute, and a
     bucket of one cannot keep a high rate (measured: 1 % reaches 99.5 % at 500 a second).
     """
-    if not per_minute:
-        return None
+    from aiolimiter import AsyncLimiter  # noqa: PLC0415 - few links are not paced
+
     burst = max(per_minute // 100, 1)
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
 
@@ -142,22 +149,24 @@ class HintedPauses:
         return min(self._pauses, key=lambda each: each[0])[1] if self._pauses else None
 
 
-class Backoff(tenacity.wait.wait_base):
+class Backoff:
     """Full jitter, exponential: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter.
 
     The server's `Retry-After` counts if it asks for longer.
     """
 
     def __init__(self, seconds: float, pauses: HintedPauses) -> None:
+        import tenacity  # noqa: PLC0415 - most runs of a link repeat nothing
+
         self._pauses = pauses
         self._jittered = tenacity.wait_random_exponential(multiplier=seconds, max=_LONGEST_BACKOFF_SECONDS)
 
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+    def __call__(self, retry_state: "tenacity.RetryCallState") -> float:
         """Return the seconds to wait before the next attempt."""
         return self._pauses.seconds(last_verdict(retry_state), self._jittered(retry_state))
 
 
-def last_verdict(state: tenacity.RetryCallState) -> Verdict:
+def last_verdict(state: "tenacity.RetryCallState") -> Verdict:
     """Return the verdict of a retrier's latest attempt."""
     assert state.outcome is not None
     result: Verdict = state.outcome.result()
@@ -195,8 +204,10 @@ class StrangeAnswers:
 
 def retrier(
     attempts: int, backoff: Backoff, shutdown: ShutdownSignal, may_pass: Callable[[Verdict], bool]
-) -> tenacity.AsyncRetrying:
+) -> "tenacity.AsyncRetrying":
     """Return what repeats one call until its verdict is none that may pass, `attempts` times at most in all."""
+    import tenacity  # noqa: PLC0415
+
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_result(may_pass),
         stop=tenacity.stop_after_attempt(attempts),

@@ -8,12 +8,8 @@ import codecs
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, get_origin
-
-from cyclopts import App, CycloptsError
-from cyclopts.argument import Argument, ArgumentCollection
+from typing import TYPE_CHECKING, Any, get_origin
 
 from harvester.config.mistakes import bounded, choices_in, must_be, parse_error_text
 from harvester.config.options import TOKEN_OPTIONS, AccessOptions, alternatives, facets_in, names_in, nearest_of
@@ -32,6 +28,10 @@ from harvester.config.sources import (
     written,
 )
 from harvester.errors import UsageError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+    from cyclopts.argument import Argument, ArgumentCollection
 
 PROJECT_FILE = os.path.join(os.curdir, "harvester.toml")
 """Found in the working folder; its values go before those of the user's file, key by key."""
@@ -74,17 +74,19 @@ def described(sources: Iterable[object]) -> str:
     return "\n".join(lines)
 
 
-def files_read(named: str | None, app: App) -> tuple["File", ...]:
+def files_read(named: str | None, app: "App") -> tuple["File", ...]:
     """Return the files that are read, in order of precedence. named: as in `paths_read`. Raises as `File`."""
     return tuple(File(path, app, found=named is None) for path in paths_read(named))
 
 
-def configured_values(app: App, command: str) -> dict[str, Any]:
+def configured_values(app: "App", command: str) -> dict[str, Any]:
     """Return the values that a command would take from variables and files, by name.
 
     Raises:
         UsageError: a variable has a value of the wrong type.
     """
+    from cyclopts import CycloptsError  # noqa: PLC0415 - whoever has an app has imported it
+
     try:
         return {each.name: each.value for each in effective(app, [command]) if each.source != "default"}
     except CycloptsError as error:
@@ -102,7 +104,7 @@ class File:
         not taken from a file that others could have written.
     """
 
-    def __init__(self, path: str, app: App, *, found: bool = False) -> None:
+    def __init__(self, path: str, app: "App", *, found: bool = False) -> None:
         self.path = path
         self.found = found
         self._text, self._content, doubt = _read(path, found=found)
@@ -122,7 +124,7 @@ class File:
             else:
                 self._check(key, value, "", everything)
 
-    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG002
+    def __call__(self, app: "App", commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:  # noqa: ARG002
         """Fill options without a value from the file."""
         if not commands:
             return
@@ -147,13 +149,13 @@ class File:
             }
             fill(arguments, layer, "the file")
 
-    def _check_table(self, command: str, table: Any, known: Mapping[str, Argument]) -> None:
+    def _check_table(self, command: str, table: Any, known: Mapping[str, "Argument"]) -> None:
         if not isinstance(table, dict):
             raise self._error(command, "", f"{command} = {_shown(table)}: must be a table, [{command}]")
         for name, value in table.items():
             self._check(name, value, command, known)
 
-    def _check(self, name: str, value: Any, table: str, known: Mapping[str, Argument]) -> None:
+    def _check(self, name: str, value: Any, table: str, known: Mapping[str, "Argument"]) -> None:
         shown = f"[{table}] {bounded(name)}" if table else bounded(name)
         if name not in known:
             if name.lower() in _TOKEN_KEYS:
@@ -203,6 +205,8 @@ def _line_of(text: str, name: str, table: str) -> int | None:
 
 def _read(path: str, *, found: bool) -> tuple[str, dict[str, Any], str | None]:
     """Return a file's text and content, and why others could have written it; None if they could not."""
+    import tomllib  # noqa: PLC0415 - most commands have no file
+
     try:
         with open(path, "rb") as stream:
             doubt = _doubt(path, os.fstat(stream.fileno()))

@@ -2,22 +2,14 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
-
-from cyclopts import (
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    RepeatArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from harvester.config.options import alternatives
 from harvester.config.sources import DASH
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError, MissingArgumentError
 
 _MUST_BE = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_SHOWN = 60
@@ -27,12 +19,23 @@ _OUT = (
 )
 
 
-def parse_error_text(error: CycloptsError) -> str:
+def parse_error_text(error: "CycloptsError") -> str:
     """Return what is wrong with a command line, a variable or a file, and what to do."""
     return _in_words(error).replace(DASH, "-")
 
 
-def _in_words(error: CycloptsError) -> str:
+def _in_words(error: "CycloptsError") -> str:
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    from cyclopts import (  # noqa: PLC0415 - it has made the error
+        CoercionError,
+        MissingArgumentError,
+        RepeatArgumentError,
+        UnknownCommandError,
+        UnknownOptionError,
+        UnusedCliTokensError,
+    )
+
     match error:
         case UnknownCommandError(unused_tokens=[word, *_]):
             return f'unknown command "{bounded(word)}"{_nearest(word, error.app or (), "harvester --help")}'
@@ -54,7 +57,7 @@ def _in_words(error: CycloptsError) -> str:
     return str(error)
 
 
-def _missing(error: MissingArgumentError, name: str) -> str:
+def _missing(error: "MissingArgumentError", name: str) -> str:
     if error.keyword or name.startswith("--"):
         if name == "--out" and not error.keyword and (example := _example(error)):
             return f"name the output: {example}; see {_help(error)}"
@@ -66,24 +69,26 @@ def _missing(error: MissingArgumentError, name: str) -> str:
     return f"{name} is missing{_as_in(error)}; see {_help(error)}"
 
 
-def _as_in(error: CycloptsError) -> str:
+def _as_in(error: "CycloptsError") -> str:
     example = _example(error)
     return f", as in: {example}" if example else ""
 
 
-def _help(error: CycloptsError) -> str:
+def _help(error: "CycloptsError") -> str:
     """Return the command that prints the help of the command with the mistake."""
     command = " ".join(error.command_chain or ())
     return f"harvester {command} --help-all" if command in {"run", "plan", "show"} else f"harvester {command} --help"
 
 
-def _example(error: CycloptsError) -> str:
+def _example(error: "CycloptsError") -> str:
     """Return the first example of the command's help."""
     found = re.search(r"^ *(harvester .*?)(?:  |$)", str(error.app and error.app.help_epilogue), re.MULTILINE)
     return found[1] if found else ""
 
 
 def _nearest(word: str, known: Iterable[str], explained_by: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     near = get_close_matches(word, known, 1)
     return f"; did you mean {near[0]}? See {explained_by}" if near else f"; see {explained_by}"
 

@@ -4,18 +4,17 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
+from dataclasses import field, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
-from cyclopts import Group, Parameter, Token
-
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
+from harvester.parameters import Group, Parameter
+from harvester.records import dataclass
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]
@@ -76,12 +75,12 @@ def facets_in(written: str | Iterable[str]) -> tuple[FacetName, ...]:
     return cast("tuple[FacetName, ...]", tuple(dict.fromkeys(names)))
 
 
-def _as_facets(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+def _as_facets(texts: Iterable[str]) -> tuple[str, ...]:
     """Return the facets of an option's values: cyclopts would refuse one with a comma.
 
     Raises UsageError for an unknown one: left for later, it would get pydantic's message where that is imported.
     """
-    names, known = facets_in(token.value for token in tokens), get_args(FacetName)
+    names, known = facets_in(texts), get_args(FacetName)
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"{unknown[0]}: must be one of {', '.join(known)}", option="--facet")
     return names
@@ -368,6 +367,8 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return the end of an error about an unknown name: the known name nearest to it, or otherwise if none is near."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     nearest = get_close_matches(name.replace("-", "_"), [*known], 1)
     return f"; did you mean {nearest[0]}?" if nearest else otherwise
 

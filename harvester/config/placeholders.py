@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from string import Formatter
 
 from harvester.bitly.facets import FACETS
@@ -76,6 +75,8 @@ def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *,
 
 
 def _nearest(shown: str) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     if nearest := get_close_matches(shown, _MEANINGS, 1, _MIN_SIMILARITY):
         return f"did you mean {{{nearest[0]}}}, {_MEANINGS[nearest[0]]}? Write {{{{ and }}}} for braces"
     known = " and ".join(f"{{{each}}}, {meaning}" for each, meaning in _MEANINGS.items())

@@ -6,18 +6,16 @@ called in order: each fills in the options that have no value yet.
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
-from cyclopts import (
-    App,
-    Token,
-)
-from cyclopts.argument import Argument, ArgumentCollection
 
 from harvester.config.options import TOKEN_OPTIONS, nearest_of
 from harvester.errors import HarvesterError, UsageError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+    from cyclopts.argument import Argument, ArgumentCollection
 
 PREFIX = "HARVESTER_"
 DASH = "\x00dash"
@@ -75,7 +73,7 @@ def undashed(text: str) -> str:
     return "-" if text == DASH else text
 
 
-def options_of(command: App) -> dict[str, Argument]:
+def options_of(command: "App") -> dict[str, "Argument"]:
     """Return a command's options by the names that they have in a file."""
     return options_by_name(command.assemble_argument_collection())
 
@@ -85,24 +83,25 @@ def takes_shared(command: str, option: str) -> bool:
     return command not in SEPARATE and option not in _OWN.get(command, ())
 
 
-def commands_of(app: App) -> dict[str, App]:
+def commands_of(app: "App") -> dict[str, "App"]:
     """Return the commands that have settings, by name."""
     return {name: app[name] for name in app.resolved_commands() if not name.startswith("-") and name not in _WITHOUT}
 
 
-def options_by_name(arguments: Iterable[Argument]) -> dict[str, Argument]:
+def options_by_name(arguments: Iterable["Argument"]) -> dict[str, "Argument"]:
     """Return options by the names that they have in a file."""
-    return {_key_of(each.name): each for each in arguments if each.name.startswith("--")}
+    return {key_of(each.name): each for each in arguments if each.name.startswith("--")}
 
 
-def _key_of(option: str) -> str:
+def key_of(option: str) -> str:
+    """Return the name that an option has in a file."""
     return option.removeprefix("--").replace("-", "_")
 
 
 # --- variables ----------------------------------------------------------------------------------------------------
 
 
-def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
+def from_variables(app: "App", commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:  # noqa: ARG001
     """Fill options without a value from their variables; an empty variable counts as not set.
 
     HARVESTER_PER_MINUTE is for every command that has such an option; HARVESTER_RUN_PER_MINUTE is for run alone, and
@@ -111,16 +110,22 @@ def from_variables(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     _origins.clear()
     if not commands:
         return
-    layers: tuple[dict[str, Given], ...] = ({}, {})
-    for name in options_by_name(arguments).keys() - {"config"}:  # whose variable names the file
-        for rank, variable in enumerate(_variables(commands[-1], name)):
-            if value := os.environ.get(variable):
-                layers[rank][name] = Given(variable, value, variable)
-    for layer in layers:
+    for layer in given_in_variables(commands[-1], options_by_name(arguments)):
         fill(arguments, layer, "a variable")
 
 
-def _variables(command: str, option: str) -> tuple[str, ...]:
+def given_in_variables(command: str, options: Iterable[str]) -> tuple[dict[str, "Given"], ...]:
+    """Return the values of a command's options in variables: the command's own, then those for all commands."""
+    _origins.clear()
+    layers: tuple[dict[str, Given], ...] = ({}, {})
+    for name in {*options} - {"config"}:  # whose variable names the file
+        for rank, variable in enumerate(variables_of(command, name)):
+            if value := os.environ.get(variable):
+                layers[rank][name] = Given(variable, value, variable)
+    return layers
+
+
+def variables_of(command: str, option: str) -> tuple[str, ...]:
     """Return the variables of an option, in order of precedence."""
     own, shared = f"{PREFIX}{command}_{option}".upper(), f"{PREFIX}{option}".upper()
     return (own, shared) if takes_shared(command, option) else (own,)
@@ -132,14 +137,16 @@ def variables_used() -> dict[str, str]:
     return {name: value for name in sorted(names) if (value := os.environ.get(name))}
 
 
-def misspelt_variables(app: App, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def misspelt_variables(app: "App", environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable whose name is almost that of an option's variable, with that name."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
+
     unknown = {name for name in environment if name.startswith(PREFIX)}
     known: set[str] = set()
     for command, made in commands_of(app).items():
         if not unknown:  # usually at once; to collect a command's options takes milliseconds
             return
-        own = {each for option in options_of(made) for each in _variables(command, option)}
+        own = {each for option in options_of(made) for each in variables_of(command, option)}
         known |= own
         unknown -= own
     for name in sorted(unknown):
@@ -169,15 +176,22 @@ def excluded_by(given: Collection[str]) -> set[str]:
     return excluded
 
 
-def fill(arguments: ArgumentCollection, found: Mapping[str, Given], source: str) -> None:
+def fill(arguments: "ArgumentCollection", found: Mapping[str, Given], source: str) -> None:
     """Add a source's values to the options that have none, unless a rival of the option has one."""
+    from cyclopts import Token  # noqa: PLC0415 - whoever has arguments has imported it
+
     options = options_by_name(arguments)
-    taken = {name for name, option in options.items() if option.tokens}
-    excluded = taken | excluded_by(taken)
+    for name, given in not_excluded(found, {name for name, option in options.items() if option.tokens}):
+        options[name].append(Token(keyword=given.source, value=given.value, source=source))
+
+
+def not_excluded(found: Mapping[str, Given], taken: Collection[str]) -> Iterator[tuple[str, Given]]:
+    """Yield those of a source's values that count, and remember their origins. taken: options that have a value."""
+    excluded = {*taken} | excluded_by(taken)
     for name, given in found.items():
         if name not in excluded:
-            options[name].append(Token(keyword=given.source, value=given.value, source=source))
             _origins[name] = given.origin
+            yield name, given
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -185,7 +199,7 @@ def fill(arguments: ArgumentCollection, found: Mapping[str, Given], source: str)
 
 def at_its_source(error: HarvesterError) -> str:
     """Return an error's text; the variable or the key that an option's value came from stands instead of the option."""
-    if isinstance(error, UsageError) and error.option and (origin := _origins.get(_key_of(error.option))):
+    if isinstance(error, UsageError) and error.option and (origin := _origins.get(key_of(error.option))):
         return error.named(origin)
     return str(error)
 
@@ -197,7 +211,7 @@ class _Recorded(Exception):
     """Raised once the settings are recorded, so that the command does not run."""
 
 
-def effective(app: App, words: list[str]) -> list[Setting]:
+def effective(app: "App", words: list[str]) -> list[Setting]:
     """Return the settings that a command would have. words: as on the command line.
 
     Raises:
@@ -208,7 +222,7 @@ def effective(app: App, words: list[str]) -> list[Setting]:
         raise UsageError(f"unknown command {name}{nearest_of(name, known, '; `harvester --help` lists them')}")
     found: list[Setting] = []
 
-    def record(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:  # noqa: ARG001
+    def record(app: "App", commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:  # noqa: ARG001
         found.extend(_setting(name, argument) for name, argument in options_by_name(arguments).items())
         raise _Recorded
 
@@ -222,7 +236,7 @@ def effective(app: App, words: list[str]) -> list[Setting]:
     return found
 
 
-def _setting(name: str, argument: Argument) -> Setting:
+def _setting(name: str, argument: "Argument") -> Setting:
     if not argument.tokens:
         default = argument.field_info.default
         return Setting(name, None if default is argument.field_info.empty else default, "default")

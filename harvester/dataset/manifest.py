@@ -8,15 +8,15 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
-from types import NoneType
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import orjson
 
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
+from harvester.records import dataclass
 from harvester.storage.location import (
     BESIDE,
     GROWING_ENDINGS,
@@ -303,7 +303,7 @@ def _decode(form: Any, value: Any, name: str = "") -> Any:
     Raises:
         _Misfit: the value has another form.
     """
-    if NoneType in get_args(form):
+    if type(None) in get_args(form):
         if value is None:
             return None
         form = get_args(form)[0]

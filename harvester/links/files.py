@@ -19,7 +19,6 @@ from harvester.links.beginning import CheckedText
 from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
 from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
-from harvester.links.parquet import read_parquet
 from harvester.links.tables import columns_in, read_csv, read_ndjson, read_tsv
 
 STDIN = "-"
@@ -216,6 +215,8 @@ def _batches(source: Source) -> Iterator[Batch]:
 
 def _records(source: Source, raw: io.BufferedReader, stream: PeekedStream) -> Iterator[ColumnBatch]:
     if source.format is ListFormat.PARQUET:
+        from harvester.links.parquet import read_parquet  # noqa: PLC0415 - few lists are Parquet
+
         _check_parquet(stream.head)
         return read_parquet(raw if raw.seekable() else stream, source.column, source.name, source.carry)
     read_table = {ListFormat.CSV: read_csv, ListFormat.TSV: read_tsv, ListFormat.NDJSON: read_ndjson}[source.format]

@@ -5,14 +5,12 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import ceil
 from typing import Any, NamedTuple
 
 from harvester.bitly.query import period_options
-from harvester.budget.forecast import Start, forecast
 from harvester.budget.limits import Limits
 from harvester.clock import next_month
 from harvester.config.options import QueryOptions
@@ -20,6 +18,7 @@ from harvester.config.placeholders import escape_braces
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Command, Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
+from harvester.records import dataclass
 from harvester.shutdown import CONSEQUENCES, RESUMES, STOPPED, Consequence, StopReason
 
 
@@ -185,6 +184,8 @@ def _ends(manifest: Manifest, updated: datetime, now: datetime) -> datetime | No
     used = windows["hour"].used
     minutes = [(60.0 * (i + 1) - age, used * (i + 1) // 60 - used * i // 60) for i in range(60)]
     month_is_new = next_month(updated) <= now
+    from harvester.budget.forecast import Start, forecast  # noqa: PLC0415 - only a run that goes on has a forecast
+
     start = Start(
         now,
         minute_used=windows["minute"].used,

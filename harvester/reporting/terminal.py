@@ -2,9 +2,7 @@
 
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -47,6 +45,8 @@ def wrapped(text: str, width: int) -> str:
 def _pieces(line: str, width: int) -> list[str]:
     if len(line) <= width or _COMMAND.match(line):
         return [line]
+    import textwrap  # noqa: PLC0415 - few lines are long
+
     name = _NAME.match(line)
     indent = min(name.end() if name else _INDENT, width // 3)
     indented = " " * indent
@@ -65,6 +65,8 @@ def for_stdout(text: str) -> str:
     """Return a text for standard output: on a terminal broken between words, and a summary in colour."""
     if not sys.stdout.isatty():
         return text
+    import shutil  # noqa: PLC0415 - with bz2 and lzma
+
     text = wrapped(text, shutil.get_terminal_size().columns)
     return coloured(text) if takes_colour(sys.stdout) else text
 

@@ -314,3 +314,19 @@ def digest_of(chunks: Iterable[bytes]) -> tuple[int, str]:
         size += len(chunk)
         sha256.update(chunk)
     return size, sha256.hexdigest()
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Return the mount points of this machine, and what file system each has, in the order of mounting."""
+    with suppress(OSError), open("/proc/self/mounts", "rb") as lines:  # where Linux has them; psutil is slow to import
+        return [(_unescaped(point), os.fsdecode(kind)) for _, point, kind, *_ in map(bytes.split, lines)]
+    import psutil  # noqa: PLC0415
+
+    return [(each.mountpoint, each.fstype) for each in psutil.disk_partitions(all=True)]
+
+
+def _unescaped(point: bytes) -> str:
+    """Return a mount point with the characters that https://man7.org/linux/man-pages/man5/fstab.5.html has escaped."""
+    for code in (b"040", b"011", b"012", b"134"):
+        point = point.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(point)

@@ -5,13 +5,14 @@ import os
 import re
 import shlex
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from harvester.errors import HarvesterError, OutputError, UsageError, as_output_error
-from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, remove_empty
+from harvester.storage.filesystem import inherit_folder_mode, kind_of, make_folder, mounts, remove_empty
 from harvester.storage.location import (
     BESIDE,
     OUR_FILES,
@@ -248,12 +249,7 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         UsageError: --state-dir is on a network file system. OutputError: --state-dir cannot be written, or the user's
         folder cannot and holds a budget.
     """
-    try:
-        import platformdirs  # noqa: PLC0415 - commands that only read an output do not need it
-
-        folder = os.path.abspath(asked) if asked else platformdirs.user_state_dir("harvester", appauthor=False)
-    except RuntimeError:  # a user without a home, as containers have them
-        folder = os.path.expanduser("~")
+    folder = os.path.abspath(asked) if asked else users_state_folder()
     budget = os.path.join(folder, BUDGET_FILE)
     if asked is not None:
         _check_local(folder)
@@ -279,6 +275,23 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
         )
         return private
     return folder
+
+
+def users_state_folder() -> str:
+    """Return the user's state folder, or `~` for a user without a home, as containers have them."""
+    # On Linux without platformdirs, whose import takes 5 % of a run of one link, where it would say the same.
+    home, base = os.environ.get("HOME", ""), os.environ.get("XDG_STATE_HOME", "")
+    if sys.platform == "linux" and os.path.isabs(home) and "ANDROID_DATA" not in os.environ:
+        if not base:
+            return os.path.join(home, ".local/state/harvester")
+        if os.path.isabs(base):
+            return os.path.join(base, "harvester")
+    try:
+        import platformdirs  # noqa: PLC0415 - commands that only read an output do not need it
+
+        return platformdirs.user_state_dir("harvester", appauthor=False)
+    except RuntimeError:
+        return os.path.expanduser("~")
 
 
 def _unwritable(folder: str, budget: str, why: str, error: Exception) -> OutputError:
@@ -372,14 +385,12 @@ def _check_local(private: str) -> None:
     with suppress(OSError):
         if os.major(os.stat(private).st_dev):  # a block device's
             return
-    import psutil  # noqa: PLC0415 - commands that only read an output do not need it
-
     path = os.path.join(os.path.realpath(private), "")
-    mounts = [p for p in psutil.disk_partitions(all=True) if path.startswith(os.path.join(p.mountpoint, ""))]
+    above = [(point, kind) for point, kind in mounts() if path.startswith(os.path.join(point, ""))]
     # Of several mounts on one path the last one is visible.
-    found = max(reversed(mounts), key=lambda partition: len(partition.mountpoint), default=None)
-    if found and found.fstype.lower() in _NETWORK:
+    _, kind = max(reversed(above), key=lambda mount: len(mount[0]), default=("", ""))
+    if kind.lower() in _NETWORK:
         raise UsageError(
-            f"{private} is on {found.fstype}, a network file system, where SQLite's locks do not work: "
+            f"{private} is on {kind}, a network file system, where SQLite's locks do not work: "
             "use a folder on a local disk"
         )

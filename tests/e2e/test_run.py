@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,17 +105,3 @@ def test_a_named_pipe_is_a_list_too(tmp_path: Path, serve: Callable[..., Served]
     assert writer.wait(timeout=10) == 0
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out")) == 300
-
-
-def test_help_and_version_import_neither_aiohttp_nor_a_command() -> None:
-    for option in ("--help", "--version"):
-        code = (
-            "import sys\nfrom harvester.cli.main import main\n"
-            f"try:\n    main(['{option}'])\nexcept SystemExit:\n    pass\n"
-            "heavy = {'aiohttp', 'aiohappyeyeballs', 'aiosignal', 'frozenlist', 'multidict', 'propcache', 'yarl',\n"
-            "         'aiolimiter', 'tenacity', 'sqlite3', 'psutil', 'harvester.cli.harvesting',\n"
-            "         'harvester.cli.outputs', 'harvester.cli.first_steps'}\n"
-            "found = heavy & set(sys.modules)\nassert not found, found\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr

@@ -353,8 +353,8 @@ def test_another_user_sees_the_status_without_reading_the_private_folder(
     become = f"import os; os.getuid() or os.setuid({NOBODY})"
     check = f"import os; assert not os.access({str(private)!r}, os.R_OK)"
     code = (
-        "from harvester.cli import main\n"
-        f"main.app.resolved_commands()\n{become}\n{check}\n"
+        "from harvester.cli import main\nfrom harvester.cli.command_line.app import app\n"
+        f"app.resolved_commands()\n{become}\n{check}\n"
         f"import os\nos.environ.pop('BITLY_TOKEN')\nmain.main(['status', {str(out)!r}])"
     )
     done = subprocess.run(
@@ -759,21 +759,3 @@ def test_a_standard_output_that_is_full_is_reported(written: Callable[..., str])
         _, err = process.communicate(timeout=30)
     assert process.returncode == 8
     assert err == b"harvester: standard output: No space left on device\n"
-
-
-@pytest.mark.parametrize("given", ["nothing", "a variable", "a file"])
-def test_status_needs_neither_network_nor_platform(tmp_path: Path, written: Callable[..., str], given: str) -> None:
-    variables = {"a variable": {"HARVESTER_PER_MINUTE": "50"}, "a file": {"HARVESTER_CONFIG": "my.toml"}}
-    (tmp_path / "my.toml").write_text("per_minute = 50\n")
-    code = (
-        "import sys\nfrom harvester.cli.main import main\n"
-        f"try:\n    main(['status', {written()!r}])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'aiohttp', 'aiolimiter', 'tenacity', 'psutil', 'platformdirs', 'prometheus_client'}\n"
-        "found = heavy & set(sys.modules)\nassert not found, found\n"
-    )
-    env = environment(variables.get(given))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr

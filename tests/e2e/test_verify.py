@@ -280,7 +280,7 @@ def test_a_work_dir_that_is_named_is_verified(made: Made, tmp_path: Path) -> Non
 def test_another_user_verifies_all_but_the_ledger(made: Made) -> None:
     code = (
         "import gzip, os, psutil, sys, zlib, harvester.verify.verify\n"
-        "from harvester.cli.main import app, main\n"
+        "from harvester.cli.command_line.app import app\nfrom harvester.cli.main import main\n"
         f"app.resolved_commands()\nos.setuid({NOBODY})\n"
         "main(['verify', sys.argv[1]])\n"
     )

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 
 # Imported here, so that a fork begins at once.
 from harvester.cli import harvesting
-from harvester.cli import main as cli
+from harvester.cli.command_line import app as cli
 from harvester.cli.exit_codes import die_of_signals
 from harvester.config.options import RunOptions
 from harvester.run import job  # noqa: F401

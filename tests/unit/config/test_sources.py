@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harvester.bearer import fingerprint
-from harvester.cli.main import app
+from harvester.cli.command_line.app import app
 from harvester.config import sources as configuration
 from harvester.config.files import File
 from harvester.config.options import facets_in

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harvester.cli import first_steps
-from harvester.cli.main import app
+from harvester.cli.command_line.app import app
 from harvester.config.files import File
 from harvester.config.starter import INTERVALS, PLANS, TOKEN_PLACES, Answers, next_steps, out_for, starter_text
 from harvester.errors import UsageError

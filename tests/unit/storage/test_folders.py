@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from harvester.errors import OutputError, UsageError
-from harvester.storage.folders import check_unused, lock_folder, resolve, state_folder
+from harvester.storage.filesystem import mounts
+from harvester.storage.folders import check_unused, lock_folder, resolve, state_folder, users_state_folder
 from tests.support.users import NOBODY, as_somebody
 
 IMPORTED = (platformdirs, psutil)
@@ -56,7 +57,7 @@ def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return replace
 
 
-def test_the_budget_lies_in_the_users_state_folder(home: Path) -> None:
+def test_the_budget_lies_in_theusers_state_folder(home: Path) -> None:
     assert found() == (str(state_of(home)), [])
     assert (state_of(home) / "budget.sqlite").exists()
 
@@ -156,3 +157,19 @@ def test_a_work_dir_that_was_forgotten_is_named(quick_path: Path, asked: str | N
         check_unused(resolve(str(quick_path), asked))
     with pytest.raises(OutputError, match=r"its ledger .* is missing"):
         check_unused(resolve(str(quick_path), str(work_dir)))
+
+
+@pytest.mark.parametrize("home", ["/home/somebody", "/", "/home/somebody/", "relative"])
+@pytest.mark.parametrize("base", ["", "/var/state", "/var/state/"])
+def test_the_users_folder_is_where_platformdirs_says(home: str, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("XDG_STATE_HOME", base)
+    try:
+        expected = platformdirs.user_state_dir("harvester", appauthor=False)
+    except RuntimeError:
+        expected = os.path.expanduser("~")
+    assert users_state_folder() == expected
+
+
+def test_the_mounts_are_those_that_psutil_finds() -> None:
+    assert mounts() == [(each.mountpoint, each.fstype) for each in psutil.disk_partitions(all=True)]
