@@ -69,7 +69,7 @@ def drive(out: Path, links: int, batch: int) -> dict[str, float]:
         with written.counted("ledger"), transaction(file):
             yield
 
-    SqliteFile.transaction = counted  # type: ignore[method-assign]
+    SqliteFile.transaction = counted  # type: ignore[assignment, method-assign]
     limits = PartLimits(100_000, 2**30)
     begun, blocks = time.process_time(), _blocks()
     with open_dataset(resolve(str(out)), QUERY, limits, print) as dataset:
