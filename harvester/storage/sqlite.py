@@ -203,7 +203,7 @@ class KeyIndex:
                 yield
 
     def rows(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        """Return the columns of the rows with these keys."""
+        """Return the columns of the rows with these keys; some rows may come twice."""
         found: list[tuple[Any, ...]] = []
         with self._file.guarded():
             self._catch_up()
@@ -247,7 +247,7 @@ class KeyIndex:
         """Return True if the index has as many entries as it should have. Reads all of it."""
         indexed = "WHERE id <= (SELECT last FROM indexed)"
         counts = (f"(SELECT count(*) FROM {each} {indexed})" for each in ("by_key", self._table))  # noqa: S608 - ours
-        return bool(self._one(f"SELECT typeof(last) = 'integer' AND {' = '.join(counts)} FROM indexed LIMIT 1"))  # noqa: S608
+        return bool(self._one(f"SELECT sum(typeof(last) = 'integer') = 1 AND {' = '.join(counts)} FROM indexed"))  # noqa: S608
 
     def _catch_up(self) -> None:
         """Add the rows to the table in memory that it lacks: this process's last ones, or another's.
